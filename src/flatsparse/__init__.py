@@ -1,0 +1,11 @@
+"""flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
+
+from flatsparse import methods, models
+from flatsparse.errors import InputError
+from flatsparse.methods import METHODS
+from flatsparse.sharpness import SAM, S2SAM
+from flatsparse.sparsifier import SparseTraining, sparsify
+
+__version__ = "0.1.0"
+
+__all__ = ["METHODS", "S2SAM", "SAM", "InputError", "SparseTraining", "methods", "models", "sparsify"]

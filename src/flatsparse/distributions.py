@@ -1,0 +1,68 @@
+"""How a budget of live weights is shared out between layers. Every layer keeps at least one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from flatsparse.errors import InputError
+from flatsparse.selection import apportion, keep_top
+
+Distribution = Callable[[Mapping[str, Tensor], int], dict[str, int]]  # scores, total -> live weights a layer
+
+
+def uniform(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """The same sparsity in every layer."""
+    return _share(scores, total, lambda s: s.numel())
+
+
+def erdos_renyi(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """Density in proportion to ``(n_in + n_out)/(n_in·n_out)`` (SET: Mocanu et al. 2018, eq. 3), capped at dense.
+
+    A convolution counts its channels only; the kernel's positions all get the channels' density.
+    """
+    return _share(scores, total, lambda s: s.numel() * (s.shape[0] + s.shape[1]) / (s.shape[0] * s.shape[1]))
+
+
+def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """Density in proportion to the sum of a weight's dimensions over their product (ERK: Evci et al. 2020, sec. 3).
+
+    Layers that would be more than dense are dense and the rest is shared out anew. Other than the original, the
+    total is met exactly, where it rounds each layer down.
+    """
+    return _share(scores, total, lambda s: sum(s.shape))
+
+
+def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning)."""
+    _check(scores, total)
+    kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
+    counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
+    caps = [s.numel() for s in scores.values()]
+    return dict(zip(scores, apportion(total, counts, caps, [1] * len(caps)), strict=True))
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "uniform": uniform,
+    "er": erdos_renyi,
+    "erk": erdos_renyi_kernel,
+    "global": ranked_together,
+}
+
+
+def _share(scores: Mapping[str, Tensor], total: int, weight: Callable[[Tensor], float]) -> dict[str, int]:
+    _check(scores, total)
+    caps = [s.numel() for s in scores.values()]
+    weights = [weight(s) for s in scores.values()]
+    return dict(zip(scores, apportion(total, weights, caps, [1] * len(caps)), strict=True))
+
+
+def _check(scores: Mapping[str, Tensor], total: int) -> None:
+    if total < len(scores):
+        whole = sum(s.numel() for s in scores.values())
+        raise InputError(
+            f"a sparsity of {1 - total / whole:.6g} leaves {total} live weights for {len(scores)} layers:"
+            f" give at most {1 - len(scores) / whole:.6g}, so that every layer keeps one"
+        )

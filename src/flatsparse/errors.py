@@ -1,0 +1,48 @@
+"""Errors a user can act on: one line that says what, what was given, what is wanted and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A choice that cannot be honoured. The message is one line; the command line exits with status 2."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names closest to a mistyped one, as a phrase (ours, because a typo deserves an answer)."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
+    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(sorted(known))}"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that stands for nothing."""
+    return InputError(f"unknown {kind} '{name}' ({nearest(name, known)})")
+
+
+def check_sparsity(sparsity: float) -> float:
+    """The sparsity, or an error when it is not a fraction in [0, 1)."""
+    if not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
+        raise InputError(
+            f"sparsity {sparsity} is not in [0, 1): give the fraction of prunable weights that shall be zero, e.g. 0.9"
+        )
+    return float(sparsity)
+
+
+def check_finite(name: str, value: float, *, minimum: float = 0.0, above: bool = False) -> float:
+    """The value, or an error when it is not a finite number of at least (or, with ``above``, over) ``minimum``."""
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not number or value < minimum or (above and value == minimum):
+        wanted = f"over {minimum:g}" if above else f"of at least {minimum:g}"
+        raise InputError(f"{name} {value} is not usable: give a finite number {wanted}")
+    return float(value)
+
+
+def check_count(name: str, value: int, *, minimum: int = 1) -> int:
+    """The value, or an error when it is not a whole number of at least ``minimum``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise InputError(f"{name} {value} is not usable: give a whole number of at least {minimum}")
+    return value

@@ -1,0 +1,204 @@
+"""A model's masks: which weights are live, and the one way to zero the others."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.errors import InputError, nearest
+from flatsparse.seeds import generator
+
+# Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
+PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class MaskedWeight:
+    """One prunable weight and its mask; what every score is a function of.
+
+    Attributes:
+        name: the parameter's name in the model, without the prefixes of wrappers.
+        weight: the parameter, any shape.
+        mask: bool, the shape of ``weight``; true where the weight is live. Its contents change, it never does.
+        active: how many entries are live.
+        index: the place among the model's masked weights; seeds are derived from it.
+        dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
+        generator: the source of this layer's random choices at this step.
+    """
+
+    def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0) -> None:
+        self.name, self.weight, self.index, self.seed = name, weight, index, seed
+        self.mask = torch.ones_like(weight, dtype=torch.bool)
+        # The mask as integers of the weight's width, 0 or -1: `and` with them zeroes exactly, -0.0, inf and NaN
+        # included, where a product leaves -0.0 and turns inf into NaN; it is also the fastest form on a CPU.
+        self._bits = torch.full_like(weight, -1, dtype=_BITS[weight.element_size()])
+        self.active = weight.numel()
+        self.dense_grad: Tensor | None = None
+        self.generator = generator(seed, 0, index)
+        self._seen_version: int | None = None
+
+    def __repr__(self) -> str:
+        return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} live)"
+
+    @property
+    def grad(self) -> Tensor:
+        """The dense gradient of this step, unscaled; non-finite entries count as 0. Zeros when the layer had none."""
+        if self.dense_grad is None:
+            return torch.zeros_like(self.weight)
+        return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Take over the contents of another mask (bool, the shape of the weight)."""
+        self.mask.copy_(mask)
+        self._bits.copy_(mask).neg_()
+        self.active = int(self.mask.sum())
+
+    @torch.no_grad()
+    def zero_outside(self, tensor: Tensor) -> Tensor:
+        """Make a tensor of the weight's shape exactly +0 outside the mask, in place; inside nothing changes."""
+        if self.mask.device != tensor.device:  # the model was moved after it was made sparse
+            self.mask, self._bits = self.mask.to(tensor.device), self._bits.to(tensor.device)
+        if tensor.is_floating_point() and tensor.element_size() == self._bits.element_size():
+            tensor.detach().view(self._bits.dtype).bitwise_and_(self._bits)
+        else:
+            tensor.masked_fill_(~self.mask, 0)
+        return tensor
+
+    def restore(self) -> None:
+        """Zero the weight outside the mask if anything has written to it since the last look."""
+        if self.weight._version != self._seen_version:
+            self.zero_outside(self.weight)
+            self.look()
+
+    def look(self) -> None:
+        """Remember that the weight is known to be zero outside the mask as it is now."""
+        self._seen_version = self.weight._version
+
+
+class Masks(Sequence[MaskedWeight]):
+    """The masked weights of a model, in the order of ``named_parameters``.
+
+    Args:
+        weights: the prunable weights that are masked.
+        overall: how many weights the model has in all prunable layers, chosen or not.
+    """
+
+    def __init__(self, weights: Iterable[MaskedWeight], overall: int) -> None:
+        self._weights = list(weights)
+        self.overall = overall
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        trained: Iterable[nn.Parameter],
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Masks:
+        """All-true masks for the prunable weights of a model.
+
+        Args:
+            model: the network.
+            trained: the parameters an optimizer holds; others are left alone.
+            include, exclude: shell patterns (``layer1.*``) matched against parameter names and layer names.
+                ``include`` may name any matrix; without it all matrices of linear, convolutional, recurrent and
+                attention layers are taken.
+
+        Raises: InputError when a pattern matches nothing, or nothing is left.
+        """
+        trained = {id(p) for p in trained if p.requires_grad}
+        every = {plain_name(name): p for name, p in model.named_parameters() if p.ndim >= 2}
+        default = _prunable_names(model)
+        chosen = _matching(include, every, "include") if include else set(default)
+        chosen -= _matching(exclude, every, "exclude")
+        picked = {name: p for name, p in every.items() if name in chosen and id(p) in trained}
+        if not picked:
+            raise InputError(
+                f"no weight to make sparse: {len(chosen)} of {len(every)} matrices match, and the optimizer holds none"
+                " of them; check include=, exclude= and the optimizer's parameters"
+            )
+        weights = [MaskedWeight(name, p, index, seed) for index, (name, p) in enumerate(picked.items())]
+        return cls(weights, overall=sum(every[name].numel() for name in {*default, *picked}))
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
+        return self._weights[index]
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __iter__(self) -> Iterator[MaskedWeight]:
+        return iter(self._weights)
+
+    @property
+    def total(self) -> int:
+        """How many prunable weights there are."""
+        return sum(w.weight.numel() for w in self)
+
+    @property
+    def active(self) -> int:
+        """How many of them are live."""
+        return sum(w.active for w in self)
+
+    def budget(self, sparsity: float) -> int:
+        """How many weights are live at a sparsity, to the weight."""
+        return self.total - round(sparsity * self.total)
+
+    def prepare(self, step: int) -> None:
+        """Give every layer its own source of randomness for a step."""
+        for w in self:
+            w.generator = generator(w.seed, step, w.index)
+
+    def rewire(self, new: Mapping[str, Tensor], state: Mapping[nn.Parameter, Mapping[str, object]]) -> None:
+        """Take over new masks and zero, outside them, the weights, their gradients and all optimizer state of their shape.
+
+        Entries that become live start from 0 in weight and state, because both were 0 while they were masked.
+        """
+        for w in self:
+            if w.name in new:
+                w.set_mask(new[w.name])
+        self.clean(state)
+
+    def clean(self, state: Mapping[nn.Parameter, Mapping[str, object]]) -> None:
+        """Zero the weights, their gradients and all optimizer state of their shape outside the masks."""
+        for w in self:
+            w.zero_outside(w.weight)
+            w.look()
+            if w.weight.grad is not None:
+                w.zero_outside(w.weight.grad)
+            # By shape, so that no optimizer is named: momentum, Adam's moments and a kept neighbour alike.
+            for entry in state.get(w.weight, {}).values():
+                if isinstance(entry, Tensor) and entry.shape == w.weight.shape:
+                    w.zero_outside(entry)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what ``torch.compile`` and data-parallel wrappers put before it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def _prunable_names(model: nn.Module) -> list[str]:
+    return [
+        plain_name(f"{prefix}.{name}" if prefix else name)
+        for prefix, module in model.named_modules()
+        if isinstance(module, PRUNABLE)
+        for name, p in module.named_parameters(recurse=False)
+        if p.ndim >= 2
+    ]
+
+
+def _matching(patterns: Sequence[str], names: Iterable[str], argument: str) -> set[str]:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    layers = {name: name.rpartition(".")[0] for name in names}
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n, layer in layers.items() if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(layer, pattern)}
+        if not hits:
+            raise InputError(f"{argument} pattern '{pattern}' matches no layer ({nearest(pattern, layers.values())})")
+        found |= hits
+    return found

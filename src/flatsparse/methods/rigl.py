@@ -1,0 +1,38 @@
+"""RigL: rigging the lottery (Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.criteria import each, gradient, magnitude, random
+from flatsparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.plan import Plan, updates
+from flatsparse.rules import Rewire
+from flatsparse.schedules import Cosine
+
+
+@dataclass(frozen=True)
+class RigL:
+    """Now and then drop the smallest live weights of each layer and grow where the dense gradient is largest (Alg. 1).
+
+    As in the published code an update takes the place of the weight step, and what was just dropped may return.
+
+    Attributes:
+        every: steps between updates (ΔT).
+        until: the last step that may update, or its share of the run (T_end; 25k of 32k steps in the paper).
+        drop_fraction: of a layer's live weights at the first update (α), falling to 0 along half a cosine.
+        distribution: how the live weights are shared out between layers.
+        weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
+    """
+
+    every: int = 100
+    until: float = 0.75
+    drop_fraction: float = 0.3
+    distribution: Distribution = erdos_renyi_kernel
+    weight_step: bool = False
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        when = updates(self.every, self.until, steps)
+        fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
+        rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step)
+        return Plan(sparsity, each(random), self.distribution, rules=(rewire,))

@@ -1,0 +1,36 @@
+"""Training without any change of masks: dense, and from a random sparse start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.criteria import Score, each, random
+from flatsparse.distributions import Distribution, erdos_renyi_kernel, uniform
+from flatsparse.errors import InputError
+from flatsparse.plan import Plan
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every weight stays: the ordinary training that the others are measured against."""
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        if sparsity != 0:
+            raise InputError(f"method 'dense' keeps every weight, so sparsity {sparsity} cannot hold: give 0, or 'static'")
+        return Plan(sparsity=0.0, initial=each(random), distribution=uniform)
+
+
+@dataclass(frozen=True)
+class Static:
+    """A sparse start that never changes (the static baseline of Evci et al. 2020: random, ERK).
+
+    Attributes:
+        initial: the score by which each layer's first masks are chosen.
+        distribution: how the live weights are shared out between layers.
+    """
+
+    initial: Score = random
+    distribution: Distribution = erdos_renyi_kernel
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        return Plan(sparsity, each(self.initial), self.distribution)

@@ -1,0 +1,73 @@
+"""A plan: what a method does to a net, as data. A method with its options makes one for a run."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from flatsparse.criteria import Saliency
+from flatsparse.distributions import Distribution
+from flatsparse.errors import InputError, check_count
+from flatsparse.masks import Masks
+from flatsparse.rules import Rule
+from flatsparse.schedules import Every
+from flatsparse.selection import keep_top
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method does to a net, as data.
+
+    Attributes:
+        sparsity: of the initial masks.
+        initial: scores that choose the initial masks.
+        distribution: how the live weights are shared out between layers at the start.
+        rules: what changes the masks later, in order.
+    """
+
+    sparsity: float
+    initial: Saliency
+    distribution: Distribution
+    rules: tuple[Rule, ...] = ()
+
+    def initial_masks(self, masks: Masks) -> dict[str, Tensor]:
+        """The masks to start from."""
+        scores = self.initial(masks)
+        counts = self.distribution(scores, masks.budget(self.sparsity))
+        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+
+
+class Method(Protocol):
+    """A way to train sparsely, with its options chosen."""
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        """What it does in a run of so many optimizer steps that shall end at a sparsity."""
+        ...
+
+
+def updates(every: int, until: float, steps: int) -> Every:
+    """A timetable of one update every so many steps.
+
+    Args:
+        every: the period in steps. One too long for a single update is shortened to ten updates, with a warning:
+            a method that silently never updates would be another method.
+        until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
+        steps: of the run.
+
+    Raises: InputError when ``every`` or ``until`` is out of range.
+    """
+    check_count("every", every)
+    if isinstance(until, float) and 0 < until <= 1:
+        end = max(2, round(until * steps))
+    elif isinstance(until, int) and until >= 1:
+        end = min(until, steps)
+    else:
+        raise InputError(f"until {until!r} is not usable: give a step (a whole number) or a share of the steps in (0.0, 1.0]")
+    if every > end:
+        shorter = max(1, end // 10)
+        warnings.warn(f"every={every} leaves no update in {end} steps: using every={shorter}", stacklevel=4)
+        every = shorter
+    return Every(every, until=end)

@@ -1,0 +1,97 @@
+"""Rules change masks at certain steps: Rewire moves live weights, PruneTo takes some away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flatsparse.criteria import Score, needs_dense_gradient
+from flatsparse.distributions import Distribution
+from flatsparse.masks import Masks, MaskedWeight
+from flatsparse.schedules import Schedule, Timetable
+from flatsparse.selection import keep_top
+
+
+class Rule(Protocol):
+    """Something that gives new masks at certain steps.
+
+    Attributes:
+        when: whether it acts at an optimizer step.
+        weight_step: whether the weights are also updated at such a step (under the old masks, before it acts).
+        dense_gradient: whether it reads the gradient of masked weights.
+    """
+
+    @property
+    def when(self) -> Timetable: ...
+    @property
+    def weight_step(self) -> bool: ...
+    @property
+    def dense_gradient(self) -> bool: ...
+    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Rewire:
+    """In each layer drop a fraction of the live weights and grow as many elsewhere; every layer's count stays.
+
+    What was just dropped may be grown again and then keeps its value (as in RigL's published code).
+
+    Attributes:
+        when: at which steps.
+        fraction: of the live weights, by step.
+        drop: the lowest scores go.
+        grow: the highest scores among all that is not kept come.
+    """
+
+    when: Timetable
+    fraction: Schedule
+    drop: Score
+    grow: Score
+    weight_step: bool = True
+
+    @property
+    def dense_gradient(self) -> bool:
+        return needs_dense_gradient(self.drop) or needs_dense_gradient(self.grow)
+
+    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
+        return {w.name: self.rewired(w, self.fraction(step)) for w in masks}
+
+    def rewired(self, w: MaskedWeight, fraction: float) -> Tensor:
+        """One layer's new mask."""
+        moved = int(fraction * w.active)
+        if moved == 0:
+            return w.mask
+        kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
+        return kept | keep_top(self.grow(w), moved, among=~kept)
+
+
+@dataclass(frozen=True)
+class PruneTo:
+    """Keep the best weights at a sparsity that changes with the step.
+
+    Attributes:
+        when: at which steps.
+        sparsity: of all prunable weights, by step.
+        keep: the highest scores stay.
+        distribution: how the live weights are shared out between layers.
+    """
+
+    when: Timetable
+    sparsity: Schedule
+    keep: Score
+    distribution: Distribution
+    weight_step: bool = True
+
+    @property
+    def dense_gradient(self) -> bool:
+        return needs_dense_gradient(self.keep)
+
+    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
+        live_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
+        scores = {w.name: live_first(w) for w in masks}
+        counts = self.distribution(scores, masks.budget(self.sparsity(step)))
+        return {name: keep_top(s, counts[name]) for name, s in scores.items()}

@@ -1,0 +1,322 @@
+"""Sparse training: the live part of a plan, which hangs on an optimizer's steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatsparse.errors import InputError, check_count, check_sparsity
+from flatsparse.masks import Masks
+from flatsparse.methods import named
+from flatsparse.plan import Method, Plan
+from flatsparse.rules import Rule
+
+# Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
+# Any other kind (Muon mixes rows and columns) has its weights masked after the step as well.
+ELEMENTWISE = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
+)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's masks in numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    active: int
+    total: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.active / self.total
+
+
+@dataclass(frozen=True)
+class Report:
+    """A net's masks in numbers; prints as a table."""
+
+    layers: tuple[LayerReport, ...]
+    overall_total: int
+
+    @property
+    def active(self) -> int:
+        return sum(layer.active for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Over the prunable weights."""
+        return 1 - self.active / self.total
+
+    @property
+    def overall_sparsity(self) -> float:
+        """Over the weights of all layers of a prunable kind, chosen or not."""
+        return (self.total - self.active) / self.overall_total
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.layers)
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        rows = [f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse" for r in self]
+        sums = f"{self.active} of {self.total} live: sparsity {self.sparsity:.4%} of the prunable weights"
+        return "\n".join([*rows, f"{sums}, {self.overall_sparsity:.4%} of all matrices"])
+
+
+@dataclass
+class _Step:
+    """What one optimizer step has set in motion and must finish."""
+
+    due: list[Rule] = field(default_factory=list)
+    skipped: bool = False
+    withheld: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+
+
+class SparseTraining:
+    """Masks that stay true through an optimizer's steps, and rules that act when they are due. See ``sparsify``.
+
+    The order of a step, on the innermost optimizer, where gradients are plain:
+
+    1. due rules that score by gradient get a copy of the dense one;
+    2. gradients are zeroed outside the masks;
+    3. the optimizer steps under the old masks (unless a due rule takes the place of the weight step, as in RigL);
+    4. due rules rewire; weights, gradients and optimizer state are zeroed outside the new masks.
+
+    A step that a gradient scaler skips does nothing at all.
+    """
+
+    def __init__(self, masks: Masks, optimizer: Optimizer, plan: Plan, method: str) -> None:
+        self.method = method
+        self.plan = plan
+        self.steps_taken = 0
+        self._masks = masks
+        self._base = innermost(optimizer)
+        self._elementwise = type(self._base) in ELEMENTWISE
+        self._now = _Step()
+        self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
+        self._state_loaded = False
+        self._attach(optimizer)
+
+    # -- what a user looks at -------------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Each prunable weight's mask by name, bool, in the order of ``named_parameters``."""
+        return {w.name: w.mask for w in self._masks}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of prunable weights that are zero."""
+        return 1 - self._masks.active / self._masks.total
+
+    def report(self) -> Report:
+        """The masks in numbers, layer by layer."""
+        layers = (LayerReport(w.name, tuple(w.weight.shape), w.active, w.weight.numel()) for w in self._masks)
+        return Report(tuple(layers), self._masks.overall)
+
+    def due(self, step: int) -> list[Rule]:
+        """The rules that act at an optimizer step, counted from 1.
+
+        None acts at the first: an optimizer creates its state there, and nothing is known of the weights yet.
+        """
+        return [rule for rule in self.plan.rules if step > 1 and rule.when(step)]
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients outside the masks now, e.g. before clipping, so that their norm is the live weights'.
+
+        A rule that is due at the coming step still sees the dense gradient.
+        """
+        self._mask_gradients(scale=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks and the step count; everything else is in the model and the optimizer."""
+        return {"method": self.method, "steps_taken": self.steps_taken, "masks": {k: m.clone() for k, m in self.masks.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved masks; the model and the optimizer load their own parts, in any order.
+
+        Raises: InputError when the masks are of other layers or shapes.
+        """
+        mine = {name: tuple(m.shape) for name, m in self.masks.items()}
+        theirs = {name: tuple(m.shape) for name, m in state["masks"].items()}
+        if mine != theirs:
+            odd = next(n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n))
+            raise InputError(
+                f"saved masks do not fit: layer '{odd}' is {theirs.get(odd, 'absent')} there and"
+                f" {mine.get(odd, 'absent')} here; load them into the model they were made for"
+            )
+        self.steps_taken = state["steps_taken"]
+        for w in self._masks:
+            w.set_mask(state["masks"][w.name])
+        self._state_loaded = True
+
+    def detach(self) -> None:
+        """Let go of the optimizer: from now on nothing keeps the masks."""
+        for handle in self._handles:
+            handle.remove()
+
+    # -- the order of a step --------------------------------------------------------------------------------------
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        for wrapper in _chain(optimizer):
+            if hasattr(wrapper, "confine"):
+                wrapper.confine({w.weight: w.zero_outside for w in self._masks})
+        self._handles = [
+            self._base.register_step_pre_hook(self._before_step),
+            self._base.register_step_post_hook(self._after_step),
+            self._base.register_load_state_dict_post_hook(self._after_load),
+        ]
+
+    def _before_step(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare()
+            return None
+
+        def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
+            loss = closure()
+            self._prepare()
+            return loss
+
+        return (args[0], masked_closure), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """The gradients are complete and the step is next."""
+        self._now = _Step(skipped=self._scaler_skips())
+        if self._now.skipped:
+            return
+        if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
+            self._masks.clean(self._base.state)
+            self._state_loaded = False
+        for w in self._masks:
+            w.restore()
+        self._now.due = self.due(self.steps_taken + 1)
+        self._mask_gradients(scale=getattr(self._base, "grad_scale", None))
+        if any(not rule.weight_step for rule in self._now.due):
+            self._withhold()
+
+    @torch.no_grad()
+    def _after_step(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._now.skipped:
+            return
+        self._release()
+        if not self._elementwise:
+            for w in self._masks:
+                w.zero_outside(w.weight)
+        self.steps_taken += 1
+        if self._now.due:
+            self._masks.prepare(self.steps_taken)
+        for rule in self._now.due:
+            self._masks.rewire(rule(self._masks, self.steps_taken), self._base.state)
+        for w in self._masks:
+            w.dense_grad = None
+            w.look()
+        self._kept_from = {}
+        self._now = _Step()
+
+    def _after_load(self, base: Optimizer) -> None:
+        self._state_loaded = True
+
+    @torch.no_grad()
+    def _mask_gradients(self, scale: Tensor | None) -> None:
+        keep_dense = any(rule.dense_gradient for rule in self.due(self.steps_taken + 1))
+        for w in self._masks:
+            grad = w.weight.grad
+            if grad is None:
+                continue
+            if keep_dense and self._kept_from.get(w.name) is not grad:  # else it was kept before it was clipped
+                w.dense_grad = grad.clone() if scale is None else grad / scale
+                self._kept_from[w.name] = grad
+            w.zero_outside(grad)
+
+    def _withhold(self) -> None:
+        """Hide every gradient from the base, which then updates neither weights nor state."""
+        for group in self._base.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._now.withheld.append((p, p.grad))
+                    p.grad = None
+
+    def _release(self) -> None:
+        for p, grad in self._now.withheld:
+            p.grad = grad
+        self._now.withheld = []
+
+    def _scaler_skips(self) -> bool:
+        """Whether a gradient scaler hands its verdict to a fused base, which then does nothing on its own."""
+        found = getattr(self._base, "found_inf", None)
+        return found is not None and bool(found.item())
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: str | Method = "rigl",
+    *,
+    sparsity: float,
+    steps: int,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    **options: Any,
+) -> SparseTraining:
+    """Make a model sparse now and keep it so through every step of the optimizer.
+
+    Args:
+        model: any module. Sparse are the matrices of its linear, convolutional, recurrent and attention layers that
+            the optimizer holds.
+        optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. A ``S2SAM`` or ``SAM`` follows the model by itself.
+        method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
+        steps: how many optimizer steps the run has.
+        seed: of everything random; all processes of a run give the same.
+        include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``.
+        options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
+            ``drop_fraction=``.
+
+    Returns: the live part, with ``masks``, ``sparsity`` and ``report()``.
+    Raises: InputError for a choice that cannot be honoured; the model is then as it was.
+
+    >>> import flatsparse as fs
+    >>> model = torch.nn.Linear(20, 10)
+    >>> training = fs.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), "rigl", sparsity=0.9, steps=1000)
+    >>> training.sparsity, int((model.weight != 0).sum())
+    (0.9, 20)
+    """
+    check_sparsity(sparsity)
+    check_count("steps", steps)
+    chosen = named(method, options) if isinstance(method, str) else method
+    plan = chosen.plan(float(sparsity), steps)
+    held = (p for group in innermost(optimizer).param_groups for p in group["params"])
+    masks = Masks.of(model, held, include, exclude, seed)
+    initial = plan.initial_masks(masks)
+    for wrapper in _chain(optimizer):
+        if hasattr(wrapper, "follow"):
+            wrapper.follow(model)
+    training = SparseTraining(masks, optimizer, plan, method=type(chosen).__name__.lower())
+    masks.rewire(initial, innermost(optimizer).state)
+    return training
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer under all wrappers: the one that gets plain gradients."""
+    *_, last = _chain(optimizer)
+    return last
+
+
+def _chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "base", None)
