@@ -1,0 +1,64 @@
+"""The command line. Exit status 0, or 2 with one line on standard error for input that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``flatsparse COMMAND …``."""
+    try:
+        from flatsparse.lab.commands import Compare, List, Train
+    except ModuleNotFoundError as missing:
+        _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
+    from flatsparse.errors import InputError
+
+    command = _parse({"train": Train, "compare": Compare, "list": List}, sys.argv[1:] if arguments is None else arguments)
+    try:
+        command()
+    except InputError as problem:
+        _fail(str(problem))
+    except KeyboardInterrupt:
+        print("flatsparse: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
+    """The chosen command with its options; the parser's boxed message becomes one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: command for name, command in commands.items()},
+                prog="flatsparse",
+                description="Train sparse networks, and find flat minima while you do.",
+                args=list(arguments) or ["--help"],
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        _fail(_one_line(said.getvalue()))
+
+
+def _one_line(boxed: str) -> str:
+    """What the parser said, without the box around it and the hint below it."""
+    lines = [line.strip("│╭╮╰╯─ \t") for line in boxed.splitlines()]
+    kept = [line for line in lines[1:] if line and "--help" not in line]
+    return re.sub(r"\s+", " ", " ".join(kept)) or "the arguments do not fit"
+
+
+def _fail(message: str) -> Any:
+    print(f"flatsparse: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What the commands do; each is a dataclass of its options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as Grid
+
+from flatsparse.distributions import DISTRIBUTIONS
+from flatsparse.errors import unknown
+from flatsparse.lab import compare as comparing
+from flatsparse.lab import data, reporting
+from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.lab.training import train
+from flatsparse.methods import METHODS
+from flatsparse.models import MODELS
+
+
+@dataclass(frozen=True)
+class Train(Run):
+    """Train one sparse network and write its run folder."""
+
+    out: Path | None = None
+    """The run's folder. By default runs/ and a name made of the settings."""
+    resume: bool = False
+    """Go on with the run that the folder holds."""
+
+    def __call__(self) -> None:
+        run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
+        out = self.out or Path("runs") / f"{run.data}-{run.model}-{run.method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
+        console = Console()
+        with _RunBar(console) as watcher:
+            result = train(run, out, resume=self.resume, watcher=watcher)
+        flops, seconds = result["flops"], result["seconds"]
+        console.print(
+            f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"
+            f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices)\n"
+            f"training took {seconds['train']:.1f} s at {result['images_per_second']:.0f} images/s, "
+            f"{result['gradient_evaluations']} gradients, {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs\n"
+            f"everything is in {out}",
+            highlight=False,
+        )
+
+
+@dataclass(frozen=True)
+class Compare(comparing.Comparison):
+    """Compare none, SAM, S²-SAM and a random direction on the same sparse training, seed by seed."""
+
+    out: Path = Path("comparison")
+    """The comparison's folder: its runs, compare.json and compare.png."""
+    resume: bool = False
+    """Go on with the comparison that the folder holds; what is finished is not run again."""
+
+    def __call__(self) -> None:
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(comparing.Comparison)}
+        console = Console()
+        tables = comparing.compare(comparing.Comparison(**chosen), self.out, resume=self.resume, console=console)
+        reporting.print_tables(tables, console)
+        reporting.draw(tables, self.out / "compare.png")
+        console.print(f"\npicture: {self.out / 'compare.png'}, numbers: {self.out / 'compare.json'}", highlight=False)
+
+
+@dataclass(frozen=True)
+class List:
+    """List methods, models, data sets, distributions and kinds of sharpness awareness."""
+
+    what: str = "all"
+    """methods, models, data, distributions, sharpness, or all."""
+
+    def __call__(self) -> None:
+        sections: dict[str, dict[str, Any]] = {
+            "methods": METHODS,
+            "models": MODELS,
+            "data": data.SOURCES,
+            "distributions": DISTRIBUTIONS,
+            "sharpness": dict.fromkeys(SHARPNESS),
+        }
+        if self.what not in {"all", *sections}:
+            raise unknown("list", self.what, ["all", *sections])
+        grid = Grid(box=None, show_header=False, pad_edge=False)
+        for section, entries in sections.items():
+            if self.what in ("all", section):
+                grid.add_row(f"[bold]{section}[/bold]")
+                for name, thing in entries.items():
+                    grid.add_row(f"  {name}", _first_line(thing))
+        Console().print(grid, highlight=False)
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0] if thing is not None else ""
+
+
+class _RunBar:
+    """Tells how a run gets on: a bar on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"))
+        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+        self.task = self.bar.add_task("", total=None, epoch="1", rate=0.0)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        with self.bar if self.console.is_terminal else contextlib.nullcontext():
+            yield
+
+    def __enter__(self) -> _RunBar:
+        self._context = self._shown()
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._context.__exit__(*problem)
+
+    def started(self, run: Run, setting: str) -> None:
+        self.epochs = run.epochs
+        self.console.print(f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False)
+
+    def stepped(self, step: int, steps: int, images_per_second: float) -> None:
+        self.bar.update(self.task, completed=step, total=steps, rate=images_per_second)
+
+    def finished_epoch(self, record: dict[str, Any]) -> None:
+        self.bar.update(self.task, epoch=f"{min(record['epoch'] + 1, self.epochs)}/{self.epochs}")
+        self.console.print(
+            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  training {record['train_accuracy']:.2f} %"
+            f"  validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
+            highlight=False,
+        )

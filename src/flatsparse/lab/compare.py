@@ -1,0 +1,233 @@
+"""The main job: the same sparse training with and without sharpness awareness, seed by seed, and what may be said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flatsparse.errors import InputError, check_count, check_finite, unknown
+from flatsparse.lab.files import claim, write_json
+from flatsparse.lab.pool import Job, default_jobs, run_all
+from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
+from flatsparse.lab.statistics import Difference, deviation, paired_difference
+
+TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
+
+
+@dataclass(frozen=True)
+class Comparison(Setting):
+    """Runs that differ in their sharpness awareness alone, with equal seeds, data and data order."""
+
+    sharpness: tuple[Sharpness, ...] = SHARPNESS
+    """What to compare; ``none`` is always there."""
+    rho: float = 0.05
+    """Radius for every sharpness that has no entry in --rhos."""
+    rhos: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Radius by sharpness, e.g. --rhos sam 0.2 s2sam 0.5."""
+    tune: bool = False
+    """Choose each radius on the validation split, from --rho-grid, before anything is tested."""
+    rho_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
+    """Radii to choose from, the same for every sharpness."""
+    tune_seeds: int = 3
+    """Seeds of the choice; none of them is compared."""
+    label_noise: tuple[float, ...] = (0.0,)
+    """Fractions of training labels that are made wrong; each is a comparison of its own."""
+    seeds: int = 5
+    """Compare seeds 0, 1, … up to so many."""
+    jobs: int | None = None
+    """Runs at once. By default one for each core, or one on an accelerator."""
+
+    def resolved(self) -> Comparison:
+        """The comparison with its defaults filled in. Raises InputError for anything that cannot be run."""
+        check_count("--seeds", self.seeds)
+        check_count("--tune-seeds", self.tune_seeds)
+        if self.jobs is not None:
+            check_count("--jobs", self.jobs)
+        for name, rho in self.rhos.items():
+            if name not in SHARPNESS:
+                raise unknown("sharpness in --rhos", name, SHARPNESS)
+            check_finite(f"--rhos {name}", rho)
+        for rho in self.rho_grid:
+            check_finite("--rho-grid", rho, above=True)
+        if self.tune and (not self.rho_grid or self.validation_size == 0):
+            raise InputError("--tune needs radii in --rho-grid and validation images: give some of both")
+        if not self.label_noise:
+            raise InputError("--label-noise got no fraction: give at least one, e.g. 0")
+        for noise in self.label_noise:
+            first = self.run("none", 0.0, noise, 0).resolved()
+        common = {f.name: getattr(first, f.name) for f in dataclasses.fields(Setting)}
+        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
+        return dataclasses.replace(self, **common, sharpness=everyone, jobs=self.jobs or default_jobs(first))
+
+    def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> Run:
+        """One of the runs."""
+        common = {f.name: getattr(self, f.name) for f in dataclasses.fields(Setting)}
+        return Run(**common, sharpness=sharpness, rho=rho, label_noise=noise, seed=seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return {**dataclasses.asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sharpness in one setting, over all seeds. Accuracies in percent, differences in points."""
+
+    sharpness: Sharpness
+    rho: float
+    accuracies: tuple[float, ...]
+    train_accuracy: float
+    validation_accuracy: float
+    difference: Difference | None
+    gradients_per_step: float
+    step_time: float
+    step_times: tuple[float, ...]
+    cosine: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        return deviation(self.accuracies)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One setting's rows, and what S²-SAM gains over a random direction of the same norm."""
+
+    label_noise: float
+    rows: tuple[Row, ...]
+    over_random: Difference | None
+    tried: dict[str, dict[str, float]]
+
+    def row(self, sharpness: str) -> Row:
+        return next(row for row in self.rows if row.sharpness == sharpness)
+
+
+def compare(comparison: Comparison, out: Path, *, resume: bool = False, console: Console | None = None) -> list[Table]:
+    """Run a comparison into a folder and return its tables; ``compare.json`` there holds them too.
+
+    Args:
+        comparison: what to compare; see ``Comparison``.
+        out: the folder; every run has its own in ``runs`` below it.
+        resume: go on with the same comparison; what is finished is not run again.
+        console: where progress is shown.
+
+    Raises: InputError for what cannot be run, or a folder that holds something else.
+    """
+    comparison, console = comparison.resolved(), console or Console(stderr=True)
+    claim(out, "comparison.json", comparison.as_dict(), resume=resume, free=("jobs", "data_dir"))
+    radii, tried = _radii(comparison, out, console)
+    jobs = {
+        (noise, sharpness, seed): Job(
+            comparison.run(sharpness, radii[noise, sharpness], noise, seed),
+            out / "runs" / f"noise{noise:g}-{sharpness}-seed{seed}",
+        )
+        for seed in range(comparison.seeds)  # seeds outermost, so that what is compared runs side by side
+        for noise in comparison.label_noise
+        for sharpness in comparison.sharpness
+    }
+    assert comparison.jobs is not None  # resolved
+    run_all(list(jobs.values()), comparison.jobs, "comparing", console)
+    tables = []
+    for noise in comparison.label_noise:
+        results = {
+            name: [jobs[noise, name, seed].result for seed in range(comparison.seeds)] for name in comparison.sharpness
+        }
+        tables.append(tabulate(noise, results, tried.get(noise, {})))
+    write_json(out / "compare.json", {"comparison": comparison.as_dict(), "tables": [as_dict(t) for t in tables]})
+    return tables
+
+
+def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried: dict[str, dict[str, float]]) -> Table:
+    """Turn results, seed by seed, into a table."""
+    base = results["none"]
+    plain = [r["test_accuracy"] for r in base]
+    rows = []
+    for name, found in results.items():
+        accuracies = [r["test_accuracy"] for r in found]
+        times = [r["seconds"]["step_median"] / b["seconds"]["step_median"] for r, b in zip(found, base, strict=True)]
+        cosines = [r["gradient_cosine"] for r in found if r["gradient_cosine"] is not None]
+        rows.append(
+            Row(
+                sharpness=name,
+                rho=found[0]["rho"],
+                accuracies=tuple(accuracies),
+                train_accuracy=statistics.fmean(r["train_accuracy"] for r in found),
+                validation_accuracy=statistics.fmean(r["validation_accuracy"] for r in found),
+                difference=None if name == "none" else paired_difference(accuracies, plain),
+                gradients_per_step=found[0]["gradient_evaluations"] / found[0]["steps"],
+                step_time=statistics.median(times),
+                step_times=tuple(times),
+                cosine=statistics.fmean(cosines) if cosines else math.nan,
+            )
+        )
+    over_random = None
+    if "s2sam" in results and "random" in results:
+        ours, control = ([r["test_accuracy"] for r in results[name]] for name in ("s2sam", "random"))
+        over_random = paired_difference(ours, control)
+    return Table(noise, tuple(rows), over_random, tried)
+
+
+def as_dict(table: Table) -> dict[str, Any]:
+    """A table as plain values, with its verdicts."""
+    plain = dataclasses.asdict(table)
+    for row, values in zip(table.rows, plain["rows"], strict=True):
+        values |= {"mean": row.mean, "std": None if math.isnan(row.std) else row.std}
+        values["cosine"] = None if math.isnan(row.cosine) else row.cosine
+        if row.difference is not None:
+            values["difference"] = _difference(row.difference)
+    plain["over_random"] = None if table.over_random is None else _difference(table.over_random)
+    return plain
+
+
+def _difference(d: Difference) -> dict[str, Any]:
+    bounds = [None, None] if math.isinf(d.low) else [d.low, d.high]
+    return {"mean": d.mean, "interval95": bounds, "pairs": d.pairs, "verdict": d.verdict}
+
+
+def _radii(
+    comparison: Comparison, out: Path, console: Console
+) -> tuple[dict[tuple[float, str], float], dict[float, dict[str, dict[str, float]]]]:
+    """Each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was."""
+    radii = {
+        (noise, name): 0.0 if name == "none" else comparison.rhos.get(name, comparison.rho)
+        for noise in comparison.label_noise
+        for name in comparison.sharpness
+    }
+    if not comparison.tune:
+        return radii, {}
+    seeds = range(TUNING_SEEDS, TUNING_SEEDS + comparison.tune_seeds)
+    jobs = {
+        (noise, name, rho, seed): Job(
+            comparison.run(name, rho, noise, seed),
+            out / "tuning" / f"noise{noise:g}-{name}-rho{rho:g}-seed{seed}",
+            test=False,
+        )
+        for seed in seeds
+        for noise in comparison.label_noise
+        for name in comparison.sharpness
+        if name != "none"
+        for rho in comparison.rho_grid
+    }
+    assert comparison.jobs is not None  # resolved
+    run_all(list(jobs.values()), comparison.jobs, "choosing ρ", console)
+    tried: dict[float, dict[str, dict[str, float]]] = {}
+    for noise, name in radii:
+        if name == "none":
+            continue
+        accuracy = {
+            rho: statistics.fmean(jobs[noise, name, rho, seed].result["validation_accuracy"] for seed in seeds)
+            for rho in comparison.rho_grid
+        }
+        radii[noise, name] = max(accuracy, key=lambda rho: accuracy[rho])
+        tried.setdefault(noise, {})[name] = {f"{rho:g}": value for rho, value in accuracy.items()}
+    return radii, tried

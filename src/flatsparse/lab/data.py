@@ -1,0 +1,246 @@
+"""Image data sets as tensors in memory, splits that keep choices and tests apart, and batches without per-image code."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatsparse.errors import InputError, unknown
+from flatsparse.seeds import generator
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, uint8 (N, H, W, C), and their labels, int64 (N)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Images:
+        return Images(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as its source gives it.
+
+    Attributes:
+        pool: what training and validation are taken from.
+        test: read once, at the end of a run.
+        classes: how many.
+        augmented: whether training crops (after padding by 4) and flips.
+        validation_size: images of the pool that are held out unless a run says otherwise.
+    """
+
+    name: str
+    pool: Images
+    test: Images
+    classes: int
+    augmented: bool
+    validation_size: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What one run sees."""
+
+    train: Images
+    validation: Images
+    test: Images
+    mean: Tensor
+    std: Tensor
+
+
+def split(data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int) -> Splits:
+    """Take a run's splits from a data set.
+
+    The validation images are the same for all seeds, so that no seed trains on what a choice was made on; which of
+    the rest are trained on, and which of their labels are wrong, follows the seed.
+
+    Args:
+        train_size, validation_size: numbers of images; all the rest, and the data set's own, by default.
+        label_noise: the fraction of training labels replaced by another class, each equally likely.
+
+    Raises: InputError when the pool is too small.
+    """
+    held_out = data.validation_size if validation_size is None else validation_size
+    rest = len(data.pool) - held_out
+    size = rest if train_size is None else train_size
+    if not 0 < size <= rest or held_out < 0:
+        raise InputError(
+            f"cannot take {size} training and {held_out} validation images from the {len(data.pool)} of '{data.name}':"
+            f" give --train-size of at most {max(rest, 0)}, or a smaller --validation-size"
+        )
+    order = torch.randperm(len(data.pool), generator=generator("validation", data.name))
+    chosen = order[held_out:][torch.randperm(rest, generator=generator(seed, "subset"))[:size]]
+    train = data.pool.take(chosen)
+    train = Images(train.images, with_label_noise(train.labels, label_noise, data.classes, seed))
+    mean, std = _statistics(train.images)
+    return Splits(train, data.pool.take(order[:held_out]), data.test, mean, std)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, on a scale of 0 to 1; from counts, so that they are exact on any machine."""
+    level = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(-1)])
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ level
+    std = (share @ level**2 - mean**2).clamp(min=1e-6).sqrt()  # a constant channel is left as it is
+    return mean.float(), std.float()
+
+
+def with_label_noise(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
+    """Labels of which exactly ``round(fraction·n)`` are wrong, each any other class with equal chance (symmetric noise)."""
+    source = generator(seed, "label noise")
+    wrong = torch.randperm(len(labels), generator=source)[: round(fraction * len(labels))]
+    shift = torch.randint(1, classes, (len(wrong),), generator=source)
+    noisy = labels.clone()
+    noisy[wrong] = (labels[wrong] + shift) % classes
+    return noisy
+
+
+def batches(
+    data: Images, splits: Splits, size: int, *, augment: bool = False, seed: int | None = None, epoch: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalized batches (N, C, H, W) in channels-last order, with their labels.
+
+    Args:
+        data: on the device where the batches shall be.
+        splits: whose mean and deviation normalize.
+        size: images a batch; the last may be smaller.
+        augment: crop at random after padding by 4 zeros, and flip half of the images.
+        seed: shuffles, and draws the augmentation, from (seed, epoch); without it the order is the data's own.
+    """
+    device, (height, width) = data.images.device, data.images.shape[1:3]
+    mean, std = (255 * splits.mean).to(device), (255 * splits.std).to(device)
+    source = generator(seed or 0, "epoch", epoch)
+    order = torch.arange(len(data)) if seed is None else torch.randperm(len(data), generator=source)
+    padded = torch.nn.functional.pad(data.images, (0, 0, 4, 4, 4, 4)) if augment else data.images
+    down, across = torch.arange(height), torch.arange(width)
+    for index in order.split(size):
+        if augment:
+            corner = torch.randint(0, 9, (2, len(index), 1), generator=source)
+            flipped = torch.rand(len(index), 1, generator=source) < 0.5
+            rows = corner[0] + down
+            columns = corner[1] + torch.where(flipped, across.flip(0), across)
+            places = (index[:, None, None], rows[:, :, None], columns[:, None, :])
+            images = padded[tuple(place.to(device) for place in places)]
+        else:
+            images = padded[index.to(device)]
+        yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index.to(device)]
+
+
+# -- sources --------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, data_dir: Path | None = None) -> DataSet:
+    """A data set by name.
+
+    Args:
+        name: ``digits`` (embedded) or ``cifar10``.
+        data_dir: where local copies lie; by default the variable FLATSPARSE_DATA, else ``./data``.
+
+    Raises: InputError for an unknown name, or when no copy is found.
+    """
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    named = data_dir or os.environ.get("FLATSPARSE_DATA")
+    folder = Path(named or "data").expanduser()
+    if named and not folder.is_dir():
+        raise InputError(f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir")
+    return SOURCES[name](folder)
+
+
+@functools.cache
+def _digits(data_dir: Path) -> DataSet:
+    """1,797 scans of handwritten digits, 8x8, grey (Alpaydin & Kaynak 1998), from scikit-learn: 1,000 and 797 for the test."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    images = torch.from_numpy(np.round(scans.images * (255 / 16)).astype(np.uint8))[..., None]
+    everything = Images(images, torch.from_numpy(scans.target.astype(np.int64)))
+    order = torch.randperm(len(everything), generator=generator("test", "digits"))  # the source is sorted by writer
+    pool, test = everything.take(order[:1000]), everything.take(order[1000:])
+    return DataSet("digits", pool, test, classes=10, augmented=False, validation_size=300)
+
+
+@functools.cache
+def _cifar10(data_dir: Path) -> DataSet:
+    """CIFAR-10 (Krizhevsky 2009) from the classic folder, local parquet files or the hub, whichever is there first."""
+    classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if (p / "test_batch").is_file()), None)
+    if classic is not None:
+        train = [_cifar_batch(classic / f"data_batch_{i}") for i in range(1, 6)]
+        pool = Images(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
+        test = _cifar_batch(classic / "test_batch")
+    else:
+        pool, test = _cifar_from_hub(data_dir)
+    return DataSet("cifar10", pool, test, classes=10, augmented=True, validation_size=5000)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads arrays and plain values; anything else a pickle could run is refused."""
+
+    ALLOWED = frozenset({("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return super().find_class("numpy._core.multiarray", name)
+        if (module, name) in self.ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no image data needs")
+
+
+def _cifar_batch(file: Path) -> Images:
+    try:
+        batch = _PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+    except Exception as problem:  # a damaged pickle can raise nearly anything
+        raise InputError(f"{file} is not a whole CIFAR-10 batch ({problem}): fetch it again") from None
+    if len(pixels) != len(labels) or labels.min() < 0 or labels.max() > 9:
+        raise InputError(f"{file} holds {len(pixels)} images and {len(labels)} labels up to {labels.max()}: fetch it again")
+    return Images(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))
+
+
+def _cifar_from_hub(data_dir: Path) -> tuple[Images, Images]:
+    wanted = (
+        f"no CIFAR-10 under '{data_dir}': put the folder cifar-10-batches-py (or cifar10/*.parquet) there and name the"
+        " place with --data-dir or FLATSPARSE_DATA"
+    )
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries; the outcome is ours to tell
+    files = {part: sorted(map(str, data_dir.glob(f"cifar10/**/{part}*.parquet"))) for part in ("train", "test")}
+    try:
+        source = (
+            datasets.load_dataset("parquet", data_files=files)
+            if all(files.values())
+            else datasets.load_dataset("uoft-cs/cifar10", download_config=datasets.DownloadConfig(max_retries=0))
+        )
+        parts = [source[part].with_format("numpy")[:] for part in ("train", "test")]
+    except Exception as problem:  # no network, no such dataset, a damaged file: each library has its own error
+        raise InputError(f"{wanted} (the hub gave: {str(problem).splitlines()[0][:120]})") from None
+    return tuple(  # type: ignore[return-value]  # of two
+        Images(torch.from_numpy(np.stack(part["img"])), torch.from_numpy(part["label"].astype(np.int64))) for part in parts
+    )
+
+
+SOURCES: dict[str, Callable[[Path], DataSet]] = {"digits": _digits, "cifar10": _cifar10}

@@ -1,0 +1,133 @@
+"""How a comparison is told: in a table, in sentences, and in a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from flatsparse.lab.compare import Row, Table
+from flatsparse.lab.statistics import Difference
+
+LABELS: dict[str, str] = {"none": "plain", "sam": "SAM", "s2sam": "S²-SAM", "random": "random"}
+COLORS: dict[str, str] = {"none": "#666666", "sam": "#0072b2", "s2sam": "#d55e00", "random": "#999999"}
+
+
+def setting(table: Table) -> str:
+    """What a table was measured under, in a few words."""
+    return f"{table.label_noise:.0%} of the training labels wrong" if table.label_noise else "clean labels"
+
+
+def print_tables(tables: Sequence[Table], console: Console) -> None:
+    """Print every table with its sentences; all numbers are measured, none is assumed."""
+    seeds = len(tables[0].rows[0].accuracies)
+    grid = Grid(title=f"test accuracy in percent, mean ± deviation over {seeds} seeds", title_justify="left")
+    grid.add_column("")
+    grid.add_column("ρ", justify="right")
+    for heading in ("test acc.", "difference", "95 % interval", "", "train acc.", "grads/step", "step time", "cos"):
+        grid.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for table in tables:
+        grid.add_section()
+        grid.add_row(f"[bold]{setting(table)}[/bold]")
+        for row in table.rows:
+            grid.add_row(*_cells(row))
+    console.print(grid)
+    console.print(
+        "difference: to plain, seed by seed; step time: ratio to plain, median over seeds; cos: between the gradients of"
+        " consecutive steps",
+        style="dim",
+    )
+    for table in tables:
+        console.print(f"\n[bold]{setting(table).capitalize()}[/bold]")
+        for sentence in sentences(table):
+            console.print(f"  {sentence}", highlight=False)
+
+
+def _cells(row: Row) -> list[str]:
+    spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
+    d = row.difference
+    told = ("", "", "") if d is None else (f"{d.mean:+.2f}", interval(d), _styled(d.verdict))
+    cosine = "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}"
+    return [
+        LABELS[row.sharpness],
+        f"{row.rho:g}" if row.rho else "",
+        f"{row.mean:.2f}{spread}",
+        *told,
+        f"{row.train_accuracy:.1f}",
+        f"{row.gradients_per_step:g}",
+        f"{row.step_time:.2f}×",
+        cosine,
+    ]
+
+
+def _styled(verdict: str) -> str:
+    color = {"helps": "green", "hurts": "red"}.get(verdict)
+    return f"[{color}]{verdict}[/{color}]" if color else verdict
+
+
+def sentences(table: Table) -> list[str]:
+    """The table in words."""
+    return [_sentence(row) for row in table.rows if row.difference is not None] + _control(table)
+
+
+def _sentence(row: Row) -> str:
+    d = row.difference
+    assert d is not None
+    cost = f"{row.gradients_per_step:g} gradient{'s' if row.gradients_per_step != 1 else ''} a step"
+    if d.pairs < 2:
+        return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}): {d.mean:+.2f} points with one seed, so nothing can be said; {cost}."
+    return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}) {_verb(d)}: {d.mean:+.2f} points, 95 % interval {interval(d)}; {cost}."
+
+
+def _control(table: Table) -> list[str]:
+    d = table.over_random
+    if d is None or d.pairs < 2:
+        return []
+    meaning = {
+        "helps": "so its direction matters, not just the perturbation",
+        "hurts": "so its direction is worse than none in particular",
+        "within noise": "so its direction shows no effect of its own",
+    }
+    return [f"S²-SAM against a random direction: {d.mean:+.2f} points, {interval(d)}, {meaning[d.verdict]}."]
+
+
+def _verb(d: Difference) -> str:
+    return {"helps": "helps", "hurts": "hurts", "within noise": "is within noise"}[d.verdict]
+
+
+def interval(d: Difference) -> str:
+    """A 95 % interval as text."""
+    return f"[{d.low:+.2f}, {d.high:+.2f}]" if d.pairs > 1 else "[one seed]"
+
+
+def draw(tables: Sequence[Table], file: Path) -> None:
+    """Draw every setting's differences to plain training: each seed a dot, the mean with its 95 % interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tables), figsize=(1 + 4.6 * len(tables), 3.2), squeeze=False, layout="constrained")
+    for axis, table in zip(axes[0], tables, strict=True):
+        plain = table.row("none")
+        told = [row for row in table.rows if row.difference is not None]
+        for place, row in enumerate(reversed(told)):
+            gaps = [ours - theirs for ours, theirs in zip(row.accuracies, plain.accuracies, strict=True)]
+            axis.plot(gaps, [place] * len(gaps), "o", color=COLORS[row.sharpness], alpha=0.35, markersize=5, mew=0)
+            d = row.difference
+            assert d is not None  # told
+            reach = [[0.0], [0.0]] if d.pairs < 2 else [[d.mean - d.low], [d.high - d.mean]]
+            axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=COLORS[row.sharpness], capsize=4, markersize=6)
+        axis.axvline(0, color="#333333", linewidth=1)
+        names = [f"{LABELS[r.sharpness]}, ρ = {r.rho:g}\n{r.gradients_per_step:g} grad., {r.step_time:.2f}× time" for r in told]
+        axis.set_yticks(range(len(told)), names[::-1])
+        axis.set_ylim(-0.6, len(told) - 0.4)
+        axis.set_xlabel("difference to plain training, points of test accuracy")
+        axis.set_title(f"{setting(table)}: plain {plain.mean:.1f} %", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=160)
+    plt.close(figure)

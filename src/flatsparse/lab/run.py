@@ -1,0 +1,125 @@
+"""A run, as data: everything that decides how it comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flatsparse.distributions import DISTRIBUTIONS
+from flatsparse.errors import InputError, check_count, check_finite, check_sparsity, unknown
+from flatsparse.methods import METHODS
+from flatsparse.models import MODELS
+
+Sharpness = Literal["none", "sam", "s2sam", "random"]
+SHARPNESS: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs that are compared with each other have in common."""
+
+    data: str = "digits"
+    """Data set: digits (embedded), or cifar10."""
+    data_dir: Path | None = None
+    """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
+    model: str | None = None
+    """Network: digitnet, resnet20 or resnet32. By default what suits the data."""
+    method: str = "rigl"
+    """Sparse-training method: dense, static, gmp, set or rigl."""
+    sparsity: float | None = None
+    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
+    distribution: str | None = None
+    """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
+    every: int | None = None
+    """Steps between updates of the masks. By default the method's own, shortened so that there are at least ten."""
+    until: float | None = None
+    """Share of the run after which masks no longer change. By default the method's own."""
+    drop_fraction: float | None = None
+    """Fraction of live weights moved at an update. By default the method's own."""
+    include: tuple[str, ...] = ()
+    """Only make layers sparse whose names match one of these patterns."""
+    exclude: tuple[str, ...] = ()
+    """Leave layers dense whose names match one of these patterns."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The base optimizer; SGD has momentum 0.9."""
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images a step."""
+    lr: float = 0.1
+    """Learning rate at the start; it falls to 0 along half a cosine."""
+    weight_decay: float = 5e-4
+    """Weight decay, the same for every sharpness."""
+    train_size: int | None = None
+    """Use so many training images. By default all that are not held out."""
+    validation_size: int | None = None
+    """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, or auto (cuda if there is one)."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 runs forward and backward under autocast; weights stay float32."""
+    channels_last: bool = False
+    """Keep images and weights channels-last, which is faster for convolutions, above all with bf16."""
+
+
+@dataclass(frozen=True)
+class Run(Setting):
+    """One training run. Two runs with equal fields come out equal, bit for bit, on one machine."""
+
+    sharpness: Sharpness = "none"
+    """Where the gradient is taken: at the weights, or at a neighbour (SAM, S²-SAM, a random direction)."""
+    rho: float = 0.05
+    """Radius of the neighbourhood."""
+    label_noise: float = 0.0
+    """Fraction of training labels that are made wrong."""
+    seed: int = 0
+    """Decides initial weights, masks, data order, augmentation and noise."""
+
+    def resolved(self) -> Run:
+        """The run with its defaults filled in.
+
+        Raises: InputError for anything that cannot be run.
+        """
+        if self.method.lower() not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        model = self.model or ("digitnet" if self.data == "digits" else "resnet20")
+        if model not in MODELS:
+            raise unknown("model", model, MODELS)
+        if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
+            raise unknown("distribution", self.distribution, DISTRIBUTIONS)
+        sparsity = (0.0 if self.method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
+        for name in ("epochs", "batch_size"):
+            check_count(f"--{name.replace('_', '-')}", getattr(self, name))
+        for name in ("train_size", "every"):
+            if getattr(self, name) is not None:
+                check_count(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_finite("--rho", self.rho)
+        check_finite("--lr", self.lr, above=True)
+        check_finite("--weight-decay", self.weight_decay)
+        if not 0 <= self.label_noise < 1:
+            raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
+        return dataclasses.replace(self, method=self.method.lower(), model=model, sparsity=sparsity, device=_device(self.device))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return {**dataclasses.asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
+
+    @property
+    def passes(self) -> int:
+        """Gradients taken in a step."""
+        return 2 if self.sharpness == "sam" and self.rho > 0 else 1
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0].rstrip(".")
+        raise InputError(f"--device {name} cannot be used ({reason}): give cpu, cuda or auto") from None
+    return name
