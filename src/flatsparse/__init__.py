@@ -3,7 +3,7 @@
 from flatsparse import methods, models
 from flatsparse.errors import InputError
 from flatsparse.methods import METHODS
-from flatsparse.sharpness import SAM, S2SAM
+from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 __version__ = "0.1.0"

@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    command = _parse({"train": Train, "compare": Compare, "list": List}, sys.argv[1:] if arguments is None else arguments)
+    command = _parse(
+        {"train": Train, "compare": Compare, "list": List}, sys.argv[1:] if arguments is None else arguments
+    )
     try:
         command()
     except InputError as problem:
@@ -36,7 +38,7 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                {name: command for name, command in commands.items()},
+                commands,
                 prog="flatsparse",
                 description="Train sparse networks, and find flat minima while you do.",
                 args=list(arguments) or ["--help"],

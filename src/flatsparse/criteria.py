@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flatsparse.masks import Masks, MaskedWeight
+from flatsparse.masks import MaskedWeight, Masks
 
 Score = Callable[[MaskedWeight], Tensor]  # of the weight's shape
 Saliency = Callable[[Masks], dict[str, Tensor]]  # of the whole net: a score tensor for each layer's name

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from flatsparse.errors import InputError
 
 if TYPE_CHECKING:
-    from flatsparse.sharpness import SharpnessAware
+    from flatsparse.window import SharpnessAware
 
 
 _followed_classes: weakref.WeakSet[type] = weakref.WeakSet()
@@ -40,7 +40,7 @@ def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
 
 def followed(optimizer: SharpnessAware) -> list[nn.Module]:
     """The models that an optimizer follows."""
-    return [m for m in optimizer.__dict__.get("_followed", weakref.WeakSet())]
+    return list(optimizer.__dict__.get("_followed", ()))
 
 
 def has_run_compiled(model: nn.Module) -> bool:
@@ -97,7 +97,8 @@ class _Follower:
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()
-        assert model is not None and optimizer is not None
+        assert model is not None
+        assert optimizer is not None
         model.register_forward_pre_hook(self.before_forward, prepend=True)
         model.register_forward_hook(self.after_forward, always_call=True)
         # torch marks this hook by setting an attribute, which a bound method does not take.
@@ -120,7 +121,7 @@ class _Follower:
         return self._optimizer() if self._model() is model else None
 
     # A traced hook would swap weights once, while it is traced, and never again: dynamo must leave these alone.
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def before_forward(self, model: nn.Module, args: Any) -> None:
         if (optimizer := self._live(model)) is None:
             return
@@ -133,7 +134,7 @@ class _Follower:
             optimizer._close()
         self._pauses.append(pause)
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def after_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._pauses and self._live(model):  # none when a hook before ours stopped the call
             self._pauses.pop().close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from flatsparse.seeds import generator
 
 # Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
 PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+
+State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for each parameter
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -112,12 +115,12 @@ class Masks(Sequence[MaskedWeight]):
 
         Raises: InputError when a pattern matches nothing, or nothing is left.
         """
-        trained = {id(p) for p in trained if p.requires_grad}
+        held = {id(p) for p in trained if p.requires_grad}
         every = {plain_name(name): p for name, p in model.named_parameters() if p.ndim >= 2}
         default = _prunable_names(model)
         chosen = _matching(include, every, "include") if include else set(default)
         chosen -= _matching(exclude, every, "exclude")
-        picked = {name: p for name, p in every.items() if name in chosen and id(p) in trained}
+        picked = {name: p for name, p in every.items() if name in chosen and id(p) in held}
         if not picked:
             raise InputError(
                 f"no weight to make sparse: {len(chosen)} of {len(every)} matrices match, and the optimizer holds none"
@@ -154,7 +157,7 @@ class Masks(Sequence[MaskedWeight]):
         for w in self:
             w.generator = generator(w.seed, step, w.index)
 
-    def rewire(self, new: Mapping[str, Tensor], state: Mapping[nn.Parameter, Mapping[str, object]]) -> None:
+    def rewire(self, new: Mapping[str, Tensor], state: State) -> None:
         """Take over new masks and zero, outside them, the weights, their gradients and all optimizer state of their shape.
 
         Entries that become live start from 0 in weight and state, because both were 0 while they were masked.
@@ -164,7 +167,7 @@ class Masks(Sequence[MaskedWeight]):
                 w.set_mask(new[w.name])
         self.clean(state)
 
-    def clean(self, state: Mapping[nn.Parameter, Mapping[str, object]]) -> None:
+    def clean(self, state: State) -> None:
         """Zero the weights, their gradients and all optimizer state of their shape outside the masks."""
         for w in self:
             w.zero_outside(w.weight)
@@ -197,7 +200,9 @@ def _matching(patterns: Sequence[str], names: Iterable[str], argument: str) -> s
     layers = {name: name.rpartition(".")[0] for name in names}
     found: set[str] = set()
     for pattern in patterns:
-        hits = {n for n, layer in layers.items() if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(layer, pattern)}
+        hits = {
+            n for n, layer in layers.items() if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(layer, pattern)
+        }
         if not hits:
             raise InputError(f"{argument} pattern '{pattern}' matches no layer ({nearest(pattern, layers.values())})")
         found |= hits

@@ -65,7 +65,9 @@ def updates(every: int, until: float, steps: int) -> Every:
     elif isinstance(until, int) and until >= 1:
         end = min(until, steps)
     else:
-        raise InputError(f"until {until!r} is not usable: give a step (a whole number) or a share of the steps in (0.0, 1.0]")
+        raise InputError(
+            f"until {until!r} is not usable: give a step (a whole number) or a share of the steps in (0.0, 1.0]"
+        )
     if every > end:
         shorter = max(1, end // 10)
         warnings.warn(f"every={every} leaves no update in {end} steps: using every={shorter}", stacklevel=4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatsparse.criteria import Score, needs_dense_gradient
 from flatsparse.distributions import Distribution
-from flatsparse.masks import Masks, MaskedWeight
+from flatsparse.masks import MaskedWeight, Masks
 from flatsparse.schedules import Schedule, Timetable
 from flatsparse.selection import keep_top
 

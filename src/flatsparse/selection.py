@@ -45,7 +45,9 @@ def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     return (above | (level & (level.cumsum(0) <= k - above.sum()))).view(scores.shape)
 
 
-def apportion(total: int, weights: Sequence[float], caps: Sequence[int], floors: Sequence[int] | None = None) -> list[int]:
+def apportion(
+    total: int, weights: Sequence[float], caps: Sequence[int], floors: Sequence[int] | None = None
+) -> list[int]:
     """Split ``total`` into whole shares in proportion to ``weights``, none outside its floor and cap.
 
     Ours, because rounding each layer by itself misses the total. Shares at their cap are taken out and the rest is

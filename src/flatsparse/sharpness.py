@@ -1,13 +1,8 @@
-"""Optimizers that take the gradient at a neighbour ``u = w + e`` of the weights: S²-SAM, SAM, and their control.
-
-What a window is: while it is open the parameters point at the storage of u, and the true w are kept aside; closing
-points them back. Nothing is added or subtracted, so w returns bit for bit.
-"""
+"""S²-SAM, SAM, and the control that both need: in which direction the neighbour lies, and when it is looked at."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,226 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse import following
-from flatsparse.errors import InputError, check_finite, unknown
+from flatsparse.errors import InputError, unknown
 from flatsparse.seeds import generator
+from flatsparse.window import SharpnessAware
 
 NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
-TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below the norm of any other
-
-Zeroing = Callable[[Tensor], Tensor]  # makes a tensor zero outside a parameter's mask, in place
-
-
-class SharpnessAware(Optimizer):
-    """What SAM and S²-SAM share: one state with the base optimizer, and the window.
-
-    Args:
-        base: the optimizer that takes the step, an instance. Its ``param_groups`` and ``state`` are shared.
-        rho: the radius ρ, the norm of the perturbation over all groups together; a group may carry its own, and the
-            norm of the direction is taken over the groups whose ρ is not 0.
-        mask_perturbation: whether a mask (see ``sparsify``) confines the perturbation to the live weights. ``False``
-            perturbs masked weights too, as the released code of Ji et al. (2024) does, at the price of a copy of
-            the gradients.
-
-    Raises: InputError when the base is not an optimizer instance, or ρ is negative or not finite.
-    """
-
-    def __init__(self, base: Optimizer, rho: float = 0.05, *, mask_perturbation: bool = True) -> None:
-        if not isinstance(base, Optimizer) or isinstance(base, SharpnessAware):
-            got = base.__name__ if isinstance(base, type) else type(base).__name__
-            raise InputError(f"base is {got}: give an instance of a plain optimizer, e.g. torch.optim.SGD(..., lr=0.1)")
-        check_finite("rho", rho)
-        for group in base.param_groups:
-            check_finite("rho", group.get("rho", rho))
-        super().__init__(base.param_groups, {**base.defaults, "rho": rho})
-        self.base = base
-        self.mask_perturbation = mask_perturbation
-        self._window: list[tuple[nn.Parameter, Tensor]] = []  # the true w of every perturbed parameter, while open
-        self._looked = False  # whether a perturbed forward has run since the last step
-        self._warned: set[str] = set()
-        self._neighbours: dict[nn.Parameter, Tensor] = {}
-        self._versions: dict[nn.Parameter, int] = {}  # of each w when its u was made
-        self._zeroing: Mapping[nn.Parameter, Zeroing] = {}
-        self._share()
-
-    # -- one state ------------------------------------------------------------------------------------------------
-
-    def _share(self, *_: object) -> None:
-        """Use the base's groups and state as our own; it replaces both when it loads, so this follows each load."""
-        self.param_groups, self.state = self.base.param_groups, self.base.state
-        for group in self.param_groups:
-            group.setdefault("rho", self.defaults["rho"])
-        if self._share not in self.base._optimizer_load_state_dict_post_hooks.values():
-            self.base.register_load_state_dict_post_hook(self._share)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; it may carry its own ``rho``."""
-        if "base" not in self.__dict__:  # torch's constructor adopts the base's groups through this method
-            super().add_param_group(param_group)
-            return
-        check_finite("rho", param_group.setdefault("rho", self.defaults["rho"]))
-        self.base.add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base's state with each neighbour u in it; the same inside a window as outside."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this optimizer, or of its base alone (then the first step is unperturbed again)."""
-        self._close()
-        self.base.load_state_dict(state_dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "base", "mask_perturbation", "_window", "_looked", "_warned")
-        return {name: self.__dict__[name] for name in kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Masks and followed models attach themselves anew; versions are those of the copies.
-        super().__setstate__({**state, "_zeroing": {}, "_neighbours": {}, "_versions": {}})
-        self._share()
-
-    # -- the window -----------------------------------------------------------------------------------------------
-
-    def follow(self, model: nn.Module) -> SharpnessAware:
-        """Tie the windows to a model: see the subclass. Returns the optimizer."""
-        following.follow(model, self)
-        return self
-
-    def confine(self, zeroing: Mapping[nn.Parameter, Zeroing]) -> None:
-        """Keep directions within masks: for each masked parameter, what zeroes a tensor outside its mask."""
-        self._close()  # whoever confines is about to write the true weights
-        self._zeroing = zeroing if self.mask_perturbation else {}
-
-    @contextmanager
-    def perturbed(self) -> Iterator[None]:
-        """A context in which the parameters hold w + e, for loops of one's own; on exit w is back, bit for bit."""
-        self._open()
-        try:
-            yield
-        finally:
-            self._close()
-
-    def train(self) -> None:
-        """Nothing to do; here because some trainers call it (the convention of schedule-free optimizers)."""
-
-    def eval(self) -> None:
-        """Make the parameters hold the true w, by closing the window."""
-        self._close()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the parameters hold w + e at this moment."""
-        return bool(self._window)
-
-    def true_weights(self) -> dict[nn.Parameter, Tensor]:
-        """The w behind every parameter that is perturbed at this moment."""
-        return dict(self._window)
-
-    def before_training_forward(self) -> None:
-        """What a followed model's training forward does first."""
-
-    def _open(self) -> None:
-        if self._window:
-            return
-        self._drop_stale_neighbours()
-        for group in self.param_groups:
-            if group["rho"] == 0:
-                continue
-            stretch = group["rho"] / group.get("neighbour_rho", group["rho"])
-            for p in group["params"]:
-                if (u := self._neighbour(p)) is None:
-                    continue
-                if stretch != 1:  # ρ was changed after the step that made u
-                    torch.lerp(p.detach(), u, stretch, out=u)
-                self._window.append((p, p.data))
-                p.data = u
-            group["neighbour_rho"] = group["rho"]
-        self._looked |= bool(self._window)
-
-    def _close(self) -> None:
-        for p, w in self._window:
-            p.data = w
-        self._window = []
-
-    @contextmanager
-    def _closed(self) -> Iterator[None]:
-        """A context in which an open window is shut, and after which it is open again as it was."""
-        window, looks = self._window, [p.data for p, _ in self._window]
-        self._close()
-        try:
-            yield
-        finally:
-            for (p, _), u in zip(window, looks, strict=True):
-                p.data = u
-            self._window = window
-
-    # -- neighbours -----------------------------------------------------------------------------------------------
-
-    def _neighbour(self, p: nn.Parameter) -> Tensor | None:
-        """The u kept for a parameter, if any."""
-        return self._neighbours.get(p)
-
-    def _keep_neighbour(self, p: nn.Parameter, u: Tensor) -> None:
-        self._neighbours[p] = u
-
-    def _forget_neighbour(self, p: nn.Parameter) -> None:
-        self._neighbours.pop(p, None)
-
-    @torch.no_grad()
-    def _make_neighbours(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
-        """Write ``u = w + ρ d/‖d‖`` for each parameter with a direction; the others have no neighbour.
-
-        The norm stays a tensor on its device, so the host never waits for it.
-        """
-        norm = _norm(list(directions.values()))
-        for group in self.param_groups:
-            group["neighbour_rho"] = group["rho"]
-            for p in group["params"]:
-                if norm is None or p not in directions:
-                    self._forget_neighbour(p)
-                    continue
-                u = self._neighbour(p)
-                u = torch.empty_like(p, requires_grad=False) if u is None else u
-                scale = (group["rho"] / (norm + TINY)).to(p.device, p.dtype)
-                torch.addcmul(p.detach(), directions[p], scale, out=u)
-                self._keep_neighbour(p, u)
-                self._versions[p] = p._version
-        self._warn_of_rounding(directions)
-
-    @torch.no_grad()
-    def _drop_stale_neighbours(self) -> None:
-        """Forget neighbours of weights that were since replaced, e.g. by loading others without their optimizer.
-
-        Only weights that were written to since are measured: a neighbour further than 2ρ from its weights is stale.
-        """
-        pairs = [(p, u) for g in self.param_groups for p in g["params"] if (u := self._neighbour(p)) is not None]
-        stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype]
-        written = [(p, u) for p, u in pairs if self._versions.get(p) != p._version]
-        if written and not stale:
-            distance = _norm([p.detach() - u for p, u in written])
-            reach = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
-            stale = [p for p, _ in written if distance is None or not distance <= 2 * reach]
-        for p in stale:
-            self._forget_neighbour(p)
-        self._versions.update((p, p._version) for p, _ in written)
-
-    def _warn_of_rounding(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
-        coarse = next((p.dtype for p in directions if p.dtype in (torch.bfloat16, torch.float16)), None)
-        if coarse is not None:
-            self._warn(
-                "coarse",
-                f"weights are {coarse}: rounding swallows much of a perturbation of this size (most of it in large"
-                " nets); keep the weights in float32 and use torch.autocast for speed",
-            )
-
-    def _warn(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(f"{type(self).__name__}: {message}", stacklevel=4)
-
-    def _gradients(self) -> dict[nn.Parameter, Tensor]:
-        """The gradients that make a direction: of every parameter that has one and whose ρ is not 0."""
-        groups = [g for g in self.param_groups if g["rho"] != 0]
-        return {p: p.grad for g in groups for p in g["params"] if p.grad is not None}
 
 
 def previous_gradient(optimizer: S2SAM, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
@@ -389,9 +169,7 @@ class SAM(SharpnessAware):
         The gradients are yours to clear inside. Batch-norm statistics are what they were when it ends: the first pass has
         already counted this batch.
         """
-        directions = {
-            p: self._zeroing[p](g.clone()) if p in self._zeroing else g for p, g in self._gradients().items()
-        }
+        directions = {p: self._zeroing[p](g.clone()) if p in self._zeroing else g for p, g in self._gradients().items()}
         self._make_neighbours(directions)
         with following.frozen_statistics(self):
             self._open()
@@ -434,12 +212,3 @@ class SAM(SharpnessAware):
 
 def _as_is(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _norm(tensors: list[Tensor]) -> Tensor | None:
-    """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing."""
-    if not tensors:
-        return None
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype=wide)
-    return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +68,10 @@ class Report:
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
-        rows = [f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse" for r in self]
+        rows = [
+            f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse"
+            for r in self
+        ]
         sums = f"{self.active} of {self.total} live: sparsity {self.sparsity:.4%} of the prunable weights"
         return "\n".join([*rows, f"{sums}, {self.overall_sparsity:.4%} of all matrices"])
 
@@ -141,7 +143,11 @@ class SparseTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """The masks and the step count; everything else is in the model and the optimizer."""
-        return {"method": self.method, "steps_taken": self.steps_taken, "masks": {k: m.clone() for k, m in self.masks.items()}}
+        return {
+            "method": self.method,
+            "steps_taken": self.steps_taken,
+            "masks": {k: m.clone() for k, m in self.masks.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved masks; the model and the optimizer load their own parts, in any order.
@@ -277,7 +283,8 @@ def sparsify(
     Args:
         model: any module. Sparse are the matrices of its linear, convolutional, recurrent and attention layers that
             the optimizer holds.
-        optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. A ``S2SAM`` or ``SAM`` follows the model by itself.
+        optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
+            ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
         sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
         steps: how many optimizer steps the run has.

@@ -34,7 +34,10 @@ class Train(Run):
 
     def __call__(self) -> None:
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
-        out = self.out or Path("runs") / f"{run.data}-{run.model}-{run.method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
+        out = (
+            self.out
+            or Path("runs") / f"{run.data}-{run.model}-{run.method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
+        )
         console = Console()
         with _RunBar(console) as watcher:
             result = train(run, out, resume=self.resume, watcher=watcher)
@@ -102,7 +105,11 @@ class _RunBar:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"))
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]:.0f} images/s"),
+        )
         self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
         self.task = self.bar.add_task("", total=None, epoch="1", rate=0.0)
 
@@ -121,7 +128,9 @@ class _RunBar:
 
     def started(self, run: Run, setting: str) -> None:
         self.epochs = run.epochs
-        self.console.print(f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False)
+        self.console.print(
+            f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
+        )
 
     def stepped(self, step: int, steps: int, images_per_second: float) -> None:
         self.bar.update(self.task, completed=step, total=steps, rate=images_per_second)
@@ -129,7 +138,7 @@ class _RunBar:
     def finished_epoch(self, record: dict[str, Any]) -> None:
         self.bar.update(self.task, epoch=f"{min(record['epoch'] + 1, self.epochs)}/{self.epochs}")
         self.console.print(
-            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  training {record['train_accuracy']:.2f} %"
-            f"  validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
+            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
+            f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )

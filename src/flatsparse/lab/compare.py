@@ -196,7 +196,7 @@ def _difference(d: Difference) -> dict[str, Any]:
 
 def _radii(
     comparison: Comparison, out: Path, console: Console
-) -> tuple[dict[tuple[float, str], float], dict[float, dict[str, dict[str, float]]]]:
+) -> tuple[dict[tuple[float, Sharpness], float], dict[float, dict[str, dict[str, float]]]]:
     """Each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was."""
     radii = {
         (noise, name): 0.0 if name == "none" else comparison.rhos.get(name, comparison.rho)

@@ -68,7 +68,9 @@ class Splits:
     std: Tensor
 
 
-def split(data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int) -> Splits:
+def split(
+    data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int
+) -> Splits:
     """Take a run's splits from a data set.
 
     The validation images are the same for all seeds, so that no seed trains on what a choice was made on; which of
@@ -215,7 +217,9 @@ def _cifar_batch(file: Path) -> Images:
     except Exception as problem:  # a damaged pickle can raise nearly anything
         raise InputError(f"{file} is not a whole CIFAR-10 batch ({problem}): fetch it again") from None
     if len(pixels) != len(labels) or labels.min() < 0 or labels.max() > 9:
-        raise InputError(f"{file} holds {len(pixels)} images and {len(labels)} labels up to {labels.max()}: fetch it again")
+        raise InputError(
+            f"{file} holds {len(pixels)} images and {len(labels)} labels up to {labels.max()}: fetch it again"
+        )
     return Images(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))
 
 
@@ -239,7 +243,8 @@ def _cifar_from_hub(data_dir: Path) -> tuple[Images, Images]:
     except Exception as problem:  # no network, no such dataset, a damaged file: each library has its own error
         raise InputError(f"{wanted} (the hub gave: {str(problem).splitlines()[0][:120]})") from None
     return tuple(  # type: ignore[return-value]  # of two
-        Images(torch.from_numpy(np.stack(part["img"])), torch.from_numpy(part["label"].astype(np.int64))) for part in parts
+        Images(torch.from_numpy(np.stack(part["img"])), torch.from_numpy(part["label"].astype(np.int64)))
+        for part in parts
     )
 
 

@@ -43,7 +43,13 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def claim(
-    out: Path, record: str, mine: Mapping[str, Any], *, resume: bool, about: Mapping[str, Any] | None = None, free: Collection[str] = ()
+    out: Path,
+    record: str,
+    mine: Mapping[str, Any],
+    *,
+    resume: bool,
+    about: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> None:
     """Make a folder the place of one piece of work, or find that it is so already.
 

@@ -57,7 +57,9 @@ def run_all(jobs: Sequence[Job], at_once: int, title: str, console: Console) -> 
             TimeRemainingColumn(),
             console=console,
         ) as bar,
-        ProcessPoolExecutor(at_once, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(
+            at_once, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+        ) as pool,
     ):
         task = bar.add_task(title, total=sum(weight.values()), runs=0)
         waiting: set[Future[None]] = {pool.submit(_run, job) for job in jobs}

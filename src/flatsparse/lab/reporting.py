@@ -18,54 +18,52 @@ COLORS: dict[str, str] = {"none": "#666666", "sam": "#0072b2", "s2sam": "#d55e00
 
 def setting(table: Table) -> str:
     """What a table was measured under, in a few words."""
-    return f"{table.label_noise:.0%} of the training labels wrong" if table.label_noise else "clean labels"
+    return f"{table.label_noise:.0%} wrong labels" if table.label_noise else "clean labels"
 
 
 def print_tables(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
     seeds = len(tables[0].rows[0].accuracies)
-    grid = Grid(title=f"test accuracy in percent, mean ± deviation over {seeds} seeds", title_justify="left")
-    grid.add_column("")
-    grid.add_column("ρ", justify="right")
-    for heading in ("test acc.", "difference", "95 % interval", "", "train acc.", "grads/step", "step time", "cos"):
-        grid.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    title = f"Test accuracy, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+    grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
+    grid.add_column("", no_wrap=True)
+    for heading in ("test %", "against plain", "train %", "grads", "time", "cos"):
+        grid.add_column(heading, justify="right", no_wrap=True)
     for table in tables:
-        grid.add_section()
         grid.add_row(f"[bold]{setting(table)}[/bold]")
         for row in table.rows:
             grid.add_row(*_cells(row))
+        grid.add_row()
     console.print(grid)
     console.print(
-        "difference: to plain, seed by seed; step time: ratio to plain, median over seeds; cos: between the gradients of"
-        " consecutive steps",
+        "against plain: points, paired by seed, ± half of the 95 % interval; grads: gradients a step; time: of a step, as a"
+        " ratio to plain (median over seeds); cos: between the gradients of consecutive steps",
         style="dim",
     )
     for table in tables:
-        console.print(f"\n[bold]{setting(table).capitalize()}[/bold]")
+        console.print(f"\n[bold]{setting(table)[0].upper()}{setting(table)[1:]}[/bold]")
         for sentence in sentences(table):
-            console.print(f"  {sentence}", highlight=False)
+            console.print(f"- {sentence}", highlight=False)
 
 
 def _cells(row: Row) -> list[str]:
     spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
     d = row.difference
-    told = ("", "", "") if d is None else (f"{d.mean:+.2f}", interval(d), _styled(d.verdict))
-    cosine = "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}"
+    told = "" if d is None else f"{d.mean:+.2f} ± {d.half:.2f}"
     return [
-        LABELS[row.sharpness],
-        f"{row.rho:g}" if row.rho else "",
+        f" {LABELS[row.sharpness]}" + (f" ρ={row.rho:g}" if row.rho else ""),
         f"{row.mean:.2f}{spread}",
-        *told,
+        told if d is None else _styled(told, d.verdict),
         f"{row.train_accuracy:.1f}",
         f"{row.gradients_per_step:g}",
         f"{row.step_time:.2f}×",
-        cosine,
+        "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}",
     ]
 
 
-def _styled(verdict: str) -> str:
+def _styled(text: str, verdict: str) -> str:
     color = {"helps": "green", "hurts": "red"}.get(verdict)
-    return f"[{color}]{verdict}[/{color}]" if color else verdict
+    return f"[{color}]{text}[/{color}]" if color else text
 
 
 def sentences(table: Table) -> list[str]:
@@ -87,11 +85,11 @@ def _control(table: Table) -> list[str]:
     if d is None or d.pairs < 2:
         return []
     meaning = {
-        "helps": "so its direction matters, not just the perturbation",
-        "hurts": "so its direction is worse than none in particular",
-        "within noise": "so its direction shows no effect of its own",
+        "helps": "so the direction matters, not just its length",
+        "hurts": "so a random direction is the better one",
+        "within noise": "so its direction cannot be told from a random one here",
     }
-    return [f"S²-SAM against a random direction: {d.mean:+.2f} points, {interval(d)}, {meaning[d.verdict]}."]
+    return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({interval(d)}), {meaning[d.verdict]}."]
 
 
 def _verb(d: Difference) -> str:
@@ -100,7 +98,7 @@ def _verb(d: Difference) -> str:
 
 def interval(d: Difference) -> str:
     """A 95 % interval as text."""
-    return f"[{d.low:+.2f}, {d.high:+.2f}]" if d.pairs > 1 else "[one seed]"
+    return f"{d.low:+.2f} to {d.high:+.2f}" if d.pairs > 1 else "one seed"
 
 
 def draw(tables: Sequence[Table], file: Path) -> None:
@@ -110,7 +108,9 @@ def draw(tables: Sequence[Table], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(tables), figsize=(1 + 4.6 * len(tables), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(1 + 4.6 * len(tables), 3.2), squeeze=False, layout="constrained"
+    )
     for axis, table in zip(axes[0], tables, strict=True):
         plain = table.row("none")
         told = [row for row in table.rows if row.difference is not None]
@@ -122,7 +122,10 @@ def draw(tables: Sequence[Table], file: Path) -> None:
             reach = [[0.0], [0.0]] if d.pairs < 2 else [[d.mean - d.low], [d.high - d.mean]]
             axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=COLORS[row.sharpness], capsize=4, markersize=6)
         axis.axvline(0, color="#333333", linewidth=1)
-        names = [f"{LABELS[r.sharpness]}, ρ = {r.rho:g}\n{r.gradients_per_step:g} grad., {r.step_time:.2f}× time" for r in told]
+        names = [
+            f"{LABELS[r.sharpness]}, ρ = {r.rho:g}\n{r.gradients_per_step:g} grad., {r.step_time:.2f}× time"
+            for r in told
+        ]
         axis.set_yticks(range(len(told)), names[::-1])
         axis.set_ylim(-0.6, len(told) - 0.4)
         axis.set_xlabel("difference to plain training, points of test accuracy")

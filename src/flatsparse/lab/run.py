@@ -102,7 +102,9 @@ class Run(Setting):
         check_finite("--weight-decay", self.weight_decay)
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
-        return dataclasses.replace(self, method=self.method.lower(), model=model, sparsity=sparsity, device=_device(self.device))
+        return dataclasses.replace(
+            self, method=self.method.lower(), model=model, sparsity=sparsity, device=_device(self.device)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""

@@ -24,6 +24,11 @@ class Difference:
     pairs: int
 
     @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return self.high - self.mean
+
+    @property
     def verdict(self) -> str:
         """What the interval allows to say."""
         if self.pairs < 2:

@@ -15,7 +15,7 @@ from flatsparse.plan import Method
 
 METHODS: dict[str, type[Method]] = {"dense": Dense, "static": Static, "gmp": GMP, "set": SET, "rigl": RigL}
 
-__all__ = ["METHODS", "GMP", "SET", "Dense", "RigL", "Static", "named"]
+__all__ = ["GMP", "METHODS", "SET", "Dense", "RigL", "Static", "named"]
 
 
 def named(name: str, options: dict[str, Any]) -> Method:

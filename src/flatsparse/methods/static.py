@@ -16,7 +16,9 @@ class Dense:
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         if sparsity != 0:
-            raise InputError(f"method 'dense' keeps every weight, so sparsity {sparsity} cannot hold: give 0, or 'static'")
+            raise InputError(
+                f"method 'dense' keeps every weight, so sparsity {sparsity} cannot hold: give 0, or 'static'"
+            )
         return Plan(sparsity=0.0, initial=each(random), distribution=uniform)
 
 

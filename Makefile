@@ -1,0 +1,36 @@
+# Everything lives in .venv; `make demo` and `make test` set it up on a machine that has only Python (3.10+) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all lint format clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	touch $@
+
+# RigL at 95 % on 300 scans of digits, with clean labels and with a fifth of them wrong; ρ is chosen on validation scans.
+# Repeated, it goes on where it stopped, or tells again what it found; `make clean` forgets.
+demo: setup
+	$(BIN)/flatsparse compare --data digits --train-size 300 --batch-size 64 --epochs 40 --method rigl --sparsity 0.95 \
+		--label-noise 0 0.2 --tune --rho-grid 0.1 0.2 0.5 1 --tune-seeds 2 --seeds 8 --out demo --resume
+
+test: setup lint
+	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+test-all: setup lint
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+clean:
+	rm -rf .venv demo build dist
