@@ -52,8 +52,8 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
 
 def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
-    lines = [line.strip("│╭╮╰╯─ \t") for line in boxed.splitlines()]
-    kept = [line for line in lines[1:] if line and "--help" not in line]
+    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
+    kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
     return re.sub(r"\s+", " ", " ".join(kept)) or "the arguments do not fit"
 
 

@@ -111,11 +111,8 @@ class _Follower:
     def follows(self, model: nn.Module, optimizer: SharpnessAware) -> bool:
         return self._model() is model and self._optimizer() is optimizer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Follower:
-        return _Follower(None, None)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Follower, (None, None)
+        return _Follower, (None, None)  # for pickles and deep copies alike
 
     def _live(self, model: nn.Module) -> SharpnessAware | None:
         return self._optimizer() if self._model() is model else None

@@ -20,6 +20,14 @@ State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for eac
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+Mark = tuple[int, int]
+
+
+def mark(p: Tensor) -> Mark:
+    """What changes whenever a tensor is written to in place or given other storage (but not by ``p.data.copy_``)."""
+    return p._version, p.data_ptr()
+
+
 class MaskedWeight:
     """One prunable weight and its mask; what every score is a function of.
 
@@ -42,7 +50,7 @@ class MaskedWeight:
         self.active = weight.numel()
         self.dense_grad: Tensor | None = None
         self.generator = generator(seed, 0, index)
-        self._seen_version: int | None = None
+        self._seen: Mark | None = None
 
     def __repr__(self) -> str:
         return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} live)"
@@ -74,13 +82,13 @@ class MaskedWeight:
 
     def restore(self) -> None:
         """Zero the weight outside the mask if anything has written to it since the last look."""
-        if self.weight._version != self._seen_version:
+        if mark(self.weight) != self._seen:
             self.zero_outside(self.weight)
             self.look()
 
     def look(self) -> None:
         """Remember that the weight is known to be zero outside the mask as it is now."""
-        self._seen_version = self.weight._version
+        self._seen = mark(self.weight)
 
 
 class Masks(Sequence[MaskedWeight]):

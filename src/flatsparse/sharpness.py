@@ -191,7 +191,7 @@ class SAM(SharpnessAware):
         Raises: InputError without a closure and without a gradient from ``perturbed()``.
         """
         loss = None
-        aware = any(group["rho"] != 0 for group in self.param_groups)
+        aware = any(self._radius(group) != 0 for group in self.param_groups)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

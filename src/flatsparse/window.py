@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from flatsparse import following
 from flatsparse.errors import InputError, check_finite
+from flatsparse.masks import Mark, mark
 
 TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below the norm of any other
 
@@ -51,7 +52,7 @@ class SharpnessAware(Optimizer):
         self._looked = False  # whether a perturbed forward has run since the last step
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
-        self._versions: dict[nn.Parameter, int] = {}  # of each w when its u was made
+        self._marks: dict[nn.Parameter, Mark] = {}  # of each w when its u was made
         self._zeroing: Mapping[nn.Parameter, Zeroing] = {}
         self._share()
 
@@ -60,10 +61,13 @@ class SharpnessAware(Optimizer):
     def _share(self, *_: object) -> None:
         """Use the base's groups and state as our own; it replaces both when it loads, so this follows each load."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
-        for group in self.param_groups:
-            group.setdefault("rho", self.defaults["rho"])
         if self._share not in self.base._optimizer_load_state_dict_post_hooks.values():
             self.base.register_load_state_dict_post_hook(self._share)
+
+    def _radius(self, group: dict[str, Any]) -> float:
+        """A group's ρ; a group that was added to the base, or loaded from it, has ours."""
+        rho: float = group.setdefault("rho", self.defaults["rho"])
+        return rho
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may carry its own ``rho``."""
@@ -87,8 +91,8 @@ class SharpnessAware(Optimizer):
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Masks and followed models attach themselves anew; versions are those of the copies.
-        super().__setstate__({**state, "_zeroing": {}, "_neighbours": {}, "_versions": {}})
+        # Masks and followed models attach themselves anew; marks are those of the originals.
+        super().__setstate__({**state, "_zeroing": {}, "_neighbours": {}, "_marks": {}})
         self._share()
 
     # -- the window -----------------------------------------------------------------------------------------------
@@ -136,17 +140,18 @@ class SharpnessAware(Optimizer):
             return
         self._drop_stale_neighbours()
         for group in self.param_groups:
-            if group["rho"] == 0:
+            rho = self._radius(group)
+            made_at = group.get("neighbour_rho", rho)
+            if rho == 0 or made_at == 0:  # no neighbours are wanted, or none were made
                 continue
-            stretch = group["rho"] / group.get("neighbour_rho", group["rho"])
             for p in group["params"]:
                 if (u := self._neighbour(p)) is None:
                     continue
-                if stretch != 1:  # ρ was changed after the step that made u
-                    torch.lerp(p.detach(), u, stretch, out=u)
+                if rho != made_at:  # ρ was changed after the step that made u
+                    torch.lerp(p.detach(), u, rho / made_at, out=u)
                 self._window.append((p, p.data))
                 p.data = u
-            group["neighbour_rho"] = group["rho"]
+            group["neighbour_rho"] = rho
         self._looked |= bool(self._window)
 
     def _close(self) -> None:
@@ -186,17 +191,17 @@ class SharpnessAware(Optimizer):
         """
         norm = _norm(list(directions.values()))
         for group in self.param_groups:
-            group["neighbour_rho"] = group["rho"]
+            group["neighbour_rho"] = rho = self._radius(group)
             for p in group["params"]:
                 if norm is None or p not in directions:
                     self._forget_neighbour(p)
                     continue
                 u = self._neighbour(p)
                 u = torch.empty_like(p, requires_grad=False) if u is None else u
-                scale = (group["rho"] / (norm + TINY)).to(p.device, p.dtype)
+                scale = (rho / (norm + TINY)).to(p.device, p.dtype)
                 torch.addcmul(p.detach(), directions[p], scale, out=u)
                 self._keep_neighbour(p, u)
-                self._versions[p] = p._version
+                self._marks[p] = mark(p)
         self._warn_of_rounding(directions)
 
     @torch.no_grad()
@@ -204,17 +209,18 @@ class SharpnessAware(Optimizer):
         """Forget neighbours of weights that were since replaced, e.g. by loading others without their optimizer.
 
         Only weights that were written to since are measured: a neighbour further than 2ρ from its weights is stale.
+        Writing through ``p.data.copy_`` leaves no mark and goes unnoticed; ``p.copy_`` under ``no_grad`` does not.
         """
         pairs = [(p, u) for g in self.param_groups for p in g["params"] if (u := self._neighbour(p)) is not None]
         stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype]
-        written = [(p, u) for p, u in pairs if self._versions.get(p) != p._version]
+        written = [(p, u) for p, u in pairs if self._marks.get(p) != mark(p)]
         if written and not stale:
             distance = _norm([p.detach() - u for p, u in written])
             reach = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
             stale = [p for p, _ in written if distance is None or not distance <= 2 * reach]
         for p in stale:
             self._forget_neighbour(p)
-        self._versions.update((p, p._version) for p, _ in written)
+        self._marks.update((p, mark(p)) for p, _ in written)
 
     def _warn_of_rounding(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
         coarse = next((p.dtype for p in directions if p.dtype in (torch.bfloat16, torch.float16)), None)
@@ -232,7 +238,7 @@ class SharpnessAware(Optimizer):
 
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         """The gradients that make a direction: of every parameter that has one and whose ρ is not 0."""
-        groups = [g for g in self.param_groups if g["rho"] != 0]
+        groups = [g for g in self.param_groups if self._radius(g) != 0]
         return {p: p.grad for g in groups for p in g["params"] if p.grad is not None}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Grid
@@ -74,7 +75,7 @@ class Compare(comparing.Comparison):
 class List:
     """List methods, models, data sets, distributions and kinds of sharpness awareness."""
 
-    what: str = "all"
+    what: tyro.conf.Positional[str] = "all"
     """methods, models, data, distributions, sharpness, or all."""
 
     def __call__(self) -> None:

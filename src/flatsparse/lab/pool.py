@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Job:
     test: bool = True
 
     @property
+    def finished(self) -> bool:
+        return (self.out / "result.json").is_file()
+
+    @property
     def result(self) -> dict[str, Any]:
         """What the finished run wrote."""
         found: dict[str, Any] = json.loads((self.out / "result.json").read_text())
@@ -40,43 +44,48 @@ def default_jobs(run: Run) -> int:
 
 
 def run_all(jobs: Sequence[Job], at_once: int, title: str, console: Console) -> None:
-    """Run every job, with a bar; a failing job stops the rest and its error is raised.
+    """Run every job that is not finished, with a bar; a failing job stops the rest and its error is raised.
 
-    A run's steps take one thread each, so that runs side by side do not slow each other down.
+    Several at once share out the cores, so that runs side by side do not slow each other down; a single one at a time
+    stays in this process.
     """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[runs]}/{task.fields[of]} runs"))
+    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
+        whole = sum(job.run.epochs * job.run.passes for job in jobs)
+        task = bar.add_task(title, total=whole, runs=0, of=len(jobs))
+
+        def tell() -> None:
+            epochs = sum(_epochs(job) * job.run.passes for job in jobs)
+            bar.update(task, completed=epochs, runs=sum(job.finished for job in jobs))
+
+        tell()
+        todo = [job for job in jobs if not job.finished]
+        if at_once == 1:
+            for job in todo:
+                _run(job)
+                tell()
+        elif todo:
+            _side_by_side(todo, at_once, tell)
+    if not console.is_terminal:
+        console.print(f"{title}: {len(todo)} of {len(jobs)} runs done now, the others before")
+
+
+def _side_by_side(jobs: Sequence[Job], at_once: int, tell: Callable[[], None]) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    weight = {job: job.run.epochs * job.run.passes for job in jobs}
-    with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[runs]}/" + f"{len(jobs)} runs"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as bar,
-        ProcessPoolExecutor(
-            at_once, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
-        ) as pool,
-    ):
-        task = bar.add_task(title, total=sum(weight.values()), runs=0)
-        waiting: set[Future[None]] = {pool.submit(_run, job) for job in jobs}
-        finished = 0
+    with ProcessPoolExecutor(at_once, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        waiting = {pool.submit(_run, job) for job in jobs}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                finished += len(done)
-                bar.update(task, completed=sum(_epochs(job) * job.run.passes for job in jobs), runs=finished)
+                tell()
         except BaseException:
             for future in waiting:
                 future.cancel()
             raise
-    if not console.is_terminal:
-        console.print(f"{title}: {len(jobs)} runs done")
 
 
 def _run(job: Job) -> None:

@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flatsparse.cli import main
+
+QUICK = ["--train-size", "64", "--validation-size", "50", "--batch-size", "32", "--epochs", "2"]
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert said.err.startswith("flatsparse: error: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("train --sparsity 1", "[0, 1)"),
+        ("train --sparsity -0.1", "[0, 1)"),
+        ("train --sparsity nan", "[0, 1)"),
+        ("train --rho -1", "--rho -1"),
+        ("train --rho inf", "--rho inf"),
+        ("train --lr 0", "--lr 0"),
+        ("train --lr nan", "--lr nan"),
+        ("train --epochs 0", "--epochs 0"),
+        ("train --epochs half", "--epochs"),
+        ("train --batch-size 0", "--batch-size 0"),
+        ("train --label-noise 1.5", "--label-noise"),
+        ("train --method riggle", "rigl"),
+        ("train --method dense --sparsity 0.5", "dense"),
+        ("train --model resnet2", "resnet20"),
+        ("train --data digit", "digits"),
+        ("train --distribution erks", "erk"),
+        ("train --sharpness flat", "s2sam"),
+        ("train --exclude nothing*", "matches no layer"),
+        ("train --include 12.*", "matches no layer"),
+        ("train --sparsity 0.99999", "every layer keeps one"),
+        ("train --data cifar10 --data-dir absent", "absent"),
+        ("train --train-size 5000", "--train-size"),
+        ("train --device moon", "--device moon"),
+        ("train --sede 3", "--seed"),
+        ("trane", "train"),
+        ("compare --rhos flat 1", "flat"),
+        ("compare --seeds 0", "--seeds 0"),
+        ("compare --tune --validation-size 0", "--tune"),
+        ("compare --jobs 0", "--jobs 0"),
+        ("list method", "methods"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in fails(capsys, *arguments.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_with_another_run_is_left_alone(capsys, tmp_path):
+    main(["train", *QUICK, "--out", str(tmp_path / "run")])
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    capsys.readouterr()
+    assert "--resume" in fails(capsys, "train", *QUICK, "--out", str(tmp_path / "run"))
+    assert "--seed 0, not 1" in fails(
+        capsys, "train", *QUICK, "--seed", "1", "--resume", "--out", str(tmp_path / "run")
+    )
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_an_output_place_that_cannot_be_made_is_named(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in fails(capsys, "train", *QUICK, "--out", str(tmp_path / "file" / "run"))
+
+
+def test_train_tells_accuracy_sparsity_and_cost(capsys, tmp_path):
+    main(["train", *QUICK, "--sharpness", "s2sam", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"{result['test_accuracy']:.2f} %" in said
+    assert "images/s" in said
+
+
+def test_list_names_everything_that_can_be_chosen(capsys):
+    main(["list"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("rigl", "gmp", "resnet32", "digits", "cifar10", "erk", "s2sam"))
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "flatsparse", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "compare" in done.stdout

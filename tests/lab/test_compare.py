@@ -1,0 +1,132 @@
+import io
+import json
+import statistics
+
+import pytest
+from rich.console import Console
+
+from flatsparse.errors import InputError
+from flatsparse.lab import reporting
+from flatsparse.lab.compare import TUNING_SEEDS, Comparison, compare, tabulate
+
+SMALL = Comparison(
+    train_size=64,
+    validation_size=50,
+    batch_size=32,
+    epochs=2,
+    seeds=2,
+    rhos={"sam": 0.1},
+    label_noise=(0.0, 0.2),
+    jobs=2,
+)
+
+
+def result(accuracy, sharpness="none", rho=0.0, step=0.01, gradients=10):
+    return {
+        "test_accuracy": accuracy,
+        "train_accuracy": 99.0,
+        "validation_accuracy": 90.0,
+        "rho": rho,
+        "gradient_evaluations": gradients,
+        "steps": 10,
+        "gradient_cosine": 0.1,
+        "seconds": {"step_median": step},
+    }
+
+
+def test_rows_are_paired_seed_by_seed():
+    results = {
+        "none": [result(90.0), result(80.0), result(85.0)],
+        "s2sam": [
+            result(91.0, rho=0.1, step=0.011),
+            result(81.2, rho=0.1, step=0.011),
+            result(85.9, rho=0.1, step=0.011),
+        ],
+        "random": [result(90.1), result(79.9), result(85.0)],
+    }
+    table = tabulate(0.0, results, {})
+    row = table.row("s2sam")
+    assert row.difference.mean == pytest.approx(statistics.fmean([1.0, 1.2, 0.9]))
+    assert row.difference.verdict == "helps"  # by far, although the seeds themselves differ by ten points
+    assert row.step_time == pytest.approx(1.1)
+    assert table.row("random").difference.verdict == "within noise"
+    assert table.over_random.verdict == "helps"
+    told = " ".join(reporting.sentences(table))
+    assert "S²-SAM (ρ = 0.1) helps: +1.03 points" in told
+    assert "random (ρ = 0) is within noise" in told
+
+
+def test_one_seed_claims_nothing():
+    table = tabulate(0.0, {"none": [result(90.0)], "sam": [result(99.0, rho=0.1, gradients=20)]}, {})
+    (told,) = reporting.sentences(table)
+    assert "nothing can be said" in told
+    assert "2 gradients a step" in told
+
+
+@pytest.fixture(scope="module")
+def small_comparison(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    return out, compare(SMALL, out, console=Console(quiet=True))
+
+
+def test_a_comparison_runs_every_cell_and_writes_what_it_says(small_comparison):
+    out, tables = small_comparison
+    assert len(list(out.glob("runs/*/result.json"))) == 2 * 4 * 2
+    saved = json.loads((out / "compare.json").read_text())
+    assert [t["label_noise"] for t in saved["tables"]] == [0.0, 0.2]
+    assert tables[0].row("sam").rho == 0.1
+    assert tables[0].row("s2sam").rho == 0.05
+    for table, plain in zip(tables, saved["tables"], strict=True):
+        for row, values in zip(table.rows, plain["rows"], strict=True):
+            noise = f"{table.label_noise:g}"
+            found = [
+                json.loads((out / f"runs/noise{noise}-{row.sharpness}-seed{s}/result.json").read_text()) for s in (0, 1)
+            ]
+            assert list(row.accuracies) == values["accuracies"] == [r["test_accuracy"] for r in found]
+
+
+def test_the_table_fits_a_terminal_and_the_picture_is_drawn(small_comparison, tmp_path):
+    _, tables = small_comparison
+    said = io.StringIO()
+    reporting.print_tables(tables, Console(width=80, file=said))
+    said = said.getvalue()
+    assert "…" not in said
+    assert "S²-SAM ρ=0.05" in said
+    reporting.draw(tables, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_comparison_is_told_again_without_running(small_comparison, monkeypatch):
+    out, tables = small_comparison
+    written = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/model.safetensors")}
+    assert compare(SMALL, out, resume=True, console=Console(quiet=True)) == tables
+    assert {file: file.stat().st_mtime_ns for file in written} == written
+
+
+def test_another_comparison_is_refused(small_comparison):
+    out, _ = small_comparison
+    with pytest.raises(InputError, match="--resume"):
+        compare(SMALL, out)
+    with pytest.raises(InputError, match="--lr"):
+        compare(Comparison(**{**vars(SMALL), "lr": 0.3}), out, resume=True)
+
+
+def test_radii_are_chosen_on_validation_images_of_other_seeds(tmp_path):
+    chosen = Comparison(
+        **{
+            **vars(SMALL),
+            "tune": True,
+            "rho_grid": (0.05, 4.0),
+            "tune_seeds": 1,
+            "label_noise": (0.0,),
+            "sharpness": ("sam",),
+            "seeds": 1,
+            "jobs": 1,
+        }
+    )
+    (table,) = compare(chosen, tmp_path / "out", console=Console(quiet=True))
+    tried = table.tried["sam"]
+    assert table.row("sam").rho == max((0.05, 4.0), key=lambda rho: tried[f"{rho:g}"])
+    for file in (tmp_path / "out" / "tuning").glob("*/result.json"):
+        assert json.loads(file.read_text())["test_accuracy"] is None
+        assert json.loads(file.read_text())["seed"] >= TUNING_SEEDS

@@ -1,0 +1,153 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from flatsparse.errors import InputError
+from flatsparse.lab import training as loop
+from flatsparse.lab.build import build
+from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.methods import METHODS
+
+SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL between two epochs."""
+
+
+class KillAfter(loop.Silent):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def finished_epoch(self, record):
+        if record["epoch"] == self.epoch:
+            raise Killed
+
+
+def small(method="rigl", **changes):
+    return dataclasses.replace(SMALL, method=method, sparsity=0.0 if method == "dense" else 0.9, **changes)
+
+
+def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
+    result = loop.train(small(sharpness="s2sam"), tmp_path / "run")
+    names = {file.name for file in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "model.safetensors",
+        "masks.safetensors",
+        "result.json",
+    }
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert result["steps"] == result["gradient_evaluations"] == 12
+    assert {"train", "train_dense", "inference", "inference_dense"} == set(result["flops"])
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["model"] == "digitnet"
+
+
+def test_saved_weights_have_exactly_the_asked_sparsity_and_agree_with_the_saved_masks(tmp_path):
+    loop.train(small(sharpness="s2sam"), tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    with safe_open(tmp_path / "run" / "masks.safetensors", "pt") as file:
+        about, packed = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    shapes = json.loads(about["shapes"])
+    live = total = 0
+    for name, bits in packed.items():
+        size = int(np.prod(shapes[name]))
+        mask = np.unpackbits(bits.numpy(), count=size, bitorder="little").reshape(shapes[name]).astype(bool)
+        assert not weights[name].numpy()[~mask].any()
+        live, total = live + mask.sum(), total + size
+    assert total - live == round(0.9 * total)
+    assert about["method"] == "rigl"
+
+
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, method, sharpness):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    run = small(method, sharpness=sharpness)
+    whole = loop.train(run, tmp_path / "whole")
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "killed", watcher=KillAfter(2))
+    again = loop.train(run, tmp_path / "killed", resume=True)
+    ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("killed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    timeless = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in (whole, again)]
+    assert timeless[0] == timeless[1]
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == run.epochs
+
+
+def test_a_finished_run_is_returned_not_repeated(tmp_path):
+    first = loop.train(SMALL, tmp_path / "run")
+    written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert loop.train(SMALL, tmp_path / "run", resume=True) == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
+    loop.train(SMALL, tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="--resume"):
+        loop.train(SMALL, tmp_path / "run")
+    with pytest.raises(InputError, match=r"--lr 0\.1, not 0\.2"):
+        loop.train(dataclasses.replace(SMALL, lr=0.2), tmp_path / "run", resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="something else"):
+        loop.train(SMALL, tmp_path / "mine", resume=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="the loss became") as caught:
+        loop.train(small(optimizer="adamw", lr=1e30), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_sharpness_changes_nothing_but_the_optimizer():
+    nets = [build(small(sharpness=name).resolved()) for name in SHARPNESS]
+    for other in nets[1:]:
+        assert torch.equal(nets[0].splits.train.images, other.splits.train.images)
+        pairs = zip(nets[0].model.parameters(), other.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(nets[0].training.masks.values(), other.training.masks.values(), strict=True)
+        )
+
+
+def test_gradients_and_flops_are_counted_by_what_was_done(tmp_path):
+    results = {name: loop.train(small("set", sharpness=name), tmp_path / name) for name in SHARPNESS}
+    assert results["sam"]["gradient_evaluations"] == 2 * results["none"]["gradient_evaluations"]
+    assert results["s2sam"]["gradient_evaluations"] == results["none"]["gradient_evaluations"]
+    assert results["sam"]["flops"]["train"] == pytest.approx(2 * results["none"]["flops"]["train"])
+    assert results["s2sam"]["flops"]["train"] == results["none"]["flops"]["train"]
+    ratio = results["none"]["flops"]["inference"] / results["none"]["flops"]["inference_dense"]
+    assert results["none"]["flops"]["train"] / results["none"]["flops"]["train_dense"] == pytest.approx(ratio)
+
+
+def test_rigl_pays_for_its_dense_gradients(tmp_path):
+    run = small("rigl", every=3, until=1.0)  # due at steps 3, 6, 9 and 12 of 12
+    flops = loop.train(run, tmp_path / "run")["flops"]
+    sparse = flops["inference"]
+    expected = 64 * 3 * (3 * sparse) + 64 * (flops["inference_dense"] - sparse)  # a quarter of the batches is due
+    assert flops["train"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_command_line_period_leaves_ten_updates():
+    parts = build(small("rigl", epochs=10).resolved())
+    (rule,) = parts.training.plan.rules
+    assert sum(rule.when(step) for step in range(1, 41)) >= 10
+
+
+def test_bf16_and_channels_last_train_too(tmp_path):
+    result = loop.train(small(precision="bf16", channels_last=True, sharpness="s2sam", epochs=6), tmp_path / "run")
+    assert result["train_accuracy"] > 15

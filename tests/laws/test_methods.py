@@ -1,0 +1,253 @@
+"""Laws that hold for every method, under every kind of sharpness and both families of optimizers.
+
+The methods come from ``fs.METHODS``, so a new one is held to the laws on the day it is listed. What is said of methods
+by name here is what they promise: which prune on the way, and which never move their masks.
+"""
+
+import dataclasses
+import io
+import itertools
+
+import pytest
+import torch
+
+import flatsparse as fs
+from flatsparse.criteria import needs_dense_gradient
+from tests.sparse_helpers import assert_zero_outside, copied, masked, same, state_of, take_step, tiny_net, train
+
+STEPS, SPARSITY = 14, 0.8
+PARTS = ("model", "optimizer", "training")
+PRUNE_ON_THE_WAY = {"gmp"}
+NEVER_MOVE = {"dense", "static"}
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+
+
+BASES = {"sgd": sgd, "adamw": adamw}
+SHARPNESS = {"none": lambda base, rho: base, "sam": fs.SAM, "s2sam": fs.S2SAM}
+
+methods = pytest.mark.parametrize("method", fs.METHODS)
+bases = pytest.mark.parametrize("base", BASES)
+sharpnesses = pytest.mark.parametrize("sharpness", SHARPNESS)
+
+
+def make(method, base, sharpness, *, rho=0.1, net=0, seed=0):
+    """A sparse model, its optimizer and its training, made from scratch."""
+    model = tiny_net(net)
+    optimizer = SHARPNESS[sharpness](BASES[base](model), rho=rho) if sharpness != "none" else BASES[base](model)
+    options = {"every": 3} if "every" in {field.name for field in dataclasses.fields(fs.METHODS[method])} else {}
+    sparsity = 0.0 if method == "dense" else SPARSITY
+    training = fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=STEPS, seed=seed, **options)
+    return model, optimizer, training
+
+
+def saved(model, optimizer, training):
+    """A checkpoint as a file's bytes."""
+    file = io.BytesIO()
+    states = (part.state_dict() for part in (model, optimizer, training))
+    torch.save(dict(zip(PARTS, states, strict=True)), file)
+    return file.getvalue()
+
+
+def loaded(file):
+    """A checkpoint read anew, since an optimizer takes over the tensors it is given."""
+    return torch.load(io.BytesIO(file), weights_only=True)
+
+
+def look_at(model, optimizer, training):
+    return loaded(saved(model, optimizer, training))
+
+
+def live(training):
+    return sum(int(mask.sum()) for mask in training.masks.values())
+
+
+@methods
+@bases
+@sharpnesses
+def test_sparsity_is_exact_and_nothing_lives_outside_the_masks_after_every_step(method, base, sharpness):
+    model, optimizer, training = make(method, base, sharpness)
+    total = sum(mask.numel() for mask in training.masks.values())
+    target = total - round((0.0 if method == "dense" else SPARSITY) * total)
+    counts = {name: int(mask.sum()) for name, mask in training.masks.items()}
+
+    def look(step):
+        assert training.steps_taken == step
+        assert_zero_outside(model, training, optimizer)
+        assert training.sparsity == 1 - live(training) / total
+        if method not in PRUNE_ON_THE_WAY:
+            assert live(training) == target
+
+    assert_zero_outside(model, training, optimizer)
+    train(model, optimizer, STEPS, after=look)
+    assert live(training) == target
+    if method in {"set", "rigl"}:
+        assert {name: int(mask.sum()) for name, mask in training.masks.items()} == counts
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all((weight[mask] != 0).any() for weight, mask in masked(model, training).values())
+
+
+@methods
+@bases
+@sharpnesses
+def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base, sharpness):
+    model, optimizer, training = make(method, base, sharpness)
+    before = copied(training.masks)
+    checked = 0
+
+    def look(step):
+        nonlocal checked
+        for name, (weight, mask) in masked(model, training).items():
+            grown = mask & ~before[name]
+            assert not weight[grown].any()
+            assert not any(value[grown].any() for value in state_of(optimizer, weight).values())
+            checked += int(grown.sum())
+        before.update(copied(training.masks))
+
+    train(model, optimizer, STEPS, after=look)
+    assert checked > 0 or method in NEVER_MOVE | PRUNE_ON_THE_WAY
+
+
+@methods
+@bases
+@pytest.mark.parametrize("sharpness", ["sam", "s2sam"])
+def test_without_a_radius_the_run_is_the_bases_run_bit_for_bit(method, base, sharpness):
+    plain = make(method, base, "none")
+    wrapped = make(method, base, sharpness, rho=0.0)
+    for model, optimizer, _ in (plain, wrapped):
+        train(model, optimizer, STEPS)
+    assert same(plain[0].state_dict(), wrapped[0].state_dict())
+    assert same(plain[2].state_dict(), wrapped[2].state_dict())
+    assert same(plain[1].state_dict()["state"], wrapped[1].state_dict()["state"])
+
+
+@methods
+@bases
+@pytest.mark.parametrize("sharpness", ["sam", "s2sam"])
+def test_with_a_radius_the_run_is_another(method, base, sharpness):
+    plain, wrapped = make(method, base, "none"), make(method, base, sharpness)
+    for model, optimizer, _ in (plain, wrapped):
+        train(model, optimizer, 3)
+    assert not same(plain[0].state_dict(), wrapped[0].state_dict())
+
+
+def resumed(method, base, sharpness, file, start, order=PARTS):
+    """The end of a run that is rebuilt from other weights and continued from a checkpoint."""
+    model, optimizer, training = make(method, base, sharpness, net=1)
+    parts = dict(zip(PARTS, (model, optimizer, training), strict=True))
+    checkpoint = loaded(file)
+    for name in order:
+        parts[name].load_state_dict(checkpoint[name])
+    train(model, optimizer, STEPS, start=start)
+    return look_at(model, optimizer, training)
+
+
+@methods
+@bases
+@sharpnesses
+@pytest.mark.parametrize("stop", [2, 3, 7])
+def test_a_resumed_run_is_the_run_that_never_stopped(method, base, sharpness, stop):
+    # Updates come at 3, 6 and 9: just before one, just after one, and between.
+    model, optimizer, training = make(method, base, sharpness)
+    train(model, optimizer, stop)
+    file = saved(model, optimizer, training)
+    train(model, optimizer, STEPS, start=stop)
+    assert same(look_at(model, optimizer, training), resumed(method, base, sharpness, file, stop))
+
+
+@methods
+@bases
+@sharpnesses
+def test_the_parts_of_a_checkpoint_load_in_any_order(method, base, sharpness):
+    model, optimizer, training = make(method, base, sharpness)
+    train(model, optimizer, 4)
+    file = saved(model, optimizer, training)
+    first, *others = itertools.permutations(PARTS)
+    wanted = resumed(method, base, sharpness, file, 4, first)
+    for order in others:
+        assert same(wanted, resumed(method, base, sharpness, file, 4, order)), order
+
+
+@methods
+@bases
+@sharpnesses
+def test_two_runs_of_one_seed_are_identical(method, base, sharpness):
+    ran = []
+    for _ in range(2):
+        model, optimizer, training = make(method, base, sharpness)
+        torch.rand(3)  # nothing hangs on the global generator
+        train(model, optimizer, STEPS)
+        ran.append(look_at(model, optimizer, training))
+    assert same(*ran)
+
+
+@methods
+@bases
+@sharpnesses
+def test_masks_move_when_an_update_is_due_and_at_no_other_step(method, base, sharpness):
+    model, optimizer, training = make(method, base, sharpness)
+    before, moved = copied(training.masks), []
+
+    def look(step):
+        if not same(before, training.masks):
+            moved.append(step)
+        before.update(copied(training.masks))
+
+    train(model, optimizer, STEPS, after=look)
+    due = [step for step in range(1, STEPS + 1) if training.due(step)]
+    assert set(moved) <= set(due)
+    if method in NEVER_MOVE:
+        assert moved == []
+    else:
+        assert len(moved) >= 2
+
+
+@methods
+def test_masks_of_a_random_start_hang_on_the_seed(method):
+    first, again, other = (copied(make(method, "sgd", "none", seed=seed)[2].masks) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert same(first, other) == (method in {"dense"} | PRUNE_ON_THE_WAY)
+
+
+@pytest.mark.parametrize("method", sorted(PRUNE_ON_THE_WAY))
+def test_pruning_on_the_way_never_brings_a_weight_back(method):
+    model, optimizer, training = make(method, "sgd", "none")
+    before = copied(training.masks)
+
+    def look(step):
+        assert all((before[name] | ~mask).all() for name, mask in training.masks.items())
+        before.update(copied(training.masks))
+
+    assert live(training) == 646
+    train(model, optimizer, STEPS, after=look)
+
+
+@methods
+def test_a_method_is_a_frozen_dataclass_that_plans_the_same_twice(method):
+    kind = fs.METHODS[method]
+    assert kind.__dataclass_params__.frozen
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().every = 7
+    sparsity = 0.0 if method == "dense" else SPARSITY
+    one, other = (kind().plan(sparsity, 1000) for _ in range(2))
+    assert (one.sparsity, one.distribution, one.rules) == (other.sparsity, other.distribution, other.rules)
+    assert all(rule.dense_gradient == needs_dense_gradient(rule.grow) for rule in one.rules if hasattr(rule, "grow"))
+
+
+def test_rewiring_at_every_step_keeps_the_laws():
+    model = tiny_net()
+    optimizer = fs.S2SAM(sgd(model), rho=0.1)
+    training = fs.sparsify(model, optimizer, "set", sparsity=SPARSITY, steps=STEPS, every=1, until=1.0)
+    moved = 0
+    for step in range(1, STEPS + 1):
+        before = copied(training.masks)
+        take_step(model, optimizer, step)
+        moved += not same(before, training.masks)
+        assert_zero_outside(model, training, optimizer)
+    assert moved == STEPS - 1  # none at the first

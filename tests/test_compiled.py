@@ -1,0 +1,123 @@
+"""Following compiled models: the window opens, or the user is told."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import flatsparse as fs
+
+from .helpers import (
+    batch,
+    conv_net,
+    loss_at,
+    s2sam,
+    same,
+    sgd,
+    train_steps,
+    weights,
+)
+
+
+@pytest.fixture
+def net():
+    """A class of its own for each test: compiled graphs belong to code."""
+    torch._dynamo.reset()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = conv_net()
+
+        def forward(self, inputs):
+            return self.layers(inputs)
+
+    yield Net
+    torch._dynamo.reset()
+
+
+COMPILED = {
+    "follow, then compile": lambda m, o: torch.compile(o.follow(m) and m, backend="eager"),
+    "compile, then follow": lambda m, o: following(torch.compile(m, backend="eager"), o),
+    "compile, then follow the inner": lambda m, o: (torch.compile(m, backend="eager"), o.follow(m))[0],
+    "in place, then follow": lambda m, o: (m.compile(backend="eager"), o.follow(m), m)[-1],
+    "follow, then in place": lambda m, o: (o.follow(m), m.compile(backend="eager"), m)[-1],
+}
+
+
+def following(model, optimizer):
+    optimizer.follow(model)
+    return model
+
+
+@pytest.mark.filterwarnings("default")  # torch's own compiler warns
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_compiled_model_is_perturbed_as_an_eager_one(net, how):
+    eager, inner = net(), net()
+    train_steps(eager, s2sam(eager, rho=0.5), 4)
+    optimizer = fs.S2SAM(sgd(inner.parameters()), rho=0.5)
+    compiled = COMPILED[how](inner, optimizer)
+    with warnings.catch_warnings(record=True) as caught:
+        train_steps(compiled, optimizer, 4)
+    assert same(weights(eager), weights(inner))
+    assert not [c for c in caught if "S2SAM" in str(c.message)]
+    loss_at(compiled)
+    compiled.eval()
+    with torch.no_grad():
+        inside = compiled(batch()[0])
+        assert optimizer.is_open
+        optimizer.eval()
+        assert same(compiled(batch()[0]), inside)
+
+
+@pytest.mark.parametrize("how", ["wrapper", "in place"])
+def test_a_model_that_ran_compiled_is_refused(net, how):
+    model = net()
+    compiled = torch.compile(model, backend="eager") if how == "wrapper" else model
+    if how == "in place":
+        model.compile(backend="eager")
+    compiled(batch()[0])
+    with pytest.raises(fs.InputError, match=r"\A.*compiled.*before.*\Z"):
+        fs.S2SAM(sgd(model.parameters())).follow(compiled)
+    assert not model._forward_pre_hooks
+
+
+def perturbs_or_objects(model, called, optimizer):
+    """Whether `follow` refuses, a window opens, or at least the second step warns."""
+    try:
+        optimizer.follow(model)
+    except fs.InputError:
+        return True
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_steps(called, optimizer, 2)
+    loss_at(called)
+    return optimizer.is_open or any("S2SAM" in str(c.message) for c in caught)
+
+
+def test_following_what_ran_inside_a_compiled_model_is_never_silently_the_base(net):
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch()[0])
+    assert perturbs_or_objects(model, compiled, fs.S2SAM(sgd(model.parameters())))
+
+
+def test_a_class_that_was_followed_before_is_never_silently_the_base(net):
+    s2sam(net())
+    compiled = torch.compile(net(), backend="eager")
+    compiled(batch()[0])
+    assert perturbs_or_objects(compiled, compiled, fs.S2SAM(sgd(compiled.parameters())))
+
+
+def test_after_a_reset_a_compiled_model_may_be_followed(net):
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch()[0])
+    torch.compiler.reset()
+    optimizer = fs.S2SAM(sgd(model.parameters())).follow(compiled)
+    train_steps(compiled, optimizer, 2)
+    loss_at(compiled)
+    assert optimizer.is_open

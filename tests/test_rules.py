@@ -1,0 +1,207 @@
+"""Rules by themselves, against plain forms: Rewire moves live weights, PruneTo takes them away."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import flatsparse as fs
+from flatsparse import criteria
+from flatsparse.distributions import DISTRIBUTIONS, uniform
+from flatsparse.masks import Masks
+from flatsparse.plan import updates
+from flatsparse.rules import PruneTo, Rewire
+from flatsparse.schedules import Constant, Cubic, Every
+from tests.sparse_helpers import copied, tiny_net
+
+ALWAYS = Every(1, until=10**6)
+GROWTH = pytest.mark.parametrize("grow", [criteria.random, criteria.gradient])
+
+
+def half_live(seed=0):
+    """The tiny net's masks, half of each layer live at random, with a dense gradient kept."""
+    model = tiny_net(seed)
+    masks = Masks.of(model, model.parameters(), seed=seed)
+    source = torch.Generator().manual_seed(seed)
+    masks.rewire({w.name: torch.rand(w.weight.shape, generator=source) < 0.5 for w in masks}, {})
+    for w in masks:
+        w.dense_grad = torch.randn(w.weight.shape, generator=source)
+    return masks
+
+
+def rewire(fraction, grow=criteria.gradient):
+    return Rewire(ALWAYS, Constant(fraction), drop=criteria.magnitude, grow=grow)
+
+
+def now(masks):
+    return copied({w.name: w.mask for w in masks})
+
+
+# -- Rewire -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1), st.integers(0, 5), st.sampled_from([criteria.random, criteria.gradient]))
+def test_rewiring_keeps_each_layers_count(fraction, seed, grow):
+    masks = half_live(seed)
+    new = rewire(fraction, grow)(masks, 2)
+    assert {name: int(mask.sum()) for name, mask in new.items()} == {w.name: w.active for w in masks}
+
+
+@GROWTH
+def test_a_fraction_of_zero_changes_nothing(grow):
+    masks = half_live()
+    before = now(masks)
+    masks.rewire(rewire(0.0, grow)(masks, 2), {})
+    assert all(torch.equal(w.mask, before[w.name]) for w in masks)
+
+
+def rewired_plainly(w, fraction):
+    """RigL's update by sorting: keep the largest live weights, grow the largest gradients among all the others."""
+    weight, grad, live = (t.flatten().tolist() for t in (w.weight, w.dense_grad, w.mask))
+    moved = int(fraction * sum(live))
+    by_weight = sorted((i for i in range(len(live)) if live[i]), key=lambda i: (-abs(weight[i]), i))
+    kept = set(by_weight[: len(by_weight) - moved])
+    by_gradient = sorted((i for i in range(len(live)) if i not in kept), key=lambda i: (-abs(grad[i]), i))
+    return kept | set(by_gradient[:moved])
+
+
+@given(st.floats(0, 1), st.integers(0, 5))
+def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed):
+    masks = half_live(seed)
+    new = rewire(fraction)(masks, 2)
+    for w in masks:
+        assert set(new[w.name].flatten().nonzero().squeeze(1).tolist()) == rewired_plainly(w, fraction)
+
+
+@GROWTH
+def test_grown_entries_start_from_zero_in_weight_and_state(grow):
+    masks = half_live()
+    state = {w.weight: {"buffer": torch.ones_like(w.weight)} for w in masks}
+    masks.clean(state)
+    before = now(masks)
+    masks.rewire(rewire(0.5, grow)(masks, 2), state)
+    for w in masks:
+        grown = w.mask & ~before[w.name]
+        assert grown.any()
+        assert not w.weight[grown].any()
+        assert not state[w.weight]["buffer"][grown].any()
+        assert (state[w.weight]["buffer"][w.mask & before[w.name]] == 1).all()
+
+
+def test_a_weight_dropped_and_grown_at_once_keeps_its_value():
+    masks = half_live()
+    w = masks[0]
+    live = w.mask.nonzero()
+    smallest = tuple(live[w.weight[w.mask].abs().argmin()])
+    w.dense_grad[smallest] = 1e6
+    value = w.weight[smallest].item()
+    masks.rewire(rewire(0.3)(masks, 2), {})
+    assert w.mask[smallest]
+    assert w.weight[smallest].item() == value != 0
+
+
+def test_a_layer_that_got_no_gradient_grows_by_place():
+    masks = half_live()
+    masks[0].dense_grad = None
+    new = rewire(1.0)(masks, 2)["0.weight"].flatten()
+    assert new[: masks[0].active].all()
+
+
+def grown_at(step, seed):
+    masks = half_live()
+    for w in masks:
+        w.seed = seed
+    masks.prepare(step)
+    return rewire(0.5, criteria.random)(masks, step)
+
+
+def test_random_growth_depends_on_seed_and_step_and_on_nothing_else():
+    first = grown_at(3, seed=1)
+    torch.rand(7)
+    assert all(torch.equal(first[name], mask) for name, mask in grown_at(3, seed=1).items())
+    for other in (grown_at(4, seed=1), grown_at(3, seed=2)):
+        assert not any(torch.equal(first[name], mask) for name, mask in other.items())
+
+
+def test_layers_of_one_shape_grow_at_different_places():
+    model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
+    masks = Masks.of(model, model.parameters())
+    masks.prepare(2)
+    one, other = (criteria.random(w) for w in masks)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("grow", "reads"), [(criteria.gradient, True), (criteria.random, False)])
+def test_a_rule_says_whether_it_reads_the_dense_gradient(grow, reads):
+    assert rewire(0.3, grow).dense_gradient is reads
+    assert Rewire(ALWAYS, Constant(0.3), drop=grow, grow=criteria.random).dense_gradient is reads
+    assert PruneTo(ALWAYS, Constant(0.5), keep=grow, distribution=uniform).dense_gradient is reads
+
+
+# -- PruneTo ----------------------------------------------------------------------------------------------------------
+
+
+def dense_net(shapes, seed=0):
+    """Linear layers of given shapes with distinct weights, all live."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.ModuleList(nn.Linear(inputs, outputs, bias=False) for inputs, outputs in shapes)
+    return Masks.of(model, model.parameters())
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 9), st.integers(2, 9)), min_size=1, max_size=5),
+    st.sampled_from(sorted(DISTRIBUTIONS)),
+    st.integers(2, 12),
+)
+def test_pruning_never_brings_a_weight_back_and_ends_on_target(shapes, distribution, updates):
+    masks = dense_net(shapes)
+    prune = PruneTo(ALWAYS, Cubic(0.0, 0.6, until=updates), criteria.magnitude, DISTRIBUTIONS[distribution])
+    for step in range(1, updates + 1):
+        before = now(masks)
+        masks.rewire(prune(masks, step), {})
+        assert masks.active == masks.budget(prune.sparsity(step))
+        assert all((before[w.name] | ~w.mask).all() for w in masks)
+    assert masks.active == masks.budget(0.6)
+
+
+def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
+    # Ten weights split over layers of 9, 7 and 3 as 5, 4, 1, and nine as 4, 3, 2: the third would regain one.
+    masks = dense_net([(3, 3), (7, 1), (3, 1)])
+    for live in (10, 9):
+        before = now(masks)
+        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), criteria.magnitude, uniform)(masks, 2), {})
+        assert masks.active == live
+        assert all((before[w.name] | ~w.mask).all() for w in masks)
+
+
+def test_pruning_keeps_the_largest_weights_of_each_layer():
+    masks = dense_net([(4, 5), (5, 4)])
+    new = PruneTo(ALWAYS, Constant(0.75), criteria.magnitude, uniform)(masks, 2)
+    for w in masks:
+        assert w.weight.abs()[new[w.name]].min() > w.weight.abs()[~new[w.name]].max()
+
+
+@given(st.integers(2, 40), st.integers(1, 60), st.floats(0.05, 1.0))
+@pytest.mark.filterwarnings("ignore:every=")
+def test_gradual_pruning_is_planned_to_end_exactly_on_target(steps, every, until):
+    [prune] = fs.methods.GMP(every=every, until=until).plan(0.9, steps).rules
+    acts = [step for step in range(2, steps + 1) if prune.when(step)]
+    assert acts
+    assert prune.sparsity(acts[-1]) == 0.9
+
+
+# -- the timetable ----------------------------------------------------------------------------------------------------
+
+
+def test_until_is_a_step_or_a_share_of_the_run():
+    assert updates(10, 0.75, 200) == updates(10, 150, 200) == Every(10, until=150)
+    assert updates(10, 999, 200) == Every(10, until=200)
+
+
+def test_a_period_too_long_for_the_run_gives_about_ten_updates_and_says_so():
+    with pytest.warns(UserWarning, match="every=100 leaves no update in 75 steps: using every=7") as caught:
+        timetable = updates(100, 0.75, 100)
+    assert len(caught) == 1
+    assert sum(map(timetable, range(101))) == 10
