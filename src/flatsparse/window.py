@@ -61,6 +61,8 @@ class SharpnessAware(Optimizer):
     def _share(self, *_: object) -> None:
         """Use the base's groups and state as our own; it replaces both when it loads, so this follows each load."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
+        for group in self.param_groups:
+            self._radius(group)
         if self._share not in self.base._optimizer_load_state_dict_post_hooks.values():
             self.base.register_load_state_dict_post_hook(self._share)
 
