@@ -107,3 +107,14 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+def rewired_plainly(weight: Tensor, grad: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """RigL's update by sorting: keep the largest live weights, grow the largest gradients among all the others."""
+    weights, grads, live = (t.flatten().tolist() for t in (weight, grad, mask))
+    moved = int(fraction * sum(live))
+    by_weight = sorted((i for i in range(len(live)) if live[i]), key=lambda i: (-abs(weights[i]), i))
+    kept = set(by_weight[: len(by_weight) - moved])
+    by_gradient = sorted((i for i in range(len(live)) if i not in kept), key=lambda i: (-abs(grads[i]), i))
+    new = kept | set(by_gradient[:moved])
+    return torch.tensor([i in new for i in range(len(live))]).view(mask.shape)

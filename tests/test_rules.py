@@ -13,7 +13,7 @@ from flatsparse.masks import Masks
 from flatsparse.plan import updates
 from flatsparse.rules import PruneTo, Rewire
 from flatsparse.schedules import Constant, Cubic, Every
-from tests.sparse_helpers import copied, tiny_net
+from tests.sparse_helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
 GROWTH = pytest.mark.parametrize("grow", [criteria.random, criteria.gradient])
@@ -56,22 +56,15 @@ def test_a_fraction_of_zero_changes_nothing(grow):
     assert all(torch.equal(w.mask, before[w.name]) for w in masks)
 
 
-def rewired_plainly(w, fraction):
-    """RigL's update by sorting: keep the largest live weights, grow the largest gradients among all the others."""
-    weight, grad, live = (t.flatten().tolist() for t in (w.weight, w.dense_grad, w.mask))
-    moved = int(fraction * sum(live))
-    by_weight = sorted((i for i in range(len(live)) if live[i]), key=lambda i: (-abs(weight[i]), i))
-    kept = set(by_weight[: len(by_weight) - moved])
-    by_gradient = sorted((i for i in range(len(live)) if i not in kept), key=lambda i: (-abs(grad[i]), i))
-    return kept | set(by_gradient[:moved])
-
-
-@given(st.floats(0, 1), st.integers(0, 5))
-def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed):
+@given(st.floats(0, 1), st.integers(0, 5), st.booleans())
+def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed, fresh):
     masks = half_live(seed)
+    if fresh:  # weights that have just grown are zero, like dead ones, and yet live
+        for w in masks:
+            w.weight.data[w.weight.abs() < w.weight.abs().median()] = 0
     new = rewire(fraction)(masks, 2)
     for w in masks:
-        assert set(new[w.name].flatten().nonzero().squeeze(1).tolist()) == rewired_plainly(w, fraction)
+        assert torch.equal(new[w.name], rewired_plainly(w.weight, w.dense_grad, w.mask, fraction))
 
 
 @GROWTH
@@ -139,6 +132,15 @@ def test_a_rule_says_whether_it_reads_the_dense_gradient(grow, reads):
     assert PruneTo(ALWAYS, Constant(0.5), keep=grow, distribution=uniform).dense_gradient is reads
 
 
+def test_the_published_methods_drop_by_magnitude_and_grow_by_their_own_score():
+    [rigl], [evolution] = (kind().plan(0.9, 1000).rules for kind in (fs.methods.RigL, fs.methods.SET))
+    assert (rigl.drop, rigl.grow, rigl.weight_step) == (criteria.magnitude, criteria.gradient, False)
+    assert (evolution.drop, evolution.grow, evolution.weight_step) == (criteria.magnitude, criteria.random, True)
+    assert [rigl.fraction(step) for step in (0, 375, 750)] == pytest.approx([0.3, 0.15, 0.0])
+    assert {evolution.fraction(step) for step in (0, 375, 750)} == {0.3}
+    assert rigl.when == evolution.when == Every(100, until=750)
+
+
 # -- PruneTo ----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +176,17 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
         masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), criteria.magnitude, uniform)(masks, 2), {})
         assert masks.active == live
         assert all((before[w.name] | ~w.mask).all() for w in masks)
+
+
+@pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
+def test_pruning_tells_a_live_zero_from_a_dead_one(distribution):
+    masks = dense_net([(4, 5), (5, 4)])
+    masks.rewire({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks}, {})
+    for w in masks:
+        w.weight.data.zero_()
+    new = PruneTo(ALWAYS, Constant(0.5), criteria.magnitude, DISTRIBUTIONS[distribution])(masks, 2)
+    assert sum(int(mask.sum()) for mask in new.values()) == 20
+    assert all((w.mask | ~new[w.name]).all() for w in masks)
 
 
 def test_pruning_keeps_the_largest_weights_of_each_layer():

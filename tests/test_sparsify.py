@@ -18,6 +18,7 @@ from tests.sparse_helpers import (
     is_plus_zero,
     loss_at,
     masked,
+    rewired_plainly,
     same,
     state_of,
     take_step,
@@ -150,6 +151,25 @@ def test_a_sharpness_aware_optimizer_follows_the_model_by_itself(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, optimizer, 4)
+
+
+@pytest.mark.parametrize("kind", [fs.SAM, fs.S2SAM, lambda base, rho: fs.S2SAM(base, rho, direction="random")])
+def test_a_look_at_the_neighbour_stays_within_the_masks(kind):
+    model = tiny_net()
+    optimizer = kind(sgd(model), rho=0.1)
+    training = rigl(model, optimizer)
+    true, moved = {}, []
+
+    def look(*_):
+        for name, (weight, mask) in masked(model, training).items():
+            assert is_plus_zero(weight[~mask])
+            moved.append(not torch.equal(weight, true[name]))
+
+    model[0].register_forward_pre_hook(look)
+    for step in range(1, 8):
+        true.update(copied(dict(model.named_parameters())))
+        take_step(model, optimizer, step)
+    assert sum(moved) >= 6 * 3
 
 
 def test_weights_left_out_stay_dense():
@@ -301,6 +321,19 @@ def test_an_update_of_rigl_takes_the_place_of_the_weight_step_unless_asked(base,
     assert not any(still) if weight_step else all(still)
 
 
+def test_an_update_of_rigl_is_the_papers_from_the_gradient_at_these_weights():
+    model = tiny_net()
+    optimizer = sgd(model)
+    training = rigl(model, optimizer)  # the drop fraction falls to 0 at step 15
+    train(model, optimizer, 2)
+    optimizer.zero_grad()
+    loss_at(model, 3).backward()
+    fraction = 0.3 / 2 * (1 + math.cos(math.pi * 3 / 15))
+    wanted = {n: rewired_plainly(w, w.grad, mask, fraction) for n, (w, mask) in masked(model, training).items()}
+    optimizer.step()
+    assert same(wanted, training.masks)
+
+
 def test_gradients_are_back_after_an_update_and_zero_outside_the_new_masks():
     model = tiny_net()
     optimizer = sgd(model)
@@ -376,7 +409,8 @@ def test_due_rules_see_the_dense_gradient_after_mask_gradients(set_to_none, call
     assert same(*ran)
 
 
-def test_a_rule_scores_by_the_gradient_before_it_was_clipped_to_nothing():
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rule_scores_by_the_gradient_before_it_was_clipped_to_nothing(again):
     ran = []
     for clip in (False, True):
         model = tiny_net()
@@ -388,13 +422,16 @@ def test_a_rule_scores_by_the_gradient_before_it_was_clipped_to_nothing():
         training.mask_gradients()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-30)
+        if again:
+            training.mask_gradients()
         optimizer.step()
         ran.append(copied(training.masks))
     assert same(*ran)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_a_gradient_kept_for_a_step_that_never_came_is_not_used_later(set_to_none):
+@pytest.mark.parametrize("masked_again", [True, False])
+def test_a_gradient_kept_for_a_step_that_never_came_is_not_used_later(set_to_none, masked_again):
     ran = []
     for given_up in (False, True):
         model = tiny_net()
@@ -408,7 +445,8 @@ def test_a_gradient_kept_for_a_step_that_never_came_is_not_used_later(set_to_non
             training.mask_gradients()
         optimizer.zero_grad(set_to_none=set_to_none)
         loss_at(model, 3).backward()
-        training.mask_gradients()
+        if masked_again:
+            training.mask_gradients()
         optimizer.step()
         ran.append(copied(training.masks))
     assert same(*ran)

@@ -37,7 +37,7 @@ def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, in
 
 def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning)."""
-    _check(scores, total)
+    check_budget(total, sum(s.numel() for s in scores.values()), len(scores))
     kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
     counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
     caps = [s.numel() for s in scores.values()]
@@ -53,16 +53,16 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 
 def _share(scores: Mapping[str, Tensor], total: int, weight: Callable[[Tensor], float]) -> dict[str, int]:
-    _check(scores, total)
     caps = [s.numel() for s in scores.values()]
+    check_budget(total, sum(caps), len(caps))
     weights = [weight(s) for s in scores.values()]
     return dict(zip(scores, apportion(total, weights, caps, [1] * len(caps)), strict=True))
 
 
-def _check(scores: Mapping[str, Tensor], total: int) -> None:
-    if total < len(scores):
-        whole = sum(s.numel() for s in scores.values())
+def check_budget(total: int, whole: int, layers: int) -> None:
+    """Raise InputError when a budget cannot leave every layer a weight."""
+    if total < layers:
         raise InputError(
-            f"a sparsity of {1 - total / whole:.6g} leaves {total} live weights for {len(scores)} layers:"
-            f" give at most {1 - len(scores) / whole:.6g}, so that every layer keeps one"
+            f"a sparsity of {1 - total / whole:.6g} leaves {total} live weights for {layers} layers:"
+            f" give at most {1 - layers / whole:.6g}, so that every layer keeps one"
         )

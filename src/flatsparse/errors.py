@@ -41,6 +41,13 @@ def check_finite(name: str, value: float, *, minimum: float = 0.0, above: bool =
     return float(value)
 
 
+def check_fraction(name: str, value: float) -> float:
+    """The value, or an error when it is not in [0, 1]."""
+    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+        raise InputError(f"{name} {value} is not usable: give a fraction in [0, 1]")
+    return float(value)
+
+
 def check_count(name: str, value: int, *, minimum: int = 1) -> int:
     """The value, or an error when it is not a whole number of at least ``minimum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:

@@ -125,7 +125,7 @@ class Masks(Sequence[MaskedWeight]):
         """
         held = {id(p) for p in trained if p.requires_grad}
         every = {plain_name(name): p for name, p in model.named_parameters() if p.ndim >= 2}
-        default = _prunable_names(model)
+        default = [name for name in _prunable_names(model) if name in every]  # a tied weight goes by its first name
         chosen = _matching(include, every, "include") if include else set(default)
         chosen -= _matching(exclude, every, "exclude")
         picked = {name: p for name, p in every.items() if name in chosen and id(p) in held}
@@ -173,15 +173,15 @@ class Masks(Sequence[MaskedWeight]):
         for w in self:
             if w.name in new:
                 w.set_mask(new[w.name])
+            if w.weight.grad is not None:
+                w.zero_outside(w.weight.grad)
         self.clean(state)
 
     def clean(self, state: State) -> None:
-        """Zero the weights, their gradients and all optimizer state of their shape outside the masks."""
+        """Zero the weights and all optimizer state of their shape outside the masks."""
         for w in self:
             w.zero_outside(w.weight)
             w.look()
-            if w.weight.grad is not None:
-                w.zero_outside(w.weight.grad)
             # By shape, so that no optimizer is named: momentum, Adam's moments and a kept neighbour alike.
             for entry in state.get(w.weight, {}).values():
                 if isinstance(entry, Tensor) and entry.shape == w.weight.shape:

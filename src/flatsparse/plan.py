@@ -57,16 +57,20 @@ def updates(every: int, until: float, steps: int) -> Every:
         until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
         steps: of the run.
 
-    Raises: InputError when ``every`` or ``until`` is out of range.
+    Raises: InputError when ``every`` or ``until`` is out of range, or no step is left: none updates at the first.
     """
     check_count("every", every)
     if isinstance(until, float) and 0 < until <= 1:
-        end = max(2, round(until * steps))
+        end = min(steps, max(2, round(until * steps)))
     elif isinstance(until, int) and until >= 1:
         end = min(until, steps)
     else:
         raise InputError(
             f"until {until!r} is not usable: give a step (a whole number) or a share of the steps in (0.0, 1.0]"
+        )
+    if end < 2:
+        raise InputError(
+            f"until={until} of steps={steps} leaves no update, as none comes at the first step: give 2 or more"
         )
     if every > end:
         shorter = max(1, end // 10)

@@ -13,7 +13,7 @@ from flatsparse.criteria import Score, needs_dense_gradient
 from flatsparse.distributions import Distribution
 from flatsparse.masks import MaskedWeight, Masks
 from flatsparse.schedules import Schedule, Timetable
-from flatsparse.selection import keep_top
+from flatsparse.selection import apportion, keep_top
 
 
 class Rule(Protocol):
@@ -71,7 +71,7 @@ class Rewire:
 
 @dataclass(frozen=True)
 class PruneTo:
-    """Keep the best weights at a sparsity that changes with the step.
+    """Keep the best of the live weights at a sparsity that grows with the step.
 
     Attributes:
         when: at which steps.
@@ -93,5 +93,8 @@ class PruneTo:
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         live_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
         scores = {w.name: live_first(w) for w in masks}
-        counts = self.distribution(scores, masks.budget(self.sparsity(step)))
-        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+        total = masks.budget(self.sparsity(step))
+        shares = self.distribution(scores, total)
+        # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
+        counts = apportion(total, list(shares.values()), [w.active for w in masks], [1] * len(masks))
+        return {w.name: keep_top(scores[w.name], count) for w, count in zip(masks, counts, strict=True)}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count, check_sparsity
-from flatsparse.masks import Masks
+from flatsparse.masks import Mark, Masks, mark
 from flatsparse.methods import named
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
@@ -107,6 +108,7 @@ class SparseTraining:
         self._elementwise = type(self._base) in ELEMENTWISE
         self._now = _Step()
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
+        self._masked_at: dict[str, Mark | None] = {}  # the gradients as they were when they were last masked
         self._state_loaded = False
         self._attach(optimizer)
 
@@ -139,6 +141,9 @@ class SparseTraining:
 
         A rule that is due at the coming step still sees the dense gradient.
         """
+        for w in self._masks:
+            if _mark(w.weight.grad) != self._masked_at.get(w.name):  # a new gradient, or the old one refilled
+                self._kept_from.pop(w.name, None)
         self._mask_gradients(scale=None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +196,7 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
+            self._kept_from = {}  # each call makes gradients of its own
             loss = closure()
             self._prepare()
             return loss
@@ -246,6 +252,7 @@ class SparseTraining:
                 w.dense_grad = grad.clone() if scale is None else grad / scale
                 self._kept_from[w.name] = grad
             w.zero_outside(grad)
+            self._masked_at[w.name] = mark(grad)
 
     def _withhold(self) -> None:
         """Hide every gradient from the base, which then updates neither weights nor state."""
@@ -304,10 +311,15 @@ def sparsify(
     """
     check_sparsity(sparsity)
     check_count("steps", steps)
+    if options and not isinstance(method, str):
+        raise InputError(
+            f"options {', '.join(options)} were given beside a method object: give them to the object itself"
+        )
     chosen = named(method, options) if isinstance(method, str) else method
     plan = chosen.plan(float(sparsity), steps)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed)
+    check_budget(masks.budget(sparsity), masks.total, len(masks))
     initial = plan.initial_masks(masks)
     for wrapper in _chain(optimizer):
         if hasattr(wrapper, "follow"):
@@ -327,3 +339,7 @@ def _chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
     while optimizer is not None:
         yield optimizer
         optimizer = getattr(optimizer, "base", None)
+
+
+def _mark(grad: Tensor | None) -> Mark | None:
+    return None if grad is None else mark(grad)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.criteria import each, gradient, magnitude, random
 from flatsparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.errors import check_fraction
 from flatsparse.plan import Plan, updates
 from flatsparse.rules import Rewire
 from flatsparse.schedules import Cosine
@@ -32,6 +33,7 @@ class RigL:
     weight_step: bool = False
 
     def plan(self, sparsity: float, steps: int) -> Plan:
+        check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
         rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.criteria import each, magnitude, random
 from flatsparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.errors import check_fraction
 from flatsparse.plan import Plan, updates
 from flatsparse.rules import Rewire
 from flatsparse.schedules import Constant
@@ -32,6 +33,7 @@ class SET:
     distribution: Distribution = erdos_renyi_kernel
 
     def plan(self, sparsity: float, steps: int) -> Plan:
+        check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         rewire = Rewire(when, fraction=Constant(self.drop_fraction), drop=magnitude, grow=random)
         return Plan(sparsity, each(random), self.distribution, rules=(rewire,))
