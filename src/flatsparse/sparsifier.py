@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count, check_sparsity
-from flatsparse.masks import Mark, Masks, mark
+from flatsparse.masks import Masks
 from flatsparse.methods import named
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
@@ -108,7 +108,6 @@ class SparseTraining:
         self._elementwise = type(self._base) in ELEMENTWISE
         self._now = _Step()
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
-        self._masked_at: dict[str, Mark | None] = {}  # the gradients as they were when they were last masked
         self._state_loaded = False
         self._attach(optimizer)
 
@@ -141,9 +140,6 @@ class SparseTraining:
 
         A rule that is due at the coming step still sees the dense gradient.
         """
-        for w in self._masks:
-            if _mark(w.weight.grad) != self._masked_at.get(w.name):  # a new gradient, or the old one refilled
-                self._kept_from.pop(w.name, None)
         self._mask_gradients(scale=None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,7 +192,6 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
-            self._kept_from = {}  # each call makes gradients of its own
             loss = closure()
             self._prepare()
             return loss
@@ -248,11 +243,11 @@ class SparseTraining:
             grad = w.weight.grad
             if grad is None:
                 continue
-            if keep_dense and self._kept_from.get(w.name) is not grad:  # else it was kept before it was clipped
+            # It may have been kept before it was clipped. A masked gradient is zero outside; one that is not is new.
+            if keep_dense and (self._kept_from.get(w.name) is not grad or (grad * ~w.mask).any()):
                 w.dense_grad = grad.clone() if scale is None else grad / scale
                 self._kept_from[w.name] = grad
             w.zero_outside(grad)
-            self._masked_at[w.name] = mark(grad)
 
     def _withhold(self) -> None:
         """Hide every gradient from the base, which then updates neither weights nor state."""
@@ -339,7 +334,3 @@ def _chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
     while optimizer is not None:
         yield optimizer
         optimizer = getattr(optimizer, "base", None)
-
-
-def _mark(grad: Tensor | None) -> Mark | None:
-    return None if grad is None else mark(grad)

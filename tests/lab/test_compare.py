@@ -56,6 +56,14 @@ def test_rows_are_paired_seed_by_seed():
     assert "random (ρ = 0) is within noise" in told
 
 
+def test_a_radius_at_the_edge_of_its_grid_is_told():
+    results = {"none": [result(90.0)] * 2, "sam": [result(91.0, rho=0.5)] * 2}
+    at_edge = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0}})
+    inside = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0, "1": 80.0}})
+    assert "largest tried" in reporting.sentences(at_edge)[0]
+    assert "tried" not in reporting.sentences(inside)[0]
+
+
 def test_one_seed_claims_nothing():
     table = tabulate(0.0, {"none": [result(90.0)], "sam": [result(99.0, rho=0.1, gradients=20)]}, {})
     (told,) = reporting.sentences(table)

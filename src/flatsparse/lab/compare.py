@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from flatsparse.errors import InputError, check_count, check_finite, unknown
 from flatsparse.lab.files import claim, write_json
-from flatsparse.lab.pool import Job, default_jobs, run_all
+from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
 from flatsparse.lab.statistics import Difference, deviation, paired_difference
 
@@ -125,18 +126,19 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
     claim(out, "comparison.json", comparison.as_dict(), resume=resume, free=("jobs", "data_dir"))
-    radii, tried = _radii(comparison, out, console)
-    jobs = {
-        (noise, sharpness, seed): Job(
-            comparison.run(sharpness, radii[noise, sharpness], noise, seed),
-            out / "runs" / f"noise{noise:g}-{sharpness}-seed{seed}",
-        )
-        for seed in range(comparison.seeds)  # seeds outermost, so that what is compared runs side by side
-        for noise in comparison.label_noise
-        for sharpness in comparison.sharpness
-    }
     assert comparison.jobs is not None  # resolved
-    run_all(list(jobs.values()), comparison.jobs, "comparing", console)
+    with workers(comparison.jobs) as pool:
+        radii, tried = _radii(comparison, out, pool, console)
+        jobs = {
+            (noise, sharpness, seed): Job(
+                comparison.run(sharpness, radii[noise, sharpness], noise, seed),
+                out / "runs" / f"noise{noise:g}-{sharpness}-seed{seed}",
+            )
+            for seed in range(comparison.seeds)  # seeds outermost, so that what is compared runs side by side
+            for noise in comparison.label_noise
+            for sharpness in comparison.sharpness
+        }
+        run_all(list(jobs.values()), pool, "comparing", console)
     tables = []
     for noise in comparison.label_noise:
         results = {
@@ -195,7 +197,7 @@ def _difference(d: Difference) -> dict[str, Any]:
 
 
 def _radii(
-    comparison: Comparison, out: Path, console: Console
+    comparison: Comparison, out: Path, pool: ProcessPoolExecutor | None, console: Console
 ) -> tuple[dict[tuple[float, Sharpness], float], dict[float, dict[str, dict[str, float]]]]:
     """Each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was."""
     radii = {
@@ -218,8 +220,7 @@ def _radii(
         if name != "none"
         for rho in comparison.rho_grid
     }
-    assert comparison.jobs is not None  # resolved
-    run_all(list(jobs.values()), comparison.jobs, "choosing ρ", console)
+    run_all(list(jobs.values()), pool, "choosing ρ", console)
     tried: dict[float, dict[str, dict[str, float]]] = {}
     for noise, name in radii:
         if name == "none":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,21 @@ def default_jobs(run: Run) -> int:
     return len(os.sched_getaffinity(0)) if run.device == "cpu" else 1
 
 
-def run_all(jobs: Sequence[Job], at_once: int, title: str, console: Console) -> None:
-    """Run every job that is not finished, with a bar; a failing job stops the rest and its error is raised.
+@contextmanager
+def workers(at_once: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that share out the cores, so that runs side by side do not slow each other down; None for one run at a
+    time, which stays in this process. They start when they are first needed."""
+    if at_once == 1:
+        yield None
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(at_once, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        yield pool
 
-    Several at once share out the cores, so that runs side by side do not slow each other down; a single one at a time
-    stays in this process.
-    """
+
+def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, console: Console) -> None:
+    """Run every job that is not finished, with a bar; a failing job stops the rest and its error is raised."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[runs]}/{task.fields[of]} runs"))
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
@@ -61,31 +71,27 @@ def run_all(jobs: Sequence[Job], at_once: int, title: str, console: Console) -> 
 
         tell()
         todo = [job for job in jobs if not job.finished]
-        if at_once == 1:
+        if pool is None:
             for job in todo:
                 _run(job)
                 tell()
-        elif todo:
-            _side_by_side(todo, at_once, tell)
+        else:
+            _side_by_side(todo, pool, tell)
     if not console.is_terminal:
         console.print(f"{title}: {len(todo)} of {len(jobs)} runs done now, the others before")
 
 
-def _side_by_side(jobs: Sequence[Job], at_once: int, tell: Callable[[], None]) -> None:
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(at_once, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        waiting = {pool.submit(_run, job) for job in jobs}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                tell()
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise
+def _side_by_side(jobs: Sequence[Job], pool: ProcessPoolExecutor, tell: Callable[[], None]) -> None:
+    waiting = {pool.submit(_run, job) for job in jobs}
+    try:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            tell()
+    finally:  # after a failure, or Ctrl-C, what has not begun shall not begin
+        for future in waiting:
+            future.cancel()
 
 
 def _run(job: Job) -> None:

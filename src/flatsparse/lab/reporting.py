@@ -68,7 +68,8 @@ def _styled(text: str, verdict: str) -> str:
 
 def sentences(table: Table) -> list[str]:
     """The table in words."""
-    return [_sentence(row) for row in table.rows if row.difference is not None] + _control(table)
+    told = [_sentence(row) + _edge(row, table) for row in table.rows if row.difference is not None]
+    return told + _control(table)
 
 
 def _sentence(row: Row) -> str:
@@ -78,6 +79,15 @@ def _sentence(row: Row) -> str:
     if d.pairs < 2:
         return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}): {d.mean:+.2f} points with one seed, so nothing can be said; {cost}."
     return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}) {_verb(d)}: {d.mean:+.2f} points, 95 % interval {interval(d)}; {cost}."
+
+
+def _edge(row: Row, table: Table) -> str:
+    grid = [float(rho) for rho in table.tried.get(row.sharpness, ())]
+    if len(grid) > 1 and row.rho in (min(grid), max(grid)):
+        return (
+            f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may lie outside."
+        )
+    return ""
 
 
 def _control(table: Table) -> list[str]:
