@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,10 @@ class SparseTraining:
         """
         self._mask_gradients(scale=None)
 
+    def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
+        """For each masked parameter, what zeroes a tensor of its shape outside its mask, in place."""
+        return {w.weight: w.zero_outside for w in self._masks}
+
     def state_dict(self) -> dict[str, Any]:
         """The masks and the step count; everything else is in the model and the optimizer."""
         return {
@@ -178,7 +182,7 @@ class SparseTraining:
     def _attach(self, optimizer: Optimizer) -> None:
         for wrapper in _chain(optimizer):
             if hasattr(wrapper, "confine"):
-                wrapper.confine({w.weight: w.zero_outside for w in self._masks})
+                wrapper.confine(self.zeroing())
         self._handles = [
             self._base.register_step_pre_hook(self._before_step),
             self._base.register_step_post_hook(self._after_step),

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from flatsparse.flops import Cost, cost
-from flatsparse.lab import data as datasets
-from flatsparse.lab.data import Splits
+from flatsparse.lab.data import Splits, split
 from flatsparse.lab.run import Run
+from flatsparse.lab.sources import load
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
 from flatsparse.seeds import derive
@@ -43,8 +43,8 @@ class Parts:
 def build(run: Run) -> Parts:
     """Make a run's data, network, optimizer and masks, all from its seed."""
     device = torch.device(run.device)
-    data = datasets.load(run.data, run.data_dir)
-    splits = datasets.split(
+    data = load(run.data, run.data_dir)
+    splits = split(
         data,
         train_size=run.train_size,
         validation_size=run.validation_size,

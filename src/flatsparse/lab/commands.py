@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import unknown
 from flatsparse.lab import compare as comparing
-from flatsparse.lab import data, reporting
+from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.lab.training import train
 from flatsparse.methods import METHODS
@@ -48,7 +48,7 @@ class Train(Run):
             f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices)\n"
             f"training took {seconds['train']:.1f} s at {result['images_per_second']:.0f} images/s, "
             f"{result['gradient_evaluations']} gradients, {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs\n"
-            f"everything is in {out}",
+            f"report: {page.write_run(run, result, out)}",
             highlight=False,
         )
 
@@ -67,8 +67,9 @@ class Compare(comparing.Comparison):
         console = Console()
         tables = comparing.compare(comparing.Comparison(**chosen), self.out, resume=self.resume, console=console)
         reporting.print_tables(tables, console)
-        reporting.draw(tables, self.out / "compare.png")
-        console.print(f"\npicture: {self.out / 'compare.png'}, numbers: {self.out / 'compare.json'}", highlight=False)
+        reporting.differences(tables).savefig(self.out / "compare.png", dpi=160)
+        report = page.write_comparison(tables, comparing.Comparison(**chosen).resolved(), self.out)
+        console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class List:
         sections: dict[str, dict[str, Any]] = {
             "methods": METHODS,
             "models": MODELS,
-            "data": data.SOURCES,
+            "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
             "sharpness": dict.fromkeys(SHARPNESS),
         }

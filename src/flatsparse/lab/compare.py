@@ -13,10 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from flatsparse.errors import InputError, check_count, check_finite, unknown
-from flatsparse.lab.files import claim, write_json
+from flatsparse.lab.files import claim
 from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
 from flatsparse.lab.statistics import Difference, deviation, paired_difference
+from flatsparse.storage import write_json
 
 TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
 
@@ -78,18 +79,21 @@ class Comparison(Setting):
 
 @dataclass(frozen=True)
 class Row:
-    """One sharpness in one setting, over all seeds. Accuracies in percent, differences in points."""
+    """One sharpness in one setting, over all seeds. Accuracies in percent, differences in points; ``ball`` holds each
+    seed's loss increase within ``ball_radius``."""
 
     sharpness: Sharpness
     rho: float
     accuracies: tuple[float, ...]
     train_accuracy: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     difference: Difference | None
     gradients_per_step: float
     step_time: float
     step_times: tuple[float, ...]
     cosine: float
+    ball: tuple[float, ...]
+    ball_radius: float
 
     @property
     def mean(self) -> float:
@@ -164,12 +168,14 @@ def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried
                 rho=found[0]["rho"],
                 accuracies=tuple(accuracies),
                 train_accuracy=statistics.fmean(r["train_accuracy"] for r in found),
-                validation_accuracy=statistics.fmean(r["validation_accuracy"] for r in found),
+                validation_accuracy=_mean([r["validation_accuracy"] for r in found]),
                 difference=None if name == "none" else paired_difference(accuracies, plain),
                 gradients_per_step=found[0]["gradient_evaluations"] / found[0]["steps"],
                 step_time=statistics.median(times),
                 step_times=tuple(times),
                 cosine=statistics.fmean(cosines) if cosines else math.nan,
+                ball=tuple(r["ball"]["increase"] for r in found),
+                ball_radius=found[0]["ball"]["radius"],
             )
         )
     over_random = None
@@ -177,6 +183,11 @@ def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried
         ours, control = ([r["test_accuracy"] for r in results[name]] for name in ("s2sam", "random"))
         over_random = paired_difference(ours, control)
     return Table(noise, tuple(rows), over_random, tried)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None
 
 
 def as_dict(table: Table) -> dict[str, Any]:

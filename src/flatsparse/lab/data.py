@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import io
-import logging
-import os
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from flatsparse.errors import InputError, unknown
+from flatsparse.errors import InputError
 from flatsparse.seeds import generator
 
 
@@ -147,105 +139,3 @@ def batches(
         else:
             images = padded[index.to(device)]
         yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index.to(device)]
-
-
-# -- sources --------------------------------------------------------------------------------------------------------
-
-
-def load(name: str, data_dir: Path | None = None) -> DataSet:
-    """A data set by name.
-
-    Args:
-        name: ``digits`` (embedded) or ``cifar10``.
-        data_dir: where local copies lie; by default the variable FLATSPARSE_DATA, else ``./data``.
-
-    Raises: InputError for an unknown name, or when no copy is found.
-    """
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
-    named = data_dir or os.environ.get("FLATSPARSE_DATA")
-    folder = Path(named or "data").expanduser()
-    if named and not folder.is_dir():
-        raise InputError(f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir")
-    return SOURCES[name](folder)
-
-
-@functools.cache
-def _digits(data_dir: Path) -> DataSet:
-    """1,797 scans of handwritten digits, 8x8, grey (Alpaydin & Kaynak 1998), from scikit-learn: 1,000 and 797 for the test."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    images = torch.from_numpy(np.round(scans.images * (255 / 16)).astype(np.uint8))[..., None]
-    everything = Images(images, torch.from_numpy(scans.target.astype(np.int64)))
-    order = torch.randperm(len(everything), generator=generator("test", "digits"))  # the source is sorted by writer
-    pool, test = everything.take(order[:1000]), everything.take(order[1000:])
-    return DataSet("digits", pool, test, classes=10, augmented=False, validation_size=300)
-
-
-@functools.cache
-def _cifar10(data_dir: Path) -> DataSet:
-    """CIFAR-10 (Krizhevsky 2009) from the classic folder, local parquet files or the hub, whichever is there first."""
-    classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if (p / "test_batch").is_file()), None)
-    if classic is not None:
-        train = [_cifar_batch(classic / f"data_batch_{i}") for i in range(1, 6)]
-        pool = Images(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
-        test = _cifar_batch(classic / "test_batch")
-    else:
-        pool, test = _cifar_from_hub(data_dir)
-    return DataSet("cifar10", pool, test, classes=10, augmented=True, validation_size=5000)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values; anything else a pickle could run is refused."""
-
-    ALLOWED = frozenset({("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return super().find_class("numpy._core.multiarray", name)
-        if (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no image data needs")
-
-
-def _cifar_batch(file: Path) -> Images:
-    try:
-        batch = _PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
-        pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch[b"labels"], dtype=np.int64)
-    except Exception as problem:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{file} is not a whole CIFAR-10 batch ({problem}): fetch it again") from None
-    if len(pixels) != len(labels) or labels.min() < 0 or labels.max() > 9:
-        raise InputError(
-            f"{file} holds {len(pixels)} images and {len(labels)} labels up to {labels.max()}: fetch it again"
-        )
-    return Images(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))
-
-
-def _cifar_from_hub(data_dir: Path) -> tuple[Images, Images]:
-    wanted = (
-        f"no CIFAR-10 under '{data_dir}': put the folder cifar-10-batches-py (or cifar10/*.parquet) there and name the"
-        " place with --data-dir or FLATSPARSE_DATA"
-    )
-    import datasets
-
-    datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries; the outcome is ours to tell
-    files = {part: sorted(map(str, data_dir.glob(f"cifar10/**/{part}*.parquet"))) for part in ("train", "test")}
-    try:
-        source = (
-            datasets.load_dataset("parquet", data_files=files)
-            if all(files.values())
-            else datasets.load_dataset("uoft-cs/cifar10", download_config=datasets.DownloadConfig(max_retries=0))
-        )
-        parts = [source[part].with_format("numpy")[:] for part in ("train", "test")]
-    except Exception as problem:  # no network, no such dataset, a damaged file: each library has its own error
-        raise InputError(f"{wanted} (the hub gave: {str(problem).splitlines()[0][:120]})") from None
-    return tuple(  # type: ignore[return-value]  # of two
-        Images(torch.from_numpy(np.stack(part["img"])), torch.from_numpy(part["label"].astype(np.int64)))
-        for part in parts
-    )
-
-
-SOURCES: dict[str, Callable[[Path], DataSet]] = {"digits": _digits, "cifar10": _cifar10}

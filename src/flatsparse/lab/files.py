@@ -1,45 +1,14 @@
-"""Files that appear under their name only when they are whole."""
+"""A folder belongs to one piece of work."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import Any
 
 from flatsparse.errors import InputError
-
-
-def write_whole(file: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place and move it there, so that a reader, or a kill, never meets a half of it."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as half:
-        try:
-            if callable(content):
-                content(half)
-            else:
-                half.write(content.encode() if isinstance(content, str) else content)
-            half.flush()
-            os.fsync(half.fileno())
-            os.chmod(half.name, 0o644)  # what open() gives; a temporary file is private
-            os.replace(half.name, file)
-        except BaseException:
-            os.unlink(half.name)
-            raise
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole."""
-    write_whole(file, json.dumps(value, indent=2) + "\n")
-
-
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors and their metadata as safetensors, whole."""
-    write_whole(file, safetensors.torch.save(dict(tensors), metadata=dict(about)))
+from flatsparse.storage import read_json, remove_halves, write_json
 
 
 def claim(
@@ -68,19 +37,28 @@ def claim(
     if file.is_file():
         if not resume:
             raise InputError(f"'{out}' already holds such work: give another --out, or --resume to go on with it")
-        theirs = json.loads(file.read_text())["settings"]
-        odd = next((name for name in plain if name not in free and plain[name] != theirs.get(name)), None)
-        if odd is not None:
-            flag = f"--{odd.replace('_', '-')}"
-            raise InputError(
-                f"'{out}' holds work with {flag} {theirs.get(odd)}, not {plain[odd]}: resume it with its own settings,"
-                " or give another --out"
-            )
+        theirs = read_json(file)["settings"]
+        remove_halves(out)
+        check_same(plain, theirs, f"'{out}'", free)
         return
+    if out.is_dir():
+        remove_halves(out)  # a kill may have come while the record itself was written
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"'{out}' exists and holds something else: give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"settings": plain, **(about or {})})
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+    write_json(file, {"settings": plain, **(about or {})})
+
+
+def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], place: str, free: Collection[str] = ()) -> None:
+    """Raise InputError, with the first difference, when what a place holds was made with other settings."""
+    plain = json.loads(json.dumps(mine))
+    odd = next((name for name in plain if name not in free and plain[name] != theirs.get(name)), None)
+    if odd is not None:
+        flag = f"--{odd.replace('_', '-')}"
+        raise InputError(
+            f"{place} holds work with {flag} {theirs.get(odd)}, not {plain[odd]}: resume it with its own settings, or give"
+            " another --out"
+        )

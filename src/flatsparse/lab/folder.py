@@ -6,17 +6,20 @@ import dataclasses
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import flatsparse
 from flatsparse.lab.build import Parts
-from flatsparse.lab.files import save_tensors, write_whole
-from flatsparse.sparsifier import SparseTraining
+from flatsparse.lab.files import check_same
+from flatsparse.lab.run import Run
+from flatsparse.storage import load_state, save_state, sealed, write_whole
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 @dataclass
@@ -30,11 +33,13 @@ class Progress:
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # of the epochs so far
 
 
-def save_checkpoint(out: Path, parts: Parts, progress: Progress) -> None:
-    """Write everything that going on needs."""
+def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> None:
+    """Write everything that going on needs; the checkpoint before this one is kept beside it."""
     state = {
+        "settings": run.as_dict(),
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "training": parts.training.state_dict(),
@@ -42,41 +47,38 @@ def save_checkpoint(out: Path, parts: Parts, progress: Progress) -> None:
         "progress": dataclasses.asdict(progress),
         "torch": torch.get_rng_state(),
     }
-    write_whole(out / "checkpoint.pt", lambda file: torch.save(state, file))
+    file = out / CHECKPOINT
+    if file.is_file():
+        # A second name for the same file, moved into place: at no moment is there none.
+        spare = out / f".{PREVIOUS}.half"
+        spare.unlink(missing_ok=True)
+        os.link(file, spare)
+        os.replace(spare, out / PREVIOUS)
+    save_state(file, state)
 
 
-def load_checkpoint(out: Path, parts: Parts) -> Progress:
-    """Put the parts where the last checkpoint left them; a new folder is given an empty curve."""
-    file = out / "checkpoint.pt"
+def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
+    """Put the parts where the last checkpoint left them, or leave them as they are when there is none.
+
+    Raises: InputError when the checkpoint is damaged or another run's.
+    """
+    file = out / CHECKPOINT
     if not file.is_file():
-        write_whole(out / "metrics.jsonl", "")
         return Progress()
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = load_state(file)
+    check_same(run.as_dict(), state["settings"], f"'{file}'", free=("data_dir",))
     parts.model.load_state_dict(state["model"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.training.load_state_dict(state["training"])
     parts.schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["torch"])
-    progress = Progress(**state["progress"])
-    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
-    write_whole(out / "metrics.jsonl", "".join(lines[: progress.epoch]))  # an epoch may have been noted but not saved
-    return progress
+    return Progress(**state["progress"])
 
 
-def save_masks(file: Path, training: SparseTraining) -> None:
-    """Write masks with one bit a weight: each in row-major order, eight to a byte, the first in the lowest bit."""
-    packed = {
-        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().flatten().numpy(), bitorder="little"))
-        for name, mask in training.masks.items()
-    }
-    shapes = json.dumps({name: list(mask.shape) for name, mask in training.masks.items()})
-    about = {
-        "format": "flatsparse-masks-1",
-        "method": training.method,
-        "step": str(training.steps_taken),
-        "shapes": shapes,
-    }
-    save_tensors(file, packed, about)
+def write_metrics(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the curve: a line an epoch."""
+    lines = (json.dumps(sealed(record)) + "\n" for record in records)
+    write_whole(out / "metrics.jsonl", "".join(lines).encode(), durable=False)
 
 
 def environment() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import train
+from flatsparse.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Job:
     @property
     def result(self) -> dict[str, Any]:
         """What the finished run wrote."""
-        found: dict[str, Any] = json.loads((self.out / "result.json").read_text())
-        return found
+        return read_json(self.out / "result.json")
 
 
 def default_jobs(run: Run) -> int:

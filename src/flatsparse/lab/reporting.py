@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -111,16 +112,10 @@ def interval(d: Difference) -> str:
     return f"{d.low:+.2f} to {d.high:+.2f}" if d.pairs > 1 else "one seed"
 
 
-def draw(tables: Sequence[Table], file: Path) -> None:
-    """Draw every setting's differences to plain training: each seed a dot, the mean with its 95 % interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(1 + 4.6 * len(tables), 3.2), squeeze=False, layout="constrained"
-    )
+def differences(tables: Sequence[Table]) -> Figure:
+    """Every setting's differences to plain training: each seed a dot, the mean with its 95 % interval."""
+    figure = Figure(figsize=(1 + 4.6 * len(tables), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)
     for axis, table in zip(axes[0], tables, strict=True):
         plain = table.row("none")
         told = [row for row in table.rows if row.difference is not None]
@@ -132,15 +127,39 @@ def draw(tables: Sequence[Table], file: Path) -> None:
             reach = [[0.0], [0.0]] if d.pairs < 2 else [[d.mean - d.low], [d.high - d.mean]]
             axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=COLORS[row.sharpness], capsize=4, markersize=6)
         axis.axvline(0, color="#333333", linewidth=1)
-        names = [
-            f"{LABELS[r.sharpness]}, ρ = {r.rho:g}\n{r.gradients_per_step:g} grad., {r.step_time:.2f}× time"
-            for r in told
-        ]
+        costs = [f"{row.gradients_per_step:g} grad., {row.step_time:.2f}× time" for row in told]
+        names = [f"{LABELS[row.sharpness]}, ρ = {row.rho:g}\n{c}" for row, c in zip(told, costs, strict=True)]
         axis.set_yticks(range(len(told)), names[::-1])
         axis.set_ylim(-0.6, len(told) - 0.4)
         axis.set_xlabel("difference to plain training, points of test accuracy")
         axis.set_title(f"{setting(table)}: plain {plain.mean:.1f} %", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.3)
-    figure.savefig(file, dpi=160)
-    plt.close(figure)
+    return figure
+
+
+def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
+    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+    for axis, key, label in zip(
+        figure.subplots(1, 2),
+        ("train_loss", "validation_accuracy"),
+        ("training loss", "validation accuracy, %"),
+        strict=True,
+    ):
+        for name, seeds in records.items():
+            lines = [[record[key] for record in seed] for seed in seeds]
+            if any(value is None for line in lines for value in line):
+                continue
+            epochs = range(1, len(lines[0]) + 1)
+            for line in lines:
+                axis.plot(epochs, line, color=COLORS[name], alpha=0.15, linewidth=0.8)
+            mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]
+            axis.plot(epochs, mean, color=COLORS[name], label=LABELS[name], marker="o" if len(mean) == 1 else None)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(frameon=False)
+    return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
 import time
@@ -16,13 +15,16 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
+from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
-from flatsparse.lab.files import claim, save_tensors, write_json
-from flatsparse.lab.folder import Progress, environment, load_checkpoint, save_checkpoint, save_masks
+from flatsparse.lab.files import claim
+from flatsparse.lab.folder import Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.run import Run
+from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints, so that short epochs are not spent on writing
+BALL_RADIUS, BALL_IMAGES = 0.1, 1000  # of the sharpness figure: the same for every run, so that runs compare
 PROBE_EVERY = 10  # steps between looks at the angle between consecutive gradients
 
 
@@ -61,22 +63,23 @@ def train(
     parts = build(run)  # before the folder is touched, so that a bad choice leaves nothing behind
     claim(out, "config.json", run.as_dict(), resume=resume, about=environment(), free=("data_dir",))
     if (out / "result.json").is_file():
-        result: dict[str, Any] = json.loads((out / "result.json").read_text())
-        return result
-    progress = load_checkpoint(out, parts)
+        return read_json(out / "result.json")
+    progress = load_checkpoint(out, run, parts)
+    write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     watcher.started(run, describe(parts))
     saved = time.monotonic()
     while progress.epoch < run.epochs:
         record = _epoch(run, parts, progress, watcher)
-        if not math.isfinite(record["train_loss"]):
+        losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
+        if not all(map(math.isfinite, losses)):
             raise InputError(
-                f"the loss became {record['train_loss']} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g};"
+                f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g};"
                 f" the last good checkpoint is kept in {out}"
             )
-        with (out / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
+        progress.records.append(record)
+        write_metrics(out, progress.records)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-            save_checkpoint(out, parts, progress)
+            save_checkpoint(out, run, parts, progress)
             saved = time.monotonic()
         watcher.finished_epoch(record)
     return _finish(run, out, parts, progress, test)
@@ -158,10 +161,10 @@ def _probe(parts: Parts, progress: Progress) -> None:
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: nn.Module, images: Images, splits: Splits) -> tuple[float, float]:
-    """Accuracy in percent and mean loss, in evaluation mode; NaN of no images."""
+def evaluate(run: Run, model: nn.Module, images: Images, splits: Splits) -> tuple[float | None, float | None]:
+    """Accuracy in percent and mean loss, in evaluation mode; of no images, none."""
     if len(images) == 0:
-        return math.nan, math.nan
+        return None, None
     model.eval()
     correct, loss = 0, 0.0
     for inputs, targets in batches(images, splits, size=1000):
@@ -170,6 +173,23 @@ def evaluate(run: Run, model: nn.Module, images: Images, splits: Splits) -> tupl
         correct += int((outputs.argmax(1) == targets).sum())
         loss += float(F.cross_entropy(outputs, targets, reduction="sum"))
     return 100 * correct / len(images), loss / len(images)
+
+
+def _ball_increase(run: Run, parts: Parts) -> float:
+    """How much the loss on training images can rise near the final weights; see ``ball.DEFINITION``."""
+    images = parts.splits.train.take(torch.arange(min(BALL_IMAGES, len(parts.splits.train))))
+
+    def gradient() -> float:
+        parts.model.zero_grad()
+        total = 0.0
+        for inputs, targets in batches(images, parts.splits, size=250):
+            loss = F.cross_entropy(parts.model(inputs).float(), targets, reduction="sum") / len(images)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    parts.model.eval()
+    return ball_increase(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
 
 
 def _precision(run: Run) -> contextlib.AbstractContextManager[Any]:
@@ -202,6 +222,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
+        "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts)},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},
         "flops": {
             "train": progress.train_flops,
@@ -212,9 +233,8 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "seconds": {"train": progress.seconds, "step_median": statistics.median(progress.step_seconds)},
         "images_per_second": samples / progress.seconds,
     }
-    save_checkpoint(out, parts, progress)
-    weights = {name: tensor.contiguous() for name, tensor in parts.model.state_dict().items()}
-    save_tensors(out / "model.safetensors", weights, {"format": "pt"})
-    save_masks(out / "masks.safetensors", parts.training)
+    save_checkpoint(out, run, parts, progress)
+    save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})
+    save_masks(out / "masks.safetensors", parts.training.masks, method=run.method, step=progress.step)
     write_json(out / "result.json", result)
     return result

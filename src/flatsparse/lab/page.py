@@ -1,0 +1,240 @@
+"""Reports as one HTML file: readable on a phone, no network needed, pictures inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flatsparse.lab import reporting
+from flatsparse.lab.ball import DEFINITION
+from flatsparse.lab.compare import Comparison, Row, Table
+from flatsparse.lab.run import Run
+from flatsparse.storage import load_masks, read_json_lines, write_whole
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 58rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; }
+.helps { color: #00693e; font-weight: 600; } .hurts { color: #b00020; font-weight: 600; }
+figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; } figcaption, .note { color: #555; font-size: .9rem; }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; word-break: break-word; }
+"""
+
+
+def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path) -> Path:
+    """Write a comparison's report. Returns the file."""
+    runs = {
+        (table.label_noise, row.sharpness, seed): out
+        / "runs"
+        / f"noise{table.label_noise:g}-{row.sharpness}-seed{seed}"
+        for table in tables
+        for row in table.rows
+        for seed in range(comparison.seeds)
+    }
+    title = f"Does flatness pay? {comparison.method} at {comparison.sparsity:.0%} on {comparison.data}"
+    verdict = [
+        f"<h3>{_text(reporting.setting(table).capitalize())}</h3>" + _list(reporting.sentences(table))
+        for table in tables
+    ]
+    curves = {
+        (noise, name): [read_json_lines(runs[noise, name, seed] / "metrics.jsonl") for seed in range(comparison.seeds)]
+        for noise, name, _ in runs
+    }
+    parts = [
+        *verdict,
+        _figure(
+            reporting.differences(tables),
+            "Difference to plain training. Small dots are seeds, diamonds means with 95 % intervals.",
+        ),
+        "<h2>Numbers</h2>",
+        *(_heading(table) + _numbers(table) for table in tables),
+        f'<p class="note">Accuracies in percent, mean ± deviation over {comparison.seeds} seeds; the difference is paired seed'
+        f" by seed. Step time is a ratio to plain, with its range over seeds. Sharpness, at radius"
+        f" {tables[0].rows[0].ball_radius:g}: {_text(DEFINITION)}.</p>",
+        "<h2>Accuracy of every seed</h2>",
+        *(_heading(table) + _seeds(table) for table in tables),
+        "<h2>Curves</h2>",
+        *(
+            _heading(table)
+            + _figure(
+                reporting.curves({r.sharpness: curves[table.label_noise, r.sharpness] for r in table.rows}),
+                "Means over seeds.",
+            )
+            for table in tables
+        ),
+        *_tuning(tables),
+        "<h2>Sparsity by layer</h2>",
+        _layers([folder for (_, name, seed), folder in runs.items() if seed == 0 and name == "none"][0]),
+        "<h2>What was run</h2>",
+        _settings(comparison),
+        f"<pre>flatsparse compare {_text(flags(comparison))} --out {_text(str(out))}</pre>",
+    ]
+    return _write(out / "report.html", title, parts)
+
+
+def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
+    """Write a single run's report. Returns the file."""
+    records = read_json_lines(out / "metrics.jsonl")
+    title = (
+        f"{run.model} on {run.data}: {run.method} at {result['sparsity']['prunable']:.1%}, sharpness {run.sharpness}"
+    )
+    flops, seconds = result["flops"], result["seconds"]
+    told = [
+        f"Test accuracy {result['test_accuracy']:.2f} %, read once at the end; training accuracy {result['train_accuracy']:.2f} %.",
+        f"{result['gradient_evaluations']} gradients in {result['steps']} steps; {seconds['train']:.1f} s of training,"
+        f" {1000 * seconds['step_median']:.1f} ms a step (median), {result['images_per_second']:.0f} images a second.",
+        f"Training cost {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs, inference"
+        f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's (by count; masked weights are still multiplied).",
+        f"Loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
+        "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
+    ]
+    parts = [
+        _list(told),
+        "<h2>Curves</h2>",
+        _figure(reporting.curves({run.sharpness: [records]}), "Training loss and validation accuracy by epoch."),
+        "<h2>Sparsity by layer</h2>",
+        _layers(out),
+        "<h2>What was run</h2>",
+        _settings(run),
+        f"<pre>flatsparse train {_text(flags(run))} --out {_text(str(out))}</pre>",
+        f'<p class="note">Sharpness: {_text(DEFINITION)}.</p>',
+    ]
+    return _write(out / "report.html", title, parts)
+
+
+def flags(settings: Any) -> str:
+    """The command-line flags that give these settings."""
+    words: list[str] = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value == default or value is None:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if isinstance(value, dict):
+            words += [str(word) for pair in value.items() for word in pair]
+        elif isinstance(value, (tuple, list)):
+            words += [str(word) for word in value]
+        elif value is not True:
+            words.append(str(value))
+    return " ".join(words)
+
+
+def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
+    body = "\n".join(parts)
+    page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n'
+    write_whole(file, page.encode())
+    return file
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_text(s)}</li>" for s in sentences) + "</ul>"
+
+
+def _heading(table: Table) -> str:
+    return f"<h3>{_text(reporting.setting(table).capitalize())}</h3>"
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _numbers(table: Table) -> str:
+    head = (
+        "",
+        "ρ",
+        "test",
+        "difference",
+        "95 % interval",
+        "training",
+        "validation",
+        "gradients",
+        "step time",
+        "cosine",
+        "sharpness",
+    )
+    return _grid(head, [_cells(row) for row in table.rows])
+
+
+def _cells(row: Row) -> list[str]:
+    d = row.difference
+    style = d.verdict.replace(" ", "-") if d else ""
+    return [
+        reporting.LABELS[row.sharpness],
+        f"{row.rho:g}" if row.rho else "",
+        f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}"),
+        f'<span class="{style}">{d.mean:+.2f}</span>' if d else "",
+        f'<span class="{style}">{reporting.interval(d)}</span>' if d else "",
+        f"{row.train_accuracy:.1f}",
+        "" if row.validation_accuracy is None else f"{row.validation_accuracy:.1f}",
+        f"{row.gradients_per_step:g}",
+        f"{row.step_time:.2f} ({min(row.step_times):.2f}–{max(row.step_times):.2f})",
+        "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}",
+        f"{statistics.fmean(row.ball):.3f}",
+    ]
+
+
+def _seeds(table: Table) -> str:
+    count = len(table.rows[0].accuracies)
+    return _grid(
+        ("", *(f"seed {seed}" for seed in range(count))),
+        [(reporting.LABELS[row.sharpness], *(f"{accuracy:.2f}" for accuracy in row.accuracies)) for row in table.rows],
+    )
+
+
+def _tuning(tables: Sequence[Table]) -> list[str]:
+    if not any(table.tried for table in tables):
+        return []
+    parts = [
+        "<h2>How each ρ was chosen</h2>",
+        '<p class="note">Validation accuracy, in percent, on other seeds; the highest was taken.</p>',
+    ]
+    for table in tables:
+        grid = next(iter(table.tried.values()))
+        rows = [(reporting.LABELS[name], *(f"{a:.1f}" for a in tried.values())) for name, tried in table.tried.items()]
+        parts.append(_heading(table) + _grid(("", *(f"ρ = {rho}" for rho in grid)), rows))
+    return parts
+
+
+def _layers(folder: Path) -> str:
+    masks, _ = load_masks(folder / "masks.safetensors")
+    rows = [
+        (_text(name), "×".join(map(str, mask.shape)), f"{int(mask.sum()):,}", f"{1 - float(mask.float().mean()):.2%}")
+        for name, mask in masks.items()
+    ]
+    return _grid(("layer", "shape", "live weights", "sparsity"), rows)
+
+
+def _settings(settings: Any) -> str:
+    rows = [
+        (_text(f.name.replace("_", " ")), _text(str(getattr(settings, f.name)))) for f in dataclasses.fields(settings)
+    ]
+    return _grid(("setting", "value"), rows)
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg")
+    drawing = stream.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    return (
+        f'<figure role="img" aria-label="{_text(caption)}">{drawing}<figcaption>{_text(caption)}</figcaption></figure>'
+    )

@@ -1,0 +1,208 @@
+"""Files that are whole or absent, and say when they are damaged; nothing in them is ever executed.
+
+Each kind of file carries a SHA-256 of its own content: JSON values in a key, safetensors in their metadata, checkpoints
+in the comment of their zip archive, where ``torch.load`` passes over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from flatsparse.errors import InputError
+
+MASK_FORMAT = "flatsparse-masks-1"
+
+
+def damaged(file: Path, why: str) -> InputError:
+    """The error for a file that is not what was written."""
+    return InputError(f"'{file}' is damaged ({why}): restore it from a copy, or delete it and run again")
+
+
+def write_whole(file: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file beside its place and move it there, so that a reader, or a kill, never meets a half of it.
+
+    Args:
+        durable: wait until it is on the disk, so that not even a power cut loses it.
+
+    Raises: InputError when the place cannot be written; what stood there before is untouched.
+    """
+    half = None
+    try:
+        descriptor, half = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".half")
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.chmod(half, 0o644)  # what open() gives; a temporary file is private
+        os.replace(half, file)
+    except BaseException as problem:
+        if half is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(half)
+        if isinstance(problem, OSError):
+            raise InputError(
+                f"cannot write '{file}' ({problem.strerror}): what was saved before is untouched"
+            ) from None
+        raise
+
+
+def remove_halves(folder: Path) -> None:
+    """Clear away what a killed process was writing."""
+    for half in folder.glob(".*.half"):
+        half.unlink(missing_ok=True)
+
+
+def read(file: Path) -> bytes:
+    """A file's content, or one clear line."""
+    try:
+        return file.read_bytes()
+    except OSError as problem:
+        raise InputError(f"cannot read '{file}' ({problem.strerror})") from None
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of the rest of it under ``sha256``."""
+    return {**value, "sha256": _digest(value)}
+
+
+def unsealed(value: Any, file: Path) -> dict[str, Any]:
+    """A sealed object without its checksum. Raises InputError when the two do not fit."""
+    if not isinstance(value, dict) or value.pop("sha256", None) != _digest(value):
+        raise damaged(file, "its checksum does not fit")
+    return value
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a sealed object as indented JSON, whole."""
+    write_whole(file, (json.dumps(sealed(value), indent=2) + "\n").encode())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a sealed object. Raises InputError when it is damaged."""
+    return unsealed(_parse(read(file), file), file)
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Read sealed objects, one a line. Raises InputError naming the first damaged line."""
+    lines = read(file).split(b"\n")
+    if lines.pop() != b"":
+        raise damaged(file, f"its last line, {len(lines) + 1}, is cut off")
+    return [unsealed(_parse(line, file, f"line {number}: "), file) for number, line in enumerate(lines, 1)]
+
+
+def _parse(text: bytes, file: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise damaged(file, f"{where}{problem}") from None
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors and metadata as safetensors, whole, with a hash of both among the metadata."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, safetensors.torch.save(plain, {**about, "sha256": _tensor_digest(plain, about)}))
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata. Raises InputError when the file is damaged."""
+    content = read(file)
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        tensors, about = safetensors.torch.load(content), dict(header["__metadata__"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as problem:
+        raise damaged(file, str(problem) or "it is no safetensors file") from None
+    if about.pop("sha256", None) != _tensor_digest(tensors, about):
+        raise damaged(file, "its checksum does not fit")
+    return tensors, about
+
+
+def _tensor_digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    seal = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        seal.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        seal.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seal.hexdigest()
+
+
+def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", step: int = 0) -> None:
+    """Write masks as safetensors with one bit a weight.
+
+    Ours: each mask is a ``uint8`` tensor named like its weight, the mask's entries in row-major order, eight to a byte,
+    the first in the lowest bit; the metadata hold ``format``, ``method``, ``step``, ``shapes`` (JSON) and a hash.
+
+    Args:
+        masks: bool tensors by name, such as ``training.masks``.
+        method, step: where they come from.
+    """
+    packed = {
+        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().flatten().numpy(), bitorder="little"))
+        for name, mask in masks.items()
+    }
+    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
+    save_tensors(Path(file), packed, {"format": MASK_FORMAT, "method": method, "step": str(step), "shapes": shapes})
+
+
+def load_masks(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read masks that ``save_masks`` wrote: bool tensors by name, in their order, and the metadata.
+
+    Raises: InputError when the file is damaged or of another format.
+    """
+    packed, about = load_tensors(Path(file))
+    if about.get("format") != MASK_FORMAT:
+        raise InputError(
+            f"'{file}' holds '{about.get('format')}', not '{MASK_FORMAT}': give a masks.safetensors of ours"
+        )
+    masks = {}
+    for name, shape in json.loads(about["shapes"]).items():
+        bits = np.unpackbits(packed[name].numpy(), count=int(np.prod(shape)), bitorder="little")
+        masks[name] = torch.from_numpy(bits.reshape(shape).astype(bool))
+    return masks, about
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+_DIGITS = 64  # of a SHA-256 in hexadecimal
+
+
+def save_state(file: Path, state: Any) -> None:
+    """Write nested tensors and plain values as ``torch.save`` does, whole, with a hash in the archive's comment."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    body = stream.getvalue()[:-2]  # the archive ends with the length of its comment, which is none
+    seal = hashlib.sha256(body).hexdigest().encode()
+    write_whole(file, body + _DIGITS.to_bytes(2, "little") + seal)
+
+
+def load_state(file: Path) -> Any:
+    """Read what ``save_state`` wrote, onto the CPU. Raises InputError when the file is damaged."""
+    content = read(file)
+    body, length, seal = content[: -_DIGITS - 2], content[-_DIGITS - 2 : -_DIGITS], content[-_DIGITS:]
+    if int.from_bytes(length, "little") != _DIGITS or hashlib.sha256(body).hexdigest().encode() != seal:
+        raise damaged(file, "its checksum does not fit")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
