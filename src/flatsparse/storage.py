@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -205,4 +206,7 @@ def load_state(file: Path) -> Any:
     body, length, seal = content[: -_DIGITS - 2], content[-_DIGITS - 2 : -_DIGITS], content[-_DIGITS:]
     if int.from_bytes(length, "little") != _DIGITS or hashlib.sha256(body).hexdigest().encode() != seal:
         raise damaged(file, "its checksum does not fit")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise damaged(file, "it holds more than tensors and plain values") from None

@@ -1,9 +1,7 @@
-import numpy as np
 import pytest
 import torch
 
 from flatsparse.errors import InputError
-from flatsparse.lab import data as lab_data
 from flatsparse.lab.data import DataSet, Images, batches, split, with_label_noise
 
 
@@ -84,60 +82,3 @@ def test_augmentation_is_a_padded_crop_and_a_flip():
         matches = [n for crop in crops for n in range(8) if torch.allclose(crop[n], image, atol=1e-5)]
         assert matches
         assert all(one.labels[n] == label for n in matches[:1])
-
-
-def test_digits_are_the_real_scans_apart_from_their_test():
-    digits = lab_data.load("digits")
-    assert (len(digits.pool), len(digits.test)) == (1000, 797)
-    assert digits.pool.images.shape[1:] == (8, 8, 1)
-    assert digits.pool.images.max() == 255
-    assert len(digits.pool.labels.unique()) == 10
-
-
-def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(InputError, match="cifar10"):
-        lab_data.load("cifar-10")
-
-
-def test_a_missing_data_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="absent"):
-        lab_data.load("cifar10", tmp_path / "absent")
-
-
-def write_cifar(folder, n=20, spoil=None):
-    import pickle
-
-    folder.mkdir()
-    for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        pixels = np.random.default_rng(index).integers(0, 256, (n, 3072), dtype=np.uint8)
-        content = pickle.dumps({b"data": pixels, b"labels": [i % 10 for i in range(n)]}, protocol=2)
-        (folder / name).write_bytes(spoil(content) if spoil and name == "data_batch_3" else content)
-
-
-def test_the_classic_cifar_folder_is_read_in_order(tmp_path):
-    write_cifar(tmp_path / "cifar-10-batches-py")
-    found = lab_data.load("cifar10", tmp_path)
-    first = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
-    assert (len(found.pool), len(found.test)) == (100, 20)
-    assert np.array_equal(found.pool.images[0].numpy(), first[0].reshape(3, 32, 32).transpose(1, 2, 0))
-
-
-def test_cifar_parquet_is_read_when_there_is_no_classic_folder(tmp_path):
-    import datasets
-
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({"img": list(pixels), "label": list(range(6))}, features=features)
-    (tmp_path / "cifar10").mkdir()
-    for part in ("train", "test"):
-        rows.to_parquet(tmp_path / "cifar10" / f"{part}-00000-of-00001.parquet")
-    found = lab_data.load("cifar10", tmp_path)
-    assert np.array_equal(found.pool.images.numpy(), pixels)
-    assert found.test.labels.tolist() == list(range(6))
-
-
-@pytest.mark.parametrize("spoil", [lambda b: b[:200], lambda b: b"cos\nsystem\n(S'echo hi'\ntR.", lambda b: b""])
-def test_a_damaged_or_hostile_batch_is_named_and_never_run(tmp_path, spoil):
-    write_cifar(tmp_path / "cifar-10-batches-py", spoil=spoil)
-    with pytest.raises(InputError, match="data_batch_3"):
-        lab_data.load("cifar10", tmp_path)
