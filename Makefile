@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all stress lint format clean
 
 setup: .venv/ready
 
@@ -22,6 +22,10 @@ test: setup lint
 
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2
+
+# Two hundred SIGKILLs at random moments, over all methods; ten minutes.
+stress: setup
+	$(BIN)/python tests/lab/killing.py 200
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -1,10 +1,12 @@
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
+
 from flatsparse.errors import InputError
 from flatsparse.storage import (
     load_masks,
@@ -31,7 +33,10 @@ def lines(file):
 KINDS = {
     "json": (lambda file: write_json(file, {"a": [1, 2.5, None], "b": {"c": "é"}}), read_json),
     "lines": (lines, read_json_lines),
-    "tensors": (lambda file: save_tensors(file, {"w": torch.randn(4, 5), "n": torch.tensor(3)}, {"x": "y"}), load_tensors),
+    "tensors": (
+        lambda file: save_tensors(file, {"w": torch.randn(4, 5), "n": torch.tensor(3)}, {"x": "y"}),
+        load_tensors,
+    ),
     "masks": (lambda file: save_masks(file, MASKS, method="rigl", step=7), load_masks),
     "state": (lambda file: save_state(file, STATE), load_state),
 }
@@ -54,15 +59,11 @@ def test_every_flipped_byte_is_found(tmp_path, kind):
         spoilt = bytearray(whole)
         spoilt[place] ^= 1 << int(source.integers(8))
         file.write_bytes(spoilt)
-        try:
+        if load in (read_json, read_json_lines) and chr(whole[place]).isspace() and chr(spoilt[place]).isspace():
+            continue  # white space between values says nothing
+        with pytest.raises(InputError, match=re.escape(str(file))) as caught:
             load(file)
-        except InputError as problem:
-            assert str(file) in str(problem)
-            assert "\n" not in str(problem)
-        else:  # only white space between values may change without changing them
-            assert write is KINDS["json"][0] or write is KINDS["lines"][0]
-            assert chr(whole[place]).isspace()
-            assert chr(spoilt[place]).isspace()
+        assert "\n" not in str(caught.value)
 
 
 def test_every_truncation_is_found(tmp_path, kind):

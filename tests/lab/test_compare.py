@@ -31,6 +31,7 @@ def result(accuracy, sharpness="none", rho=0.0, step=0.01, gradients=10):
         "steps": 10,
         "gradient_cosine": 0.1,
         "seconds": {"step_median": step},
+        "ball": {"radius": 0.1, "increase": 0.2},
     }
 
 
@@ -100,7 +101,7 @@ def test_the_table_fits_a_terminal_and_the_picture_is_drawn(small_comparison, tm
     said = said.getvalue()
     assert "…" not in said
     assert "S²-SAM ρ=0.05" in said
-    reporting.draw(tables, tmp_path / "picture.png")
+    reporting.differences(tables).savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,6 +12,7 @@ from flatsparse.lab import training as loop
 from flatsparse.lab.build import build
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.methods import METHODS
+from flatsparse.storage import read_json
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
@@ -44,7 +45,7 @@ def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
         "masks.safetensors",
         "result.json",
     }
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert read_json(tmp_path / "run" / "result.json") == result
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert result["steps"] == result["gradient_evaluations"] == 12
     assert {"train", "train_dense", "inference", "inference_dense"} == set(result["flops"])
@@ -79,6 +80,7 @@ def test_a_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatc
     again = loop.train(run, tmp_path / "killed", resume=True)
     ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("killed", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [f.name for f in (tmp_path / "killed").glob(".*")] == []
     timeless = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in (whole, again)]
     assert timeless[0] == timeless[1]
     assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == run.epochs

@@ -54,7 +54,7 @@ def claim(
 
 def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], place: str, free: Collection[str] = ()) -> None:
     """Raise InputError, with the first difference, when what a place holds was made with other settings."""
-    plain = json.loads(json.dumps(mine))
+    plain, theirs = (json.loads(json.dumps(settings)) for settings in (mine, theirs))  # tuples become lists
     odd = next((name for name in plain if name not in free and plain[name] != theirs.get(name)), None)
     if odd is not None:
         flag = f"--{odd.replace('_', '-')}"

@@ -19,6 +19,7 @@ from flatsparse.lab.compare import Comparison, Row, Table
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
 
+CURVES = "Thick lines are means, thin ones seeds. Training loss is that of the gradients taken, so at w + e where there is an e."
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 58rem; margin: 0 auto; padding: 1rem; }
@@ -57,11 +58,18 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
             reporting.differences(tables),
             "Difference to plain training. Small dots are seeds, diamonds means with 95 % intervals.",
         ),
-        "<h2>Numbers</h2>",
-        *(_heading(table) + _numbers(table) for table in tables),
-        f'<p class="note">Accuracies in percent, mean ± deviation over {comparison.seeds} seeds; the difference is paired seed'
-        f" by seed. Step time is a ratio to plain, with its range over seeds. Sharpness, at radius"
-        f" {tables[0].rows[0].ball_radius:g}: {_text(DEFINITION)}.</p>",
+        "<h2>Accuracy</h2>",
+        *(_heading(table) + _accuracy(table) for table in tables),
+        _note(
+            f"In percent, mean ± deviation over {comparison.seeds} seeds; the test set was read once, at the end of each run."
+            " The difference to plain training is paired seed by seed, in points."
+        ),
+        "<h2>Cost and sharpness</h2>",
+        *(_heading(table) + _cost(table) for table in tables),
+        _note(
+            "Step time is the median over seeds of the ratio to plain; cosine is that between the gradients of consecutive"
+            f" steps. Sharpness, at radius {tables[0].rows[0].ball_radius:g}: {DEFINITION}."
+        ),
         "<h2>Accuracy of every seed</h2>",
         *(_heading(table) + _seeds(table) for table in tables),
         "<h2>Curves</h2>",
@@ -75,7 +83,8 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         ),
         *_tuning(tables),
         "<h2>Sparsity by layer</h2>",
-        _layers([folder for (_, name, seed), folder in runs.items() if seed == 0 and name == "none"][0]),
+        _layers(runs[tables[0].label_noise, "none", 0]),
+        _note("Of the first plain run; every run has as many live weights."),
         "<h2>What was run</h2>",
         _settings(comparison),
         f"<pre>flatsparse compare {_text(flags(comparison))} --out {_text(str(out))}</pre>",
@@ -91,24 +100,26 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
     )
     flops, seconds = result["flops"], result["seconds"]
     told = [
-        f"Test accuracy {result['test_accuracy']:.2f} %, read once at the end; training accuracy {result['train_accuracy']:.2f} %.",
+        f"Test accuracy {result['test_accuracy']:.2f} %, read once at the end;"
+        f" training accuracy {result['train_accuracy']:.2f} %.",
         f"{result['gradient_evaluations']} gradients in {result['steps']} steps; {seconds['train']:.1f} s of training,"
         f" {1000 * seconds['step_median']:.1f} ms a step (median), {result['images_per_second']:.0f} images a second.",
         f"Training cost {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs, inference"
-        f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's (by count; masked weights are still multiplied).",
+        f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's,"
+        " by count: masked weights are still multiplied.",
         f"Loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
     parts = [
         _list(told),
         "<h2>Curves</h2>",
-        _figure(reporting.curves({run.sharpness: [records]}), "Training loss and validation accuracy by epoch."),
+        _figure(reporting.curves({run.sharpness: [records]}), CURVES),
         "<h2>Sparsity by layer</h2>",
         _layers(out),
         "<h2>What was run</h2>",
         _settings(run),
         f"<pre>flatsparse train {_text(flags(run))} --out {_text(str(out))}</pre>",
-        f'<p class="note">Sharpness: {_text(DEFINITION)}.</p>',
+        _note(f"Sharpness: {DEFINITION}."),
     ]
     return _write(out / "report.html", title, parts)
 
@@ -132,9 +143,12 @@ def flags(settings: Any) -> str:
 
 
 def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
-    body = "\n".join(parts)
-    page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style>"
+    )
+    body = "\n".join([f"<h1>{_text(title)}</h1>", *parts])
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
     write_whole(file, page.encode())
     return file
 
@@ -147,6 +161,10 @@ def _list(sentences: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{_text(s)}</li>" for s in sentences) + "</ul>"
 
 
+def _note(text: str) -> str:
+    return f'<p class="note">{_text(text)}</p>'
+
+
 def _heading(table: Table) -> str:
     return f"<h3>{_text(reporting.setting(table).capitalize())}</h3>"
 
@@ -157,39 +175,35 @@ def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _numbers(table: Table) -> str:
-    head = (
-        "",
-        "ρ",
-        "test",
-        "difference",
-        "95 % interval",
-        "training",
-        "validation",
-        "gradients",
-        "step time",
-        "cosine",
-        "sharpness",
-    )
-    return _grid(head, [_cells(row) for row in table.rows])
+def _accuracy(table: Table) -> str:
+    head = ("", "ρ", "test", "difference", "95 % interval", "training", "validation")
+    rows = []
+    for row in table.rows:
+        d = row.difference
+        style = d.verdict.replace(" ", "-") if d else ""
+        told = (
+            [f'<span class="{style}">{text}</span>' for text in (f"{d.mean:+.2f}", reporting.interval(d))]
+            if d
+            else ["", ""]
+        )
+        spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
+        validation = "" if row.validation_accuracy is None else f"{row.validation_accuracy:.1f}"
+        rows.append([*_name(row), f"{row.mean:.2f}{spread}", *told, f"{row.train_accuracy:.1f}", validation])
+    return _grid(head, rows)
 
 
-def _cells(row: Row) -> list[str]:
-    d = row.difference
-    style = d.verdict.replace(" ", "-") if d else ""
-    return [
-        reporting.LABELS[row.sharpness],
-        f"{row.rho:g}" if row.rho else "",
-        f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}"),
-        f'<span class="{style}">{d.mean:+.2f}</span>' if d else "",
-        f'<span class="{style}">{reporting.interval(d)}</span>' if d else "",
-        f"{row.train_accuracy:.1f}",
-        "" if row.validation_accuracy is None else f"{row.validation_accuracy:.1f}",
-        f"{row.gradients_per_step:g}",
-        f"{row.step_time:.2f} ({min(row.step_times):.2f}–{max(row.step_times):.2f})",
-        "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}",
-        f"{statistics.fmean(row.ball):.3f}",
-    ]
+def _cost(table: Table) -> str:
+    head = ("", "ρ", "gradients a step", "step time", "its range", "cosine", "sharpness")
+    rows = []
+    for row in table.rows:
+        times = f"{row.step_time:.2f}", f"{min(row.step_times):.2f} to {max(row.step_times):.2f}"
+        cosine = "" if math.isnan(row.cosine) else f"{row.cosine:+.2f}"
+        rows.append([*_name(row), f"{row.gradients_per_step:g}", *times, cosine, f"{statistics.fmean(row.ball):.3f}"])
+    return _grid(head, rows)
+
+
+def _name(row: Row) -> tuple[str, str]:
+    return reporting.LABELS[row.sharpness], f"{row.rho:g}" if row.rho else ""
 
 
 def _seeds(table: Table) -> str:

@@ -1,0 +1,90 @@
+"""Runs that are killed at random moments must end as if nothing had happened. ``python killing.py 200`` kills so often."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from flatsparse.lab import training
+from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.methods import METHODS
+from flatsparse.storage import load_tensors
+
+KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
+
+
+def settings(method, sharpness):
+    sparsity = 0.0 if method == "dense" else 0.9
+    return Run(
+        method=method,
+        sharpness=sharpness,
+        sparsity=sparsity,
+        train_size=96,
+        validation_size=50,
+        batch_size=16,
+        epochs=8,
+    )
+
+
+def child(run, out):
+    torch.set_num_threads(1)
+    training.CHECKPOINT_SECONDS = 0.0
+    training.train(run, out, resume=True)
+
+
+def kill_until_done(run, out, whole_seconds, source, most):
+    """Start the run again and again, killing it at random moments; how many kills it took."""
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would spend its life on imports
+    kills = 0
+    while True:
+        process = fork.Process(target=child, args=(run, out))
+        process.start()
+        process.join(source.uniform(0, whole_seconds) if kills < most else None)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        elif process.exitcode != 0:
+            raise AssertionError(f"{run.method} with {run.sharpness} failed after {kills} kills")
+        else:
+            return kills
+
+
+def check(kind, folder, source, most):
+    """Kill one kind of run; its weights and curve must be those of an undisturbed run. Returns the number of kills."""
+    run = settings(*kind)
+    began = time.monotonic()
+    kill_until_done(run, folder / "whole", 1.0, source, most=0)
+    lasted = time.monotonic() - began
+    kills = kill_until_done(run, folder / "killed", lasted, source, most)
+    ours, theirs = (load_tensors(folder / name / "model.safetensors")[0] for name in ("killed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs), kind
+    masks = [(folder / name / "masks.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert masks[0] == masks[1], kind
+    epochs = [len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in ("killed", "whole")]
+    assert epochs == [run.epochs, run.epochs], kind
+    assert not list((folder / "killed").glob(".*")), kind
+    return kills
+
+
+def main(wanted):
+    source, kills, runs = random.Random(0), 0, 0
+    while kills < wanted:
+        folder = Path(tempfile.mkdtemp())
+        kills += check(KINDS[runs % len(KINDS)], folder, source, most=min(20, wanted - kills))
+        shutil.rmtree(folder)
+        runs += 1
+        print(f"{kills} kills in {runs} runs, all as if undisturbed", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,118 @@
+import dataclasses
+import html.parser
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from flatsparse.lab import page
+from flatsparse.lab.compare import Comparison, compare
+from flatsparse.lab.run import Run
+from flatsparse.lab.training import train
+
+SMALL = Comparison(
+    train_size=64, validation_size=50, batch_size=32, epochs=2, seeds=2, label_noise=(0.0, 0.2), tune=True, rho_grid=(0.1, 0.5),
+    tune_seeds=1, jobs=1, sharpness=("s2sam", "random"),
+)  # fmt: skip
+
+
+class Outline(html.parser.HTMLParser):
+    """What is opened and not closed, what is asked of the network, and the words."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "path", "use"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.asked, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.asked += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def comparison_report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "out"
+    tables = compare(SMALL, out, console=Console(quiet=True))
+    return page.write_comparison(tables, SMALL.resolved(), out), tables
+
+
+@pytest.fixture(scope="module")
+def run_report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "run"
+    run = Run(train_size=64, validation_size=50, batch_size=32, epochs=2, sharpness="s2sam").resolved()
+    return page.write_run(run, train(run, out), out)
+
+
+@pytest.mark.parametrize("which", ["comparison_report", "run_report"])
+def test_a_report_is_whole_and_asks_nothing_of_the_network(which, request):
+    file = request.getfixturevalue(which)
+    outline = Outline((file if which == "run_report" else file[0]).read_text())
+    assert outline.open == []
+    assert outline.asked == []
+
+
+def test_a_comparison_tells_every_number_it_rests_on(comparison_report):
+    file, tables = comparison_report
+    words = " ".join(Outline(file.read_text()).words)
+    for table in tables:
+        for row in table.rows:
+            assert all(f"{accuracy:.2f}" in words for accuracy in row.accuracies)
+            assert f"{row.mean:.2f} ± {row.std:.2f}" in words
+            if row.difference:
+                assert f"{row.difference.mean:+.2f}" in words
+    assert "within a Euclidean ball" in words
+    assert "3.weight" in words
+
+
+def test_the_command_in_a_report_repeats_the_comparison():
+    import tyro
+
+    told = page.flags(dataclasses.replace(SMALL, rhos={"sam": 0.2}, include=("3", "6"), channels_last=True))
+    again = tyro.cli(Comparison, args=told.split(), config=(tyro.conf.FlagCreatePairsOff,))
+    assert (
+        again.resolved()
+        == dataclasses.replace(SMALL, rhos={"sam": 0.2}, include=("3", "6"), channels_last=True).resolved()
+    )
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1000])
+def test_chromium_shows_the_report_without_an_error_and_within_a_phone(comparison_report, tmp_path, width):
+    file, _ = comparison_report
+    probe = tmp_path / "probe.html"
+    script = (
+        "<script>document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    )
+    probe.write_text(file.read_text().replace("</body>", script))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += (
+        f" --disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
+    )
+    command = ["chromium", *flags.split(), f"--window-size={width},3000"]
+    shown = subprocess.run([*command, "--dump-dom", str(probe)], capture_output=True, text=True, timeout=60, check=True)
+    assert not re.search(r"CONSOLE.*(error|uncaught)", shown.stderr, re.IGNORECASE)
+    wide, inner = map(int, re.search(r"<title>wide (\d+) of (\d+)</title>", shown.stdout).groups())
+    assert wide <= inner
+    picture = tmp_path / "shot.png"
+    subprocess.run([*command, f"--screenshot={picture}", str(file)], capture_output=True, timeout=60, check=True)
+    import matplotlib.image
+
+    pixels = matplotlib.image.imread(picture)
+    assert pixels.std() > 0.05  # something is drawn
