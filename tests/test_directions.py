@@ -122,7 +122,9 @@ def test_a_first_gradient_on_a_step_that_a_rule_takes_over_is_no_trouble(base):
     for step in range(6):
         w = weights(model.late)
         model(batch(step)[0], ready=step >= 2).square().sum().backward()
-        assert (norm(shift(model.late, w)) > 0) == (step > 3)  # at step 2 the base kept no state for it
+        # At step 2 the base keeps no state for it, and Adam would take an entry of ours for its own.
+        first = 2 if isinstance(optimizer.base, torch.optim.SGD) else 3
+        assert (norm(shift(model.late, w)) > 0) == (step > first)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,7 +13,19 @@ import flatsparse
 PACKAGE = Path(flatsparse.__file__).parent
 # Who may import whom: only what stands earlier. A package counts as one; `flatsparse` itself gathers the library.
 LAYERS = [
-    *("errors", "seeds", "selection", "schedules", "masks", "criteria", "distributions", "rules", "plan", "methods"),
+    *(
+        "errors",
+        "seeds",
+        "storage",
+        "selection",
+        "schedules",
+        "masks",
+        "criteria",
+        "distributions",
+        "rules",
+        "plan",
+        "methods",
+    ),
     *("following", "window", "sharpness", "sparsifier", "flops", "models", "flatsparse", "lab", "cli", "__main__"),
 ]
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.masks import MaskedWeight, Masks, plain_name
+from flatsparse.masks import MaskedWeight, Masks, plain_names
 from tests.sparse_helpers import is_plus_zero, tiny_net
 
 
@@ -183,12 +183,13 @@ def test_a_linear_layer_tied_to_an_embedding_can_be_in_a_sparse_model():
     assert "1.weight" in names(model)
 
 
-@pytest.mark.parametrize(
-    "wrapped",
-    ["module.layer.weight", "_orig_mod.layer.weight", "module._orig_mod.layer.weight", "_orig_mod.module.layer.weight"],
-)
-def test_names_drop_what_wrappers_put_before_them(wrapped):
-    assert plain_name(wrapped) == "layer.weight"
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_drop_what_wrappers_put_before_them(wrapper):
+    assert plain_names([f"{wrapper}layer.weight", f"{wrapper}layer.bias"]) == ["layer.weight", "layer.bias"]
+
+
+def test_a_module_of_the_models_own_keeps_its_name():
+    assert plain_names(["fc.weight", "module.fc.weight"]) == ["fc.weight", "module.fc.weight"]
 
 
 def test_a_compiled_model_and_a_compiled_child_have_the_names_of_the_plain_one():

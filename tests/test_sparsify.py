@@ -269,15 +269,37 @@ def test_a_period_too_long_for_the_run_is_shortened_with_one_warning_to_the_call
 
 
 @BASES
-def test_dense_weights_loaded_later_are_sparse_again_after_a_step(base):
+def test_dense_weights_loaded_later_are_sparse_at_once(base):
     model = tiny_net()
     optimizer = base(model)
     training = rigl(model, optimizer)
     train(model, optimizer, 4)
     model.load_state_dict(tiny_net(seed=1).state_dict())
-    assert model[3].weight.all()
+    assert_zero_outside(model, training, optimizer)
     take_step(model, optimizer, 5)
     assert_zero_outside(model, training, optimizer)
+
+
+def test_masks_loaded_after_their_weights_find_them_whole():
+    model = tiny_net()
+    training = rigl(model, sgd(model))
+    weights, masks = copied(model.state_dict()), training.state_dict()
+    other = tiny_net(seed=1)
+    again = fs.sparsify(other, sgd(other), "rigl", sparsity=0.8, steps=20, every=3, seed=9)
+    other.load_state_dict(weights)
+    assert not same(weights, other.state_dict())  # zero outside the masks it has so far
+    again.load_state_dict(masks)
+    assert same(weights, other.state_dict())
+
+
+def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go():
+    model = tiny_net()
+    optimizer = sgd(model)
+    first = rigl(model, optimizer)
+    with pytest.raises(fs.InputError, match="detach"):
+        rigl(model, optimizer)
+    first.detach()
+    rigl(model, optimizer)
 
 
 @BASES

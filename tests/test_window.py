@@ -321,3 +321,54 @@ def test_following_keeps_neither_model_nor_optimizer_alive():
     gc.collect()
     assert alive() is None
     backward(model)  # follows nobody now
+
+
+# -- traps ------------------------------------------------------------------------------------------------------------
+
+
+def test_autocast_does_not_remember_the_other_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    optimizer = s2sam(model, sgd, rho=2.0)
+    train_steps(model, optimizer, 2)
+    inputs, _ = batch(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            true = model.eval()(inputs)
+        perturbed = model.train()(inputs)
+        with torch.no_grad():
+            within = model.eval()(inputs)
+    assert torch.equal(within, true)
+    assert not torch.equal(perturbed, true)
+
+
+def test_weights_rewritten_after_every_step_are_told_of():
+    model = mlp()
+    optimizer = s2sam(model, sgd, rho=0.01)
+
+    def rewrite():
+        for step in range(4):
+            train_steps(model, optimizer, 1, start=step)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(0.5)
+
+    with pytest.warns(UserWarning, match="rewritten"):
+        rewrite()
+
+
+def test_a_tiny_gradient_in_half_precision_makes_no_infinity():
+    p = torch.nn.Parameter(torch.ones(4, dtype=torch.float16))
+    optimizer = fs.S2SAM(torch.optim.SGD([p], lr=0.1), rho=0.5)
+    p.grad = torch.zeros_like(p)
+    with pytest.warns(UserWarning, match="float16"):
+        optimizer.step()
+    with optimizer.perturbed():
+        assert p.isfinite().all()
+
+
+def test_a_sparse_gradient_is_refused_in_one_line():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = fs.S2SAM(torch.optim.SGD(embedding.parameters(), lr=0.1))
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(fs.InputError, match="sparse=False"):
+        optimizer.step()

@@ -5,7 +5,19 @@ from flatsparse.errors import InputError
 from flatsparse.methods import METHODS
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
+from flatsparse.storage import load_masks, save_masks
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "S2SAM", "SAM", "InputError", "SparseTraining", "methods", "models", "sparsify"]
+__all__ = [
+    "METHODS",
+    "S2SAM",
+    "SAM",
+    "InputError",
+    "SparseTraining",
+    "load_masks",
+    "methods",
+    "models",
+    "save_masks",
+    "sparsify",
+]

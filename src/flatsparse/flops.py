@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatsparse.masks import PRUNABLE, plain_name
+from flatsparse.errors import InputError
+from flatsparse.masks import prunable_weights
 from flatsparse.rules import Rule
 
 
@@ -32,6 +33,10 @@ class Cost:
 
     def forward(self, masks: Mapping[str, Tensor]) -> float:
         """The forward pass when each layer does only what its live weights ask for; layers without a mask are dense."""
+        if strange := [name for name in masks if name not in self.layers]:
+            raise InputError(
+                f"the operations of layer '{strange[0]}' cannot be counted: give it no mask, or count by hand"
+            )
         density = {name: float(mask.float().mean()) for name, mask in masks.items()}
         return sum(flops * density.get(name, 1.0) for name, flops in self.layers.items()) + self.other
 
@@ -46,19 +51,25 @@ def cost(model: nn.Module, sample: Tensor) -> Cost:
     >>> cost(nn.Sequential(nn.Linear(20, 10)), torch.ones(1, 20)).layers
     {'0.weight': 400}
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval()(sample)
-    model.train(training)
-    counts = counter.get_flop_counts()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is one operation that the counter does not know
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(sample)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes.items():
+            module.training = training
+    counts = {name: sum(by_kind.values()) // len(sample) for name, by_kind in counter.get_flop_counts().items()}
     root = type(model).__name__
-    layers = {
-        plain_name(f"{name}.weight" if name else "weight"): sum(counts[f"{root}.{name}" if name else root].values())
-        for name, module in model.named_modules()
-        if isinstance(module, PRUNABLE) and (f"{root}.{name}" if name else root) in counts
-    }
-    layers = {name: flops // len(sample) for name, flops in layers.items()}
+    owners = {id(p): name for name, m in model.named_modules() for p in m.parameters(recurse=False)}
+    layers: dict[str, int] = {}
+    for name, (p, by_default) in prunable_weights(model).items():
+        owner = owners[id(p)]
+        if by_default and (full := f"{root}.{owner}" if owner else root) in counts:
+            layers[name] = counts[full]
     return Cost(layers, other=counter.get_total_flops() // len(sample) - sum(layers.values()))
 
 

@@ -72,6 +72,8 @@ class MaskedWeight:
     @torch.no_grad()
     def zero_outside(self, tensor: Tensor) -> Tensor:
         """Make a tensor of the weight's shape exactly +0 outside the mask, in place; inside nothing changes."""
+        if self.active == self.weight.numel():
+            return tensor
         if self.mask.device != tensor.device:  # the model was moved after it was made sparse
             self.mask, self._bits = self.mask.to(tensor.device), self._bits.to(tensor.device)
         if tensor.is_floating_point() and tensor.element_size() == self._bits.element_size():
@@ -124,8 +126,9 @@ class Masks(Sequence[MaskedWeight]):
         Raises: InputError when a pattern matches nothing, or nothing is left.
         """
         held = {id(p) for p in trained if p.requires_grad}
-        every = {plain_name(name): p for name, p in model.named_parameters() if p.ndim >= 2}
-        default = [name for name in _prunable_names(model) if name in every]  # a tied weight goes by its first name
+        found = prunable_weights(model)
+        every = {name: p for name, (p, _) in found.items()}
+        default = [name for name, (_, by_default) in found.items() if by_default]
         chosen = _matching(include, every, "include") if include else set(default)
         chosen -= _matching(exclude, every, "exclude")
         picked = {name: p for name, p in every.items() if name in chosen and id(p) in held}
@@ -188,19 +191,27 @@ class Masks(Sequence[MaskedWeight]):
                     w.zero_outside(entry)
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what ``torch.compile`` and data-parallel wrappers put before it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+def plain_names(names: Sequence[str]) -> list[str]:
+    """A model's names without what ``torch.compile`` and data-parallel wrappers put before them.
+
+    A ``module.`` that only some names have is the model's own.
+    """
+    names = [name.replace("_orig_mod.", "") for name in names]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return names
 
 
-def _prunable_names(model: nn.Module) -> list[str]:
-    return [
-        plain_name(f"{prefix}.{name}" if prefix else name)
+def prunable_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
+    """Every matrix of a model by its plain name, and whether its layer is of a kind that is made sparse by default."""
+    kinds = {
+        f"{prefix}.{name}" if prefix else name: isinstance(module, PRUNABLE)
         for prefix, module in model.named_modules()
-        if isinstance(module, PRUNABLE)
-        for name, p in module.named_parameters(recurse=False)
-        if p.ndim >= 2
-    ]
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    named = list(model.named_parameters())  # a tied weight goes by its first name
+    plain = plain_names([name for name, _ in named])
+    return {short: (p, kinds[name]) for short, (name, p) in zip(plain, named, strict=True) if p.ndim >= 2}
 
 
 def _matching(patterns: Sequence[str], names: Iterable[str], argument: str) -> set[str]:

@@ -73,7 +73,7 @@ def updates(every: int, until: float, steps: int) -> Every:
             f"until={until} of steps={steps} leaves no update, as none comes at the first step: give 2 or more"
         )
     if every > end:
-        shorter = max(1, end // 10)
+        shorter = max(2, end // 10)  # an update can take the place of the weight step: some must be left
         warnings.warn(f"every={every} leaves no update in {end} steps: using every={shorter}", stacklevel=4)
         every = shorter
     return Every(every, until=end)

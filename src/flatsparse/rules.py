@@ -61,7 +61,9 @@ class Rewire:
         return {w.name: self.rewired(w, self.fraction(step)) for w in masks}
 
     def rewired(self, w: MaskedWeight, fraction: float) -> Tensor:
-        """One layer's new mask."""
+        """One layer's new mask; the old one for a layer that had no gradient to score by."""
+        if self.dense_gradient and w.dense_grad is None:
+            return w.mask
         moved = int(fraction * w.active)
         if moved == 0:
             return w.mask

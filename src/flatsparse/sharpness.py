@@ -79,6 +79,7 @@ class S2SAM(SharpnessAware):
 
     def _share(self, *_: object) -> None:
         super()._share()
+        self._made = any(NEIGHBOUR in entry for entry in self.state.values())
         for group in self.param_groups:
             group.setdefault("looks", 0)
 
@@ -121,7 +122,7 @@ class S2SAM(SharpnessAware):
             with torch.enable_grad(), self.perturbed():
                 loss = closure()
         self._close()
-        if not self._looked and any(self._neighbour(p) is not None for p in self._gradients()):
+        if not self._looked and self._made and self._gradients():
             self._warn(
                 "unperturbed",
                 f"two steps without a perturbed forward, so this is plain {type(self.base).__name__}: call"
@@ -138,12 +139,10 @@ class S2SAM(SharpnessAware):
 
     def _begun(self, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Without the parameters whose state the base has yet to create: Adam would take our entry for its own."""
-        kept: dict[nn.Parameter, Tensor] = {}
-        for group in self.param_groups:
-            here = [p for p in group["params"] if p in gradients]
-            begun = [p for p in here if set(self.state.get(p, ())) - {NEIGHBOUR}]
-            kept.update((p, gradients[p]) for p in begun or here)  # a base such as plain SGD keeps no state at all
-        return kept
+        if isinstance(self.base, torch.optim.SGD):  # it does not ask whether an entry is the first
+            return gradients
+        begun = {p: g for p, g in gradients.items() if set(self.state.get(p, ())) - {NEIGHBOUR}}
+        return begun or gradients  # a base may keep no state at all
 
 
 class SAM(SharpnessAware):
@@ -169,8 +168,10 @@ class SAM(SharpnessAware):
         The gradients are yours to clear inside. Batch-norm statistics are what they were when it ends: the first pass has
         already counted this batch.
         """
-        directions = {p: self._zeroing[p](g.clone()) if p in self._zeroing else g for p, g in self._gradients().items()}
-        self._make_neighbours(directions)
+        for p, zero_outside in self._zeroing.items():
+            if p.grad is not None:
+                zero_outside(p.grad)
+        self._make_neighbours(self._gradients())  # without a name of ours, so that they can be freed inside
         with following.frozen_statistics(self):
             self._open()
             try:

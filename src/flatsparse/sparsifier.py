@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +100,7 @@ class SparseTraining:
     A step that a gradient scaler skips does nothing at all.
     """
 
-    def __init__(self, masks: Masks, optimizer: Optimizer, plan: Plan, method: str) -> None:
+    def __init__(self, model: nn.Module, masks: Masks, optimizer: Optimizer, plan: Plan, method: str) -> None:
         self.method = method
         self.plan = plan
         self.steps_taken = 0
@@ -109,7 +110,9 @@ class SparseTraining:
         self._now = _Step()
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
         self._state_loaded = False
-        self._attach(optimizer)
+        self._loaded: dict[str, Tensor] = {}  # weights as they were loaded, for masks that may be loaded after them
+        self._optimizer = optimizer
+        self._attach(model)
 
     # -- what a user looks at -------------------------------------------------------------------------------------
 
@@ -168,25 +171,33 @@ class SparseTraining:
                 f" {mine.get(odd, 'absent')} here; load them into the model they were made for"
             )
         self.steps_taken = state["steps_taken"]
-        for w in self._masks:
-            w.set_mask(state["masks"][w.name])
+        with torch.no_grad():
+            for w in self._masks:
+                w.set_mask(state["masks"][w.name])
+                if w.name in self._loaded:
+                    w.weight.copy_(self._loaded[w.name])
+                w.zero_outside(w.weight)
         self._state_loaded = True
 
     def detach(self) -> None:
-        """Let go of the optimizer: from now on nothing keeps the masks."""
+        """Let go of model and optimizer: from now on nothing keeps the masks."""
         for handle in self._handles:
             handle.remove()
+        for wrapper in _chain(self._optimizer):
+            if hasattr(wrapper, "confine"):
+                wrapper.confine({})
 
     # -- the order of a step --------------------------------------------------------------------------------------
 
-    def _attach(self, optimizer: Optimizer) -> None:
-        for wrapper in _chain(optimizer):
+    def _attach(self, model: nn.Module) -> None:
+        for wrapper in _chain(self._optimizer):
             if hasattr(wrapper, "confine"):
                 wrapper.confine(self.zeroing())
         self._handles = [
             self._base.register_step_pre_hook(self._before_step),
             self._base.register_step_post_hook(self._after_step),
             self._base.register_load_state_dict_post_hook(self._after_load),
+            model.register_load_state_dict_post_hook(_AfterModelLoad(self)),
         ]
 
     def _before_step(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -208,6 +219,7 @@ class SparseTraining:
         self._now = _Step(skipped=self._scaler_skips())
         if self._now.skipped:
             return
+        self._loaded = {}
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
             self._masks.clean(self._base.state)
             self._state_loaded = False
@@ -241,6 +253,13 @@ class SparseTraining:
         self._state_loaded = True
 
     @torch.no_grad()
+    def after_model_load(self) -> None:
+        """Zero loaded weights outside the masks, but remember them: their own masks may be loaded next."""
+        for w in self._masks:
+            self._loaded[w.name] = w.weight.detach().clone()
+            w.zero_outside(w.weight)
+
+    @torch.no_grad()
     def _mask_gradients(self, scale: Tensor | None) -> None:
         keep_dense = any(rule.dense_gradient for rule in self.due(self.steps_taken + 1))
         for w in self._masks:
@@ -270,6 +289,20 @@ class SparseTraining:
         """Whether a gradient scaler hands its verdict to a fused base, which then does nothing on its own."""
         found = getattr(self._base, "found_inf", None)
         return found is not None and bool(found.item())
+
+
+class _AfterModelLoad:
+    """A model's hook that dies with its training and in copies of the model."""
+
+    def __init__(self, training: SparseTraining | None) -> None:
+        self._training = weakref.ref(training) if training is not None else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _AfterModelLoad, (None,)
+
+    def __call__(self, model: nn.Module, keys: Any) -> None:
+        if self._training is not None and (training := self._training()) is not None:
+            training.after_model_load()
 
 
 def sparsify(
@@ -320,10 +353,15 @@ def sparsify(
     masks = Masks.of(model, held, include, exclude, seed)
     check_budget(masks.budget(sparsity), masks.total, len(masks))
     initial = plan.initial_masks(masks)
+    for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), SparseTraining):
+            raise InputError(
+                "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
+            )
     for wrapper in _chain(optimizer):
         if hasattr(wrapper, "follow"):
             wrapper.follow(model)
-    training = SparseTraining(masks, optimizer, plan, method=type(chosen).__name__.lower())
+    training = SparseTraining(model, masks, optimizer, plan, method=type(chosen).__name__.lower())
     masks.rewire(initial, innermost(optimizer).state)
     return training
 

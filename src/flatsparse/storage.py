@@ -93,7 +93,7 @@ def unsealed(value: Any, file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Write a sealed object as indented JSON, whole."""
-    write_whole(file, (json.dumps(sealed(value), indent=2) + "\n").encode())
+    write_whole(file, (json.dumps(sealed(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from flatsparse import following
 from flatsparse.errors import InputError, check_finite
@@ -53,6 +54,8 @@ class SharpnessAware(Optimizer):
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
         self._marks: dict[nn.Parameter, Mark] = {}  # of each w when its u was made
+        self._made = False  # whether the last step made neighbours to look at
+        self._drops = 0  # windows in a row that found their neighbours stale
         self._zeroing: Mapping[nn.Parameter, Zeroing] = {}
         self._share()
 
@@ -89,7 +92,7 @@ class SharpnessAware(Optimizer):
         self.base.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "base", "mask_perturbation", "_window", "_looked", "_warned")
+        kept = ("defaults", "base", "mask_perturbation", "_window", "_looked", "_warned", "_made", "_drops")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,6 +144,7 @@ class SharpnessAware(Optimizer):
         if self._window:
             return
         self._drop_stale_neighbours()
+        pairs = []
         for group in self.param_groups:
             rho = self._radius(group)
             made_at = group.get("neighbour_rho", rho)
@@ -151,27 +155,24 @@ class SharpnessAware(Optimizer):
                     continue
                 if rho != made_at:  # ρ was changed after the step that made u
                     torch.lerp(p.detach(), u, rho / made_at, out=u)
-                self._window.append((p, p.data))
-                p.data = u
+                pairs.append((p, u))
             group["neighbour_rho"] = rho
+        self._window = _point(pairs)
         self._looked |= bool(self._window)
 
     def _close(self) -> None:
-        for p, w in self._window:
-            p.data = w
+        _point(self._window)
         self._window = []
 
     @contextmanager
     def _closed(self) -> Iterator[None]:
         """A context in which an open window is shut, and after which it is open again as it was."""
-        window, looks = self._window, [p.data for p, _ in self._window]
-        self._close()
+        looks = _point(self._window)
+        self._window = []
         try:
             yield
         finally:
-            for (p, _), u in zip(window, looks, strict=True):
-                p.data = u
-            self._window = window
+            self._window = _point(looks)
 
     # -- neighbours -----------------------------------------------------------------------------------------------
 
@@ -191,19 +192,24 @@ class SharpnessAware(Optimizer):
 
         The norm stays a tensor on its device, so the host never waits for it.
         """
+        _check_kinds(directions)
         norm = _norm(list(directions.values()))
         for group in self.param_groups:
             group["neighbour_rho"] = rho = self._radius(group)
+            scales: dict[tuple[torch.device, torch.dtype], Tensor] = {}
             for p in group["params"]:
                 if norm is None or p not in directions:
                     self._forget_neighbour(p)
                     continue
                 u = self._neighbour(p)
                 u = torch.empty_like(p, requires_grad=False) if u is None else u
-                scale = (rho / (norm + TINY)).to(p.device, p.dtype)
-                torch.addcmul(p.detach(), directions[p], scale, out=u)
+                kind = p.device, p.dtype
+                if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
+                    scales[kind] = (rho / (norm + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind)
+                torch.addcmul(p.detach(), directions[p], scales[kind], out=u)
                 self._keep_neighbour(p, u)
                 self._marks[p] = mark(p)
+        self._made = norm is not None
         self._warn_of_rounding(directions)
 
     @torch.no_grad()
@@ -222,6 +228,14 @@ class SharpnessAware(Optimizer):
             stale = [p for p, _ in written if distance is None or not distance <= 2 * reach]
         for p in stale:
             self._forget_neighbour(p)
+            self._made = False
+        self._drops = self._drops + 1 if stale else 0
+        if self._drops > 1:  # one alone is a load
+            self._warn(
+                "stale",
+                "the weights are rewritten by more than 2ρ after each step, so nothing is perturbed: write them before"
+                " optimizer.step()",
+            )
         self._marks.update((p, mark(p)) for p, _ in written)
 
     def _warn_of_rounding(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
@@ -242,6 +256,31 @@ class SharpnessAware(Optimizer):
         """The gradients that make a direction: of every parameter that has one and whose ρ is not 0."""
         groups = [g for g in self.param_groups if self._radius(g) != 0]
         return {p: p.grad for g in groups for p in g["params"] if p.grad is not None}
+
+
+def _point(pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Point each parameter at other storage; returns what they pointed at."""
+    before = [(p, p.data) for p, _ in pairs]
+    for p, tensor in pairs:
+        p.data = tensor
+    if pairs and torch.is_autocast_cache_enabled():
+        torch.clear_autocast_cache()  # it holds casts of the old contents, by parameter
+    return before
+
+
+def _check_kinds(directions: Mapping[nn.Parameter, Tensor]) -> None:
+    """Raise InputError for tensors that have no neighbour that a window could show."""
+    for p, d in directions.items():
+        if is_traceable_wrapper_subclass(p):
+            raise InputError(
+                f"parameters are {type(p.data).__name__}, whose storage a window cannot swap yet: use sharpness-aware"
+                " optimizers with plain or DistributedDataParallel models"
+            )
+        if d.layout != torch.strided or not p.is_floating_point():
+            raise InputError(
+                f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an embedding,"
+                " sparse=False)"
+            )
 
 
 def _norm(tensors: list[Tensor]) -> Tensor | None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import statistics
@@ -126,6 +127,7 @@ def test_radii_are_chosen_on_validation_images_of_other_seeds(tmp_path):
             **vars(SMALL),
             "tune": True,
             "rho_grid": (0.05, 4.0),
+            "rhos": {},
             "tune_seeds": 1,
             "label_noise": (0.0,),
             "sharpness": ("sam",),
@@ -139,3 +141,29 @@ def test_radii_are_chosen_on_validation_images_of_other_seeds(tmp_path):
     for file in (tmp_path / "out" / "tuning").glob("*/result.json"):
         assert json.loads(file.read_text())["test_accuracy"] is None
         assert json.loads(file.read_text())["seed"] >= TUNING_SEEDS
+
+
+def test_a_radius_that_diverges_is_the_worst_and_stops_nothing(tmp_path):
+    chosen = dataclasses.replace(
+        SMALL,
+        tune=True,
+        rho_grid=(0.1, 1e30),
+        tune_seeds=1,
+        label_noise=(0.0,),
+        sharpness=("sam",),
+        rhos={},
+        seeds=1,
+        jobs=1,
+    )
+    (table,) = compare(chosen, tmp_path / "out", console=Console(quiet=True))
+    assert table.row("sam").rho == 0.1
+    assert table.tried["sam"]["1e+30"] == 0.0
+
+
+def test_a_radius_that_was_given_is_not_chosen(tmp_path):
+    chosen = dataclasses.replace(
+        SMALL, tune=True, rho_grid=(0.1, 0.2), tune_seeds=1, label_noise=(0.0,), rhos={"sam": 0.7}, seeds=1, jobs=1
+    )
+    (table,) = compare(chosen, tmp_path / "out", console=Console(quiet=True))
+    assert table.row("sam").rho == 0.7
+    assert set(table.tried) == {"s2sam", "random"}

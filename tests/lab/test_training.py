@@ -153,3 +153,21 @@ def test_the_command_line_period_leaves_ten_updates():
 def test_bf16_and_channels_last_train_too(tmp_path):
     result = loop.train(small(precision="bf16", channels_last=True, sharpness="s2sam", epochs=6), tmp_path / "run")
     assert result["train_accuracy"] > 15
+
+
+def test_the_configuration_is_written_with_everything_resolved(tmp_path):
+    loop.train(small("rigl"), tmp_path / "run")
+    settings = read_json(tmp_path / "run" / "config.json")["settings"]
+    assert (settings["distribution"], settings["every"], settings["until"], settings["drop_fraction"]) == (
+        "erk",
+        2,
+        0.75,
+        0.3,
+    )
+    assert (settings["train_size"], settings["validation_size"]) == (64, 50)
+
+
+def test_a_run_without_validation_images_writes_plain_json(tmp_path):
+    result = loop.train(small("static", validation_size=0), tmp_path / "run")
+    assert result["validation_accuracy"] is None
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import Splits, split
 from flatsparse.lab.run import Run
@@ -23,12 +24,20 @@ from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 UPDATES = 10  # a run has at least so many mask updates
+METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction")
 
 
 @dataclass
 class Parts:
-    """The live parts of a run."""
+    """The live parts of a run, and the run with everything resolved.
 
+    Attributes:
+        own_period: the steps between updates that the method would have had, or that were asked for.
+        gradient: of the step before, on steps that compare the two.
+    """
+
+    run: Run
+    own_period: int | None
     model: nn.Module
     optimizer: Optimizer
     training: SparseTraining
@@ -37,7 +46,7 @@ class Parts:
     splits: Splits
     augment: bool
     steps_per_epoch: int
-    gradient: Tensor | None = None  # of the step before, on steps that compare the two
+    gradient: Tensor | None = None
 
 
 def build(run: Run) -> Parts:
@@ -56,7 +65,6 @@ def build(run: Run) -> Parts:
     )
     torch.manual_seed(derive(run.seed, "model"))
     assert run.model is not None  # resolved
-    assert run.sparsity is not None  # resolved
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
     model = MODELS[run.model](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
     model.to(device=device)
@@ -64,6 +72,10 @@ def build(run: Run) -> Parts:
     optimizer = _optimizer(run, model)
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
     steps = run.epochs * steps_per_epoch
+    own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
+    run, options = _with_method_options(run, steps)
+    run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
+    assert run.sparsity is not None  # resolved
     training = sparsify(
         model,
         optimizer,
@@ -73,11 +85,22 @@ def build(run: Run) -> Parts:
         seed=run.seed,
         include=run.include,
         exclude=run.exclude,
-        **_method_options(run, steps),
+        **options,
     )
     schedule = CosineAnnealingLR(optimizer, T_max=steps)
     sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
-    return Parts(model, optimizer, training, schedule, cost(model, sample), splits, data.augmented, steps_per_epoch)
+    return Parts(
+        run,
+        own_period,
+        model,
+        optimizer,
+        training,
+        schedule,
+        cost(model, sample),
+        splits,
+        data.augmented,
+        steps_per_epoch,
+    )
 
 
 def _optimizer(run: Run, model: nn.Module) -> Optimizer:
@@ -95,26 +118,29 @@ def _optimizer(run: Run, model: nn.Module) -> Optimizer:
     return base
 
 
-def _method_options(run: Run, steps: int) -> dict[str, Any]:
-    """What the run overrides of its method's own options, and a period that leaves at least ten updates."""
-    named = {
-        "distribution": run.distribution,
-        "every": run.every,
-        "until": run.until,
-        "drop_fraction": run.drop_fraction,
-    }
-    options = {name: value for name, value in named.items() if value is not None}
+def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
+    """The run with its method's own options where it has none, and those options by name.
+
+    A period is shortened so that there are ten updates, but not below two steps: an update can take the place of the
+    weight step, and then some must be left.
+    """
     method: Any = METHODS[run.method]()
-    if hasattr(method, "every") and run.every is None:
-        end = round((run.until or method.until) * steps)
-        options["every"] = max(1, min(method.every, end // UPDATES))
-    return options
+    own = {name: getattr(method, name) for name in METHOD_OPTIONS if hasattr(method, name)}
+    if "every" in own:
+        end = round((own["until"] if run.until is None else run.until) * steps)
+        own["every"] = max(2, min(own["every"], end // UPDATES))
+    if "distribution" in own:
+        own["distribution"] = next(name for name, share in DISTRIBUTIONS.items() if share is own["distribution"])
+    given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
+    return dataclasses.replace(run, **{**own, **given}), {**own, **given}
 
 
 def describe(parts: Parts) -> str:
     """The parts in a sentence."""
-    rules = parts.training.plan.rules
-    when = f", masks updated every {rules[0].when.period} steps" if rules else ""  # type: ignore[attr-defined]
+    when = ""
+    if parts.run.every is not None and parts.training.plan.rules:
+        short = f", not {parts.own_period}, so that there are ten" if parts.run.every != parts.own_period else ""
+        when = f", masks updated every {parts.run.every} steps{short}"
     report = parts.training.report()
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"

@@ -33,7 +33,7 @@ class Comparison(Setting):
     rhos: dict[str, float] = dataclasses.field(default_factory=dict)
     """Radius by sharpness, e.g. --rhos sam 0.2 s2sam 0.5."""
     tune: bool = False
-    """Choose each radius on the validation split, from --rho-grid, before anything is tested."""
+    """Choose each radius that --rhos leaves open on the validation split, from --rho-grid, before anything is tested."""
     rho_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     """Radii to choose from, the same for every sharpness."""
     tune_seeds: int = 3
@@ -129,7 +129,9 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
-    claim(out, "comparison.json", comparison.as_dict(), resume=resume, free=("jobs", "data_dir"))
+    claim(
+        out, "comparison.json", comparison.as_dict(), resume=resume, free=("data_dir",)
+    )  # jobs share out the cores, and the number of threads is felt in the last bits
     assert comparison.jobs is not None  # resolved
     with workers(comparison.jobs) as pool:
         radii, tried = _radii(comparison, out, pool, console)
@@ -228,13 +230,13 @@ def _radii(
         for seed in seeds
         for noise in comparison.label_noise
         for name in comparison.sharpness
-        if name != "none"
+        if name != "none" and name not in comparison.rhos
         for rho in comparison.rho_grid
     }
     run_all(list(jobs.values()), pool, "choosing ρ", console)
     tried: dict[float, dict[str, dict[str, float]]] = {}
     for noise, name in radii:
-        if name == "none":
+        if name == "none" or name in comparison.rhos:
             continue
         accuracy = {
             rho: statistics.fmean(jobs[noise, name, rho, seed].result["validation_accuracy"] for seed in seeds)

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
-from flatsparse.storage import read_json
+from flatsparse.lab.training import Diverged, train
+from flatsparse.storage import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,14 @@ class Job:
         return read_json(self.out / "result.json")
 
 
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_jobs(run: Run) -> int:
     """As many runs at once as there are cores, each on one; a single one on an accelerator."""
-    return len(os.sched_getaffinity(0)) if run.device == "cpu" else 1
+    return cores() if run.device == "cpu" else 1
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def workers(at_once: int) -> Iterator[ProcessPoolExecutor | None]:
     if at_once == 1:
         yield None
         return
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    threads = max(1, cores() // at_once)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(at_once, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         yield pool
@@ -94,7 +99,14 @@ def _side_by_side(jobs: Sequence[Job], pool: ProcessPoolExecutor, tell: Callable
 
 
 def _run(job: Job) -> None:
-    train(job.run, job.out, resume=True, test=job.test)
+    try:
+        train(job.run, job.out, resume=True, test=job.test)
+    except Diverged as problem:
+        if job.test:
+            raise
+        # A choice of ρ goes on without this one: what diverges is the worst.
+        told = {"sharpness": job.run.sharpness, "rho": job.run.rho, "seed": job.run.seed, "diverged": str(problem)}
+        write_json(job.out / "result.json", {**told, "validation_accuracy": 0.0, "test_accuracy": None})
 
 
 def _epochs(job: Job) -> int:

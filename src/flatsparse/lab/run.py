@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
-from flatsparse.errors import InputError, check_count, check_finite, check_sparsity, unknown
+from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
 
@@ -63,12 +63,12 @@ class Setting:
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs forward and backward under autocast; weights stay float32."""
     channels_last: bool = False
-    """Keep images and weights channels-last, which is faster for convolutions, above all with bf16."""
+    """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
 
 
 @dataclass(frozen=True)
 class Run(Setting):
-    """One training run. Two runs with equal fields come out equal, bit for bit, on one machine."""
+    """One training run. On one CPU, with as many threads, two runs with equal fields come out equal, bit for bit."""
 
     sharpness: Sharpness = "none"
     """Where the gradient is taken: at the weights, or at a neighbour (SAM, S²-SAM, a random direction)."""
@@ -100,6 +100,12 @@ class Run(Setting):
         check_finite("--rho", self.rho)
         check_finite("--lr", self.lr, above=True)
         check_finite("--weight-decay", self.weight_decay)
+        if self.until is not None and not 0 < self.until <= 1:
+            raise InputError(f"--until {self.until} is not in (0, 1]: give the share of the run in which masks change")
+        if self.drop_fraction is not None:
+            check_fraction("--drop-fraction", self.drop_fraction)
+        if self.validation_size is not None:
+            check_count("--validation-size", self.validation_size, minimum=0)
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
         return dataclasses.replace(
@@ -120,8 +126,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as problem:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = str(problem).splitlines()[0].rstrip(".")
         raise InputError(f"--device {name} cannot be used ({reason}): give cpu, cuda or auto") from None
     return name

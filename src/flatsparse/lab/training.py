@@ -19,13 +19,17 @@ from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
-from flatsparse.lab.folder import Progress, environment, load_checkpoint, save_checkpoint, write_metrics
+from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.run import Run
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints, so that short epochs are not spent on writing
 BALL_RADIUS, BALL_IMAGES = 0.1, 1000  # of the sharpness figure: the same for every run, so that runs compare
 PROBE_EVERY = 10  # steps between looks at the angle between consecutive gradients
+
+
+class Diverged(InputError):
+    """The loss of a run is no longer finite."""
 
 
 class Watcher(Protocol):
@@ -59,8 +63,8 @@ def train(
 
     Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
     """
-    run, watcher = run.resolved(), watcher or Silent()
-    parts = build(run)  # before the folder is touched, so that a bad choice leaves nothing behind
+    parts, watcher = build(run.resolved()), watcher or Silent()  # before the folder is touched by a bad choice
+    run = parts.run
     claim(out, "config.json", run.as_dict(), resume=resume, about=environment(), free=("data_dir",))
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
@@ -72,9 +76,10 @@ def train(
         record = _epoch(run, parts, progress, watcher)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
-            raise InputError(
-                f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g};"
-                f" the last good checkpoint is kept in {out}"
+            kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
+            raise Diverged(
+                f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}:"
+                f" lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
             )
         progress.records.append(record)
         write_metrics(out, progress.records)
@@ -96,9 +101,9 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict
     batch = batches(splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=progress.epoch)
     for inputs, targets in batch:
         due = training.due(training.steps_taken + 1)
-        began = time.perf_counter()
+        began = _clock(run)
         loss, outputs = _step(run, parts, inputs, targets)
-        progress.step_seconds.append(time.perf_counter() - began)
+        progress.step_seconds.append(_clock(run) - began)
         progress.train_flops += len(inputs) * step_flops(forward, parts.cost.dense, run.passes, due)
         if due:
             forward = parts.cost.forward(training.masks)
@@ -126,6 +131,13 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict
         "sparsity": training.sparsity,
         "images_per_second": images / lasted,
     }
+
+
+def _clock(run: Run) -> float:
+    """The time when the device has done all it was asked to."""
+    if run.device.startswith("cuda"):
+        torch.cuda.synchronize(run.device)
+    return time.perf_counter()
 
 
 def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
