@@ -48,7 +48,11 @@ def kill_until_done(run, out, whole_seconds, source, most):
     while True:
         process = fork.Process(target=child, args=(run, out))
         process.start()
-        process.join(source.uniform(0, whole_seconds) if kills < most else None)
+        if kills == 0 < most:  # the first comes for certain, after the first epoch
+            while process.is_alive() and not (out / "checkpoint.pt").is_file():
+                time.sleep(0.001)
+        else:
+            process.join(source.uniform(0, whole_seconds) if kills < most else None)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
