@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-STEPS = 10
+STEPS = 5
 DEFINITION = (
     "the largest increase of the mean cross-entropy on training images (evaluation mode, labels as trained on, no"
     " augmentation) found within a Euclidean ball of the radius around the final weights, moving live weights only, by"

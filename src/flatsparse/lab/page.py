@@ -107,7 +107,7 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
         f"Training cost {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs, inference"
         f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
-        f"Loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
+        f"The loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
     parts = [

@@ -234,7 +234,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
-        "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts)},
+        "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts) if test else None},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},
         "flops": {
             "train": progress.train_flops,

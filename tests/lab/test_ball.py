@@ -1,0 +1,57 @@
+import pytest
+import torch
+from flatsparse.lab.ball import ball_increase
+from torch import nn
+
+
+class Bowl(nn.Module):
+    """A quadratic ``½ Σ aᵢ wᵢ²`` whose largest value in a ball is known."""
+
+    def __init__(self, curvature, at):
+        super().__init__()
+        self.curvature = torch.tensor(curvature)
+        self.w = nn.Parameter(torch.tensor(at))
+
+    def gradient(self):
+        self.zero_grad()
+        loss = (self.curvature * self.w.square()).sum() / 2
+        loss.backward()
+        return float(loss.detach())
+
+
+def test_the_known_maximum_of_a_round_bowl_is_found():
+    bowl = Bowl([2.0, 2.0], [0.3, 0.4])
+    found = ball_increase(bowl, {}, bowl.gradient, radius=0.1)
+    assert found == pytest.approx(0.6**2 - 0.5**2, rel=1e-4)
+
+
+def test_what_is_found_is_never_more_than_the_maximum():
+    bowl = Bowl([10.0, 1.0, 0.1], [0.01, 0.5, 0.5])
+    start = bowl.gradient()
+    sphere = nn.functional.normalize(torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0)), dim=1) * 0.2
+    most = float((bowl.curvature * (bowl.w.detach() + sphere).square()).sum(1).max()) / 2 - start
+    found = ball_increase(bowl, {}, bowl.gradient, radius=0.2)
+    assert 0.5 * most < found <= most * (1 + 1e-4)
+
+
+def test_the_weights_come_back_bit_for_bit_and_masked_ones_never_move():
+    bowl = Bowl([2.0, 2.0, 2.0], [0.3, 0.0, 0.4])
+    mask = torch.tensor([True, False, True])
+    seen = []
+
+    def gradient():
+        seen.append(bowl.w.detach().clone())
+        loss = bowl.gradient()
+        bowl.w.grad[1] = 5.0  # a dense gradient, as a masked layer has
+        return loss
+
+    before = bowl.w.detach().clone()
+    ball_increase(bowl, {bowl.w: lambda t: t.mul_(mask)}, gradient, radius=0.1)
+    assert torch.equal(bowl.w, before)
+    assert all(w[1] == 0 for w in seen)
+    assert all((w - before).norm() <= 0.1 * (1 + 1e-5) for w in seen)
+
+
+def test_a_flat_loss_rises_by_nothing():
+    bowl = Bowl([0.0], [1.0])
+    assert ball_increase(bowl, {}, bowl.gradient, radius=0.1) == 0.0
