@@ -1,7 +1,8 @@
 import pytest
 import torch
-from flatsparse.lab.ball import ball_increase
 from torch import nn
+
+from flatsparse.lab.ball import ball_increase
 
 
 class Bowl(nn.Module):
