@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,3 +120,27 @@ def rewired_plainly(weight: Tensor, grad: Tensor, mask: Tensor, fraction: float)
     by_gradient = sorted((i for i in range(len(live)) if i not in kept), key=lambda i: (-abs(grads[i]), i))
     new = kept | set(by_gradient[:moved])
     return torch.tensor([i in new for i in range(len(live))]).view(mask.shape)
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, **options})
+
+
+def adamw(model, **options):
+    return torch.optim.AdamW(model.parameters(), **{"lr": 0.01, "weight_decay": 0.1, **options})
+
+
+BASES = pytest.mark.parametrize("base", [sgd, adamw])
+
+
+def rigl(model, optimizer, **options):
+    return fs.sparsify(model, optimizer, "rigl", **{"sparsity": 0.8, "steps": 20, "every": 3, **options})
+
+
+def seen(model, optimizer, training):
+    """Everything a step may change."""
+    parts = model.state_dict(), optimizer.state_dict(), training.state_dict()
+    kept = io.BytesIO()
+    torch.save(parts, kept)
+    kept.seek(0)
+    return torch.load(kept, weights_only=True)
