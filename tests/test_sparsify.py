@@ -233,7 +233,7 @@ def test_a_period_too_long_for_the_run_is_shortened_with_one_warning_to_the_call
     model = tiny_net()
     optimizer = sgd(model)
     with pytest.warns(UserWarning, match="every=500 leaves no update") as caught:
-        training = rigl(model, optimizer, steps=40, every=500)
+        training = fs.sparsify(model, optimizer, "rigl", sparsity=0.8, steps=40, every=500)
     assert [w.filename for w in caught] == [__file__]
     assert 9 <= sum(bool(training.due(step)) for step in range(41)) <= 11
 
