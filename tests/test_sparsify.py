@@ -168,7 +168,7 @@ def test_after_detach_nothing_keeps_the_masks():
 
 def test_masks_of_another_model_are_refused():
     model, other = tiny_net(), nn.Sequential(nn.Linear(4, 3))
-    state = fs.sparsify(other, sgd(other), "static", sparsity=0.5, steps=9).state_dict()
+    state = fs.sparsify(other, sgd(other), "rigl", sparsity=0.5, steps=9, every=3).state_dict()
     with pytest.raises(fs.InputError, match=r"layer '0.weight' is \(3, 4\) there and \(6, 1, 3, 3\) here"):
         rigl(model, sgd(model)).load_state_dict(state)
 
@@ -176,6 +176,8 @@ def test_masks_of_another_model_are_refused():
 # -- what it refuses --------------------------------------------------------------------------------------------------
 
 REFUSED = {
+    "no method": ({"method": None}, "method is None"),
+    "a method's class": ({"method": fs.methods.RigL}, "RigL(every=50)"),
     "negative sparsity": ({"sparsity": -0.1}, "sparsity -0.1"),
     "all zero": ({"sparsity": 1.0}, "sparsity 1.0"),
     "nan": ({"sparsity": math.nan}, "sparsity nan"),
@@ -196,7 +198,7 @@ REFUSED = {
     "until before the start": ({"until": 0}, "until 0"),
     "until after the end": ({"until": 1.5}, "until 1.5"),
     "until the first step, which never prunes": ({"method": "gmp", "until": 1}, "until"),
-    "one step, which never prunes": ({"method": "gmp", "steps": 1}, "steps"),
+    "one step, which never prunes": ({"method": "gmp", "steps": 1}, "too short"),
     "negative drop": ({"drop_fraction": -0.1}, "drop_fraction -0.1"),
     "more than all dropped": ({"drop_fraction": 1.5}, "drop_fraction 1.5"),
     "drop nan": ({"method": "set", "drop_fraction": math.nan}, "drop_fraction nan"),
@@ -288,3 +290,18 @@ def test_dense_state_loaded_later_is_sparse_again_after_a_step(base):
     take_step(model, optimizer, 5)
     assert state_of(optimizer, model[3].weight)
     assert_zero_outside(model, training, optimizer)
+
+
+def test_model_and_optimizer_the_wrong_way_round_are_told_so():
+    model = tiny_net()
+    with pytest.raises(fs.InputError, match="model first"):
+        fs.sparsify(sgd(model), model, "rigl", sparsity=0.5, steps=9)
+
+
+def test_a_state_of_another_method_or_of_something_else_is_refused():
+    model = tiny_net()
+    training = rigl(model, sgd(model))
+    with pytest.raises(fs.InputError, match="'set', not 'rigl'"):
+        training.load_state_dict({**training.state_dict(), "method": "set"})
+    with pytest.raises(fs.InputError, match="masks"):
+        training.load_state_dict({})

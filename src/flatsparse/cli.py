@@ -12,22 +12,33 @@ from typing import Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``flatsparse COMMAND …``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without UTF-8 shows a question mark for ρ, not a traceback
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print(
+            "flatsparse: stopped; the same command with --resume goes on from the last checkpoint, if any",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.lab.commands import Compare, List, Train
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    command = _parse(
-        {"train": Train, "compare": Compare, "list": List}, sys.argv[1:] if arguments is None else arguments
-    )
+    command = _parse({"train": Train, "compare": Compare, "list": List}, arguments)
     try:
         command()
     except InputError as problem:
         _fail(str(problem))
-    except KeyboardInterrupt:
-        print("flatsparse: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
 
 
 def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
@@ -54,7 +65,8 @@ def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
     text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
     kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
-    return re.sub(r"\s+", " ", " ".join(kept)) or "the arguments do not fit"
+    told = re.sub(r"\s+", " ", " ".join(kept)).partition(" Argument helptext:")[0]
+    return told or "the arguments do not fit"
 
 
 def _fail(message: str) -> Any:

@@ -70,7 +70,7 @@ def updates(every: int, until: float, steps: int) -> Every:
         )
     if end < 2:
         raise InputError(
-            f"until={until} of steps={steps} leaves no update, as none comes at the first step: give 2 or more"
+            f"a run of steps={steps} with until={until} is too short: masks change from the second step on, so give more steps"
         )
     if every > end:
         shorter = max(2, end // 10)  # an update can take the place of the weight step: some must be left

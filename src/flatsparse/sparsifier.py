@@ -162,6 +162,12 @@ class SparseTraining:
 
         Raises: InputError when the masks are of other layers or shapes.
         """
+        if missing := {"method", "steps_taken", "masks"} - set(state):
+            raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
+        if state["method"] != self.method:
+            raise InputError(
+                f"saved masks are of method '{state['method']}', not '{self.method}': sparsify with that one"
+            )
         mine = {name: tuple(m.shape) for name, m in self.masks.items()}
         theirs = {name: tuple(m.shape) for name, m in state["masks"].items()}
         if mine != theirs:
@@ -343,6 +349,11 @@ def sparsify(
     """
     check_sparsity(sparsity)
     check_count("steps", steps)
+    if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
+        got = f"{type(model).__name__} and {type(optimizer).__name__}"
+        raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
+    if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "plan")):
+        raise InputError(f"method is {method!r}: give a name, or an object such as flatsparse.methods.RigL(every=50)")
     if options and not isinstance(method, str):
         raise InputError(
             f"options {', '.join(options)} were given beside a method object: give them to the object itself"

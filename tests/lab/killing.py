@@ -17,7 +17,7 @@ import torch
 from flatsparse.lab import training
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.methods import METHODS
-from flatsparse.storage import load_tensors
+from flatsparse.storage import load_masks, load_tensors
 
 KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
 
@@ -70,13 +70,14 @@ def check(kind, folder, source, most):
     kill_until_done(run, folder / "whole", 1.0, source, most=0)
     lasted = time.monotonic() - began
     kills = kill_until_done(run, folder / "killed", lasted, source, most)
-    ours, theirs = (load_tensors(folder / name / "model.safetensors")[0] for name in ("killed", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs), kind
-    masks = [(folder / name / "masks.safetensors").read_bytes() for name in ("killed", "whole")]
-    assert masks[0] == masks[1], kind
+    for file, load in (("model.safetensors", load_tensors), ("masks.safetensors", load_masks)):
+        ours, theirs = (load(folder / name / file)[0] for name in ("killed", "whole"))
+        odd = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+        assert not odd, f"{kind} after {kills} kills: {file} differs in {odd}"
     epochs = [len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in ("killed", "whole")]
-    assert epochs == [run.epochs, run.epochs], kind
-    assert not list((folder / "killed").glob(".*")), kind
+    assert epochs == [run.epochs, run.epochs], f"{kind}: {epochs} lines in the curves"
+    left = [file.name for file in (folder / "killed").glob(".*")]
+    assert not left, f"{kind} left {left}"
     return kills
 
 

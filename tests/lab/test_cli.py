@@ -32,6 +32,10 @@ def fails(capsys, *arguments):
         ("train --lr nan", "--lr nan"),
         ("train --epochs 0", "--epochs 0"),
         ("train --epochs half", "--epochs"),
+        ("train --until nan", "--until nan"),
+        ("train --device meta", "--device meta"),
+        ("train --validation-size 100000", "cannot hold out 100000"),
+        ("train --epochs 1 --train-size 100", "too short"),
         ("train --batch-size 0", "--batch-size 0"),
         ("train --label-noise 1.5", "--label-noise"),
         ("train --method riggle", "rigl"),
@@ -95,3 +99,11 @@ def test_the_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "flatsparse", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "compare" in done.stdout
+
+
+def test_a_terminal_without_utf8_gets_no_traceback():
+    plain = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "flatsparse", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, env=plain, check=False)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr

@@ -1,7 +1,11 @@
 import dataclasses
 import io
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -167,3 +171,23 @@ def test_a_radius_that_was_given_is_not_chosen(tmp_path):
     (table,) = compare(chosen, tmp_path / "out", console=Console(quiet=True))
     assert table.row("sam").rho == 0.7
     assert set(table.tried) == {"s2sam", "random"}
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from flatsparse.lab.pool import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(2) as pool:\n"
+        "        print(*(pool.submit(os.getpid).result() for _ in range(4)), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    workers = {int(pid) for pid in done.stdout.split()}
+    assert workers
+    for _ in range(100):
+        if not any(os.path.exists(f"/proc/{pid}") for pid in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a worker outlived its parent")

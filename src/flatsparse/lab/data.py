@@ -78,6 +78,10 @@ def split(
     rest = len(data.pool) - held_out
     size = rest if train_size is None else train_size
     if not 0 < size <= rest or held_out < 0:
+        if held_out >= len(data.pool):
+            raise InputError(
+                f"cannot hold out {held_out} of the {len(data.pool)} images of '{data.name}': give a smaller --validation-size"
+            )
         raise InputError(
             f"cannot take {size} training and {held_out} validation images from the {len(data.pool)} of '{data.name}':"
             f" give --train-size of at most {max(rest, 0)}, or a smaller --validation-size"

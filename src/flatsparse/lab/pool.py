@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -57,8 +58,21 @@ def workers(at_once: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     threads = max(1, cores() // at_once)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(at_once, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(at_once, context, initializer=_begin, initargs=(threads,)) as pool:
         yield pool
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is killed: the pool's own pipe stays open as long as any worker lives."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, console: Console) -> None:
@@ -82,7 +96,8 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
         else:
             _side_by_side(todo, pool, tell)
     if not console.is_terminal:
-        console.print(f"{title}: {len(todo)} of {len(jobs)} runs done now, the others before")
+        before = f", {len(jobs) - len(todo)} before" if len(todo) < len(jobs) else ""
+        console.print(f"{title}: {len(todo)} runs done{before}")
 
 
 def _side_by_side(jobs: Sequence[Job], pool: ProcessPoolExecutor, tell: Callable[[], None]) -> None:

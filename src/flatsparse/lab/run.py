@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,6 @@ def _device(name: str) -> str:
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        reason = str(problem).splitlines()[0].rstrip(".")
+        reason = re.split(r"[.:] ", str(problem).splitlines()[0])[0].rstrip(".")
         raise InputError(f"--device {name} cannot be used ({reason}): give cpu, cuda or auto") from None
     return name

@@ -70,7 +70,8 @@ def train(
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
     write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
-    watcher.started(run, describe(parts))
+    gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
+    watcher.started(run, describe(parts) + gone)
     saved = time.monotonic()
     while progress.epoch < run.epochs:
         record = _epoch(run, parts, progress, watcher)
