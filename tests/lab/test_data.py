@@ -30,7 +30,7 @@ def test_validation_is_held_out_and_the_same_for_all_seeds():
 
 @pytest.mark.parametrize("sizes", [(31, None), (1, 40), (0, None), (5, -1)])
 def test_a_pool_that_is_too_small_is_refused_in_one_line(sizes):
-    with pytest.raises(InputError, match="cannot (take|hold out)") as caught:
+    with pytest.raises(InputError, match=r"cannot (take|hold out)") as caught:
         whole(train_size=sizes[0], validation_size=sizes[1])
     assert "\n" not in str(caught.value)
 
