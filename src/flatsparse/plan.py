@@ -52,7 +52,7 @@ def updates(every: int, until: float, steps: int) -> Every:
     """A timetable of one update every so many steps.
 
     Args:
-        every: the period in steps. One too long for a single update is shortened to ten updates, with a warning:
+        every: the period in steps. One too long for a single update is shortened to about ten, with a warning:
             a method that silently never updates would be another method.
         until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
         steps: of the run.
