@@ -48,6 +48,25 @@ def flip(file):
     file.write_bytes(content)
 
 
+def test_a_kill_between_keeping_the_last_checkpoint_and_writing_the_next_leaves_nothing_behind(stopped, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)  # so that the next checkpoint is the last
+    (stopped / "checkpoint.previous.pt").unlink()
+    os.link(stopped / "checkpoint.pt", stopped / "checkpoint.previous.pt")
+    loop.train(RUN, stopped, resume=True)
+    assert not list(stopped.glob(".*"))
+    assert not (stopped / "checkpoint.previous.pt").samefile(stopped / "checkpoint.pt")
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    loop.train(RUN, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.previous.pt").is_file() and not list((tmp_path / "run").glob(".*"))
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(stopped, tmp_path):
     whole = loop.train(RUN, tmp_path / "whole")
     flip(stopped / "checkpoint.pt")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,12 +50,21 @@ def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> No
     }
     file = out / CHECKPOINT
     if file.is_file():
-        # A second name for the same file, moved into place: at no moment is there none.
-        spare = out / f".{PREVIOUS}.half"
-        spare.unlink(missing_ok=True)
-        os.link(file, spare)
-        os.replace(spare, out / PREVIOUS)
+        _keep(file, out / PREVIOUS)
     save_state(file, state)
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Give a file a second name, moved into place, so that at no moment neither name stands for a whole file."""
+    if name.is_file() and name.samefile(file):
+        return  # a kill came just after; and moving one name of a file onto another of its names leaves both
+    spare = name.with_name(f".{name.name}.half")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(file, spare)
+    except OSError:  # a file system without second names
+        shutil.copyfile(file, spare)
+    os.replace(spare, name)
 
 
 def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
