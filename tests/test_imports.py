@@ -19,6 +19,7 @@ LAYERS = [
         "storage",
         "selection",
         "schedules",
+        "shards",
         "masks",
         "criteria",
         "distributions",

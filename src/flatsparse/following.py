@@ -143,7 +143,7 @@ class _Follower:
         true = optimizer.true_weights()
         for name, p in model.named_parameters(remove_duplicate=False):
             if p in true and prefix + name in state:
-                state[prefix + name] = true[p].clone()
+                state[prefix + name] = true[p]
 
     def before_load(self, model: nn.Module, *_: Any) -> None:
         if (optimizer := self._live(model)) is not None:

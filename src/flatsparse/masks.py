@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError, nearest
 from flatsparse.seeds import generator
+from flatsparse.shards import is_sharded, local, spread, whole
 
 # Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
 PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
 
 State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for each parameter
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 Mark = tuple[int, int]
@@ -25,7 +26,7 @@ Mark = tuple[int, int]
 
 def mark(p: Tensor) -> Mark:
     """What changes whenever a tensor is written to in place or given other storage (but not by ``p.data.copy_``)."""
-    return p._version, p.data_ptr()
+    return p._version, local(p).data_ptr()
 
 
 class MaskedWeight:
@@ -34,7 +35,8 @@ class MaskedWeight:
     Attributes:
         name: the parameter's name in the model, without the prefixes of wrappers.
         weight: the parameter, any shape.
-        mask: bool, the shape of ``weight``; true where the weight is live. Its contents change, it never does.
+        mask: bool, the shape of ``weight``, spread over processes as it is; true where the weight is live. Its contents
+            change, it never does.
         active: how many entries are live.
         index: the place among the model's masked weights; seeds are derived from it.
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
@@ -44,12 +46,10 @@ class MaskedWeight:
     def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0) -> None:
         self.name, self.weight, self.index, self.seed = name, weight, index, seed
         self.mask = torch.ones_like(weight, dtype=torch.bool)
-        # The mask as integers of the weight's width, 0 or -1: `and` with them zeroes exactly, -0.0, inf and NaN
-        # included, where a product leaves -0.0 and turns inf into NaN; it is also the fastest form on a CPU.
-        self._bits = torch.full_like(weight, -1, dtype=_BITS[weight.element_size()])
         self.active = weight.numel()
         self.dense_grad: Tensor | None = None
         self.generator = generator(seed, 0, index)
+        self._live: Tensor | None = None
         self._seen: Mark | None = None
 
     def __repr__(self) -> str:
@@ -65,9 +65,17 @@ class MaskedWeight:
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
         """Take over the contents of another mask (bool, the shape of the weight)."""
-        self.mask.copy_(mask)
-        self._bits.copy_(mask).neg_()
-        self.active = int(self.mask.sum())
+        self.active = int(whole(mask.sum()))
+        self.mask.copy_(spread(mask, like=self.mask))
+        self._live = None
+
+    @property
+    def live(self) -> Tensor:
+        """Where the live entries are, in row-major order: int32 (int64 where that is too narrow), kept once asked for."""
+        if self._live is None or self._live.device != self.mask.device:
+            narrow = torch.int32 if self.mask.numel() < 2**31 else torch.int64
+            self._live = self.mask.reshape(-1).nonzero().squeeze(1).to(narrow)
+        return self._live
 
     @torch.no_grad()
     def zero_outside(self, tensor: Tensor) -> Tensor:
@@ -75,12 +83,23 @@ class MaskedWeight:
         if self.active == self.weight.numel():
             return tensor
         if self.mask.device != tensor.device:  # the model was moved after it was made sparse
-            self.mask, self._bits = self.mask.to(tensor.device), self._bits.to(tensor.device)
-        if tensor.is_floating_point() and tensor.element_size() == self._bits.element_size():
-            tensor.detach().view(self._bits.dtype).bitwise_and_(self._bits)
-        else:
-            tensor.masked_fill_(~self.mask, 0)
+            self.mask = self.mask.to(tensor.device)
+        # Multiplied as integers: exact for -0.0, inf and NaN, where a product of numbers is not, and on a CPU five times
+        # as fast as filling by a mask.
+        values, mask = local(tensor.detach()), local(self.mask)
+        values.view(_INTEGERS[values.element_size()]).mul_(mask)
         return tensor
+
+    def whole(self) -> MaskedWeight:
+        """Itself, or of a weight that is spread over processes a copy that holds all of it; they must all ask."""
+        if not is_sharded(self.weight):
+            return self
+        full = MaskedWeight(
+            self.name, nn.Parameter(whole(self.weight.detach()), requires_grad=False), self.index, self.seed
+        )
+        full.mask, full.active, full.generator = whole(self.mask), self.active, self.generator
+        full.dense_grad = None if self.dense_grad is None else whole(self.dense_grad)
+        return full
 
     def restore(self) -> None:
         """Zero the weight outside the mask if anything has written to it since the last look."""
@@ -143,6 +162,10 @@ class Masks(Sequence[MaskedWeight]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
         return self._weights[index]
 
+    def whole(self) -> Masks:
+        """Itself, or of weights that are spread over processes a view that gathers each layer when it is looked at."""
+        return _Gathered(self._weights, self.overall) if any(is_sharded(w.weight) for w in self) else self
+
     def __len__(self) -> int:
         return len(self._weights)
 
@@ -189,6 +212,24 @@ class Masks(Sequence[MaskedWeight]):
             for entry in state.get(w.weight, {}).values():
                 if isinstance(entry, Tensor) and entry.shape == w.weight.shape:
                     w.zero_outside(entry)
+
+
+class _Gathered(Masks):
+    """Masks whose layers are whole while one looks at them, so that no more than one need be held at a time."""
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._weights[index].whole()
+
+    def __iter__(self) -> Iterator[MaskedWeight]:
+        return (w.whole() for w in self._weights)
+
+    @property
+    def total(self) -> int:
+        return sum(w.weight.numel() for w in self._weights)
+
+    @property
+    def active(self) -> int:
+        return sum(w.active for w in self._weights)
 
 
 def plain_names(names: Sequence[str]) -> list[str]:

@@ -43,6 +43,20 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class InverseSqrt:
+    """``first / √step`` (a falling ρ: Ji et al. 2024, Remark 1, ``√(c/t)`` with ``c = first²``).
+
+    >>> InverseSqrt(0.1)(4)
+    0.05
+    """
+
+    first: float
+
+    def __call__(self, step: int) -> float:
+        return self.first / math.sqrt(step)
+
+
+@dataclass(frozen=True)
 class Ramp(ABC):
     """From ``first`` at step ``start`` to ``last`` at step ``until``, held outside. The shape is the subclass's."""
 

@@ -12,28 +12,69 @@ from torch.optim import Optimizer
 
 from flatsparse import following
 from flatsparse.errors import InputError, unknown
+from flatsparse.schedules import Schedule
 from flatsparse.seeds import generator
-from flatsparse.window import SharpnessAware
+from flatsparse.shards import spread
+from flatsparse.window import NEIGHBOUR, SharpnessAware
 
-NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
 
-
-def previous_gradient(optimizer: S2SAM, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
     """The gradient just used, which the next step will look along (Ji et al. 2024, eq. 5-7)."""
     return gradients
 
 
-def random_direction(optimizer: S2SAM, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
+    """Down the base's momentum, as far as it has one (MSAM: Becker et al. 2024, whose code looks ahead along the descent).
+
+    The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay.
+    """
+    kept = {p: optimizer.state.get(p, {}) for p in gradients}
+    found = {p: entry.get("momentum_buffer", entry.get("exp_avg")) for p, entry in kept.items()}
+    if any(m is None for m in found.values()):
+        raise InputError(
+            f"direction 'momentum' needs a base with a momentum buffer, and {type(optimizer.base).__name__} has none: give"
+            " SGD momentum=0.9, or use direction='average'"
+        )
+    return found
+
+
+momentum.downhill = True  # type: ignore[attr-defined]  # a function may say which way it means
+
+
+def average(optimizer: S2SAM, gradients: Tensors) -> Tensors:
+    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023, eq. 5, β = 0.9 ours).
+
+    Costs another parameter-sized buffer, which it keeps in the optimizer's state.
+    """
+    averages = {}
+    for p, g in gradients.items():
+        entry = optimizer.state[p]
+        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
+        averages[p] = entry["average"]
+    return averages
+
+
+def random_direction(optimizer: S2SAM, gradients: Tensors) -> Tensors:
     """Gaussian noise on the live weights (ours: the control that a claim for any other direction needs)."""
     source = generator(optimizer.seed, "direction", optimizer.param_groups[0]["looks"])
-    return {
-        p: optimizer._zeroing.get(p, _as_is)(torch.randn(g.shape, generator=source).to(g.device, g.dtype))
-        for p, g in gradients.items()
+    noise = {
+        p: spread(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g) for p, g in gradients.items()
     }
+    for p, masked in optimizer._masked.items():
+        if p in noise:
+            masked.zero_outside(noise[p])
+    return noise
 
 
-Direction = Callable[["S2SAM", dict[nn.Parameter, Tensor]], dict[nn.Parameter, Tensor]]
-DIRECTIONS: dict[str, Direction] = {"previous": previous_gradient, "random": random_direction}
+AVERAGE = 0.9  # how much of the running average stays at a step
+Tensors = dict[nn.Parameter, Tensor]
+Direction = Callable[["S2SAM", Tensors], Tensors]
+DIRECTIONS: dict[str, Direction] = {
+    "previous": previous_gradient,
+    "momentum": momentum,
+    "average": average,
+    "random": random_direction,
+}
 
 
 class S2SAM(SharpnessAware):
@@ -47,9 +88,10 @@ class S2SAM(SharpnessAware):
     Costs one gradient a step and one parameter-sized buffer, u, which is made in ``step`` from the gradient.
 
     Args:
-        base, rho, mask_perturbation: see ``SharpnessAware``. The paper uses ρ = 0.05 on CIFAR and 1.0 on ImageNet.
-        direction: ``"previous"`` (the paper), ``"random"`` (a control of the same norm), or a function of the
-            optimizer and the gradients that gives a direction for each parameter.
+        base, rho, adaptive, eta, mask_perturbation, compact, in_place: see ``SharpnessAware``. The paper uses ρ = 0.05 on
+            CIFAR and 1.0 on ImageNet, and its Remark 1 a falling ``flatsparse.schedules.InverseSqrt(0.05)``.
+        direction: ``"previous"`` (the paper), ``"momentum"``, ``"average"``, ``"random"`` (a control of the same norm), or
+            a function of the optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
 
     >>> model = torch.nn.Linear(2, 1)
@@ -63,16 +105,28 @@ class S2SAM(SharpnessAware):
     def __init__(
         self,
         base: Optimizer,
-        rho: float = 0.05,
+        rho: float | Schedule = 0.05,
         *,
-        mask_perturbation: bool = True,
         direction: str | Direction = "previous",
         seed: int = 0,
+        adaptive: bool = False,
+        eta: float = 0.01,
+        mask_perturbation: bool = True,
+        compact: bool = False,
+        in_place: bool = False,
     ) -> None:
         if isinstance(direction, str) and direction not in DIRECTIONS:
             raise unknown("direction", direction, DIRECTIONS)
         self.direction, self.seed = direction, seed
-        super().__init__(base, rho, mask_perturbation=mask_perturbation)
+        super().__init__(
+            base,
+            rho,
+            adaptive=adaptive,
+            eta=eta,
+            mask_perturbation=mask_perturbation,
+            compact=compact,
+            in_place=in_place,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "direction": self.direction, "seed": self.seed}
@@ -80,8 +134,6 @@ class S2SAM(SharpnessAware):
     def _share(self, *_: object) -> None:
         super()._share()
         self._made = any(NEIGHBOUR in entry for entry in self.state.values())
-        for group in self.param_groups:
-            group.setdefault("looks", 0)
 
     def follow(self, model: nn.Module) -> S2SAM:
         """From now on a forward of the model in training mode, with gradients on, opens a window; ``step`` closes it.
@@ -129,12 +181,15 @@ class S2SAM(SharpnessAware):
                 " optimizer.follow(model), or run forward and backward inside optimizer.perturbed()",
             )
         self._looked = False
-        dense = {} if self.mask_perturbation else {p: g.clone() for p, g in self._gradients().items()}
+        self._advance()
+        # The base's hooks are about to mask the gradients; the dense ones wait where the neighbours will be.
+        dense = (
+            {} if self.mask_perturbation else {p: self._buffer(p, None).copy_(g) for p, g in self._gradients().items()}
+        )
         self.base.step()
         choose = DIRECTIONS[self.direction] if isinstance(self.direction, str) else self.direction
-        for group in self.param_groups:
-            group["looks"] = group.get("looks", 0) + 1
-        self._make_neighbours(choose(self, self._begun({**self._gradients(), **dense})))
+        directions = choose(self, self._begun({**self._gradients(), **dense}))
+        self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
         return loss
 
     def _begun(self, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
@@ -168,9 +223,9 @@ class SAM(SharpnessAware):
         The gradients are yours to clear inside. Batch-norm statistics are what they were when it ends: the first pass has
         already counted this batch.
         """
-        for p, zero_outside in self._zeroing.items():
+        for p, masked in self._masked.items():
             if p.grad is not None:
-                zero_outside(p.grad)
+                masked.zero_outside(p.grad)
         self._make_neighbours(self._gradients())  # without a name of ours, so that they can be freed inside
         with following.frozen_statistics(self):
             self._open()
@@ -208,8 +263,5 @@ class SAM(SharpnessAware):
         self._close()  # when the step is taken inside perturbed()
         self._looked = False
         self.base.step()
+        self._advance()
         return loss
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor

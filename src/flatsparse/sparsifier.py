@@ -17,6 +17,7 @@ from flatsparse.masks import Masks
 from flatsparse.methods import named
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
+from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
 
 # Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
 # Any other kind (Muon mixes rows and columns) has its weights masked after the step as well.
@@ -112,6 +113,8 @@ class SparseTraining:
         self._state_loaded = False
         self._loaded: dict[str, Tensor] = {}  # weights as they were loaded, for masks that may be loaded after them
         self._optimizer = optimizer
+        self._group = processes(model)
+        self._agreed = False
         self._attach(model)
 
     # -- what a user looks at -------------------------------------------------------------------------------------
@@ -177,13 +180,14 @@ class SparseTraining:
                 f" {mine.get(odd, 'absent')} here; load them into the model they were made for"
             )
         self.steps_taken = state["steps_taken"]
+        self._confine()
         with torch.no_grad():
             for w in self._masks:
                 w.set_mask(state["masks"][w.name])
                 if w.name in self._loaded:
                     w.weight.copy_(self._loaded[w.name])
                 w.zero_outside(w.weight)
-        self._state_loaded = True
+        self._state_loaded, self._agreed = True, False
 
     def detach(self) -> None:
         """Let go of model and optimizer: from now on nothing keeps the masks."""
@@ -195,10 +199,14 @@ class SparseTraining:
 
     # -- the order of a step --------------------------------------------------------------------------------------
 
-    def _attach(self, model: nn.Module) -> None:
+    def _confine(self) -> None:
+        """Tell the wrappers of the masks, which also makes them put the true weights in place."""
         for wrapper in _chain(self._optimizer):
             if hasattr(wrapper, "confine"):
-                wrapper.confine(self.zeroing())
+                wrapper.confine({w.weight: w for w in self._masks})
+
+    def _attach(self, model: nn.Module) -> None:
+        self._confine()
         self._handles = [
             self._base.register_step_pre_hook(self._before_step),
             self._base.register_step_post_hook(self._after_step),
@@ -248,12 +256,30 @@ class SparseTraining:
         if self._now.due:
             self._masks.prepare(self.steps_taken)
         for rule in self._now.due:
-            self._masks.rewire(rule(self._masks, self.steps_taken), self._base.state)
+            self._masks.rewire(rule(self._masks.whole(), self.steps_taken), self._base.state)
+        if self._group is not None and (self._now.due or not self._agreed):
+            self._agree()
         for w in self._masks:
             w.dense_grad = None
             w.look()
         self._kept_from = {}
         self._now = _Step()
+
+    def _agree(self) -> None:
+        """Make sure that all processes hold the same masks, and the same weights and gradients where they hold whole ones.
+
+        Raises: InputError, on all of them, when they do not.
+        """
+        plain = [w.weight for w in self._masks if not is_sharded(w.weight)]
+        values = [*plain, *(p.grad for p in plain if p.grad is not None)]
+        number = fingerprint((whole(w.mask) for w in self._masks), values)
+        if odd := differing(number, self._group, self._masks[0].weight.device):
+            raise InputError(
+                f"masks, weights or gradients differ between processes at step {self.steps_taken} (ranks {odd} from rank 0):"
+                " give all the same weights and seed at the start, and let DistributedDataParallel or fully_shard average"
+                " their gradients"
+            )
+        self._agreed = True
 
     def _after_load(self, base: Optimizer) -> None:
         self._state_loaded = True
@@ -273,7 +299,7 @@ class SparseTraining:
             if grad is None:
                 continue
             # It may have been kept before it was clipped. A masked gradient is zero outside; one that is not is new.
-            if keep_dense and (self._kept_from.get(w.name) is not grad or (grad * ~w.mask).any()):
+            if keep_dense and (self._kept_from.get(w.name) is not grad or (local(grad) * ~local(w.mask)).any()):
                 w.dense_grad = grad.clone() if scale is None else grad / scale
                 self._kept_from[w.name] = grad
             w.zero_outside(grad)
@@ -363,7 +389,7 @@ def sparsify(
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed)
     check_budget(masks.budget(sparsity), masks.total, len(masks))
-    initial = plan.initial_masks(masks)
+    initial = plan.initial_masks(masks.whole())
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(

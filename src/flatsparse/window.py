@@ -1,13 +1,13 @@
 """An optimizer that takes its gradient at a neighbour ``u = w + e`` of the weights: what S²-SAM and SAM share.
 
-What a window is: while it is open the parameters point at the storage of u, and the true w are kept aside; closing
-points them back. Nothing is added or subtracted, so w returns bit for bit.
+What a window is: while it is open the parameters show u, and the true w are kept aside; closing shows w again. Plain
+tensors change storage, others contents. Nothing is added or subtracted, so w returns bit for bit.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from flatsparse import following
 from flatsparse.errors import InputError, check_finite
-from flatsparse.masks import Mark, mark
+from flatsparse.masks import Mark, MaskedWeight, mark
+from flatsparse.schedules import Schedule
+from flatsparse.shards import is_sharded, local, norm, whole
 
+NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
 TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below the norm of any other
 
-Zeroing = Callable[[Tensor], Tensor]  # makes a tensor zero outside a parameter's mask, in place
+Look = tuple[nn.Parameter, Tensor, Tensor | None]  # a parameter, what it shows in turn, and where, if not everywhere
 
 
 class SharpnessAware(Optimizer):
@@ -31,32 +34,57 @@ class SharpnessAware(Optimizer):
     Args:
         base: the optimizer that takes the step, an instance. Its ``param_groups`` and ``state`` are shared.
         rho: the radius ρ, the norm of the perturbation over all groups together; a group may carry its own, and the
-            norm of the direction is taken over the groups whose ρ is not 0.
+            norm of the direction is taken over the groups whose ρ is not 0. A schedule, a function of the step such as
+            ``flatsparse.schedules.Cosine(0.1, 0.0, until=1000)``, is for all groups without a ρ of their own.
+        adaptive: scale each weight's share of the perturbation by the weight (ASAM: Kwon et al. 2021, eq. 6 to 8, with
+            p = 2): ``e = ρ T² d / ‖T d‖`` with ``T = |w| + η``. Useful ρ are then some ten times as large.
+        eta: ASAM's η, which lets weights near 0 move.
         mask_perturbation: whether a mask (see ``sparsify``) confines the perturbation to the live weights. ``False``
             perturbs masked weights too, as the released code of Ji et al. (2024) does, at the price of a copy of
             the gradients.
+        compact: keep neighbours of live weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value and
+            place), for some more time in the step (``flatsparse bench step`` measures it).
+        in_place: let a window exchange contents instead of storage, for what holds on to addresses, such as a captured
+            CUDA graph; costs two more passes over the weights. Sharded parameters (FSDP2) are always treated so.
 
     Raises: InputError when the base is not an optimizer instance, or ρ is negative or not finite.
     """
 
-    def __init__(self, base: Optimizer, rho: float = 0.05, *, mask_perturbation: bool = True) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float | Schedule = 0.05,
+        *,
+        adaptive: bool = False,
+        eta: float = 0.01,
+        mask_perturbation: bool = True,
+        compact: bool = False,
+        in_place: bool = False,
+    ) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, SharpnessAware):
             got = base.__name__ if isinstance(base, type) else type(base).__name__
             raise InputError(f"base is {got}: give an instance of a plain optimizer, e.g. torch.optim.SGD(..., lr=0.1)")
-        check_finite("rho", rho)
+        self._schedule = rho if callable(rho) else None
+        first = rho(1) if callable(rho) else rho
+        check_finite("rho", first)
+        check_finite("eta", eta)
+        if compact and not mask_perturbation:
+            raise InputError("compact keeps neighbours of live weights only: it cannot go with mask_perturbation=False")
         for group in base.param_groups:
-            check_finite("rho", group.get("rho", rho))
-        super().__init__(base.param_groups, {**base.defaults, "rho": rho})
+            check_finite("rho", group.get("rho", first))
+            group.setdefault("rho_scheduled", "rho" not in group)
+        super().__init__(base.param_groups, {**base.defaults, "rho": first})
         self.base = base
-        self.mask_perturbation = mask_perturbation
-        self._window: list[tuple[nn.Parameter, Tensor]] = []  # the true w of every perturbed parameter, while open
+        self.mask_perturbation, self.compact, self.in_place = mask_perturbation, compact, in_place
+        self.adaptive, self.eta = adaptive, eta
+        self._window: list[Look] = []  # the true w of every perturbed parameter, while open
         self._looked = False  # whether a perturbed forward has run since the last step
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
         self._marks: dict[nn.Parameter, Mark] = {}  # of each w when its u was made
         self._made = False  # whether the last step made neighbours to look at
         self._drops = 0  # windows in a row that found their neighbours stale
-        self._zeroing: Mapping[nn.Parameter, Zeroing] = {}
+        self._masked: Mapping[nn.Parameter, MaskedWeight] = {}
         self._share()
 
     # -- one state ------------------------------------------------------------------------------------------------
@@ -66,6 +94,7 @@ class SharpnessAware(Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
         for group in self.param_groups:
             self._radius(group)
+            group.setdefault("looks", 0)
         if self._share not in self.base._optimizer_load_state_dict_post_hooks.values():
             self.base.register_load_state_dict_post_hook(self._share)
 
@@ -84,7 +113,13 @@ class SharpnessAware(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with each neighbour u in it; the same inside a window as outside."""
-        return self.base.state_dict()
+        if not self._window:
+            return self.base.state_dict()
+        with self._closed():
+            state = self.base.state_dict()
+            # Where contents are exchanged, w is about to stand in the place of u again.
+            inside = {key: _with_copy(entry, NEIGHBOUR) for key, entry in state["state"].items()}
+            return {**state, "state": inside}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer, or of its base alone (then the first step is unperturbed again)."""
@@ -92,12 +127,12 @@ class SharpnessAware(Optimizer):
         self.base.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "base", "mask_perturbation", "_window", "_looked", "_warned", "_made", "_drops")
-        return {name: self.__dict__[name] for name in kept}
+        chosen = ("defaults", "base", "mask_perturbation", "compact", "in_place", "adaptive", "eta", "_schedule")
+        return {name: self.__dict__[name] for name in (*chosen, "_window", "_looked", "_warned", "_made", "_drops")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Masks and followed models attach themselves anew; marks are those of the originals.
-        super().__setstate__({**state, "_zeroing": {}, "_neighbours": {}, "_marks": {}})
+        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_marks": {}})
         self._share()
 
     # -- the window -----------------------------------------------------------------------------------------------
@@ -107,10 +142,10 @@ class SharpnessAware(Optimizer):
         following.follow(model, self)
         return self
 
-    def confine(self, zeroing: Mapping[nn.Parameter, Zeroing]) -> None:
-        """Keep directions within masks: for each masked parameter, what zeroes a tensor outside its mask."""
+    def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
+        """Keep directions within masks: those of ``sparsify``, by parameter."""
         self._close()  # whoever confines is about to write the true weights
-        self._zeroing = zeroing if self.mask_perturbation else {}
+        self._masked = masked if self.mask_perturbation else {}
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -134,8 +169,10 @@ class SharpnessAware(Optimizer):
         return bool(self._window)
 
     def true_weights(self) -> dict[nn.Parameter, Tensor]:
-        """The w behind every parameter that is perturbed at this moment."""
-        return dict(self._window)
+        """Copies of the w behind every parameter that is perturbed at this moment."""
+        perturbed = [p for p, _, _ in self._window]
+        with self._closed():
+            return {p: p.detach().clone() for p in perturbed}
 
     def before_training_forward(self) -> None:
         """What a followed model's training forward does first."""
@@ -144,7 +181,7 @@ class SharpnessAware(Optimizer):
         if self._window:
             return
         self._drop_stale_neighbours()
-        pairs = []
+        looks: list[Look] = []
         for group in self.param_groups:
             rho = self._radius(group)
             made_at = group.get("neighbour_rho", rho)
@@ -153,26 +190,46 @@ class SharpnessAware(Optimizer):
             for p in group["params"]:
                 if (u := self._neighbour(p)) is None:
                     continue
+                where = self._places(p, u)
                 if rho != made_at:  # ρ was changed after the step that made u
-                    torch.lerp(p.detach(), u, rho / made_at, out=u)
-                pairs.append((p, u))
+                    torch.lerp(_take(local(p).detach(), where), local(u), rho / made_at, out=local(u))
+                looks.append((p, u, where))
             group["neighbour_rho"] = rho
-        self._window = _point(pairs)
+        self._window = self._exchange(looks)
         self._looked |= bool(self._window)
 
     def _close(self) -> None:
-        _point(self._window)
+        self._exchange(self._window)
         self._window = []
 
     @contextmanager
     def _closed(self) -> Iterator[None]:
         """A context in which an open window is shut, and after which it is open again as it was."""
-        looks = _point(self._window)
+        looks = self._exchange(self._window)
         self._window = []
         try:
             yield
         finally:
-            self._window = _point(looks)
+            self._window = self._exchange(looks)
+
+    @torch.no_grad()
+    def _exchange(self, looks: list[Look]) -> list[Look]:
+        """Let each parameter show the other tensor; returns what then does it the other way round."""
+        turned: list[Look] = []
+        for p, other, where in looks:
+            if where is None and not self.in_place and not is_sharded(p):
+                before = p.data
+                p.data = other
+                turned.append((p, before, None))
+            else:  # through .data, so that what autograd has kept of p still counts as unchanged
+                here, there = local(p).data, local(other).data
+                before = _take(here, where).clone() if where is None else _take(here, where)
+                _put(here, where, there)
+                there.copy_(before)
+                turned.append((p, other, where))
+        if looks and torch.is_autocast_cache_enabled():
+            torch.clear_autocast_cache()  # it holds casts of the old contents, by parameter
+        return turned
 
     # -- neighbours -----------------------------------------------------------------------------------------------
 
@@ -186,31 +243,66 @@ class SharpnessAware(Optimizer):
     def _forget_neighbour(self, p: nn.Parameter) -> None:
         self._neighbours.pop(p, None)
 
-    @torch.no_grad()
-    def _make_neighbours(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
-        """Write ``u = w + ρ d/‖d‖`` for each parameter with a direction; the others have no neighbour.
+    def _places(self, p: nn.Parameter, u: Tensor) -> Tensor | None:
+        """Where in a parameter the entries of a compact u belong; None for one of the parameter's own shape."""
+        return None if u.shape == p.shape else self._masked[p].live
 
-        The norm stays a tensor on its device, so the host never waits for it.
+    def _live(self, p: nn.Parameter) -> Tensor | None:
+        """The places of a parameter's live weights, if its neighbour shall be compact."""
+        masked = self._masked.get(p) if self.compact else None
+        return None if masked is None or masked.active == p.numel() else masked.live
+
+    @torch.no_grad()
+    def _make_neighbours(self, directions: Mapping[nn.Parameter, Tensor], *, downhill: bool = False) -> None:
+        """Write ``u = w + ρ d/‖d‖`` (downhill, minus) for each parameter with a direction; the others have no neighbour.
+
+        The norm stays a tensor on its device, so the host never waits for it, and no other buffer is made.
         """
-        _check_kinds(directions)
-        norm = _norm(list(directions.values()))
+        self._check_kinds(directions)
+        places = {p: self._live(p) for p in directions}
+        buffers = {p: self._buffer(p, places[p]) for p in directions}
+        if self.adaptive:  # u holds T d until its norm is known
+            for p, d in directions.items():
+                u, where = buffers[p], places[p]
+                torch.mul(_take(p.detach(), where).abs().add_(self.eta), _take(d, where), out=u)
+        length = norm(list(buffers.values() if self.adaptive else directions.values()))
         for group in self.param_groups:
             group["neighbour_rho"] = rho = self._radius(group)
             scales: dict[tuple[torch.device, torch.dtype], Tensor] = {}
             for p in group["params"]:
-                if norm is None or p not in directions:
+                if length is None or p not in directions:
                     self._forget_neighbour(p)
                     continue
-                u = self._neighbour(p)
-                u = torch.empty_like(p, requires_grad=False) if u is None else u
                 kind = p.device, p.dtype
                 if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
-                    scales[kind] = (rho / (norm + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind)
-                torch.addcmul(p.detach(), directions[p], scales[kind], out=u)
-                self._keep_neighbour(p, u)
+                    scales[kind] = (rho / (length + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind)
+                    if downhill:
+                        scales[kind].neg_()
+                u, d, where = local(buffers[p]), local(directions[p]), places[p]
+                w = _take(local(p).detach(), where)
+                if self.adaptive:
+                    torch.addcmul(w, u.mul_(w.abs().add_(self.eta)), scales[kind], out=u)
+                else:
+                    torch.addcmul(w, _take(d, where), scales[kind], out=u)
+                self._keep_neighbour(p, buffers[p])
                 self._marks[p] = mark(p)
-        self._made = norm is not None
+        self._made = length is not None
         self._warn_of_rounding(directions)
+
+    def _buffer(self, p: nn.Parameter, where: Tensor | None) -> Tensor:
+        """Room for a parameter's neighbour: that of the last one, if it fits."""
+        u, size = self._neighbour(p), p.shape if where is None else where.shape
+        if u is not None and u.shape == size and u.device == p.device and u.dtype == p.dtype:
+            return u
+        return torch.empty_like(p, requires_grad=False) if where is None else p.new_empty(size, requires_grad=False)
+
+    def _advance(self) -> None:
+        """Count a step, and let a schedule give the ρ of the next."""
+        taken = self.param_groups[0]["looks"] + 1
+        for group in self.param_groups:
+            group["looks"] = taken
+            if self._schedule is not None and group.setdefault("rho_scheduled", "rho" not in group):
+                group["rho"] = self._schedule(taken + 1)
 
     @torch.no_grad()
     def _drop_stale_neighbours(self) -> None:
@@ -220,11 +312,13 @@ class SharpnessAware(Optimizer):
         Writing through ``p.data.copy_`` leaves no mark and goes unnoticed; ``p.copy_`` under ``no_grad`` does not.
         """
         pairs = [(p, u) for g in self.param_groups for p in g["params"] if (u := self._neighbour(p)) is not None]
-        stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype]
+        stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype or not self._fits(p, u)]
         written = [(p, u) for p, u in pairs if self._marks.get(p) != mark(p)]
         if written and not stale:
-            distance = _norm([p.detach() - u for p, u in written])
-            reach = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
+            distance = norm([_take(p.detach(), self._places(p, u)) - u for p, u in written])
+            reach: float | Tensor = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
+            if self.adaptive:
+                reach *= max(whole(p.detach().abs().max()) for p, _ in written) + self.eta
             stale = [p for p, _ in written if distance is None or not distance <= 2 * reach]
         for p in stale:
             self._forget_neighbour(p)
@@ -237,6 +331,25 @@ class SharpnessAware(Optimizer):
                 " optimizer.step()",
             )
         self._marks.update((p, mark(p)) for p, _ in written)
+
+    def _fits(self, p: nn.Parameter, u: Tensor) -> bool:
+        """Whether a u is of the parameter's shape, or has an entry for each of its live weights."""
+        return u.shape == p.shape or (p in self._masked and u.shape == self._masked[p].live.shape)
+
+    def _check_kinds(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
+        """Raise InputError for tensors that have no neighbour that a window could show."""
+        for p, d in directions.items():
+            if d.layout != torch.strided or not p.is_floating_point():
+                raise InputError(
+                    f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an"
+                    " embedding, sparse=False)"
+                )
+            if is_traceable_wrapper_subclass(p) and not is_sharded(p):
+                raise InputError(
+                    f"parameters are {type(p.data).__name__}, which a window cannot change: use plain tensors or FSDP2's"
+                )
+            if is_sharded(p) and self.compact:
+                raise InputError("compact=True cannot hold sharded parameters: leave it out, shards are small already")
 
     def _warn_of_rounding(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
         coarse = next((p.dtype for p in directions if p.dtype in (torch.bfloat16, torch.float16)), None)
@@ -258,35 +371,20 @@ class SharpnessAware(Optimizer):
         return {p: p.grad for g in groups for p in g["params"] if p.grad is not None}
 
 
-def _point(pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Point each parameter at other storage; returns what they pointed at."""
-    before = [(p, p.data) for p, _ in pairs]
-    for p, tensor in pairs:
-        p.data = tensor
-    if pairs and torch.is_autocast_cache_enabled():
-        torch.clear_autocast_cache()  # it holds casts of the old contents, by parameter
-    return before
+def _take(tensor: Tensor, where: Tensor | None) -> Tensor:
+    """A tensor's entries at places in row-major order; the tensor itself when it is wanted everywhere."""
+    return tensor if where is None else tensor.reshape(-1).index_select(0, where)
 
 
-def _check_kinds(directions: Mapping[nn.Parameter, Tensor]) -> None:
-    """Raise InputError for tensors that have no neighbour that a window could show."""
-    for p, d in directions.items():
-        if is_traceable_wrapper_subclass(p):
-            raise InputError(
-                f"parameters are {type(p.data).__name__}, whose storage a window cannot swap yet: use sharpness-aware"
-                " optimizers with plain or DistributedDataParallel models"
-            )
-        if d.layout != torch.strided or not p.is_floating_point():
-            raise InputError(
-                f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an embedding,"
-                " sparse=False)"
-            )
+def _put(tensor: Tensor, where: Tensor | None, values: Tensor) -> None:
+    if where is None:
+        tensor.copy_(values)
+        return
+    flat = tensor.reshape(-1)  # a copy only where rows do not lie one after the other (channels-last weights)
+    flat.index_copy_(0, where.long(), values)
+    if not tensor.is_contiguous():
+        tensor.copy_(flat.view(tensor.shape))
 
 
-def _norm(tensors: list[Tensor]) -> Tensor | None:
-    """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing."""
-    if not tensors:
-        return None
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype=wide)
-    return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
+def _with_copy(entry: Any, key: str) -> Any:
+    return {**entry, key: entry[key].clone()} if isinstance(entry, dict) and key in entry else entry

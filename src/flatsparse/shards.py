@@ -1,0 +1,99 @@
+"""Tensors that are spread over processes, as FSDP2 spreads parameters: their part here, the whole, and their norm.
+
+A plain tensor is its own part and its own whole, so callers need not ask which kind they have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``; asked without importing that package, which is slow and rarely needed."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, sharing its storage."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered from the processes that share it; they must all ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def spread(full: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, equal on all processes, spread as another is; nothing is sent."""
+    if not is_sharded(like) or is_sharded(full):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(full.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing.
+
+    No host waits for it. Of sharded tensors every process gets the norm of the whole.
+    """
+    if not tensors:
+        return None
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    device = tensors[0].device
+    spreads: dict[Any, list[Tensor]] = {}
+    for t in tensors:
+        spreads.setdefault((t.device_mesh, t.placements) if is_sharded(t) else None, []).append(local(t))  # type: ignore[attr-defined]
+    totals = []
+    for layout, parts in spreads.items():
+        norms = torch._foreach_norm(parts, 2, dtype=wide)
+        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+        totals.append(total if layout is None else _over_shards(total, *layout))
+    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
+
+
+def _over_shards(part: Tensor, mesh: Any, placements: Any) -> Tensor:
+    square = part.square()
+    for dimension, placement in enumerate(placements):
+        if not placement.is_replicate():
+            dist.all_reduce(square, group=mesh.get_group(dimension))
+    return square.sqrt()
+
+
+def processes(model: nn.Module) -> Any:
+    """The process group whose members train this model together: DDP's, or that of sharded parameters; else None."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    for p in model.parameters():
+        if is_sharded(p):
+            mesh = p.device_mesh  # type: ignore[attr-defined]
+            return mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
+    parallel = getattr(model, "_orig_mod", model)
+    return parallel.process_group if isinstance(parallel, nn.parallel.DistributedDataParallel) else None
+
+
+def fingerprint(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
+    """A number that differs when any bit of a mask does, or (all but certainly) any bit of other tensors."""
+    seal = hashlib.sha256()
+    for mask in masks:
+        seal.update(np.packbits(mask.cpu().numpy()).tobytes())
+    for value in values:  # sums of bits, not of numbers: exact in any order
+        bits = value.detach().reshape(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()])
+        seal.update(int(bits.sum(dtype=torch.int64)).to_bytes(8, "little", signed=True))
+    return int.from_bytes(seal.digest()[:7], "little")
+
+
+def differing(number: int, group: Any, device: torch.device) -> list[int]:
+    """The ranks within a group whose number is not rank 0's; every member must ask."""
+    mine = torch.tensor([number], device=device)
+    theirs = [torch.zeros_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(theirs, mine, group=group)
+    return [rank for rank, other in enumerate(theirs) if not torch.equal(other, theirs[0])]
