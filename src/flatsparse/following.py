@@ -35,6 +35,12 @@ def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
             " graph would not see the window: follow (or sparsify) before the first compiled call, or call"
             " torch.compiler.reset() first"
         )
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise InputError(
+            f"the optimizer holds none of the parameters of this {type(model).__name__}: make it of model.parameters(),"
+            " after fully_shard, which replaces them"
+        )
     _Follower(model, optimizer).attach()
 
 
@@ -92,6 +98,7 @@ class _Follower:
 
     def __init__(self, model: nn.Module | None, optimizer: SharpnessAware | None) -> None:
         self._model = weakref.ref(model) if model is not None else _nobody
+        self._class = type(model)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else _nobody
         self._pauses: list[ExitStack] = []
 
@@ -122,6 +129,11 @@ class _Follower:
     def before_forward(self, model: nn.Module, args: Any) -> None:
         if (optimizer := self._live(model)) is None:
             return
+        if type(model) is not self._class and hasattr(model, "unshard"):
+            raise InputError(
+                "this model was sharded after it was followed, so its windows would go unseen: make the optimizer and call"
+                " follow (or sparsify) after fully_shard"
+            )
         pause = ExitStack()
         if not torch.is_grad_enabled():
             pause.enter_context(optimizer._closed())

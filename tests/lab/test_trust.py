@@ -64,7 +64,8 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", no_links)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     loop.train(RUN, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoint.previous.pt").is_file() and not list((tmp_path / "run").glob(".*"))
+    assert (tmp_path / "run" / "checkpoint.previous.pt").is_file()
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(stopped, tmp_path):

@@ -1,0 +1,262 @@
+"""Two processes train as one: with DDP and with FSDP2, the same weights, the same masks, at the same neighbours."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import flatsparse as fs
+from flatsparse.errors import InputError
+
+from .processes import together
+
+STEPS, EVERY, RHO = 8, 2, 0.1
+CLOSE = 1e-6  # gradients of two halves are added in another order than those of one batch
+KINDS = {"none": None, "sam": fs.SAM, "s2sam": fs.S2SAM}
+
+
+def net():
+    """Its layers do not divide evenly between two processes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 15), nn.Tanh(), nn.Linear(15, 16), nn.Tanh(), nn.Linear(16, 5))
+
+
+def batches():
+    source = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 12, generator=source), torch.randint(0, 5, (16,), generator=source)) for _ in range(STEPS)]
+
+
+def parallel(model, wrapper):
+    if wrapper == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    if wrapper.startswith("fsdp"):
+        shard(model, layers=model if wrapper == "fsdp" else ())
+    return model
+
+
+def shard(model, layers=()):
+    """Each layer by itself and the rest, or the whole at once: then all is gathered before the model's first layer runs."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def optimizer_for(model, kind, base="sgd", **options):
+    plain = (
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if base == "sgd"
+        else torch.optim.AdamW(model.parameters(), lr=0.01)
+    )
+    return plain if KINDS[kind] is None else KINDS[kind](plain, rho=RHO, **options)
+
+
+def sparse(model, optimizer, method="rigl", **options):
+    options = {"sparsity": 0.5, "steps": STEPS, "every": EVERY, **options}
+    return fs.sparsify(model, optimizer, method, **options)
+
+
+def train(model, optimizer, rank=0, world=1, steps=range(STEPS)):
+    for step in steps:
+        inputs, targets = (part[rank::world] for part in batches()[step])
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            return loss
+
+        if isinstance(optimizer, fs.SAM):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+
+
+def plain_tensors(named):
+    """By plain names, whole, and owned by nobody."""
+    return {name.removeprefix("module."): fs.shards.whole(t).detach().clone() for name, t in named.items()}
+
+
+def outcome(rank, wrapper, kind, method, base, world):
+    model = parallel(net(), wrapper)
+    optimizer = optimizer_for(model, kind, base)
+    training = sparse(model, optimizer, method)
+    train(model, optimizer, rank, world)
+    return plain_tensors(model.state_dict()), plain_tensors(training.masks)
+
+
+def distance(ours, theirs):
+    return max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+
+
+def equal(ours, theirs):
+    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp at once"])
+@pytest.mark.parametrize(
+    ("kind", "method", "base"),
+    [("s2sam", "rigl", "sgd"), ("s2sam", "gmp", "adamw"), ("sam", "set", "sgd"), ("none", "rigl", "adamw")],
+)
+def test_two_processes_end_where_one_does(wrapper, kind, method, base):
+    alone, masks = outcome(0, "none", kind, method, base, 1)
+    answers = together(outcome, wrapper, kind, method, base, 2)
+    assert equal(answers[0][0], answers[1][0])
+    for theirs, their_masks in answers:
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+        assert all((theirs[name][~mask] == 0).all() for name, mask in masks.items())
+    if kind != "none":  # and that is not where the base optimizer alone would end
+        assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
+
+
+def accumulated(rank, kind):
+    model = parallel(net(), "ddp")
+    optimizer = optimizer_for(model, kind)
+    training = sparse(model, optimizer)
+    for inputs, targets in batches():
+        for micro, quiet in ((slice(0, 8), model.no_sync), (slice(8, 16), contextlib.nullcontext)):
+            with quiet():
+                loss = F.cross_entropy(model(inputs[micro][rank::2]), targets[micro][rank::2]) / 2
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return plain_tensors(model.state_dict()), plain_tensors(training.masks)
+
+
+def test_gradients_gathered_without_sync_are_those_of_the_whole_batch():
+    alone, masks = outcome(0, "none", "s2sam", "rigl", "sgd", 1)
+    for theirs, their_masks in together(accumulated, "s2sam"):
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+
+
+# -- sharded checkpoints ----------------------------------------------------------------------------------------------
+
+
+def saved_and_loaded(rank, folder):
+    from torch.distributed import checkpoint
+
+    def make():
+        model = parallel(net(), "fsdp")
+        optimizer = optimizer_for(model, "s2sam")
+        return model, optimizer, sparse(model, optimizer)
+
+    def state(model, optimizer, training):
+        of_model, of_optimizer = get_state_dict(model, optimizer)
+        return {"model": of_model, "optimizer": of_optimizer, "training": training.state_dict()}
+
+    model, optimizer, training = make()
+    train(model, optimizer, rank, 2, range(5))
+    checkpoint.save(state(model, optimizer, training), checkpoint_id=folder)
+    train(model, optimizer, rank, 2, range(5, STEPS))
+    whole = plain_tensors(model.state_dict()), plain_tensors(training.masks)
+
+    model, optimizer, training = make()
+    loaded = state(model, optimizer, training)
+    checkpoint.load(loaded, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+    training.load_state_dict(loaded["training"])
+    train(model, optimizer, rank, 2, range(5, STEPS))
+    return whole, (plain_tensors(model.state_dict()), plain_tensors(training.masks))
+
+
+def test_a_sharded_checkpoint_goes_on_as_if_it_had_not_been_left(tmp_path):
+    for whole, resumed in together(saved_and_loaded, str(tmp_path / "checkpoint")):
+        assert equal(whole[0], resumed[0])
+        assert equal(whole[1], resumed[1])
+
+
+# -- what goes wrong silently elsewhere -------------------------------------------------------------------------------
+
+
+def of_different_seeds(rank):
+    model = parallel(net(), "ddp")
+    optimizer = optimizer_for(model, "s2sam")
+    sparse(model, optimizer, seed=rank)
+    try:
+        train(model, optimizer, rank, 2)
+    except InputError as problem:
+        return str(problem)
+    return "nothing"
+
+
+def test_masks_that_differ_between_processes_stop_the_first_step():
+    for said in together(of_different_seeds):
+        assert "differ between processes at step 1 (ranks [1] from rank 0)" in said
+
+
+def drifting(rank):
+    model = parallel(net(), "ddp")
+    optimizer = optimizer_for(model, "none")
+    sparse(model, optimizer)
+    train(model, optimizer, rank, 2, range(2))
+    if rank == 1:
+        with torch.no_grad():
+            model.module[0].weight.mul_(1.0001)
+    try:
+        train(model, optimizer, rank, 2, range(2, 4))
+    except InputError as problem:
+        return str(problem)
+    return "nothing"
+
+
+def test_weights_that_drift_apart_stop_the_next_update():
+    for said in together(drifting):
+        assert "at step 4" in said
+
+
+def followed_too_early(rank):
+    model = net()
+    optimizer = optimizer_for(model, "s2sam").follow(model)
+    shard(model)
+    said = []
+    for attempt in (lambda: model(batches()[0][0]), lambda: optimizer_for(net(), "s2sam").follow(model)):
+        try:
+            attempt()
+        except InputError as problem:
+            said.append(str(problem))
+    return said, optimizer.is_open
+
+
+def test_following_before_sharding_is_refused():
+    for (early, foreign), _ in together(followed_too_early):
+        assert "after fully_shard" in early
+        assert "none of the parameters" in foreign
+
+
+def inside(rank, wrapper):
+    model = parallel(net(), wrapper)
+    optimizer = optimizer_for(model, "s2sam")
+    sparse(model, optimizer)
+    train(model, optimizer, rank, 2, range(3))
+    true = plain_tensors(model.state_dict())
+    neighbours = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    loss = F.cross_entropy(model(batches()[3][0]), batches()[3][1])
+    still = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    shown = plain_tensors(dict(model.named_parameters()))
+    saved = plain_tensors(model.state_dict())
+    loss.backward()
+    optimizer.eval()
+    return {
+        "was open": distance(shown, true) > 0,
+        "radius": sum((shown[name] - true[name]).square().sum() for name in true).sqrt().item(),
+        "state_dict shows w": equal(saved, true),
+        "optimizer state is the same": all(torch.equal(a["u"], b["u"]) for a, b in zip(neighbours, still, strict=True)),
+        "eval gives w back": equal(plain_tensors(dict(model.named_parameters())), true),
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp at once"])
+def test_a_window_over_processes_is_what_it_is_in_one(wrapper):
+    for answer in together(inside, wrapper):
+        assert answer.pop("radius") == pytest.approx(RHO, rel=1e-4)
+        assert all(answer.values()), answer
