@@ -121,3 +121,40 @@ def test_after_a_reset_a_compiled_model_may_be_followed(net):
     train_steps(compiled, optimizer, 2)
     loss_at(compiled)
     assert optimizer.is_open
+
+
+@pytest.mark.parametrize("options", [{}, {"compact": True}, {"in_place": True}], ids=str)
+@pytest.mark.parametrize("how", ["compile, then follow", "in place, then follow"])
+def test_windows_and_moving_masks_neither_break_nor_recompile_the_graph(net, how, options):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = net()
+    compiled = torch.compile(model, backend=backend, fullgraph=True) if how == "compile, then follow" else model
+    if how == "in place, then follow":
+        model.compile(backend=backend)
+    optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.5, **options)
+    training = fs.sparsify(compiled, optimizer, "rigl", sparsity=0.5, steps=9, every=2)
+    first = {name: mask.clone() for name, mask in training.masks.items()}
+    before = [id(mask) for mask in training.masks.values()]
+    train_steps(compiled, optimizer, 2)
+    made = len(graphs)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train_steps(compiled, optimizer, 6, start=2)
+    assert len(graphs) == made == 1
+    assert before == [id(mask) for mask in training.masks.values()]
+    assert not same(first, dict(training.masks))
+
+
+@pytest.mark.slow
+def test_inductor_sees_the_windows_too(net):
+    eager, inner = net(), net()
+    optimizer = s2sam(eager, rho=0.5)
+    train_steps(eager, optimizer, 4)
+    ours = fs.S2SAM(sgd(inner.parameters()), rho=0.5)
+    train_steps(following(torch.compile(inner), ours), ours, 4)
+    for a, b in zip(weights(eager), weights(inner), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
