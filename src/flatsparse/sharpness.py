@@ -25,7 +25,7 @@ def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
 
 
 def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """Down the base's momentum, as far as it has one (MSAM: Becker et al. 2024, whose code looks ahead along the descent).
+    """Down the base's momentum, as far as it has one (MSAM: Becker et al., arXiv 2401.12033, whose code looks down the descent).
 
     The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay.
     """
@@ -43,7 +43,7 @@ momentum.downhill = True  # type: ignore[attr-defined]  # a function may say whi
 
 
 def average(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023, eq. 5, β = 0.9 ours).
+    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
 
     Costs another parameter-sized buffer, which it keeps in the optimizer's state.
     """
