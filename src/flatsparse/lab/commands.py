@@ -85,7 +85,7 @@ class List:
             "models": MODELS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
-            "sharpness": dict(SHARPNESS),
+            "sharpness": {**SHARPNESS},
         }
         if self.what not in {"all", *sections}:
             raise unknown("list", self.what, ["all", *sections])
