@@ -172,7 +172,7 @@ def mest(down, up, score="magnitude"):
     """Prune each layer to one sparsity, grow it at random to another; what was just pruned may return, from 0."""
 
     def update(net, step):
-        for layer, low, high in zip(net.layers, evenly(net, down(step)), evenly(net, up(step)), strict=True):
+        for layer, low in zip(net.layers, evenly(net, down(step)), strict=True):
             scores = layer.magnitude
             if score == "gradient too":
                 scores = [w + 0.5 * abs(g) for w, g in zip(layer.magnitude, layer.grad, strict=True)]
