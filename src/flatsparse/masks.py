@@ -67,7 +67,8 @@ class MaskedWeight:
     def average(self, decay: float) -> None:
         """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
         if self.momentum is not None and self.dense_grad is not None:
-            self.momentum = self.momentum.to(self.grad.device).lerp_(self.grad, 1 - decay)
+            grad = self.grad
+            self.momentum = self.momentum.to(grad.device).lerp_(grad, 1 - decay)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:

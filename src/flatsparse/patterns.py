@@ -68,4 +68,4 @@ class Pattern:
 
     def rewired(self, kept: Tensor, grow: Tensor, layer: str) -> Tensor:
         """What is kept, and in each group as many of the largest scores as are missing."""
-        return self.keep(torch.where(kept, torch.inf, grow.double()), layer)
+        return self.keep(torch.where(kept, torch.inf, grow), layer)

@@ -141,8 +141,8 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
 
 def _updates(method: Any, every: int, run: Run, steps: int) -> int:
     assert run.sparsity is not None  # resolved
-    (rule,) = dataclasses.replace(method, every=every).plan(run.sparsity, steps).rules
-    return sum(rule.when(step) for step in range(2, steps + 1))
+    rules = dataclasses.replace(method, every=every).plan(run.sparsity, steps).rules
+    return sum(any(rule.when(step) for rule in rules) for step in range(2, steps + 1))
 
 
 def describe(parts: Parts) -> str:
@@ -152,7 +152,7 @@ def describe(parts: Parts) -> str:
         steps = parts.run.whole_epochs * parts.steps_per_epoch
         when = f", masks updated {sum(bool(parts.training.due(step)) for step in range(steps + 1))} times"
     if parts.run.every is not None and parts.run.every != parts.own_period:
-        when += f", every {parts.run.every} steps, not {parts.own_period}, so that there are ten"
+        when += f", every {parts.run.every} steps, not {parts.own_period}, so that {parts.run.epochs} epochs have ten"
     report = parts.training.report()
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"

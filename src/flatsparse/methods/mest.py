@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flatsparse.criteria import MagnitudeAndGradient, Score, each, magnitude, random
@@ -33,7 +33,8 @@ class MEST:
         phases: where the next phase begins, in shares of the run (epochs 100 and 130 of 160).
         gradient_weight: λ of the importance ``|w| + λ|∂L/∂w|``; 0, as in the published code, is magnitude. Otherwise
             gradients are kept dense on updates, though only the live weights' are read.
-        distribution: the paper mutates every layer alike.
+        distribution: every layer alike, as in those runs; they keep the first convolution, shortcuts and the last layer
+            dense, which ``exclude=`` does.
     """
 
     every: int | None = None
@@ -88,7 +89,7 @@ def _importance(gradient_weight: float) -> Score:
 
 
 def _bounds(
-    given: Sequence[float] | None, table: dict[float, tuple[float, ...]], sparsity: float, phases: Sequence[float]
+    given: Sequence[float] | None, table: Mapping[float, tuple[float, ...]], sparsity: float, phases: Sequence[float]
 ) -> tuple[float, ...]:
     bounds = tuple(given) if given is not None else table[max(row for row in table if row <= sparsity)]
     for bound in bounds:
