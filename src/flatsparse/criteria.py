@@ -39,7 +39,7 @@ def gradient(w: MaskedWeight) -> Tensor:
 
 @dataclass(frozen=True)
 class MagnitudeAndGradient:
-    """``|w| + λ|∂L/∂w|``, with the gradient that the last step was taken by (MEST: Yuan et al. 2021, sec. 3.2)."""
+    """``|w| + λ|∂L/∂w|``, with the gradient that the last step was taken by (MEST: Yuan et al. 2021)."""
 
     weight: float
     dense_gradient: ClassVar[bool] = True
@@ -61,7 +61,7 @@ def magnitude_by_sign(w: MaskedWeight) -> Tensor:
 
 
 def momentum(w: MaskedWeight) -> Tensor:
-    """``|running average of ∂L/∂w|``; the plan must keep one (sparse momentum: Dettmers & Zettlemoyer 2019, sec. 3)."""
+    """``|running average of ∂L/∂w|``; the plan must keep one (sparse momentum: Dettmers & Zettlemoyer 2019)."""
     if w.momentum is None:
         raise InputError("growth by momentum needs a plan that keeps it: give Plan(momentum=0.9)")
     return w.momentum.abs()

@@ -12,7 +12,7 @@ from flatsparse.errors import InputError, check_count
 
 @dataclass(frozen=True)
 class Pattern:
-    """Of each ``of`` neighbours along a layer's inputs exactly ``live`` are live (N:M sparsity: Zhou et al. 2021, sec. 3).
+    """Of each ``of`` neighbours along a layer's inputs exactly ``live`` are live (N:M sparsity: Zhou et al. 2021).
 
     Neighbours are input features of a linear layer, and input channels at one position of a convolution's kernel.
 

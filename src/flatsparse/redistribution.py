@@ -106,7 +106,7 @@ def survivors(w: MaskedWeight, kept: Tensor) -> float:
 
 
 def mean_momentum(w: MaskedWeight, kept: Tensor) -> float:
-    """The mean ``|momentum|`` of the weights that were live (sparse momentum: Dettmers & Zettlemoyer 2019, sec. 3)."""
+    """The mean ``|momentum|`` of the weights that were live (sparse momentum: Dettmers & Zettlemoyer 2019)."""
     if w.momentum is None or w.active == 0:
         return 0.0
     return float(torch.where(w.mask, w.momentum, 0).abs().sum()) / w.active

@@ -20,7 +20,7 @@ EMS_BOUNDS = {0.0: (0.05, 0.025), 0.98: (0.05, 0.02)}
 
 @dataclass(frozen=True)
 class MEST:
-    """MEST(EM), elastic mutation: prune a little beyond the target, grow back to it at random, ever less (sec. 3.3).
+    """MEST(EM), elastic mutation: prune a little beyond the target, grow back to it at random, ever less.
 
     The start is dense weights pruned by magnitude. From the last phase on masks stay. As in the published code what
     was just pruned may grow again, and starts from 0.
@@ -58,7 +58,7 @@ class MEST:
 
 @dataclass(frozen=True)
 class MESTSoft:
-    """MEST(EM&S), elastic mutation with a soft memory bound: train denser than the target, ever closer to it (sec. 3.3).
+    """MEST(EM&S), elastic mutation with a soft memory bound: train denser than the target, ever closer to it.
 
     A mutation prunes to the target and grows beyond it at random. From the last phase on the net is at the target.
 

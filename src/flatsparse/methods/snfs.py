@@ -14,7 +14,7 @@ from flatsparse.schedules import Cosine
 
 @dataclass(frozen=True)
 class SNFS:
-    """Once an epoch drop the smallest weights; layers grow by their mean momentum, where momentum is largest (sec. 3).
+    """Once an epoch drop the smallest weights; layers grow by their mean momentum, where momentum is largest.
 
     The momentum must be dense, while an optimizer's is 0 outside the masks: a running average of the dense gradient is
     kept beside it, a buffer the size of the weights, without weight decay. Epochs are not known here: by default one is
