@@ -11,7 +11,7 @@ from flatsparse import criteria
 from flatsparse.distributions import DISTRIBUTIONS, uniform
 from flatsparse.masks import Masks
 from flatsparse.plan import updates
-from flatsparse.rules import PruneTo, Rewire
+from flatsparse.rules import GrowTo, PruneTo, Rewire
 from flatsparse.schedules import Constant, Cubic, Every
 from tests.sparse_helpers import copied, rewired_plainly, tiny_net
 
@@ -203,6 +203,32 @@ def test_gradual_pruning_is_planned_to_end_exactly_on_target(steps, every, until
     acts = [step for step in range(2, steps + 1) if prune.when(step)]
     assert acts
     assert prune.sparsity(acts[-1]) == 0.9
+
+
+# -- GrowTo -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 5), st.floats(0, 0.9), st.sampled_from(sorted(DISTRIBUTIONS)))
+def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(seed, sparsity, distribution):
+    masks = dense_net([(9, 9), (3, 4), (5, 8)], seed)
+    source = torch.Generator().manual_seed(seed)
+    densities = torch.rand(3, generator=source).tolist()
+    masks.rewire(
+        {w.name: torch.rand(w.weight.shape, generator=source) < d for w, d in zip(masks, densities, strict=True)}, {}
+    )
+    before, live = now(masks), masks.active
+    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), criteria.random, DISTRIBUTIONS[distribution])(masks, 2), {})
+    assert masks.active == max(live, masks.budget(sparsity))
+    assert all((w.mask | ~before[w.name]).all() for w in masks)
+
+
+def test_growing_brings_the_best_of_the_dead():
+    masks = half_live()
+    before = now(masks)
+    masks.rewire(GrowTo(ALWAYS, Constant(0.3), criteria.gradient, uniform)(masks, 2), {})
+    for w in masks:
+        grown = w.mask & ~before[w.name]
+        assert w.grad.abs()[grown].min() >= w.grad.abs()[~w.mask].max()
 
 
 # -- the timetable ----------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flatsparse.errors import InputError
 from flatsparse.masks import MaskedWeight, Masks
 
 Score = Callable[[MaskedWeight], Tensor]  # of the weight's shape
@@ -34,9 +37,44 @@ def gradient(w: MaskedWeight) -> Tensor:
     return w.grad.abs()
 
 
+@dataclass(frozen=True)
+class MagnitudeAndGradient:
+    """``|w| + λ|∂L/∂w|``, with the gradient that the last step was taken by (MEST: Yuan et al. 2021)."""
+
+    weight: float
+    dense_gradient: ClassVar[bool] = True
+
+    def __call__(self, w: MaskedWeight) -> Tensor:
+        return magnitude(w) + self.weight * w.grad.abs()
+
+
+def magnitude_by_sign(w: MaskedWeight) -> Tensor:
+    """The rank of ``|w|`` among the weights of its sign, as a share of them (SET: Mocanu et al. 2018, Alg. 1).
+
+    Dropping the lowest drops the smallest positive and the largest negative weights in equal shares. Zeros rank lowest.
+    """
+    score = torch.zeros_like(w.weight, dtype=torch.float32, requires_grad=False)  # a rank outgrows bf16
+    for side in (w.weight > 0, w.weight < 0):
+        ranks = magnitude(w)[side].argsort(stable=True).argsort()
+        score[side] = (ranks + 1).float() / max(1, len(ranks))
+    return score
+
+
+def momentum(w: MaskedWeight) -> Tensor:
+    """``|running average of ∂L/∂w|``; the plan must keep one (sparse momentum: Dettmers & Zettlemoyer 2019)."""
+    if w.momentum is None:
+        raise InputError("growth by momentum needs a plan that keeps it: give Plan(momentum=0.9)")
+    return w.momentum.abs()
+
+
 def random(w: MaskedWeight) -> Tensor:
     """Uniform noise from the layer's own source, so that every process draws the same (SET: Mocanu et al. 2018)."""
     return torch.rand(w.weight.shape, generator=w.generator).to(w.weight.device)
+
+
+def random_elsewhere(w: MaskedWeight) -> Tensor:
+    """``random``, but what is live until now comes last, so that what was just dropped does not return."""
+    return random(w) - w.mask.to(w.weight.dtype)
 
 
 def each(score: Score) -> Saliency:

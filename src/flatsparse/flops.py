@@ -73,13 +73,14 @@ def cost(model: nn.Module, sample: Tensor) -> Cost:
     return Cost(layers, other=counter.get_total_flops() // len(sample) - sum(layers.values()))
 
 
-def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule]) -> float:
+def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], momentum: bool = False) -> float:
     """One training step on one sample (Evci et al. 2020, app. H: a backward pass costs two forward passes).
 
     Args:
         forward, dense: the forward pass under the masks, and without any.
         passes: gradients taken in the step, 2 for SAM.
         due: the rules that act at this step; one that reads dense gradients makes that part of one backward dense.
+        momentum: whether a running average of dense gradients is kept, which makes it dense at every step.
     """
-    extra = dense - forward if any(rule.dense_gradient for rule in due) else 0.0
+    extra = dense - forward if momentum or any(rule.dense_gradient for rule in due) else 0.0
     return 3 * forward * passes + extra

@@ -41,6 +41,7 @@ class MaskedWeight:
         index: the place among the model's masked weights; seeds are derived from it.
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
         generator: the source of this layer's random choices at this step.
+        momentum: the running average of the dense gradient, kept only for a plan that asks for it.
     """
 
     def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0) -> None:
@@ -50,6 +51,7 @@ class MaskedWeight:
         self.dense_grad: Tensor | None = None
         self.generator = generator(seed, 0, index)
         self._live: Tensor | None = None
+        self.momentum: Tensor | None = None
         self._seen: Mark | None = None
 
     def __repr__(self) -> str:
@@ -61,6 +63,12 @@ class MaskedWeight:
         if self.dense_grad is None:
             return torch.zeros_like(self.weight)
         return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
+
+    def average(self, decay: float) -> None:
+        """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
+        if self.momentum is not None and self.dense_grad is not None:
+            grad = self.grad
+            self.momentum = self.momentum.to(grad.device).lerp_(grad, 1 - decay)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
@@ -99,6 +107,7 @@ class MaskedWeight:
         )
         full.mask, full.active, full.generator = whole(self.mask), self.active, self.generator
         full.dense_grad = None if self.dense_grad is None else whole(self.dense_grad)
+        full.momentum = None if self.momentum is None else whole(self.momentum)
         return full
 
     def restore(self) -> None:
@@ -118,11 +127,15 @@ class Masks(Sequence[MaskedWeight]):
     Args:
         weights: the prunable weights that are masked.
         overall: how many weights the model has in all prunable layers, chosen or not.
+
+    Attributes:
+        memory: numbers that rules keep from one update to the next, by name; saved with the masks.
     """
 
     def __init__(self, weights: Iterable[MaskedWeight], overall: int) -> None:
         self._weights = list(weights)
         self.overall = overall
+        self.memory: dict[str, float] = {}
 
     @classmethod
     def of(
@@ -164,7 +177,11 @@ class Masks(Sequence[MaskedWeight]):
 
     def whole(self) -> Masks:
         """Itself, or of weights that are spread over processes a view that gathers each layer when it is looked at."""
-        return _Gathered(self._weights, self.overall) if any(is_sharded(w.weight) for w in self) else self
+        if not any(is_sharded(w.weight) for w in self):
+            return self
+        gathered = _Gathered(self._weights, self.overall)
+        gathered.memory = self.memory
+        return gathered
 
     def __len__(self) -> int:
         return len(self._weights)

@@ -12,6 +12,7 @@ from flatsparse.criteria import Saliency
 from flatsparse.distributions import Distribution
 from flatsparse.errors import InputError, check_count
 from flatsparse.masks import Masks
+from flatsparse.patterns import Pattern
 from flatsparse.rules import Rule
 from flatsparse.schedules import Every
 from flatsparse.selection import keep_top
@@ -26,16 +27,23 @@ class Plan:
         initial: scores that choose the initial masks.
         distribution: how the live weights are shared out between layers at the start.
         rules: what changes the masks later, in order.
+        momentum: what share of its running average of dense gradients (``MaskedWeight.momentum``) each layer keeps at
+            a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
+        pattern: what every mask keeps to, such as 2 live weights of each 4.
     """
 
     sparsity: float
     initial: Saliency
     distribution: Distribution
     rules: tuple[Rule, ...] = ()
+    momentum: float | None = None
+    pattern: Pattern | None = None
 
     def initial_masks(self, masks: Masks) -> dict[str, Tensor]:
         """The masks to start from."""
         scores = self.initial(masks)
+        if self.pattern is not None:
+            return {name: self.pattern.keep(s, name) for name, s in scores.items()}
         counts = self.distribution(scores, masks.budget(self.sparsity))
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
@@ -48,7 +56,12 @@ class Method(Protocol):
         ...
 
 
-def updates(every: int, until: float, steps: int) -> Every:
+def share_of(steps: int, share: float, every: int | None) -> int:
+    """The period that was given, or else a share of the run, at least one step; for papers that count in epochs."""
+    return max(1, round(share * steps)) if every is None else every
+
+
+def updates(every: int, until: float, steps: int, *, spare: int = 0) -> Every:
     """A timetable of one update every so many steps.
 
     Args:
@@ -56,6 +69,7 @@ def updates(every: int, until: float, steps: int) -> Every:
             a method that silently never updates would be another method.
         until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
         steps: of the run.
+        spare: so many steps at its end never update: what grew at the last would be live and never trained.
 
     Raises: InputError when ``every`` or ``until`` is out of range, or no step is left: none updates at the first.
     """
@@ -72,6 +86,7 @@ def updates(every: int, until: float, steps: int) -> Every:
         raise InputError(
             f"a run of steps={steps} with until={until} is too short: masks change from the second step on, so give more steps"
         )
+    end = min(end, max(2, steps - spare))
     if every > end:
         shorter = max(2, end // 10)  # an update can take the place of the weight step: some must be left
         warnings.warn(f"every={every} leaves no update in {end} steps: using every={shorter}", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Rules change masks at certain steps: Rewire moves live weights, PruneTo takes some away."""
+"""Rules change masks at certain steps: Rewire moves live weights, PruneTo takes some away, GrowTo adds some."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from flatsparse.criteria import Score, needs_dense_gradient
 from flatsparse.distributions import Distribution
 from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.patterns import Pattern
 from flatsparse.schedules import Schedule, Timetable
 from flatsparse.selection import apportion, keep_top
 
@@ -45,6 +46,7 @@ class Rewire:
         fraction: of the live weights, by step.
         drop: the lowest scores go.
         grow: the highest scores among all that is not kept come.
+        pattern: grow within the groups that lost weights, so that each keeps its count.
     """
 
     when: Timetable
@@ -52,6 +54,7 @@ class Rewire:
     drop: Score
     grow: Score
     weight_step: bool = True
+    pattern: Pattern | None = None
 
     @property
     def dense_gradient(self) -> bool:
@@ -68,6 +71,8 @@ class Rewire:
         if moved == 0:
             return w.mask
         kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
+        if self.pattern is not None:
+            return self.pattern.rewired(kept, self.grow(w), w.name)
         return kept | keep_top(self.grow(w), moved, among=~kept)
 
 
@@ -95,8 +100,38 @@ class PruneTo:
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         live_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
         scores = {w.name: live_first(w) for w in masks}
-        total = masks.budget(self.sparsity(step))
+        total = max(masks.budget(self.sparsity(step)), len(masks))  # every layer keeps a weight
         shares = self.distribution(scores, total)
         # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
         counts = apportion(total, list(shares.values()), [w.active for w in masks], [1] * len(masks))
+        return {w.name: keep_top(scores[w.name], count) for w, count in zip(masks, counts, strict=True)}
+
+
+@dataclass(frozen=True)
+class GrowTo:
+    """Grow the best of the dead weights to a sparsity that may change with the step; nothing is taken away.
+
+    Attributes:
+        when: at which steps.
+        sparsity: of all prunable weights, by step.
+        grow: the highest scores among the dead weights come.
+        distribution: how the live weights are shared out between layers afterwards.
+    """
+
+    when: Timetable
+    sparsity: Schedule
+    grow: Score
+    distribution: Distribution
+    weight_step: bool = True
+
+    @property
+    def dense_gradient(self) -> bool:
+        return needs_dense_gradient(self.grow)
+
+    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
+        scores = {w.name: torch.where(w.mask, torch.inf, self.grow(w)) for w in masks}
+        total = max(masks.budget(self.sparsity(step)), masks.active)
+        shares = self.distribution(scores, total)
+        # A layer may have more than its share already; it keeps that, and the others have the rest.
+        counts = apportion(total, list(shares.values()), [w.weight.numel() for w in masks], [w.active for w in masks])
         return {w.name: keep_top(scores[w.name], count) for w, count in zip(masks, counts, strict=True)}

@@ -33,6 +33,26 @@ class Every:
 
 
 @dataclass(frozen=True)
+class At:
+    """True at the given steps."""
+
+    steps: frozenset[int]
+
+    def __call__(self, step: int) -> bool:
+        return step in self.steps
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """True when one of several timetables is."""
+
+    timetables: tuple[Timetable, ...]
+
+    def __call__(self, step: int) -> bool:
+        return any(timetable(step) for timetable in self.timetables)
+
+
+@dataclass(frozen=True)
 class Constant:
     """The same value at every step."""
 
@@ -54,6 +74,21 @@ class InverseSqrt:
 
     def __call__(self, step: int) -> float:
         return self.first / math.sqrt(step)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One value after another; each boundary is the first step of the next.
+
+    >>> [Stages((3.0, 2.0, 0.0), boundaries=(10, 20))(step) for step in (9, 10, 19, 20)]
+    [3.0, 2.0, 2.0, 0.0]
+    """
+
+    values: tuple[float, ...]
+    boundaries: tuple[int, ...]
+
+    def __call__(self, step: int) -> float:
+        return self.values[sum(step >= boundary for boundary in self.boundaries)]
 
 
 @dataclass(frozen=True)

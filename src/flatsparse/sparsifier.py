@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count, check_sparsity
 from flatsparse.masks import Masks
-from flatsparse.methods import named
+from flatsparse.methods import name_of, named
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
@@ -109,12 +109,16 @@ class SparseTraining:
         self._base = innermost(optimizer)
         self._elementwise = type(self._base) in ELEMENTWISE
         self._now = _Step()
+        self._explored: dict[str, Tensor] = {}  # where masks were ever true; from the first update on
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
         self._state_loaded = False
         self._loaded: dict[str, Tensor] = {}  # weights as they were loaded, for masks that may be loaded after them
         self._optimizer = optimizer
         self._group = processes(model)
         self._agreed = False
+        if plan.momentum is not None:
+            for w in masks:
+                w.momentum = torch.zeros_like(w.weight, requires_grad=False)
         self._attach(model)
 
     # -- what a user looks at -------------------------------------------------------------------------------------
@@ -128,6 +132,14 @@ class SparseTraining:
     def sparsity(self) -> float:
         """The fraction of prunable weights that are zero."""
         return 1 - self._masks.active / self._masks.total
+
+    @property
+    def exploration(self) -> float:
+        """The fraction of prunable weights that were ever live (the exploration rate R_s of ITOP: Liu et al. 2021).
+
+        It is counted in a byte a weight, from the first update of the masks on.
+        """
+        return sum(int(self._explored.get(w.name, w.mask).sum()) for w in self._masks) / self._masks.total
 
     def report(self) -> Report:
         """The masks in numbers, layer by layer."""
@@ -153,11 +165,14 @@ class SparseTraining:
         return {w.weight: w.zero_outside for w in self._masks}
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks and the step count; everything else is in the model and the optimizer."""
+        """The masks, the step count and what rules remember; everything else is in the model and the optimizer."""
         return {
             "method": self.method,
             "steps_taken": self.steps_taken,
             "masks": {k: m.clone() for k, m in self.masks.items()},
+            "explored": {k: m.clone() for k, m in self._explored.items()},
+            "momentum": {w.name: w.momentum.clone() for w in self._masks if w.momentum is not None},
+            "memory": dict(self._masks.memory),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,9 +196,13 @@ class SparseTraining:
             )
         self.steps_taken = state["steps_taken"]
         self._confine()
+        self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
+        self._masks.memory = dict(state.get("memory", {}))
         with torch.no_grad():
             for w in self._masks:
                 w.set_mask(state["masks"][w.name])
+                if w.momentum is not None and w.name in state.get("momentum", {}):
+                    w.momentum.copy_(state["momentum"][w.name])
                 if w.name in self._loaded:
                     w.weight.copy_(self._loaded[w.name])
                 w.zero_outside(w.weight)
@@ -241,6 +260,9 @@ class SparseTraining:
             w.restore()
         self._now.due = self.due(self.steps_taken + 1)
         self._mask_gradients(scale=getattr(self._base, "grad_scale", None))
+        if self.plan.momentum is not None:
+            for w in self._masks:
+                w.average(self.plan.momentum)
         if any(not rule.weight_step for rule in self._now.due):
             self._withhold()
 
@@ -255,8 +277,11 @@ class SparseTraining:
         self.steps_taken += 1
         if self._now.due:
             self._masks.prepare(self.steps_taken)
+            self._explored = self._explored or {name: mask.clone() for name, mask in self.masks.items()}
         for rule in self._now.due:
             self._masks.rewire(rule(self._masks.whole(), self.steps_taken), self._base.state)
+            for name, mask in self.masks.items():
+                self._explored[name] = self._explored[name].to(mask.device) | mask
         if self._now.due:
             self._confine()
         if self._group is not None and (self._now.due or not self._agreed):
@@ -295,7 +320,8 @@ class SparseTraining:
 
     @torch.no_grad()
     def _mask_gradients(self, scale: Tensor | None) -> None:
-        keep_dense = any(rule.dense_gradient for rule in self.due(self.steps_taken + 1))
+        due = self.due(self.steps_taken + 1)
+        keep_dense = self.plan.momentum is not None or any(rule.dense_gradient for rule in due)
         for w in self._masks:
             grad = w.weight.grad
             if grad is None:
@@ -400,7 +426,7 @@ def sparsify(
     for wrapper in _chain(optimizer):
         if hasattr(wrapper, "follow"):
             wrapper.follow(model)
-    training = SparseTraining(model, masks, optimizer, plan, method=type(chosen).__name__.lower())
+    training = SparseTraining(model, masks, optimizer, plan, method=name_of(chosen))
     masks.rewire(initial, innermost(optimizer).state)
     return training
 

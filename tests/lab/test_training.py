@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from flatsparse.errors import InputError
 from flatsparse.lab import training as loop
-from flatsparse.lab.build import build
+from flatsparse.lab.build import build, describe
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.methods import METHODS
-from flatsparse.storage import read_json
+from flatsparse.storage import load_masks, read_json
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
@@ -144,10 +144,45 @@ def test_rigl_pays_for_its_dense_gradients(tmp_path):
     assert flops["train"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_command_line_period_leaves_ten_updates():
-    parts = build(small("rigl", epochs=10).resolved())
-    (rule,) = parts.training.plan.rules
-    assert sum(rule.when(step) for step in range(1, 41)) >= 10
+def test_sparse_momentum_pays_for_dense_gradients_at_every_step(tmp_path):
+    flops = loop.train(small("snfs", distribution="uniform"), tmp_path / "run")["flops"]
+    assert flops["train"] > 3 * 64 * flops["inference_dense"]  # one dense product of three, before anything sparse
+
+
+@pytest.mark.parametrize("method", ["rigl", "set-itop", "rigl-itop", "dsr", "snfs", "mest"])
+def test_the_command_line_period_leaves_ten_updates(method):
+    parts = build(small(method, epochs=15).resolved())
+    assert sum(bool(parts.training.due(step)) for step in range(1, 61)) >= 10
+    assert "masks updated 1" in describe(parts) or "masks updated 2" in describe(parts) or method == "snfs"
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 5.0])
+def test_longer_training_scales_everything_but_the_period(tmp_path, multiplier):
+    once, longer = (build(small("rigl", epochs=10, multiplier=m).resolved()) for m in (1.0, multiplier))
+    (short,), (long,) = (parts.training.plan.rules for parts in (once, longer))
+    assert (short.when.period, short.when.until) == (3, 30)
+    assert (long.when.period, long.when.until) == (3, 30 * multiplier)
+    assert long.fraction.until == 30 * multiplier
+    assert longer.schedule.T_max == 40 * multiplier
+    result = loop.train(longer.run, tmp_path / "run")
+    assert result["steps"] == 40 * multiplier
+
+
+def test_a_pattern_holds_in_the_saved_weights_and_is_refused_where_it_cannot(tmp_path):
+    fits = dataclasses.replace(SMALL, sparsity=0.5, pattern=(2, 4), method="rigl", exclude=("0",))
+    with pytest.raises(InputError, match="'mest' has no option 'pattern'"):
+        loop.train(dataclasses.replace(fits, method="mest"), tmp_path / "run")
+    with pytest.raises(InputError, match="has 1 inputs, which pattern 2:4 does not divide"):
+        loop.train(dataclasses.replace(fits, exclude=()), tmp_path / "run")
+    loop.train(fits, tmp_path / "run")
+    masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
+    for mask in masks.values():
+        assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_the_exploration_rate_is_in_the_result(tmp_path):
+    moved, still = (loop.train(small(m), tmp_path / m)["exploration"] for m in ("set", "static"))
+    assert moved > still == pytest.approx(0.1, abs=1e-4)
 
 
 def test_bf16_and_channels_last_train_too(tmp_path):

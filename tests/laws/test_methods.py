@@ -18,7 +18,11 @@ from tests.sparse_helpers import assert_zero_outside, copied, masked, same, stat
 STEPS, SPARSITY = 14, 0.8
 PARTS = ("model", "optimizer", "training")
 PRUNE_ON_THE_WAY = {"gmp"}
+DENSER_ON_THE_WAY = {"acdc", "mest-ems"}
 NEVER_MOVE = {"dense", "static"}
+KEEP_LAYERS = {"set", "set-original", "set-itop", "rigl", "rigl-itop", "mest"}
+START_AT_WILL = {"dense", "gmp", "acdc", "mest", "mest-ems"}  # dense or by magnitude: no seed of ours decides
+OPTIONS = {"dsr": {"threshold": 0.1, "drop_fraction": 0.3}}  # a threshold near the weights, for so short a run
 
 
 def sgd(model):
@@ -41,7 +45,9 @@ def make(method, base, sharpness, *, rho=0.1, net=0, seed=0):
     """A sparse model, its optimizer and its training, made from scratch."""
     model = tiny_net(net)
     optimizer = SHARPNESS[sharpness](BASES[base](model), rho=rho) if sharpness != "none" else BASES[base](model)
-    options = {"every": 3} if "every" in {field.name for field in dataclasses.fields(fs.METHODS[method])} else {}
+    options = dict(OPTIONS.get(method, {}))
+    if "every" in {field.name for field in dataclasses.fields(fs.METHODS[method])}:
+        options["every"] = 3
     sparsity = 0.0 if method == "dense" else SPARSITY
     training = fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=STEPS, seed=seed, **options)
     return model, optimizer, training
@@ -81,13 +87,14 @@ def test_sparsity_is_exact_and_nothing_lives_outside_the_masks_after_every_step(
         assert training.steps_taken == step
         assert_zero_outside(model, training, optimizer)
         assert training.sparsity == 1 - live(training) / total
-        if method not in PRUNE_ON_THE_WAY:
+        if method not in PRUNE_ON_THE_WAY | DENSER_ON_THE_WAY:
             assert live(training) == target
+        assert live(training) >= target
 
     assert_zero_outside(model, training, optimizer)
     train(model, optimizer, STEPS, after=look)
     assert live(training) == target
-    if method in {"set", "rigl"}:
+    if method in KEEP_LAYERS:
         assert {name: int(mask.sum()) for name, mask in training.masks.items()} == counts
     assert all(p.isfinite().all() for p in model.parameters())
     assert all((weight[mask] != 0).any() for weight, mask in masked(model, training).values())
@@ -212,7 +219,7 @@ def test_masks_move_when_an_update_is_due_and_at_no_other_step(method, base, sha
 def test_masks_of_a_random_start_hang_on_the_seed(method):
     first, again, other = (copied(make(method, "sgd", "none", seed=seed)[2].masks) for seed in (0, 0, 1))
     assert same(first, again)
-    assert same(first, other) == (method in {"dense"} | PRUNE_ON_THE_WAY)
+    assert same(first, other) == (method in START_AT_WILL)
 
 
 @pytest.mark.parametrize("method", sorted(PRUNE_ON_THE_WAY))
@@ -235,7 +242,7 @@ def test_a_method_is_a_frozen_dataclass_that_plans_the_same_twice(method):
     with pytest.raises(dataclasses.FrozenInstanceError):
         kind().every = 7
     sparsity = 0.0 if method == "dense" else SPARSITY
-    one, other = (kind().plan(sparsity, 1000) for _ in range(2))
+    one, other = (kind().plan(sparsity, 10_000) for _ in range(2))
     assert (one.sparsity, one.distribution, one.rules) == (other.sparsity, other.distribution, other.rules)
     assert all(rule.dense_gradient == needs_dense_gradient(rule.grow) for rule in one.rules if hasattr(rule, "grow"))
 

@@ -26,7 +26,7 @@ from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 UPDATES = 10  # a run has at least so many mask updates
-METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction")
+METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction", "pattern")
 
 
 @dataclass
@@ -77,7 +77,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
-    steps = run.epochs * steps_per_epoch
+    steps = run.whole_epochs * steps_per_epoch
     smallest = (len(splits.train) - 1) % run.batch_size + 1
     if min(smallest, run.batch_size) < team.size:
         raise InputError(
@@ -86,7 +86,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     net = team.parallel(model)
     optimizer = _optimizer(run, model, steps)
     own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
-    run, options = _with_method_options(run, steps)
+    run, options = _with_method_options(run, run.epochs * steps_per_epoch)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
     assert run.sparsity is not None  # resolved
     training = sparsify(
@@ -136,25 +136,37 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
     """The run with its method's own options where it has none, and those options by name.
 
     A period is shortened so that there are ten updates, but not below two steps: an update can take the place of the
-    weight step, and then some must be left.
+    weight step, and then some must be left. Longer training keeps the period: the steps are those without a multiplier.
     """
     method: Any = METHODS[run.method]()
     own = {name: getattr(method, name) for name in METHOD_OPTIONS if hasattr(method, name)}
-    if "every" in own:
-        end = round((own["until"] if run.until is None else run.until) * steps)
-        own["every"] = max(2, min(own["every"], end // UPDATES))
+    if run.until is not None and "until" in own:
+        method = dataclasses.replace(method, until=run.until)
+    if own.get("every") is not None:
+        every = min(own["every"], round(method.until * steps) // UPDATES)
+        while every > 2 and _updates(method, every, run, steps) < UPDATES:  # the period may lengthen on the way
+            every -= 1
+        own["every"] = max(2, every)
     if "distribution" in own:
         own["distribution"] = next(name for name, share in DISTRIBUTIONS.items() if share is own["distribution"])
     given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
     return dataclasses.replace(run, **{**own, **given}), {**own, **given}
 
 
+def _updates(method: Any, every: int, run: Run, steps: int) -> int:
+    assert run.sparsity is not None  # resolved
+    rules = dataclasses.replace(method, every=every).plan(run.sparsity, steps).rules
+    return sum(any(rule.when(step) for rule in rules) for step in range(2, steps + 1))
+
+
 def describe(parts: Parts) -> str:
     """The parts in a sentence."""
     when = ""
-    if parts.run.every is not None and parts.training.plan.rules:
-        short = f", not {parts.own_period}, so that there are ten" if parts.run.every != parts.own_period else ""
-        when = f", masks updated every {parts.run.every} steps{short}"
+    if parts.training.plan.rules:
+        steps = parts.run.whole_epochs * parts.steps_per_epoch
+        when = f", masks updated {sum(bool(parts.training.due(step)) for step in range(steps + 1))} times"
+    if parts.run.every is not None and parts.run.every != parts.own_period:
+        when += f", every {parts.run.every} steps, not {parts.own_period}, so that {parts.run.epochs} epochs have ten"
     report = parts.training.report()
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"

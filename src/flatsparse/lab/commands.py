@@ -136,7 +136,7 @@ class _RunBar:
         self._context.__exit__(*problem)
 
     def started(self, run: Run, setting: str) -> None:
-        self.epochs = run.epochs
+        self.epochs = run.whole_epochs
         self.console.print(
             f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
         )

@@ -45,7 +45,7 @@ class Setting:
     model: str | None = None
     """Network: digitnet, resnet20 or resnet32. By default what suits the data."""
     method: str = "rigl"
-    """Sparse-training method: dense, static, gmp, set or rigl."""
+    """Sparse-training method; `flatsparse list methods` names them all."""
     sparsity: float | None = None
     """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
     distribution: str | None = None
@@ -64,6 +64,10 @@ class Setting:
     """The base optimizer; SGD has momentum 0.9."""
     epochs: int = 30
     """Passes over the training images."""
+    multiplier: float = 1.0
+    """Train so many times as long: epochs, learning-rate schedule and the last mask update scale, a period in steps does not."""
+    pattern: tuple[int, int] | None = None
+    """Keep N of each M inputs live, e.g. 2 4, in layers that allow it; for static, set and rigl."""
     batch_size: int = 128
     """Images a step."""
     lr: float = 0.1
@@ -117,6 +121,9 @@ class Run(Setting):
         for name in ("train_size", "every"):
             if getattr(self, name) is not None:
                 check_count(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_finite("--multiplier", self.multiplier, above=True)
+        if self.whole_epochs < 1:
+            raise InputError(f"--multiplier {self.multiplier} leaves no epoch of {self.epochs}: give more --epochs")
         check_finite("--rho", self.rho)
         check_finite("--lr", self.lr, above=True)
         check_finite("--weight-decay", self.weight_decay)
@@ -135,6 +142,11 @@ class Run(Setting):
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return {**dataclasses.asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
+
+    @property
+    def whole_epochs(self) -> int:
+        """Passes over the training images, the multiplier taken in."""
+        return round(self.multiplier * self.epochs)
 
     @property
     def passes(self) -> int:

@@ -85,7 +85,7 @@ def train(
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + gone)
     saved = time.monotonic()
-    while progress.epoch < run.epochs:
+    while progress.epoch < run.whole_epochs:
         record = _epoch(run, parts, progress, watcher, team)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
@@ -110,7 +110,7 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
     parts.net.train()
     losses = torch.zeros((), device=run.device)
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
-    started, images, steps = time.perf_counter(), 0, run.epochs * parts.steps_per_epoch
+    started, images, steps = time.perf_counter(), 0, run.whole_epochs * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
     mine: dict[str, Any] = {"augment": parts.augment, "seed": run.seed, "epoch": progress.epoch, "part": team.part}
     for inputs, targets in batches(splits.train, splits, run.batch_size, **mine):
@@ -119,7 +119,9 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
         began = _clock(run)
         loss, outputs = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
         progress.step_seconds.append(_clock(run) - began)
-        progress.train_flops += size * step_flops(forward, parts.cost.dense, run.passes, due)
+        progress.train_flops += size * step_flops(
+            forward, parts.cost.dense, run.passes, due, momentum=training.plan.momentum is not None
+        )
         if due:
             forward = parts.cost.forward(training.masks)
         _probe(parts, progress)
@@ -237,7 +239,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
-    samples = run.epochs * len(splits.train)
+    samples = run.whole_epochs * len(splits.train)
     result = {
         "method": run.method,
         "sharpness": run.sharpness,
@@ -251,12 +253,13 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "train_loss": train_loss,
         "validation_accuracy": validation_accuracy,
         "validation_loss": validation_loss,
-        "epochs": run.epochs,
+        "epochs": run.whole_epochs,
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
         "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts) if test else None},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},
+        "exploration": parts.training.exploration,
         "flops": {
             "train": progress.train_flops,
             "train_dense": 3.0 * parts.cost.dense * samples,

@@ -7,15 +7,51 @@ from typing import Any
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, unknown
+from flatsparse.methods.acdc import ACDC
+from flatsparse.methods.dsr import DSR
 from flatsparse.methods.gmp import GMP
+from flatsparse.methods.itop import SETITOP, RigLITOP
+from flatsparse.methods.mest import MEST, MESTSoft
 from flatsparse.methods.rigl import RigL
-from flatsparse.methods.set import SET
+from flatsparse.methods.set import SET, OriginalSET
+from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.static import Dense, Static
 from flatsparse.plan import Method
 
-METHODS: dict[str, type[Method]] = {"dense": Dense, "static": Static, "gmp": GMP, "set": SET, "rigl": RigL}
+METHODS: dict[str, type[Method]] = {
+    "dense": Dense,
+    "static": Static,
+    "gmp": GMP,
+    "acdc": ACDC,
+    "set": SET,
+    "set-original": OriginalSET,
+    "set-itop": SETITOP,
+    "dsr": DSR,
+    "snfs": SNFS,
+    "rigl": RigL,
+    "rigl-itop": RigLITOP,
+    "mest": MEST,
+    "mest-ems": MESTSoft,
+}
 
-__all__ = ["GMP", "METHODS", "SET", "Dense", "RigL", "Static", "named"]
+__all__ = [
+    "ACDC",
+    "DSR",
+    "GMP",
+    "MEST",
+    "METHODS",
+    "SET",
+    "SETITOP",
+    "SNFS",
+    "Dense",
+    "MESTSoft",
+    "OriginalSET",
+    "RigL",
+    "RigLITOP",
+    "Static",
+    "name_of",
+    "named",
+]
 
 
 def named(name: str, options: dict[str, Any]) -> Method:
@@ -36,3 +72,8 @@ def named(name: str, options: dict[str, Any]) -> Method:
             raise unknown("distribution", chosen, DISTRIBUTIONS)
         options = {**options, "distribution": DISTRIBUTIONS[chosen]}
     return kind(**options)
+
+
+def name_of(method: Method) -> str:
+    """The name a method is listed under, or its class's for one that is not."""
+    return next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__.lower())

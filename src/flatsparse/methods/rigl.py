@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flatsparse.criteria import each, gradient, magnitude, random
 from flatsparse.distributions import Distribution, erdos_renyi_kernel
 from flatsparse.errors import check_fraction
+from flatsparse.patterns import Pattern
 from flatsparse.plan import Plan, updates
 from flatsparse.rules import Rewire
 from flatsparse.schedules import Cosine
@@ -24,6 +25,7 @@ class RigL:
         drop_fraction: of a layer's live weights at the first update (α), falling to 0 along half a cosine.
         distribution: how the live weights are shared out between layers.
         weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
+        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     every: int = 100
@@ -31,10 +33,12 @@ class RigL:
     drop_fraction: float = 0.3
     distribution: Distribution = erdos_renyi_kernel
     weight_step: bool = False
+    pattern: tuple[int, int] | None = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
-        rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step)
-        return Plan(sparsity, each(random), self.distribution, rules=(rewire,))
+        pattern = Pattern.of_pair(self.pattern, sparsity)
+        rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern)
+        return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)

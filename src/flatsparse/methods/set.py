@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, magnitude, random
-from flatsparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.criteria import each, magnitude, magnitude_by_sign, random
+from flatsparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
 from flatsparse.errors import check_fraction
-from flatsparse.plan import Plan, updates
+from flatsparse.patterns import Pattern
+from flatsparse.plan import Plan, share_of, updates
 from flatsparse.rules import Rewire
 from flatsparse.schedules import Constant
 
@@ -17,23 +18,52 @@ class SET:
     """Now and then drop the smallest live weights of each layer and grow as many at random.
 
     This is the form for convolutional nets that the RigL code compares with: by magnitude whatever the sign, every
-    100 steps. The original drops by sign and once an epoch, and its growth starts from small random values in the
-    paper but from 0 in its code; here, from 0. The share of the run that may rewire is ours, RigL's.
+    100 steps. Growth starts from small random values in the paper but from 0 in its code; here, from 0. The share of
+    the run that may rewire is ours, RigL's.
 
     Attributes:
         every: steps between updates.
         until: the last step that may update, or its share of the run.
         drop_fraction: of a layer's live weights at each update (ζ in the paper).
         distribution: how the live weights are shared out between layers.
+        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     every: int = 100
     until: float = 0.75
     drop_fraction: float = 0.3
     distribution: Distribution = erdos_renyi_kernel
+    pattern: tuple[int, int] | None = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
-        rewire = Rewire(when, fraction=Constant(self.drop_fraction), drop=magnitude, grow=random)
+        pattern = Pattern.of_pair(self.pattern, sparsity)
+        rewire = Rewire(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
+        return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)
+
+
+@dataclass(frozen=True)
+class OriginalSET:
+    """SET as first published: once an epoch drop the smallest positive and the largest negative weights (Alg. 1).
+
+    The same fraction goes of either sign. Epochs are not known here: by default one is taken to be 1/160 of the run.
+    The last step of the run grows nothing, because nothing would train it.
+
+    Attributes:
+        every: steps between updates.
+        until: the last step that may update, or its share of the run.
+        drop_fraction: of a layer's live weights at each update (ζ in the paper).
+        distribution: the paper's, by each layer's inputs and outputs.
+    """
+
+    every: int | None = None
+    until: float = 1.0
+    drop_fraction: float = 0.3
+    distribution: Distribution = erdos_renyi
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        check_fraction("drop_fraction", self.drop_fraction)
+        when = updates(share_of(steps, 1 / 160, self.every), self.until, steps, spare=1)
+        rewire = Rewire(when, fraction=Constant(self.drop_fraction), drop=magnitude_by_sign, grow=random)
         return Plan(sparsity, each(random), self.distribution, rules=(rewire,))

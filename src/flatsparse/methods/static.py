@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flatsparse.criteria import Score, each, random
 from flatsparse.distributions import Distribution, erdos_renyi_kernel, uniform
 from flatsparse.errors import InputError
+from flatsparse.patterns import Pattern
 from flatsparse.plan import Plan
 
 
@@ -29,10 +30,13 @@ class Static:
     Attributes:
         initial: the score by which each layer's first masks are chosen.
         distribution: how the live weights are shared out between layers.
+        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     initial: Score = random
     distribution: Distribution = erdos_renyi_kernel
+    pattern: tuple[int, int] | None = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        return Plan(sparsity, each(self.initial), self.distribution)
+        pattern = Pattern.of_pair(self.pattern, sparsity)
+        return Plan(sparsity, each(self.initial), self.distribution, pattern=pattern)

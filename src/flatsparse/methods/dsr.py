@@ -1,0 +1,49 @@
+"""DSR: dynamic sparse reparameterization (Mostafa & Wang 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.criteria import each, random, random_elsewhere
+from flatsparse.distributions import Distribution, uniform
+from flatsparse.errors import check_finite, check_fraction
+from flatsparse.plan import Plan, updates
+from flatsparse.redistribution import BelowThreshold, Redistribute, survivors
+from flatsparse.schedules import At
+
+
+@dataclass(frozen=True)
+class DSR:
+    """Drop what is below one threshold for the whole net; the layers grow as many, in proportion to their survivors (Alg. 1).
+
+    The threshold doubles or halves as fewer or more are dropped than wanted. Growth is random, at places that were
+    dead before. The period doubles after 1/8, 2/5 and 7/10 of the run, as in the paper's CIFAR runs (epochs 25, 80 and
+    140 of 200). Its code keeps a net's first convolution and shortcuts dense: name them with ``exclude=``.
+
+    Attributes:
+        every: steps between updates at first.
+        until: the last step that may update, or its share of the run.
+        drop_fraction: of the net's live weights, wanted at each update. The paper gives counts: 20,000 for its
+            CIFAR net and 400,000 for ResNet-50, which at 80 to 90 % sparsity are 8 to 16 % of the live weights.
+        threshold: to begin with (H).
+        distribution: how the live weights are shared out between layers at the start; uniform is our reading.
+    """
+
+    every: int = 100
+    until: float = 0.95
+    drop_fraction: float = 0.1
+    threshold: float = 1e-3
+    distribution: Distribution = uniform
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        check_fraction("drop_fraction", self.drop_fraction)
+        check_finite("threshold", self.threshold, above=True)
+        whole = updates(self.every, self.until, steps, spare=1)
+        lengthens = [round(share * steps) for share in (0.125, 0.4, 0.7)]
+        acts, step = set(), whole.period
+        while step <= whole.until:
+            acts.add(step)
+            step += whole.period << sum(step >= start for start in lengthens)
+        when = At(frozenset(acts))
+        rule = Redistribute(when, BelowThreshold(self.threshold, self.drop_fraction), survivors, random_elsewhere)
+        return Plan(sparsity, each(random), self.distribution, rules=(rule,))

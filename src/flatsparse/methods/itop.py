@@ -1,0 +1,65 @@
+"""ITOP: in-time over-parameterization (Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
+
+The paper's settings for SET and RigL: rewire rarely, so that what grows has time to show its worth, and to the end of
+training, so that as many weights as possible are tried at some time. ``training.exploration`` is the paper's R_s, the
+fraction of weights that were. The weight step is taken on updates too. Periods are for batches of 128 on CIFAR. The last
+step of the run grows nothing, because nothing would train it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.criteria import Score, each, gradient, magnitude, random
+from flatsparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.errors import check_fraction
+from flatsparse.plan import Plan, updates
+from flatsparse.rules import Rewire
+from flatsparse.schedules import Cosine
+
+
+@dataclass(frozen=True)
+class SETITOP:
+    """SET with ITOP's settings: random growth, every 1,500 steps.
+
+    Attributes:
+        every: steps between updates (ΔT).
+        until: the last step that may update, or its share of the run.
+        drop_fraction: of a layer's live weights at the start, falling to ``last_fraction`` along half a cosine.
+        last_fraction: at the end of the run.
+        distribution: how the live weights are shared out between layers.
+    """
+
+    every: int = 1500
+    until: float = 1.0
+    drop_fraction: float = 0.5
+    last_fraction: float = 0.005
+    distribution: Distribution = erdos_renyi_kernel
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        return _plan(self, sparsity, steps, grow=random)
+
+
+@dataclass(frozen=True)
+class RigLITOP:
+    """RigL with ITOP's settings: growth by dense gradient, every 4,000 steps.
+
+    Attributes: as those of SET with these settings.
+    """
+
+    every: int = 4000
+    until: float = 1.0
+    drop_fraction: float = 0.5
+    last_fraction: float = 0.005
+    distribution: Distribution = erdos_renyi_kernel
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        return _plan(self, sparsity, steps, grow=gradient)
+
+
+def _plan(method: SETITOP | RigLITOP, sparsity: float, steps: int, grow: Score) -> Plan:
+    check_fraction("drop_fraction", method.drop_fraction)
+    check_fraction("last_fraction", method.last_fraction)
+    when = updates(method.every, method.until, steps, spare=1)
+    fraction = Cosine(method.drop_fraction, method.last_fraction, until=steps)
+    return Plan(sparsity, each(random), method.distribution, rules=(Rewire(when, fraction, drop=magnitude, grow=grow),))

@@ -1,0 +1,44 @@
+"""SNFS: sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.criteria import each, momentum, random
+from flatsparse.distributions import Distribution, uniform
+from flatsparse.errors import check_fraction
+from flatsparse.plan import Plan, share_of, updates
+from flatsparse.redistribution import Redistribute, SmallestOfEach, mean_momentum
+from flatsparse.schedules import Cosine
+
+
+@dataclass(frozen=True)
+class SNFS:
+    """Once an epoch drop the smallest weights; layers grow by their mean momentum, where momentum is largest.
+
+    The momentum must be dense, while an optimizer's is 0 outside the masks: a running average of the dense gradient is
+    kept beside it, a buffer the size of the weights, without weight decay. Epochs are not known here: by default one is
+    taken to be 1/160 of the run. The last step of the run grows nothing, because nothing would train it.
+
+    Attributes:
+        every: steps between updates.
+        until: the last step that may update, or its share of the run.
+        drop_fraction: of a layer's live weights at the start, falling to 0 along half a cosine (a form of its code; the
+            paper's falls in a straight line, as far as we know).
+        decay: the share of the running average that a step keeps, SGD's usual momentum.
+        distribution: how the live weights are shared out between layers at the start; uniform is our reading.
+    """
+
+    every: int | None = None
+    until: float = 1.0
+    drop_fraction: float = 0.5
+    decay: float = 0.9
+    distribution: Distribution = uniform
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        check_fraction("drop_fraction", self.drop_fraction)
+        check_fraction("decay", self.decay)
+        when = updates(share_of(steps, 1 / 160, self.every), self.until, steps, spare=1)
+        drop = SmallestOfEach(Cosine(self.drop_fraction, 0.0, until=when.until))
+        rule = Redistribute(when, drop, share=mean_momentum, grow=momentum)
+        return Plan(sparsity, each(random), self.distribution, rules=(rule,), momentum=self.decay)
