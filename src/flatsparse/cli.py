@@ -29,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     try:
+        from flatsparse.lab.bench.command import Bench
         from flatsparse.lab.commands import Compare, List, Train
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    command = _parse({"train": Train, "compare": Compare, "list": List}, arguments)
+    command = _parse({"train": Train, "compare": Compare, "bench": Bench, "list": List}, arguments)
     try:
         command()
     except InputError as problem:

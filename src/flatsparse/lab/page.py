@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from flatsparse.lab import reporting
 from flatsparse.lab.ball import DEFINITION
+from flatsparse.lab.bench import report
+from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
@@ -155,6 +157,17 @@ def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
 
 def _text(text: str) -> str:
     return html.escape(text)
+
+
+def write_bench(what: str, note: str, tables: Sequence[BenchTable], settings: Any, ran_on: str, out: Path) -> Path:
+    """Write a measurement's report. Returns the file."""
+    parts = []
+    for table in tables:
+        parts += [f"<h2>{_text(table.title)}</h2>", _list(table.found), _grid(table.head, table.rows)]
+        if table.ratios:
+            parts.append(_figure(report.picture(table), "Medians with 95 % intervals."))
+    parts += [_note(note), "<h2>What was run</h2>", f"<p>{_text(ran_on)}</p>", _settings(settings)]
+    return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
 
 
 def _list(sentences: Iterable[str]) -> str:

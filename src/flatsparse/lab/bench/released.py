@@ -23,7 +23,7 @@ class ThreeBuffers:
         model.register_forward_pre_hook(self.perturb)
 
     @torch.no_grad()
-    def perturb(self, *_: Any) -> None:
+    def perturb(self, *call: Any) -> None:
         """Move to w + e before a forward."""
         if not self.kept:
             return

@@ -53,8 +53,11 @@ class Trainer:
         self.device, self.passes = device, variant.passes
         self.model: nn.Module = case.model().to(device).train()
         self.optimizer = variant.around(fused_sgd(self.model), self.model)
-        if sparsity:
+        self._training = (
             sparsify(self.model, self.optimizer, method, sparsity=sparsity, steps=FOREVER, **options)
+            if sparsity
+            else None
+        )
         # The optimizer hangs its hooks on the model, so the clock has one before the first and one after the last of them.
         self._inside = self._since = 0.0
         self.model.register_forward_pre_hook(self._start, prepend=True)
@@ -82,6 +85,10 @@ class Trainer:
         self.optimizer.step()
         self._stop()
         return Timing(self._clock() - began, self._inside)
+
+    def due(self, step: int) -> bool:
+        """Whether the masks change at a step, counted from 1."""
+        return self._training is not None and bool(self._training.due(step))
 
     def _start(self, *_: Any) -> None:
         self._since = self._clock()

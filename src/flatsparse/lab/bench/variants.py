@@ -44,9 +44,9 @@ VARIANTS = {
     CONTROL: Variant("SGD again", lambda base, model: base),
     "s2sam": Variant("S²-SAM", lambda base, model: S2SAM(base, RHO).follow(model)),
     "s2sam compact": Variant(
-        "S²-SAM, compact", lambda base, model: S2SAM(base, RHO, compact=True).follow(model), masked=True
+        "S²-SAM compact", lambda base, model: S2SAM(base, RHO, compact=True).follow(model), masked=True
     ),
-    "released": Variant("S²-SAM, three buffers", lambda base, model: ThreeBuffers(base, model, RHO)),
+    "released": Variant("S²-SAM 3 buffers", lambda base, model: ThreeBuffers(base, model, RHO)),
     "sam": Variant("SAM", lambda base, model: SAM(base, RHO).follow(model), passes=2),
 }
 
