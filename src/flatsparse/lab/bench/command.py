@@ -20,7 +20,8 @@ from flatsparse.lab.bench import report
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case
 from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
 from flatsparse.lab.bench.timing import WARM_UP
-from flatsparse.lab.bench.variants import CONTROL, variants_for
+from flatsparse.lab.bench.trainer import Trainer
+from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
@@ -54,20 +55,26 @@ class Bench:
 
     def __call__(self) -> None:
         bench, console = self.resolved(), Console()
+        assert bench.sparsity is not None  # resolved
+        for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
+            Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
         about = {"processor": processor(bench.device), **environment()}
         if bench.out is not None:
             claim(bench.out, "config.json", bench.as_dict(), resume=False, about=about)
         with _threads(bench.threads):
-            about["machine"]["threads"] = torch.get_num_threads()
+            threads = about["machine"]["threads"] = torch.get_num_threads()
             tables = measure(bench, console)
-        report.print_tables(bench.what, tables, console)
-        where = f"torch {torch.__version__}, {about['machine']['threads']} threads, {about['processor']}"
-        console.print(f"{where}{'; quick, so the figures mean nothing' if bench.quick else ''}", highlight=False)
+        where = f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['processor']}"
+        where += "; quick, so the figures mean nothing" if bench.quick else ""
+        written = None
         if bench.out is not None:
-            record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about}
             found = [{**table.record, "found": table.found} for table in tables]
-            write_json(bench.out / "bench.json", {**record, "cases": found})
+            record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": found}
+            write_json(bench.out / "bench.json", record)
             written = page.write_bench(bench.what, report.NOTES[bench.what], tables, bench, where, bench.out)
+        report.print_tables(bench.what, tables, console)
+        console.print(where, highlight=False)
+        if bench.out is not None:
             console.print(f"report: {written}, numbers: {bench.out / 'bench.json'}", highlight=False)
 
     def resolved(self) -> Bench:
@@ -92,15 +99,19 @@ class Bench:
             device=usable_device(self.device),
         )
 
+    def cases(self) -> dict[str, Case]:
+        """The chosen networks by name."""
+        return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
+
     def as_dict(self) -> dict[str, object]:
-        """The fields as plain values."""
-        return {**dataclasses.asdict(self), "out": None if self.out is None else str(self.out)}
+        """The settings as plain values, without the folder."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:
     """Measure every case, one after the other, with a bar."""
     assert bench.sparsity is not None  # resolved
-    cases = {name: (QUICK_CASES if bench.quick else CASES)[name] for name in bench.case}
+    cases = bench.cases()
     variants = sum(len(set(variants_for(s)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
     methods = sum(method in METHODS for method in TABLE_4)
     steps = {"step": bench.rounds + WARM_UP, "throughput": methods * (bench.rounds + WARM_UP), "memory": variants}
