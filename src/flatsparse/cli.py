@@ -66,7 +66,7 @@ def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
     text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
     kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
-    told = re.sub(r"\s+", " ", " ".join(kept)).partition(" Argument helptext:")[0]
+    told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
     return told or "the arguments do not fit"
 
 

@@ -71,7 +71,9 @@ class Bench:
             found = [{**table.record, "found": table.found} for table in tables]
             record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": found}
             write_json(bench.out / "bench.json", record)
-            written = page.write_bench(bench.what, report.NOTES[bench.what], tables, bench, where, bench.out)
+            written = page.write_bench(
+                bench.what, report.NOTES[bench.what], tables, {"machine": where, **bench.as_dict()}, bench.out
+            )
         report.print_tables(bench.what, tables, console)
         console.print(where, highlight=False)
         if bench.out is not None:
@@ -105,7 +107,8 @@ class Bench:
 
     def as_dict(self) -> dict[str, object]:
         """The settings as plain values, without the folder."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
+        settings = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
+        return {**settings, "case": " ".join(self.case)}
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:

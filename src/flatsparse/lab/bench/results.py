@@ -52,10 +52,10 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
     implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
     control = walls[CONTROL]
     found = [
-        f"Noise: a second, identical SGD takes {_told(control)} of the first one's wall time"
+        f"Noise: a second, identical SGD takes {_told(control)} times the first one's wall time"
         f" (implied {_told(implied[CONTROL])}); differences of that size say nothing.",
-        _against_target(implied["s2sam"], case.target),
-        f"SAM takes {_told(walls['sam'])} of the wall time.",
+        against_target(implied["s2sam"], case.target),
+        f"SAM takes {_told(walls['sam'])} times SGD's wall time.",
     ]
     parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
     return Table(
@@ -159,7 +159,8 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
     )
 
 
-def _against_target(ratio: Median, target: float | None) -> str:
+def against_target(ratio: Median, target: float | None) -> str:
+    """S²-SAM's ratio in a sentence, with what its interval says of the target."""
     told = f"S²-SAM: implied ratio {_told(ratio)}"
     if target is None:
         return f"{told}."
