@@ -29,7 +29,7 @@ COUNTABLE = Case(
     "ten square layers",
     lambda: nn.Sequential(nn.Flatten(), *[nn.Linear(SQUARE, SQUARE, bias=False) for _ in range(10)]),
     images(2, 4, SQUARE),
-    target=1.0,
+    targets={"s2sam": 1.0},
 )
 SIZE = 10 * SQUARE * SQUARE * 4  # bytes of its parameters
 TINY = QUICK_CASES["resnet32"]
@@ -145,8 +145,8 @@ def test_a_cases_batch_fits_its_network(case):
     [((1.0, 1.01), "met"), ((0.99, 1.005), "met"), ((1.005, 1.02), "open"), ((1.02, 1.03), "missed")],
 )
 def test_a_target_is_met_or_missed_only_by_the_whole_interval(interval, verdict):
-    assert verdict in against_target(Median(1.0, *interval), 1.01)
-    assert "target" not in against_target(Median(1.0, *interval), None)
+    assert verdict in against_target("ours", Median(1.0, *interval), 1.01)
+    assert "target" not in against_target("ours", Median(1.0, *interval), None)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -274,7 +274,9 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, monke
 
 def test_a_folder_that_holds_something_is_refused_before_anything_is_measured(capsys, tmp_path):
     (tmp_path / "mine.txt").write_text("")
-    assert "something else" in fails(capsys, "bench", "step", "--quick", "--device", "cpu", "--out", str(tmp_path))
+    for place in (tmp_path, tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
+        told = fails(capsys, "bench", "step", "--quick", "--device", "cpu", "--out", str(place))
+        assert "give another --out" in told
 
 
 # -- the script -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_tabl
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
-from flatsparse.lab.files import claim
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
@@ -60,7 +59,7 @@ class Bench:
             Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
         about = {"processor": processor(bench.device), **environment()}
         if bench.out is not None:
-            claim(bench.out, "config.json", bench.as_dict(), resume=False, about=about)
+            _make_empty(bench.out)
         with _threads(bench.threads):
             threads = about["machine"]["threads"] = torch.get_num_threads()
             tables = measure(bench, console)
@@ -145,6 +144,16 @@ def processor(device: str) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _make_empty(out: Path) -> None:
+    """Make a folder, or find it empty, before any time is spent on measuring."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"'{out}' exists and holds something: give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
 
 
 @contextlib.contextmanager

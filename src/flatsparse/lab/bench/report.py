@@ -23,7 +23,8 @@ NOTES = {
 def print_tables(name: str, tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences."""
     for table in tables:
-        grid = Grid(box=None, pad_edge=False, title=table.title, title_justify="left")
+        console.print(f"[bold]{table.title}[/bold]", highlight=False)
+        grid = Grid(box=None, pad_edge=False)
         for place, heading in enumerate(table.head):
             grid.add_column(heading, justify="right" if place else "left", no_wrap=True)
         for row in table.rows:

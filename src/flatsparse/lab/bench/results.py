@@ -54,7 +54,11 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
     found = [
         f"Noise: a second, identical SGD takes {_told(control)} times the first one's wall time"
         f" (implied {_told(implied[CONTROL])}); differences of that size say nothing.",
-        against_target(implied["s2sam"], case.target),
+        *(
+            against_target(variants[key].label, ratio, case.targets.get(key))
+            for key, ratio in implied.items()
+            if key != CONTROL
+        ),
         f"SAM takes {_told(walls['sam'])} times SGD's wall time.",
     ]
     parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
@@ -75,7 +79,7 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
             "title": case.title,
             "sparsity": sparsity,
             "parameters": parameters,
-            "target": case.target,
+            "targets": dict(case.targets),
             "variants": {
                 key: {
                     "label": variants[key].label,
@@ -145,7 +149,7 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
             rows.append((label, f"{used.kept / 1e6:.2f}", f"{used.peak / 1e6:.2f}", f"{kept:.2f}", f"{peak:.2f}"))
             record.append({"variant": key, "sparsity": density, **dataclasses.asdict(used)})
             record[-1] |= {"extra_kept": kept, "extra_peak": peak}
-            if case.target is not None and key in BUFFERS and density >= BUFFERS[key][0]:
+            if case.targets and key in BUFFERS and density >= BUFFERS[key][0]:
                 most = BUFFERS[key][1]
                 verdict = "met" if round(peak, 2) <= most else "missed"
                 found.append(f"{label}: {peak:.2f} buffers at the peak; target at most {most:g}: {verdict}.")
@@ -159,9 +163,9 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
     )
 
 
-def against_target(ratio: Median, target: float | None) -> str:
-    """S²-SAM's ratio in a sentence, with what its interval says of the target."""
-    told = f"S²-SAM: implied ratio {_told(ratio)}"
+def against_target(label: str, ratio: Median, target: float | None) -> str:
+    """A variant's implied ratio in a sentence, with what the interval says of a target."""
+    told = f"{label}: implied ratio {_told(ratio)}"
     if target is None:
         return f"{told}."
     if ratio.low <= target < ratio.high:
