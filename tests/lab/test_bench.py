@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -222,6 +223,9 @@ def test_step_writes_every_round_and_tells_both_ratios(tmp_path, capsys):
             assert len(variant["step_seconds"]) == told["settings"]["rounds"]
             assert all(seconds > 0 for seconds in variant["step_seconds"])
             assert (variant["wall_ratio"] is None) == (name == "sgd")
+            pairs = zip(variant["step_seconds"], case["variants"]["sgd"]["step_seconds"], strict=True)
+            if name != "sgd":
+                assert variant["wall_ratio"]["value"] == pytest.approx(statistics.median(a / b for a, b in pairs))
             assert (variant["implied_ratio"] is None) == (name in ("sgd", "sam"))
         assert all(sentence in page.replace("&#x27;", "'") for sentence in case["found"])
     assert "S²-SAM: implied ratio" in said
@@ -241,6 +245,9 @@ def test_throughput_compares_each_method_of_table_4_that_there_is(tmp_path, caps
     assert set(methods) == {"grasp", "rigl", "mest"} & set(METHODS) != set()
     for kinds in methods.values():
         assert kinds["sgd"]["ratio"] is None
+        for name in ("sam", "s2sam"):
+            ratios = [ours / plain for ours, plain in zip(kinds[name]["each"], kinds["sgd"]["each"], strict=True)]
+            assert kinds[name]["ratio"]["value"] == pytest.approx(statistics.median(ratios))
         assert all(len(kind["each"]) == 6 and min(kind["each"]) > 0 for kind in kinds.values())
     assert "no mask updates among the steps" in said
 
