@@ -20,6 +20,7 @@ LAYERS = [
         "selection",
         "schedules",
         "shards",
+        "kernel",
         "masks",
         "criteria",
         "distributions",

@@ -87,7 +87,7 @@ def test_average_looks_up_a_running_average_of_gradients():
 
 
 def asam(w, g, rho, eta=0.01):
-    """Kwon et al. 2021, eq. 8, in plain form."""
+    """Kwon et al. 2021 in plain form."""
     scale = [x.abs() + eta for x in w]
     length = norm([t * x for t, x in zip(scale, g, strict=True)])
     return [rho * t * t * x / length for t, x in zip(scale, g, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse import following
+from flatsparse import following, kernel
 from flatsparse.errors import InputError, unknown
+from flatsparse.masks import MaskedWeight, mark
 from flatsparse.schedules import Schedule
 from flatsparse.seeds import generator
 from flatsparse.shards import spread
-from flatsparse.window import NEIGHBOUR, SharpnessAware
+from flatsparse.window import NEIGHBOUR, TINY, SharpnessAware
 
 
 def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
@@ -24,7 +25,7 @@ def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
 
 
 def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """Down the base's momentum, as far as it has one (MSAM: Becker et al. 2024, whose code looks ahead along the descent).
+    """Down the base's momentum, as far as it has one (MSAM: Becker et al., arXiv 2401.12033, whose code looks down the descent).
 
     The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay.
     """
@@ -42,7 +43,7 @@ momentum.downhill = True  # type: ignore[attr-defined]  # a function may say whi
 
 
 def average(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023, eq. 5, β = 0.9 ours).
+    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
 
     Costs another parameter-sized buffer, which it keeps in the optimizer's state.
     """
@@ -93,6 +94,10 @@ class S2SAM(SharpnessAware):
         direction: ``"previous"`` (the paper), ``"momentum"``, ``"average"``, ``"random"`` (a control of the same norm), or
             a function of the optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
+        kernel: take the base's step and make the neighbours in one compiled pass; for ``SGD`` with momentum on float32
+            weights on a CPU, along the previous gradient. Built by the machine's C compiler when first used.
+
+    Raises: InputError for a choice that cannot be honoured.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = S2SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05).follow(model)
@@ -114,10 +119,13 @@ class S2SAM(SharpnessAware):
         mask_perturbation: bool = True,
         compact: bool = False,
         in_place: bool = False,
+        kernel: bool = False,
     ) -> None:
         if isinstance(direction, str) and direction not in DIRECTIONS:
             raise unknown("direction", direction, DIRECTIONS)
-        self.direction, self.seed = direction, seed
+        self.direction, self.seed, self.kernel = direction, seed, kernel
+        if kernel:
+            _check_kernel(base, plain=direction == "previous" and mask_perturbation and not (adaptive or compact))
         super().__init__(
             base,
             rho,
@@ -128,8 +136,10 @@ class S2SAM(SharpnessAware):
             in_place=in_place,
         )
 
+    _looks_made = False  # whether the compiled pass has made the neighbours, under the masks as they are
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "direction": self.direction, "seed": self.seed}
+        return {**super().__getstate__(), "direction": self.direction, "seed": self.seed, "kernel": self.kernel}
 
     def _share(self, *_: object) -> None:
         super()._share()
@@ -186,11 +196,50 @@ class S2SAM(SharpnessAware):
         dense = (
             {} if self.mask_perturbation else {p: self._buffer(p, None).copy_(g) for p, g in self._gradients().items()}
         )
-        self.base.step()
+        if self.kernel:
+            self._looks_made = False
+            Optimizer.profile_hook_step(self._step_and_look)(self.base)
+            if self._looks_made:
+                return loss
+        else:
+            self.base.step()
         choose = DIRECTIONS[self.direction] if isinstance(self.direction, str) else self.direction
         directions = choose(self, self._begun({**self._gradients(), **dense}))
         self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
         return loss
+
+    def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
+        """Keep directions within masks; neighbours made under others no longer count."""
+        super().confine(masked)
+        self._looks_made = False
+
+    def _step_and_look(self, base: Optimizer) -> None:
+        """In the place of the base's own step, between its hooks: that step, and the neighbours if all is as usual."""
+        rows = []
+        for group in base.param_groups:
+            live = [p for p in group["params"] if p.grad is not None]
+            momenta = [base.state[p].get("momentum_buffer") for p in live]
+            rows.append((group, live, [p.grad for p in live], momenta, [self._buffer(p, None) for p in live]))
+        usual = all(
+            self._radius(group) != 0
+            and all(m is not None and kernel.takes(p, g, m, u) for p, g, m, u in zip(*row, strict=True))
+            for group, *row in rows
+        )
+        if not usual:
+            torch.optim.SGD.step.__wrapped__(base)  # type: ignore[attr-defined]  # without the hooks, which have run
+            return
+        length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
+        for group, live, gradients, momenta, neighbours in rows:
+            group["neighbour_rho"] = rho = self._radius(group)
+            kernel.step(group, live, gradients, momenta, neighbours, rho / (length + TINY))
+            looks = dict(zip(live, neighbours, strict=True))
+            for p in group["params"]:
+                if p not in looks:
+                    self._forget_neighbour(p)
+                    continue
+                self._keep_neighbour(p, looks[p])
+                self._marks[p] = mark(p)
+        self._made = self._looks_made = any(live for _, live, *_ in rows)
 
     def _begun(self, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Without the parameters whose state the base has yet to create: Adam would take our entry for its own."""
@@ -198,6 +247,15 @@ class S2SAM(SharpnessAware):
             return gradients
         begun = {p: g for p, g in gradients.items() if set(self.state.get(p, ())) - {NEIGHBOUR}}
         return begun or gradients  # a base may keep no state at all
+
+
+def _check_kernel(base: Optimizer, plain: bool) -> None:
+    if not kernel.suits(base) or not plain:
+        raise InputError(
+            "kernel=True is for torch.optim.SGD with momentum, along the previous gradient on live weights: leave it out for"
+            f" {type(base).__name__} or other options"
+        )
+    kernel.library()
 
 
 class SAM(SharpnessAware):

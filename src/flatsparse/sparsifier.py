@@ -257,6 +257,8 @@ class SparseTraining:
             self._masks.prepare(self.steps_taken)
         for rule in self._now.due:
             self._masks.rewire(rule(self._masks.whole(), self.steps_taken), self._base.state)
+        if self._now.due:
+            self._confine()
         if self._group is not None and (self._now.due or not self._agreed):
             self._agree()
         for w in self._masks:

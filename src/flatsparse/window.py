@@ -36,8 +36,9 @@ class SharpnessAware(Optimizer):
         rho: the radius ρ, the norm of the perturbation over all groups together; a group may carry its own, and the
             norm of the direction is taken over the groups whose ρ is not 0. A schedule, a function of the step such as
             ``flatsparse.schedules.Cosine(0.1, 0.0, until=1000)``, is for all groups without a ρ of their own.
-        adaptive: scale each weight's share of the perturbation by the weight (ASAM: Kwon et al. 2021, eq. 6 to 8, with
-            p = 2): ``e = ρ T² d / ‖T d‖`` with ``T = |w| + η``. Useful ρ are then some ten times as large.
+        adaptive: scale each weight's share of the perturbation by the weight (ASAM: Kwon et al. 2021, sec. 3):
+            ``e = ρ T² d / ‖T d‖`` with ``T = |w| + η``, for biases too (the published code leaves them unscaled). Useful
+            ρ are some ten times as large.
         eta: ASAM's η, which lets weights near 0 move.
         mask_perturbation: whether a mask (see ``sparsify``) confines the perturbation to the live weights. ``False``
             perturbs masked weights too, as the released code of Ji et al. (2024) does, at the price of a copy of

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import Splits, split
-from flatsparse.lab.run import Run
+from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
@@ -69,9 +69,9 @@ def build(run: Run) -> Parts:
     model = MODELS[run.model](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
-    optimizer = _optimizer(run, model)
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
     steps = run.epochs * steps_per_epoch
+    optimizer = _optimizer(run, model, steps)
     own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, steps)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
@@ -103,19 +103,19 @@ def build(run: Run) -> Parts:
     )
 
 
-def _optimizer(run: Run, model: nn.Module) -> Optimizer:
+def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
     base: Optimizer
     if run.optimizer == "sgd":
         base = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=0.9, weight_decay=run.weight_decay)
     else:
         base = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
+    if run.sharpness == "none":
+        return base
+    rho = RHO_SCHEDULES[run.rho_schedule](run.rho, steps)
     if run.sharpness == "sam":
-        return SAM(base, rho=run.rho)
-    if run.sharpness == "s2sam":
-        return S2SAM(base, rho=run.rho)
-    if run.sharpness == "random":
-        return S2SAM(base, rho=run.rho, direction="random", seed=run.seed)
-    return base
+        return SAM(base, rho=rho, adaptive=run.adaptive)
+    direction = "previous" if run.sharpness == "s2sam" else run.sharpness
+    return S2SAM(base, rho=rho, direction=direction, seed=run.seed, adaptive=run.adaptive)
 
 
 def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:

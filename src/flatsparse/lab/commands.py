@@ -85,7 +85,7 @@ class List:
             "models": MODELS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
-            "sharpness": dict.fromkeys(SHARPNESS),
+            "sharpness": {**SHARPNESS},
         }
         if self.what not in {"all", *sections}:
             raise unknown("list", self.what, ["all", *sections])
@@ -99,7 +99,8 @@ class List:
 
 
 def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0] if thing is not None else ""
+    text = thing if isinstance(thing, str) else thing.__doc__ or ""
+    return text.strip().splitlines()[0] if text else ""
 
 
 class _RunBar:

@@ -26,7 +26,7 @@ TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of the
 class Comparison(Setting):
     """Runs that differ in their sharpness awareness alone, with equal seeds, data and data order."""
 
-    sharpness: tuple[Sharpness, ...] = SHARPNESS
+    sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
     """What to compare; ``none`` is always there."""
     rho: float = 0.05
     """Radius for every sharpness that has no entry in --rhos."""

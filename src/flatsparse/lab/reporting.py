@@ -13,8 +13,22 @@ from rich.table import Table as Grid
 from flatsparse.lab.compare import Row, Table
 from flatsparse.lab.statistics import Difference
 
-LABELS: dict[str, str] = {"none": "plain", "sam": "SAM", "s2sam": "S²-SAM", "random": "random"}
-COLORS: dict[str, str] = {"none": "#666666", "sam": "#0072b2", "s2sam": "#d55e00", "random": "#999999"}
+LABELS: dict[str, str] = {
+    "none": "plain",
+    "sam": "SAM",
+    "s2sam": "S²-SAM",
+    "random": "random",
+    "momentum": "momentum",
+    "average": "average",
+}
+COLORS: dict[str, str] = {
+    "none": "#666666",
+    "sam": "#0072b2",
+    "s2sam": "#d55e00",
+    "random": "#999999",
+    "momentum": "#009e73",
+    "average": "#cc79a7",
+}
 
 
 def setting(table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,23 @@ from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
+from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
-Sharpness = Literal["none", "sam", "s2sam", "random"]
-SHARPNESS: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
+Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average"]
+SHARPNESS: dict[Sharpness, str] = {
+    "none": "the gradient at the weights",
+    "sam": "the gradient at a neighbour along this batch's own gradient; two gradients a step (Foret et al. 2021)",
+    "s2sam": "along the previous step's gradient; one gradient a step (Ji et al. 2024)",
+    "random": "along noise, one gradient a step: the control",
+    "momentum": "down the momentum, one gradient a step (Becker et al. 2024)",
+    "average": "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+}
+RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
+    "constant": lambda rho, steps: rho,
+    "inverse-sqrt": lambda rho, steps: InverseSqrt(rho),
+    "linear": lambda rho, steps: Linear(rho, 0.0, until=steps),
+    "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,10 @@ class Setting:
     """Use so many training images. By default all that are not held out."""
     validation_size: int | None = None
     """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
+    adaptive: bool = False
+    """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
+    rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
+    """How ρ changes over the run: not, as 1/√step, or down to 0."""
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -72,7 +91,7 @@ class Run(Setting):
     """One training run. On one CPU, with as many threads, two runs with equal fields come out equal, bit for bit."""
 
     sharpness: Sharpness = "none"
-    """Where the gradient is taken: at the weights, or at a neighbour (SAM, S²-SAM, a random direction)."""
+    """Where the gradient is taken; `flatsparse list sharpness` describes each."""
     rho: float = 0.05
     """Radius of the neighbourhood."""
     label_noise: float = 0.0
