@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from flatsparse import kernel
 from flatsparse.cli import main
 from flatsparse.lab.bench import results, trainer
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images, loss
@@ -17,7 +18,7 @@ from flatsparse.lab.bench.memory import LiveBytes, memory
 from flatsparse.lab.bench.results import against_target, memory_table
 from flatsparse.lab.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
 from flatsparse.lab.bench.trainer import Timing, Trainer
-from flatsparse.lab.bench.variants import VARIANTS, Variant
+from flatsparse.lab.bench.variants import VARIANTS, Variant, variants_for
 from flatsparse.lab.statistics import Median
 from flatsparse.methods import METHODS
 from flatsparse.seeds import generator
@@ -150,6 +151,13 @@ def test_a_target_is_met_or_missed_only_by_the_whole_interval(interval, verdict)
     assert "target" not in against_target("ours", Median(1.0, *interval), None)
 
 
+def test_variants_are_those_that_differ_and_can_be_made(monkeypatch):
+    assert set(VARIANTS) - set(variants_for(0.0, "cuda")) == {"s2sam compact", "s2sam kernel"}
+    assert set(VARIANTS) - set(variants_for(0.9, "cuda")) == {"s2sam kernel"}
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    assert set(variants_for(0.9, "cpu")) == set(VARIANTS)
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +226,7 @@ def test_step_writes_every_round_and_tells_both_ratios(tmp_path, capsys):
     assert told["ran_on"]["machine"]["threads"] == 1
     assert told["ran_on"]["versions"]["torch"] == torch.__version__
     for case in told["cases"]:
-        assert set(case["variants"]) == set(VARIANTS) - {"s2sam compact"}
+        assert set(case["variants"]) == set(variants_for(0.0, "cpu"))
         for name, variant in case["variants"].items():
             assert len(variant["step_seconds"]) == told["settings"]["rounds"]
             assert all(seconds > 0 for seconds in variant["step_seconds"])
@@ -235,7 +243,7 @@ def test_step_writes_every_round_and_tells_both_ratios(tmp_path, capsys):
 
 def test_a_sparse_step_measures_the_compact_form_too(tmp_path, capsys):
     told, said, _ = bench(tmp_path, capsys, "step", "--case", "transformer", "--sparsity", "0.8")
-    assert set(told["cases"][0]["variants"]) == set(VARIANTS)
+    assert set(told["cases"][0]["variants"]) == set(variants_for(0.8, "cpu")) >= {"s2sam", "s2sam compact"}
     assert "80% sparse" in said
 
 

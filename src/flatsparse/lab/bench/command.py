@@ -114,7 +114,7 @@ def measure(bench: Bench, console: Console) -> list[Table]:
     """Measure every case, one after the other, with a bar."""
     assert bench.sparsity is not None  # resolved
     cases = bench.cases()
-    variants = sum(len(set(variants_for(s)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
+    variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
     methods = sum(method in METHODS for method in TABLE_4)
     steps = {"step": bench.rounds + WARM_UP, "throughput": methods * (bench.rounds + WARM_UP), "memory": variants}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))

@@ -20,7 +20,8 @@ from flatsparse.seeds import generator
 Tell = Callable[[], None]
 
 TABLE_4 = ("grasp", "rigl", "mest")  # the methods of Table 4 of Ji et al. (2024)
-BUFFERS = {"s2sam": (0.0, 1.0), "s2sam compact": (0.9, 0.25)}  # from a sparsity on, the most extra buffers at the peak
+# From a sparsity on, the most extra buffers at the peak.
+BUFFERS = {"s2sam": (0.0, 1.0), "s2sam kernel": (0.0, 1.0), "s2sam compact": (0.9, 0.25)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Table:
 
 def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
     """The time of a whole step, every variant against the base, with a second base as control."""
-    variants = variants_for(sparsity)
+    variants = variants_for(sparsity, device)
     trainers = {key: Trainer(case, v, sparsity=sparsity, device=device) for key, v in variants.items()}
     timings = interleaved(trainers, case, rounds, tell=tell)
     walls = {key: wall_ratio(found, timings[BASE]) for key, found in timings.items() if key != BASE}
@@ -138,7 +139,7 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
     """Bytes of live tensors, dense and sparse, and what every variant has over SGD, in buffers of the parameters' size."""
     rows, found, record = [], [], []
     for density in dict.fromkeys((0.0, sparsity)):
-        variants = {key: v for key, v in variants_for(density).items() if key != CONTROL}
+        variants = {key: v for key, v in variants_for(density, device).items() if key != CONTROL}
         base = None
         for key, variant in variants.items():
             used = memory(case, variant, sparsity=density, device=device)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flatsparse import kernel
+from flatsparse.errors import InputError
 from flatsparse.lab.bench.released import ThreeBuffers
 from flatsparse.sharpness import S2SAM, SAM
 
@@ -25,12 +27,14 @@ class Variant:
         around: makes it, from the base and the model.
         passes: gradients in a step; with two, ``step`` takes a closure.
         masked: whether it differs from others only on a model with masks.
+        compiled: whether it needs the compiled step, which is for CPUs with a C compiler.
     """
 
     label: str
     around: Callable[[Optimizer, nn.Module], Any]
     passes: int = 1
     masked: bool = False
+    compiled: bool = False
 
 
 def fused_sgd(model: nn.Module) -> Optimizer:
@@ -43,6 +47,9 @@ VARIANTS = {
     BASE: Variant("SGD", lambda base, model: base),
     CONTROL: Variant("SGD again", lambda base, model: base),
     "s2sam": Variant("S²-SAM", lambda base, model: S2SAM(base, RHO).follow(model)),
+    "s2sam kernel": Variant(
+        "S²-SAM compiled", lambda base, model: S2SAM(base, RHO, kernel=True).follow(model), compiled=True
+    ),
     "s2sam compact": Variant(
         "S²-SAM compact", lambda base, model: S2SAM(base, RHO, compact=True).follow(model), masked=True
     ),
@@ -51,6 +58,19 @@ VARIANTS = {
 }
 
 
-def variants_for(sparsity: float) -> dict[str, Variant]:
-    """The variants that differ at a sparsity."""
-    return {name: variant for name, variant in VARIANTS.items() if sparsity or not variant.masked}
+def variants_for(sparsity: float, device: str) -> dict[str, Variant]:
+    """The variants that differ at a sparsity and can be made here."""
+    compiled = device == "cpu" and _compiles()
+    return {
+        name: variant
+        for name, variant in VARIANTS.items()
+        if (sparsity or not variant.masked) and (compiled or not variant.compiled)
+    }
+
+
+def _compiles() -> bool:
+    try:
+        kernel.library()
+    except InputError:
+        return False
+    return True
