@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 import tyro
 
+from flatsparse.errors import check_count
 from flatsparse.lab.bench.cases import CASES
 from flatsparse.lab.bench.command import processor
 from flatsparse.lab.bench.timing import WARM_UP, interleaved
 from flatsparse.lab.bench.trainer import Timing, Trainer
 from flatsparse.lab.bench.variants import BASE, VARIANTS
-from flatsparse.lab.statistics import Median, median
+from flatsparse.lab.statistics import FEWEST, Median, median
 
 PERIOD = 100  # steps between changes, RigL's own
 
@@ -37,9 +38,10 @@ def main(rounds: int = 20, sparsity: float = 0.9) -> None:
     """Measure and print both shares.
 
     Args:
-        rounds: steps of each kind that are timed.
+        rounds: steps of each kind that are timed; every other one changes the masks.
         sparsity: fraction of prunable weights that are zero.
     """
+    check_count("--rounds", rounds, minimum=2 * FEWEST)
     case, base = CASES["resnet32"], VARIANTS[BASE]
     trainers = {
         "dense": Trainer(case, base),

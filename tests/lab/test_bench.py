@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import flatsparse as fs
 from flatsparse import kernel
 from flatsparse.cli import main
 from flatsparse.lab.bench import results, trainer
@@ -315,5 +316,9 @@ def test_upkeep_and_changes_are_shares_of_a_dense_step(mask_upkeep):
 
 def test_the_script_measures(mask_upkeep, monkeypatch, capsys):
     monkeypatch.setitem(mask_upkeep.CASES, "resnet32", TINY)
-    mask_upkeep.main(rounds=6)
-    assert "keeping masks true" in capsys.readouterr().out
+    mask_upkeep.main(rounds=12)
+    said = capsys.readouterr().out
+    assert "keeping masks true" in said
+    assert "changing them every 100 steps" in said
+    with pytest.raises(fs.InputError, match="rounds"):
+        mask_upkeep.main(rounds=11)

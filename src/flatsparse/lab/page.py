@@ -126,6 +126,18 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
     return _write(out / "report.html", title, parts)
 
 
+def write_bench(what: str, note: str, tables: Sequence[BenchTable], about: Mapping[str, object], out: Path) -> Path:
+    """Write a measurement's report. Returns the file."""
+    parts = []
+    for table in tables:
+        parts += [f"<h2>{_text(table.title)}</h2>", _list(table.found), _grid(table.head, table.rows)]
+        if table.ratios:
+            parts.append(_figure(report.picture(table), "Medians with 95 % intervals."))
+    settings = [(_text(name.replace("_", " ")), _text(str(value))) for name, value in about.items()]
+    parts += [_note(note), "<h2>What was run</h2>", _grid(("setting", "value"), settings)]
+    return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
+
+
 def flags(settings: Any) -> str:
     """The command-line flags that give these settings."""
     words: list[str] = []
@@ -157,18 +169,6 @@ def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
 
 def _text(text: str) -> str:
     return html.escape(text)
-
-
-def write_bench(what: str, note: str, tables: Sequence[BenchTable], about: Mapping[str, object], out: Path) -> Path:
-    """Write a measurement's report. Returns the file."""
-    parts = []
-    for table in tables:
-        parts += [f"<h2>{_text(table.title)}</h2>", _list(table.found), _grid(table.head, table.rows)]
-        if table.ratios:
-            parts.append(_figure(report.picture(table), "Medians with 95 % intervals."))
-    settings = [(_text(name.replace("_", " ")), _text(str(value))) for name, value in about.items()]
-    parts += [_note(note), "<h2>What was run</h2>", _grid(("setting", "value"), settings)]
-    return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
 
 
 def _list(sentences: Iterable[str]) -> str:
