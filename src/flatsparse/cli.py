@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ def _one_line(boxed: str) -> str:
 
 
 def _fail(message: str) -> Any:
-    print(f"flatsparse: error: {message}", file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":  # torchrun's others say the same
+        print(f"flatsparse: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from flatsparse.distributions import DISTRIBUTIONS
+from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import Splits, split
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
+from flatsparse.lab.team import ALONE, Team
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
 from flatsparse.seeds import derive
@@ -33,12 +35,14 @@ class Parts:
 
     Attributes:
         own_period: the steps between updates that the method would have had, or that were asked for.
+        net: the model, or what wraps it for several processes; training goes through it.
         gradient: of the step before, on steps that compare the two.
     """
 
     run: Run
     own_period: int | None
     model: nn.Module
+    net: nn.Module
     optimizer: Optimizer
     training: SparseTraining
     schedule: LRScheduler
@@ -49,8 +53,11 @@ class Parts:
     gradient: Tensor | None = None
 
 
-def build(run: Run) -> Parts:
-    """Make a run's data, network, optimizer and masks, all from its seed."""
+def build(run: Run, team: Team = ALONE) -> Parts:
+    """Make a run's data, network, optimizer and masks, all from its seed.
+
+    Raises: InputError for what cannot be run, such as a batch that is too small for a team.
+    """
     device = torch.device(run.device)
     data = load(run.data, run.data_dir)
     splits = split(
@@ -71,13 +78,19 @@ def build(run: Run) -> Parts:
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
     steps = run.epochs * steps_per_epoch
+    smallest = (len(splits.train) - 1) % run.batch_size + 1
+    if min(smallest, run.batch_size) < team.size:
+        raise InputError(
+            f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
+        )
+    net = team.parallel(model)
     optimizer = _optimizer(run, model, steps)
     own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, steps)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
     assert run.sparsity is not None  # resolved
     training = sparsify(
-        model,
+        net,
         optimizer,
         run.method,
         sparsity=run.sparsity,
@@ -93,6 +106,7 @@ def build(run: Run) -> Parts:
         run,
         own_period,
         model,
+        net,
         optimizer,
         training,
         schedule,

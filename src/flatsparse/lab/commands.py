@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table as Grid
 
 from flatsparse.distributions import DISTRIBUTIONS
-from flatsparse.errors import unknown
+from flatsparse.errors import InputError, unknown
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
 from flatsparse.methods import METHODS
 from flatsparse.models import MODELS
@@ -39,9 +40,12 @@ class Train(Run):
             self.out
             or Path("runs") / f"{run.data}-{run.model}-{run.method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
         )
-        console = Console()
-        with _RunBar(console) as watcher:
-            result = train(run, out, resume=self.resume, watcher=watcher)
+        with joined(run.device) as team:
+            console = Console(quiet=not team.leads)
+            with _RunBar(console) as watcher:
+                result = train(run, out, resume=self.resume, watcher=watcher, team=team)
+        if not team.leads:
+            return
         flops, seconds = result["flops"], result["seconds"]
         console.print(
             f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"
@@ -63,6 +67,8 @@ class Compare(comparing.Comparison):
     """Go on with the comparison that the folder holds; what is finished is not run again."""
 
     def __call__(self) -> None:
+        if started_together():
+            raise InputError("compare starts its own processes: run it without torchrun, with --jobs")
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(comparing.Comparison)}
         console = Console()
         tables = comparing.compare(comparing.Comparison(**chosen), self.out, resume=self.resume, console=console)
@@ -80,12 +86,12 @@ class List:
     """methods, models, data, distributions, sharpness, or all."""
 
     def __call__(self) -> None:
-        sections: dict[str, dict[str, Any]] = {
+        sections: dict[str, Mapping[Any, Any]] = {
             "methods": METHODS,
             "models": MODELS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
-            "sharpness": {**SHARPNESS},
+            "sharpness": SHARPNESS,
         }
         if self.what not in {"all", *sections}:
             raise unknown("list", self.what, ["all", *sections])

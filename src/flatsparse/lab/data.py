@@ -115,7 +115,14 @@ def with_label_noise(labels: Tensor, fraction: float, classes: int, seed: int) -
 
 
 def batches(
-    data: Images, splits: Splits, size: int, *, augment: bool = False, seed: int | None = None, epoch: int = 0
+    data: Images,
+    splits: Splits,
+    size: int,
+    *,
+    augment: bool = False,
+    seed: int | None = None,
+    epoch: int = 0,
+    part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalized batches (N, C, H, W) in channels-last order, with their labels.
 
@@ -125,6 +132,7 @@ def batches(
         size: images a batch; the last may be smaller.
         augment: crop at random after padding by 4 zeros, and flip half of the images.
         seed: shuffles, and draws the augmentation, from (seed, epoch); without it the order is the data's own.
+        part: give only these images of each batch, as they are in the whole of it.
     """
     device, (height, width) = data.images.device, data.images.shape[1:3]
     mean, std = (255 * splits.mean).to(device), (255 * splits.std).to(device)
@@ -138,8 +146,8 @@ def batches(
             flipped = torch.rand(len(index), 1, generator=source) < 0.5
             rows = corner[0] + down
             columns = corner[1] + torch.where(flipped, across.flip(0), across)
-            places = (index[:, None, None], rows[:, :, None], columns[:, None, :])
+            places = (index[part, None, None], rows[part, :, None], columns[part, None, :])
             images = padded[tuple(place.to(device) for place in places)]
         else:
-            images = padded[index.to(device)]
-        yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index.to(device)]
+            images = padded[index[part].to(device)]
+        yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index[part].to(device)]

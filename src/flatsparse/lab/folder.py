@@ -18,6 +18,7 @@ import flatsparse
 from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
 from flatsparse.lab.run import Run
+from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import load_state, save_state, sealed, write_whole
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -91,7 +92,7 @@ def write_metrics(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_whole(out / "metrics.jsonl", "".join(lines).encode(), durable=False)
 
 
-def environment() -> dict[str, Any]:
+def environment(team: Team = ALONE) -> dict[str, Any]:
     """What the run ran on."""
     return {
         "versions": {
@@ -100,4 +101,5 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "processes": team.size,
     }

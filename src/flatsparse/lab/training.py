@@ -21,6 +21,7 @@ from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.run import Run
+from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints, so that short epochs are not spent on writing
@@ -49,7 +50,13 @@ class Silent:
 
 
 def train(
-    run: Run, out: Path, *, resume: bool = False, watcher: Watcher | None = None, test: bool = True
+    run: Run,
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    test: bool = True,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Train one run into a folder and return its result.
 
@@ -60,21 +67,26 @@ def train(
         resume: go on from the folder's checkpoint, or return its result if it is finished.
         watcher: is told of progress.
         test: read the test set at the end. Without it the result is for choices, on the validation images.
+        team: the processes that train it together, each on its part of every batch; all must see the folder, and the leader
+            writes it. Batch norm's statistics are each process's own, and the leader's are kept.
 
     Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
     """
-    parts, watcher = build(run.resolved()), watcher or Silent()  # before the folder is touched by a bad choice
+    parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    claim(out, "config.json", run.as_dict(), resume=resume, about=environment(), free=("data_dir",))
+    if team.leads:
+        claim(out, "config.json", run.as_dict(), resume=resume, about=environment(team), free=("data_dir",))
+    team.told(None)
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
-    write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
+    if team.leads:
+        write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + gone)
     saved = time.monotonic()
     while progress.epoch < run.epochs:
-        record = _epoch(run, parts, progress, watcher)
+        record = _epoch(run, parts, progress, watcher, team)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
             kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
@@ -83,29 +95,31 @@ def train(
                 f" lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
             )
         progress.records.append(record)
-        write_metrics(out, progress.records)
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+        if team.leads:
+            write_metrics(out, progress.records)
+        if team.leads and time.monotonic() - saved >= CHECKPOINT_SECONDS:
             save_checkpoint(out, run, parts, progress)
             saved = time.monotonic()
         watcher.finished_epoch(record)
-    return _finish(run, out, parts, progress, test)
+    return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
 
 
-def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict[str, Any]:
+def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: Team) -> dict[str, Any]:
     """Train on every image once, then evaluate on the validation images."""
     training, splits = parts.training, parts.splits
-    parts.model.train()
+    parts.net.train()
     losses = torch.zeros((), device=run.device)
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
     started, images, steps = time.perf_counter(), 0, run.epochs * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
-    batch = batches(splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=progress.epoch)
-    for inputs, targets in batch:
+    mine: dict[str, Any] = {"augment": parts.augment, "seed": run.seed, "epoch": progress.epoch, "part": team.part}
+    for inputs, targets in batches(splits.train, splits, run.batch_size, **mine):
+        size = min(run.batch_size, len(splits.train) - images)  # of the whole batch
         due = training.due(training.steps_taken + 1)
         began = _clock(run)
-        loss, outputs = _step(run, parts, inputs, targets)
+        loss, outputs = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
         progress.step_seconds.append(_clock(run) - began)
-        progress.train_flops += len(inputs) * step_flops(forward, parts.cost.dense, run.passes, due)
+        progress.train_flops += size * step_flops(forward, parts.cost.dense, run.passes, due)
         if due:
             forward = parts.cost.forward(training.masks)
         _probe(parts, progress)
@@ -113,14 +127,16 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict
         parts.schedule.step()
         losses += loss.detach() * len(inputs)
         correct += (outputs.detach().argmax(1) == targets).sum()
-        images += len(inputs)
+        images += size
         progress.step += 1
         watcher.stepped(progress.step, steps, images / (time.perf_counter() - started))
     progress.gradient_evaluations += parts.steps_per_epoch * run.passes
     progress.epoch += 1
     lasted = time.perf_counter() - started
     progress.seconds += lasted
-    accuracy, loss_there = evaluate(run, parts.model, splits.validation, splits)
+    team.sum(losses, correct)
+    held_out = evaluate(run, parts.model, splits.validation, splits) if team.leads else None
+    accuracy, loss_there = team.told(held_out)
     return {
         "epoch": progress.epoch,
         "step": progress.step,
@@ -141,15 +157,19 @@ def _clock(run: Run) -> float:
     return time.perf_counter()
 
 
-def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss and the outputs of its first forward."""
+def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the loss and the outputs of its first forward.
+
+    Args:
+        share: what this process's mean loss counts in the mean over processes, 1 when all have as many images.
+    """
     first: list[Tensor] = []
 
     def gradient() -> Tensor:
         with _precision(run):
-            outputs = parts.model(inputs)
+            outputs = parts.net(inputs)
             loss = F.cross_entropy(outputs, targets)
-        loss.backward()
+        (loss * share if share != 1 else loss).backward()
         first[:] = first or [loss, outputs]
         return loss
 

@@ -1,0 +1,98 @@
+"""`flatsparse train` by several processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flatsparse.errors import InputError
+from flatsparse.lab import training as loop
+from flatsparse.lab.data import batches, split
+from flatsparse.lab.run import Run
+from flatsparse.lab.sources import load
+from flatsparse.lab.team import ALONE, Team
+from flatsparse.storage import load_masks, load_tensors
+
+from .processes import together
+
+RUN = Run(train_size=99, validation_size=50, batch_size=33, epochs=6, sparsity=0.8, sharpness="s2sam", rho=0.2)
+COMMAND = ["train", "--train-size", "99", "--validation-size", "50", "--batch-size", "33", "--epochs", "4"]
+
+
+def trained(rank, out, resume=False):
+    loop.CHECKPOINT_SECONDS = 0.0
+    return loop.train(RUN, out, resume=resume, team=Team(rank, 2))
+
+
+class Stopped(Exception):
+    pass
+
+
+class AfterThree(loop.Silent):
+    def finished_epoch(self, record):
+        if record["epoch"] == 3:
+            raise Stopped
+
+
+def trained_in_two_goes(rank, out):
+    loop.CHECKPOINT_SECONDS = 0.0
+    with pytest.raises(Stopped):
+        loop.train(RUN, out, watcher=AfterThree(), team=Team(rank, 2))
+    return trained(rank, out, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*Grad strides")
+def test_two_processes_agree_and_go_on_where_they_stopped(tmp_path):
+    first, second = together(trained, tmp_path / "whole")
+    assert first == second
+    together(trained_in_two_goes, tmp_path / "stopped")
+    for file, read in (("model.safetensors", load_tensors), ("masks.safetensors", load_masks)):
+        ours, theirs = (read(tmp_path / name / file)[0] for name in ("stopped", "whole"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["processes"] == 2
+    assert first["steps"] == 6 * 3
+    assert first["flops"]["train"] == pytest.approx(loop.train(RUN, tmp_path / "one")["flops"]["train"])
+
+
+def test_the_parts_of_a_batch_are_the_whole_batch():
+    data = load("digits", None)
+    splits = split(data, train_size=101, validation_size=50, label_noise=0.0, seed=0)
+    for augment in (False, True):
+        whole, *parts = (
+            list(batches(splits.train, splits, 30, augment=augment, seed=3, epoch=2, part=team.part))
+            for team in (ALONE, Team(0, 3), Team(1, 3), Team(2, 3))
+        )
+        for index, (images, labels) in enumerate(whole):
+            for rank, part in enumerate(parts):
+                assert torch.equal(part[index][0], images[rank::3])
+                assert torch.equal(part[index][1], labels[rank::3])
+
+
+def test_a_batch_too_small_for_all_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the smallest batch has 1 images for 2 processes"):
+        loop.train(Run(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", team=Team(0, 2))
+    assert not (tmp_path / "run").exists()
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "flatsparse", *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_train_runs_under_torchrun_unchanged(tmp_path):
+    done = torchrun(*COMMAND, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_what_cannot_be_run_is_said_once(tmp_path):
+    done = torchrun("compare", "--out", str(tmp_path / "comparison"))
+    assert done.returncode != 0
+    assert done.stderr.count("flatsparse: error: compare starts its own processes") == 1
