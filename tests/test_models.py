@@ -62,3 +62,43 @@ def test_resnet32_halves_the_image_twice():
         stage.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
     model(torch.zeros(1, 3, 32, 32))
     assert sizes == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "prunable"),
+    [
+        ("resnet18", 11_689_512, 11_678_912),
+        ("resnet34", 21_797_672, 21_779_648),
+        ("resnet50", 25_557_032, 25_502_912),
+    ],
+)
+def test_the_imagenet_nets_have_the_published_counts_of_parameters(name, count, prunable):
+    model = fs.models.MODELS[name](num_classes=1000)
+    assert (parameters(model), Masks.of(model, model.parameters()).total) == (count, prunable)
+
+
+def test_resnet50_halves_the_image_five_times_and_strides_in_its_3x3_convolutions():
+    sizes = []
+    model = fs.models.resnet50()
+    for stage in (model.stage1, model.stage2, model.stage3, model.stage4):
+        stage.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    model(torch.zeros(2, 3, 64, 64))
+    assert sizes == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
+    strided = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    assert strided == ["conv1", *(f"stage{i}.0.{c}" for i in (2, 3, 4) for c in ("conv2", "shortcut.0"))]
+
+
+def test_the_transformer_has_thirty_million_parameters():
+    assert parameters(fs.models.causal_transformer()) == 30_056_448
+
+
+def test_the_transformer_sees_no_later_token():
+    torch.manual_seed(0)
+    model = fs.models.causal_transformer(vocabulary=20, width=16, depth=2, heads=2, length=12).train()
+    tokens = torch.randint(20, (3, 10))
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 20
+    before, after = model(tokens), model(changed)
+    assert before.shape == (3, 10, 20)
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert (before[:, 6:] - after[:, 6:]).abs().amax(dim=(0, 2)).min() > 1e-4

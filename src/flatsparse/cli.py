@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     try:
+        from flatsparse.lab.bench.command import Bench
         from flatsparse.lab.commands import Compare, List, Train
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    command = _parse({"train": Train, "compare": Compare, "list": List}, arguments)
+    command = _parse({"train": Train, "compare": Compare, "bench": Bench, "list": List}, arguments)
     try:
         command()
     except InputError as problem:
@@ -66,7 +67,7 @@ def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
     text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
     kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
-    told = re.sub(r"\s+", " ", " ".join(kept)).partition(" Argument helptext:")[0]
+    told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
     return told or "the arguments do not fit"
 
 

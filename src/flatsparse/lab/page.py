@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from flatsparse.lab import reporting
 from flatsparse.lab.ball import DEFINITION
+from flatsparse.lab.bench import report
+from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
@@ -122,6 +124,18 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
         _note(f"Sharpness: {DEFINITION}."),
     ]
     return _write(out / "report.html", title, parts)
+
+
+def write_bench(what: str, note: str, tables: Sequence[BenchTable], about: Mapping[str, object], out: Path) -> Path:
+    """Write a measurement's report. Returns the file."""
+    parts = []
+    for table in tables:
+        parts += [f"<h2>{_text(table.title)}</h2>", _list(table.found), _grid(table.head, table.rows)]
+        if table.ratios:
+            parts.append(_figure(report.picture(table), "Medians with 95 % intervals."))
+    settings = [(_text(name.replace("_", " ")), _text(str(value))) for name, value in about.items()]
+    parts += [_note(note), "<h2>What was run</h2>", _grid(("setting", "value"), settings)]
+    return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
 
 
 def flags(settings: Any) -> str:

@@ -136,7 +136,7 @@ class Run(Setting):
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
         return dataclasses.replace(
-            self, method=self.method.lower(), model=model, sparsity=sparsity, device=_device(self.device)
+            self, method=self.method.lower(), model=model, sparsity=sparsity, device=usable_device(self.device)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,7 +154,8 @@ class Run(Setting):
         return 2 if self.sharpness == "sam" and self.rho > 0 else 1
 
 
-def _device(name: str) -> str:
+def usable_device(name: str) -> str:
+    """A device by its name, ``auto`` made definite. Raises InputError for one that cannot be used."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -6,9 +6,18 @@ from collections.abc import Callable
 
 from torch import nn
 
+from flatsparse.models.causal_transformer import causal_transformer
 from flatsparse.models.digitnet import digitnet
 from flatsparse.models.resnet_cifar import resnet20, resnet32
+from flatsparse.models.resnet_imagenet import resnet18, resnet34, resnet50
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"digitnet": digitnet, "resnet20": resnet20, "resnet32": resnet32}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digitnet": digitnet,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
 
-__all__ = ["MODELS", "digitnet", "resnet20", "resnet32"]
+__all__ = ["MODELS", "causal_transformer", "digitnet", "resnet18", "resnet20", "resnet32", "resnet34", "resnet50"]

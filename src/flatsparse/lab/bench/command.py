@@ -1,0 +1,167 @@
+"""``flatsparse bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flatsparse.errors import InputError, check_count, check_sparsity, unknown
+from flatsparse.lab import page
+from flatsparse.lab.bench import report
+from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case
+from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
+from flatsparse.lab.bench.timing import WARM_UP
+from flatsparse.lab.bench.trainer import Trainer
+from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.lab.folder import environment
+from flatsparse.lab.run import usable_device
+from flatsparse.lab.statistics import FEWEST
+from flatsparse.methods import METHODS
+from flatsparse.storage import write_json
+
+WHAT = ("step", "throughput", "memory")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what S²-SAM and SAM cost over SGD: time of a step, throughput or memory, side by side."""
+
+    what: tyro.conf.Positional[str]
+    """step, throughput or memory."""
+    case: tuple[str, ...] = ()
+    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput."""
+    rounds: int = 20
+    """Steps of each variant that are timed."""
+    sparsity: float | None = None
+    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory."""
+    threads: int | None = None
+    """Threads of torch. By default its own choice."""
+    device: str = "auto"
+    """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
+    quick: bool = False
+    """Tiny networks and few rounds, to see that all works; the figures mean nothing."""
+    out: Path | None = None
+    """A folder for bench.json and report.html."""
+
+    def __call__(self) -> None:
+        bench, console = self.resolved(), Console()
+        assert bench.sparsity is not None  # resolved
+        for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
+            Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
+        about = {"processor": processor(bench.device), **environment()}
+        if bench.out is not None:
+            _make_empty(bench.out)
+        with _threads(bench.threads):
+            threads = about["machine"]["threads"] = torch.get_num_threads()
+            tables = measure(bench, console)
+        where = f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['processor']}"
+        where += "; quick, so the figures mean nothing" if bench.quick else ""
+        written = None
+        if bench.out is not None:
+            found = [{**table.record, "found": table.found} for table in tables]
+            record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": found}
+            write_json(bench.out / "bench.json", record)
+            written = page.write_bench(
+                bench.what, report.NOTES[bench.what], tables, {"machine": where, **bench.as_dict()}, bench.out
+            )
+        report.print_tables(bench.what, tables, console)
+        console.print(where, highlight=False)
+        if bench.out is not None:
+            console.print(f"report: {written}, numbers: {bench.out / 'bench.json'}", highlight=False)
+
+    def resolved(self) -> Bench:
+        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        if self.what not in WHAT:
+            raise unknown("bench", self.what, WHAT)
+        for name in self.case:
+            if name not in CASES:
+                raise unknown("case", name, CASES)
+        check_count("--rounds", self.rounds, minimum=FEWEST)
+        if self.threads is not None:
+            check_count("--threads", self.threads)
+        default = 0.0 if self.what == "step" else 0.9
+        sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
+        if self.what == "throughput" and not sparsity:
+            raise InputError("--sparsity 0 is not usable: throughput compares sparse methods; give e.g. 0.9")
+        return dataclasses.replace(
+            self,
+            case=tuple(dict.fromkeys(self.case)) or (("resnet32",) if self.what == "throughput" else tuple(CASES)),
+            rounds=FEWEST if self.quick else self.rounds,
+            sparsity=sparsity,
+            device=usable_device(self.device),
+        )
+
+    def cases(self) -> dict[str, Case]:
+        """The chosen networks by name."""
+        return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings as plain values, without the folder."""
+        settings = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
+        return {**settings, "case": " ".join(self.case)}
+
+
+def measure(bench: Bench, console: Console) -> list[Table]:
+    """Measure every case, one after the other, with a bar."""
+    assert bench.sparsity is not None  # resolved
+    cases = bench.cases()
+    variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
+    methods = sum(method in METHODS for method in TABLE_4)
+    steps = {"step": bench.rounds + WARM_UP, "throughput": methods * (bench.rounds + WARM_UP), "memory": variants}
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(cases) * steps[bench.what])
+        tables = []
+        for name, case in cases.items():
+            bar.update(task, description=name)
+            tables.append(_table(bench, name, case, lambda: bar.advance(task)))
+    return tables
+
+
+def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Table:
+    assert bench.sparsity is not None  # resolved
+    if bench.what == "memory":
+        return memory_table(name, case, sparsity=bench.sparsity, device=bench.device, tell=tell)
+    make = step_table if bench.what == "step" else throughput_table
+    return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
+
+
+def processor(device: str) -> str:
+    """What the steps run on, as its maker calls it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _make_empty(out: Path) -> None:
+    """Make a folder, or find it empty, before any time is spent on measuring."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"'{out}' exists and holds something: give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """A context in which torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,191 @@
+"""What the three measurements find, as tables: in cells, in sentences and as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median as middle
+from typing import Any
+
+from flatsparse.lab.bench.cases import Case, loss
+from flatsparse.lab.bench.memory import memory
+from flatsparse.lab.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
+from flatsparse.lab.bench.trainer import Timing, Trainer
+from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.lab.statistics import Median
+from flatsparse.methods import METHODS
+from flatsparse.seeds import generator
+
+Tell = Callable[[], None]
+
+TABLE_4 = ("grasp", "rigl", "mest")  # the methods of Table 4 of Ji et al. (2024)
+# From a sparsity on, the most extra buffers at the peak.
+BUFFERS = {"s2sam": (0.0, 1.0), "s2sam kernel": (0.0, 1.0), "s2sam compact": (0.9, 0.25)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One case's findings.
+
+    Attributes:
+        title: what was measured.
+        head, rows: the cells, the first column names the row.
+        found: sentences.
+        ratios: what can be drawn, by row and kind.
+        record: all of it as plain numbers, raw timings included.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    found: list[str]
+    ratios: dict[str, dict[str, Median]]
+    record: dict[str, Any]
+
+
+def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
+    """The time of a whole step, every variant against the base, with a second base as control."""
+    variants = variants_for(sparsity, device)
+    trainers = {key: Trainer(case, v, sparsity=sparsity, device=device) for key, v in variants.items()}
+    timings = interleaved(trainers, case, rounds, tell=tell)
+    walls = {key: wall_ratio(found, timings[BASE]) for key, found in timings.items() if key != BASE}
+    implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
+    control = walls[CONTROL]
+    found = [
+        f"Noise: a second, identical SGD takes {_told(control)} times the first one's wall time"
+        f" (implied {_told(implied[CONTROL])}); differences of that size say nothing.",
+        *(
+            against_target(variants[key].label, ratio, case.targets.get(key))
+            for key, ratio in implied.items()
+            if key != CONTROL
+        ),
+        f"SAM takes {_told(walls['sam'])} times SGD's wall time.",
+    ]
+    parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
+    return Table(
+        title=f"{case.title}, {_density(sparsity)}: {parameters / 1e6:.2f}M parameters",
+        head=("", "step ms", "optim. ms", "implied ratio", "wall ratio"),
+        rows=[
+            (variants[key].label, *_milliseconds(timings[key]), _told(implied.get(key)), _told(walls.get(key)))
+            for key in variants
+        ],
+        found=found,
+        ratios={
+            variants[key].label: {"wall": walls[key], **({"implied": implied[key]} if key in implied else {})}
+            for key in walls
+        },
+        record={
+            "case": name,
+            "title": case.title,
+            "sparsity": sparsity,
+            "parameters": parameters,
+            "targets": dict(case.targets),
+            "variants": {
+                key: {
+                    "label": variants[key].label,
+                    "wall_ratio": _plain(walls.get(key)),
+                    "implied_ratio": _plain(implied.get(key)),
+                    "step_seconds": [timing.step for timing in timings[key]],
+                    "optimizer_seconds": [timing.optimizer for timing in timings[key]],
+                }
+                for key in variants
+            },
+        },
+    )
+
+
+def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
+    """Samples a second under each method of Table 4: plain, SAM and S²-SAM (Ji et al. 2024, Table 4)."""
+    kinds = {BASE: "plain", "sam": "SAM", "s2sam": "S²-SAM"}
+    methods = [method for method in TABLE_4 if method in METHODS]
+    sample = case.batch(generator(0, "saliency"))
+    count = len(sample[0])
+    rows, found, record = [], [], {}
+    ratios: dict[str, dict[str, Median]] = {}
+    for method in methods:
+        options = {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss} if method == "grasp" else {}
+        trainers = {
+            key: Trainer(case, VARIANTS[key], sparsity=sparsity, method=method, device=device, **options)
+            for key in kinds
+        }
+        timings = interleaved(trainers, case, rounds, tell=tell)
+        speeds = {key: [count / timing.step for timing in timings[key]] for key in kinds}
+        # The speed as a ratio to plain: the time of plain as a ratio to ours.
+        against = {key: wall_ratio(timings[BASE], timings[key]) for key in kinds if key != BASE}
+        for key, label in kinds.items():
+            rows.append((f"{method}, {label}", f"{middle(speeds[key]):.1f}", _told(against.get(key))))
+        ratios |= {f"{method}, {kinds[key]}": {"throughput": ratio} for key, ratio in against.items()}
+        updates = sum(trainers[BASE].due(step) for step in range(WARM_UP + 1, WARM_UP + rounds + 1))
+        found.append(
+            f"{method}: S²-SAM runs at {_told(against['s2sam'])} of plain training's speed, SAM at"
+            f" {_told(against['sam'])}; {updates or 'no'} mask update{'' if updates == 1 else 's'} among the steps."
+        )
+        record[method] = {
+            key: {"samples_per_second": middle(speeds[key]), "ratio": _plain(against.get(key)), "each": speeds[key]}
+            for key in kinds
+        }
+    return Table(
+        title=f"{case.title}, {_density(sparsity)}",
+        head=("", "samples/s", "ratio to plain"),
+        rows=rows,
+        found=found,
+        ratios=ratios,
+        record={"case": name, "title": case.title, "sparsity": sparsity, "methods": record},
+    )
+
+
+def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: Tell) -> Table:
+    """Bytes of live tensors, dense and sparse, and what every variant has over SGD, in buffers of the parameters' size."""
+    rows, found, record = [], [], []
+    for density in dict.fromkeys((0.0, sparsity)):
+        variants = {key: v for key, v in variants_for(density, device).items() if key != CONTROL}
+        base = None
+        for key, variant in variants.items():
+            used = memory(case, variant, sparsity=density, device=device)
+            tell()
+            base = base or used
+            kept, peak = (used.kept - base.kept) / used.parameters, (used.peak - base.peak) / used.parameters
+            label = f"{variant.label}, {_density(density)}"
+            rows.append((label, f"{used.kept / 1e6:.2f}", f"{used.peak / 1e6:.2f}", f"{kept:.2f}", f"{peak:.2f}"))
+            record.append({"variant": key, "sparsity": density, **dataclasses.asdict(used)})
+            record[-1] |= {"extra_kept": kept, "extra_peak": peak}
+            if case.targets and key in BUFFERS and density >= BUFFERS[key][0]:
+                most = BUFFERS[key][1]
+                verdict = "met" if round(peak, 2) <= most else "missed"
+                found.append(f"{label}: {peak:.2f} buffers at the peak; target at most {most:g}: {verdict}.")
+    return Table(
+        title=case.title,
+        head=("", "kept MB", "peak MB", "extra kept", "extra at peak"),
+        rows=rows,
+        found=found,
+        ratios={},
+        record={"case": name, "title": case.title, "variants": record},
+    )
+
+
+def against_target(label: str, ratio: Median, target: float | None) -> str:
+    """A variant's implied ratio in a sentence, with what the interval says of a target."""
+    told = f"{label}: implied ratio {_told(ratio)}"
+    if target is None:
+        return f"{told}."
+    if ratio.low <= target < ratio.high:
+        return f"{told}; target at most {target:g}: open, the interval holds it."
+    return f"{told}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
+
+
+def _density(sparsity: float) -> str:
+    return f"{sparsity:.0%} sparse" if sparsity else "dense"
+
+
+def _told(ratio: Median | None) -> str:
+    return "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}–{ratio.high:.3f}]"
+
+
+def _milliseconds(timings: list[Timing]) -> tuple[str, str]:
+    inside = [t.optimizer for t in timings if t.optimizer is not None]
+    return f"{1000 * middle(t.step for t in timings):.2f}", f"{1000 * middle(inside):.3f}" if inside else ""
+
+
+def _plain(ratio: Median | None) -> Mapping[str, float] | None:
+    return None if ratio is None else dataclasses.asdict(ratio)
