@@ -136,7 +136,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     epoch = loop._epoch
 
     def diverging(run, parts, progress, watcher, team):
-        record = epoch(run, parts, progress, watcher)
+        record = epoch(run, parts, progress, watcher, team)
         return {**record, "train_loss": float("inf")} if progress.epoch == 3 else record
 
     monkeypatch.setattr(loop, "_epoch", diverging)
