@@ -1,6 +1,6 @@
 """flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
 
-from flatsparse import methods, models
+from flatsparse import methods, models, schedules
 from flatsparse.errors import InputError
 from flatsparse.methods import METHODS
 from flatsparse.sharpness import S2SAM, SAM
@@ -19,5 +19,6 @@ __all__ = [
     "methods",
     "models",
     "save_masks",
+    "schedules",
     "sparsify",
 ]
