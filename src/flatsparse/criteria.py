@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.masks import MaskedWeight, Masks
 
 Score = Callable[[MaskedWeight], Tensor]  # of the weight's shape
-Saliency = Callable[[Masks], dict[str, Tensor]]  # of the whole net: a score tensor for each layer's name
+Saliency = Callable[[Masks, nn.Module], dict[str, Tensor]]  # of the whole net: a score tensor for each layer's name
 
 
 def needs_dense_gradient(score: object) -> bool:
@@ -42,7 +42,7 @@ def random(w: MaskedWeight) -> Tensor:
 def each(score: Score) -> Saliency:
     """A saliency that scores every layer by itself."""
 
-    def saliency(masks: Masks) -> dict[str, Tensor]:
+    def saliency(masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         return {w.name: score(w) for w in masks}
 
     return saliency

@@ -6,12 +6,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.criteria import Saliency
 from flatsparse.distributions import Distribution
 from flatsparse.errors import InputError, check_count
 from flatsparse.masks import Masks
+from flatsparse.rounds import Rounds
 from flatsparse.rules import Rule
 from flatsparse.schedules import Every
 from flatsparse.selection import keep_top
@@ -26,16 +27,18 @@ class Plan:
         initial: scores that choose the initial masks.
         distribution: how the live weights are shared out between layers at the start.
         rules: what changes the masks later, in order.
+        rounds: of training, for methods that train more than once.
     """
 
     sparsity: float
     initial: Saliency
     distribution: Distribution
     rules: tuple[Rule, ...] = ()
+    rounds: Rounds | None = None
 
-    def initial_masks(self, masks: Masks) -> dict[str, Tensor]:
+    def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         """The masks to start from."""
-        scores = self.initial(masks)
+        scores = self.initial(masks, model)
         counts = self.distribution(scores, masks.budget(self.sparsity))
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
@@ -44,7 +47,7 @@ class Method(Protocol):
     """A way to train sparsely, with its options chosen."""
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        """What it does in a run of so many optimizer steps that shall end at a sparsity."""
+        """What it does in a run (or a round, if it has them) of so many steps that shall end at a sparsity."""
         ...
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.flops import Cost, cost
-from flatsparse.lab.data import Splits, split
+from flatsparse.lab.data import Splits, batches, split
 from flatsparse.lab.run import Run
 from flatsparse.lab.sources import load
 from flatsparse.methods import METHODS
@@ -24,7 +25,7 @@ from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 UPDATES = 10  # a run has at least so many mask updates
-METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction")
+METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction", "rewind")
 
 
 @dataclass
@@ -72,6 +73,7 @@ def build(run: Run) -> Parts:
     optimizer = _optimizer(run, model)
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
     steps = run.epochs * steps_per_epoch
+    needs_sample = hasattr(METHODS[run.method](), "batches")
     own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, steps)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
@@ -86,8 +88,9 @@ def build(run: Run) -> Parts:
         include=run.include,
         exclude=run.exclude,
         **options,
+        **(_sample(run, splits) if needs_sample else {}),
     )
-    schedule = CosineAnnealingLR(optimizer, T_max=steps)
+    schedule = start_schedule(optimizer, steps)
     sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
     return Parts(
         run,
@@ -101,6 +104,22 @@ def build(run: Run) -> Parts:
         data.augmented,
         steps_per_epoch,
     )
+
+
+def start_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate's way through a run, or through one round, from where it started the first time."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])
+    return CosineAnnealingLR(optimizer, T_max=steps)
+
+
+def _sample(run: Run, splits: Splits) -> dict[str, Any]:
+    """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
+    size = run.batch_size if run.method == "snip" else len(splits.train)
+    return {
+        "batches": [next(batches(splits.train, splits, size, seed=derive(run.seed, "sample")))],
+        "loss_fn": F.cross_entropy,
+    }
 
 
 def _optimizer(run: Run, model: nn.Module) -> Optimizer:
@@ -141,6 +160,8 @@ def describe(parts: Parts) -> str:
     if parts.run.every is not None and parts.training.plan.rules:
         short = f", not {parts.own_period}, so that there are ten" if parts.run.every != parts.own_period else ""
         when = f", masks updated every {parts.run.every} steps{short}"
+    if parts.training.rounds > 1:
+        when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
     report = parts.training.report()
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"

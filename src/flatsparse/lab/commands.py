@@ -20,7 +20,7 @@ from flatsparse.lab import compare as comparing
 from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.lab.training import train
-from flatsparse.methods import METHODS
+from flatsparse.methods import ALIASES, METHODS
 from flatsparse.models import MODELS
 
 
@@ -94,7 +94,8 @@ class List:
             if self.what in ("all", section):
                 grid.add_row(f"[bold]{section}[/bold]")
                 for name, thing in entries.items():
-                    grid.add_row(f"  {name}", _first_line(thing))
+                    aliases = [alias for alias, known in ALIASES.items() if section == "methods" and known == name]
+                    grid.add_row("  " + ", ".join([name, *aliases]), _first_line(thing))
         Console().print(grid, highlight=False)
 
 
@@ -128,8 +129,9 @@ class _RunBar:
     def __exit__(self, *problem: Any) -> None:
         self._context.__exit__(*problem)
 
-    def started(self, run: Run, setting: str) -> None:
-        self.epochs = run.epochs
+    def started(self, run: Run, setting: str, rounds: int) -> None:
+        self.epochs_a_round = run.epochs
+        self.epochs, self.rounds = rounds * run.epochs, rounds
         self.console.print(
             f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
         )
@@ -138,9 +140,12 @@ class _RunBar:
         self.bar.update(self.task, completed=step, total=steps, rate=images_per_second)
 
     def finished_epoch(self, record: dict[str, Any]) -> None:
-        self.bar.update(self.task, epoch=f"{min(record['epoch'] + 1, self.epochs)}/{self.epochs}")
+        coming = min(record["epoch"] + 1, self.epochs)
+        of_rounds = f", round {(coming - 1) // self.epochs_a_round + 1}/{self.rounds}" if self.rounds > 1 else ""
+        self.bar.update(self.task, epoch=f"{coming}/{self.epochs}{of_rounds}")
+        there = f"  round {record['round'] + 1}/{self.rounds}" if "round" in record else ""
         self.console.print(
-            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
+            f"epoch {record['epoch']:>3}/{self.epochs}{there}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
             f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )

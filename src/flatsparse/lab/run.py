@@ -12,7 +12,7 @@ import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
-from flatsparse.methods import METHODS
+from flatsparse.methods import ALIASES, METHODS
 from flatsparse.models import MODELS
 
 Sharpness = Literal["none", "sam", "s2sam", "random"]
@@ -30,7 +30,7 @@ class Setting:
     model: str | None = None
     """Network: digitnet, resnet20 or resnet32. By default what suits the data."""
     method: str = "rigl"
-    """Sparse-training method: dense, static, gmp, set or rigl."""
+    """Sparse-training method: dense, static, snip, grasp, lth, lrr, gmp, set or rigl."""
     sparsity: float | None = None
     """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
     distribution: str | None = None
@@ -40,7 +40,9 @@ class Setting:
     until: float | None = None
     """Share of the run after which masks no longer change. By default the method's own."""
     drop_fraction: float | None = None
-    """Fraction of live weights moved at an update. By default the method's own."""
+    """Fraction of live weights moved at an update, or pruned after a round. By default the method's own."""
+    rewind: int | None = None
+    """Step of the first round to whose weights lth goes back. By default 0, the initial weights."""
     include: tuple[str, ...] = ()
     """Only make layers sparse whose names match one of these patterns."""
     exclude: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class Setting:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer; SGD has momentum 0.9."""
     epochs: int = 30
-    """Passes over the training images."""
+    """Passes over the training images, in each round of lth and lrr."""
     batch_size: int = 128
     """Images a step."""
     lr: float = 0.1
@@ -85,14 +87,15 @@ class Run(Setting):
 
         Raises: InputError for anything that cannot be run.
         """
-        if self.method.lower() not in METHODS:
+        method = ALIASES.get(self.method.lower(), self.method.lower())
+        if method not in METHODS:
             raise unknown("method", self.method, METHODS)
         model = self.model or ("digitnet" if self.data == "digits" else "resnet20")
         if model not in MODELS:
             raise unknown("model", model, MODELS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
-        sparsity = (0.0 if self.method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
+        sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         for name in ("train_size", "every"):
@@ -109,9 +112,7 @@ class Run(Setting):
             check_count("--validation-size", self.validation_size, minimum=0)
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
-        return dataclasses.replace(
-            self, method=self.method.lower(), model=model, sparsity=sparsity, device=_device(self.device)
-        )
+        return dataclasses.replace(self, method=method, model=model, sparsity=sparsity, device=_device(self.device))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
 from flatsparse.lab.ball import ball_increase
-from flatsparse.lab.build import Parts, build, describe
+from flatsparse.lab.build import Parts, build, describe, start_schedule
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
@@ -35,7 +35,7 @@ class Diverged(InputError):
 class Watcher(Protocol):
     """What is told how a run gets on."""
 
-    def started(self, run: Run, setting: str) -> None: ...
+    def started(self, run: Run, setting: str, rounds: int) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -43,7 +43,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that says nothing."""
 
-    def started(self, run: Run, setting: str) -> None: ...
+    def started(self, run: Run, setting: str, rounds: int) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -71,9 +71,12 @@ def train(
     progress = load_checkpoint(out, run, parts)
     write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
-    watcher.started(run, describe(parts) + gone)
+    watcher.started(run, describe(parts) + gone, parts.training.rounds)
     saved = time.monotonic()
-    while progress.epoch < run.epochs:
+    while progress.epoch < run.epochs * parts.training.rounds:
+        if progress.epoch == run.epochs * (parts.training.round + 1):
+            parts.training.next_round()
+            parts.schedule = start_schedule(parts.optimizer, run.epochs * parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
@@ -97,7 +100,8 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict
     parts.model.train()
     losses = torch.zeros((), device=run.device)
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
-    started, images, steps = time.perf_counter(), 0, run.epochs * parts.steps_per_epoch
+    started, images = time.perf_counter(), 0
+    steps = run.epochs * training.rounds * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
     batch = batches(splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=progress.epoch)
     for inputs, targets in batch:
@@ -123,6 +127,7 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher) -> dict
     accuracy, loss_there = evaluate(run, parts.model, splits.validation, splits)
     return {
         "epoch": progress.epoch,
+        **({"round": training.round} if training.rounds > 1 else {}),
         "step": progress.step,
         "train_loss": float(losses) / images,
         "train_accuracy": 100 * int(correct) / images,
@@ -217,7 +222,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
-    samples = run.epochs * len(splits.train)
+    samples = run.epochs * len(splits.train)  # of one round: what dense training would take
     result = {
         "method": run.method,
         "sharpness": run.sharpness,
@@ -231,7 +236,8 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "train_loss": train_loss,
         "validation_accuracy": validation_accuracy,
         "validation_loss": validation_loss,
-        "epochs": run.epochs,
+        "epochs": progress.epoch,
+        "rounds": parts.training.rounds,
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
@@ -244,7 +250,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
             "inference_dense": float(parts.cost.dense),
         },
         "seconds": {"train": progress.seconds, "step_median": statistics.median(progress.step_seconds)},
-        "images_per_second": samples / progress.seconds,
+        "images_per_second": samples * parts.training.rounds / progress.seconds,
     }
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})

@@ -8,14 +8,28 @@ from typing import Any
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, unknown
 from flatsparse.methods.gmp import GMP
+from flatsparse.methods.grasp import GraSP
+from flatsparse.methods.lth import LRR, LTH
 from flatsparse.methods.rigl import RigL
 from flatsparse.methods.set import SET
+from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
 from flatsparse.plan import Method
 
-METHODS: dict[str, type[Method]] = {"dense": Dense, "static": Static, "gmp": GMP, "set": SET, "rigl": RigL}
+METHODS: dict[str, type[Method]] = {
+    "dense": Dense,
+    "static": Static,
+    "snip": SNIP,
+    "grasp": GraSP,
+    "lth": LTH,
+    "lrr": LRR,
+    "gmp": GMP,
+    "set": SET,
+    "rigl": RigL,
+}
+ALIASES = {"imp": "lth"}  # iterative magnitude pruning
 
-__all__ = ["GMP", "METHODS", "SET", "Dense", "RigL", "Static", "named"]
+__all__ = ["ALIASES", "GMP", "LRR", "LTH", "METHODS", "SET", "SNIP", "Dense", "GraSP", "RigL", "Static", "named"]
 
 
 def named(name: str, options: dict[str, Any]) -> Method:
@@ -23,7 +37,7 @@ def named(name: str, options: dict[str, Any]) -> Method:
 
     Raises: InputError for an unknown name or option.
     """
-    kind = METHODS.get(name.lower())
+    kind = METHODS.get(ALIASES.get(name.lower(), name.lower()))
     if kind is None:
         raise unknown("method", name, METHODS)
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # methods are dataclasses
