@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,12 +38,12 @@ class Sensitivity:
         weights = [w.weight for w in masks]
         total = [torch.zeros_like(w) for w in weights]
         with undisturbed(model):
-            for inputs, targets in batches:
+            for count, (inputs, targets) in enumerate(batches, start=1):  # noqa: B007
                 gradients = torch.autograd.grad(loss_fn(model(inputs), targets), weights, allow_unused=True)
                 for sum_, g in zip(total, gradients, strict=True):
                     if g is not None:
-                        sum_.add_(g, alpha=1 / len(batches))
-        scores = {w.name: g.mul_(w.weight.detach()).abs_() for w, g in zip(masks, total, strict=True)}
+                        sum_ += g
+        scores = {w.name: g.mul_(w.weight.detach()).abs_().div_(count) for w, g in zip(masks, total, strict=True)}
         return _finite("snip", scores)
 
 
@@ -100,21 +101,31 @@ def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
 
     Raises: InputError for targets that are not class numbers.
     """
-    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    kept_inputs, kept_targets = [], []
+    seen: Counter[int] = Counter()
+    for inputs, targets in batches:
+        if per_class is not None:
+            if targets.ndim != 1 or targets.is_floating_point():
+                raise InputError(
+                    f"targets of shape {tuple(targets.shape)}, {targets.dtype}, are not class numbers: give"
+                    " per_class=None to take the batches as they are"
+                )
+            wanted = []
+            for place, label in enumerate(targets.tolist()):
+                seen[label] += 1
+                wanted += [place] if seen[label] <= per_class else []
+            inputs, targets = inputs[wanted], targets[wanted]
+        kept_inputs.append(inputs)
+        kept_targets.append(targets)
+    inputs, targets = torch.cat(kept_inputs), torch.cat(kept_targets)
     if per_class is None:
         return inputs, targets
-    if targets.ndim != 1 or targets.is_floating_point():
-        raise InputError(
-            f"targets of shape {tuple(targets.shape)}, {targets.dtype}, are not class numbers: give per_class=None to"
-            " take the batches as they are"
-        )
-    places = [(targets == label).nonzero().squeeze(1) for label in targets.unique()]
-    count = min(per_class, *(len(p) for p in places))
+    count = min(per_class, *seen.values())
     if count < per_class:
         warnings.warn(
             f"batches hold only {count} of some class, not per_class={per_class}: using {count}", stacklevel=2
         )
-    chosen = torch.cat([p[:count] for p in places])
+    chosen = torch.cat([(targets == label).nonzero().squeeze(1)[:count] for label in sorted(seen)])
     return inputs[chosen], targets[chosen]
 
 
@@ -139,19 +150,29 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _given(method: str, batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[list[Batch], Loss]:
-    """The batches as a list, and the loss; an error that shows the call when either is missing."""
+def _given(method: str, batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[Iterator[Batch], Loss]:
+    """The batches and the loss; an error that shows the call when either is missing."""
     if batches is None or loss_fn is None:
         missing = "batches=" if batches is None else "loss_fn="
         raise InputError(
             f"method '{method}' scores weights on data and got no {missing}: call sparsify(model, optimizer,"
             f' "{method}", …, batches=[(inputs, targets)], loss_fn=torch.nn.functional.cross_entropy)'
         )
-    pairs = [tuple(batch) if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        got = "nothing" if not pairs else "something else"
-        raise InputError(f"batches= of method '{method}' holds {got}: give pairs, such as [(inputs, targets)]")
-    return pairs, loss_fn  # type: ignore[return-value]  # they are pairs
+    return _pairs(method, batches), loss_fn
+
+
+def _pairs(method: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches one by one, so that no more than one need be held."""
+    empty = True
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(
+                f"batches= of method '{method}' holds a {type(batch).__name__}: give pairs, such as [(inputs, targets)]"
+            )
+        yield batch[0], batch[1]
+        empty = False
+    if empty:
+        raise InputError(f"batches= of method '{method}' holds nothing: give pairs, such as [(inputs, targets)]")
 
 
 def _finite(method: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:

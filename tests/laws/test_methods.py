@@ -10,15 +10,20 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import flatsparse as fs
 from flatsparse.criteria import needs_dense_gradient
-from tests.sparse_helpers import assert_zero_outside, copied, masked, same, state_of, take_step, tiny_net, train
+from tests import sparse_helpers
+from tests.sparse_helpers import assert_zero_outside, batch, copied, masked, same, state_of, take_step, tiny_net
 
 STEPS, SPARSITY = 14, 0.8
 PARTS = ("model", "optimizer", "training")
-PRUNE_ON_THE_WAY = {"gmp"}
-NEVER_MOVE = {"dense", "static"}
+IN_ROUNDS = {"lth", "lrr"}
+ROUND = 4  # steps; with half of the weights pruned after each, four rounds reach the sparsity
+PRUNE_ON_THE_WAY = {"gmp", *IN_ROUNDS}
+SCORED_ON_DATA = {"snip", "grasp"}
+NEVER_MOVE = {"dense", "static", *SCORED_ON_DATA}
 
 
 def sgd(model):
@@ -42,9 +47,23 @@ def make(method, base, sharpness, *, rho=0.1, net=0, seed=0):
     model = tiny_net(net)
     optimizer = SHARPNESS[sharpness](BASES[base](model), rho=rho) if sharpness != "none" else BASES[base](model)
     options = {"every": 3} if "every" in {field.name for field in dataclasses.fields(fs.METHODS[method])} else {}
+    if method in SCORED_ON_DATA:
+        options = {"batches": [batch(seed, size=40)], "loss_fn": F.cross_entropy}
+    if method == "grasp":
+        options["per_class"] = 4
+    if method in IN_ROUNDS:
+        options = {"drop_fraction": 0.5}
     sparsity = 0.0 if method == "dense" else SPARSITY
     training = fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=STEPS, seed=seed, **options)
     return model, optimizer, training
+
+
+def train(model, optimizer, steps, start=0, after=lambda step: None, training=None):
+    """Steps ``start + 1`` to ``steps`` with a look after each; a method in rounds goes on to its next when it is time."""
+    for step in range(start + 1, steps + 1):
+        if training is not None and training.rounds > 1 and training.round < (step - 1) // ROUND:
+            training.next_round()
+        sparse_helpers.train(model, optimizer, step, start=step - 1, after=after)
 
 
 def saved(model, optimizer, training):
@@ -85,7 +104,7 @@ def test_sparsity_is_exact_and_nothing_lives_outside_the_masks_after_every_step(
             assert live(training) == target
 
     assert_zero_outside(model, training, optimizer)
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     assert live(training) == target
     if method in {"set", "rigl"}:
         assert {name: int(mask.sum()) for name, mask in training.masks.items()} == counts
@@ -110,7 +129,7 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
             checked += int(grown.sum())
         before.update(copied(training.masks))
 
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     assert checked > 0 or method in NEVER_MOVE | PRUNE_ON_THE_WAY
 
 
@@ -120,8 +139,8 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
 def test_without_a_radius_the_run_is_the_bases_run_bit_for_bit(method, base, sharpness):
     plain = make(method, base, "none")
     wrapped = make(method, base, sharpness, rho=0.0)
-    for model, optimizer, _ in (plain, wrapped):
-        train(model, optimizer, STEPS)
+    for model, optimizer, training in (plain, wrapped):
+        train(model, optimizer, STEPS, training=training)
     assert same(plain[0].state_dict(), wrapped[0].state_dict())
     assert same(plain[2].state_dict(), wrapped[2].state_dict())
     assert same(plain[1].state_dict()["state"], wrapped[1].state_dict()["state"])
@@ -144,20 +163,20 @@ def resumed(method, base, sharpness, file, start, order=PARTS):
     checkpoint = loaded(file)
     for name in order:
         parts[name].load_state_dict(checkpoint[name])
-    train(model, optimizer, STEPS, start=start)
+    train(model, optimizer, STEPS, start=start, training=training)
     return look_at(model, optimizer, training)
 
 
 @methods
 @bases
 @sharpnesses
-@pytest.mark.parametrize("stop", [2, 3, 7])
+@pytest.mark.parametrize("stop", [2, 3, 7, 8])
 def test_a_resumed_run_is_the_run_that_never_stopped(method, base, sharpness, stop):
-    # Updates come at 3, 6 and 9: just before one, just after one, and between.
+    # Updates come at 3, 6 and 9: just before one, just after one, and between. Rounds begin at 5, 9 and 13.
     model, optimizer, training = make(method, base, sharpness)
-    train(model, optimizer, stop)
+    train(model, optimizer, stop, training=training)
     file = saved(model, optimizer, training)
-    train(model, optimizer, STEPS, start=stop)
+    train(model, optimizer, STEPS, start=stop, training=training)
     assert same(look_at(model, optimizer, training), resumed(method, base, sharpness, file, stop))
 
 
@@ -166,7 +185,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(method, base, sharpness, st
 @sharpnesses
 def test_the_parts_of_a_checkpoint_load_in_any_order(method, base, sharpness):
     model, optimizer, training = make(method, base, sharpness)
-    train(model, optimizer, 4)
+    train(model, optimizer, 4, training=training)
     file = saved(model, optimizer, training)
     first, *others = itertools.permutations(PARTS)
     wanted = resumed(method, base, sharpness, file, 4, first)
@@ -182,7 +201,7 @@ def test_two_runs_of_one_seed_are_identical(method, base, sharpness):
     for _ in range(2):
         model, optimizer, training = make(method, base, sharpness)
         torch.rand(3)  # nothing hangs on the global generator
-        train(model, optimizer, STEPS)
+        train(model, optimizer, STEPS, training=training)
         ran.append(look_at(model, optimizer, training))
     assert same(*ran)
 
@@ -199,8 +218,10 @@ def test_masks_move_when_an_update_is_due_and_at_no_other_step(method, base, sha
             moved.append(step)
         before.update(copied(training.masks))
 
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     due = [step for step in range(1, STEPS + 1) if training.due(step)]
+    if method in IN_ROUNDS:
+        due = [1 + ROUND * number for number in range(1, training.rounds)]
     assert set(moved) <= set(due)
     if method in NEVER_MOVE:
         assert moved == []
@@ -212,7 +233,9 @@ def test_masks_move_when_an_update_is_due_and_at_no_other_step(method, base, sha
 def test_masks_of_a_random_start_hang_on_the_seed(method):
     first, again, other = (copied(make(method, "sgd", "none", seed=seed)[2].masks) for seed in (0, 0, 1))
     assert same(first, again)
-    assert same(first, other) == (method in {"dense"} | PRUNE_ON_THE_WAY)
+    assert same(first, other) == (
+        method in {"dense"} | PRUNE_ON_THE_WAY
+    )  # what is scored on data gets other data with another seed
 
 
 @pytest.mark.parametrize("method", sorted(PRUNE_ON_THE_WAY))
@@ -225,7 +248,7 @@ def test_pruning_on_the_way_never_brings_a_weight_back(method):
         before.update(copied(training.masks))
 
     assert live(training) == 646
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
 
 
 @methods

@@ -115,11 +115,8 @@ def start_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 def _sample(run: Run, splits: Splits) -> dict[str, Any]:
     """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
-    size = run.batch_size if run.method == "snip" else len(splits.train)
-    return {
-        "batches": [next(batches(splits.train, splits, size, seed=derive(run.seed, "sample")))],
-        "loss_fn": F.cross_entropy,
-    }
+    shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
+    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": F.cross_entropy}
 
 
 def _optimizer(run: Run, model: nn.Module) -> Optimizer:

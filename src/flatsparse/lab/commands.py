@@ -145,7 +145,8 @@ class _RunBar:
         self.bar.update(self.task, epoch=f"{coming}/{self.epochs}{of_rounds}")
         there = f"  round {record['round'] + 1}/{self.rounds}" if "round" in record else ""
         self.console.print(
-            f"epoch {record['epoch']:>3}/{self.epochs}{there}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
+            f"epoch {record['epoch']:>3}/{self.epochs}{there}  "
+            f"loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
             f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )
