@@ -48,12 +48,13 @@ def test_rounds_are_the_plain_algorithm(base, sharp, method, rewind):
     options = {} if rewind is None else {"rewind": rewind}
     training = fs.sparsify(model, optimizer, method, sparsity=0.7, steps=STEPS, drop_fraction=0.3, **options)
     early, total, step = copied(model.state_dict()), 646, 0
+    trained, masks = tiny_net(), {}
     for number in fs.rounds(training):
         if number > 0:
             live = total - round(min(0.7, 1 - 0.7**number) * total)
-            wanted = pruned_plainly(trained, masks, live)  # noqa: F821  # of the round before
+            wanted = pruned_plainly(trained, masks, live)
             assert same(wanted, training.masks)
-            came_from = early if method == "lth" else trained.state_dict()  # noqa: F821
+            came_from = early if method == "lth" else trained.state_dict()
             for name, value in model.state_dict().items():
                 kept = came_from[name] * wanted[name] if name in wanted else came_from[name]
                 assert torch.equal(value, kept), name
@@ -63,8 +64,7 @@ def test_rounds_are_the_plain_algorithm(base, sharp, method, rewind):
             assert_zero_outside(model, training, optimizer)
             if (number, inside) == (0, rewind):
                 early = copied(model.state_dict())
-        trained, masks = tiny_net(), copied(training.masks)
-        trained.load_state_dict(model.state_dict())
+        masks = copied(training.masks)
         model(torch.ones(2, 1, 8, 8))  # leaves a window open under S²-SAM; it moves batch-norm statistics too
         trained.load_state_dict(model.state_dict())
     assert number + 1 == training.rounds == 5

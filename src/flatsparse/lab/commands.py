@@ -32,6 +32,8 @@ class Train(Run):
     """The run's folder. By default runs/ and a name made of the settings."""
     resume: bool = False
     """Go on with the run that the folder holds."""
+    parent: Path | None = None
+    """Folder of dense first rounds that runs of lth and lrr share; one that is missing is put there."""
 
     def __call__(self) -> None:
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
@@ -41,7 +43,7 @@ class Train(Run):
         )
         console = Console()
         with _RunBar(console) as watcher:
-            result = train(run, out, resume=self.resume, watcher=watcher)
+            result = train(run, out, resume=self.resume, watcher=watcher, parent=self.parent)
         flops, seconds = result["flops"], result["seconds"]
         console.print(
             f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"

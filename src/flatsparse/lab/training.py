@@ -20,6 +20,7 @@ from flatsparse.lab.build import Parts, build, describe, start_schedule
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
+from flatsparse.lab.parent import load_parent, save_parent
 from flatsparse.lab.run import Run
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
@@ -49,7 +50,13 @@ class Silent:
 
 
 def train(
-    run: Run, out: Path, *, resume: bool = False, watcher: Watcher | None = None, test: bool = True
+    run: Run,
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    test: bool = True,
+    parent: Path | None = None,
 ) -> dict[str, Any]:
     """Train one run into a folder and return its result.
 
@@ -60,6 +67,8 @@ def train(
         resume: go on from the folder's checkpoint, or return its result if it is finished.
         watcher: is told of progress.
         test: read the test set at the end. Without it the result is for choices, on the validation images.
+        parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
+            put there. The result counts it as if the run had trained it.
 
     Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
     """
@@ -69,6 +78,9 @@ def train(
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
+    shares = parent if parts.training.rounds > 1 else None
+    if shares and progress.epoch == 0:
+        progress = load_parent(shares, run, parts) or progress
     write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + gone, parts.training.rounds)
@@ -87,6 +99,8 @@ def train(
             )
         progress.records.append(record)
         write_metrics(out, progress.records)
+        if shares and progress.epoch == run.epochs:
+            save_parent(shares, run, parts, progress)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS:
             save_checkpoint(out, run, parts, progress)
             saved = time.monotonic()
