@@ -10,7 +10,7 @@ from flatsparse.errors import InputError
 from flatsparse.lab import training as loop
 from flatsparse.lab.build import build
 from flatsparse.lab.run import Run
-from tests.lab.test_training import Killed, KillAfter
+from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
 

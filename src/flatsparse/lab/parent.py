@@ -21,7 +21,7 @@ FREE = ("method", "sparsity", "drop_fraction", "data_dir")
 
 def _settings(run: Run) -> dict[str, Any]:
     settings = {name: value for name, value in run.as_dict().items() if name not in FREE}
-    return {**settings, "rewind": run.rewind or 0, "torch": torch.__version__}
+    return {**settings, "rewind": run.rewind or 0, "torch": str(torch.__version__)}
 
 
 def _file(folder: Path, run: Run) -> Path:
