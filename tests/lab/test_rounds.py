@@ -39,6 +39,7 @@ def test_a_run_has_all_its_rounds_in_one_folder(tmp_path, method):
     assert [r["round"] for r in records(tmp_path)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     rates = [r["lr"] for r in records(tmp_path)]
     assert rates == rates[:2] * 5  # the schedule starts anew
+    assert result["rounds"] == run_of(method).rounds
     assert (result["rounds"], result["epochs"], result["steps"], result["gradient_evaluations"]) == (5, 10, 40, 40)
     masks = build(run_of(method).resolved()).training.masks
     saved = weights(tmp_path)

@@ -12,8 +12,9 @@ import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
-from flatsparse.methods import ALIASES, METHODS
+from flatsparse.methods import ALIASES, LRR, LTH, METHODS
 from flatsparse.models import MODELS
+from flatsparse.rounds import by_magnitude
 
 Sharpness = Literal["none", "sam", "s2sam", "random"]
 SHARPNESS: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
@@ -122,6 +123,16 @@ class Run(Setting):
     def passes(self) -> int:
         """Gradients taken in a step."""
         return 2 if self.sharpness == "sam" and self.rho > 0 else 1
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a run whose sparsity is resolved."""
+        method = METHODS[self.method]()
+        if not isinstance(method, (LTH, LRR)):
+            return 1
+        assert self.sparsity is not None
+        fraction = method.drop_fraction if self.drop_fraction is None else self.drop_fraction
+        return by_magnitude(fraction, self.sparsity, None, steps=1).count
 
 
 def _device(name: str) -> str:
