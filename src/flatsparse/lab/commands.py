@@ -131,9 +131,9 @@ class _RunBar:
     def __exit__(self, *problem: Any) -> None:
         self._context.__exit__(*problem)
 
-    def started(self, run: Run, setting: str, rounds: int) -> None:
+    def started(self, run: Run, setting: str) -> None:
         self.epochs_a_round = run.epochs
-        self.epochs, self.rounds = rounds * run.epochs, rounds
+        self.epochs, self.rounds = run.rounds * run.epochs, run.rounds
         self.console.print(
             f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
         )

@@ -36,7 +36,7 @@ class Diverged(InputError):
 class Watcher(Protocol):
     """What is told how a run gets on."""
 
-    def started(self, run: Run, setting: str, rounds: int) -> None: ...
+    def started(self, run: Run, setting: str) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -44,7 +44,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that says nothing."""
 
-    def started(self, run: Run, setting: str, rounds: int) -> None: ...
+    def started(self, run: Run, setting: str) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -83,7 +83,7 @@ def train(
         progress = load_parent(shares, run, parts) or progress
     write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
-    watcher.started(run, describe(parts) + gone, parts.training.rounds)
+    watcher.started(run, describe(parts) + gone)
     saved = time.monotonic()
     while progress.epoch < run.epochs * parts.training.rounds:
         if progress.epoch == run.epochs * (parts.training.round + 1):
