@@ -453,7 +453,7 @@ def test_a_plan_is_data_and_a_users_own_method_is_enough():
     @dataclasses.dataclass(frozen=True)
     class Diagonal:
         def plan(self, sparsity, steps):
-            scores = lambda masks: {w.name: torch.eye(*w.weight.shape) for w in masks}  # noqa: E731
+            scores = lambda masks, model: {w.name: torch.eye(*w.weight.shape) for w in masks}  # noqa: E731
             return Plan(sparsity, scores, fs.methods.Static().distribution)
 
     model = nn.Linear(5, 5)

@@ -4,7 +4,7 @@ from flatsparse import methods, models, schedules
 from flatsparse.errors import InputError
 from flatsparse.methods import METHODS
 from flatsparse.sharpness import S2SAM, SAM
-from flatsparse.sparsifier import SparseTraining, sparsify
+from flatsparse.sparsifier import SparseTraining, rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "load_masks",
     "methods",
     "models",
+    "rounds",
     "save_masks",
     "schedules",
     "sparsify",

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.masks import MaskedWeight, Masks
 
 Score = Callable[[MaskedWeight], Tensor]  # of the weight's shape
-Saliency = Callable[[Masks], dict[str, Tensor]]  # of the whole net: a score tensor for each layer's name
+Saliency = Callable[[Masks, nn.Module], dict[str, Tensor]]  # of the whole net: a score tensor for each layer's name
 
 
 def needs_dense_gradient(score: object) -> bool:
@@ -80,7 +80,7 @@ def random_elsewhere(w: MaskedWeight) -> Tensor:
 def each(score: Score) -> Saliency:
     """A saliency that scores every layer by itself."""
 
-    def saliency(masks: Masks) -> dict[str, Tensor]:
+    def saliency(masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         return {w.name: score(w) for w in masks}
 
     return saliency

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -36,10 +37,19 @@ def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, in
 
 
 def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
-    """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning)."""
+    """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning).
+
+    A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
+    """
     check_budget(total, sum(s.numel() for s in scores.values()), len(scores))
     kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
     counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
+    if emptied := [name for name, count in zip(scores, counts, strict=True) if count == 0]:
+        warnings.warn(
+            f"the largest scores leave {len(emptied)} layers without a live weight; each keeps its best one:"
+            f" {', '.join(emptied)}",
+            stacklevel=2,
+        )
     caps = [s.numel() for s in scores.values()]
     return dict(zip(scores, apportion(total, counts, caps, [1] * len(caps)), strict=True))
 

@@ -6,13 +6,14 @@ import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.criteria import Saliency
 from flatsparse.distributions import Distribution
 from flatsparse.errors import InputError, check_count
 from flatsparse.masks import Masks
 from flatsparse.patterns import Pattern
+from flatsparse.rounds import Rounds
 from flatsparse.rules import Rule
 from flatsparse.schedules import Every
 from flatsparse.selection import keep_top
@@ -30,6 +31,7 @@ class Plan:
         momentum: what share of its running average of dense gradients (``MaskedWeight.momentum``) each layer keeps at
             a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
         pattern: what every mask keeps to, such as 2 live weights of each 4.
+        rounds: of training, for methods that train more than once.
     """
 
     sparsity: float
@@ -38,10 +40,11 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     momentum: float | None = None
     pattern: Pattern | None = None
+    rounds: Rounds | None = None
 
-    def initial_masks(self, masks: Masks) -> dict[str, Tensor]:
+    def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         """The masks to start from."""
-        scores = self.initial(masks)
+        scores = self.initial(masks, model)
         if self.pattern is not None:
             return {name: self.pattern.keep(s, name) for name, s in scores.items()}
         counts = self.distribution(scores, masks.budget(self.sparsity))
@@ -52,7 +55,7 @@ class Method(Protocol):
     """A way to train sparsely, with its options chosen."""
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        """What it does in a run of so many optimizer steps that shall end at a sparsity."""
+        """What it does in a run (or a round, if it has them) of so many steps that shall end at a sparsity."""
         ...
 
 

@@ -16,6 +16,7 @@ from flatsparse.errors import InputError, check_count, check_sparsity
 from flatsparse.masks import Masks
 from flatsparse.methods import name_of, named
 from flatsparse.plan import Method, Plan
+from flatsparse.rounds import go_back, snapshot
 from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
 
@@ -105,6 +106,9 @@ class SparseTraining:
         self.method = method
         self.plan = plan
         self.steps_taken = 0
+        self.round = 0
+        self._rewind: dict[str, Tensor] = {}  # the model that later rounds go back to
+        self._model = weakref.ref(model)
         self._masks = masks
         self._base = innermost(optimizer)
         self._elementwise = type(self._base) in ELEMENTWISE
@@ -146,6 +150,40 @@ class SparseTraining:
         layers = (LayerReport(w.name, tuple(w.weight.shape), w.active, w.weight.numel()) for w in self._masks)
         return Report(tuple(layers), self._masks.overall)
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds of training there are: one, but for methods that prune and train again."""
+        return self.plan.rounds.count if self.plan.rounds else 1
+
+    @torch.no_grad()
+    def next_round(self) -> None:
+        """Prune, go back to where the method rewinds to, and clear the optimizer's state. See ``rounds``.
+
+        The learning rate and its schedule are the caller's, who starts them anew.
+
+        Raises: InputError after the last round, when the first was shorter than the step to rewind to, or when the
+            model is gone.
+        """
+        rounds, model = self.plan.rounds, self._model()
+        if rounds is None or self.round + 1 >= rounds.count:
+            raise InputError(f"method '{self.method}' has {self.rounds} rounds, and this was the last: stop here")
+        if model is None:
+            raise InputError("the model that was made sparse is gone: keep it for as long as its rounds last")
+        if rounds.rewind is not None and not self._rewind:
+            raise InputError(
+                f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
+            )
+        # Loading nothing forgets the momentum of whatever optimizer this is, and closes a window.
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {}})
+        self.round += 1
+        for wrapper in _chain(self._optimizer):
+            if hasattr(wrapper, "restart"):
+                wrapper.restart()
+        kept = rounds.prune(self._masks.whole(), self.round)
+        if rounds.rewind is not None:
+            go_back(model, self._rewind)
+        self._masks.rewire(kept, self._base.state)
+
     def due(self, step: int) -> list[Rule]:
         """The rules that act at an optimizer step, counted from 1.
 
@@ -165,8 +203,8 @@ class SparseTraining:
         return {w.weight: w.zero_outside for w in self._masks}
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks, the step count and what rules remember; everything else is in the model and the optimizer."""
-        return {
+        """The masks, counts, what rules remember and rounds go back to; everything else is in the model and the optimizer."""
+        state = {
             "method": self.method,
             "steps_taken": self.steps_taken,
             "masks": {k: m.clone() for k, m in self.masks.items()},
@@ -174,6 +212,7 @@ class SparseTraining:
             "momentum": {w.name: w.momentum.clone() for w in self._masks if w.momentum is not None},
             "memory": dict(self._masks.memory),
         }
+        return {**state, "round": self.round, "rewind": dict(self._rewind)} if self.plan.rounds else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved masks; the model and the optimizer load their own parts, in any order.
@@ -198,6 +237,8 @@ class SparseTraining:
         self._confine()
         self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
         self._masks.memory = dict(state.get("memory", {}))
+        self.round = state.get("round", 0)
+        self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
         with torch.no_grad():
             for w in self._masks:
                 w.set_mask(state["masks"][w.name])
@@ -291,6 +332,12 @@ class SparseTraining:
             w.look()
         self._kept_from = {}
         self._now = _Step()
+        self._note_rewind_point()
+
+    def _note_rewind_point(self) -> None:
+        rounds, model = self.plan.rounds, self._model()
+        if rounds and rounds.rewind == self.steps_taken and self.round == 0 and model is not None:
+            self._rewind = snapshot(model)
 
     def _agree(self) -> None:
         """Make sure that all processes hold the same masks, and the same weights and gradients where they hold whole ones.
@@ -386,7 +433,7 @@ def sparsify(
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
         sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
-        steps: how many optimizer steps the run has.
+        steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
@@ -417,7 +464,9 @@ def sparsify(
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed)
     check_budget(masks.budget(sparsity), masks.total, len(masks))
-    initial = plan.initial_masks(masks.whole())
+    # Scores on data are each process's own, and DistributedDataParallel would wait for gradients that never come.
+    alone = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    initial = plan.initial_masks(masks.whole(), alone)
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(
@@ -428,7 +477,28 @@ def sparsify(
             wrapper.follow(model)
     training = SparseTraining(model, masks, optimizer, plan, method=name_of(chosen))
     masks.rewire(initial, innermost(optimizer).state)
+    training._note_rewind_point()
     return training
+
+
+def rounds(training: SparseTraining) -> Iterator[int]:
+    """The rounds of a training, from 0, the dense one; before each later one it prunes, rewinds and clears.
+
+    Between rounds the smallest weights go, ``lth`` writes the early weights back into what is left (``lrr`` keeps
+    them) and the optimizer forgets all its state. Start the learning-rate schedule anew in each round. Loaded into a
+    training, a state goes on in the round it was saved in. A method without rounds has one.
+
+    >>> import flatsparse as fs
+    >>> model = torch.nn.Linear(20, 10)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> training = fs.sparsify(model, optimizer, "lth", sparsity=0.4, steps=100)
+    >>> [(number, round(training.sparsity, 3)) for number in fs.rounds(training)]  # train 100 steps in each
+    [(0, 0.0), (1, 0.2), (2, 0.36), (3, 0.4)]
+    """
+    yield training.round
+    while training.round + 1 < training.rounds:
+        training.next_round()
+        yield training.round
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

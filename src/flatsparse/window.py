@@ -297,6 +297,17 @@ class SharpnessAware(Optimizer):
             return u
         return torch.empty_like(p, requires_grad=False) if where is None else p.new_empty(size, requires_grad=False)
 
+    def restart(self) -> None:
+        """Forget all neighbours, and begin a schedule of ρ anew: the next step is as the first."""
+        self._close()
+        for group in self.param_groups:
+            group["looks"] = 0
+            if self._schedule is not None and group["rho_scheduled"]:
+                group["rho"] = self._schedule(1)
+            for p in group["params"]:
+                self._forget_neighbour(p)
+        self._made = self._looked = False
+
     def _advance(self) -> None:
         """Count a step, and let a schedule give the ρ of the next."""
         taken = self.param_groups[0]["looks"] + 1

@@ -10,19 +10,34 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import flatsparse as fs
 from flatsparse.criteria import needs_dense_gradient
-from tests.sparse_helpers import assert_zero_outside, copied, masked, same, state_of, take_step, tiny_net, train
+from tests import sparse_helpers
+from tests.sparse_helpers import assert_zero_outside, batch, copied, masked, same, state_of, take_step, tiny_net
 
 STEPS, SPARSITY = 14, 0.8
 PARTS = ("model", "optimizer", "training")
-PRUNE_ON_THE_WAY = {"gmp"}
+IN_ROUNDS = {"lth", "lrr"}
+ROUND = 4  # steps; with half of the weights pruned after each, four rounds reach the sparsity
+PRUNE_ON_THE_WAY = {"gmp", *IN_ROUNDS}
 DENSER_ON_THE_WAY = {"acdc", "mest-ems"}
-NEVER_MOVE = {"dense", "static"}
+SCORED_ON_DATA = {"snip", "grasp"}
+NEVER_MOVE = {"dense", "static", *SCORED_ON_DATA}
 KEEP_LAYERS = {"set", "set-original", "set-itop", "rigl", "rigl-itop", "mest"}
-START_AT_WILL = {"dense", "gmp", "acdc", "mest", "mest-ems"}  # dense or by magnitude: no seed of ours decides
-OPTIONS = {"dsr": {"threshold": 0.1, "drop_fraction": 0.3}}  # a threshold near the weights, for so short a run
+START_AT_WILL = {
+    "dense",
+    "gmp",
+    "acdc",
+    "mest",
+    "mest-ems",
+    *IN_ROUNDS,
+}  # dense or by magnitude: no seed of ours decides
+OPTIONS = {
+    "dsr": {"threshold": 0.1, "drop_fraction": 0.3},  # a threshold near the weights, for so short a run
+    **{method: {"drop_fraction": 0.5} for method in IN_ROUNDS},
+}
 
 
 def sgd(model):
@@ -48,9 +63,21 @@ def make(method, base, sharpness, *, rho=0.1, net=0, seed=0):
     options = dict(OPTIONS.get(method, {}))
     if "every" in {field.name for field in dataclasses.fields(fs.METHODS[method])}:
         options["every"] = 3
+    if method in SCORED_ON_DATA:
+        options = {"batches": [batch(seed, size=40)], "loss_fn": F.cross_entropy}
+    if method == "grasp":
+        options["per_class"] = 4
     sparsity = 0.0 if method == "dense" else SPARSITY
     training = fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=STEPS, seed=seed, **options)
     return model, optimizer, training
+
+
+def train(model, optimizer, steps, start=0, after=lambda step: None, training=None):
+    """Steps ``start + 1`` to ``steps`` with a look after each; a method in rounds goes on to its next when it is time."""
+    for step in range(start + 1, steps + 1):
+        if training is not None and training.rounds > 1 and training.round < (step - 1) // ROUND:
+            training.next_round()
+        sparse_helpers.train(model, optimizer, step, start=step - 1, after=after)
 
 
 def saved(model, optimizer, training):
@@ -92,7 +119,7 @@ def test_sparsity_is_exact_and_nothing_lives_outside_the_masks_after_every_step(
         assert live(training) >= target
 
     assert_zero_outside(model, training, optimizer)
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     assert live(training) == target
     if method in KEEP_LAYERS:
         assert {name: int(mask.sum()) for name, mask in training.masks.items()} == counts
@@ -117,7 +144,7 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
             checked += int(grown.sum())
         before.update(copied(training.masks))
 
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     assert checked > 0 or method in NEVER_MOVE | PRUNE_ON_THE_WAY
 
 
@@ -127,8 +154,8 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
 def test_without_a_radius_the_run_is_the_bases_run_bit_for_bit(method, base, sharpness):
     plain = make(method, base, "none")
     wrapped = make(method, base, sharpness, rho=0.0)
-    for model, optimizer, _ in (plain, wrapped):
-        train(model, optimizer, STEPS)
+    for model, optimizer, training in (plain, wrapped):
+        train(model, optimizer, STEPS, training=training)
     assert same(plain[0].state_dict(), wrapped[0].state_dict())
     assert same(plain[2].state_dict(), wrapped[2].state_dict())
     assert same(plain[1].state_dict()["state"], wrapped[1].state_dict()["state"])
@@ -151,20 +178,20 @@ def resumed(method, base, sharpness, file, start, order=PARTS):
     checkpoint = loaded(file)
     for name in order:
         parts[name].load_state_dict(checkpoint[name])
-    train(model, optimizer, STEPS, start=start)
+    train(model, optimizer, STEPS, start=start, training=training)
     return look_at(model, optimizer, training)
 
 
 @methods
 @bases
 @sharpnesses
-@pytest.mark.parametrize("stop", [2, 3, 7])
+@pytest.mark.parametrize("stop", [2, 3, 7, 8])
 def test_a_resumed_run_is_the_run_that_never_stopped(method, base, sharpness, stop):
-    # Updates come at 3, 6 and 9: just before one, just after one, and between.
+    # Updates come at 3, 6 and 9: just before one, just after one, and between. Rounds begin at 5, 9 and 13.
     model, optimizer, training = make(method, base, sharpness)
-    train(model, optimizer, stop)
+    train(model, optimizer, stop, training=training)
     file = saved(model, optimizer, training)
-    train(model, optimizer, STEPS, start=stop)
+    train(model, optimizer, STEPS, start=stop, training=training)
     assert same(look_at(model, optimizer, training), resumed(method, base, sharpness, file, stop))
 
 
@@ -173,7 +200,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(method, base, sharpness, st
 @sharpnesses
 def test_the_parts_of_a_checkpoint_load_in_any_order(method, base, sharpness):
     model, optimizer, training = make(method, base, sharpness)
-    train(model, optimizer, 4)
+    train(model, optimizer, 4, training=training)
     file = saved(model, optimizer, training)
     first, *others = itertools.permutations(PARTS)
     wanted = resumed(method, base, sharpness, file, 4, first)
@@ -189,7 +216,7 @@ def test_two_runs_of_one_seed_are_identical(method, base, sharpness):
     for _ in range(2):
         model, optimizer, training = make(method, base, sharpness)
         torch.rand(3)  # nothing hangs on the global generator
-        train(model, optimizer, STEPS)
+        train(model, optimizer, STEPS, training=training)
         ran.append(look_at(model, optimizer, training))
     assert same(*ran)
 
@@ -206,8 +233,10 @@ def test_masks_move_when_an_update_is_due_and_at_no_other_step(method, base, sha
             moved.append(step)
         before.update(copied(training.masks))
 
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
     due = [step for step in range(1, STEPS + 1) if training.due(step)]
+    if method in IN_ROUNDS:
+        due = [1 + ROUND * number for number in range(1, training.rounds)]
     assert set(moved) <= set(due)
     if method in NEVER_MOVE:
         assert moved == []
@@ -232,7 +261,7 @@ def test_pruning_on_the_way_never_brings_a_weight_back(method):
         before.update(copied(training.masks))
 
     assert live(training) == 646
-    train(model, optimizer, STEPS, after=look)
+    train(model, optimizer, STEPS, after=look, training=training)
 
 
 @methods

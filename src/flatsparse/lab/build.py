@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
-from flatsparse.lab.data import Splits, split
+from flatsparse.lab.data import Splits, batches, split
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.team import ALONE, Team
@@ -26,7 +27,7 @@ from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 UPDATES = 10  # a run has at least so many mask updates
-METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction", "pattern")
+METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 
 
 @dataclass
@@ -85,6 +86,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         )
     net = team.parallel(model)
     optimizer = _optimizer(run, model, steps)
+    needs_sample = hasattr(METHODS[run.method](), "batches")
     own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, run.epochs * steps_per_epoch)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
@@ -99,8 +101,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         include=run.include,
         exclude=run.exclude,
         **options,
+        **(_sample(run, splits) if needs_sample else {}),
     )
-    schedule = CosineAnnealingLR(optimizer, T_max=steps)
+    schedule = start_schedule(optimizer, steps)
     sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
     return Parts(
         run,
@@ -115,6 +118,19 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         data.augmented,
         steps_per_epoch,
     )
+
+
+def start_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate's way through a run, or through one round, from where it started the first time."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])
+    return CosineAnnealingLR(optimizer, T_max=steps)
+
+
+def _sample(run: Run, splits: Splits) -> dict[str, Any]:
+    """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
+    shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
+    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": F.cross_entropy}
 
 
 def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
@@ -167,6 +183,8 @@ def describe(parts: Parts) -> str:
         when = f", masks updated {sum(bool(parts.training.due(step)) for step in range(steps + 1))} times"
     if parts.run.every is not None and parts.run.every != parts.own_period:
         when += f", every {parts.run.every} steps, not {parts.own_period}, so that {parts.run.epochs} epochs have ten"
+    if parts.training.rounds > 1:
+        when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
     report = parts.training.report()
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"

@@ -21,7 +21,7 @@ from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
-from flatsparse.methods import METHODS
+from flatsparse.methods import ALIASES, METHODS
 from flatsparse.models import MODELS
 
 
@@ -33,6 +33,8 @@ class Train(Run):
     """The run's folder. By default runs/ and a name made of the settings."""
     resume: bool = False
     """Go on with the run that the folder holds."""
+    parent: Path | None = None
+    """Folder of dense first rounds that runs of lth and lrr share; one that is missing is put there."""
 
     def __call__(self) -> None:
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
@@ -43,7 +45,7 @@ class Train(Run):
         with joined(run.device) as team:
             console = Console(quiet=not team.leads)
             with _RunBar(console) as watcher:
-                result = train(run, out, resume=self.resume, watcher=watcher, team=team)
+                result = train(run, out, resume=self.resume, watcher=watcher, team=team, parent=self.parent)
         if not team.leads:
             return
         flops, seconds = result["flops"], result["seconds"]
@@ -100,7 +102,8 @@ class List:
             if self.what in ("all", section):
                 grid.add_row(f"[bold]{section}[/bold]")
                 for name, thing in entries.items():
-                    grid.add_row(f"  {name}", _first_line(thing))
+                    aliases = [alias for alias, known in ALIASES.items() if section == "methods" and known == name]
+                    grid.add_row("  " + ", ".join([name, *aliases]), _first_line(thing))
         Console().print(grid, highlight=False)
 
 
@@ -136,7 +139,8 @@ class _RunBar:
         self._context.__exit__(*problem)
 
     def started(self, run: Run, setting: str) -> None:
-        self.epochs = run.whole_epochs
+        self.epochs_a_round = run.whole_epochs
+        self.epochs, self.rounds = run.rounds * run.whole_epochs, run.rounds
         self.console.print(
             f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
         )
@@ -145,9 +149,13 @@ class _RunBar:
         self.bar.update(self.task, completed=step, total=steps, rate=images_per_second)
 
     def finished_epoch(self, record: dict[str, Any]) -> None:
-        self.bar.update(self.task, epoch=f"{min(record['epoch'] + 1, self.epochs)}/{self.epochs}")
+        coming = min(record["epoch"] + 1, self.epochs)
+        of_rounds = f", round {(coming - 1) // self.epochs_a_round + 1}/{self.rounds}" if self.rounds > 1 else ""
+        self.bar.update(self.task, epoch=f"{coming}/{self.epochs}{of_rounds}")
+        there = f"  round {record['round'] + 1}/{self.rounds}" if "round" in record else ""
         self.console.print(
-            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
+            f"epoch {record['epoch']:>3}/{self.epochs}{there}  "
+            f"loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
             f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )

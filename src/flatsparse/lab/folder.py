@@ -39,9 +39,17 @@ class Progress:
 
 
 def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> None:
-    """Write everything that going on needs; the checkpoint before this one is kept beside it."""
-    state = {
-        "settings": run.as_dict(),
+    """Write the run's state; the checkpoint before this one is kept beside it."""
+    file = out / CHECKPOINT
+    if file.is_file():
+        _keep(file, out / PREVIOUS)
+    save_state(file, state_of(run.as_dict(), parts, progress))
+
+
+def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict[str, Any]:
+    """Everything that going on needs, with the settings that it was made with."""
+    return {
+        "settings": settings,
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "training": parts.training.state_dict(),
@@ -49,10 +57,16 @@ def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> No
         "progress": dataclasses.asdict(progress),
         "torch": torch.get_rng_state(),
     }
-    file = out / CHECKPOINT
-    if file.is_file():
-        _keep(file, out / PREVIOUS)
-    save_state(file, state)
+
+
+def restore(state: dict[str, Any], parts: Parts) -> Progress:
+    """Put the parts where a state left them."""
+    parts.model.load_state_dict(state["model"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.training.load_state_dict(state["training"])
+    parts.schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["torch"])
+    return Progress(**state["progress"])
 
 
 def _keep(file: Path, name: Path) -> None:
@@ -78,12 +92,7 @@ def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
         return Progress()
     state = load_state(file)
     check_same(run.as_dict(), state["settings"], f"'{file}'", free=("data_dir",))
-    parts.model.load_state_dict(state["model"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.training.load_state_dict(state["training"])
-    parts.schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["torch"])
-    return Progress(**state["progress"])
+    return restore(state, parts)
 
 
 def write_metrics(out: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -80,7 +80,7 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[runs]}/{task.fields[of]} runs"))
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
-        whole = sum(job.run.whole_epochs * job.run.passes for job in jobs)
+        whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
         task = bar.add_task(title, total=whole, runs=0, of=len(jobs))
 
         def tell() -> None:

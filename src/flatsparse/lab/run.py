@@ -13,8 +13,9 @@ import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
-from flatsparse.methods import METHODS
+from flatsparse.methods import ALIASES, LRR, LTH, METHODS
 from flatsparse.models import MODELS
+from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
 Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average"]
@@ -55,7 +56,9 @@ class Setting:
     until: float | None = None
     """Share of the run after which masks no longer change. By default the method's own."""
     drop_fraction: float | None = None
-    """Fraction of live weights moved at an update. By default the method's own."""
+    """Fraction of live weights moved at an update, or pruned after a round. By default the method's own."""
+    rewind: int | None = None
+    """Step of the first round to whose weights lth goes back. By default 0, the initial weights."""
     include: tuple[str, ...] = ()
     """Only make layers sparse whose names match one of these patterns."""
     exclude: tuple[str, ...] = ()
@@ -63,7 +66,7 @@ class Setting:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer; SGD has momentum 0.9."""
     epochs: int = 30
-    """Passes over the training images."""
+    """Passes over the training images, in each round of lth and lrr."""
     multiplier: float = 1.0
     """Train so many times as long: epochs, learning-rate schedule and the last mask update scale, a period in steps does not."""
     pattern: tuple[int, int] | None = None
@@ -108,14 +111,15 @@ class Run(Setting):
 
         Raises: InputError for anything that cannot be run.
         """
-        if self.method.lower() not in METHODS:
+        method = ALIASES.get(self.method.lower(), self.method.lower())
+        if method not in METHODS:
             raise unknown("method", self.method, METHODS)
         model = self.model or ("digitnet" if self.data == "digits" else "resnet20")
         if model not in MODELS:
             raise unknown("model", model, MODELS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
-        sparsity = (0.0 if self.method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
+        sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         for name in ("train_size", "every"):
@@ -136,7 +140,7 @@ class Run(Setting):
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
         return dataclasses.replace(
-            self, method=self.method.lower(), model=model, sparsity=sparsity, device=usable_device(self.device)
+            self, method=method, model=model, sparsity=sparsity, device=usable_device(self.device)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,6 +156,16 @@ class Run(Setting):
     def passes(self) -> int:
         """Gradients taken in a step."""
         return 2 if self.sharpness == "sam" and self.rho > 0 else 1
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a run whose sparsity is resolved."""
+        method = METHODS[self.method]()
+        if not isinstance(method, (LTH, LRR)):
+            return 1
+        assert self.sparsity is not None
+        fraction = method.drop_fraction if self.drop_fraction is None else self.drop_fraction
+        return by_magnitude(fraction, self.sparsity, None, steps=1).count
 
 
 def usable_device(name: str) -> str:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
 from flatsparse.lab.ball import ball_increase
-from flatsparse.lab.build import Parts, build, describe
+from flatsparse.lab.build import Parts, build, describe, start_schedule
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
+from flatsparse.lab.parent import load_parent, save_parent
 from flatsparse.lab.run import Run
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
@@ -57,6 +58,7 @@ def train(
     watcher: Watcher | None = None,
     test: bool = True,
     team: Team = ALONE,
+    parent: Path | None = None,
 ) -> dict[str, Any]:
     """Train one run into a folder and return its result.
 
@@ -69,6 +71,8 @@ def train(
         test: read the test set at the end. Without it the result is for choices, on the validation images.
         team: the processes that train it together, each on its part of every batch; all must see the folder, and the leader
             writes it. Batch norm's statistics are each process's own, and the leader's are kept.
+        parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
+            put there. The result counts it as if the run had trained it.
 
     Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
     """
@@ -80,12 +84,18 @@ def train(
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
+    shares = parent if parts.training.rounds > 1 else None
+    if shares and progress.epoch == 0:
+        progress = load_parent(shares, run, parts) or progress
     if team.leads:
         write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + gone)
     saved = time.monotonic()
-    while progress.epoch < run.whole_epochs:
+    while progress.epoch < run.whole_epochs * parts.training.rounds:
+        if progress.epoch == run.whole_epochs * (parts.training.round + 1):
+            parts.training.next_round()
+            parts.schedule = start_schedule(parts.optimizer, run.whole_epochs * parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
@@ -97,6 +107,8 @@ def train(
         progress.records.append(record)
         if team.leads:
             write_metrics(out, progress.records)
+            if shares and progress.epoch == run.whole_epochs:
+                save_parent(shares, run, parts, progress)
         if team.leads and time.monotonic() - saved >= CHECKPOINT_SECONDS:
             save_checkpoint(out, run, parts, progress)
             saved = time.monotonic()
@@ -110,7 +122,8 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
     parts.net.train()
     losses = torch.zeros((), device=run.device)
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
-    started, images, steps = time.perf_counter(), 0, run.whole_epochs * parts.steps_per_epoch
+    started, images = time.perf_counter(), 0
+    steps = run.whole_epochs * training.rounds * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
     mine: dict[str, Any] = {"augment": parts.augment, "seed": run.seed, "epoch": progress.epoch, "part": team.part}
     for inputs, targets in batches(splits.train, splits, run.batch_size, **mine):
@@ -141,6 +154,7 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
     accuracy, loss_there = team.told(held_out)
     return {
         "epoch": progress.epoch,
+        **({"round": training.round} if training.rounds > 1 else {}),
         "step": progress.step,
         "train_loss": float(losses) / images,
         "train_accuracy": 100 * int(correct) / images,
@@ -239,7 +253,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
-    samples = run.whole_epochs * len(splits.train)
+    samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
         "method": run.method,
         "sharpness": run.sharpness,
@@ -253,7 +267,8 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "train_loss": train_loss,
         "validation_accuracy": validation_accuracy,
         "validation_loss": validation_loss,
-        "epochs": run.whole_epochs,
+        "epochs": progress.epoch,
+        "rounds": parts.training.rounds,
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
@@ -267,7 +282,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
             "inference_dense": float(parts.cost.dense),
         },
         "seconds": {"train": progress.seconds, "step_median": statistics.median(progress.step_seconds)},
-        "images_per_second": samples / progress.seconds,
+        "images_per_second": len(splits.train) * progress.epoch / progress.seconds,
     }
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})

@@ -10,17 +10,24 @@ from flatsparse.errors import InputError, unknown
 from flatsparse.methods.acdc import ACDC
 from flatsparse.methods.dsr import DSR
 from flatsparse.methods.gmp import GMP
+from flatsparse.methods.grasp import GraSP
 from flatsparse.methods.itop import SETITOP, RigLITOP
+from flatsparse.methods.lth import LRR, LTH
 from flatsparse.methods.mest import MEST, MESTSoft
 from flatsparse.methods.rigl import RigL
 from flatsparse.methods.set import SET, OriginalSET
 from flatsparse.methods.snfs import SNFS
+from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
 from flatsparse.plan import Method
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
     "static": Static,
+    "snip": SNIP,
+    "grasp": GraSP,
+    "lth": LTH,
+    "lrr": LRR,
     "gmp": GMP,
     "acdc": ACDC,
     "set": SET,
@@ -33,17 +40,23 @@ METHODS: dict[str, type[Method]] = {
     "mest": MEST,
     "mest-ems": MESTSoft,
 }
+ALIASES = {"imp": "lth"}  # iterative magnitude pruning
 
 __all__ = [
     "ACDC",
+    "ALIASES",
     "DSR",
     "GMP",
+    "LRR",
+    "LTH",
     "MEST",
     "METHODS",
     "SET",
     "SETITOP",
     "SNFS",
+    "SNIP",
     "Dense",
+    "GraSP",
     "MESTSoft",
     "OriginalSET",
     "RigL",
@@ -59,7 +72,7 @@ def named(name: str, options: dict[str, Any]) -> Method:
 
     Raises: InputError for an unknown name or option.
     """
-    kind = METHODS.get(name.lower())
+    kind = METHODS.get(ALIASES.get(name.lower(), name.lower()))
     if kind is None:
         raise unknown("method", name, METHODS)
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # methods are dataclasses

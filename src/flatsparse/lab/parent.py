@@ -1,0 +1,53 @@
+"""Dense first rounds that runs share: the same for every target sparsity, and for weights rewound or kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatsparse.lab.build import Parts
+from flatsparse.lab.files import check_same
+from flatsparse.lab.folder import Progress, restore, state_of
+from flatsparse.lab.run import Run
+from flatsparse.storage import load_state, save_state
+
+# What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
+FREE = ("method", "sparsity", "drop_fraction", "data_dir")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    settings = {name: value for name, value in run.as_dict().items() if name not in FREE}
+    return {**settings, "rewind": run.rewind or 0, "torch": str(torch.__version__)}
+
+
+def _file(folder: Path, run: Run) -> Path:
+    text = json.dumps(_settings(run), sort_keys=True)
+    return folder / f"dense-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+
+
+def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
+    """Put the parts at the end of a first round that another run trained; None when there is no such round.
+
+    Raises: InputError when the file is damaged or made with other settings.
+    """
+    file = _file(folder, run)
+    if not file.is_file():
+        return None
+    state = load_state(file)
+    check_same(_settings(run), state["settings"], f"'{file}'")
+    training = {**state["training"], "method": parts.training.method}
+    if not run.rewind:  # what made the file may have kept nothing to go back to; our own start is that of the seed
+        training["rewind"] = parts.training.state_dict()["rewind"]
+    return restore({**state, "training": training}, parts)
+
+
+def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> None:
+    """Keep the first round for others, unless it is there."""
+    file = _file(folder, run)
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(file, state_of(_settings(run), parts, progress))

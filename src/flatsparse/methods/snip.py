@@ -1,0 +1,30 @@
+"""SNIP: single-shot network pruning (Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flatsparse.distributions import Distribution, ranked_together
+from flatsparse.plan import Plan
+from flatsparse.saliency import Batch, Loss, Sensitivity
+
+
+@dataclass(frozen=True)
+class SNIP:
+    """Before training keep the weights that the loss is most sensitive to, and never change them (Alg. 1).
+
+    The paper starts from a variance-scaling initialisation; here the model is scored as it is given.
+
+    Attributes:
+        batches: pairs of inputs and targets to score on, on the model's device; the paper takes one mini-batch.
+        loss_fn: of outputs and targets.
+        distribution: the paper ranks all weights together.
+    """
+
+    batches: Iterable[Batch] | None = None
+    loss_fn: Loss | None = None
+    distribution: Distribution = ranked_together
+
+    def plan(self, sparsity: float, steps: int) -> Plan:
+        return Plan(sparsity, Sensitivity(self.batches, self.loss_fn), self.distribution)
