@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from flatsparse import following, kernel
 from flatsparse.errors import InputError, unknown
-from flatsparse.masks import MaskedWeight, mark
+from flatsparse.masks import MaskedWeight
 from flatsparse.schedules import Schedule
 from flatsparse.seeds import generator
 from flatsparse.shards import spread
-from flatsparse.window import NEIGHBOUR, TINY, SharpnessAware
+from flatsparse.window import NEIGHBOUR, TINY, Look, SharpnessAware
 
 
 def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
@@ -163,7 +163,8 @@ class S2SAM(SharpnessAware):
     # u lives in the optimizer's state, beside momentum, so that every tool that saves or shards state finds it.
 
     def _neighbour(self, p: nn.Parameter) -> Tensor | None:
-        return self.state[p].get(NEIGHBOUR) if p in self.state else None
+        entry = self.state.get(p)
+        return None if entry is None else entry.get(NEIGHBOUR)
 
     def _keep_neighbour(self, p: nn.Parameter, u: Tensor) -> None:
         self.state[p][NEIGHBOUR] = u
@@ -192,10 +193,11 @@ class S2SAM(SharpnessAware):
             )
         self._looked = False
         self._advance()
-        # The base's hooks are about to mask the gradients; the dense ones wait where the neighbours will be.
-        dense = (
-            {} if self.mask_perturbation else {p: self._buffer(p, None).copy_(g) for p, g in self._gradients().items()}
-        )
+        dense: Tensors = {}
+        if not self.mask_perturbation:  # the base's hooks are about to mask the gradients and all state
+            for p, g in self._gradients().items():
+                dense[p] = self._buffer(p, None).copy_(g)
+                self._forget_neighbour(p)
         if self.kernel:
             self._looks_made = False
             Optimizer.profile_hook_step(self._step_and_look)(self.base)
@@ -203,6 +205,8 @@ class S2SAM(SharpnessAware):
                 return loss
         else:
             self.base.step()
+        for p, waiting in dense.items():  # where its neighbour will be
+            self._keep_neighbour(p, waiting)
         choose = DIRECTIONS[self.direction] if isinstance(self.direction, str) else self.direction
         directions = choose(self, self._begun({**self._gradients(), **dense}))
         self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
@@ -228,18 +232,20 @@ class S2SAM(SharpnessAware):
         if not usual:
             torch.optim.SGD.step.__wrapped__(base)  # type: ignore[attr-defined]  # without the hooks, which have run
             return
+        made: list[Look] = []
         length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
         for group, live, gradients, momenta, neighbours in rows:
             group["neighbour_rho"] = rho = self._radius(group)
             kernel.step(group, live, gradients, momenta, neighbours, rho / (length + TINY))
             looks = dict(zip(live, neighbours, strict=True))
+            made += [(p, u, None) for p, u in looks.items()]
             for p in group["params"]:
-                if p not in looks:
+                if p in looks:
+                    self._keep_neighbour(p, looks[p])
+                else:
                     self._forget_neighbour(p)
-                    continue
-                self._keep_neighbour(p, looks[p])
-                self._marks[p] = mark(p)
-        self._made = self._looks_made = any(live for _, live, *_ in rows)
+        self._note(made)
+        self._looks_made = bool(made)
 
     def _begun(self, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Without the parameters whose state the base has yet to create: Adam would take our entry for its own."""
@@ -292,6 +298,7 @@ class SAM(SharpnessAware):
             finally:
                 self._close()
                 self._neighbours.clear()
+                self._fresh = []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

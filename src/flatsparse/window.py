@@ -41,8 +41,7 @@ class SharpnessAware(Optimizer):
             ρ are some ten times as large.
         eta: ASAM's η, which lets weights near 0 move.
         mask_perturbation: whether a mask (see ``sparsify``) confines the perturbation to the live weights. ``False``
-            perturbs masked weights too, as the released code of Ji et al. (2024) does, at the price of a copy of
-            the gradients.
+            perturbs masked weights too, as the released code of Ji et al. (2024) does.
         compact: keep neighbours of live weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value and
             place), for some more time in the step (``flatsparse bench step`` measures it).
         in_place: let a window exchange contents instead of storage, for what holds on to addresses, such as a captured
@@ -82,7 +81,7 @@ class SharpnessAware(Optimizer):
         self._looked = False  # whether a perturbed forward has run since the last step
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
-        self._marks: dict[nn.Parameter, Mark] = {}  # of each w when its u was made
+        self._fresh: list[tuple[Look, Mark]] = []  # the neighbours as they were made, with a mark of each w
         self._made = False  # whether the last step made neighbours to look at
         self._drops = 0  # windows in a row that found their neighbours stale
         self._masked: Mapping[nn.Parameter, MaskedWeight] = {}
@@ -93,6 +92,7 @@ class SharpnessAware(Optimizer):
     def _share(self, *_: object) -> None:
         """Use the base's groups and state as our own; it replaces both when it loads, so this follows each load."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
+        self._fresh = []
         for group in self.param_groups:
             self._radius(group)
             group.setdefault("looks", 0)
@@ -133,7 +133,7 @@ class SharpnessAware(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Masks and followed models attach themselves anew; marks are those of the originals.
-        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_marks": {}})
+        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_fresh": []})
         self._share()
 
     # -- the window -----------------------------------------------------------------------------------------------
@@ -146,6 +146,7 @@ class SharpnessAware(Optimizer):
     def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
         """Keep directions within masks: those of ``sparsify``, by parameter."""
         self._close()  # whoever confines is about to write the true weights
+        self._fresh = []
         self._masked = masked if self.mask_perturbation else {}
 
     @contextmanager
@@ -181,6 +182,11 @@ class SharpnessAware(Optimizer):
     def _open(self) -> None:
         if self._window:
             return
+        self._window = self._exchange(self._as_made() or self._found())
+        self._looked |= bool(self._window)
+
+    def _found(self) -> list[Look]:
+        """What a window shows when something has happened since the last step: a load, say, or another ρ."""
         self._drop_stale_neighbours()
         looks: list[Look] = []
         for group in self.param_groups:
@@ -196,8 +202,8 @@ class SharpnessAware(Optimizer):
                     torch.lerp(_take(local(p).detach(), where), local(u), rho / made_at, out=local(u))
                 looks.append((p, u, where))
             group["neighbour_rho"] = rho
-        self._window = self._exchange(looks)
-        self._looked |= bool(self._window)
+        self._fresh = [(look, mark(look[0])) for look in looks]
+        return looks
 
     def _close(self) -> None:
         self._exchange(self._window)
@@ -260,35 +266,48 @@ class SharpnessAware(Optimizer):
         The norm stays a tensor on its device, so the host never waits for it, and no other buffer is made.
         """
         self._check_kinds(directions)
-        places = {p: self._live(p) for p in directions}
-        buffers = {p: self._buffer(p, places[p]) for p in directions}
-        if self.adaptive:  # u holds T d until its norm is known
-            for p, d in directions.items():
-                u, where = buffers[p], places[p]
-                torch.mul(_take(p.detach(), where).abs().add_(self.eta), _take(d, where), out=u)
-        length = norm(list(buffers.values() if self.adaptive else directions.values()))
+        rows = []
         for group in self.param_groups:
             group["neighbour_rho"] = rho = self._radius(group)
-            scales: dict[tuple[torch.device, torch.dtype], Tensor] = {}
             for p in group["params"]:
-                if length is None or p not in directions:
+                if (d := directions.get(p)) is None:
                     self._forget_neighbour(p)
                     continue
-                kind = p.device, p.dtype
-                if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
-                    scales[kind] = (rho / (length + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind)
-                    if downhill:
-                        scales[kind].neg_()
-                u, d, where = local(buffers[p]), local(directions[p]), places[p]
-                w = _take(local(p).detach(), where)
-                if self.adaptive:
-                    torch.addcmul(w, u.mul_(w.abs().add_(self.eta)), scales[kind], out=u)
-                else:
-                    torch.addcmul(w, _take(d, where), scales[kind], out=u)
-                self._keep_neighbour(p, buffers[p])
-                self._marks[p] = mark(p)
-        self._made = length is not None
+                where = self._live(p)
+                rows.append((rho, p, d, where, self._buffer(p, where)))
+        if self.adaptive:  # u holds T d until its norm is known
+            for _, p, d, where, u in rows:
+                torch.mul(_take(p.detach(), where).abs().add_(self.eta), _take(d, where), out=u)
+        length = norm([u if self.adaptive else d for _, _, d, _, u in rows])
+        scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+        for rho, p, d, where, u in rows:
+            assert length is not None
+            kind = rho, p.device, p.dtype
+            if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
+                scale = (rho / (length + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind[1:])
+                scales[kind] = scale.neg_() if downhill else scale
+            w, out = _take(local(p).detach(), where), local(u)
+            if self.adaptive:
+                torch.addcmul(w, out.mul_(w.abs().add_(self.eta)), scales[kind], out=out)
+            else:
+                torch.addcmul(w, _take(local(d), where), scales[kind], out=out)
+            self._keep_neighbour(p, u)
+        self._note([(p, u, where) for _, p, _, where, u in rows])
         self._warn_of_rounding(directions)
+
+    def _note(self, looks: list[Look]) -> None:
+        """Remember the neighbours just made, and their weights as they were then."""
+        self._fresh = [(look, mark(look[0])) for look in looks]
+        self._made = bool(looks)
+
+    def _as_made(self) -> list[Look]:
+        """What the next window shows; nothing, if a weight was written to, or a ρ changed, since the neighbours were made."""
+        if any(group.get("neighbour_rho") != self._radius(group) for group in self.param_groups):
+            return []
+        if any(mark(look[0]) != m for look, m in self._fresh):
+            return []
+        self._drops = 0
+        return [look for look, _ in self._fresh]
 
     def _buffer(self, p: nn.Parameter, where: Tensor | None) -> Tensor:
         """Room for a parameter's neighbour: that of the last one, if it fits."""
@@ -306,7 +325,7 @@ class SharpnessAware(Optimizer):
                 group["rho"] = self._schedule(1)
             for p in group["params"]:
                 self._forget_neighbour(p)
-        self._made = self._looked = False
+        self._fresh, self._made, self._looked = [], False, False
 
     def _advance(self) -> None:
         """Count a step, and let a schedule give the ρ of the next."""
@@ -325,7 +344,8 @@ class SharpnessAware(Optimizer):
         """
         pairs = [(p, u) for g in self.param_groups for p in g["params"] if (u := self._neighbour(p)) is not None]
         stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype or not self._fits(p, u)]
-        written = [(p, u) for p, u in pairs if self._marks.get(p) != mark(p)]
+        marks = {look[0]: m for look, m in self._fresh}
+        written = [(p, u) for p, u in pairs if marks.get(p) != mark(p)]
         if written and not stale:
             distance = norm([_take(p.detach(), self._places(p, u)) - u for p, u in written])
             reach: float | Tensor = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
@@ -342,7 +362,6 @@ class SharpnessAware(Optimizer):
                 "the weights are rewritten by more than 2ρ after each step, so nothing is perturbed: write them before"
                 " optimizer.step()",
             )
-        self._marks.update((p, mark(p)) for p, _ in written)
 
     def _fits(self, p: nn.Parameter, u: Tensor) -> bool:
         """Whether a u is of the parameter's shape, or has an entry for each of its live weights."""
@@ -356,7 +375,7 @@ class SharpnessAware(Optimizer):
                     f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an"
                     " embedding, sparse=False)"
                 )
-            if is_traceable_wrapper_subclass(p) and not is_sharded(p):
+            if type(p) is not nn.Parameter and is_traceable_wrapper_subclass(p) and not is_sharded(p):
                 raise InputError(
                     f"parameters are {type(p.data).__name__}, which a window cannot change: use plain tensors or FSDP2's"
                 )
@@ -380,7 +399,7 @@ class SharpnessAware(Optimizer):
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         """The gradients that make a direction: of every parameter that has one and whose ρ is not 0."""
         groups = [g for g in self.param_groups if self._radius(g) != 0]
-        return {p: p.grad for g in groups for p in g["params"] if p.grad is not None}
+        return {p: grad for g in groups for p in g["params"] if (grad := p.grad) is not None}
 
 
 def _take(tensor: Tensor, where: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ def net():
 
 def batches():
     source = torch.Generator().manual_seed(1)
-    return [(torch.randn(16, 12, generator=source), torch.randint(0, 5, (16,), generator=source)) for _ in range(STEPS)]
+    return [(torch.randn(24, 12, generator=source), torch.randint(0, 5, (24,), generator=source)) for _ in range(STEPS)]
 
 
 def parallel(model, wrapper):
@@ -118,12 +118,19 @@ def test_two_processes_end_where_one_does(wrapper, kind, method, base):
         assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
 
 
+def test_three_processes_end_where_one_does():
+    alone, masks = outcome(0, "none", "s2sam", "rigl", "sgd", 1)
+    for theirs, their_masks in together(outcome, "fsdp", "s2sam", "rigl", "sgd", 3, world=3):
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+
+
 def accumulated(rank, kind):
     model = parallel(net(), "ddp")
     optimizer = optimizer_for(model, kind)
     training = sparse(model, optimizer)
     for inputs, targets in batches():
-        for micro, quiet in ((slice(0, 8), model.no_sync), (slice(8, 16), contextlib.nullcontext)):
+        for micro, quiet in ((slice(0, 12), model.no_sync), (slice(12, 24), contextlib.nullcontext)):
             with quiet():
                 loss = F.cross_entropy(model(inputs[micro][rank::2]), targets[micro][rank::2]) / 2
                 loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -82,4 +83,5 @@ def joined(device: str) -> Iterator[Team]:
     try:
         yield Team(dist.get_rank(), dist.get_world_size())
     finally:
+        gc.collect()  # a wrapped model that outlives the group's threads brings the process down at its exit
         dist.destroy_process_group()
