@@ -4,8 +4,12 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
 
-enum { PIECE = 32768, LANE = 512 };
+enum { PIECE = 32768, LANE = 512, CACHE = 1 << 24 }; /* entries, entries, bytes */
 
 typedef struct {
     int64_t tensor, start, end;
@@ -48,33 +52,51 @@ double flatsparse_square(int64_t tensors, float *const *g, const int64_t *sizes,
     return total;
 }
 
+/* Copy a lane past the caches: what is read next is far behind it, and a cached store would fetch the line first. */
+static void pass(float *restrict to, const float *restrict from, int64_t n, int past) {
+    int64_t i = 0;
+#ifdef __SSE__
+    if (past && ((uintptr_t)to & 15) == 0)
+        for (; i + 4 <= n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#endif
+    memcpy(to + i, from + i, (n - i) * sizeof(float));
+}
+
 /* Weights w, their gradients g and momenta m take SGD's step; u = w + scale g. */
 void flatsparse_step(int64_t tensors, float *const *w, float *const *g, float *const *m, float *const *u,
                      const int64_t *sizes, float lr, float momentum, float fresh, float decay, int nesterov, float scale,
                      int threads) {
     int64_t pieces;
     Piece *table = cut(tensors, sizes, &pieces);
+    int past = pieces * (int64_t)(PIECE * sizeof(float)) > CACHE;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < pieces; k++) {
-        int64_t t = table[k].tensor, start = table[k].start, n = table[k].end - start;
-        float *restrict W = w[t] + start, *restrict M = m[t] + start, *restrict U = u[t] + start;
-        const float *restrict G = g[t] + start;
-        if (nesterov) {
+        int64_t t = table[k].tensor;
+        for (int64_t i = table[k].start; i < table[k].end; i += LANE) {
+            int64_t n = i + LANE < table[k].end ? LANE : table[k].end - i;
+            float *restrict W = w[t] + i, *restrict M = m[t] + i, U[LANE];
+            const float *restrict G = g[t] + i;
+            if (nesterov) {
 #pragma omp simd
-            for (int64_t i = 0; i < n; i++) {
-                float d = G[i] + decay * W[i];
-                M[i] = momentum * M[i] + fresh * d;
-                W[i] -= lr * (d + momentum * M[i]);
-                U[i] = W[i] + scale * G[i];
-            }
-        } else {
+                for (int64_t j = 0; j < n; j++) {
+                    float d = G[j] + decay * W[j];
+                    M[j] = momentum * M[j] + fresh * d;
+                    W[j] -= lr * (d + momentum * M[j]);
+                    U[j] = W[j] + scale * G[j];
+                }
+            } else {
 #pragma omp simd
-            for (int64_t i = 0; i < n; i++) {
-                M[i] = momentum * M[i] + fresh * (G[i] + decay * W[i]);
-                W[i] -= lr * M[i];
-                U[i] = W[i] + scale * G[i];
+                for (int64_t j = 0; j < n; j++) {
+                    M[j] = momentum * M[j] + fresh * (G[j] + decay * W[j]);
+                    W[j] -= lr * M[j];
+                    U[j] = W[j] + scale * G[j];
+                }
             }
+            pass(u[t] + i, U, n, past);
         }
+#ifdef __SSE__
+        _mm_sfence(); /* what was stored past the caches is there before others read it */
+#endif
     }
     free(table);
 }
