@@ -55,6 +55,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         for noise, name, _ in runs
     }
     parts = [
+        f"<p>{_text(_question(comparison))}</p>",
         *verdict,
         _figure(
             reporting.differences(tables),
@@ -92,6 +93,18 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         f"<pre>flatsparse compare {_text(flags(comparison))} --out {_text(str(out))}</pre>",
     ]
     return _write(out / "report.html", title, parts)
+
+
+def _question(comparison: Comparison) -> str:
+    """What was asked, for a reader who has not run it."""
+    return (
+        f"The same network ({comparison.model}, {comparison.sparsity:.0%} of its weights zero) was trained"
+        f" {comparison.seeds} times on {comparison.data} in each of these ways: plain, where a step takes the gradient at the"
+        " weights themselves, and sharpness-aware, where it takes it at a neighbour a distance ρ away, so that training ends"
+        " where the loss is flat: up this batch's own gradient (SAM, two gradients a step), up the previous step's (S²-SAM,"
+        " one), or in a random direction (one; the control). Nothing else differs: data, their order, initial weights and"
+        " masks are equal, seed by seed. Does it classify unseen images better, and what does it cost?"
+    )
 
 
 def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
