@@ -21,6 +21,7 @@ LAYERS = [
         "schedules",
         "shards",
         "kernel",
+        "layers",
         "masks",
         "patterns",
         "criteria",

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Grid
 
+from flatsparse.flops import Estimate
 from flatsparse.lab.compare import Row, Table
 from flatsparse.lab.statistics import Difference
+from flatsparse.layers import PRESETS
 
 LABELS: dict[str, str] = {
     "none": "plain",
@@ -29,6 +31,32 @@ COLORS: dict[str, str] = {
     "momentum": "#009e73",
     "average": "#cc79a7",
 }
+
+
+def left_dense(preset: str) -> str:
+    """What a choice of layers leaves dense, in words."""
+    kept = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
+    return f"all layers but {', '.join(kept)}" if kept else "all layers"
+
+
+def layer_table(found: Estimate) -> str:
+    """What an estimate tells of every layer and of the whole, as plain text that can be piped on."""
+    width = max(len(layer.name) for layer in found.layers)
+    rows = [f"{'layer':{width}}  {'shape':>14}  {'live':>10}  {'sparsity':>8}  {'FLOPs':>9}  {'dense':>9}"]
+    for x in found.layers:
+        sparsity = f"{x.sparsity:8.2%}" if x.chosen else "   dense"
+        shape = "x".join(map(str, x.shape))
+        rows.append(f"{x.name:{width}}  {shape:>14}  {x.active:>10}  {sparsity}  {x.flops:9.3g}  {x.dense_flops:9.3g}")
+    return "\n".join(
+        [
+            *rows,
+            f"sparsity {found.sparsity:.4f} of the chosen layers, {found.overall_sparsity:.4f} of all",
+            f"inference {found.inference:.4g} FLOPs a sample, {found.inference_ratio:.3f} of dense"
+            f" ({found.inference_dense:.4g})",
+            f"training {found.step:.4g} FLOPs a sample and step, {found.step_ratio:.3f} of dense, over {found.steps} steps;"
+            " SAM takes about twice as many, S²-SAM as many",
+        ]
+    )
 
 
 def setting(table: Table) -> str:
