@@ -23,6 +23,7 @@ LAYERS = [
         "kernel",
         "layers",
         "masks",
+        "health",
         "patterns",
         "criteria",
         "distributions",

@@ -182,6 +182,7 @@ class _RunBar:
         self._context.__exit__(*problem)
 
     def started(self, run: Run, setting: str) -> None:
+        self.last: dict[str, Any] | None = None
         self.epochs_a_round = run.whole_epochs
         self.epochs, self.rounds = run.rounds * run.whole_epochs, run.rounds
         self.console.print(
@@ -202,3 +203,6 @@ class _RunBar:
             f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )
+        for warning in reporting.warnings(record, self.last):
+            self.console.print(f"warning: {warning}", style="yellow", highlight=False)
+        self.last = record

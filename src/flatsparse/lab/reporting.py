@@ -205,3 +205,50 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         if axis.has_data():
             axis.legend(frameon=False)
     return figure
+
+
+def warnings(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """What is amiss with the topology after an epoch and was not after the one before it."""
+    told = [
+        f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
+        for name, share in record["collapsed"].items()
+        if before is None or name not in before["collapsed"]
+    ]
+    if record["churn"] == 0 and (before is None or before["churn"] != 0):
+        told.append(f"{record['updates']} updates of the masks changed nothing; raise --drop-fraction, if it is small")
+    return told
+
+
+def told_of_topology(result: Mapping[str, Any]) -> list[str]:
+    """A finished run's topology in sentences."""
+    found = result["health"]
+    moved = (
+        "Masks never moved" if found["churn"] is None else f"An update changed {found['churn']:.1%} of the live weights"
+    )
+    told = [
+        f"{moved}; {result['exploration']:.1%} of the prunable weights were live at some time,"
+        f" {found['dead_filters']} of {found['filters']} filters have none at the end."
+    ]
+    if found["collapsed"]:
+        told.append(f"Collapsed, with nearly all filters dead: {', '.join(found['collapsed'])}.")
+    return told
+
+
+def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Churn, exploration and dead filters by epoch."""
+    figure = Figure(figsize=(9.2, 2.6), layout="constrained")
+    panels = (
+        ("churn", "weights replaced\nan update, %"),
+        ("exploration", "weights ever live, %"),
+        ("dead_filters", "dead filters, %"),
+    )
+    for axis, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
+        axis.plot([epoch for epoch, _ in points], [value for _, value in points], color="#333333", marker=".")
+        axis.set_xlim(0.5, len(records) + 0.5)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("epoch" if points else "epoch (no update)")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    return figure
