@@ -160,12 +160,16 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
     if run.until is not None and "until" in own:
         method = dataclasses.replace(method, until=run.until)
     if own.get("every") is not None:
-        every = min(own["every"], round(method.until * steps) // UPDATES)
+        every = min(own["every"], round(getattr(method, "until", 1.0) * steps) // UPDATES)
         while every > 2 and _updates(method, every, run, steps) < UPDATES:  # the period may lengthen on the way
             every -= 1
         own["every"] = max(2, every)
     if "distribution" in own:
-        own["distribution"] = next(name for name, share in DISTRIBUTIONS.items() if share is own["distribution"])
+        listed = {share: name for name, share in DISTRIBUTIONS.items()}
+        if own["distribution"] in listed:
+            own["distribution"] = listed[own["distribution"]]
+        else:  # a method's own, which it brings with it
+            del own["distribution"]
     given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
     return dataclasses.replace(run, **{**own, **given}), {**own, **given}
 
