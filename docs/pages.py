@@ -62,7 +62,9 @@ def plan_rows(plan: Any) -> list[list[str]]:
     rows += [["rule", told(rule)] for rule in plan.rules] or [["rules", "none: the masks stay"]]
     if plan.rounds:
         rewind = "" if plan.rounds.rewind is None else f", each from the weights of step {plan.rounds.rewind}"
-        rows[-1:] = [["rounds", f"{plan.rounds.count}, the first dense{rewind}; between them {told(plan.rounds.prune)}"]]
+        rows[-1:] = [
+            ["rounds", f"{plan.rounds.count}, the first dense{rewind}; between them {told(plan.rounds.prune)}"]
+        ]
     if plan.momentum is not None:
         rows.append(["running average of dense gradients", f"keeps {plan.momentum:g} of itself a step"])
     return rows
@@ -93,9 +95,7 @@ def defaults(kind: Any, attributes: str) -> str:
     for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE):
         explained.update({name.strip(): unwrapped(text) for name in names.split(",")})
     rows = [[f"`{f.name}`", _default(f.default), explained.get(f.name, "")] for f in fields]
-    inline = attributes.strip().partition("\n")[0] if attributes.startswith(" ") else ""
-    after = f"\n\nOptions are {inline}" if inline else ""
-    return table(["option", "default", ""], rows) + after
+    return table(["option", "default", ""], rows)
 
 
 def _default(value: Any) -> str:
@@ -122,9 +122,11 @@ def costs(name: str) -> str:
         dense = "It needs the gradient of every weight, live or not, at every step."
     elif any(rule.dense_gradient for rule in plan.rules):
         dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
-    if plan.rounds or any(not hasattr(rule, "counts") and not hasattr(rule, "fraction") for rule in plan.rules):
-        dense += f" {BY_DATA}"
-    elif ranked_together in (plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)):
+    if (
+        plan.rounds
+        or any(not hasattr(rule, "counts") and not hasattr(rule, "fraction") for rule in plan.rules)
+        or ranked_together in (plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules))
+    ):
         dense += f" {BY_DATA}"
     head = "FLOPs as a share of dense ResNet-32's on CIFAR images over 32,000 steps a round, all layers sparse:"
     return f"{head}\n\n" + table(["sparsity", "inference", "training"], rows) + f"\n\n{dense}"

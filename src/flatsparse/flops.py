@@ -258,6 +258,10 @@ class _Walk:
     def take(self, steps: int) -> None:
         """So many steps, as ``SparseTraining`` takes them: none of its rules acts at the first."""
         forward, momentum = self.forward, self.plan.momentum is not None
+        self.steps += steps
+        if not self.plan.rules:  # all alike
+            self.spent += steps * step_flops(forward, self.cost.dense, self.passes, (), momentum)
+            return
         for step in range(1, steps + 1):
             due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)]
             self.spent += step_flops(forward, self.cost.dense, self.passes, due, momentum)
@@ -266,4 +270,3 @@ class _Walk:
                     self.live = rule.counts(self.scores, self.live, step)
             if due:
                 forward = self.forward
-        self.steps += steps
