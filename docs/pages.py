@@ -15,11 +15,11 @@ import flatsparse as fs
 from flatsparse.distributions import ranked_together
 from flatsparse.flops import estimate
 from flatsparse.methods import ALIASES
+from flatsparse.redistribution import Redistribute
 
 FOLDER = Path(__file__).parent / "methods"
 STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown
 SPARSITIES = 0.8, 0.9, 0.95
-BY_DATA = "What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
 
 
 def pages() -> dict[str, str]:
@@ -104,7 +104,7 @@ def _default(value: Any) -> str:
 
 def costs(name: str) -> str:
     with torch.device("meta"):
-        model, sample = fs.models.resnet32(), torch.empty(1, 3, 32, 32)
+        model, sample = fs.models.resnet20(), torch.empty(1, 3, 32, 32)
     rows = []
     for sparsity in (0.0,) if name == "dense" else SPARSITIES:
         found = estimate(model, sample, name, sparsity=sparsity, steps=32_000)
@@ -122,13 +122,10 @@ def costs(name: str) -> str:
         dense = "It needs the gradient of every weight, live or not, at every step."
     elif any(rule.dense_gradient for rule in plan.rules):
         dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
-    if (
-        plan.rounds
-        or any(not hasattr(rule, "counts") and not hasattr(rule, "fraction") for rule in plan.rules)
-        or ranked_together in (plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules))
-    ):
-        dense += f" {BY_DATA}"
-    head = "FLOPs as a share of dense ResNet-32's on CIFAR images over 32,000 steps a round, all layers sparse:"
+    shares = [plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)]
+    if plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
+        dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
+    head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"
     return f"{head}\n\n" + table(["sparsity", "inference", "training"], rows) + f"\n\n{dense}"
 
 

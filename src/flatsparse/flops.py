@@ -257,16 +257,17 @@ class _Walk:
 
     def take(self, steps: int) -> None:
         """So many steps, as ``SparseTraining`` takes them: none of its rules acts at the first."""
-        forward, momentum = self.forward, self.plan.momentum is not None
-        self.steps += steps
-        if not self.plan.rules:  # all alike
-            self.spent += steps * step_flops(forward, self.cost.dense, self.passes, (), momentum)
-            return
+        momentum = self.plan.momentum is not None
+        undisturbed = self._step((), momentum)
         for step in range(1, steps + 1):
-            due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)]
-            self.spent += step_flops(forward, self.cost.dense, self.passes, due, momentum)
+            due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)] if self.plan.rules else []
+            self.spent += self._step(due, momentum) if due else undisturbed
             for rule in due:
                 if hasattr(rule, "counts"):
                     self.live = rule.counts(self.scores, self.live, step)
             if due:
-                forward = self.forward
+                undisturbed = self._step((), momentum)
+        self.steps += steps
+
+    def _step(self, due: Sequence[Rule], momentum: bool) -> float:
+        return step_flops(self.forward, self.cost.dense, self.passes, due, momentum)

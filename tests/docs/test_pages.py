@@ -60,16 +60,20 @@ def test_the_page_on_adding_a_method_works_in_a_loop_of_ones_own(followed):
 
 
 def test_the_page_on_adding_a_method_works_on_the_command_line(followed, capsys):
-    _, commands = followed
-    assert [words[1] for words in commands] == ["list", "train", "compare"]
-    for words in commands:
+    _, (layers, train, _) = followed
+    for words in (layers, train):
         main(words[1:])
-    said = capsys.readouterr().out
-    assert "0.9500 of the chosen layers" in said
+    assert "0.9500 of the chosen layers" in capsys.readouterr().out
     result = json.loads(Path("drawn/result.json").read_text())
     assert result["sparsity"]["prunable"] == pytest.approx(0.95, abs=1e-4)
     assert result["health"]["churn"] > 0
     assert result["flops"]["train"] > 3 * 300 * 2 * result["flops"]["inference"]  # its dense gradients are counted
+
+
+@pytest.mark.slow
+def test_the_page_on_adding_a_method_ends_with_a_comparison(followed):
+    _, (*_, compare) = followed
+    main(compare[1:])
     assert Path("drawn-or-not/report.html").is_file()
 
 
