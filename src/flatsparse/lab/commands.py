@@ -136,6 +136,7 @@ class List:
         image = self.image or IMAGES[self.model]
         with torch.device("meta"):  # shapes are enough
             model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
+        shared: dict[str, Any] = {} if self.distribution is None else {"distribution": self.distribution}
         found = estimate(
             model,
             sample,
@@ -145,7 +146,7 @@ class List:
             layers=self.layers,
             include=self.include,
             exclude=self.exclude,
-            **({} if self.distribution is None else {"distribution": self.distribution}),
+            **shared,
         )
         print(reporting.layer_table(found))
 

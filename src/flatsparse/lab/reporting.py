@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -246,7 +247,8 @@ def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
         points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
         axis.plot([epoch for epoch, _ in points], [value for _, value in points], color="#333333", marker=".")
         axis.set_xlim(0.5, len(records) + 0.5)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max([value for _, value in points], default=0) or 1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch" if points else "epoch (no update)")
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)

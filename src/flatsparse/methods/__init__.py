@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, unknown
@@ -100,13 +100,12 @@ def _in_file(file: Path, name: str) -> type[Method]:
             spec.loader.exec_module(sys.modules[module])
         except Exception as problem:
             del sys.modules[module]
-            raise InputError(
-                f"'{file}' does not run: {type(problem).__name__}: {str(problem).splitlines()[0]}"
-            ) from problem
+            reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
+            raise InputError(f"'{file}' does not run: {reason}") from problem
     kind = getattr(sys.modules[module], name, None)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and hasattr(kind, "plan")):
         raise InputError(f"'{file}' has no method '{name}': give the name of a dataclass with plan(sparsity, steps)")
-    return kind
+    return cast("type[Method]", kind)
 
 
 def named(name: str, options: dict[str, Any]) -> Method:
