@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all stress lint format clean
+.PHONY: setup demo test test-all stress docs lint format clean
 
 setup: .venv/ready
 
@@ -27,14 +27,18 @@ test-all: setup lint
 stress: setup
 	$(BIN)/python tests/lab/killing.py 200
 
+# The pages of the methods, from their docstrings.
+docs: setup
+	$(BIN)/python docs/pages.py
+
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
 format: setup
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
 
 clean:
 	rm -rf .venv demo build dist

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatsparse.errors import InputError, nearest
+from flatsparse.errors import InputError
+from flatsparse.layers import PRUNABLE, Pattern, chosen, prunable
 from flatsparse.seeds import generator
+from flatsparse.selection import budget
 from flatsparse.shards import is_sharded, local, spread, whole
-
-# Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
-PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
 
 State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for each parameter
 
@@ -142,35 +140,36 @@ class Masks(Sequence[MaskedWeight]):
         cls,
         model: nn.Module,
         trained: Iterable[nn.Parameter],
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        include: Sequence[Pattern] = (),
+        exclude: Sequence[Pattern] = (),
         seed: int = 0,
+        layers: str = "all",
     ) -> Masks:
         """All-true masks for the prunable weights of a model.
 
         Args:
             model: the network.
             trained: the parameters an optimizer holds; others are left alone.
-            include, exclude: shell patterns (``layer1.*``) matched against parameter names and layer names.
-                ``include`` may name any matrix; without it all matrices of linear, convolutional, recurrent and
-                attention layers are taken.
+            include, exclude: shell patterns (``layer1.*``) matched against parameter names, layer names and the names of
+                layers' classes; or the classes themselves. ``include`` may name any matrix; without it all matrices of
+                linear, convolutional, recurrent and attention layers are taken.
+            layers: leaves dense what a paper does; a name in ``layers.PRESETS``.
 
         Raises: InputError when a pattern matches nothing, or nothing is left.
         """
         held = {id(p) for p in trained if p.requires_grad}
-        found = prunable_weights(model)
-        every = {name: p for name, (p, _) in found.items()}
-        default = [name for name, (_, by_default) in found.items() if by_default]
-        chosen = _matching(include, every, "include") if include else set(default)
-        chosen -= _matching(exclude, every, "exclude")
-        picked = {name: p for name, p in every.items() if name in chosen and id(p) in held}
+        every = prunable(model)
+        modules = {name: module for name, (_, module) in every.items()}
+        names = chosen(modules, layers, include, exclude)
+        picked = {name: p for name, (p, _) in every.items() if name in names and id(p) in held}
         if not picked:
             raise InputError(
-                f"no weight to make sparse: {len(chosen)} of {len(every)} matrices match, and the optimizer holds none"
-                " of them; check include=, exclude= and the optimizer's parameters"
+                f"no weight to make sparse: {len(names)} of {len(every)} matrices match, and the optimizer holds none"
+                " of them; check include=, exclude=, layers= and the optimizer's parameters"
             )
         weights = [MaskedWeight(name, p, index, seed) for index, (name, p) in enumerate(picked.items())]
-        return cls(weights, overall=sum(every[name].numel() for name in {*default, *picked}))
+        overall = {name for name, module in modules.items() if isinstance(module, PRUNABLE)} | set(picked)
+        return cls(weights, overall=sum(every[name][0].numel() for name in overall))
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
         return self._weights[index]
@@ -201,7 +200,7 @@ class Masks(Sequence[MaskedWeight]):
 
     def budget(self, sparsity: float) -> int:
         """How many weights are live at a sparsity, to the weight."""
-        return self.total - round(sparsity * self.total)
+        return budget(self.total, sparsity)
 
     def prepare(self, step: int) -> None:
         """Give every layer its own source of randomness for a step."""
@@ -247,40 +246,3 @@ class _Gathered(Masks):
     @property
     def active(self) -> int:
         return sum(w.active for w in self._weights)
-
-
-def plain_names(names: Sequence[str]) -> list[str]:
-    """A model's names without what ``torch.compile`` and data-parallel wrappers put before them.
-
-    A ``module.`` that only some names have is the model's own.
-    """
-    names = [name.replace("_orig_mod.", "") for name in names]
-    while names and all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
-    return names
-
-
-def prunable_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
-    """Every matrix of a model by its plain name, and whether its layer is of a kind that is made sparse by default."""
-    kinds = {
-        f"{prefix}.{name}" if prefix else name: isinstance(module, PRUNABLE)
-        for prefix, module in model.named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    named = list(model.named_parameters())  # a tied weight goes by its first name
-    plain = plain_names([name for name, _ in named])
-    return {short: (p, kinds[name]) for short, (name, p) in zip(plain, named, strict=True) if p.ndim >= 2}
-
-
-def _matching(patterns: Sequence[str], names: Iterable[str], argument: str) -> set[str]:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    layers = {name: name.rpartition(".")[0] for name in names}
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = {
-            n for n, layer in layers.items() if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(layer, pattern)
-        }
-        if not hits:
-            raise InputError(f"{argument} pattern '{pattern}' matches no layer ({nearest(pattern, layers.values())})")
-        found |= hits
-    return found

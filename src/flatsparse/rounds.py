@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flatsparse.criteria import magnitude
 from flatsparse.distributions import ranked_together
 from flatsparse.errors import InputError, check_count
-from flatsparse.masks import plain_names
+from flatsparse.layers import plain_names
 from flatsparse.rules import PruneTo
 from flatsparse.schedules import Every
 

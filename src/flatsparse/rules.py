@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from flatsparse.distributions import Distribution
 from flatsparse.masks import MaskedWeight, Masks
 from flatsparse.patterns import Pattern
 from flatsparse.schedules import Schedule, Timetable
-from flatsparse.selection import apportion, keep_top
+from flatsparse.selection import apportion, budget, keep_top
 
 
 class Rule(Protocol):
@@ -100,11 +100,16 @@ class PruneTo:
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         live_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
         scores = {w.name: live_first(w) for w in masks}
-        total = max(masks.budget(self.sparsity(step)), len(masks))  # every layer keeps a weight
+        counts = self.counts(scores, {w.name: w.active for w in masks}, step)
+        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+
+    def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
+        """How many live weights each layer then has, given how many it had."""
+        total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
         shares = self.distribution(scores, total)
         # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
-        counts = apportion(total, list(shares.values()), [w.active for w in masks], [1] * len(masks))
-        return {w.name: keep_top(scores[w.name], count) for w, count in zip(masks, counts, strict=True)}
+        counts = apportion(total, list(shares.values()), list(live.values()), [1] * len(live))
+        return dict(zip(scores, counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,14 @@ class GrowTo:
 
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         scores = {w.name: torch.where(w.mask, torch.inf, self.grow(w)) for w in masks}
-        total = max(masks.budget(self.sparsity(step)), masks.active)
+        counts = self.counts(scores, {w.name: w.active for w in masks}, step)
+        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+
+    def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
+        """How many live weights each layer then has, given how many it had."""
+        sizes = [s.numel() for s in scores.values()]
+        total = max(budget(sum(sizes), self.sparsity(step)), sum(live.values()))
         shares = self.distribution(scores, total)
         # A layer may have more than its share already; it keeps that, and the others have the rest.
-        counts = apportion(total, list(shares.values()), [w.weight.numel() for w in masks], [w.active for w in masks])
-        return {w.name: keep_top(scores[w.name], count) for w, count in zip(masks, counts, strict=True)}
+        counts = apportion(total, list(shares.values()), sizes, list(live.values()))
+        return dict(zip(scores, counts, strict=True))

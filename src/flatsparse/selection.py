@@ -1,4 +1,4 @@
-"""The two primitives of every method: choose exactly k entries, and split a total exactly."""
+"""The primitives of every method: choose exactly k entries, and split a total exactly."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from flatsparse.errors import InputError
+
+
+def budget(total: int, sparsity: float) -> int:
+    """How many of so many weights are live at a sparsity, to the weight."""
+    return total - round(sparsity * total)
 
 
 def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count, check_sparsity
+from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
 from flatsparse.methods import name_of, named
 from flatsparse.plan import Method, Plan
@@ -420,8 +421,9 @@ def sparsify(
     sparsity: float,
     steps: int,
     seed: int = 0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[Pattern] = (),
+    exclude: Sequence[Pattern] = (),
+    layers: str = "all",
     **options: Any,
 ) -> SparseTraining:
     """Make a model sparse now and keep it so through every step of the optimizer.
@@ -435,7 +437,10 @@ def sparsify(
         sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
         steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
-        include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``.
+        include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
+            ``nn.Conv2d`` or ``"Conv2d"``.
+        layers: leave dense what a paper does: ``"rigl"`` the first convolution, ``"dsr"`` shortcuts too, ``"mest"`` the
+            classifier too; ``"grasp"`` and ``"all"`` nothing.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
@@ -462,7 +467,7 @@ def sparsify(
     chosen = named(method, options) if isinstance(method, str) else method
     plan = chosen.plan(float(sparsity), steps)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
-    masks = Masks.of(model, held, include, exclude, seed)
+    masks = Masks.of(model, held, include, exclude, seed, layers)
     check_budget(masks.budget(sparsity), masks.total, len(masks))
     # Scores on data are each process's own, and DistributedDataParallel would wait for gradients that never come.
     alone = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

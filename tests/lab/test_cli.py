@@ -57,6 +57,12 @@ def fails(capsys, *arguments):
         ("compare --tune --validation-size 0", "--tune"),
         ("compare --jobs 0", "--jobs 0"),
         ("list method", "methods"),
+        ("list layers --model resnet23", "resnet32"),
+        ("list layers --layers mst", "mest"),
+        ("list layers --exclude nothing*", "matches no layer"),
+        ("list layers --sparsity 1", "[0, 1)"),
+        ("train --layers mst", "mest"),
+        ("train --method absent.py:Mine", "absent.py"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch, arguments, told):
@@ -93,6 +99,28 @@ def test_list_names_everything_that_can_be_chosen(capsys):
     main(["list"])
     said = capsys.readouterr().out
     assert all(name in said for name in ("rigl", "gmp", "resnet32", "digits", "cifar10", "erk", "s2sam"))
+
+
+def test_list_layers_tells_shapes_sparsity_and_cost_without_training(capsys):
+    main(["list", "layers", "--model", "resnet32", "--method", "mest", "--sparsity", "0.9", "--layers", "mest"])
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in said.splitlines()}
+    assert len(said.splitlines()) == 1 + 34 + 3
+    assert lines["conv1.weight"][1:4] == ["32x3x3x3", "864", "dense"]
+    assert lines["stage1.0.conv1.weight"][1:4] == ["32x32x3x3", "922", "90.00%"]
+    assert "0.9000 of the chosen layers, 0.8940 of all" in said
+
+
+def test_a_layer_that_collapses_is_told_once_while_training(capsys, tmp_path):
+    arguments = ["--method", "static", "--sparsity", "0.99", "--distribution", "uniform", "--include", "3", "6"]
+    main(["train", *QUICK, *arguments, "--out", str(tmp_path / "fine")])
+    assert "warning" not in capsys.readouterr().out
+    main(["train", *QUICK, *arguments[:3], "0.9999", *arguments[4:], "--out", str(tmp_path / "worse")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("layer 3.weight has collapsed") == said.count("layer 6.weight has collapsed") == 1
+    report = (tmp_path / "worse" / "report.html").read_text()
+    assert "Collapsed, with nearly all filters dead: 3.weight, 6.weight" in report
+    assert "weights replaced" in report
 
 
 def test_the_module_runs_as_a_command():

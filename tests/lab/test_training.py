@@ -206,3 +206,18 @@ def test_a_run_without_validation_images_writes_plain_json(tmp_path):
     result = loop.train(small("static", validation_size=0), tmp_path / "run")
     assert result["validation_accuracy"] is None
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_the_health_of_the_topology_is_recorded_by_epoch_and_in_the_result(tmp_path):
+    result = loop.train(small("set", every=2, until=1.0, drop_fraction=0.5), tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["updates"] for record in records] == [2, 2, 2]
+    assert all(0.3 < record["churn"] <= 0.5 for record in records)  # some of what is dropped at random comes back
+    assert result["health"]["churn"] == pytest.approx(sum(record["churn"] for record in records) / 3)
+    assert records[0]["exploration"] < records[2]["exploration"] == result["exploration"]
+    masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
+    dead = sum(int((~mask.flatten(1).any(1)).sum()) for mask in masks.values())
+    assert (result["health"]["dead_filters"], result["health"]["filters"]) == (dead, 32 + 64 + 64 + 10)
+    assert records[2]["dead_filters"] == pytest.approx(dead / 170)
+    still = loop.train(small("static"), tmp_path / "still")["health"]
+    assert still["churn"] is None

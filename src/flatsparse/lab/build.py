@@ -20,7 +20,7 @@ from flatsparse.lab.data import Splits, batches, split
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.team import ALONE, Team
-from flatsparse.methods import METHODS
+from flatsparse.methods import kind_of
 from flatsparse.models import MODELS
 from flatsparse.seeds import derive
 from flatsparse.sharpness import S2SAM, SAM
@@ -86,8 +86,8 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         )
     net = team.parallel(model)
     optimizer = _optimizer(run, model, steps)
-    needs_sample = hasattr(METHODS[run.method](), "batches")
-    own_period = getattr(METHODS[run.method](), "every", None) if run.every is None else run.every
+    needs_sample = hasattr(kind_of(run.method)(), "batches")
+    own_period = getattr(kind_of(run.method)(), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, run.epochs * steps_per_epoch)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
     assert run.sparsity is not None  # resolved
@@ -100,6 +100,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         seed=run.seed,
         include=run.include,
         exclude=run.exclude,
+        layers=run.layers,
         **options,
         **(_sample(run, splits) if needs_sample else {}),
     )
@@ -154,17 +155,21 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
     A period is shortened so that there are ten updates, but not below two steps: an update can take the place of the
     weight step, and then some must be left. Longer training keeps the period: the steps are those without a multiplier.
     """
-    method: Any = METHODS[run.method]()
+    method: Any = kind_of(run.method)()
     own = {name: getattr(method, name) for name in METHOD_OPTIONS if hasattr(method, name)}
     if run.until is not None and "until" in own:
         method = dataclasses.replace(method, until=run.until)
     if own.get("every") is not None:
-        every = min(own["every"], round(method.until * steps) // UPDATES)
+        every = min(own["every"], round(getattr(method, "until", 1.0) * steps) // UPDATES)
         while every > 2 and _updates(method, every, run, steps) < UPDATES:  # the period may lengthen on the way
             every -= 1
         own["every"] = max(2, every)
     if "distribution" in own:
-        own["distribution"] = next(name for name, share in DISTRIBUTIONS.items() if share is own["distribution"])
+        listed = {share: name for name, share in DISTRIBUTIONS.items()}
+        if own["distribution"] in listed:
+            own["distribution"] = listed[own["distribution"]]
+        else:  # a method's own, which it brings with it
+            del own["distribution"]
     given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
     return dataclasses.replace(run, **{**own, **given}), {**own, **given}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,13 +17,15 @@ from rich.table import Table as Grid
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, unknown
+from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
 from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
-from flatsparse.methods import ALIASES, METHODS
-from flatsparse.models import MODELS
+from flatsparse.layers import PRESETS
+from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind
+from flatsparse.models import IMAGES, MODELS
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,9 @@ class Train(Run):
 
     def __call__(self) -> None:
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
-        out = (
-            self.out
-            or Path("runs") / f"{run.data}-{run.model}-{run.method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
-        )
+        method = name_of_kind(kind_of(run.method))
+        name = f"{run.data}-{run.model}-{method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
+        out = self.out or Path("runs") / name
         with joined(run.device) as team:
             console = Console(quiet=not team.leads)
             with _RunBar(console) as watcher:
@@ -82,21 +84,42 @@ class Compare(comparing.Comparison):
 
 @dataclass(frozen=True)
 class List:
-    """List methods, models, data sets, distributions and kinds of sharpness awareness."""
+    """List what can be chosen; or, with layers, what a choice makes sparse and costs, without training."""
 
     what: tyro.conf.Positional[str] = "all"
-    """methods, models, data, distributions, sharpness, or all."""
+    """methods, models, data, distributions, presets (of --layers), sharpness, all of these, or layers."""
+    model: str = "resnet32"
+    """For layers: the network."""
+    method: str = "rigl"
+    """For layers: the method, by name or as path/to/file.py:Name."""
+    sparsity: float = 0.9
+    """For layers: fraction of the chosen weights that are zero."""
+    distribution: str | None = None
+    """For layers: how live weights are shared out. By default the method's own."""
+    layers: str = "all"
+    """For layers: what is left dense, by whose convention."""
+    include: tuple[str, ...] = ()
+    """For layers: only those whose names or kinds match."""
+    exclude: tuple[str, ...] = ()
+    """For layers: none whose names or kinds match."""
+    steps: int = 32_000
+    """For layers: optimizer steps of the run, in each round of lth and lrr."""
+    image: tuple[int, int, int] | None = None
+    """For layers: channels, height and width of an image. By default what the papers give the network."""
 
     def __call__(self) -> None:
+        if self.what == "layers":
+            return self._layers()
         sections: dict[str, Mapping[Any, Any]] = {
             "methods": METHODS,
             "models": MODELS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
+            "presets": {name: reporting.left_dense(name) for name in PRESETS},
             "sharpness": SHARPNESS,
         }
         if self.what not in {"all", *sections}:
-            raise unknown("list", self.what, ["all", *sections])
+            raise unknown("list", self.what, ["all", "layers", *sections])
         grid = Grid(box=None, show_header=False, pad_edge=False)
         for section, entries in sections.items():
             if self.what in ("all", section):
@@ -105,6 +128,27 @@ class List:
                     aliases = [alias for alias, known in ALIASES.items() if section == "methods" and known == name]
                     grid.add_row("  " + ", ".join([name, *aliases]), _first_line(thing))
         Console().print(grid, highlight=False)
+        return None
+
+    def _layers(self) -> None:
+        if self.model not in MODELS:
+            raise unknown("model", self.model, MODELS)
+        image = self.image or IMAGES[self.model]
+        with torch.device("meta"):  # shapes are enough
+            model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
+        shared: dict[str, Any] = {} if self.distribution is None else {"distribution": self.distribution}
+        found = estimate(
+            model,
+            sample,
+            self.method,
+            sparsity=self.sparsity,
+            steps=self.steps,
+            layers=self.layers,
+            include=self.include,
+            exclude=self.exclude,
+            **shared,
+        )
+        print(reporting.layer_table(found))
 
 
 def _first_line(thing: Any) -> str:
@@ -139,6 +183,7 @@ class _RunBar:
         self._context.__exit__(*problem)
 
     def started(self, run: Run, setting: str) -> None:
+        self.last: dict[str, Any] | None = None
         self.epochs_a_round = run.whole_epochs
         self.epochs, self.rounds = run.rounds * run.whole_epochs, run.rounds
         self.console.print(
@@ -159,3 +204,6 @@ class _RunBar:
             f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
             highlight=False,
         )
+        for warning in reporting.warnings(record, self.last):
+            self.console.print(f"warning: {warning}", style="yellow", highlight=False)
+        self.last = record

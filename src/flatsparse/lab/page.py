@@ -22,6 +22,7 @@ from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
 
 CURVES = "Thick lines are means, thin ones seeds. Training loss is that of the gradients taken, so at w + e where there is an e."
+TOPOLOGY = "How much an update replaces, how much was ever tried, and filters that no live weight feeds."
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 58rem; margin: 0 auto; padding: 1rem; }
@@ -123,12 +124,15 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
         f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
         f"The loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
+        *reporting.told_of_topology(result),
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
     parts = [
         _list(told),
         "<h2>Curves</h2>",
         _figure(reporting.curves({run.sharpness: [records]}), CURVES),
+        "<h2>Topology</h2>",
+        _figure(reporting.topology(records), TOPOLOGY),
         "<h2>Sparsity by layer</h2>",
         _layers(out),
         "<h2>What was run</h2>",

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table as Grid
 
+from flatsparse.flops import Estimate
 from flatsparse.lab.compare import Row, Table
 from flatsparse.lab.statistics import Difference
+from flatsparse.layers import PRESETS
 
 LABELS: dict[str, str] = {
     "none": "plain",
@@ -29,6 +32,32 @@ COLORS: dict[str, str] = {
     "momentum": "#009e73",
     "average": "#cc79a7",
 }
+
+
+def left_dense(preset: str) -> str:
+    """What a choice of layers leaves dense, in words."""
+    kept = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
+    return f"all layers but {', '.join(kept)}" if kept else "all layers"
+
+
+def layer_table(found: Estimate) -> str:
+    """What an estimate tells of every layer and of the whole, as plain text that can be piped on."""
+    width = max(len(layer.name) for layer in found.layers)
+    rows = [f"{'layer':{width}}  {'shape':>14}  {'live':>10}  {'sparsity':>8}  {'FLOPs':>9}  {'dense':>9}"]
+    for x in found.layers:
+        sparsity = f"{x.sparsity:8.2%}" if x.chosen else "   dense"
+        shape = "x".join(map(str, x.shape))
+        rows.append(f"{x.name:{width}}  {shape:>14}  {x.active:>10}  {sparsity}  {x.flops:9.3g}  {x.dense_flops:9.3g}")
+    return "\n".join(
+        [
+            *rows,
+            f"sparsity {found.sparsity:.4f} of the chosen layers, {found.overall_sparsity:.4f} of all",
+            f"inference {found.inference:.4g} FLOPs a sample, {found.inference_ratio:.3f} of dense"
+            f" ({found.inference_dense:.4g})",
+            f"training {found.step:.4g} FLOPs a sample and step, {found.step_ratio:.3f} of dense, over {found.steps} steps;"
+            " SAM takes about twice as many, S²-SAM as many",
+        ]
+    )
 
 
 def setting(table: Table) -> str:
@@ -176,4 +205,52 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         axis.grid(alpha=0.3)
         if axis.has_data():
             axis.legend(frameon=False)
+    return figure
+
+
+def warnings(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """What is amiss with the topology after an epoch and was not after the one before it."""
+    told = [
+        f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
+        for name, share in record["collapsed"].items()
+        if before is None or name not in before["collapsed"]
+    ]
+    if record["churn"] == 0 and (before is None or before["churn"] != 0):
+        told.append(f"{record['updates']} updates of the masks changed nothing; raise --drop-fraction, if it is small")
+    return told
+
+
+def told_of_topology(result: Mapping[str, Any]) -> list[str]:
+    """A finished run's topology in sentences."""
+    found = result["health"]
+    moved = (
+        "Masks never moved" if found["churn"] is None else f"An update changed {found['churn']:.1%} of the live weights"
+    )
+    told = [
+        f"{moved}; {result['exploration']:.1%} of the prunable weights were live at some time,"
+        f" {found['dead_filters']} of {found['filters']} filters have none at the end."
+    ]
+    if found["collapsed"]:
+        told.append(f"Collapsed, with nearly all filters dead: {', '.join(found['collapsed'])}.")
+    return told
+
+
+def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Churn, exploration and dead filters by epoch."""
+    figure = Figure(figsize=(9.2, 2.6), layout="constrained")
+    panels = (
+        ("churn", "weights replaced\nan update, %"),
+        ("exploration", "weights ever live, %"),
+        ("dead_filters", "dead filters, %"),
+    )
+    for axis, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
+        axis.plot([epoch for epoch, _ in points], [value for _, value in points], color="#333333", marker=".")
+        axis.set_xlim(0.5, len(records) + 0.5)
+        axis.set_ylim(0, 1.1 * max([value for _, value in points], default=0) or 1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel("epoch" if points else "epoch (no update)")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
     return figure

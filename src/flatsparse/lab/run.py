@@ -13,7 +13,8 @@ import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
-from flatsparse.methods import ALIASES, LRR, LTH, METHODS
+from flatsparse.layers import PRESETS
+from flatsparse.methods import LRR, LTH, kind_of, name_of_kind
 from flatsparse.models import MODELS
 from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
@@ -46,7 +47,7 @@ class Setting:
     model: str | None = None
     """Network: digitnet, resnet20 or resnet32. By default what suits the data."""
     method: str = "rigl"
-    """Sparse-training method; `flatsparse list methods` names them all."""
+    """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
     """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
     distribution: str | None = None
@@ -60,9 +61,11 @@ class Setting:
     rewind: int | None = None
     """Step of the first round to whose weights lth goes back. By default 0, the initial weights."""
     include: tuple[str, ...] = ()
-    """Only make layers sparse whose names match one of these patterns."""
+    """Only make layers sparse whose names or kinds (Conv2d) match one of these patterns."""
     exclude: tuple[str, ...] = ()
-    """Leave layers dense whose names match one of these patterns."""
+    """Leave layers dense whose names or kinds (Linear) match one of these patterns."""
+    layers: str = "all"
+    """What to leave dense, by whose convention: all, grasp, rigl, dsr or mest; `flatsparse list layers` shows the outcome."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer; SGD has momentum 0.9."""
     epochs: int = 30
@@ -111,12 +114,12 @@ class Run(Setting):
 
         Raises: InputError for anything that cannot be run.
         """
-        method = ALIASES.get(self.method.lower(), self.method.lower())
-        if method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        method = self.method if ".py:" in self.method else name_of_kind(kind_of(self.method))
         model = self.model or ("digitnet" if self.data == "digits" else "resnet20")
         if model not in MODELS:
             raise unknown("model", model, MODELS)
+        if self.layers not in PRESETS:
+            raise unknown("choice of layers", self.layers, PRESETS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
         sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
@@ -160,7 +163,7 @@ class Run(Setting):
     @property
     def rounds(self) -> int:
         """Rounds of a run whose sparsity is resolved."""
-        method = METHODS[self.method]()
+        method = kind_of(self.method)()
         if not isinstance(method, (LTH, LRR)):
             return 1
         assert self.sparsity is not None

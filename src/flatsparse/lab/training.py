@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
+from flatsparse.health import churn, health
 from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe, start_schedule
 from flatsparse.lab.data import Images, Splits, batches
@@ -125,10 +127,12 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
     started, images = time.perf_counter(), 0
     steps = run.whole_epochs * training.rounds * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
+    moved: list[float] = []  # churn of this epoch's updates
     mine: dict[str, Any] = {"augment": parts.augment, "seed": run.seed, "epoch": progress.epoch, "part": team.part}
     for inputs, targets in batches(splits.train, splits, run.batch_size, **mine):
         size = min(run.batch_size, len(splits.train) - images)  # of the whole batch
         due = training.due(training.steps_taken + 1)
+        before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
         began = _clock(run)
         loss, outputs = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
         progress.step_seconds.append(_clock(run) - began)
@@ -137,6 +141,7 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
         )
         if due:
             forward = parts.cost.forward(training.masks)
+            moved.append(churn(before, training.masks))
         _probe(parts, progress)
         parts.optimizer.zero_grad()
         parts.schedule.step()
@@ -151,6 +156,7 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
     progress.seconds += lasted
     team.sum(losses, correct)
     held_out = evaluate(run, parts.model, splits.validation, splits) if team.leads else None
+    found = health(training.masks)
     accuracy, loss_there = team.told(held_out)
     return {
         "epoch": progress.epoch,
@@ -162,6 +168,11 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
         "validation_accuracy": accuracy,
         "lr": parts.schedule.get_last_lr()[0],
         "sparsity": training.sparsity,
+        "updates": len(moved),
+        "churn": statistics.fmean(moved) if moved else None,
+        "exploration": training.exploration,
+        "dead_filters": found.dead / found.filters,
+        "collapsed": found.collapsed,
         "images_per_second": images / lasted,
     }
 
@@ -247,12 +258,19 @@ def _precision(run: Run) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def _mean_churn(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Over all updates of the run; none when there were none."""
+    updates = sum(record["updates"] for record in records)
+    return sum(r["churn"] * r["updates"] for r in records if r["updates"]) / updates if updates else None
+
+
 def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -> dict[str, Any]:
     """Measure the trained net and write everything down; the result comes last, because it says that all is there."""
     splits, report = parts.splits, parts.training.report()
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
+    found = health(parts.training.masks)
     samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
         "method": run.method,
@@ -275,6 +293,12 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts) if test else None},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},
         "exploration": parts.training.exploration,
+        "health": {
+            "churn": _mean_churn(progress.records),
+            "dead_filters": found.dead,
+            "filters": found.filters,
+            "collapsed": found.collapsed,
+        },
         "flops": {
             "train": progress.train_flops,
             "train_dense": 3.0 * parts.cost.dense * samples,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, cast
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, unknown
@@ -20,6 +23,7 @@ from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
 from flatsparse.plan import Method
+from flatsparse.seeds import derive
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
@@ -62,9 +66,46 @@ __all__ = [
     "RigL",
     "RigLITOP",
     "Static",
+    "kind_of",
     "name_of",
+    "name_of_kind",
     "named",
 ]
+
+
+def kind_of(name: str) -> type[Method]:
+    """The method of a name or alias, or of a class in a Python file, as ``path/to/file.py:Name``; the file is executed.
+
+    Raises: InputError for an unknown name, and a file that holds no such method.
+    """
+    file, by_file, there = name.rpartition(".py:")
+    if by_file:
+        return _in_file(Path(f"{file}.py"), there)
+    kind = METHODS.get(ALIASES.get(name.lower(), name.lower()))
+    if kind is None:
+        raise unknown("method", name, METHODS)
+    return kind
+
+
+def _in_file(file: Path, name: str) -> type[Method]:
+    if not file.is_file():
+        raise InputError(f"no file '{file}' for method '{name}': give the path to a Python file, then :Name")
+    module = f"flatsparse_method_{derive(0, str(file.resolve()))}"
+    if module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, file)
+        assert spec is not None  # of a .py file there always is one
+        assert spec.loader is not None
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[module])
+        except Exception as problem:
+            del sys.modules[module]
+            reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
+            raise InputError(f"'{file}' does not run: {reason}") from problem
+    kind = getattr(sys.modules[module], name, None)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and hasattr(kind, "plan")):
+        raise InputError(f"'{file}' has no method '{name}': give the name of a dataclass with plan(sparsity, steps)")
+    return cast("type[Method]", kind)
 
 
 def named(name: str, options: dict[str, Any]) -> Method:
@@ -72,9 +113,7 @@ def named(name: str, options: dict[str, Any]) -> Method:
 
     Raises: InputError for an unknown name or option.
     """
-    kind = METHODS.get(ALIASES.get(name.lower(), name.lower()))
-    if kind is None:
-        raise unknown("method", name, METHODS)
+    kind = kind_of(name)
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # methods are dataclasses
     for option in options:
         if option not in known:
@@ -89,4 +128,9 @@ def named(name: str, options: dict[str, Any]) -> Method:
 
 def name_of(method: Method) -> str:
     """The name a method is listed under, or its class's for one that is not."""
-    return next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__.lower())
+    return name_of_kind(type(method))
+
+
+def name_of_kind(kind: type) -> str:
+    """The same of a method's class."""
+    return next((name for name, listed in METHODS.items() if listed is kind), kind.__name__.lower())

@@ -15,6 +15,9 @@ from flatsparse.saliency import Batch, GradientFlow, Loss
 class GraSP:
     """Before training keep the weights that carry the gradient flow, and never change them (Alg. 1).
 
+    The score of a weight is ``w · H∂L/∂w``, H the Hessian: what its removal does to the norm of the gradient, to first
+    order. All weights of the net are ranked together, on a sample with as many images of each class.
+
     Attributes:
         batches: pairs of inputs and targets that the sample is taken from, on the model's device.
         loss_fn: of outputs and targets.

@@ -44,7 +44,9 @@ class SETITOP:
 class RigLITOP:
     """RigL with ITOP's settings: growth by dense gradient, every 4,000 steps.
 
-    Attributes: as those of SET with these settings.
+    Attributes:
+        every: steps between updates (ΔT).
+        until, drop_fraction, last_fraction, distribution: as those of ``SETITOP``.
     """
 
     every: int = 4000

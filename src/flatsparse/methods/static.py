@@ -13,7 +13,10 @@ from flatsparse.plan import Plan
 
 @dataclass(frozen=True)
 class Dense:
-    """Every weight stays: the ordinary training that the others are measured against."""
+    """Every weight stays: the ordinary training that the others are measured against.
+
+    Its sparsity is 0, and any other is refused. All that sharpness awareness does can be compared without masks here.
+    """
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         if sparsity != 0:
@@ -26,6 +29,9 @@ class Dense:
 @dataclass(frozen=True)
 class Static:
     """A sparse start that never changes (the static baseline of Evci et al. 2020: random, ERK).
+
+    It tells what moving the masks is worth: dynamic methods start like this one. With ``initial=magnitude`` it keeps the
+    largest of the initial weights of each layer.
 
     Attributes:
         initial: the score by which each layer's first masks are chosen.

@@ -20,4 +20,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
 }
 
-__all__ = ["MODELS", "causal_transformer", "digitnet", "resnet18", "resnet20", "resnet32", "resnet34", "resnet50"]
+# The images that the papers give them: channels, height and width.
+IMAGES = {
+    **dict.fromkeys(("resnet20", "resnet32"), (3, 32, 32)),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50"), (3, 224, 224)),
+    "digitnet": (1, 8, 8),
+}
+
+__all__ = [
+    "IMAGES",
+    "MODELS",
+    "causal_transformer",
+    "digitnet",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet34",
+    "resnet50",
+]

@@ -1,0 +1,156 @@
+"""Writes docs/methods: a page per method, from its docstring, its plan and the count of its cost. `make docs` runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flatsparse as fs
+from flatsparse.distributions import ranked_together
+from flatsparse.flops import estimate
+from flatsparse.methods import ALIASES
+from flatsparse.redistribution import Redistribute
+
+FOLDER = Path(__file__).parent / "methods"
+STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown
+SPARSITIES = 0.8, 0.9, 0.95
+
+
+def pages() -> dict[str, str]:
+    """The text of every file in the folder, by its name."""
+    written = {f"{name}.md": page(name) for name in fs.METHODS}
+    rows = [[f"[`{name}`]({name}.md)", _first_line(kind)] for name, kind in fs.METHODS.items()]
+    index = [
+        "# Methods",
+        table(["method", ""], rows),
+        "[Add a method](../add-a-method.md). These pages are made by `make docs`; change the docstrings instead.",
+    ]
+    return {"README.md": "\n\n".join(index) + "\n", **written}
+
+
+def page(name: str) -> str:
+    kind: Any = fs.METHODS[name]
+    doc = inspect.cleandoc(kind.__doc__ or "")
+    idea, _, attributes = doc.partition("Attributes:")
+    source = inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")  # type: ignore[union-attr]
+    aliases = [alias for alias, known in ALIASES.items() if known == name]
+    parts = [
+        f"# `{name}`" + "".join(f", `{alias}`" for alias in aliases),
+        unwrapped(source),
+        unwrapped(idea),
+        "## Parts",
+        f"In a run of {STEPS:,} steps" + ("" if name == "dense" else f" at {SPARSITY:.0%} sparsity") + ":",
+        table(["part", "is"], plan_rows(kind().plan(0.0 if name == "dense" else SPARSITY, STEPS))),
+        "## Defaults",
+        defaults(kind, attributes),
+        "## What it costs",
+        costs(name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plan_rows(plan: Any) -> list[list[str]]:
+    rows = [["initial masks", told(plan.initial)], ["shared out by", told(plan.distribution)]]
+    if plan.rules:
+        rows.insert(0, ["sparsity at the start", f"{plan.sparsity:.0%}"])
+    rows += [["rule", told(rule)] for rule in plan.rules] or [["rules", "none: the masks stay"]]
+    if plan.rounds:
+        rewind = "" if plan.rounds.rewind is None else f", each from the weights of step {plan.rounds.rewind}"
+        rows[-1:] = [
+            ["rounds", f"{plan.rounds.count}, the first dense{rewind}; between them {told(plan.rounds.prune)}"]
+        ]
+    if plan.momentum is not None:
+        rows.append(["running average of dense gradients", f"keeps {plan.momentum:g} of itself a step"])
+    return rows
+
+
+def told(thing: Any) -> str:
+    """A part with its own parts, in Markdown."""
+    if inspect.isfunction(thing):
+        score = inspect.getclosurevars(thing).nonlocals.get("score")  # of each()
+        return told(score) if score is not None else f"`{thing.__name__}`"
+    if isinstance(thing, frozenset):
+        steps = sorted(thing)
+        return f"{steps[0]:,}" if len(steps) == 1 else f"{len(steps)} from {steps[0]:,} to {steps[-1]:,}"
+    if isinstance(thing, tuple):
+        return " and ".join(map(told, thing))
+    if dataclasses.is_dataclass(thing):
+        shown = [f for f in dataclasses.fields(thing) if getattr(thing, f.name) not in (f.default, None)]
+        inner = ", ".join(f"{f.name.replace('_', ' ')} {told(getattr(thing, f.name))}" for f in shown)
+        return f"`{type(thing).__name__}`" + (f" ({inner})" if inner else "")
+    return f"{thing:,}" if isinstance(thing, int) and not isinstance(thing, bool) else str(thing)
+
+
+def defaults(kind: Any, attributes: str) -> str:
+    fields = dataclasses.fields(kind)
+    if not fields:
+        return "It has no options."
+    explained: dict[str, str] = {}
+    for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE):
+        explained.update({name.strip(): unwrapped(text) for name in names.split(",")})
+    rows = [[f"`{f.name}`", _default(f.default), explained.get(f.name, "")] for f in fields]
+    return table(["option", "default", ""], rows)
+
+
+def _default(value: Any) -> str:
+    return f"`{value.__name__}`" if inspect.isfunction(value) else f"`{value}`"
+
+
+def costs(name: str) -> str:
+    with torch.device("meta"):
+        model, sample = fs.models.resnet20(), torch.empty(1, 3, 32, 32)
+    rows = []
+    for sparsity in (0.0,) if name == "dense" else SPARSITIES:
+        found = estimate(model, sample, name, sparsity=sparsity, steps=32_000)
+        runs = found.steps // 32_000
+        rows.append(
+            [
+                f"{found.sparsity:.0%}",
+                f"{found.inference_ratio:.3f}",
+                f"{runs * found.step_ratio:.3f}" + (f" ({runs} rounds)" if runs > 1 else ""),
+            ]
+        )
+    plan = fs.METHODS[name]().plan(0.0 if name == "dense" else SPARSITY, STEPS)
+    dense = "It never needs the gradient of a weight that is not live."
+    if plan.momentum is not None:
+        dense = "It needs the gradient of every weight, live or not, at every step."
+    elif any(rule.dense_gradient for rule in plan.rules):
+        dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
+    shares = [plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)]
+    if plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
+        dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
+    head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"
+    return f"{head}\n\n" + table(["sparsity", "inference", "training"], rows) + f"\n\n{dense}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def unwrapped(text: str) -> str:
+    """Docstring text as Markdown, a line a paragraph."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(re.sub(r"\s+", " ", p).replace("``", "`") for p in paragraphs)
+
+
+def _first_line(kind: Any) -> str:
+    return unwrapped((kind.__doc__ or "").strip().splitlines()[0])
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
