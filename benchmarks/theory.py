@@ -93,7 +93,8 @@ def descent(runs: int = 20, steps: int = 50, lr: float = 0.1, rho: float = 0.3) 
             walked = path(makers(lr, rho)[name], start(seed=1000 + seed), wavy(a), steps)[:-1]
             squares = (a * walked.sin()).square().sum(1)
             gap = float(wavy(a)(walked[0], 0))
-            bound = descent_bound(gap, lr=lr, smoothness=10.0, rhos=[0.0] * (name != "SAM") + [rho] * (steps - 1))
+            rhos = [rho if name == "SAM" else 0.0] + [rho] * (steps - 1)  # the others' first step is unperturbed
+            bound = descent_bound(gap, lr=lr, smoothness=10.0, rhos=rhos)
             shares.append(float(squares.mean()) / bound)
         rows.append([name, f"{max(shares):.2f}", str(sum(share <= 1 for share in shares)), str(runs)])
     return rows
@@ -111,8 +112,8 @@ def rendered(page: str) -> str:
     for name, (head, measure) in TABLES.items():
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *measure())]
         page, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda found, lines=lines: found[1] + "\n".join(lines) + found[2],  # type: ignore[misc]
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, lines=lines: found[1] + "\n".join(lines) + "\n" + found[2],  # type: ignore[misc]
             page,
             flags=re.DOTALL,
         )

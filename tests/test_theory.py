@@ -42,8 +42,8 @@ def test_the_known_sizes_are_those_that_were_published_of_it():
 
 
 def test_in_one_dimension_the_neighbour_comes_to_rest_on_the_minimum():
-    walked = checks.path(checks.makers(0.1, 0.3)["S²-SAM"], checks.start(1), bowl(torch.tensor(2.0)), 300)
-    assert abs(float(walked[-1])) == pytest.approx(0.3, rel=1e-6)
+    walked = checks.path(checks.makers(0.1, 0.3)["S²-SAM"], checks.start(1), bowl(torch.tensor(2.0)), 60)
+    assert abs(float(walked[-1])) == pytest.approx(0.3, rel=1e-4)
 
 
 def test_radii_that_fall_with_the_root_of_the_step_lead_to_the_minimum():
@@ -66,9 +66,12 @@ def test_every_step_descends_as_smoothness_demands(name):
 @pytest.mark.parametrize("name", ["S²-SAM", "SAM", "random"])
 def test_on_a_round_bowl_at_the_largest_rate_descent_is_an_equality(name):
     """So a perturbation that is longer than ρ breaks the bound, and a shorter one or none does not reach it."""
-    walked = checks.path(checks.makers(0.1, 0.3)[name], checks.start(), bowl(torch.tensor(10.0)), 10)
+    round_bowl, pull = bowl(torch.tensor(10.0)), checks.start(seed=1)  # the pull keeps S²-SAM off the line to the minimum
+    walked = checks.path(
+        checks.makers(0.1, 0.3)[name], checks.start(), lambda w, t: round_bowl(w, t) + (t == 0) * (pull @ w), 10
+    )
     losses, slopes = 5 * walked.square().sum(1), 10 * walked.norm(dim=1)
-    for step in range(name != "SAM", 10):
+    for step in range(1, 10):
         bound = descent_step(float(losses[step]), float(slopes[step]), lr=0.1, smoothness=10.0, rho=0.3)
         assert float(losses[step + 1]) == pytest.approx(bound, rel=1e-9)
 
