@@ -16,7 +16,7 @@ from flatsparse.lab.run import Run
 from flatsparse.storage import read_json_lines
 from tests.lab.test_training import Killed, KillAfter
 
-SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
+SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 
 
 def timeless(result):
@@ -27,20 +27,20 @@ def timeless(result):
 def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
     run = dataclasses.replace(SMALL, sharpness=sharpness)
     plain = loop.train(run, tmp_path / "plain")
-    probed = loop.train(dataclasses.replace(run, probe_every=3), tmp_path / "probed")
+    probed = loop.train(dataclasses.replace(run, probe_every=4), tmp_path / "probed")
     ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("probed", "plain"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert timeless(plain) == timeless(probed)
-    assert [record["step"] for record in read_json_lines(tmp_path / "probed" / "probes.jsonl")] == [3, 6, 9, 12]
+    assert [record["step"] for record in read_json_lines(tmp_path / "probed" / "probes.jsonl")] == [4, 8]
     assert not (tmp_path / "plain" / "probes.jsonl").exists()
 
 
 def test_a_resumed_run_has_the_probes_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    run = dataclasses.replace(SMALL, sharpness="s2sam", probe_every=3)
+    run = dataclasses.replace(SMALL, sharpness="s2sam", probe_every=4)
     loop.train(run, tmp_path / "whole")
     with pytest.raises(Killed):
-        loop.train(run, tmp_path / "killed", watcher=KillAfter(2))
+        loop.train(run, tmp_path / "killed", watcher=KillAfter(1))
     loop.train(run, tmp_path / "killed", resume=True)
     whole, killed = ((tmp_path / folder / "probes.jsonl").read_text() for folder in ("whole", "killed"))
     assert whole == killed
@@ -71,8 +71,8 @@ def test_gains_are_what_the_plain_form_finds_on_the_live_weights():
     def rise(along, inputs, targets):
         along = {name: d * masks.get(name, 1) for name, d in along.items()}
         length = math.sqrt(sum(float(d.square().sum()) for d in along.values()))
-        before = float(F.cross_entropy(probe.model(inputs), targets))
         with torch.no_grad():
+            before = float(F.cross_entropy(probe.model(inputs), targets))
             for name, p in named.items():
                 p.copy_(true[name] + 0.1 / length * along[name])
             after = float(F.cross_entropy(probe.model(inputs), targets))

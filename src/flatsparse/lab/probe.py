@@ -35,15 +35,16 @@ class Probe:
 
     Args:
         every: steps between looks.
-        parts: the run's; its model is copied anew at each look.
+        parts: those of the run.
     """
 
     def __init__(self, every: int, parts: Parts) -> None:
         run, train = parts.run, parts.splits.train
         self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else RHO
         count = min(len(train), max(1, IMAGES // run.batch_size) * run.batch_size)
-        self.batches = list(batches(train.take(torch.arange(count)), parts.splits, run.batch_size))
-        self.count = count
+        images = train.take(torch.arange(count))
+        self.batches = list(batches(images, parts.splits, run.batch_size))
+        self.chunks, self.count = list(batches(images, parts.splits, size=256)), count
         with torch.random.fork_rng(devices=[]):
             self.model = parts.fresh().to(run.device)
 
@@ -72,8 +73,8 @@ class Probe:
         return {"step": step, "rho": self.rho, "loss": loss, **self._gains(parts, masks, step), "curvature": curvature}
 
     def _terms(self) -> Iterator[Tensor]:
-        """The mean loss in terms, one a batch."""
-        for inputs, targets in self.batches:
+        """The mean loss, some images at a time."""
+        for inputs, targets in self.chunks:
             yield F.cross_entropy(self.model(inputs), targets, reduction="sum") / self.count
 
     def _gains(self, parts: Parts, masks: dict[str, Tensor], step: int) -> dict[str, Any]:
