@@ -1,6 +1,6 @@
 """The theory checked with the real optimizers: measures, and writes the tables of docs/theory.md.
 
-    python benchmarks/theory.py
+python benchmarks/theory.py
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def test_the_real_optimizers_walk_the_plain_path(optimizer, plain, rho):
     real = checks.path(
         lambda w: optimizer(SGD(w, lr=0.1, weight_decay=0.05), rho=rho), checks.start(), checks.wavy(a), 60
     )
-    torch.testing.assert_close(real, plain(lambda w: a * w.sin(), checks.start(), lr=0.1, rho=rho, steps=60, decay=0.05))
+    torch.testing.assert_close(
+        real, plain(lambda w: a * w.sin(), checks.start(), lr=0.1, rho=rho, steps=60, decay=0.05)
+    )
 
 
 @pytest.mark.parametrize(("lr", "rho"), [(0.1, 0.01), (0.1, 0.5), (0.4, 0.05)])
@@ -66,7 +68,10 @@ def test_every_step_descends_as_smoothness_demands(name):
 @pytest.mark.parametrize("name", ["S²-SAM", "SAM", "random"])
 def test_on_a_round_bowl_at_the_largest_rate_descent_is_an_equality(name):
     """So a perturbation that is longer than ρ breaks the bound, and a shorter one or none does not reach it."""
-    round_bowl, pull = bowl(torch.tensor(10.0)), checks.start(seed=1)  # the pull keeps S²-SAM off the line to the minimum
+    round_bowl, pull = (
+        bowl(torch.tensor(10.0)),
+        checks.start(seed=1),
+    )  # the pull keeps S²-SAM off the line to the minimum
     walked = checks.path(
         checks.makers(0.1, 0.3)[name], checks.start(), lambda w, t: round_bowl(w, t) + (t == 0) * (pull @ w), 10
     )

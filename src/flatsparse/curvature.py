@@ -207,7 +207,7 @@ def extremes(
     Returns: ``{"all": {"weights", "largest", "smallest", "trace", "trace_half"}, "live": {…}}``; ``trace_half`` is half of a
     95 % interval.
     """
-    told = {}
+    told: dict[str, Any] = {}
     for space, kept in (("all", None), ("live", masks or None)):
         hessian = Hessian(model, loss, kept)
         if told and hessian.size == told["all"]["weights"]:

@@ -14,7 +14,7 @@ from flatsparse.lab.folder import Progress
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.run import Run
 from flatsparse.storage import read_json_lines
-from tests.lab.test_training import Killed, KillAfter
+from tests.lab.test_training import KillAfter, Killed
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 

@@ -78,46 +78,45 @@ class Probe:
             yield F.cross_entropy(self.model(inputs), targets, reduction="sum") / self.count
 
     def _gains(self, parts: Parts, masks: dict[str, Tensor], step: int) -> dict[str, Any]:
-        named = dict(self.model.named_parameters())
-        zeroing: dict[nn.Parameter, Callable[[Tensor], Tensor]] = {
-            named[name]: lambda t, m=mask: t.mul_(m) for name, mask in masks.items()  # type: ignore[misc]
-        }
-        previous = _live(parts.model, masks)
+        previous = _live_gradients(parts.model, masks)
         source = generator(parts.run.seed, "probe", step)
-        told: dict[str, list[float]] = {}
-        cosines = []
-        for inputs, targets in self.batches:
+        found = [self._gains_on(batch, previous, masks, source) for batch in self.batches]
+        means = {name: statistics.fmean(gained[name] for gained in found) for name in found[0]}
+        return {"cosine": means.pop("cosine"), "gain": means}
 
-            def loss(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-                return F.cross_entropy(self.model(inputs), targets)
+    def _gains_on(
+        self, batch: tuple[Tensor, Tensor], previous: list[Tensor], masks: dict[str, Tensor], source: torch.Generator
+    ) -> dict[str, float]:
+        inputs, targets = batch
+        named = dict(self.model.named_parameters())
+        zeroing = {named[name]: _zeroing(mask) for name, mask in masks.items()}
 
-            def gradient(loss: Callable[[], Tensor] = loss) -> float:
-                self.model.zero_grad()
-                value = loss()
-                value.backward()
-                return float(value.detach())
+        def value() -> float:
+            return float(F.cross_entropy(self.model(inputs), targets))
 
-            gradient()
-            own = _live(self.model, masks)
-            noise = [torch.randn(p.shape, generator=source).to(p) for p in own]
-            noise = [zeroing.get(p, lambda t: t)(t) for p, t in zip(named.values(), noise, strict=True)]
-            along = {"sam": own, "previous": previous, "random": noise}
-            found = gains(self.model, along, lambda loss=loss: float(loss()), self.rho)
-            found["worst"] = m_sharpness(self.model, zeroing, [gradient], self.rho)[0]
-            for name, gain in found.items():
-                told.setdefault(name, []).append(gain)
-            cosines.append(_cosine(previous, own))
-        return {
-            "gain": {name: statistics.fmean(gained) for name, gained in told.items()},
-            "cosine": statistics.fmean(cosines),
-        }
+        def gradient() -> float:
+            self.model.zero_grad()
+            loss = F.cross_entropy(self.model(inputs), targets)
+            loss.backward()
+            return float(loss.detach())
+
+        gradient()
+        own = _live_gradients(self.model, masks)
+        noise = [torch.randn(p.shape, generator=source).to(p) for p in own]
+        for p, drawn in zip(named.values(), noise, strict=True):
+            if p in zeroing:
+                zeroing[p](drawn)
+        found = gains(self.model, {"sam": own, "previous": previous, "random": noise}, value, self.rho)
+        (worst,) = m_sharpness(self.model, zeroing, [gradient], self.rho)
+        one, other = (torch.cat([t.flatten() for t in tensors]).double() for tensors in (previous, own))
+        return {**found, "worst": worst, "cosine": float(F.cosine_similarity(one, other, dim=0))}
 
 
-def _live(model: nn.Module, masks: dict[str, Tensor]) -> list[Tensor]:
-    """A model's gradients, zero outside the masks."""
+def _live_gradients(model: nn.Module, masks: dict[str, Tensor]) -> list[Tensor]:
+    """A copy of a model's gradients, zero outside the masks."""
     slopes = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     return [torch.where(masks[name], slope, 0) if name in masks else slope for name, slope in slopes.items()]
 
 
-def _cosine(one: list[Tensor], other: list[Tensor]) -> float:
-    return float(F.cosine_similarity(*(torch.cat([t.flatten() for t in ts]).double() for ts in (one, other)), dim=0))
+def _zeroing(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.mul_(mask)
