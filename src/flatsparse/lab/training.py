@@ -65,8 +65,8 @@ def train(
 
     Args:
         run: what to train; see ``Run``.
-        out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every few epochs, and at the end
-            ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
+        out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every few
+            epochs, and at the end ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
         resume: go on from the folder's checkpoint, or return its result if it is finished.
         watcher: is told of progress.
         test: read the test set at the end. Without it the result is for choices, on the validation images.
