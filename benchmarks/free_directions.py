@@ -8,6 +8,7 @@ RigL at 95 % on 300 scans of digits, 40 epochs of 64 scans a step: the setting o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
 SETTING = Run(train_size=300, batch_size=64, epochs=40, method="rigl", sparsity=0.95)
 RHOS = (0.05, 0.2, 0.5)
-GAIN_SEEDS, LOOK_EVERY = range(4), 5
+GAIN_SEEDS, LOOK_EVERY = range(4), 3  # steps; an epoch has 5, so looks fall on all of its batches
 TUNE_RHOS, TUNE_SEEDS, SEEDS, NOISE = (0.2, 0.5, 1.0), (100, 101), range(8), 0.2
 
 Tensors = dict[nn.Parameter, Tensor]
@@ -113,9 +114,7 @@ def trained(run: Run, direction: Direction | None = None) -> Iterator[tuple[Any,
     for epoch in range(run.epochs):
         parts.net.train()
         splits = parts.splits
-        for batch in batches(
-            splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=epoch
-        ):
+        for batch in batches(splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=epoch):
             yield parts, batch
             parts.optimizer.zero_grad()
             _step(parts.run, parts, *batch, share=1.0)
@@ -129,10 +128,9 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
         SETTING, sharpness=key["sharpness"], rho=0.5, label_noise=key["label_noise"], seed=key["seed"]
     )
     kept, steps = {name: make() for name, (make, _, _) in DIRECTIONS.items()}, run.epochs * 5
-    source = generator(run.seed, "fresh")
     found: dict[str, dict[str, list[list[float]]]] = {}
-    step, directions, copy = 0, {}, None
-    for parts, batch in trained(run):
+    directions, copy = {}, None
+    for step, (parts, batch) in enumerate(trained(run)):
         gradients = {p: p.grad for p in parts.model.parameters() if p.grad is not None}
         if gradients:
             directions = {name: list(kept[name](None, gradients).values()) for name in kept}
@@ -140,20 +138,32 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
             copy = copy or parts.fresh()
             copy.load_state_dict(parts.model.state_dict())
             copy.train()
-            whole = parts.splits.train
-            other = whole.take(torch.randperm(len(whole), generator=source)[: len(batch[1])])
-            another = next(batches(other, parts.splits, len(batch[1])))
-            along = {"sam": _slopes(copy, batch, parts), "fresh": _slopes(copy, another, parts), **directions}
+            value = functools.partial(_loss, copy, batch)
+            along = {
+                "sam": _slopes(copy, batch, parts),
+                "fresh": _slopes(copy, _another(parts, step), parts),
+                **directions,
+            }
             for rho in RHOS:
-                for name, gain in gains(copy, along, lambda b=batch: _loss(copy, b), rho).items():  # type: ignore[misc]
+                for name, gain in gains(copy, along, value, rho).items():
                     thirds = found.setdefault(str(rho), {}).setdefault(name, [[], [], []])
                     thirds[3 * step // steps].append(gain)
-        step += 1
     means = {
         rho: {name: [statistics.fmean(third) for third in thirds] for name, thirds in of.items()}
         for rho, of in found.items()
     }
     return {**key, "gain": means}
+
+
+def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
+    """A batch of scans that are not in the coming one."""
+    run, train = parts.run, parts.splits.train
+    epoch, place = divmod(step, parts.steps_per_epoch)
+    order = torch.randperm(len(train), generator=generator(run.seed, "epoch", epoch))  # as the loop draws it
+    first = place * run.batch_size
+    others = torch.cat([order[:first], order[first + run.batch_size :]])
+    chosen = others[torch.randperm(len(others), generator=generator(run.seed, "fresh", step))[: run.batch_size]]
+    return next(batches(train.take(chosen), parts.splits, run.batch_size))
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
@@ -173,12 +183,12 @@ def _slopes(model: nn.Module, batch: tuple[Tensor, Tensor], parts: Any) -> list[
 
 def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
     """Accuracy on validation and test scans of a run that looks along a direction."""
-    run = dataclasses.replace(
-        SETTING, sharpness="s2sam", rho=key["rho"], label_noise=NOISE, seed=key["seed"]
+    run = dataclasses.replace(SETTING, sharpness="s2sam", rho=key["rho"], label_noise=NOISE, seed=key["seed"])
+    *_, (parts, _) = trained(run, DIRECTIONS[key["direction"]][0]())
+    held, test = (
+        evaluate(parts.run, parts.model, images, parts.splits)[0]
+        for images in (parts.splits.validation, parts.splits.test)
     )
-    for parts, _ in trained(run, DIRECTIONS[key["direction"]][0]()):
-        pass
-    held, test = (evaluate(parts.run, parts.model, images, parts.splits)[0] for images in (parts.splits.validation, parts.splits.test))
     return {**key, "validation": held, "test": test}
 
 
@@ -231,7 +241,9 @@ def main() -> None:
     PAGE.write_text(rendered(records))
 
 
-def share(records: list[dict[str, Any]], sharpness: str, rho: float, name: str, third: int | None = None) -> list[float]:
+def share(
+    records: list[dict[str, Any]], sharpness: str, rho: float, name: str, third: int | None = None
+) -> list[float]:
     """A direction's mean gain over SAM's, run by run."""
 
     def mean(gain: dict[str, list[float]], of: str) -> float:
@@ -263,7 +275,9 @@ def rendered(records: list[dict[str, Any]]) -> str:
         ],
     }
     rest = {r["direction"]: r["rest"] for r in records if r["kind"] == "bowl"}
-    tests = {name: [r["test"] for r in records if r["kind"] == "accuracy" and r["direction"] == name] for name in DIRECTIONS}
+    tests = {
+        name: [r["test"] for r in records if r["kind"] == "accuracy" and r["direction"] == name] for name in DIRECTIONS
+    }
     outcome = []
     for name, (_, buffers, _) in DIRECTIONS.items():
         told = paired_difference(tests[name], tests["previous"])
