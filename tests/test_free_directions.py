@@ -23,7 +23,7 @@ def test_the_page_is_made_of_the_data():
 
 def test_the_data_is_whole():
     records = read_json_lines(study.DATA)
-    wanted = [key for _, key in study.plan(records)]
+    wanted = [key for _, key in study.plan()]
     assert len(records) == len(wanted)
     for key in wanted:
         assert any(all(record.get(name) == value for name, value in key.items()) for record in records)
