@@ -372,13 +372,18 @@ Buffers are those the size of the weights, the neighbour included.
 - Noise is the worst but for the longest average, though it was best at the longest ρ tried and may have more to give, as may
   the others that were.
 - **The previous gradient is the least forgiving of a ρ that is too long**, with the shorter averages: twice the best one ruins
-  it. Scaled layers, signs and extrapolation lose little there. Where ρ cannot be tuned, a function that
-  scales the layers is worth a try: `lambda optimizer, gradients: {p: g * p.norm() / (g.norm() + 1e-12) for p, g in gradients.items()}`.
+  it. Scaled layers, signs and extrapolation lose little there. Where ρ cannot be tuned, *weighted layers* is worth a try:
+
+      def weighted_layers(optimizer, gradients):
+          return {p: g * p.norm() / (g.norm() + 1e-12) for p, g in gradients.items()}
+
+      optimizer = fs.S2SAM(base, rho=0.5, direction=weighted_layers)
+
 - The bowl ranks directions otherwise. Averages, which turn slowly, come to rest far out; down the momentum, which gains
   little, rests nearest to the minimum. On a loss with one minimum and no noise a near worst case is of no use.
 
-Trying two seeds first, with ρ chosen on them alone, gave the previous gradient a worse ρ and three others a lead of 1.5 points
-that looked certain. It was gone once every ρ had eight seeds.
+A first round chose each ρ on two seeds. It gave the previous gradient a worse one, and three others a lead of 1.5 points that
+looked certain; once every ρ had eight seeds it was gone.
 
 What was not studied: large nets and large sets, where batches say more of each other, and schedules of ρ, which change
 how far one looks and not whereto (`--rho-schedule` has them).
