@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.lab.ball import ball_increase
+from flatsparse.lab.ball import ball_increase, gains, m_sharpness
 
 
 class Bowl(nn.Module):
@@ -12,6 +12,9 @@ class Bowl(nn.Module):
         super().__init__()
         self.curvature = torch.tensor(curvature)
         self.w = nn.Parameter(torch.tensor(at))
+
+    def value(self):
+        return float((self.curvature * self.w.square()).sum() / 2)
 
     def gradient(self):
         self.zero_grad()
@@ -56,3 +59,31 @@ def test_the_weights_come_back_bit_for_bit_and_masked_ones_never_move():
 def test_a_flat_loss_rises_by_nothing():
     bowl = Bowl([0.0], [1.0])
     assert ball_increase(bowl, {}, bowl.gradient, radius=0.1) == 0.0
+
+
+def test_m_sharpness_is_the_ball_of_each_batch_by_itself():
+    """Two batches that pull against each other: their mean is flat, each of them is not."""
+    bowl = Bowl([0.0], [1.0])
+
+    def pull(slope):
+        def gradient():
+            bowl.zero_grad()
+            loss = slope * bowl.w.sum()
+            loss.backward()
+            return float(loss.detach())
+
+        return gradient
+
+    assert m_sharpness(bowl, {}, [pull(3.0), pull(-3.0)], radius=0.1) == pytest.approx([0.3, 0.3], rel=1e-4)
+
+
+def test_gains_are_those_of_steps_of_the_same_length():
+    bowl = Bowl([2.0, 8.0], [3.0, 4.0])
+    before = bowl.w.detach().clone()
+    along = {"up": [torch.tensor([7.0, 0.0])], "down": [torch.tensor([0.0, -0.1])], "nowhere": [torch.zeros(2)]}
+    found = gains(bowl, along, bowl.value, radius=0.5)
+    assert found["up"] == pytest.approx(3.5**2 - 3**2, rel=1e-5)
+    assert found["down"] == pytest.approx(4 * 3.5**2 - 4 * 4**2, rel=1e-5)
+    assert found["nowhere"] == 0
+    assert torch.equal(bowl.w, before)
+    assert bowl.w.grad is None

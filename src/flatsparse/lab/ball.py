@@ -1,8 +1,8 @@
-"""How sharp a finished net is: the largest loss found in a ball around its weights."""
+"""How the loss rises near the weights: the largest found in a ball around them, and along given directions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,51 @@ def ball_increase(
     return highest - start
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
+def m_sharpness(
+    model: nn.Module,
+    masks: Mapping[nn.Parameter, Callable[[Tensor], Tensor]],
+    gradients: Iterable[Callable[[], float]],
+    radius: float,
+) -> list[float]:
+    """``ball_increase`` for each batch by itself (m-sharpness is their mean, m images a batch: Foret et al. 2021, sec. 4.1).
+
+    Args:
+        model, masks, radius: see ``ball_increase``.
+        gradients: for each batch, what computes its loss and gradients.
+    """
+    return [ball_increase(model, masks, gradient, radius) for gradient in gradients]
+
+
+@torch.no_grad()
+def gains(
+    model: nn.Module, directions: Mapping[str, Sequence[Tensor]], loss: Callable[[], float], radius: float
+) -> dict[str, float]:
+    """How much the loss rises a step along each direction, ``L(w + ρ d/‖d‖) − L(w)``, all at the same norm ρ.
+
+    Ours: what a free direction is worth beside SAM's and beside a random one.
+
+    Args:
+        model: the network; its weights are put back bit for bit.
+        directions: by name, a tensor for each trained parameter; what a mask shall keep still is zero in them.
+        loss: computes the loss at the weights as they are.
+        radius: ρ, in the units of the weights.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    true = [p.detach().clone() for p in parameters]
+    start, found = loss(), {}
+    try:
+        for name, direction in directions.items():
+            scale = radius / (_norm(direction) + 1e-12)
+            for p, w, d in zip(parameters, true, direction, strict=True):
+                p.copy_(w + d * scale)
+            found[name] = loss() - start
+    finally:
+        for p, w in zip(parameters, true, strict=True):
+            p.copy_(w)
+    return found
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,7 @@ class Parts:
     Attributes:
         own_period: the steps between updates that the method would have had, or that were asked for.
         net: the model, or what wraps it for several processes; training goes through it.
+        fresh: makes another such model, with weights of its own.
         gradient: of the step before, on steps that compare the two.
     """
 
@@ -51,6 +54,7 @@ class Parts:
     splits: Splits
     augment: bool
     steps_per_epoch: int
+    fresh: Callable[[], nn.Module]
     gradient: Tensor | None = None
 
 
@@ -74,7 +78,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     torch.manual_seed(derive(run.seed, "model"))
     assert run.model is not None  # resolved
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    model = MODELS[run.model](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
+    channels = splits.train.images.shape[-1]
+    fresh = functools.partial(MODELS[run.model], num_classes=data.classes, in_channels=channels)
+    model = fresh()
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
@@ -118,6 +124,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         splits,
         data.augmented,
         steps_per_epoch,
+        fresh,
     )
 
 

@@ -36,6 +36,7 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)  # of the epochs so far
+    probes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> None:
@@ -95,10 +96,16 @@ def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
     return restore(state, parts)
 
 
-def write_metrics(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the curve: a line an epoch."""
+def write_metrics(out: Path, progress: Progress) -> None:
+    """Write the curve, a line an epoch, and what was probed, if anything, a line a probe."""
+    _write_lines(out / "metrics.jsonl", progress.records)
+    if progress.probes:
+        _write_lines(out / "probes.jsonl", progress.probes)
+
+
+def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     lines = (json.dumps(sealed(record)) + "\n" for record in records)
-    write_whole(out / "metrics.jsonl", "".join(lines).encode(), durable=False)
+    write_whole(file, "".join(lines).encode(), durable=False)
 
 
 def environment(team: Team = ALONE) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flatsparse.lab import reporting
+from flatsparse.lab import probe, reporting
 from flatsparse.lab.ball import DEFINITION
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.results import Table as BenchTable
@@ -133,6 +133,7 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
         _figure(reporting.curves({run.sharpness: [records]}), CURVES),
         "<h2>Topology</h2>",
         _figure(reporting.topology(records), TOPOLOGY),
+        *_probes(out),
         "<h2>Sparsity by layer</h2>",
         _layers(out),
         "<h2>What was run</h2>",
@@ -257,6 +258,14 @@ def _tuning(tables: Sequence[Table]) -> list[str]:
         rows = [(reporting.LABELS[name], *(f"{a:.1f}" for a in tried.values())) for name, tried in table.tried.items()]
         parts.append(_heading(table) + _grid(("", *(f"ρ = {rho}" for rho in grid)), rows))
     return parts
+
+
+def _probes(folder: Path) -> list[str]:
+    file = folder / "probes.jsonl"
+    if not file.is_file():
+        return []
+    figure = _figure(reporting.probes(read_json_lines(file)), "Every dot is one look at the loss around the weights.")
+    return ["<h2>Around the weights</h2>", figure, _note(f"Seen: {probe.DEFINITION}.")]
 
 
 def _layers(folder: Path) -> str:

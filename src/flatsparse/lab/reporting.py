@@ -181,6 +181,36 @@ def differences(tables: Sequence[Table]) -> Figure:
     return figure
 
 
+def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """What was probed, by step: gains along each direction, the Hessian's largest eigenvalue, and the cosine."""
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    rise, curved, turned = figure.subplots(1, 3)
+    steps = [record["step"] for record in records]
+    style = {"marker": ".", "linewidth": 1.2}
+    for name, label, color in (
+        ("worst", "worst found", "#333333"),
+        ("sam", "own gradient (SAM)", COLORS["sam"]),
+        ("previous", "previous gradient (S²-SAM)", COLORS["s2sam"]),
+        ("random", "random", COLORS["random"]),
+    ):
+        rise.plot(steps, [record["gain"][name] for record in records], color=color, label=label, **style)
+    rise.set_ylabel(f"gain at ρ = {records[0]['rho']:g}")
+    for space, label, dashes in (("all", "all weights", "--"), ("live", "live weights", "-")):
+        largest = [record["curvature"][space]["largest"] for record in records]
+        curved.plot(steps, largest, dashes, color="#333333", label=label, marker=".", linewidth=1.2)
+    curved.set_ylabel("largest eigenvalue")
+    turned.plot(steps, [record["cosine"] for record in records], color=COLORS["s2sam"], **style)
+    turned.axhline(0, color="#333333", linewidth=1)
+    turned.set_ylabel("cosine, previous and own gradient")
+    for axis in (rise, curved, turned):
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    for axis in (rise, curved):
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")

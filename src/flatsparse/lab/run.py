@@ -108,6 +108,8 @@ class Run(Setting):
     """Fraction of training labels that are made wrong."""
     seed: int = 0
     """Decides initial weights, masks, data order, augmentation and noise."""
+    probe_every: int | None = None
+    """Look at curvature and at what each direction gains every so many steps; changes no weight. By default never."""
 
     def resolved(self) -> Run:
         """The run with its defaults filled in.
@@ -125,7 +127,7 @@ class Run(Setting):
         sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
-        for name in ("train_size", "every"):
+        for name in ("train_size", "every", "probe_every"):
             if getattr(self, name) is not None:
                 check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         check_finite("--multiplier", self.multiplier, above=True)

@@ -23,6 +23,7 @@ from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.parent import load_parent, save_parent
+from flatsparse.lab.probe import Probe
 from flatsparse.lab.run import Run
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
@@ -66,8 +67,8 @@ def train(
 
     Args:
         run: what to train; see ``Run``.
-        out: the run's folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt`` every few epochs, and at the end
-            ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
+        out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every few
+            epochs, and at the end ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
         resume: go on from the folder's checkpoint, or return its result if it is finished.
         watcher: is told of progress.
         test: read the test set at the end. Without it the result is for choices, on the validation images.
@@ -90,15 +91,16 @@ def train(
     if shares and progress.epoch == 0:
         progress = load_parent(shares, run, parts) or progress
     if team.leads:
-        write_metrics(out, progress.records)  # an epoch may have been noted, or half noted, after the checkpoint
+        write_metrics(out, progress)  # an epoch may have been noted, or half noted, after the checkpoint
     gone = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + gone)
+    probe = Probe(run.probe_every, parts) if run.probe_every and team.leads else None
     saved = time.monotonic()
     while progress.epoch < run.whole_epochs * parts.training.rounds:
         if progress.epoch == run.whole_epochs * (parts.training.round + 1):
             parts.training.next_round()
             parts.schedule = start_schedule(parts.optimizer, run.whole_epochs * parts.steps_per_epoch)
-        record = _epoch(run, parts, progress, watcher, team)
+        record = _epoch(run, parts, progress, watcher, team, probe)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
             kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
@@ -108,7 +110,7 @@ def train(
             )
         progress.records.append(record)
         if team.leads:
-            write_metrics(out, progress.records)
+            write_metrics(out, progress)
             if shares and progress.epoch == run.whole_epochs:
                 save_parent(shares, run, parts, progress)
         if team.leads and time.monotonic() - saved >= CHECKPOINT_SECONDS:
@@ -118,7 +120,9 @@ def train(
     return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
 
 
-def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: Team) -> dict[str, Any]:
+def _epoch(
+    run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: Team, probe: Probe | None
+) -> dict[str, Any]:
     """Train on every image once, then evaluate on the validation images."""
     training, splits = parts.training, parts.splits
     parts.net.train()
@@ -142,7 +146,9 @@ def _epoch(run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: T
         if due:
             forward = parts.cost.forward(training.masks)
             moved.append(churn(before, training.masks))
-        _probe(parts, progress)
+        _compare_gradients(parts, progress)
+        if probe:
+            started += probe(parts, progress)  # as if no time had passed
         parts.optimizer.zero_grad()
         parts.schedule.step()
         losses += loss.detach() * len(inputs)
@@ -208,7 +214,7 @@ def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float)
     return first[0], first[1]
 
 
-def _probe(parts: Parts, progress: Progress) -> None:
+def _compare_gradients(parts: Parts, progress: Progress) -> None:
     """Now and then note the cosine between the gradients of two consecutive steps, within an epoch."""
     phase = progress.step % parts.steps_per_epoch % PROBE_EVERY
     if phase > 1:

@@ -1,0 +1,62 @@
+"""The study of free directions: its page is made of its data, and its pieces are what they say."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flatsparse.storage import read_json_lines
+from flatsparse.theory import s2sam_rest
+
+spec = importlib.util.spec_from_file_location(
+    "benchmarks_free_directions", Path(__file__).parent.parent / "benchmarks" / "free_directions.py"
+)
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+
+
+def test_the_page_is_made_of_the_data():
+    assert study.PAGE.read_text() == study.rendered(read_json_lines(study.DATA))
+
+
+def test_the_data_is_whole():
+    records = read_json_lines(study.DATA)
+    wanted = [key for _, key in study.plan()]
+    assert len(records) == len(wanted)
+    for key in wanted:
+        assert any(all(record.get(name) == value for name, value in key.items()) for record in records)
+
+
+def test_directions_are_what_their_names_say():
+    p = nn.Parameter(torch.tensor([3.0, 4.0, 0.0]))
+    gradients = [{p: torch.tensor([1.0, -2.0, 0.0])}, {p: torch.tensor([3.0, 2.0, 0.0])}]
+    told = {}
+    for name, (make, _, _) in study.DIRECTIONS.items():
+        direction = make()
+        for gradient in gradients:
+            told[name] = direction(None, gradient)[p]
+    expected = {
+        "previous": [3, 2, 0], "average 0.5": [2, 0, 0], "average 0.9": [1.2, -1.6, 0], "average 0.97": [1.06, -1.88, 0],
+        "down 0.9": [-1.2, 1.6, 0], "extrapolated": [5, 6, 0], "sign": [1, 1, 0], "by weight": [27, 32, 0],
+    }  # fmt: skip
+    for name, values in expected.items():
+        torch.testing.assert_close(told[name], torch.tensor(values, dtype=torch.float32))
+    assert float(told["equal layers"].norm()) == pytest.approx(1)
+    assert float(told["weighted layers"].norm()) == pytest.approx(5)
+    assert told["random"][2] == 0
+    assert set(told) == {*expected, "equal layers", "weighted layers", "random"}
+
+
+def test_on_the_bowl_the_previous_gradient_rests_where_theory_says():
+    found = study.bowl_record({"kind": "bowl", "direction": "previous"})
+    assert found["rest"] == pytest.approx(s2sam_rest(0.1, 2.0, 1.0), rel=1e-3)
+
+
+def test_another_batch_has_no_scan_of_the_coming_one():
+    run = study.dataclasses.replace(study.SETTING, train_size=130, epochs=2, seed=3)
+    for step, (parts, (inputs, _)) in enumerate(study.trained(run)):
+        if step < 2 * parts.steps_per_epoch:
+            others, _ = study._another(parts, step)
+            assert (inputs[:, None] - others[None]).abs().flatten(2).amax(2).min() > 0
