@@ -135,8 +135,8 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     epoch = loop._epoch
 
-    def diverging(run, parts, progress, watcher, team):
-        record = epoch(run, parts, progress, watcher, team)
+    def diverging(run, parts, progress, *others):
+        record = epoch(run, parts, progress, *others)
         return {**record, "train_loss": float("inf")} if progress.epoch == 3 else record
 
     monkeypatch.setattr(loop, "_epoch", diverging)
