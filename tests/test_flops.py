@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.flops import cost, step_flops
+from flatsparse.errors import InputError
+from flatsparse.flops import cost, estimate, step_flops
+from flatsparse.methods import RigL
 from flatsparse.models import digitnet, resnet32
 from flatsparse.rules import Rewire
 
@@ -62,3 +64,28 @@ def _needs_gradient(w):
 
 
 _needs_gradient.dense_gradient = True
+
+
+def test_batch_norms_and_relus_count_one_operation_an_output_when_asked_for():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(200, 10))
+    plain, full = (cost(net, torch.zeros(4, 3, 5, 5), elementwise=elementwise) for elementwise in (False, True))
+    assert full.layers == plain.layers
+    assert (plain.other, full.other) == (0, 2 * 8 * 25)
+
+
+def test_a_layer_that_cannot_be_counted_is_named():
+    with pytest.raises(InputError, match=r"layer 'rnn\.weight'"):
+        cost(digitnet(), torch.zeros(1, 1, 8, 8)).at({"rnn.weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        (RigL, {}, "such as"),
+        (RigL(), {"every": 3}, "beside a method object"),
+        ("rigl", {"evry": 3}, "no option 'evry'"),
+    ],
+)
+def test_an_estimate_refuses_what_sparsify_refuses(method, options, told):
+    with pytest.raises(InputError, match=told):
+        estimate(digitnet(), torch.zeros(1, 1, 8, 8), method, sparsity=0.9, steps=100, **options)

@@ -2,6 +2,7 @@
 
 from flatsparse import methods, models, schedules
 from flatsparse.errors import InputError
+from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, rounds, sparsify
@@ -15,6 +16,7 @@ __all__ = [
     "SAM",
     "InputError",
     "SparseTraining",
+    "estimate",
     "load_masks",
     "methods",
     "models",

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flatsparse.errors import InputError, check_count, check_sparsity
 from flatsparse.layers import PRUNABLE, Pattern, prunable
 from flatsparse.masks import Masks
-from flatsparse.methods import named
+from flatsparse.methods import as_method
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
 from flatsparse.selection import budget
@@ -217,9 +217,7 @@ def estimate(
     """
     check_sparsity(sparsity)
     check_count("steps", steps)
-    if options and not isinstance(method, str):
-        raise InputError(f"options {', '.join(options)} were given beside a method object: give them to the object")
-    plan = (named(method, options) if isinstance(method, str) else method).plan(float(sparsity), steps)
+    plan = as_method(method, options).plan(float(sparsity), steps)
     masks = Masks.of(model, model.parameters(), include, exclude, layers=layers)
     forward = cost(model, sample, elementwise=elementwise)
     run = _Walk(plan, forward, {w.name: w.weight.shape for w in masks}, passes)
@@ -227,14 +225,14 @@ def estimate(
         if plan.rounds and number:
             run.live = plan.rounds.prune.counts(run.scores, run.live, number)
         run.take(steps)
-    made_sparse = {
+    told = {
         name: LayerCost(
             name, tuple(p.shape), run.live.get(name, p.numel()), p.numel(), forward.layers[name], name in run.live
         )
         for name, (p, _) in prunable(model).items()
         if name in forward.layers
     }
-    return Estimate(tuple(made_sparse.values()), run.forward, forward.dense, run.spent / run.steps, run.steps)
+    return Estimate(tuple(told.values()), run.forward, forward.dense, run.spent / run.steps, run.steps)
 
 
 class _Walk:
@@ -256,10 +254,10 @@ class _Walk:
         return self.cost.at({name: count / self.scores[name].numel() for name, count in self.live.items()})
 
     def take(self, steps: int) -> None:
-        """So many steps, as ``SparseTraining`` takes them: none of its rules acts at the first."""
+        """So many steps more, as ``SparseTraining`` takes them: no rule acts at the very first."""
         momentum = self.plan.momentum is not None
         undisturbed = self._step((), momentum)
-        for step in range(1, steps + 1):
+        for step in range(self.steps + 1, self.steps + steps + 1):
             due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)] if self.plan.rules else []
             self.spent += self._step(due, momentum) if due else undisturbed
             for rule in due:

@@ -15,7 +15,7 @@ from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count, check_sparsity
 from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
-from flatsparse.methods import name_of, named
+from flatsparse.methods import as_method, name_of
 from flatsparse.plan import Method, Plan
 from flatsparse.rounds import go_back, snapshot
 from flatsparse.rules import Rule
@@ -458,13 +458,7 @@ def sparsify(
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
         raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
-    if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "plan")):
-        raise InputError(f"method is {method!r}: give a name, or an object such as flatsparse.methods.RigL(every=50)")
-    if options and not isinstance(method, str):
-        raise InputError(
-            f"options {', '.join(options)} were given beside a method object: give them to the object itself"
-        )
-    chosen = named(method, options) if isinstance(method, str) else method
+    chosen = as_method(method, options)
     plan = chosen.plan(float(sparsity), steps)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed, layers)

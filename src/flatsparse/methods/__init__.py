@@ -66,6 +66,7 @@ __all__ = [
     "RigL",
     "RigLITOP",
     "Static",
+    "as_method",
     "kind_of",
     "name_of",
     "name_of_kind",
@@ -124,6 +125,22 @@ def named(name: str, options: dict[str, Any]) -> Method:
             raise unknown("distribution", chosen, DISTRIBUTIONS)
         options = {**options, "distribution": DISTRIBUTIONS[chosen]}
     return kind(**options)
+
+
+def as_method(method: str | Method, options: dict[str, Any]) -> Method:
+    """The method that is meant by a name with its options, or by an object that has them.
+
+    Raises: InputError for what is neither, and for options beside an object.
+    """
+    if isinstance(method, str):
+        return named(method, options)
+    if isinstance(method, type) or not hasattr(method, "plan"):
+        raise InputError(f"method is {method!r}: give a name, or an object such as flatsparse.methods.RigL(every=50)")
+    if options:
+        raise InputError(
+            f"options {', '.join(options)} were given beside a method object: give them to the object itself"
+        )
+    return method
 
 
 def name_of(method: Method) -> str:

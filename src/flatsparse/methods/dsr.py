@@ -18,7 +18,7 @@ class DSR:
 
     The threshold doubles or halves as fewer or more are dropped than wanted. Growth is random, at places that were
     dead before. The period doubles after 1/8, 2/5 and 7/10 of the run, as in the paper's CIFAR runs (epochs 25, 80 and
-    140 of 200). Its code keeps a net's first convolution and shortcuts dense: name them with ``exclude=``.
+    140 of 200). Its code keeps a net's first convolution and shortcuts dense, which ``layers="dsr"`` does.
 
     Attributes:
         every: steps between updates at first.

@@ -34,7 +34,7 @@ class MEST:
         gradient_weight: λ of the importance ``|w| + λ|∂L/∂w|``; 0, as in the published code, is magnitude. Otherwise
             gradients are kept dense on updates, though only the live weights' are read.
         distribution: every layer alike, as in those runs; they keep the first convolution, shortcuts and the last layer
-            dense, which ``exclude=`` does.
+            dense, which ``layers="mest"`` does.
     """
 
     every: int | None = None

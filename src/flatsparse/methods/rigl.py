@@ -23,7 +23,8 @@ class RigL:
         every: steps between updates (ΔT).
         until: the last step that may update, or its share of the run (T_end; 25k of 32k steps in the paper).
         drop_fraction: of a layer's live weights at the first update (α), falling to 0 along half a cosine.
-        distribution: how the live weights are shared out between layers.
+        distribution: how the live weights are shared out between layers. With ``uniform`` the paper leaves the first
+            convolution dense, which ``layers="rigl"`` does.
         weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
         pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
