@@ -32,7 +32,19 @@ LAYERS = [
         "plan",
         "methods",
     ),
-    *("following", "window", "sharpness", "sparsifier", "flops", "models", "flatsparse", "lab", "cli", "__main__"),
+    *(
+        "following",
+        "window",
+        "sharpness",
+        "sparsifier",
+        "flops",
+        "landscape",
+        "models",
+        "flatsparse",
+        "lab",
+        "cli",
+        "__main__",
+    ),
 ]
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
 FILES = sorted(PACKAGE.rglob("*.py"))
