@@ -64,8 +64,8 @@ def losses(
         weights: the centre w, which is never written to.
         plane: the directions δ and η.
         points: (P, 2), pairs of a and b.
-        at_once: how many points are stacked into one call. Pays on an accelerator; on a CPU stacked convolutions
-            are slower than one after the other.
+        at_once: how many points are stacked into one call. On a CPU a small convolutional net took 1.2 times as long with
+            4 and 3 to 5 times as long with 16 as one after the other; on an accelerator it is not measured.
 
     Returns: (P,), in the points' order; at (0, 0) the model's own loss.
     """
@@ -95,7 +95,7 @@ def axis(points: int, reach: float = 1.0) -> list[float]:
     [-1.0, -0.5, 0.0, 0.5, 1.0]
     """
     half = points // 2
-    return [reach * place / half for place in range(-half, half + 1)]
+    return [reach * (place / half) for place in range(-half, half + 1)]
 
 
 def roughness(values: Tensor, clip: float | None = None) -> float:

@@ -28,12 +28,8 @@ def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...
     for record in records:
         ra = of_kind(record, kind)["ra"]
         ranges = [f"{inner['value']:.4f}" for inner in ra["by_range"]]
-        over = (
-            ("", "")
-            if ra["over_first"] is None
-            else (f"{ra['over_first']['mean']:+.4f}", _bounds(ra["over_first"], "+"))
-        )
-        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{ra['mean']:.4f}", _bounds(ra), *over))
+        over = "" if ra["over_first"] is None else _with_half(ra["over_first"], "+")
+        told.append((record["name"], f"{record['centre']:.4f}", *ranges, _with_half(ra), over))
     return told
 
 
@@ -49,7 +45,7 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
             verdict = "is rougher than"
         else:
             verdict = "is smoother than" if high < 0 else "cannot be told from"
-        told.append(f"{record['name']} {verdict} {records[0]['name']}: Ra {over['mean']:+.4f} ({_bounds(over, '+')}).")
+        told.append(f"{record['name']} {verdict} {records[0]['name']}: Ra {_with_half(over, '+')}.")
     if len({record["model"] for record in records}) > 1:
         told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
     cut = [f"{of_kind(record, kind)['clipped']:.1%} of {record['name']}" for record in records]
@@ -65,12 +61,13 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
         f" biases and norms stay. {2 * half + 1} × {2 * half + 1} points on ±{settings.reach:g}. Ra is the mean absolute"
-        f" deviation of the losses, {cut}. The mean over {settings.pairs} pairs of directions, its Student's interval and"
-        f" the differences, paired by directions, are of {coarse} × {coarse} of those points, so the mean need not be"
-        " near the Ra of all points."
+        f" deviation of the losses, {cut}. The mean over {settings.pairs} pairs of directions and the differences, paired by"
+        f" directions, are of {coarse} × {coarse} of those points, so the mean need not be near the Ra of all points; ± is half"
+        " of Student's 95 % interval."
     )
 
 
-def _bounds(interval: Mapping[str, Any], sign: str = "") -> str:
-    low, high = interval["interval95"]
-    return "one pair" if low is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
+def _with_half(interval: Mapping[str, Any], sign: str = "") -> str:
+    """A mean with half of its interval."""
+    high = interval["interval95"][1]
+    return f"{interval['mean']:{sign}.4f}" + ("" if high is None else f" ± {high - interval['mean']:.4f}")
