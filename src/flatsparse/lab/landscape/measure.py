@@ -38,7 +38,7 @@ KINDS: dict[Kind, str] = {
 }
 PIECE = 25  # points: what a kill may cost
 BATCH = 125  # images; at 500 a point takes half as long again, because what is between layers leaves the caches
-SHARES = (0.25, 0.5, 1.0)  # of the range, at which Ra is told
+SHARES = (0.25, 0.5, 1.0)  # of the reach, at which Ra is told: far out it is the clip's as much as the network's
 
 
 @dataclass(frozen=True)
@@ -308,36 +308,39 @@ def of_kind(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def _surface(
     settings: Landscape, folder: Path, first: Path, kind: Kind, values: dict[tuple[Path, Kind, int], Tensor]
 ) -> dict[str, Any]:
-    """The drawn surface, its roughness, and that of every pair on the coarser grid that they share."""
+    """The drawn surface, and its roughness over the whole of it and over its middle."""
     drawn = values[folder, kind, 0]
 
-    def by_pair(run: Path) -> list[float]:
-        return [
-            _ra(settings, values[run, kind, 0][:: settings.stride, :: settings.stride], run),
-            *(_ra(settings, values[run, kind, n], run) for n in range(1, settings.pairs)),
-        ]
+    def pairs(run: Path) -> list[Tensor]:
+        """A run's surfaces on the grid that all pairs of directions share."""
+        coarse = values[run, kind, 0][:: settings.stride, :: settings.stride]
+        return [coarse, *(values[run, kind, n] for n in range(1, settings.pairs))]
 
-    ours = by_pair(folder)
+    def roughness(share: float) -> dict[str, Any]:
+        ours, theirs = ([_ra(settings, _middle(z, share), run) for z in pairs(run)] for run in (folder, first))
+        whole, coarse = _middle(drawn, share), _middle(pairs(folder)[0], share)
+        return {
+            "value": _ra(settings, whole, folder),
+            "reach": settings.reach * (len(whole) - 1) / (len(drawn) - 1),
+            "by_pair": ours,
+            "pairs_reach": settings.reach * (len(coarse) - 1) / (len(settings.axis(1)) - 1),
+            "pairs_points": len(coarse),
+            **_interval(paired_difference(ours, [0.0] * settings.pairs)),
+            "over_first": None if folder == first else _interval(paired_difference(ours, theirs)),
+        }
+
     return {
         "losses": [[z if math.isfinite(z) else None for z in row] for row in drawn.tolist()],
         "clipped": 0.0 if settings.clip is None else float((~(drawn <= settings.clip)).double().mean()),
-        "ra": {
-            "value": _ra(settings, drawn, folder),
-            "by_range": [_inner(settings, drawn, share, folder) for share in SHARES],
-            "by_pair": ours,
-            "points": len(settings.axis(1)),
-            **_interval(paired_difference(ours, [0.0] * settings.pairs)),
-            "over_first": None if folder == first else _interval(paired_difference(ours, by_pair(first))),
-        },
+        "ra": {**roughness(1.0), "by_range": [roughness(share) for share in SHARES]},
     }
 
 
-def _inner(settings: Landscape, values: Tensor, share: float, folder: Path) -> dict[str, float]:
-    """Ra of the middle of a surface."""
-    half = settings.points // 2
+def _middle(values: Tensor, share: float) -> Tensor:
+    """The middle of a surface, at least a place to each side."""
+    half = len(values) // 2
     kept = max(1, math.floor(share * half))
-    middle = values[half - kept : half + kept + 1, half - kept : half + kept + 1]
-    return {"reach": settings.reach * kept / half, "points": 2 * kept + 1, "value": _ra(settings, middle, folder)}
+    return values[half - kept : half + kept + 1, half - kept : half + kept + 1]
 
 
 def _ra(settings: Landscape, values: Tensor, folder: Path) -> float:

@@ -10,26 +10,16 @@ from flatsparse.lab.landscape.measure import Landscape, of_kind
 
 def head(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The heading of the table."""
-    ranges = [f"Ra to ±{inner['reach']:.2g}" for inner in records[0]["ra"]["by_range"]]
-    return (
-        "",
-        "loss at the weights",
-        *ranges,
-        "Ra, mean of pairs",
-        "95 % interval",
-        "against the first",
-        "95 % interval",
-    )
+    return ("", "loss", *(f"Ra to ±{inner['pairs_reach']:.2g}" for inner in records[0]["ra"]["by_range"]), "cut")
 
 
 def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...]]:
-    """A row for each run."""
+    """A row for each run: Ra over the pairs of directions, with half of its interval."""
     told = []
     for record in records:
-        ra = of_kind(record, kind)["ra"]
-        ranges = [f"{inner['value']:.4f}" for inner in ra["by_range"]]
-        over = "" if ra["over_first"] is None else _with_half(ra["over_first"], "+")
-        told.append((record["name"], f"{record['centre']:.4f}", *ranges, _with_half(ra), over))
+        surface = of_kind(record, kind)
+        ranges = [_with_half(inner) for inner in surface["ra"]["by_range"]]
+        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['clipped']:.0%}"))
     return told
 
 
@@ -37,33 +27,37 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """What may be said of each run against the first, along the same directions."""
     told = []
     for record in records[1:]:
-        over = of_kind(record, kind)["ra"]["over_first"]
-        low, high = over["interval95"]
-        if low is None:
-            verdict = "cannot be compared by one pair of directions with"
-        elif low > 0:
-            verdict = "is rougher than"
-        else:
-            verdict = "is smoother than" if high < 0 else "cannot be told from"
-        told.append(f"{record['name']} {verdict} {records[0]['name']}: Ra {_with_half(over, '+')}.")
+        ranges = [_against_first(inner) for inner in of_kind(record, kind)["ra"]["by_range"]]
+        told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
     if len({record["model"] for record in records}) > 1:
         told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
-    cut = [f"{of_kind(record, kind)['clipped']:.1%} of {record['name']}" for record in records]
-    return [*told, f"Cut at the clip: {', '.join(cut)}."]
+    return told
+
+
+def _against_first(ra: Mapping[str, Any]) -> str:
+    over = ra["over_first"]
+    low, high = over["interval95"]
+    if low is None:
+        verdict = "one pair of directions, so nothing can be said"
+    elif low > 0:
+        verdict = "rougher"
+    else:
+        verdict = "smoother" if high < 0 else "cannot be told apart"
+    return f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
 
 
 def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
     """How the figures were measured, in full."""
     images = sorted({record["images"] for record in records})
-    half, coarse = settings.points // 2, records[0]["ra"]["points"]
+    coarse = records[0]["ra"]["pairs_points"]
     cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
     return (
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
-        f" biases and norms stay. {2 * half + 1} × {2 * half + 1} points on ±{settings.reach:g}. Ra is the mean absolute"
-        f" deviation of the losses, {cut}. The mean over {settings.pairs} pairs of directions and the differences, paired by"
-        f" directions, are of {coarse} × {coarse} of those points, so the mean need not be near the Ra of all points; ± is half"
-        " of Student's 95 % interval."
+        f" biases and norms stay. {settings.points} × {settings.points} points on ±{settings.reach:g}. Ra is the mean absolute"
+        f" deviation of the losses, {cut}; how many of the drawn ones are cut is told, for they decide Ra too. In tables it is"
+        f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
+        " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
     )
 
 
