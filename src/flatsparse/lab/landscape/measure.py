@@ -190,7 +190,7 @@ def _measure_all(pieces: Sequence[Piece], settings: Landscape, console: Console)
     with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(len(piece.points) for piece in pieces), completed=before)
         assert settings.jobs is not None  # resolved
-        with workers(min(settings.jobs, max(1, len(todo)))) as pool:
+        with workers(settings.jobs) as pool:
             for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
                 bar.advance(task, done)
     _plane.cache_clear()

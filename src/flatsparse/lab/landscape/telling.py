@@ -31,6 +31,8 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
         told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
     if len({record["model"] for record in records}) > 1:
         told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
+    if len({record["data"] for record in records}) > 1:
+        told.append("The data sets differ, so one loss does not mean the same as another.")
     return told
 
 
