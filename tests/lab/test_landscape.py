@@ -130,10 +130,12 @@ def test_after_a_kill_the_file_is_the_same_and_nothing_is_measured_twice(measure
     with pytest.raises(Killed):
         quietly(settings, tmp_path / "out")
     assert not (tmp_path / "out" / "landscape.json").exists()
+    (tmp_path / "out" / "pieces" / ".some.safetensors.abc.half").write_bytes(b"what a killed process was writing")
     count.clear()
     monkeypatch.setattr(measuring, "_measure_piece", lambda piece: count.append(piece) or work(piece))
     quietly(settings, tmp_path / "out", resume=True)
     assert len(count) == 2 * 2 * 3 - 5
+    assert not list((tmp_path / "out" / "pieces").glob(".*"))
     assert (tmp_path / "out" / "landscape.json").read_bytes() == (whole / "landscape.json").read_bytes()
 
 
@@ -151,6 +153,16 @@ def test_workers_find_the_same(measured, runs, tmp_path):
     found = quietly(Landscape(**{**settings.as_dict(), "runs": runs, "jobs": 2}), tmp_path / "out")
     for ours, theirs in zip(found, records, strict=True):
         assert np.allclose(ours["losses"], theirs["losses"], rtol=1e-5)
+
+
+def test_a_folder_that_holds_another_run_by_now_is_measured_again(runs, tmp_path):
+    place, settings = tmp_path / "run", Landscape(runs=(tmp_path / "run",), **SMALL)
+    shutil.copytree(runs[0], place)
+    (before,) = quietly(settings, tmp_path / "out")
+    shutil.rmtree(place)
+    shutil.copytree(runs[1], place)
+    (after,) = quietly(settings, tmp_path / "out", resume=True)
+    assert after["losses"] != before["losses"]
 
 
 def test_the_runs_are_untouched(runs, tmp_path):

@@ -29,7 +29,7 @@ from flatsparse.lab.pool import cores, workers
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import Difference, paired_difference
 from flatsparse.landscape import Plane, Weights
-from flatsparse.storage import load_tensors, save_tensors, write_json
+from flatsparse.storage import load_tensors, remove_halves, save_tensors, write_json
 
 Kind = Literal["live", "full"]
 KINDS: dict[Kind, str] = {
@@ -145,44 +145,48 @@ def measure(
     Raises: InputError for what cannot be measured, or a folder that holds something else.
     """
     settings, console = settings.resolved(), console or Console(stderr=True)
-    finished = [load_run(folder, data_dir=settings.data_dir) for folder in settings.runs]
+    about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
     claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir"))
     (out / "pieces").mkdir(exist_ok=True)
+    remove_halves(out / "pieces")
     surfaces = {
-        (run.folder, kind, pair): _pieces(settings, run, kind, pair, out / "pieces")
-        for pair in range(settings.pairs)
-        for run in finished
+        (run, kind, pair): _pieces(settings, run, told["digest"], kind, pair, out / "pieces")
+        for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
         for kind in settings.kinds
+        for pair in range(settings.pairs)
     }
     _measure_all([piece for pieces in surfaces.values() for piece in pieces], settings, console)
     values = {place: _assembled(pieces) for place, pieces in surfaces.items()}
-    records = tabulate(settings, finished, values)
+    records = tabulate(settings, about, values)
     write_json(out / "landscape.json", {"settings": settings.as_dict(), "kinds": KINDS, "runs": records})
     return records
 
 
-def _pieces(settings: Landscape, run: Finished, kind: Kind, pair: int, folder: Path) -> list[Piece]:
+def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
+    """What a record says of a run, without the run's data."""
+    return {
+        "run": str(run.folder),
+        "digest": run.digest,
+        **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")},
+        "sparsity": run.result["sparsity"]["prunable"],
+        "images": min(settings.images, len(run.splits.train)),
+    }
+
+
+def _pieces(settings: Landscape, run: Path, digest: str, kind: Kind, pair: int, folder: Path) -> list[Piece]:
     """A surface's pieces. A file's name stands for all that its losses hang on."""
     axis = settings.axis(pair)
-    told = [
-        run.digest,
-        kind,
-        pair,
-        settings.seed,
-        axis,
-        settings.images,
-        PIECE,
-        BATCH,
-        settings.at_once,
-        settings.device,
-    ]
-    key = hashlib.sha256(json.dumps([*told, str(torch.__version__)]).encode()).hexdigest()[:16]
+    told = [digest, kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
+    told += [settings.seed, settings.images, settings.at_once, settings.device]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     starts = range(0, len(axis) ** 2, PIECE)
-    return [Piece(settings, run.folder, kind, pair, s, folder / f"{key}-{s:05}.safetensors") for s in starts]
+    return [Piece(settings, run, kind, pair, s, folder / f"{key}-{s:05}.safetensors") for s in starts]
 
 
 def _measure_all(pieces: Sequence[Piece], settings: Landscape, console: Console) -> None:
     """Measure what is not there yet, with a bar; one that fails stops the rest and its error is raised."""
+    for cache in (_loaded, _ready, _plane):  # a folder may hold another run by now
+        cache.cache_clear()
     columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.completed}/{task.total} points"))
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     todo = [piece for piece in pieces if not piece.file.is_file()]
@@ -193,8 +197,6 @@ def _measure_all(pieces: Sequence[Piece], settings: Landscape, console: Console)
         with workers(settings.jobs) as pool:
             for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
                 bar.advance(task, done)
-    _plane.cache_clear()
-    _ready.cache_clear()
     if not console.is_terminal:
         told = f", {before} before" if before else ""
         console.print(f"measured {sum(len(piece.points) for piece in todo)} points{told}")
@@ -221,15 +223,15 @@ def _measure_piece(piece: Piece) -> int:
     return len(found)
 
 
-# A worker's pieces mostly belong to the surface, or at least to the runs, that the last ones belonged to.
-@functools.lru_cache(maxsize=4)
+# A worker's pieces mostly belong to the surface that the last one belonged to.
+@functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, device: str, data_dir: Path | None) -> Finished:
     run = load_run(folder, device=device, data_dir=data_dir)
     run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images are
     return run
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _ready(
     folder: Path, images: int, device: str, data_dir: Path | None
 ) -> tuple[Weights, Callable[[Weights], Tensor]]:
@@ -237,7 +239,7 @@ def _ready(
     return {name: p.detach() for name, p in run.model.named_parameters()}, mean_loss(run, images)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _plane(folder: Path, device: str, data_dir: Path | None, seed: int, pair: int, kind: Kind) -> Plane:
     run = _loaded(folder, device, data_dir)
     masks = run.masks if kind == "live" else None
@@ -272,28 +274,23 @@ def _assembled(pieces: Sequence[Piece]) -> Tensor:
 
 
 def tabulate(
-    settings: Landscape, finished: Sequence[Finished], values: dict[tuple[Path, Kind, int], Tensor]
+    settings: Landscape, about: Sequence[dict[str, Any]], values: dict[tuple[Path, Kind, int], Tensor]
 ) -> list[dict[str, Any]]:
     """A record for each run: what it is, and its surface and roughness of each kind, the first kind's at the top."""
-    first, *others = settings.kinds
-    names = [run.folder.name for run in finished]
+    top, *others = settings.kinds
+    names = [run.name for run in settings.runs]
     records = []
-    for run in finished:
-        told = {kind: _surface(settings, run.folder, finished[0].folder, kind, values) for kind in settings.kinds}
-        drawn = values[run.folder, first, 0]
+    for run, known in zip(settings.runs, about, strict=True):
+        told = {kind: _surface(settings, run, kind, values) for kind in settings.kinds}
+        half = settings.points // 2
         records.append(
             {
-                "run": str(run.folder),
-                "name": run.folder.name if names.count(run.folder.name) == 1 else str(run.folder),
-                "digest": run.digest,
-                **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed")},
-                "sparsity": run.result["sparsity"]["prunable"],
-                "test_accuracy": run.result["test_accuracy"],
-                "images": min(settings.images, len(run.splits.train)),
+                **known,
+                "name": run.name if names.count(run.name) == 1 else str(run),
                 "grid": list(settings.axis(0)),
-                "centre": float(drawn[settings.points // 2, settings.points // 2]),
-                "kind": first,
-                **told[first],
+                "centre": float(values[run, top, 0][half, half]),
+                "kind": top,
+                **told[top],
                 "also": {kind: told[kind] for kind in others},
             }
         )
@@ -306,10 +303,10 @@ def of_kind(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 
 def _surface(
-    settings: Landscape, folder: Path, first: Path, kind: Kind, values: dict[tuple[Path, Kind, int], Tensor]
+    settings: Landscape, folder: Path, kind: Kind, values: dict[tuple[Path, Kind, int], Tensor]
 ) -> dict[str, Any]:
     """The drawn surface, and its roughness over the whole of it and over its middle."""
-    drawn = values[folder, kind, 0]
+    first, drawn = settings.runs[0], values[folder, kind, 0]
 
     def pairs(run: Path) -> list[Tensor]:
         """A run's surfaces on the grid that all pairs of directions share."""
