@@ -92,9 +92,9 @@ def test_roughness_and_its_interval_by_hand(measured):
     ra = record["ra"]
     assert ra["value"] == pytest.approx(np.abs(heights - heights.mean()).mean())
     inner = heights[1:4, 1:4]
-    assert ra["by_range"][1]["value"] == pytest.approx(np.abs(inner - inner.mean()).mean())
-    assert [told["reach"] for told in ra["by_range"]] == [0.5, 0.5, 1.0]  # the smallest has a place to each side
-    assert {**ra["by_range"][2], "by_range": ra["by_range"]} == ra
+    assert ra["by_range"][0]["value"] == pytest.approx(np.abs(inner - inner.mean()).mean())
+    assert [told["reach"] for told in ra["by_range"]] == [0.5, 1.0]  # a quarter of two places is not one
+    assert {**ra["by_range"][1], "by_range": ra["by_range"]} == ra
     assert ra["by_pair"][0] == ra["value"]  # every place of the grid is compared here
     half = 4.302653 * np.std(ra["by_pair"], ddof=1) / math.sqrt(3)  # Student's, two degrees of freedom
     assert ra["interval95"] == pytest.approx([np.mean(ra["by_pair"]) - half, np.mean(ra["by_pair"]) + half])
@@ -174,8 +174,17 @@ def test_the_runs_are_untouched(runs, tmp_path):
 def test_losses_above_the_clip_count_as_it(runs, tmp_path):
     (record,) = quietly(Landscape(runs=runs[:1], **SMALL, clip=1e-3), tmp_path / "out")
     assert record["ra"]["value"] == 0
-    assert record["clipped"] == 1
+    assert record["ra"]["clipped"] == 1
     assert pictures.surface(record, 1e-3, "live").heights.max() == 1e-3
+
+
+def test_a_cut_that_decides_the_roughness_is_told(runs, tmp_path):
+    (flat, _) = records = quietly(Landscape(runs=runs, **SMALL), tmp_path / "out")
+    assert "are cut" not in telling.sentences(records, "live")[0]
+    clip = float(np.median(flat["losses"]))
+    cut = quietly(Landscape(runs=runs, **SMALL, clip=clip), tmp_path / "out", resume=True)
+    assert f"and {cut[0]['ra']['clipped']:.0%} are cut" in telling.sentences(cut, "live")[0]
+    assert 0.3 < cut[0]["ra"]["clipped"] < 0.5
 
 
 def test_the_command_draws_and_tells(runs, tmp_path, capsys):

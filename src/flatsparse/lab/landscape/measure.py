@@ -318,6 +318,7 @@ def _surface(
         whole, coarse = _middle(drawn, share), _middle(pairs(folder)[0], share)
         return {
             "value": _ra(settings, whole, folder),
+            "clipped": 0.0 if settings.clip is None else float((~(whole <= settings.clip)).double().mean()),
             "reach": settings.reach * (len(whole) - 1) / (len(drawn) - 1),
             "by_pair": ours,
             "pairs_reach": settings.reach * (len(coarse) - 1) / (len(settings.axis(1)) - 1),
@@ -326,10 +327,11 @@ def _surface(
             "over_first": None if folder == first else _interval(paired_difference(ours, theirs)),
         }
 
+    # On so coarse a grid two shares may be the same places.
+    shares = {len(_middle(pairs(folder)[0], share)): share for share in SHARES}
     return {
         "losses": [[z if math.isfinite(z) else None for z in row] for row in drawn.tolist()],
-        "clipped": 0.0 if settings.clip is None else float((~(drawn <= settings.clip)).double().mean()),
-        "ra": {**roughness(1.0), "by_range": [roughness(share) for share in SHARES]},
+        "ra": {**roughness(1.0), "by_range": [roughness(share) for share in shares.values()]},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,24 @@ MAP = "viridis"
 
 @dataclass(frozen=True)
 class Surface:
-    """What is drawn of one run: heights (n, n) over places (n) along both directions, and a line about it."""
+    """What is drawn of one run: heights (n, n) over places (n) along both directions, and their roughness."""
 
+    name: str
     heights: np.ndarray
     places: np.ndarray
-    title: str
+    ra: float
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}\nRa {self.ra:.3f}"
 
 
 def surface(record: Mapping[str, Any], clip: float | None, kind: str) -> Surface:
     """The surface of a run's record in ``landscape.json``, cut at ``clip``."""
     told = of_kind(record, kind)
     heights = np.array([[math.inf if z is None else z for z in row] for row in told["losses"]])
-    title = f"{record['name']}\nRa {told['ra']['value']:.3f}"
-    return Surface(heights if clip is None else np.minimum(heights, clip), np.array(record["grid"]), title)
+    heights = heights if clip is None else np.minimum(heights, clip)
+    return Surface(record["name"], heights, np.array(record["grid"]), told["ra"]["value"])
 
 
 def scale(surfaces: Sequence[Surface]) -> Normalize:
@@ -42,7 +48,7 @@ def scale(surfaces: Sequence[Surface]) -> Normalize:
 
 def in_space(surfaces: Sequence[Surface]) -> Figure:
     """Surfaces in three dimensions, side by side."""
-    return _in_space([list(surfaces)], columns=[s.title for s in surfaces], rows=[""])
+    return _in_space([surfaces], rows=[""])
 
 
 def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
@@ -65,8 +71,9 @@ def figure1(surfaces: Mapping[tuple[str, float], Surface]) -> Figure:
     """Figure 1 of Ji et al. 2024: how surfaces get rougher, a row for each method, a column for each sparsity."""
     methods = list(dict.fromkeys(method for method, _ in surfaces))
     sparsities = list(dict.fromkeys(sparsity for _, sparsity in surfaces))
-    cells = [[surfaces.get((method, sparsity)) for sparsity in sparsities] for method in methods]
-    return _in_space(cells, columns=[f"{s:.0%} sparse" for s in sparsities], rows=methods)
+    return _in_space(
+        [[_at(sparsity, surfaces.get((m, sparsity))) for sparsity in sparsities] for m in methods], methods
+    )
 
 
 def figure3(surfaces: Mapping[tuple[str, str, float], Surface]) -> Figure:
@@ -76,18 +83,24 @@ def figure3(surfaces: Mapping[tuple[str, str, float], Surface]) -> Figure:
     """
     rows = list(dict.fromkeys(key[:2] for key in surfaces))
     sparsities = list(dict.fromkeys(key[2] for key in surfaces))
-    cells = [[surfaces.get((*row, sparsity)) for sparsity in sparsities] for row in rows]
     names = [f"{method}, {LABELS[sharpness]}" for method, sharpness in rows]
-    return _in_space(cells, columns=[f"{s:.0%} sparse" for s in sparsities], rows=names)
+    return _in_space(
+        [[_at(sparsity, surfaces.get((*row, sparsity))) for sparsity in sparsities] for row in rows], names
+    )
 
 
-def _in_space(cells: Sequence[Sequence[Surface | None]], columns: Sequence[str], rows: Sequence[str]) -> Figure:
+def _at(sparsity: float, shown: Surface | None) -> Surface | None:
+    """A surface by its sparsity's name."""
+    return None if shown is None else dataclasses.replace(shown, name=f"{sparsity:.0%} sparse")
+
+
+def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) -> Figure:
     common = scale([shown for row in cells for shown in row if shown is not None])
-    figure = Figure(figsize=(1 + 3.2 * len(columns), 0.4 + 3.0 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False, subplot_kw={"projection": "3d"})
-    for y, (row, name) in enumerate(zip(cells, rows, strict=True)):
-        for x, (shown, column) in enumerate(zip(row, columns, strict=True)):
-            axis = axes[y, x]
+    figure = Figure(figsize=(1 + 3.2 * len(cells[0]), 0.4 + 3.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(cells[0]), squeeze=False, subplot_kw={"projection": "3d"})
+    for y, row in enumerate(cells):
+        axes[y, 0].text2D(-0.05, 0.5, rows[y], transform=axes[y, 0].transAxes, rotation=90, va="center", fontsize=9)
+        for axis, shown in zip(axes[y], row, strict=True):
             if shown is None:
                 axis.set_axis_off()
                 continue
@@ -95,12 +108,7 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], columns: Sequence[str],
             axis.plot_surface(one, other, shown.heights, cmap=MAP, norm=common, rcount=60, ccount=60, linewidth=0)
             axis.set_zlim(common.vmin, common.vmax)
             axis.tick_params(labelsize=6, pad=-2)
-            label = "" if shown.title == column else shown.title.rpartition("\n")[2]
-            axis.set_title(
-                "\n".join(part for part in (column if y == 0 or not label else "", label) if part), fontsize=9
-            )
-            if x == 0 and name:
-                axis.text2D(-0.05, 0.5, name, transform=axis.transAxes, rotation=90, va="center", fontsize=9)
+            axis.set_title(shown.title, fontsize=9)
     _color_bar(figure, common, axes.ravel().tolist())
     return figure
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from flatsparse.lab.landscape.measure import Landscape, of_kind
 
+MUCH = 0.05  # of the losses cut, above which Ra is no longer the network's alone
+
 
 def head(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The heading of the table."""
@@ -19,7 +21,7 @@ def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...
     for record in records:
         surface = of_kind(record, kind)
         ranges = [_with_half(inner) for inner in surface["ra"]["by_range"]]
-        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['clipped']:.0%}"))
+        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
     return told
 
 
@@ -27,7 +29,8 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """What may be said of each run against the first, along the same directions."""
     told = []
     for record in records[1:]:
-        ranges = [_against_first(inner) for inner in of_kind(record, kind)["ra"]["by_range"]]
+        both = (of_kind(who, kind)["ra"]["by_range"] for who in (record, records[0]))
+        ranges = [_against_first(ours, theirs) for ours, theirs in zip(*both, strict=True)]
         told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
     if len({record["model"] for record in records}) > 1:
         told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
@@ -36,7 +39,7 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     return told
 
 
-def _against_first(ra: Mapping[str, Any]) -> str:
+def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     over = ra["over_first"]
     low, high = over["interval95"]
     if low is None:
@@ -45,7 +48,10 @@ def _against_first(ra: Mapping[str, Any]) -> str:
         verdict = "rougher"
     else:
         verdict = "smoother" if high < 0 else "cannot be told apart"
-    return f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
+    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
+    if max(ra["clipped"], first["clipped"]) > MUCH:
+        told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
+    return told
 
 
 def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
