@@ -32,11 +32,13 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.lab.bench.command import Bench
         from flatsparse.lab.commands import Compare, List, Train
+        from flatsparse.lab.landscape.command import Landscape
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    command = _parse({"train": Train, "compare": Compare, "bench": Bench, "list": List}, arguments)
+    commands = {"train": Train, "compare": Compare, "landscape": Landscape, "bench": Bench, "list": List}
+    command = _parse(commands, arguments)
     try:
         command()
     except InputError as problem:

@@ -18,6 +18,9 @@ from flatsparse.lab.ball import DEFINITION
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
+from flatsparse.lab.landscape import pictures, telling
+from flatsparse.lab.landscape.measure import KINDS, Landscape
+from flatsparse.lab.landscape.viewer import viewer
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
 
@@ -154,6 +157,30 @@ def write_bench(what: str, note: str, tables: Sequence[BenchTable], about: Mappi
     settings = [(_text(name.replace("_", " ")), _text(str(value))) for name, value in about.items()]
     parts += [_note(note), "<h2>What was run</h2>", _grid(("setting", "value"), settings)]
     return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
+
+
+def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, out: Path) -> Path:
+    """Write the report of loss surfaces. Returns the file."""
+    parts = []
+    for kind in settings.kinds:
+        surfaces = [pictures.surface(record, settings.clip, kind) for record in records]
+        parts += [
+            f"<h2>{_text(KINDS[kind].capitalize())}</h2>",
+            _list(telling.sentences(records, kind)),
+            viewer(surfaces),
+            _note("Drag, or use the arrow keys: all turn together, and share one scale."),
+            _grid(telling.head(records), [[_text(cell) for cell in row] for row in telling.rows(records, kind)]),
+            _figure(pictures.contours(surfaces), "The same from above; the dot is where the weights are."),
+        ]
+    command = f"{flags(dataclasses.replace(settings, runs=()))} --out {out}"
+    runs = " ".join(str(run) for run in settings.runs)
+    parts += [
+        "<h2>What was measured</h2>",
+        _note(telling.definition(settings, records)),
+        _settings(settings),
+        f"<pre>flatsparse landscape {_text(runs)} {_text(command)}</pre>",
+    ]
+    return _write(out / "report.html", "The loss around trained networks", parts)
 
 
 def flags(settings: Any) -> str:

@@ -1,0 +1,103 @@
+"""A finished run, read back from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.errors import InputError
+from flatsparse.lab.data import Splits, split
+from flatsparse.lab.run import Run
+from flatsparse.lab.sources import load
+from flatsparse.models import MODELS
+from flatsparse.storage import damaged, load_masks, load_tensors, read, read_json
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run left behind.
+
+    Attributes:
+        model: with the true weights, in evaluation mode.
+        masks: bool tensors by parameter name.
+        result: what ``result.json`` says.
+        digest: of the weights, the masks and the settings: two runs that share it are the same.
+    """
+
+    folder: Path
+    run: Run
+    model: nn.Module
+    masks: dict[str, Tensor]
+    result: dict[str, Any]
+    splits: Splits
+    digest: str
+
+
+def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None) -> Finished:
+    """Read a finished run.
+
+    Args:
+        folder: what ``flatsparse train`` or a comparison wrote.
+        device: where model, masks and images go.
+        data_dir: where copies of data sets lie; by default where the run found them.
+
+    Raises: InputError for a folder that is no run's, not finished or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"'{folder}' is no run's folder: give one that flatsparse train wrote")
+    if not (folder / "result.json").is_file():
+        raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
+    settings = read_json(folder / "config.json")["settings"]
+    run = _run(settings, folder)
+    masks, _ = load_masks(folder / "masks.safetensors")
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    data = load(run.data, data_dir or run.data_dir)
+    splits = split(
+        data,
+        train_size=run.train_size,
+        validation_size=run.validation_size,
+        label_noise=run.label_noise,
+        seed=run.seed,
+    )
+    model = MODELS[str(run.model)](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise damaged(folder / "model.safetensors", f"its weights are not those of {run.model}") from None
+    place = torch.device(device)
+    splits = dataclasses.replace(
+        splits, train=splits.train.to(place), validation=splits.validation.to(place), test=splits.test.to(place)
+    )
+    return Finished(
+        folder,
+        run,
+        model.to(place).eval(),
+        {name: mask.to(place) for name, mask in masks.items()},
+        read_json(folder / "result.json"),
+        splits,
+        _digest(folder, settings),
+    )
+
+
+def _run(settings: dict[str, Any], folder: Path) -> Run:
+    odd = sorted(settings.keys() - {field.name for field in dataclasses.fields(Run)})  # one that is missing is younger
+    if odd or settings.get("model") not in MODELS:
+        why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
+        raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    if plain.get("data_dir") is not None:
+        plain["data_dir"] = Path(plain["data_dir"])
+    return Run(**plain)
+
+
+def _digest(folder: Path, settings: dict[str, Any]) -> str:
+    content = [read(folder / name) for name in ("model.safetensors", "masks.safetensors")]
+    told = json.dumps({name: value for name, value in settings.items() if name != "data_dir"}, sort_keys=True)
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (*content, told.encode()))).hexdigest()

@@ -1,0 +1,75 @@
+"""Roughness in a table and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flatsparse.lab.landscape.measure import Landscape, of_kind
+
+MUCH = 0.05  # of the losses cut, above which Ra is no longer the network's alone
+
+
+def head(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The heading of the table."""
+    return ("", "loss", *(f"Ra to ±{inner['pairs_reach']:.2g}" for inner in records[0]["ra"]["by_range"]), "cut")
+
+
+def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...]]:
+    """A row for each run: Ra over the pairs of directions, with half of its interval."""
+    told = []
+    for record in records:
+        surface = of_kind(record, kind)
+        ranges = [_with_half(inner) for inner in surface["ra"]["by_range"]]
+        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
+    return told
+
+
+def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    """What may be said of each run against the first, along the same directions."""
+    told = []
+    for record in records[1:]:
+        both = (of_kind(who, kind)["ra"]["by_range"] for who in (record, records[0]))
+        ranges = [_against_first(ours, theirs) for ours, theirs in zip(*both, strict=True)]
+        told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
+    if len({record["model"] for record in records}) > 1:
+        told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
+    if len({record["data"] for record in records}) > 1:
+        told.append("The data sets differ, so one loss does not mean the same as another.")
+    return told
+
+
+def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    over = ra["over_first"]
+    low, high = over["interval95"]
+    if low is None:
+        verdict = "one pair of directions, so nothing can be said"
+    elif low > 0:
+        verdict = "rougher"
+    else:
+        verdict = "smoother" if high < 0 else "cannot be told apart"
+    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
+    if max(ra["clipped"], first["clipped"]) > MUCH:
+        told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
+    return told
+
+
+def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
+    """How the figures were measured, in full."""
+    images = sorted({record["images"] for record in records})
+    coarse = records[0]["ra"]["pairs_points"]
+    cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
+    return (
+        f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
+        " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
+        f" biases and norms stay. {settings.points} × {settings.points} points on ±{settings.reach:g}. Ra is the mean absolute"
+        f" deviation of the losses, {cut}; how many of the drawn ones are cut is told, for they decide Ra too. In tables it is"
+        f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
+        " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
+    )
+
+
+def _with_half(interval: Mapping[str, Any], sign: str = "") -> str:
+    """A mean with half of its interval."""
+    high = interval["interval95"][1]
+    return f"{interval['mean']:{sign}.4f}" + ("" if high is None else f" ± {high - interval['mean']:.4f}")
