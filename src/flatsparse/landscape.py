@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flatsparse.masks import plain_names
+from flatsparse.layers import plain_names
 from flatsparse.seeds import generator
 
 Weights = dict[str, Tensor]
