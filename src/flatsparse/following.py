@@ -106,11 +106,15 @@ class _Follower:
         model, optimizer = self._model(), self._optimizer()
         assert model is not None
         assert optimizer is not None
-        model.register_forward_pre_hook(self.before_forward, prepend=True)
-        model.register_forward_hook(self.after_forward, always_call=True)
-        # torch marks this hook by setting an attribute, which a bound method does not take.
-        model.register_state_dict_post_hook(partial(self.after_state_dict))
-        model.register_load_state_dict_pre_hook(self.before_load)
+        handles = [
+            model.register_forward_pre_hook(self.before_forward, prepend=True),
+            model.register_forward_hook(self.after_forward, always_call=True),
+            # torch marks this hook by setting an attribute, which a bound method does not take.
+            model.register_state_dict_post_hook(partial(self.after_state_dict)),
+            model.register_load_state_dict_pre_hook(self.before_load),
+        ]
+        for handle in handles:
+            weakref.finalize(optimizer, handle.remove)  # or each new optimizer would leave one more behind
         model.__dict__.setdefault("_flatsparse_followers", []).append(self)
         optimizer.__dict__.setdefault("_followed", weakref.WeakSet()).add(model)
         _followed_classes.add(type(getattr(model, "_orig_mod", model)))

@@ -66,7 +66,7 @@ class MaskedWeight:
         """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
         if self.momentum is not None and self.dense_grad is not None:
             grad = self.grad
-            self.momentum = self.momentum.to(grad.device).lerp_(grad, 1 - decay)
+            self.momentum = self.momentum.to(grad).lerp_(grad, 1 - decay)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
@@ -86,10 +86,10 @@ class MaskedWeight:
     @torch.no_grad()
     def zero_outside(self, tensor: Tensor) -> Tensor:
         """Make a tensor of the weight's shape exactly +0 outside the mask, in place; inside nothing changes."""
-        if self.active == self.weight.numel():
-            return tensor
         if self.mask.device != tensor.device:  # the model was moved after it was made sparse
             self.mask = self.mask.to(tensor.device)
+        if self.active == self.weight.numel():
+            return tensor
         # Multiplied as integers: exact for -0.0, inf and NaN, where a product of numbers is not, and on a CPU five times
         # as fast as filling by a mask.
         values, mask = local(tensor.detach()), local(self.mask)

@@ -14,6 +14,7 @@ from flatsparse.errors import InputError, check_count
 from flatsparse.layers import plain_names
 from flatsparse.rules import PruneTo
 from flatsparse.schedules import Every
+from flatsparse.shards import reshard
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
+    reshard(model)
     return {name: value.detach().clone() for name, value in _tensors(model).items()}
 
 
 @torch.no_grad()
 def go_back(model: nn.Module, kept: dict[str, Tensor]) -> None:
     """Write a snapshot back into the model."""
+    reshard(model)
     for name, value in _tensors(model).items():
         value.copy_(kept[name])

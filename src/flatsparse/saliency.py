@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatsparse.errors import InputError
 from flatsparse.masks import Masks
@@ -79,7 +80,7 @@ class GradientFlow:
             loss = loss_fn(model(half[0]) / self.temperature, half[1])
             return torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True)
 
-        with undisturbed(model):
+        with undisturbed(model), sdpa_kernel(SDPBackend.MATH):  # other forms of attention have no second derivative
             first, second = (gradients(half, create_graph=False) for half in halves)
             flow = [a + b for a, b in zip(first, second, strict=True)]
             products = [torch.zeros_like(w) for w in weights]
@@ -147,7 +148,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [(b, b.clone()) for b in model.buffers()]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=[d for d in devices if d is not None]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[d for d in devices if d is not None]), torch.enable_grad(), _eager(model):
             model.train()
             yield
     finally:
@@ -156,6 +157,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
         for module, training in modes.items():
             module.training = training
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[None]:
+    """A context in which a model that compiles itself does not: a graph of ours would pass for the user's."""
+    compiles = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 def _given(method: str, batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[Iterator[Batch], Loss]:

@@ -42,6 +42,13 @@ def spread(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full.to(like.device), mesh, placements, src_data_rank=None)
 
 
+def reshard(model: nn.Module) -> None:
+    """Make FSDP2 forget what it has gathered of a model, so that the next look gathers it anew."""
+    for module in model.modules():
+        if hasattr(module, "reshard") and hasattr(module, "unshard"):
+            module.reshard()  # type: ignore[operator]  # a module's attribute could be anything
+
+
 def norm(tensors: Sequence[Tensor]) -> Tensor | None:
     """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing.
 

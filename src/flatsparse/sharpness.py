@@ -31,7 +31,8 @@ def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
     """
     kept = {p: optimizer.state.get(p, {}) for p in gradients}
     found = {p: entry.get("momentum_buffer", entry.get("exp_avg")) for p, entry in kept.items()}
-    if any(m is None for m in found.values()):
+    found = {p: m for p, m in found.items() if m is not None}  # a first gradient may have come on a step of a rule
+    if not found and not any(group.get("momentum") or "betas" in group for group in optimizer.param_groups):
         raise InputError(
             f"direction 'momentum' needs a base with a momentum buffer, and {type(optimizer.base).__name__} has none: give"
             " SGD momentum=0.9, or use direction='average'"
@@ -56,15 +57,11 @@ def average(optimizer: S2SAM, gradients: Tensors) -> Tensors:
 
 
 def random_direction(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """Gaussian noise on the live weights (ours: the control that a claim for any other direction needs)."""
+    """Gaussian noise (ours: the control that a claim for any other direction needs)."""
     source = generator(optimizer.seed, "direction", optimizer.param_groups[0]["looks"])
-    noise = {
+    return {
         p: spread(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g) for p, g in gradients.items()
     }
-    for p, masked in optimizer._masked.items():
-        if p in noise:
-            masked.zero_outside(noise[p])
-    return noise
 
 
 AVERAGE = 0.9  # how much of the running average stays at a step
@@ -209,6 +206,10 @@ class S2SAM(SharpnessAware):
             self._keep_neighbour(p, waiting)
         choose = DIRECTIONS[self.direction] if isinstance(self.direction, str) else self.direction
         directions = choose(self, self._begun({**self._gradients(), **dense}))
+        if self.direction not in ("previous", "momentum", "average"):  # those are zero outside the masks already
+            for p, d in directions.items():
+                if p in self._masked:
+                    self._masked[p].zero_outside(d)
         self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
         return loss
 
@@ -224,7 +225,8 @@ class S2SAM(SharpnessAware):
             live = [p for p in group["params"] if p.grad is not None]
             momenta = [base.state[p].get("momentum_buffer") for p in live]
             rows.append((group, live, [p.grad for p in live], momenta, [self._buffer(p, None) for p in live]))
-        usual = all(
+        base._opt_called = True  # type: ignore[attr-defined]  # for a scheduler that asks whether the base has stepped
+        usual = kernel.suits(base) and all(
             self._radius(group) != 0
             and all(m is not None and kernel.takes(p, g, m, u) for p, g, m, u in zip(*row, strict=True))
             for group, *row in rows

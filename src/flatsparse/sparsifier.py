@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,8 @@ class SparseTraining:
 
         It is counted in a byte a weight, from the first update of the masks on.
         """
-        return sum(int(self._explored.get(w.name, w.mask).sum()) for w in self._masks) / self._masks.total
+        seen = (whole(self._explored.get(w.name, w.mask).sum()) for w in self._masks)
+        return sum(map(int, seen)) / self._masks.total
 
     def report(self) -> Report:
         """The masks in numbers, layer by layer."""
@@ -180,6 +182,7 @@ class SparseTraining:
         for wrapper in _chain(self._optimizer):
             if hasattr(wrapper, "restart"):
                 wrapper.restart()
+        self._explored = self._explored or {name: mask.clone() for name, mask in self.masks.items()}
         kept = rounds.prune(self._masks.whole(), self.round)
         if rounds.rewind is not None:
             go_back(model, self._rewind)
@@ -195,7 +198,8 @@ class SparseTraining:
     def mask_gradients(self) -> None:
         """Zero the gradients outside the masks now, e.g. before clipping, so that their norm is the live weights'.
 
-        A rule that is due at the coming step still sees the dense gradient.
+        A rule that is due at the coming step still sees the dense gradient. With a ``GradScaler``, call it after
+        ``scaler.unscale_``: what it keeps for the rule is the gradient as it is now.
         """
         self._mask_gradients(scale=None)
 
@@ -291,7 +295,7 @@ class SparseTraining:
     @torch.no_grad()
     def _prepare(self) -> None:
         """The gradients are complete and the step is next."""
-        self._now = _Step(skipped=self._scaler_skips())
+        self._now = _Step(skipped=self._scaler_skips() or self._pretended())
         if self._now.skipped:
             return
         self._loaded = {}
@@ -351,8 +355,8 @@ class SparseTraining:
         if odd := differing(number, self._group, self._masks[0].weight.device):
             raise InputError(
                 f"masks, weights or gradients differ between processes at step {self.steps_taken} (ranks {odd} from rank 0):"
-                " give all the same weights and seed at the start, and let DistributedDataParallel or fully_shard average"
-                " their gradients"
+                " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
+                " average their gradients"
             )
         self._agreed = True
 
@@ -397,6 +401,13 @@ class SparseTraining:
         """Whether a gradient scaler hands its verdict to a fused base, which then does nothing on its own."""
         found = getattr(self._base, "found_inf", None)
         return found is not None and bool(found.item())
+
+    def _pretended(self) -> bool:
+        """Whether this is the step of no length that torch.distributed.checkpoint takes to make an optimizer's state."""
+        if self._base.state or any(group["lr"] != 0 for group in self._base.param_groups):
+            return False
+        gradients = [p.grad for group in self._base.param_groups for p in group["params"] if p.grad is not None]
+        return not any(bool((local(g) != 0).any()) for g in gradients)
 
 
 class _AfterModelLoad:
@@ -463,9 +474,11 @@ def sparsify(
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed, layers)
     check_budget(masks.budget(sparsity), masks.total, len(masks))
-    # Scores on data are each process's own, and DistributedDataParallel would wait for gradients that never come.
-    alone = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    initial = plan.initial_masks(masks.whole(), alone)
+    with contextlib.ExitStack() as shut:
+        for wrapper in _chain(optimizer):
+            if hasattr(wrapper, "shut"):
+                shut.enter_context(wrapper.shut())  # scores are those of the true weights
+        initial = plan.initial_masks(masks.whole(), _unwrapped(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(
@@ -498,6 +511,15 @@ def rounds(training: SparseTraining) -> Iterator[int]:
     while training.round + 1 < training.rounds:
         training.next_round()
         yield training.round
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """A model without wrappers: scores are each process's own, and need gradients of gradients that no compiler gives."""
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inner = getattr(model, "_orig_mod", None) or model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

@@ -20,7 +20,7 @@ from flatsparse import following
 from flatsparse.errors import InputError, check_finite
 from flatsparse.masks import Mark, MaskedWeight, mark
 from flatsparse.schedules import Schedule
-from flatsparse.shards import is_sharded, local, norm, whole
+from flatsparse.shards import is_sharded, local, norm, reshard, whole
 
 NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
 TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below the norm of any other
@@ -73,6 +73,7 @@ class SharpnessAware(Optimizer):
         for group in base.param_groups:
             check_finite("rho", group.get("rho", first))
             group.setdefault("rho_scheduled", "rho" not in group)
+            group.setdefault("rho", first)
         super().__init__(base.param_groups, {**base.defaults, "rho": first})
         self.base = base
         self.mask_perturbation, self.compact, self.in_place = mask_perturbation, compact, in_place
@@ -83,6 +84,7 @@ class SharpnessAware(Optimizer):
         self._neighbours: dict[nn.Parameter, Tensor] = {}
         self._fresh: list[tuple[Look, Mark]] = []  # the neighbours as they were made, with a mark of each w
         self._made = False  # whether the last step made neighbours to look at
+        self._shut = False  # whether windows stay closed, whatever is called
         self._drops = 0  # windows in a row that found their neighbours stale
         self._masked: Mapping[nn.Parameter, MaskedWeight] = {}
         self._share()
@@ -101,7 +103,11 @@ class SharpnessAware(Optimizer):
 
     def _radius(self, group: dict[str, Any]) -> float:
         """A group's ρ; a group that was added to the base, or loaded from it, has ours."""
-        rho: float = group.setdefault("rho", self.defaults["rho"])
+        if "rho" not in group:
+            looks = self.param_groups[0].get("looks", 0)
+            group["rho"] = self.defaults["rho"] if self._schedule is None else self._schedule(looks + 1)
+            group["rho_scheduled"] = True
+        rho: float = group["rho"]
         return rho
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -109,8 +115,11 @@ class SharpnessAware(Optimizer):
         if "base" not in self.__dict__:  # torch's constructor adopts the base's groups through this method
             super().add_param_group(param_group)
             return
-        check_finite("rho", param_group.setdefault("rho", self.defaults["rho"]))
+        if "rho" in param_group:
+            check_finite("rho", param_group["rho"])
         self.base.add_param_group(param_group)
+        for group in self.param_groups:
+            self._radius(group)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state with each neighbour u in it; the same inside a window as outside."""
@@ -133,7 +142,7 @@ class SharpnessAware(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Masks and followed models attach themselves anew; marks are those of the originals.
-        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_fresh": []})
+        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_fresh": [], "_shut": False})
         self._share()
 
     # -- the window -----------------------------------------------------------------------------------------------
@@ -158,6 +167,16 @@ class SharpnessAware(Optimizer):
         finally:
             self._close()
 
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """A context in which no window is open and none opens."""
+        self._close()
+        self._shut = True
+        try:
+            yield
+        finally:
+            self._shut = False
+
     def train(self) -> None:
         """Nothing to do; here because some trainers call it (the convention of schedule-free optimizers)."""
 
@@ -180,7 +199,7 @@ class SharpnessAware(Optimizer):
         """What a followed model's training forward does first."""
 
     def _open(self) -> None:
-        if self._window:
+        if self._window or self._shut:
             return
         self._window = self._exchange(self._as_made() or self._found())
         self._looked |= bool(self._window)
@@ -222,6 +241,9 @@ class SharpnessAware(Optimizer):
     @torch.no_grad()
     def _exchange(self, looks: list[Look]) -> list[Look]:
         """Let each parameter show the other tensor; returns what then does it the other way round."""
+        if any(is_sharded(p) for p, _, _ in looks):  # after a no-grad forward FSDP2 keeps what it has gathered
+            for model in following.followed(self):
+                reshard(model)
         turned: list[Look] = []
         for p, other, where in looks:
             if where is None and not self.in_place and not is_sharded(p):
@@ -321,7 +343,7 @@ class SharpnessAware(Optimizer):
         self._close()
         for group in self.param_groups:
             group["looks"] = 0
-            if self._schedule is not None and group["rho_scheduled"]:
+            if self._schedule is not None and group.get("rho_scheduled"):
                 group["rho"] = self._schedule(1)
             for p in group["params"]:
                 self._forget_neighbour(p)
@@ -332,7 +354,7 @@ class SharpnessAware(Optimizer):
         taken = self.param_groups[0]["looks"] + 1
         for group in self.param_groups:
             group["looks"] = taken
-            if self._schedule is not None and group.setdefault("rho_scheduled", "rho" not in group):
+            if self._schedule is not None and group.get("rho_scheduled"):
                 group["rho"] = self._schedule(taken + 1)
 
     @torch.no_grad()

@@ -267,3 +267,68 @@ def test_a_window_over_processes_is_what_it_is_in_one(wrapper):
     for answer in together(inside, wrapper):
         assert answer.pop("radius") == pytest.approx(RHO, rel=1e-4)
         assert all(answer.values()), answer
+
+
+def looked_at_between_steps(rank, wrapper, look):
+    model = parallel(net(), wrapper)
+    optimizer = optimizer_for(model, "s2sam")
+    sparse(model, optimizer)
+    seen = []
+    for step in range(STEPS):
+        inputs, targets = (part[rank::2] for part in batches()[step])
+        if look:
+            model.eval()
+            with torch.no_grad():
+                model(inputs)
+            model.train()
+        loss = F.cross_entropy(model(inputs), targets)
+        if look:
+            with torch.no_grad():  # inside the window, where w is asked for
+                seen.append((F.cross_entropy(model(inputs), targets) - loss).abs().item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return plain_tensors(model.state_dict()), seen
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp at once"])
+def test_looks_between_and_inside_steps_change_nothing_and_see_w(wrapper):
+    quiet = together(looked_at_between_steps, wrapper, False)
+    for (ours, _), (theirs, seen) in zip(quiet, together(looked_at_between_steps, wrapper, True), strict=True):
+        assert equal(ours, theirs)
+        assert seen[0] == 0  # the first step has no neighbour
+        assert min(seen[1:]) > 1e-4  # the others' loss at u is not that at w
+
+
+def rounds_with_looks(rank):
+    model = parallel(net(), "fsdp at once")
+    optimizer = optimizer_for(model, "s2sam")
+    training = fs.sparsify(model, optimizer, "lth", sparsity=0.5, steps=2, drop_fraction=0.3)
+    for _ in fs.rounds(training):
+        train(model, optimizer, rank, 2, range(2))
+        with torch.no_grad():
+            model(batches()[0][0])
+    return training.sparsity, training.exploration
+
+
+def test_rounds_of_a_sharded_model_rewind_after_an_evaluation():
+    for sparsity, exploration in together(rounds_with_looks):
+        assert sparsity == pytest.approx(0.5, abs=1e-3)
+        assert exploration == 1.0
+
+
+def refused(rank):
+    from flatsparse.lab.team import Team
+
+    def fail():
+        raise InputError("no such place")
+
+    try:
+        Team(rank, 2).lead(fail)
+    except InputError as problem:
+        return str(problem)
+    return "nothing"
+
+
+def test_what_stops_the_leader_stops_all():
+    assert together(refused) == ["no such place"] * 2

@@ -101,6 +101,10 @@ def _built() -> Path:
     """The shared library for this source and processor, compiled if it is not there yet."""
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatsparse"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no place of the user's own
+        cache = Path(tempfile.mkdtemp(prefix="flatsparse-"))
     file = cache / f"step-{key}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
     if file.is_file():
         return file
@@ -110,7 +114,6 @@ def _built() -> Path:
     )
     if not compiler:
         raise OSError("no C compiler")
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         part, whole = Path(folder, "step.o"), Path(folder, file.name)
         # Linked without OpenMP's library: that which torch has loaded serves, so both share one pool of threads.

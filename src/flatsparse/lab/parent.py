@@ -29,6 +29,11 @@ def _file(folder: Path, run: Run) -> Path:
     return folder / f"dense-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
 
+def has_parent(folder: Path, run: Run) -> bool:
+    """Whether another run has left such a round there."""
+    return _file(folder, run).is_file()
+
+
 def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
     """Put the parts at the end of a first round that another run trained; None when there is no such round.
 

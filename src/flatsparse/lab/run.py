@@ -31,8 +31,8 @@ SHARPNESS: dict[Sharpness, str] = {
 RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "constant": lambda rho, steps: rho,
     "inverse-sqrt": lambda rho, steps: InverseSqrt(rho),
-    "linear": lambda rho, steps: Linear(rho, 0.0, until=steps),
-    "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps),
+    "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
+    "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
 
 
@@ -73,7 +73,7 @@ class Setting:
     multiplier: float = 1.0
     """Train so many times as long: epochs, learning-rate schedule and the last mask update scale, a period in steps does not."""
     pattern: tuple[int, int] | None = None
-    """Keep N of each M inputs live, e.g. 2 4, in layers that allow it; for static, set and rigl."""
+    """Keep N of each M inputs live, e.g. 2 4, in every layer made sparse (--exclude the others); for static, set and rigl."""
     batch_size: int = 128
     """Images a step."""
     lr: float = 0.1

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,17 @@ class Team:
         if self.size > 1:
             for count in counts:
                 dist.all_reduce(count)
+
+    def lead(self, act: Callable[[], None]) -> None:
+        """Let the leader do something for all; all wait, and have its InputError when it has one."""
+        problem = None
+        if self.leads:
+            try:
+                act()
+            except InputError as found:
+                problem = str(found)
+        if (problem := self.told(problem)) is not None:
+            raise InputError(problem)
 
     def told(self, value: Any) -> Any:
         """What the leader says; what others say is not heard. Also a point that none passes before the leader."""

@@ -22,7 +22,7 @@ from flatsparse.lab.build import Parts, build, describe, start_schedule
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
-from flatsparse.lab.parent import load_parent, save_parent
+from flatsparse.lab.parent import has_parent, load_parent, save_parent
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.run import Run
 from flatsparse.lab.team import ALONE, Team
@@ -81,14 +81,13 @@ def train(
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    if team.leads:
-        claim(out, "config.json", run.as_dict(), resume=resume, about=environment(team), free=("data_dir",))
-    team.told(None)
+    about = environment(team)
+    team.lead(lambda: claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)))
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
     shares = parent if parts.training.rounds > 1 else None
-    if shares and progress.epoch == 0:
+    if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
         progress = load_parent(shares, run, parts) or progress
     if team.leads:
         write_metrics(out, progress)  # an epoch may have been noted, or half noted, after the checkpoint

@@ -104,7 +104,11 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
     rows, found, record = [], [], {}
     ratios: dict[str, dict[str, Median]] = {}
     for method in methods:
-        options = {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss} if method == "grasp" else {}
+        options = (
+            {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss, "per_class": None}
+            if method == "grasp"
+            else {}
+        )
         trainers = {
             key: Trainer(case, VARIANTS[key], sparsity=sparsity, method=method, device=device, **options)
             for key in kinds
