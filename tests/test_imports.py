@@ -34,7 +34,18 @@ LAYERS = [
         "plan",
         "methods",
     ),
-    *("following", "window", "sharpness", "sparsifier", "flops", "landscape", "models", "curvature", "theory"),
+    *(
+        "following",
+        "window",
+        "sharpness",
+        "report",
+        "sparsifier",
+        "flops",
+        "landscape",
+        "models",
+        "curvature",
+        "theory",
+    ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]

@@ -18,6 +18,7 @@ from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
 from flatsparse.methods import as_method, name_of
 from flatsparse.plan import Method, Plan
+from flatsparse.report import LayerReport, Report
 from flatsparse.rounds import go_back, snapshot
 from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
@@ -28,58 +29,6 @@ ELEMENTWISE = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
 )
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer's masks in numbers."""
-
-    name: str
-    shape: tuple[int, ...]
-    active: int
-    total: int
-
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.active / self.total
-
-
-@dataclass(frozen=True)
-class Report:
-    """A net's masks in numbers; prints as a table."""
-
-    layers: tuple[LayerReport, ...]
-    overall_total: int
-
-    @property
-    def active(self) -> int:
-        return sum(layer.active for layer in self.layers)
-
-    @property
-    def total(self) -> int:
-        return sum(layer.total for layer in self.layers)
-
-    @property
-    def sparsity(self) -> float:
-        """Over the prunable weights."""
-        return 1 - self.active / self.total
-
-    @property
-    def overall_sparsity(self) -> float:
-        """Over the weights of all layers of a prunable kind, chosen or not."""
-        return (self.total - self.active) / self.overall_total
-
-    def __iter__(self) -> Iterator[LayerReport]:
-        return iter(self.layers)
-
-    def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        rows = [
-            f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse"
-            for r in self
-        ]
-        sums = f"{self.active} of {self.total} live: sparsity {self.sparsity:.4%} of the prunable weights"
-        return "\n".join([*rows, f"{sums}, {self.overall_sparsity:.4%} of all matrices"])
 
 
 @dataclass

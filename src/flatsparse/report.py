@@ -1,0 +1,58 @@
+"""A net's masks in numbers, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's masks in numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    active: int
+    total: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.active / self.total
+
+
+@dataclass(frozen=True)
+class Report:
+    """A net's masks in numbers; prints as a table."""
+
+    layers: tuple[LayerReport, ...]
+    overall_total: int
+
+    @property
+    def active(self) -> int:
+        return sum(layer.active for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Over the prunable weights."""
+        return 1 - self.active / self.total
+
+    @property
+    def overall_sparsity(self) -> float:
+        """Over the weights of all layers of a prunable kind, chosen or not."""
+        return (self.total - self.active) / self.overall_total
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.layers)
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        rows = [
+            f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse"
+            for r in self
+        ]
+        sums = f"{self.active} of {self.total} live: sparsity {self.sparsity:.4%} of the prunable weights"
+        return "\n".join([*rows, f"{sums}, {self.overall_sparsity:.4%} of all matrices"])
