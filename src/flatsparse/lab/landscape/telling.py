@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flatsparse.lab.landscape.measure import Landscape, of_kind
+from flatsparse.lab import around
+from flatsparse.lab.landscape.records import of_kind
+from flatsparse.lab.landscape.settings import Landscape
 
 MUCH = 0.05  # of the losses cut, above which Ra is no longer the network's alone
 
@@ -52,6 +54,42 @@ def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     if max(ra["clipped"], first["clipped"]) > MUCH:
         told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
     return told
+
+
+CURVATURE = ("", "weights", "largest", "smallest", "trace")
+GAINS = ("", "ρ", "worst found", "own gradient (SAM)", "previous (S²-SAM)", "random", "cosine of the two")
+
+
+def curvature(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Two rows for each run: the Hessian's ends and trace over the live weights, and over all."""
+    told: list[tuple[str, ...]] = []
+    for record in records:
+        for space in ("live", "all"):
+            seen = record["hessian"][space]
+            ends = (f"{seen['largest']:.4g}", f"{seen['smallest']:.3g}")
+            trace = f"{seen['trace']:.4g} ± {seen['trace_half']:.2g}"
+            told.append((record["name"] if space == "live" else "", f"{space} ({seen['weights']:,})", *ends, trace))
+    return told
+
+
+def gains(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each run: what each direction gains, and how alike consecutive gradients are."""
+    told = []
+    for record in records:
+        seen = record["around"]
+        rises = [f"{seen['gain'][name]:.4f}" for name in ("worst", "sam", "previous", "random")]
+        told.append((record["name"], f"{seen['rho']:g}", *rises, f"{seen['cosine']:+.3f}"))
+    return told
+
+
+def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
+    """How that was measured, in full."""
+    images = sorted({record["hessian"]["images"] for record in records})
+    return (
+        f"On the first {' or '.join(map(str, images))} training images. The Hessian is that of their mean loss in evaluation"
+        " mode; its ends by Lanczos to 1 %, its trace by random signs, ± half of a 95 % interval, its density by Lanczos"
+        f" quadrature. {around.DEFINITION}; the previous gradient is that of the batch before, at the same weights."
+    )
 
 
 def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
