@@ -15,7 +15,8 @@ from flatsparse.lab.finished import load_run
 from flatsparse.lab.landscape import curved, mechanism, pictures, telling
 from flatsparse.lab.landscape import measure as measuring
 from flatsparse.lab.landscape.folding import folded
-from flatsparse.lab.landscape.measure import Landscape, measure
+from flatsparse.lab.landscape.measure import measure
+from flatsparse.lab.landscape.settings import Landscape, has_bf16
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import train
 from flatsparse.models import MODELS
@@ -109,6 +110,22 @@ def test_a_look_leaves_the_model_as_it_was(runs):
     curved.look(run, 40, seed=0)
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert not run.model.training
+
+
+def test_bf16_rounds_all_but_the_middle(measured, runs, tmp_path):
+    settings = Landscape(runs=runs, precision="bf16", hessian_images=0, **SMALL)
+    for rounded, exact in zip(quietly(settings, tmp_path / "out"), measured[2], strict=True):
+        assert (rounded["precision"], exact["precision"]) == ("bf16", "float32")
+        assert rounded["centre"] == exact["centre"] != rounded["rounded_centre"]
+        assert rounded["losses"] != exact["losses"]
+        np.testing.assert_allclose(rounded["losses"], exact["losses"], rtol=0.05)
+        assert "in the middle is off by" in telling.definition(settings, [rounded])
+
+
+def test_only_large_networks_are_rounded_by_default(runs):
+    settings = Landscape(runs=runs).resolved()
+    assert not settings.in_bf16(1e6)
+    assert settings.in_bf16(1e9) == has_bf16("cpu")
 
 
 def test_no_hessian_when_none_is_asked_for(runs, tmp_path):

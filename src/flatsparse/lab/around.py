@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flatsparse.lab.ball import gains, m_sharpness
 
 Batch = tuple[Tensor, Tensor]
+IMAGES = 512  # looked at, about: a whole number of batches
 RHO = 0.05  # of runs that have none
 DEFINITION = (
     "Gains are rises of a batch's loss (batch norm by its own statistics, as in training) a step of length ρ away on live"

@@ -18,10 +18,9 @@ from flatsparse.lab.data import batches
 from flatsparse.lab.folder import Progress
 from flatsparse.seeds import generator
 
-IMAGES = 512  # looked at, about: a whole number of batches
 DEFINITION = (
-    f"the first training images, as many whole batches as fit into {IMAGES}, without augmentation, labels as trained on, in"
-    f" float32, at the weights after the step. {around.DEFINITION}; the previous one is the gradient just used. Eigenvalues and"
+    f"the first training images, as many whole batches as fit into {around.IMAGES}, without augmentation, labels as trained on,"
+    f" in float32, at the weights after the step. {around.DEFINITION}; the previous one is the gradient just used. Eigenvalues and"
     " trace are those of the Hessian of the mean loss in evaluation mode"
 )
 
@@ -37,7 +36,7 @@ class Probe:
     def __init__(self, every: int, parts: Parts) -> None:
         run, train = parts.run, parts.splits.train
         self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else around.RHO
-        count = min(len(train), max(1, IMAGES // run.batch_size) * run.batch_size)
+        count = min(len(train), max(1, around.IMAGES // run.batch_size) * run.batch_size)
         images = train.take(torch.arange(count))
         self.batches = list(batches(images, parts.splits, run.batch_size))
         self.chunks, self.count = list(batches(images, parts.splits, size=256)), count

@@ -28,7 +28,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
     """
     count = min(images, len(run.splits.train))
     chosen = run.splits.train.take(torch.arange(count))
-    chunks = list(batches(chosen, run.splits, size=125))
+    chunks = list(batches(chosen, run.splits, size=32))  # larger ones leave the caches
 
     def terms() -> Iterator[Tensor]:
         for inputs, targets in chunks:
@@ -39,15 +39,23 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
     density = spectrum(Hessian(run.model, terms, run.masks), STARTS, STEPS, seed)
     points = {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()}
     rho = run.run.rho if run.run.sharpness != "none" and run.run.rho > 0 else around.RHO
+    pairs = _whole_batches(run)
     statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
-    whole = list(batches(chosen, run.splits, size=min(run.run.batch_size, count)))
     run.model.train()
-    gained = around.look_around(run.model, whole, run.masks, rho, generator(seed, "around"))
+    gained = around.look_around(run.model, pairs, run.masks, rho, generator(seed, "around"))
     run.model.eval()
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():
             buffer.copy_(statistics[name])
     return {
         "hessian": {"images": count, **ends, "spectrum": points},
-        "around": {"images": count, "rho": rho, **gained},
+        "around": {"images": sum(len(targets) for _, targets in pairs), "rho": rho, **gained},
     }
+
+
+def _whole_batches(run: Finished) -> list[around.Batch]:
+    """Training batches of the run's size, and at least two: one's gradient is the next one's previous."""
+    size = min(run.run.batch_size, max(1, len(run.splits.train) // 2))
+    count = max(2, around.IMAGES // size) * size
+    chosen = run.splits.train.take(torch.arange(min(count, len(run.splits.train) // size * size)))
+    return list(batches(chosen, run.splits, size=size))

@@ -43,6 +43,7 @@ class Piece:
     kind: Kind
     pair: int
     start: int
+    bf16: bool
     file: Path
 
     @property
@@ -56,12 +57,16 @@ class Piece:
 
     def measure(self) -> None:
         """Measure the losses and keep them."""
-        weights, loss = _ready(self.folder, self.settings.images, self.settings.device, self.settings.data_dir)
-        plane = _plane(
-            self.folder, self.settings.device, self.settings.data_dir, self.settings.seed, self.pair, self.kind
-        )
-        found = landscape.losses(loss, weights, plane, self.points, self.settings.at_once)
-        save_tensors(self.file, {"losses": found.cpu()}, {})
+        chosen = self.settings
+        weights, loss = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, self.bf16)
+        plane = _plane(self.folder, chosen.device, chosen.data_dir, chosen.seed, self.pair, self.kind)
+        found = {"losses": landscape.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
+        if self.bf16:
+            found["rounded"] = found["losses"].clone()
+            exact = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, False)[1]
+            for place in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
+                found["losses"][place] = exact(weights).cpu()
+        save_tensors(self.file, found, {})
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def measure(
     (out / "pieces").mkdir(exist_ok=True)
     remove_halves(out / "pieces")
     surfaces = {
-        (run, kind, pair): _pieces(settings, run, told["digest"], kind, pair, out / "pieces")
+        (run, kind, pair): _pieces(settings, run, told, kind, pair, out / "pieces")
         for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
         for kind in settings.kinds
         for pair in range(settings.pairs)
@@ -116,6 +121,9 @@ def measure(
     _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
     for told, looked in zip(about, curvatures, strict=False):
         told |= read_json(looked.file)
+    for run, told in zip(settings.runs, about, strict=True):
+        if told["precision"] == "bf16":
+            told["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
     values = {place: _assembled(pieces) for place, pieces in surfaces.items()}
     records = tabulate(settings, about, values)
     write_json(out / "landscape.json", {"settings": settings.as_dict(), "kinds": KINDS, "runs": records})
@@ -130,17 +138,21 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
         **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")},
         "sparsity": run.result["sparsity"]["prunable"],
         "images": min(settings.images, len(run.splits.train)),
+        "precision": "bf16" if settings.in_bf16(run.result["flops"]["inference_dense"]) else "float32",
     }
 
 
-def _pieces(settings: Landscape, run: Path, digest: str, kind: Kind, pair: int, folder: Path) -> list[Piece]:
+def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, pair: int, folder: Path) -> list[Piece]:
     """A surface's pieces. A file's name stands for all that its losses hang on."""
     axis = settings.axis(pair)
-    told = [digest, kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
+    told = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
     told += [settings.seed, settings.images, settings.at_once, settings.device]
     key = _key(told)
     starts = range(0, len(axis) ** 2, PIECE)
-    return [Piece(settings, run, kind, pair, s, folder / f"{key}-{s:05}.safetensors") for s in starts]
+    return [
+        Piece(settings, run, kind, pair, s, about["precision"] == "bf16", folder / f"{key}-{s:05}.safetensors")
+        for s in starts
+    ]
 
 
 def _curvature_key(settings: Landscape, about: dict[str, Any]) -> str:
@@ -195,12 +207,12 @@ def _loaded(folder: Path, device: str, data_dir: Path | None) -> Finished:
     return run
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _ready(
-    folder: Path, images: int, device: str, data_dir: Path | None
+    folder: Path, images: int, device: str, data_dir: Path | None, bf16: bool
 ) -> tuple[Weights, Callable[[Weights], Tensor]]:
     run = _loaded(folder, device, data_dir)
-    return {name: p.detach() for name, p in run.model.named_parameters()}, mean_loss(run, images)
+    return {name: p.detach() for name, p in run.model.named_parameters()}, mean_loss(run, images, bf16=bf16)
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,27 +223,35 @@ def _plane(folder: Path, device: str, data_dir: Path | None, seed: int, pair: in
     return one, other
 
 
-def mean_loss(run: Finished, images: int) -> Callable[[Weights], Tensor]:
+def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[Weights], Tensor]:
     """The mean cross-entropy over a run's first training images, as a function of its weights.
 
-    In evaluation mode, so with the batch-norm statistics of training; without augmentation; labels as trained on.
+    In evaluation mode, so with the batch-norm statistics of training; without augmentation; labels as trained on; with
+    ``bf16`` under autocast.
     """
     chosen = run.splits.train.take(torch.arange(min(images, len(run.splits.train))))
     parts = list(batches(chosen, run.splits, size=BATCH))
     model, fold = folded(run.model)
 
+    def outputs(weights: Weights, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
+            return torch.func.functional_call(model, weights, (inputs,)).float()
+
     def loss(weights: Weights) -> Tensor:
         weights = fold(weights)
         sums = [
-            F.cross_entropy(torch.func.functional_call(model, weights, (inputs,)), targets, reduction="sum").double()
-            for inputs, targets in parts
+            F.cross_entropy(outputs(weights, inputs), targets, reduction="sum").double() for inputs, targets in parts
         ]
         return torch.stack(sums).sum() / len(chosen)
 
     return loss
 
 
-def _assembled(pieces: Sequence[Piece]) -> Tensor:
-    values = torch.cat([load_tensors(piece.file)[0]["losses"] for piece in pieces])
+def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
+    values = torch.cat([load_tensors(piece.file)[0][what] for piece in pieces])
     side = math.isqrt(len(values))
     return values.view(side, side)
+
+
+def _centre(values: Tensor) -> Tensor:
+    return values[len(values) // 2, len(values) // 2]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 import tyro
 
 from flatsparse import landscape
@@ -19,6 +20,9 @@ KINDS: dict[Kind, str] = {
     "live": "within the live weights: directions are masked, then normalized",
     "full": "in the full space: weights outside the masks move too",
 }
+
+
+LARGE = 1e7  # FLOPs an image; ResNet-20 has 8e7
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class Landscape:
     """Compare pairs on every so many-th place of the grid. By default the most, up to 6, that keeps centre and corners."""
     clip: float | None = 10.0
     """Losses above it count as it, in the roughness and in the pictures; None for none. Guessing among 10 costs 2.3."""
-    hessian_images: int = 250
-    """Training images of the Hessian, and of what directions gain around the weights; 0 leaves both out."""
+    hessian_images: int = 128
+    """Training images of the Hessian; 0 leaves out curvature, and what directions gain around the weights."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Of all points but the weights' own: float32, bf16, or auto: bf16 for large networks where the machine computes in it."""
     seed: int = 0
     """Decides the directions."""
     data_dir: Path | None = None
@@ -88,6 +94,10 @@ class Landscape:
         kinds = tuple(kind for kind in get_args(Kind) if kind in self.kinds)
         return dataclasses.replace(self, kinds=kinds, stride=stride, device=device, jobs=jobs)
 
+    def in_bf16(self, operations: float) -> bool:
+        """Whether a network of so many FLOPs an image is evaluated in bf16; for small ones it saves nothing."""
+        return self.precision == "bf16" or (self.precision == "auto" and operations > LARGE and has_bf16(self.device))
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         data_dir = None if self.data_dir is None else str(self.data_dir)
@@ -96,3 +106,10 @@ class Landscape:
     def axis(self, pair: int) -> tuple[float, ...]:
         """The places along each direction: all for the pair that is drawn, fewer for the others."""
         return tuple(landscape.axis(self.points, self.reach)[:: self.stride if pair else 1])
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a device multiplies in bf16 itself, and does not only pretend to."""
+    if device == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)

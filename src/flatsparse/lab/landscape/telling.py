@@ -96,11 +96,14 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
     """How the figures were measured, in full."""
     images = sorted({record["images"] for record in records})
     coarse = records[0]["ra"]["pairs_points"]
+    rounded = [record for record in records if record["precision"] == "bf16"]
+    off = max((abs(record["rounded_centre"] - record["centre"]) for record in rounded), default=0.0)
+    precision = f" Points but the middle in bf16, which in the middle is off by {off:.2g}." if rounded else ""
     cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
     return (
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
-        f" biases and norms stay. {settings.points} × {settings.points} points on ±{settings.reach:g}. Ra is the mean absolute"
+        f" biases and norms stay.{precision} {settings.points} × {settings.points} points on ±{settings.reach:g}. Ra is the mean absolute"
         f" deviation of the losses, {cut}; how many of the drawn ones are cut is told, for they decide Ra too. In tables it is"
         f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
         " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
