@@ -20,8 +20,8 @@ from flatsparse.seeds import generator
 
 DEFINITION = (
     f"the first training images, as many whole batches as fit into {around.IMAGES}, without augmentation, labels as trained on,"
-    f" in float32, at the weights after the step. {around.DEFINITION}; the previous one is the gradient just used. Eigenvalues and"
-    " trace are those of the Hessian of the mean loss in evaluation mode"
+    f" in float32, at the weights after the step. {around.DEFINITION}; the previous one is the gradient just used. Eigenvalues"
+    " and trace are those of the Hessian of the mean loss in evaluation mode"
 )
 
 

@@ -103,8 +103,9 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
     return (
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
-        f" biases and norms stay.{precision} {settings.points} × {settings.points} points on ±{settings.reach:g}. Ra is the mean absolute"
-        f" deviation of the losses, {cut}; how many of the drawn ones are cut is told, for they decide Ra too. In tables it is"
+        f" biases and norms stay.{precision} {settings.points} × {settings.points} points on"
+        f" ±{settings.reach:g}. Ra is the mean absolute deviation of the losses, {cut}; how many of the drawn"
+        " ones are cut is told, for they decide Ra too. In tables it is"
         f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
         " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
     )
