@@ -25,6 +25,8 @@ LAYERS = [
         "operations",
         "tracing",
         "channels",
+        "constants",
+        "shrinking",
         "masks",
         "health",
         "patterns",
