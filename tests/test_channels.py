@@ -63,6 +63,25 @@ def test_all_ways_to_flatten_are_one(view):
 
 
 @pytest.mark.parametrize(
+    ("view", "kept"),
+    [
+        (lambda x, y: y.view(x.size(0), -1), False),
+        (lambda x, y: y.view(x[::2].size(0), -1), True),  # two images in a row
+        (lambda x, y: F.relu(y).view(y.shape[0], -1), False),
+    ],
+)
+def test_a_view_is_a_flatten_only_with_its_own_batch_size(view, kept):
+    net = Net(lambda net, x: view(x, net.a(x)), features=72 if kept else 36)
+    assert (reasons(net)[0] is not None) == kept
+    assert net(torch.randn(2, 3, 3, 3)).shape[1] == 2
+
+
+def test_an_example_that_is_no_input_is_an_input_error():
+    with pytest.raises(fs.InputError, match=r"^the example \(2, 7\) is no input of the model"):
+        channel_groups(fs.models.digitnet(), torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize(
     ("combine", "reason"),
     [
         (lambda net, x: net.a(x) + net.b(x), None),

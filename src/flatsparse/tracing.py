@@ -35,9 +35,10 @@ class Slot:
 
 @dataclass(eq=False)
 class Channels:
-    """A group in the making. What was merged into another points to it."""
+    """A group in the making. What was merged into an earlier one points to it."""
 
     size: int
+    order: int
     writes: list[Slot] = field(default_factory=list)
     norms: list[Slot] = field(default_factory=list)
     reads: list[Slot] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Channels:
         return self if self.merged is None else self.merged.root()
 
     def merge(self, other: Channels) -> None:
-        mine, theirs = self.root(), other.root()
+        mine, theirs = sorted((self.root(), other.root()), key=lambda channels: channels.order)
         if mine is not theirs:
             mine.writes += theirs.writes
             mine.norms += theirs.norms
@@ -221,7 +222,7 @@ class Trace:
                 part.channels.root().reads += self._slots(node, ("weight",), self.block(part), offset, dim=1)
 
     def _written(self, node: fx.Node, size: int) -> Channels:
-        written = Channels(size, writes=self._slots(node, ("weight", "bias")))
+        written = Channels(size, len(self._all), self._slots(node, ("weight", "bias")))
         self._all.append(written)
         return written
 
@@ -261,6 +262,10 @@ def _graph(model: nn.Module, example: Tensor | None) -> fx.Graph:
         try:
             with torch.no_grad():
                 ShapeProp(fx.GraphModule(model.eval(), graph)).propagate(example)
+        except Exception:
+            raise InputError(
+                f"the example {tuple(example.shape)} is no input of the model: give one that it takes"
+            ) from None
         finally:
             for module, training in modes.items():
                 module.training = training
