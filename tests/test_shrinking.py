@@ -191,6 +191,21 @@ def test_a_small_model_is_loaded_into_a_narrow_one(name):
     assert repr(again) == repr(small)
 
 
+def test_a_depthwise_convolution_of_one_channel_is_loaded_too():
+    def make():
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    model, inputs = make(), torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        model[3].weight[:, 1:] = 0
+    small = shrink(model)
+    again = narrow(make(), widths(small))
+    again.load_state_dict(small.state_dict())
+    assert (again[1].groups, again[1].in_channels, again[1].out_channels) == (1, 1, 1)
+    assert same(again(inputs), small(inputs))
+    assert_equal_outputs(model, small, inputs)
+
+
 def test_a_small_model_says_what_it_is_and_trains():
     model = fs.models.mobilenet_v2()
     small = shrink(model, channel_masks(model, 0.5, "both")).train()

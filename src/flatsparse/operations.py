@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,21 @@ def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., 
         return lambda first, *rest, **options: getattr(first, str(node.target))(*rest, **options)
     assert callable(node.target)
     return node.target
+
+
+def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
+    """The modules that hold a parameter which is used by more than one call."""
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    calls += [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
+    uses = Counter(id(p) for name in calls for p in modules[name].parameters(recurse=False))
+    return {name for name in calls if any(uses[id(p)] > 1 for p in modules[name].parameters(recurse=False))}
+
+
+def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """What a node calls, in words."""
+    if node.op == "call_module":
+        return f"{type(modules[str(node.target)]).__name__} '{node.target}'"
+    return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
 def _name(node: fx.Node) -> str:
