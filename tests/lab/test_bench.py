@@ -283,6 +283,7 @@ def test_memory_counts_dense_and_sparse(tmp_path, capsys):
         ("bench sparse --model resnet23", "resnet32"),
         ("bench sparse --channels 1", "--channels 1"),
         ("bench sparse --channels 1.5", "--channels 1.5"),
+        ("bench sparse --quick --device cpu --sparsity 0.99999 --out here", "every layer keeps one"),
         ("bench sparse --batch-size 0", "--batch-size 0"),
         ("bench step --channels 0.5", "are for sparse, not for step"),
         ("bench memory --quick --device cpu --sparsity 0.99999 --out here", "every layer keeps one"),

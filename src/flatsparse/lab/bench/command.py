@@ -20,7 +20,7 @@ from flatsparse.lab import page
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images
 from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
-from flatsparse.lab.bench.sparse import RUNS, SMALL, sparse_table
+from flatsparse.lab.bench.sparse import RUNS, SMALL, csr, sparse_table
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
@@ -65,10 +65,11 @@ class Bench:
     def __call__(self) -> None:
         bench, console = self.resolved(), Console()
         assert bench.sparsity is not None  # resolved
-        for case in (
-            () if bench.what == "sparse" else bench.cases().values()
-        ):  # a net that cannot be so sparse is refused before the folder is touched
-            Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
+        for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
+            if bench.what == "sparse":
+                csr(case.model(), bench.sparsity)
+            else:
+                Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
         about = {"processor": processor(bench.device), **environment()}
         if bench.out is not None:
             _make_empty(bench.out)

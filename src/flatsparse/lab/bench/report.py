@@ -10,13 +10,8 @@ from rich.table import Table as Grid
 
 from flatsparse.lab.bench.results import Table
 
-COLORS = {
-    "wall": "#999999",
-    "implied": "#d55e00",
-    "throughput": "#0072b2",
-    "inference": "#0072b2",
-    "training": "#d55e00",
-}
+COLORS = {"wall": "#999999", "implied": "#d55e00", "throughput": "#0072b2"}
+COLORS |= {"inference": "#0072b2", "training": "#d55e00"}
 NOTES = {
     "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
     " which the noise of forward and backward does not reach; wall: of whole steps.",
