@@ -23,6 +23,7 @@ LAYERS = [
         "kernel",
         "layers",
         "masks",
+        "pruned",
         "health",
         "patterns",
         "criteria",
@@ -45,10 +46,11 @@ LAYERS = [
         "models",
         "curvature",
         "theory",
+        "export",
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm", "onnx", "onnxruntime"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

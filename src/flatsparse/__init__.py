@@ -4,6 +4,7 @@ from flatsparse import methods, models, schedules
 from flatsparse.errors import InputError
 from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
+from flatsparse.pruned import masks_from
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
@@ -18,6 +19,7 @@ __all__ = [
     "SparseTraining",
     "estimate",
     "load_masks",
+    "masks_from",
     "methods",
     "models",
     "rounds",
