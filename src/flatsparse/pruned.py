@@ -34,7 +34,8 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
     Raises: InputError when nothing is pruned there, or a file is damaged or of no known kind.
 
     >>> model = nn.Linear(4, 2)
-    >>> _ = nn.utils.prune.l1_unstructured(model, "weight", amount=6)
+    >>> from torch.nn.utils import prune
+    >>> _ = prune.l1_unstructured(model, "weight", amount=6)
     >>> int(masks_from(model)["weight"].sum())
     2
     """
