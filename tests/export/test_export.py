@@ -12,18 +12,20 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.errors import InputError
 from flatsparse.export import (
-    check_onnx,
     load_csr,
+    load_onnx,
+    load_small,
     save_csr,
     save_dense,
     save_onnx,
+    save_small,
     to_csr,
     to_semi_structured,
     with_zeros,
 )
 from flatsparse.export.csr import SparseRows
 from flatsparse.patterns import Pattern
-from tests.export.nets import NETS, net
+from tests.export.nets import NETS, halved, net
 
 LARGE = {"resnet34", "resnet50"}
 every = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETS])
@@ -123,6 +125,20 @@ def test_csr_of_any_convolution(seed):
         assert difference(to_csr(layer, {"weight": mask})(inputs), masked(layer, {"weight": mask})(inputs)) < 1e-5
 
 
+@every
+@torch.no_grad()
+def test_small_says_what_the_masked_model_says(name, tmp_path):
+    model, masks, inputs = net(name)
+    halved(model, masks)
+    save_small(tmp_path / "small.safetensors", model, masks, inputs)
+    small = load_small(tmp_path / "small.safetensors", NETS[name][0](), inputs)
+    assert difference(small(inputs), masked(model, masks)(inputs)) < 1e-5
+    fewer = sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert fewer == (name not in ("linear", "transformer")), (
+        "which have no channels but inputs, outputs and what is kept"
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -142,8 +158,8 @@ def test_onnx_says_what_the_masked_model_says(name, tmp_path):
     model, masks, inputs = net(name)
     save_onnx(tmp_path / "model.onnx", model, masks, inputs[:1])
     wanted = masked(model, masks)(inputs)
-    assert difference(check_onnx(tmp_path / "model.onnx", inputs), wanted) < 1e-5
-    assert difference(check_onnx(tmp_path / "model.onnx", inputs[:1]), wanted[:1]) < 1e-5
+    assert difference(load_onnx(tmp_path / "model.onnx")(inputs), wanted) < 1e-5
+    assert difference(load_onnx(tmp_path / "model.onnx")(inputs[:1]), wanted[:1]) < 1e-5
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -151,7 +167,7 @@ def test_a_damaged_onnx_file_gets_one_line(tmp_path):
     file = tmp_path / "model.onnx"
     file.write_bytes(b"hello, world")
     with pytest.raises(InputError, match="damaged") as caught:
-        check_onnx(file, torch.zeros(1, 8))
+        load_onnx(file)(torch.zeros(1, 8))
     assert "\n" not in str(caught.value)
 
 
@@ -159,7 +175,7 @@ def test_onnx_refuses_other_inputs_in_a_line(tmp_path):
     model, masks, inputs = net("linear")
     save_onnx(tmp_path / "model.onnx", model, masks, inputs)
     with pytest.raises(InputError, match="does not take inputs") as caught:
-        check_onnx(tmp_path / "model.onnx", inputs[:, :3])
+        load_onnx(tmp_path / "model.onnx")(inputs[:, :3])
     assert "\n" not in str(caught.value)
 
 
@@ -176,6 +192,23 @@ def test_what_csr_cannot_read_is_said_in_a_line(tmp_path):
     for file, other, told in cases:
         with pytest.raises(InputError, match=told) as caught:
             load_csr(tmp_path / f"{file}.safetensors", other)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_small_cannot_read_is_said_in_a_line(tmp_path):
+    model, masks, inputs = net("digitnet")
+    halved(model, masks)
+    save_small(tmp_path / "small.safetensors", model, masks, inputs)
+    save_dense(tmp_path / "dense.safetensors", model, masks)
+    cases = [
+        ("small", NETS["resnet20"][0](), "give both of the same run"),
+        ("small", fs.models.digitnet(num_classes=7), "not of this model"),
+        ("small", fs.models.digitnet(width=4), "cannot have"),
+        ("dense", model, "not 'flatsparse-small-1'"),
+    ]
+    for file, other, told in cases:
+        with pytest.raises(InputError, match=told) as caught:
+            load_small(tmp_path / f"{file}.safetensors", other)
         assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
         write_whole(Path(file), read(Path(folder) / "model.onnx"))
 
 
-def check_onnx(file: Path, inputs: Tensor) -> Tensor:
-    """What onnxruntime makes of a file and inputs, on the CPU.
+def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    """What onnxruntime makes of a file, as a function from inputs to outputs, on the CPU.
 
-    Raises: InputError without the extra, and when the file is damaged or its inputs are others.
+    Raises: InputError without the extra, when the file is damaged, and, when called, for inputs of another shape.
     """
     runtime = _needed("onnxruntime")
     content = read(Path(file))
@@ -65,10 +65,15 @@ def check_onnx(file: Path, inputs: Tensor) -> Tensor:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common class of their own
         raise damaged(Path(file), _first_line(problem)) from None
-    try:
-        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0])
-    except Exception as problem:
-        raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({_first_line(problem)})") from None
+
+    def run(inputs: Tensor) -> Tensor:
+        try:
+            found = session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0]
+        except Exception as problem:
+            raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({_first_line(problem)})") from None
+        return torch.from_numpy(found).to(inputs.device)
+
+    return run
 
 
 def _first_line(problem: Exception) -> str:
