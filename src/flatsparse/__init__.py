@@ -1,6 +1,6 @@
 """flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
 
-from flatsparse import methods, models, schedules
+from flatsparse import export, methods, models, schedules
 from flatsparse.errors import InputError
 from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "SparseTraining",
     "estimate",
+    "export",
     "load_masks",
     "masks_from",
     "methods",

@@ -160,7 +160,8 @@ def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn
     new = {}
     for name, tensors in parts.items():
         layer = model.get_submodule(name)
-        new[layer] = KINDS[type(layer)](layer, tensors)  # type: ignore[arg-type]  # KINDS pairs them
+        here = {part: tensor.to(next(layer.parameters()).device) for part, tensor in tensors.items()}
+        new[layer] = KINDS[type(layer)](layer, here)  # type: ignore[arg-type]  # KINDS pairs them
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in new:

@@ -55,14 +55,15 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
 
 
 def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
-    """What onnxruntime makes of a file, as a function from inputs to outputs, on the CPU.
+    """What onnxruntime makes of a file, as a function from inputs to outputs, on the CPU with as many threads as torch.
 
     Raises: InputError without the extra, when the file is damaged, and, when called, for inputs of another shape.
     """
     runtime = _needed("onnxruntime")
-    content = read(Path(file))
+    content, options = read(Path(file)), runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common class of their own
         raise damaged(Path(file), _first_line(problem)) from None
 

@@ -104,32 +104,18 @@ class Export:
         check_count("--images", self.images)
         finished = load_run(self.run, device=usable_device(self.device), data_dir=self.data_dir)
         console, out = Console(), self.out or self.run / "export"
-        record = exporting.export(finished, self.format, out, images=self.images, tell=self._teller(console))
-        console.print(f"files and {exporting.RECORD} are in {out}", highlight=False)
-        console.print(
-            f"the run itself: accuracy {record['run']['accuracy']:.2f} % of {record['run']['images']} test images",
-            highlight=False,
+        tell: Callable[[str], None] = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+        record = exporting.export(
+            finished,
+            self.format,
+            out,
+            images=self.images,
+            tell=lambda name, found: tell(reporting.exported(name, found)),
         )
-
-    def _teller(self, console: Console) -> Callable[[str, dict[str, Any]], None]:
-        def tell(name: str, found: dict[str, Any]) -> None:
-            same = (
-                "outputs bit for bit the run's"
-                if found["difference"] == 0
-                else (f"outputs within {found['difference']:.1e} of the largest")
-            )
-            speeds = [
-                f"; {kind} takes {t['ratio']:.2f} [{t['low']:.2f}–{t['high']:.2f}] of the run's time"
-                for kind in ("inference", "training")
-                if (t := found.get(kind))
-            ]
-            size = f"{found['bytes'] / 1000:,.0f} kB"
-            console.print(
-                f"{name}: {found['file']}, {size}, {same}, accuracy {found['accuracy']:.2f} %{''.join(speeds)}",
-                highlight=False,
-            )
-
-        return tell
+        run = record["run"]
+        tell(
+            f"the run itself has {run['accuracy']:.2f} % on {run['images']} test images; {out / exporting.RECORD} has it all"
+        )
 
 
 @dataclass(frozen=True)

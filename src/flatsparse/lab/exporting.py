@@ -8,6 +8,7 @@ import os
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ from flatsparse.export import (
     to_semi_structured,
     with_zeros,
 )
-from flatsparse.lab.data import batches
+from flatsparse.lab.bench.command import processor
+from flatsparse.lab.data import Images, batches
 from flatsparse.lab.finished import Finished
+from flatsparse.lab.folder import environment
 from flatsparse.lab.statistics import median
 from flatsparse.seeds import derive
 from flatsparse.sparsifier import sparsify
@@ -57,7 +60,7 @@ class Form:
 
     file: str
     write: Callable[[Finished, Path, Tensor], None]
-    load: Callable[[Finished, Path, nn.Module, Tensor], Runs]
+    load: Callable[[Finished, Path, nn.Module], Runs]
     tolerance: float
 
 
@@ -66,12 +69,12 @@ def _write_masks(run: Finished, file: Path, sample: Tensor) -> None:
     save_masks(file, run.masks, method=about["method"], step=int(about["step"]))
 
 
-def _load_dense(run: Finished, file: Path, empty: nn.Module, sample: Tensor) -> Runs:
+def _load_dense(run: Finished, file: Path, empty: nn.Module) -> Runs:
     empty.load_state_dict(load_tensors(file)[0])
     return empty
 
 
-def _load_masks(run: Finished, file: Path, empty: nn.Module, sample: Tensor) -> Runs:
+def _load_masks(run: Finished, file: Path, empty: nn.Module) -> Runs:
     masks, _ = load_masks(file)
     if list(masks) != list(run.masks) or not all(torch.equal(masks[n], m.cpu()) for n, m in run.masks.items()):
         raise InputError("the masks that were read back are not the run's: the file was not kept")
@@ -84,7 +87,7 @@ def _write_two_four(run: Finished, file: Path, sample: Tensor) -> None:
     save_tensors(file, half, {"format": "pt"})
 
 
-def _load_two_four(run: Finished, file: Path, empty: nn.Module, sample: Tensor) -> Runs:
+def _load_two_four(run: Finished, file: Path, empty: nn.Module) -> Runs:
     empty.load_state_dict(load_tensors(file)[0])
     packed = to_semi_structured(empty, run.masks)
     return lambda inputs: packed(inputs.half()).float()
@@ -96,20 +99,20 @@ FORMS = {
     "small": Form(
         "small.safetensors",
         lambda run, file, x: save_small(file, run.model, run.masks),
-        lambda run, file, empty, x: load_small(file, empty),
+        lambda run, file, empty: load_small(file, empty),
         1e-4,
     ),
     "csr": Form(
         "csr.safetensors",
         lambda run, file, x: save_csr(file, to_csr(run.model, run.masks)),
-        lambda run, file, empty, x: load_csr(file, empty),
+        lambda run, file, empty: load_csr(file, empty),
         1e-4,
     ),
     "2:4": Form("two-four.safetensors", _write_two_four, _load_two_four, 1e-2),
     "onnx": Form(
         "model.onnx",
         lambda run, file, x: save_onnx(file, run.model, run.masks, x),
-        lambda run, file, empty, x: load_onnx(file),
+        lambda run, file, empty: load_onnx(file),
         1e-4,
     ),
 }
@@ -139,44 +142,49 @@ def export(
             raise unknown("format", name, FORMS)
     record = _claimed(run, formats, out)
     test = run.splits.test.take(torch.arange(min(images, len(run.splits.test)), device=run.splits.test.labels.device))
-    shown = next(iter(batches(test, run.splits, size=BATCH)))
-    wanted, hits = _outputs(with_zeros(run.model, run.masks), run, test)
-    record["run"] |= {"images": len(test), "accuracy": hits}
+    wanted = _outputs(run.model, run, test)
+    record["run"] |= {"images": len(test), "accuracy": _accuracy(wanted, test)}
     for name in formats:
-        form = FORMS[name]
-        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".half") as folder:
-            file = Path(folder) / form.file
-            form.write(run, file, shown[0])
-            runs = form.load(run, file, _empty(run.model), shown[0])
-            outputs, accuracy = _outputs(runs, run, test)
-            difference = float((outputs - wanted).abs().max() / wanted.abs().max())
-            if not difference <= form.tolerance:
-                raise InputError(
-                    f"format '{name}' does not say what the run says: outputs differ by {difference:.2g} of the largest, and"
-                    f" {form.tolerance:g} is allowed; its file was not kept"
-                )
-            content = read(file)
-            found = {
-                "file": form.file,
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "difference": difference,
-                "tolerance": form.tolerance,
-                "accuracy": accuracy,
-                "images": len(test),
-            }
-            if name not in ("dense", "masks"):  # they are the run's own model again
-                found["inference"] = _time_ratio(_forward(runs, shown[0]), _forward(run.model, shown[0]))
-            if name == "small":
-                found["training"] = _time_ratio(
-                    _training_step(copy.deepcopy(runs), shown),
-                    _training_step(copy.deepcopy(run.model), shown, run.masks),
-                )
-            os.replace(file, out / form.file)
-        record["formats"][name] = found
+        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".half") as folder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            file = Path(folder) / FORMS[name].file
+            record["formats"][name] = _checked(run, name, file, test, wanted)
+            os.replace(file, out / file.name)
         write_json(out / RECORD, record)
-        tell(name, found)
+        tell(name, record["formats"][name])
     return record
+
+
+def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor) -> dict[str, Any]:
+    """Write one form, read it back and compare. Raises InputError when its outputs are not those that are wanted."""
+    form, batch = FORMS[name], next(iter(batches(test, run.splits, size=BATCH)))
+    form.write(run, file, batch[0])
+    runs = form.load(run, file, _empty(run.model))
+    outputs = _outputs(runs, run, test)
+    difference = float((outputs - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    if not difference <= form.tolerance:  # NaN too
+        raise InputError(
+            f"format '{name}' does not say what the run says: outputs differ by {difference:.2g} of the largest, and"
+            f" {form.tolerance:g} is allowed; its file was not kept"
+        )
+    content = read(file)
+    found = {
+        "file": file.name,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "difference": difference,
+        "tolerance": form.tolerance,
+        "accuracy": _accuracy(outputs, test),
+        "images": len(test),
+    }
+    device = wanted.device.type
+    if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
+        found["measured_on"] = {"processor": processor(device), **environment()}
+        found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]))
+    if name == "small":
+        ours, base = copy.deepcopy(runs), copy.deepcopy(run.model)
+        found["training"] = _time_ratio(_training_step(ours, batch), _training_step(base, batch, run.masks))
+    return found
 
 
 def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, Any]:
@@ -209,10 +217,14 @@ def _empty(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _outputs(runs: Runs, run: Finished, test: Any) -> tuple[Tensor, float]:
-    """The outputs of test images in float32, and how many percent of them are right."""
-    outputs = torch.cat([runs(inputs.contiguous()).float() for inputs, _ in batches(test, run.splits, size=100)])
-    return outputs, 100 * float((outputs.argmax(1) == test.labels).float().mean())
+def _outputs(runs: Runs, run: Finished, test: Images) -> Tensor:
+    """The outputs of test images in float32."""
+    return torch.cat([runs(inputs.contiguous()).float() for inputs, _ in batches(test, run.splits, size=100)])
+
+
+def _accuracy(outputs: Tensor, test: Images) -> float:
+    """In percent."""
+    return 100 * float((outputs.argmax(1) == test.labels).float().mean())
 
 
 # -- speed, side by side ----------------------------------------------------------------------------------------------
@@ -223,7 +235,8 @@ def _time_ratio(ours: Callable[[], None], base: Callable[[], None]) -> dict[str,
 
     Below 1 ours is faster.
     """
-    order, ratios, begun = random.Random(derive(0, "order")), [], time.perf_counter()
+    order, begun = random.Random(derive(0, "order")), time.perf_counter()
+    ratios: list[float] = []
     for call in (ours, base, ours, base):  # the first calls allocate
         call()
     while len(ratios) < 3 or (len(ratios) < ROUNDS and time.perf_counter() - begun < SECONDS):
