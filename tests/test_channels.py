@@ -55,7 +55,6 @@ def test_a_flatten_gives_each_channel_a_block_and_a_concatenation_an_offset():
         lambda x: x.reshape(x.shape[0], -1),
         lambda x: x.view((x.size()[0], -1)),
         lambda x: x.flatten(1),
-        lambda x: nn.Flatten()(x),
     ],
 )
 def test_all_ways_to_flatten_are_one(view):
@@ -77,8 +76,7 @@ def test_all_ways_to_flatten_are_one(view):
         (lambda net, x: net.a(x)[:, torch.tensor([3, 2, 1, 0])], "operation 'getitem' is not understood"),
         (lambda net, x: net.a(x).view(-1, 4, 3, 3), "operation 'view' is not understood"),
         (lambda net, x: net.a(x).softmax(1), "operation 'softmax' is not understood"),
-        (lambda net, x: net.a(x) * net.a(x).shape[1], "operation 'getattr' is not understood"),
-        (lambda net, x: net.a(x) + net.a(x.flip(3)), "the weights of 'a' are used more than once"),
+        (lambda net, x: (y := net.a(x)) * y.shape[1], "operation 'getattr' is not understood"),
         (lambda net, x: torch.cat([net.a(x), net.b(x)], 2), "operation 'cat' is not understood"),
         (lambda net, x: net.a(x) - net.b(x).mean(1, keepdim=True), "joined with what no layer gives"),
     ],
@@ -89,10 +87,15 @@ def test_channels_are_followed_or_kept_with_a_reason(combine, reason):
     model(torch.randn(2, 3, 3, 3))
 
 
-def test_shared_weights_and_grouped_convolutions_are_kept():
-    net = Net(lambda net, x: net.a(x) + net.b(x))
-    net.b.weight = net.a.weight
-    assert set(reasons(net)[:-1]) <= {"the weights of 'a' are used more than once", "the model's output"}
+def test_layers_that_are_used_twice_are_in_no_group_and_keep_what_they_read():
+    twice = nn.Sequential(nn.Conv2d(4, 4, 1), shared := nn.Conv2d(4, 4, 1), nn.ReLU(), shared, nn.Conv2d(4, 2, 1))
+    assert reasons(twice) == ["the weights of '1' are used more than once", "the model's output"]
+    tied = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    tied[1].weight = tied[0].weight
+    assert reasons(tied) == ["the model's output"]
+
+
+def test_grouped_convolutions_keep_what_they_read_and_write():
     grouped = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 2, 1))
     assert reasons(grouped) == ["convolution '1' is grouped"] * 2 + ["the model's output"]
 
@@ -148,35 +151,22 @@ def ours(model, example):
 
 
 def theirs(model, example):
-    """The same from Torch-Pruning, which follows gradients of a run; what narrows the model's output is left out."""
+    """The same from Torch-Pruning, which follows the gradients of a run; what narrows the model's output is left out."""
     pruning = pytest.importorskip("torch_pruning")
     graph = pruning.DependencyGraph().build_dependency(model, example)
-    kinds = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    layers.popitem()
     found = set()
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and name != last(model):
-            depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-            prune = pruning.prune_depthwise_conv_out_channels if depthwise else None
-            prune = prune or (
-                pruning.prune_conv_out_channels if isinstance(module, nn.Conv2d) else pruning.prune_linear_out_channels
-            )
-            size = module.weight.shape[0]
-            items = graph.get_pruning_group(module, prune, list(range(size)))
-            narrowed = set()
-            for dependency, _ in items:
-                target = dependency.target.module
-                if isinstance(target, kinds):
-                    inputs = "in_channels" in dependency.handler.__name__ and not isinstance(
-                        target, nn.modules.batchnorm._BatchNorm
-                    )
-                    inputs = inputs and getattr(target, "groups", 1) == 1
-                    narrowed.add((dependency.target.name.partition(" ")[0], int(inputs)))
-            found.add(frozenset(narrowed))
+    for layer in layers.values():
+        prune = graph.get_pruner_of_module(layer).prune_out_channels
+        narrowed = set()
+        for dependency, _ in graph.get_pruning_group(layer, prune, list(range(len(layer.weight)))):
+            name, module = dependency.target.name.partition(" ")[0], dependency.target.module
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
+                reads = dependency.handler.__name__ == "prune_in_channels" and getattr(module, "groups", 1) == 1
+                narrowed.add((name, int(reads and not isinstance(module, nn.modules.batchnorm._BatchNorm))))
+        found.add(frozenset(narrowed))
     return found
-
-
-def last(model):
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 @pytest.mark.parametrize("name", sorted(fs.models.MODELS))
@@ -186,7 +176,12 @@ def test_groups_of_our_models_are_torch_prunings(name):
     assert ours(model, None) == theirs(model.eval(), torch.randn(2, channels, size, size))
 
 
-@pytest.mark.parametrize("seed", range(40))
+# Not where nets concatenate: there Torch-Pruning 1.6.0 asks layers for channels beyond their last. What is removed from such
+# nets is tested by what they compute, in test_shrinking.py.
+WITHOUT_CATS = [seed for seed in range(60) if "cat" not in RandomNet(seed).kinds]
+
+
+@pytest.mark.parametrize("seed", WITHOUT_CATS)
 def test_groups_of_random_nets_are_torch_prunings(seed):
     torch.manual_seed(seed)
     model, example = RandomNet(seed).eval(), torch.randn(2, 2, 8, 8)
