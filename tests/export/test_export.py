@@ -25,19 +25,10 @@ from flatsparse.export import (
 )
 from flatsparse.export.csr import SparseRows
 from flatsparse.patterns import Pattern
-from tests.export.nets import NETS, halved, net
+from tests.export.nets import NETS, masked, net
 
 LARGE = {"resnet34", "resnet50"}
 every = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETS])
-
-
-def masked(model, masks):
-    """The plain form of a sparse model: every masked weight multiplied by its mask."""
-    twin = copy.deepcopy(model)
-    for name, p in twin.named_parameters():
-        if name in masks:
-            p.data = p.data * masks[name]
-    return twin
 
 
 def difference(a, b):
@@ -71,14 +62,14 @@ def test_masks_survive(name, tmp_path):
 @every
 @torch.no_grad()
 def test_csr_says_what_the_masked_model_says(name, tmp_path):
-    model, masks, inputs = net(name)
+    model, masks, inputs = net(name, dtype=torch.float64)
     before = copy.deepcopy(model.state_dict())
     sparse = to_csr(model, masks)
     wanted = masked(model, masks)(inputs)
-    assert difference(sparse(inputs), wanted) < 1e-5
+    assert difference(sparse(inputs), wanted) < 1e-10
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     save_csr(tmp_path / "csr.safetensors", sparse)
-    fresh = NETS[name][0]()
+    fresh = NETS[name][0]().double()
     again = load_csr(tmp_path / "csr.safetensors", fresh)
     assert torch.equal(again(inputs), sparse(inputs))
     assert not any(isinstance(module, SparseRows) for module in fresh.modules())
@@ -128,15 +119,17 @@ def test_csr_of_any_convolution(seed):
 @every
 @torch.no_grad()
 def test_small_says_what_the_masked_model_says(name, tmp_path):
-    model, masks, inputs = net(name)
-    halved(model, masks)
+    model, masks, inputs = net(name, half=True, dtype=torch.float64)
     save_small(tmp_path / "small.safetensors", model, masks, inputs)
-    small = load_small(tmp_path / "small.safetensors", NETS[name][0](), inputs)
-    assert difference(small(inputs), masked(model, masks)(inputs)) < 1e-5
+    small = load_small(tmp_path / "small.safetensors", NETS[name][0]().double(), inputs)
+    assert difference(small(inputs), masked(model, masks)(inputs)) < 1e-10
     fewer = sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    assert fewer == (name not in ("linear", "transformer")), (
-        "which have no channels but inputs, outputs and what is kept"
-    )
+    kept = (
+        "linear",
+        "awkward",
+        "transformer",
+    )  # all channels are inputs, outputs, grouped or read by a layer without bias
+    assert fewer == (name not in kept)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +150,9 @@ def test_small_says_what_the_masked_model_says(name, tmp_path):
 def test_onnx_says_what_the_masked_model_says(name, tmp_path):
     model, masks, inputs = net(name)
     save_onnx(tmp_path / "model.onnx", model, masks, inputs[:1])
-    wanted = masked(model, masks)(inputs)
-    assert difference(load_onnx(tmp_path / "model.onnx")(inputs), wanted) < 1e-5
-    assert difference(load_onnx(tmp_path / "model.onnx")(inputs[:1]), wanted[:1]) < 1e-5
+    wanted = masked(model, masks)(inputs)  # float32 rounds to 6e-5 in the deepest nets
+    assert difference(load_onnx(tmp_path / "model.onnx")(inputs), wanted) < 5e-4
+    assert difference(load_onnx(tmp_path / "model.onnx")(inputs[:1]), wanted[:1]) < 5e-4
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -196,8 +189,7 @@ def test_what_csr_cannot_read_is_said_in_a_line(tmp_path):
 
 
 def test_what_small_cannot_read_is_said_in_a_line(tmp_path):
-    model, masks, inputs = net("digitnet")
-    halved(model, masks)
+    model, masks, inputs = net("digitnet", half=True)
     save_small(tmp_path / "small.safetensors", model, masks, inputs)
     save_dense(tmp_path / "dense.safetensors", model, masks)
     cases = [
