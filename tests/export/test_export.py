@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import flatsparse as fs
@@ -73,6 +73,30 @@ def test_csr_says_what_the_masked_model_says(name, tmp_path):
     again = load_csr(tmp_path / "csr.safetensors", fresh)
     assert torch.equal(again(inputs), sparse(inputs))
     assert not any(isinstance(module, SparseRows) for module in fresh.modules())
+
+
+def test_a_form_made_amid_training_has_the_true_weights(tmp_path):
+    """S²-SAM stands at a neighbour between forward and step; torch.compile puts a name before the model's own."""
+    model, _, inputs = net("digitnet")
+    compiled = torch.compile(model.train(), backend="eager")
+    optimizer = fs.S2SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    training = fs.sparsify(compiled, optimizer, "static", sparsity=0.8, steps=3)
+    for _ in range(2):
+        compiled(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    true = {n: p.clone() for n, p in model.state_dict().items()}
+    compiled(inputs).square().mean().backward()
+    assert not all(torch.equal(p, true[n]) for n, p in model.named_parameters()), "the weights are at the neighbour"
+    save_dense(tmp_path / "dense.safetensors", compiled, training.masks)
+    sparse = to_csr(compiled, training.masks)
+    optimizer.zero_grad()
+    saved = load_file(tmp_path / "dense.safetensors")
+    assert {n for n in saved if not n.endswith(("running_mean", "running_var", "num_batches_tracked"))} == dict(
+        model.named_parameters()
+    ).keys()
+    assert all(torch.equal(saved[n], true[n]) for n, p in model.named_parameters())
+    assert torch.equal(sparse.get_submodule("0").values, true["0.weight"][training.masks["0.weight"]])
 
 
 def test_csr_keeps_live_weights_alone():
@@ -182,7 +206,8 @@ def test_what_csr_cannot_read_is_said_in_a_line(tmp_path):
         ("csr", nn.Sequential(model), "not of this model"),
         ("dense", model, "not 'flatsparse-csr-1'"),
     ]
-    for file, other, told in cases:
+    save_file(model.state_dict(), tmp_path / "foreign.safetensors")
+    for file, other, told in [*cases, ("foreign", model, "no checksum")]:
         with pytest.raises(InputError, match=told) as caught:
             load_csr(tmp_path / f"{file}.safetensors", other)
         assert "\n" not in str(caught.value)

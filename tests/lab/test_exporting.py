@@ -1,6 +1,7 @@
 """``flatsparse export``: written, read back, compared; nothing else touched."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -153,3 +154,9 @@ def test_a_folder_without_a_run_is_said_in_a_line(tmp_path, capsys):
 def test_without_the_extra_it_says_so(run, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     assert "flatsparse[onnx]" in fails(capsys, "export", str(run), "--format", "onnx")
+
+
+def test_the_ratio_of_times_is_that_of_the_work():
+    found = exporting._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
+    assert found["ratio"] == pytest.approx(2, rel=0.2)
+    assert 3 <= found["rounds"] <= exporting.ROUNDS

@@ -9,19 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flatsparse.layers import prunable
+from flatsparse.channels import bare
+from flatsparse.layers import plain_names, prunable
 from flatsparse.pruned import fitting
 from flatsparse.storage import save_tensors
 
 
 @torch.no_grad()
 def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model, in evaluation mode, that is exactly zero outside its masks.
+    """A copy of a model, in evaluation mode, with the true weights and exactly zero outside the masks.
+
+    Wrappers (``torch.compile``, ``DistributedDataParallel``) are left behind.
 
     Raises: InputError when the masks are not the model's.
     """
     found = fitting(masks, model)
-    twin = copy.deepcopy(model).eval()
+    twin = copy.deepcopy(bare(model)).eval()
+    state = (
+        model.state_dict()
+    )  # true weights even while S²-SAM stands at a neighbour, when the model it follows is asked
+    twin.load_state_dict(dict(zip(plain_names(list(state)), state.values(), strict=True)))
     for name, (p, _) in prunable(twin).items():
         if name in found:
             p.masked_fill_(~found[name].to(p.device), 0)
