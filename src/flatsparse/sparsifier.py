@@ -397,7 +397,7 @@ def sparsify(
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``.
         steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as

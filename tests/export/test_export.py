@@ -229,6 +229,13 @@ def test_what_small_cannot_read_is_said_in_a_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_layer_of_another_kind_is_refused(tmp_path):
+    model, masks, _ = net("linear")
+    save_csr(tmp_path / "csr.safetensors", to_csr(nn.Sequential(model), {"0.weight": masks["weight"]}))
+    with pytest.raises(InputError, match="not of this model"):
+        load_csr(tmp_path / "csr.safetensors", nn.Sequential(nn.ReLU()))
+
+
 def test_indices_beyond_the_matrix_are_refused(tmp_path):
     model, masks, _ = net("linear")
     sparse = to_csr(model, masks)

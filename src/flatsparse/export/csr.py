@@ -157,11 +157,13 @@ def _parts(layer: nn.Module, mask: Tensor) -> dict[str, Tensor]:
 
 def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
     """The model with sparse layers in place of those that are named."""
-    new = {}
+    new: dict[nn.Module, nn.Module] = {}
     for name, tensors in parts.items():
         layer = model.get_submodule(name)
-        here = {part: tensor.to(next(layer.parameters()).device) for part, tensor in tensors.items()}
-        new[layer] = KINDS[type(layer)](layer, here)  # type: ignore[arg-type]  # KINDS pairs them
+        kind = KINDS[type(layer)]
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        here = {part: tensor.to(layer.weight.device) for part, tensor in tensors.items()}
+        new[layer] = kind(layer, here)  # type: ignore[arg-type]  # KINDS pairs them
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in new:

@@ -27,16 +27,16 @@ def to_semi_structured(
 ) -> nn.Module:
     """A copy of a model for inference whose masked linear layers run on ``torch.sparse``'s 2:4 kernels.
 
-    After Mishra et al. (2021). Convolutions have no such kernels in torch and keep zeros. The whole copy is in ``dtype``;
-    each linear layer must have as many outputs and inputs as the kernels want, which torch checks: multiples of 32 and 64.
+    After Mishra et al. (2021). Convolutions have no such kernels in torch and keep zeros. So does a linear
+    layer of a shape that they do not take: outputs and inputs must be multiples of, as a rule, 32 and 64. All of the copy is in
+    ``dtype``.
 
     Args:
         model: the network, on a GPU; it is left alone.
         masks: bool tensors by parameter name; every one keeps at most two of four neighbours along the inputs.
         dtype: float16 or bfloat16.
 
-    Raises: InputError for masks of another pattern, without such a linear layer, without a GPU, and for a shape that
-        torch has no kernel for.
+    Raises: InputError for masks of another pattern, without a GPU, and when no linear layer is masked or can be packed.
     """
     found = fitting(masks, model)
     check_two_four(found)
@@ -50,10 +50,16 @@ def to_semi_structured(
         raise InputError("no linear layer is masked, and torch has 2:4 kernels for no other: export to csr instead")
     if any(layer.weight.device.type != "cuda" for layer in layers.values()):
         raise InputError("2:4 kernels need an NVIDIA GPU and the model on it: move it there, or export to csr instead")
+    packed, why = 0, ""
     for name, layer in layers.items():
         try:
-            packed = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
         except (RuntimeError, NotImplementedError) as problem:
-            raise InputError(f"torch cannot pack '{name}' ({str(problem).splitlines()[0]})") from None
-        layer.weight = nn.Parameter(packed, requires_grad=False)
+            why = f"'{name}': {str(problem).splitlines()[0]}"
+        else:
+            layer.weight, packed = nn.Parameter(weight, requires_grad=False), packed + 1
+    if not packed:
+        raise InputError(
+            f"torch can pack no linear layer of this {type(model).__name__} ({why}): export to csr instead"
+        )
     return twin

@@ -110,7 +110,7 @@ class Export:
             self.format,
             out,
             images=self.images,
-            tell=lambda name, found: tell(reporting.exported(name, found)),
+            tell=lambda name, found: tell(exporting.line(name, found)),
         )
         run = record["run"]
         tell(

@@ -227,6 +227,19 @@ def _accuracy(outputs: Tensor, test: Images) -> float:
     return 100 * float((outputs.argmax(1) == test.labels).float().mean())
 
 
+def line(name: str, found: dict[str, Any]) -> str:
+    """One form of an exported run, in a line."""
+    near = f"within {found['difference']:.1e} of the largest" if found["difference"] else "bit for bit the run's"
+    text = (
+        f"{found['file']} ({name}): {found['bytes'] / 1000:,.0f} kB, outputs {near}, accuracy {found['accuracy']:.2f} %"
+    )
+    for work in ("inference", "training"):
+        if work in found:
+            ratio = found[work]
+            text += f", {work} in {ratio['ratio']:.2f} [{ratio['low']:.2f}–{ratio['high']:.2f}] of the run's time"
+    return text
+
+
 # -- speed, side by side ----------------------------------------------------------------------------------------------
 
 
