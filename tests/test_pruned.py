@@ -99,6 +99,12 @@ def test_a_dense_layer_stays_dense_and_nothing_pruned_is_said():
     assert list(fs.masks_from(model)) == ["0.weight"]
 
 
+def test_the_zeros_of_a_models_buffers_are_its_own():
+    model = pruned(mlp())
+    model.register_buffer("positions", torch.zeros(3, 4))
+    assert list(fs.masks_from(model)) == ["0.weight", "3.weight"]
+
+
 def test_a_matrix_of_zeros_is_warned_of():
     model = pruned(mlp())
     nn.init.zeros_(model[3].weight)
@@ -183,7 +189,7 @@ def choose(**changed):
 
 MASK = torch.ones(16, 6, dtype=torch.bool)
 REFUSED = {
-    "name": ({"masks": {"0.wieght": MASK}}, "no matrix '0.wieght'.*0.weight"),
+    "name": ({"masks": {"0.wieght": MASK}}, "no weight '0.wieght'.*0.weight"),
     "shape": ({"masks": {"0.weight": MASK.T}}, r"\(6, 16\).*shape \(16, 6\)"),
     "kind": ({"masks": {"0.weight": MASK.float()}}, "float32.*bool"),
     "nothing live": ({"masks": {"0.weight": ~MASK}}, "no weight live"),

@@ -44,8 +44,11 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
         if (found := _saved_masks(path)) is not None:
             return found
         masks = _masks(_in_files(path))
+    elif isinstance(source, nn.Module):
+        weights = {name for name, _ in source.named_parameters(remove_duplicate=False)}  # a buffer's zeros are its own
+        masks = _masks((n, t) for n, t in source.state_dict().items() if n in weights or n.endswith("_mask"))
     else:
-        masks = _masks(iter((source.state_dict() if isinstance(source, nn.Module) else source).items()))
+        masks = _masks(iter(source.items()))
     if not masks:
         what = f"'{source}'" if isinstance(source, (str, Path)) else f"this {type(source).__name__}"
         raise InputError(f"nothing is pruned in {what}: no matrix has a mask or a zero, so there is nothing to keep")
@@ -74,7 +77,7 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     for name, mask in masks.items():
         own = names.get(name, names.get(f"{name}_orig"))
         if own is None:
-            raise InputError(f"masks do not fit the model: it has no matrix '{name}' ({nearest(name, every)})")
+            raise InputError(f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)})")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != every[own][0].shape:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(
