@@ -6,6 +6,7 @@ from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
 from flatsparse.pruned import masks_from
 from flatsparse.sharpness import S2SAM, SAM
+from flatsparse.shrinking import narrow, shrink
 from flatsparse.sparsifier import SparseTraining, rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
 
@@ -23,8 +24,10 @@ __all__ = [
     "masks_from",
     "methods",
     "models",
+    "narrow",
     "rounds",
     "save_masks",
     "schedules",
+    "shrink",
     "sparsify",
 ]
