@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 import flatsparse as fs
 from flatsparse.errors import InputError
-from tests.helpers import batch, conv_net, mlp, sgd, train_steps
+from tests.helpers import batch, conv_net, mlp, same, saved, sgd, train_steps
 
 
 def pruned(model, amount=0.6):
@@ -155,6 +155,21 @@ def test_plain_masked_training_is_the_same():
                 named[name] *= mask
         second.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
+def test_it_resumes_bit_for_bit():
+    def start():
+        model = pruned(mlp())
+        optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.05)
+        return model, optimizer, fs.sparsify(model, optimizer, "static", masks=fs.masks_from(model), steps=6)
+
+    parts, again = start(), start()
+    train_steps(parts[0], parts[1], 3)
+    for mine, theirs in zip(again, parts, strict=True):
+        mine.load_state_dict(saved(theirs.state_dict()))
+    for model, optimizer, _ in (parts, again):
+        train_steps(model, optimizer, 3, start=3)
+    assert same(saved(parts[0].state_dict()), saved(again[0].state_dict()))
 
 
 def test_a_method_may_move_given_masks():
