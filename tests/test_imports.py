@@ -28,6 +28,7 @@ LAYERS = [
         "constants",
         "shrinking",
         "masks",
+        "pruned",
         "health",
         "patterns",
         "criteria",
@@ -50,10 +51,11 @@ LAYERS = [
         "models",
         "curvature",
         "theory",
+        "export",
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm", "onnx", "onnxruntime"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
