@@ -255,3 +255,15 @@ def test_wrong_masks_and_widths_are_input_errors():
         narrow(model, {})
     with pytest.raises(fs.InputError, match=r"'3\.weight' cannot have 65 channels: give 1 to 64"):
         narrow(model, {**widths(model), "3.weight": 65})
+
+
+def test_a_mask_holds_for_every_use_of_a_tied_weight():
+    torch.manual_seed(0)
+    first, last = nn.Linear(8, 8), nn.Linear(8, 8)
+    last.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), last)
+    masks = {"0.weight": torch.rand(8, 8) < 0.5}
+    small, inputs = shrink(model, masks), torch.randn(5, 8)
+    with torch.no_grad():
+        model[0].weight.mul_(masks["0.weight"])
+        torch.testing.assert_close(small(inputs), model(inputs))

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flatsparse.errors import InputError
-from flatsparse.export.dense import with_zeros
 from flatsparse.shrinking import narrow, shrink, widths
 from flatsparse.storage import damaged, load_tensors, save_tensors
 
@@ -21,7 +20,7 @@ def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], exampl
 
     Raises: InputError as ``shrink`` does.
     """
-    small = shrink(with_zeros(model, masks), example=example)
+    small = shrink(model, masks, example)
     tensors = {name: value.clone() for name, value in small.state_dict().items()}
     save_tensors(Path(file), tensors, {"format": SMALL_FORMAT, "widths": json.dumps(widths(small, example))})
 
