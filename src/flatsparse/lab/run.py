@@ -67,7 +67,11 @@ class Setting:
     layers: str = "all"
     """What to leave dense, by whose convention: all, grasp, rigl, dsr or mest; `flatsparse list layers` shows the outcome."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The base optimizer; SGD has momentum 0.9."""
+    """The base optimizer."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum for SGD."""
     epochs: int = 30
     """Passes over the training images, in each round of lth and lrr."""
     multiplier: float = 1.0
@@ -77,9 +81,17 @@ class Setting:
     batch_size: int = 128
     """Images a step."""
     lr: float = 0.1
-    """Learning rate at the start; it falls to 0 along half a cosine."""
+    """Learning rate at the start."""
+    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate falls: to 0 along half a cosine, to a tenth at each of --milestones, or not."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the run after which --lr-schedule step goes down to a tenth; RigL's: 0.3 0.7 0.9, and 5 epochs of warm-up."""
+    warmup: int = 0
+    """Epochs over which the learning rate rises linearly to where its schedule has it; --multiplier stretches them too."""
     weight_decay: float = 5e-4
     """Weight decay, the same for every sharpness."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread over all classes; evaluations are without it."""
     train_size: int | None = None
     """Use so many training images. By default all that are not held out."""
     validation_size: int | None = None
@@ -88,6 +100,10 @@ class Setting:
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
     """How ρ changes over the run: not, as 1/√step, or down to 0."""
+    mask_perturbation: bool = True
+    """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
+    batch_norm: Literal["training", "final"] = "training"
+    """Running statistics of the trained net: as training left them (taken at w + e), or taken anew at the final weights."""
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -136,6 +152,7 @@ class Run(Setting):
         check_finite("--rho", self.rho)
         check_finite("--lr", self.lr, above=True)
         check_finite("--weight-decay", self.weight_decay)
+        self._check_training()
         if self.until is not None and not 0 < self.until <= 1:
             raise InputError(f"--until {self.until} is not in (0, 1]: give the share of the run in which masks change")
         if self.drop_fraction is not None:
@@ -147,6 +164,18 @@ class Run(Setting):
         return dataclasses.replace(
             self, method=method, model=model, sparsity=sparsity, device=usable_device(self.device)
         )
+
+    def _check_training(self) -> None:
+        check_finite("--momentum", self.momentum)
+        check_fraction("--label-smoothing", self.label_smoothing)
+        check_count("--warmup", self.warmup, minimum=0)
+        if self.optimizer != "sgd" and (self.nesterov or self.momentum != Run.momentum):
+            raise InputError(f"--optimizer {self.optimizer} has no --momentum or --nesterov: leave them out")
+        if self.nesterov and self.momentum == 0:
+            raise InputError("--nesterov needs momentum: give --momentum over 0")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < m < 1 for m in self.milestones):
+            given = " ".join(f"{m:g}" for m in self.milestones)
+            raise InputError(f"--milestones {given} are not rising shares in (0, 1): give e.g. 0.5 0.75")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
