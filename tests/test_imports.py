@@ -38,6 +38,7 @@ LAYERS = [
         "following",
         "window",
         "sharpness",
+        "looksam",
         "report",
         "sparsifier",
         "flops",

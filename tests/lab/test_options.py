@@ -151,3 +151,13 @@ def test_a_result_has_the_gap_the_macro_scores_and_the_steps(tmp_path):
     unseen = loop.train(small(), tmp_path / "unseen", test=False)
     assert unseen["macro"] is None
     assert unseen["generalization_gap"] is None
+
+
+def test_looksam_counts_the_gradients_that_it_took(tmp_path):
+    run = small(method="set", batch_size=8, look_every=3)
+    look, plain = (loop.train(dataclasses.replace(run, sharpness=s), tmp_path / s) for s in ("looksam", "none"))
+    assert look["gradient_evaluations"] == 24 + 8  # of 24 steps every third takes two
+    assert look["flops"]["train"] == pytest.approx(plain["flops"]["train"] * 32 / 24)
+    still = loop.train(dataclasses.replace(run, sharpness="looksam", rho=0.0), tmp_path / "still")
+    assert still["test_loss"] == plain["test_loss"]
+    assert still["gradient_evaluations"] == 24

@@ -23,6 +23,7 @@ from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.team import ALONE, Team
+from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
 from flatsparse.models import MODELS
 from flatsparse.seeds import derive
@@ -155,6 +156,8 @@ def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
     options: dict[str, Any] = {"rho": rho, "adaptive": run.adaptive, "mask_perturbation": run.mask_perturbation}
     if run.sharpness == "sam":
         return SAM(base, **options)
+    if run.sharpness == "looksam":
+        return LookSAM(base, every=run.look_every, alpha=run.look_alpha, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
     return S2SAM(base, direction=direction, seed=run.seed, **options)
 

@@ -19,7 +19,7 @@ from flatsparse.models import MODELS
 from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
-Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average"]
+Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average", "looksam"]
 SHARPNESS: dict[Sharpness, str] = {
     "none": "the gradient at the weights",
     "sam": "the gradient at a neighbour along this batch's own gradient; two gradients a step (Foret et al. 2021)",
@@ -27,6 +27,7 @@ SHARPNESS: dict[Sharpness, str] = {
     "random": "along noise, one gradient a step: the control",
     "momentum": "down the momentum, one gradient a step (Becker et al. 2024)",
     "average": "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+    "looksam": "SAM every few steps, and in between what it has taught; 1 + 1/k gradients a step (Liu et al. 2022)",
 }
 RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "constant": lambda rho, steps: rho,
@@ -100,6 +101,10 @@ class Setting:
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
     """How ρ changes over the run: not, as 1/√step, or down to 0."""
+    look_every: int = 5
+    """Steps from one SAM step of looksam to the next, k."""
+    look_alpha: float = 0.7
+    """How much of the kept direction looksam adds in between, α, in lengths of the gradient."""
     mask_perturbation: bool = True
     """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
     batch_norm: Literal["training", "final"] = "training"
@@ -169,6 +174,8 @@ class Run(Setting):
         check_finite("--momentum", self.momentum)
         check_fraction("--label-smoothing", self.label_smoothing)
         check_count("--warmup", self.warmup, minimum=0)
+        check_count("--look-every", self.look_every)
+        check_finite("--look-alpha", self.look_alpha)
         if self.optimizer != "sgd" and (self.nesterov or self.momentum != Run.momentum):
             raise InputError(f"--optimizer {self.optimizer} has no --momentum or --nesterov: leave them out")
         if self.nesterov and self.momentum == 0:
@@ -187,9 +194,11 @@ class Run(Setting):
         return round(self.multiplier * self.epochs)
 
     @property
-    def passes(self) -> int:
-        """Gradients taken in a step."""
-        return 2 if self.sharpness == "sam" and self.rho > 0 else 1
+    def passes(self) -> float:
+        """Gradients taken in a step, on average."""
+        if self.rho == 0:
+            return 1
+        return {"sam": 2.0, "looksam": 1 + 1 / self.look_every}.get(self.sharpness, 1.0)
 
     @property
     def rounds(self) -> int:

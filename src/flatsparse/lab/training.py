@@ -139,10 +139,10 @@ def _epoch(
         due = training.due(training.steps_taken + 1)
         before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
         began = _clock(run)
-        loss, outputs = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
+        loss, outputs, passes = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
         progress.step_seconds.append(_clock(run) - began)
         progress.train_flops += size * step_flops(
-            forward, parts.cost.dense, run.passes, due, momentum=training.plan.momentum is not None
+            forward, parts.cost.dense, passes, due, momentum=training.plan.momentum is not None
         )
         if due:
             forward = parts.cost.forward(training.masks)
@@ -150,6 +150,7 @@ def _epoch(
         _compare_gradients(parts, progress)
         if probe:
             started += probe(parts, progress)  # as if no time had passed
+        progress.gradient_evaluations += passes
         parts.optimizer.zero_grad()
         parts.schedule.step()
         losses += loss.detach() * len(inputs)
@@ -157,7 +158,6 @@ def _epoch(
         images += size
         progress.step += 1
         watcher.stepped(progress.step, steps, images / (time.perf_counter() - started))
-    progress.gradient_evaluations += parts.steps_per_epoch * run.passes
     progress.epoch += 1
     lasted = time.perf_counter() - started
     progress.seconds += lasted
@@ -191,28 +191,28 @@ def _clock(run: Run) -> float:
     return time.perf_counter()
 
 
-def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss and the outputs of its first forward.
+def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
+    """One optimizer step; returns the loss and the outputs of its first forward, and how many gradients it took.
 
     Args:
         share: what this process's mean loss counts in the mean over processes, 1 when all have as many images.
     """
-    first: list[Tensor] = []
+    passes: list[tuple[Tensor, Tensor]] = []
 
     def gradient() -> Tensor:
         with _precision(run):
             outputs = parts.net(inputs)
             loss = F.cross_entropy(outputs, targets, label_smoothing=run.label_smoothing)
         (loss * share if share != 1 else loss).backward()
-        first[:] = first or [loss, outputs]
+        passes.append((loss.detach(), outputs.detach()))
         return loss
 
-    if run.passes == 2:
+    if run.sharpness in ("sam", "looksam"):  # which know whether a step needs a second gradient
         parts.optimizer.step(gradient)  # type: ignore[arg-type]  # torch's stubs want a float of it
     else:
         gradient()
         parts.optimizer.step()
-    return first[0], first[1]
+    return *passes[0], len(passes)
 
 
 def _compare_gradients(parts: Parts, progress: Progress) -> None:
