@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.curvature import extremes
+from flatsparse.lab import task
 from flatsparse.lab.ball import gains, m_sharpness
 from flatsparse.lab.build import Parts
 from flatsparse.lab.data import batches
@@ -44,7 +45,7 @@ class Probe:
         count = min(len(train), max(1, IMAGES // run.batch_size) * run.batch_size)
         images = train.take(torch.arange(count))
         self.batches = list(batches(images, parts.splits, run.batch_size))
-        self.chunks, self.count = list(batches(images, parts.splits, size=256)), count
+        self.chunks, self.targets = list(batches(images, parts.splits, size=256)), images.targets
         with torch.random.fork_rng(devices=[]):
             self.model = parts.fresh().to(run.device)
 
@@ -75,7 +76,7 @@ class Probe:
     def _terms(self) -> Iterator[Tensor]:
         """The mean loss, some images at a time."""
         for inputs, targets in self.chunks:
-            yield F.cross_entropy(self.model(inputs), targets, reduction="sum") / self.count
+            yield task.loss(self.model(inputs), targets, reduction="sum") / self.targets
 
     def _gains(self, parts: Parts, masks: dict[str, Tensor], step: int) -> dict[str, Any]:
         previous = _live_gradients(parts.model, masks)
@@ -92,11 +93,11 @@ class Probe:
         zeroing = {named[name]: _zeroing(mask) for name, mask in masks.items()}
 
         def value() -> float:
-            return float(F.cross_entropy(self.model(inputs), targets))
+            return float(task.loss(self.model(inputs), targets))
 
         def gradient() -> float:
             self.model.zero_grad()
-            loss = F.cross_entropy(self.model(inputs), targets)
+            loss = task.loss(self.model(inputs), targets)
             loss.backward()
             return float(loss.detach())
 

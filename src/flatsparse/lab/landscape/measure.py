@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from flatsparse import landscape
 from flatsparse.errors import InputError, check_count, check_finite, unknown
+from flatsparse.lab import task
 from flatsparse.lab.data import batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.finished import Finished, load_run
@@ -257,12 +257,10 @@ def mean_loss(run: Finished, images: int) -> Callable[[Weights], Tensor]:
 
     def loss(weights: Weights) -> Tensor:
         sums = [
-            F.cross_entropy(
-                torch.func.functional_call(run.model, weights, (inputs,)), targets, reduction="sum"
-            ).double()
+            task.loss(torch.func.functional_call(run.model, weights, (inputs,)), targets, reduction="sum").double()
             for inputs, targets in parts
         ]
-        return torch.stack(sums).sum() / len(chosen)
+        return torch.stack(sums).sum() / chosen.targets
 
     return loss
 
