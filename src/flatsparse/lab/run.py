@@ -115,6 +115,8 @@ class Setting:
     """bf16 runs forward and backward under autocast; weights stay float32."""
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
+    compile: bool = False
+    """Train through torch.compile; the first steps take minutes, and results differ in the last bits. Evaluations run plain."""
 
 
 @dataclass(frozen=True)
