@@ -21,6 +21,7 @@ from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import page, reporting, sources
 from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
 from flatsparse.layers import PRESETS
@@ -112,7 +113,7 @@ class List:
             return self._layers()
         sections: dict[str, Mapping[Any, Any]] = {
             "methods": METHODS,
-            "models": MODELS,
+            "models": NETWORKS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
             "presets": {name: reporting.left_dense(name) for name in PRESETS},
