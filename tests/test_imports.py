@@ -44,6 +44,7 @@ LAYERS = [
         "following",
         "window",
         "sharpness",
+        "looksam",
         "report",
         "sparsifier",
         "flops",

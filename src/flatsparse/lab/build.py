@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import Splits, batches, split
+from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
+from flatsparse.lab.task import NETWORKS, check_fit, loss
 from flatsparse.lab.team import ALONE, Team
+from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
-from flatsparse.models import MODELS
 from flatsparse.seeds import derive
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
@@ -53,6 +54,7 @@ class Parts:
     cost: Cost
     splits: Splits
     augment: bool
+    classes: int
     steps_per_epoch: int
     fresh: Callable[[], nn.Module]
     gradient: Tensor | None = None
@@ -65,6 +67,8 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     """
     device = torch.device(run.device)
     data = load(run.data, run.data_dir)
+    assert run.model is not None  # resolved
+    check_fit(run.model, data)
     splits = split(
         data,
         train_size=run.train_size,
@@ -76,10 +80,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         splits, train=splits.train.to(device), validation=splits.validation.to(device), test=splits.test.to(device)
     )
     torch.manual_seed(derive(run.seed, "model"))
-    assert run.model is not None  # resolved
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    channels = splits.train.images.shape[-1]
-    fresh = functools.partial(MODELS[run.model], num_classes=data.classes, in_channels=channels)
+    channels = splits.train.images.shape[-1]  # or tokens in a sequence
+    fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=channels)
     model = fresh()
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
@@ -91,6 +94,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
             f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
         )
     net = team.parallel(model)
+    if run.compile:
+        torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's windows
+        net = torch.compile(net)  # type: ignore[assignment]  # it gives a module for a module
     optimizer = _optimizer(run, model, steps)
     needs_sample = hasattr(kind_of(run.method)(), "batches")
     own_period = getattr(kind_of(run.method)(), "every", None) if run.every is None else run.every
@@ -110,8 +116,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         **options,
         **(_sample(run, splits) if needs_sample else {}),
     )
-    schedule = start_schedule(optimizer, steps)
-    sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
+    schedule = start_schedule(run, optimizer, steps_per_epoch)
     return Parts(
         run,
         own_period,
@@ -120,40 +125,43 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         optimizer,
         training,
         schedule,
-        cost(model, sample),
+        cost(model, splits.train.blank),
         splits,
         data.augmented,
+        data.classes,
         steps_per_epoch,
         fresh,
     )
 
 
-def start_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """The learning rate's way through a run, or through one round, from where it started the first time."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.get("initial_lr", group["lr"])
-    return CosineAnnealingLR(optimizer, T_max=steps)
-
-
 def _sample(run: Run, splits: Splits) -> dict[str, Any]:
     """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
     shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": F.cross_entropy}
+    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": loss}
 
 
 def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
     base: Optimizer
     if run.optimizer == "sgd":
-        base = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=0.9, weight_decay=run.weight_decay)
+        base = torch.optim.SGD(
+            model.parameters(),
+            lr=run.lr,
+            momentum=run.momentum,
+            weight_decay=run.weight_decay,
+            nesterov=run.nesterov,
+        )
     else:
         base = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
     if run.sharpness == "none":
         return base
     rho = RHO_SCHEDULES[run.rho_schedule](run.rho, steps)
+    options: dict[str, Any] = {"rho": rho, "adaptive": run.adaptive, "mask_perturbation": run.mask_perturbation}
     if run.sharpness == "sam":
-        return SAM(base, rho=rho, adaptive=run.adaptive)
+        return SAM(base, **options)
+    if run.sharpness == "looksam":
+        return LookSAM(base, every=run.look_every, alpha=run.look_alpha, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
-    return S2SAM(base, rho=rho, direction=direction, seed=run.seed, adaptive=run.adaptive)
+    return S2SAM(base, direction=direction, seed=run.seed, **options)
 
 
 def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
@@ -198,7 +206,8 @@ def describe(parts: Parts) -> str:
     if parts.training.rounds > 1:
         when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
     report = parts.training.report()
+    what = "sequences" if parts.splits.train.are_tokens else "images"
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"
-        f" images; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}"
+        f" {what}; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}"
     )

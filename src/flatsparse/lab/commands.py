@@ -22,6 +22,7 @@ from flatsparse.lab import compare as comparing
 from flatsparse.lab import exporting, page, reporting, sources
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.run import SHARPNESS, Run, usable_device
+from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
 from flatsparse.layers import PRESETS
@@ -148,7 +149,7 @@ class List:
             return self._layers()
         sections: dict[str, Mapping[Any, Any]] = {
             "methods": METHODS,
-            "models": MODELS,
+            "models": NETWORKS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
             "presets": {name: reporting.left_dense(name) for name in PRESETS},

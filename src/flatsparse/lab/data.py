@@ -1,4 +1,4 @@
-"""Image data sets as tensors in memory, splits that keep choices and tests apart, and batches without per-image code."""
+"""Data sets as tensors in memory, splits that keep choices and tests apart, and batches without per-image code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,31 @@ from torch import Tensor
 from flatsparse.errors import InputError
 from flatsparse.seeds import generator
 
+IGNORED = -100  # the label of a place in a sequence where nothing is asked for: what torch's cross_entropy leaves out
+
 
 @dataclass(frozen=True)
 class Images:
-    """Images, uint8 (N, H, W, C), and their labels, int64 (N)."""
+    """Images, uint8 (N, H, W, C), and their labels, int64 (N); or sequences of tokens and their labels, int64 (N, length)."""
 
     images: Tensor
     labels: Tensor
+
+    @property
+    def are_tokens(self) -> bool:
+        return self.images.ndim == 2
+
+    @property
+    def targets(self) -> int:
+        """How many answers are asked for: one an image, or several a sequence."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def blank(self) -> Tensor:
+        """One input of zeros, as ``batches`` would give it."""
+        if self.are_tokens:
+            return torch.zeros_like(self.images[:1])
+        return self.images.new_zeros(1, self.images.shape[-1], *self.images.shape[1:3], dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,11 +104,16 @@ def split(
             f"cannot take {size} training and {held_out} validation images from the {len(data.pool)} of '{data.name}':"
             f" give --train-size of at most {max(rest, 0)}, or a smaller --validation-size"
         )
+    if label_noise and data.pool.are_tokens:
+        raise InputError(f"--label-noise is for images, and '{data.name}' is of tokens: leave it out")
     order = torch.randperm(len(data.pool), generator=generator("validation", data.name))
     chosen = order[held_out:][torch.randperm(rest, generator=generator(seed, "subset"))[:size]]
     train = data.pool.take(chosen)
-    train = Images(train.images, with_label_noise(train.labels, label_noise, data.classes, seed))
-    mean, std = _statistics(train.images)
+    if train.are_tokens:
+        mean, std = torch.zeros(1), torch.ones(1)  # which nothing reads
+    else:
+        train = Images(train.images, with_label_noise(train.labels, label_noise, data.classes, seed))
+        mean, std = _statistics(train.images)
     return Splits(train, data.pool.take(order[:held_out]), data.test, mean, std)
 
 
@@ -124,7 +147,7 @@ def batches(
     epoch: int = 0,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalized batches (N, C, H, W) in channels-last order, with their labels.
+    """Normalized batches (N, C, H, W) in channels-last order, or token numbers (N, length) as they are, with their labels.
 
     Args:
         data: on the device where the batches shall be.
@@ -134,20 +157,30 @@ def batches(
         seed: shuffles, and draws the augmentation, from (seed, epoch); without it the order is the data's own.
         part: give only these images of each batch, as they are in the whole of it.
     """
-    device, (height, width) = data.images.device, data.images.shape[1:3]
-    mean, std = (255 * splits.mean).to(device), (255 * splits.std).to(device)
+    device = data.images.device
     source = generator(seed or 0, "epoch", epoch)
     order = torch.arange(len(data)) if seed is None else torch.randperm(len(data), generator=source)
-    padded = torch.nn.functional.pad(data.images, (0, 0, 4, 4, 4, 4)) if augment else data.images
-    down, across = torch.arange(height), torch.arange(width)
+    crops = _crops(data.images) if augment else None
     for index in order.split(size):
-        if augment:
+        if crops is not None:
             corner = torch.randint(0, 9, (2, len(index), 1), generator=source)
             flipped = torch.rand(len(index), 1, generator=source) < 0.5
-            rows = corner[0] + down
-            columns = corner[1] + torch.where(flipped, across.flip(0), across)
-            places = (index[part, None, None], rows[part, :, None], columns[part, None, :])
-            images = padded[tuple(place.to(device) for place in places)]
+            images = crops[tuple(place[part].to(device) for place in (index, corner[0, :, 0], corner[1, :, 0]))]
+            images = torch.where(flipped[part, :, None, None].to(device), images.flip(2), images)
         else:
-            images = padded[index[part].to(device)]
-        yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index[part].to(device)]
+            images = data.images[index[part].to(device)]
+        labels = data.labels[index[part].to(device)]
+        yield (images if data.are_tokens else _normalized(images, splits)), labels
+
+
+def _crops(images: Tensor) -> Tensor:
+    """A view (N, 9, 9, H, W, C) of every crop after padding by 4 zeros: whole crops are copied faster than single pixels."""
+    height, width = images.shape[1:3]
+    padded = torch.nn.functional.pad(images, (0, 0, 4, 4, 4, 4))
+    return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+
+
+def _normalized(images: Tensor, splits: Splits) -> Tensor:
+    """Float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow."""
+    mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (splits.mean, splits.std))
+    return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
