@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from flatsparse.criteria import each, magnitude
 from flatsparse.distributions import uniform
@@ -36,7 +35,7 @@ class CHEX:
     every: int | None = None
     until: float = 0.72
     sums: bool = False
-    by_channels: ClassVar[bool] = True  # it takes no sparsity
+    by_channels = True  # it takes no sparsity
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         regrow = 0.4 * self.channels if self.regrow is None else check_fraction("regrow", self.regrow)
