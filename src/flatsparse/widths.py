@@ -78,7 +78,7 @@ class Widths(Sequence[Explored]):
 
         Raises: InputError when the model's weights are sharded, when it cannot be traced, or no group is left.
         """
-        if any(is_sharded(w.weight) for w in masks):
+        if any(is_sharded(p) for p in model.parameters()):
             raise InputError(
                 "channels cannot be scored where weights are sharded: use DistributedDataParallel, not fully_shard"
             )
