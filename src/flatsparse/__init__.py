@@ -5,6 +5,7 @@ from flatsparse.errors import InputError
 from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
 from flatsparse.sharpness import S2SAM, SAM
+from flatsparse.shrinking import narrow, shrink
 from flatsparse.sparsifier import SparseTraining, rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
 
@@ -20,8 +21,10 @@ __all__ = [
     "load_masks",
     "methods",
     "models",
+    "narrow",
     "rounds",
     "save_masks",
     "schedules",
+    "shrink",
     "sparsify",
 ]
