@@ -52,9 +52,10 @@ class Train(Run):
         if not team.leads:
             return
         flops, seconds = result["flops"], result["seconds"]
+        thinned = f", {result['channels']:.1%} of the channels removed" if "channels" in result else ""
         console.print(
             f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"
-            f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices)\n"
+            f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices){thinned}\n"
             f"training took {seconds['train']:.1f} s at {result['images_per_second']:.0f} images/s, "
             f"{result['gradient_evaluations']} gradients, {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs\n"
             f"report: {page.write_run(run, result, out)}",
