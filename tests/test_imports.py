@@ -30,6 +30,7 @@ LAYERS = [
         "shrinking",
         "masks",
         "widths",
+        "pruned",
         "health",
         "patterns",
         "criteria",
@@ -53,10 +54,11 @@ LAYERS = [
         "models",
         "curvature",
         "theory",
+        "export",
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm", "onnx", "onnxruntime"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -311,7 +311,9 @@ def refused(match, method="chex", model=None, **options):
 
 def test_what_cannot_be_done_is_refused_in_a_line():
     refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
-    refused("method 'chase' needs a sparsity", "chase")
+    refused("method 'chase' got neither sparsity= nor masks=", "chase")
+    every = {name: torch.ones_like(p, dtype=torch.bool) for name, p in residual().named_parameters() if p.ndim > 1}
+    refused("method 'chex' chooses its own channels", masks=every)
     refused("channels 1.0 is not in", channels=1.0)
     refused("regrow 0.7 is more than channels 0.5", regrow=0.7)
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)

@@ -31,13 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.lab.bench.command import Bench
-        from flatsparse.lab.commands import Compare, List, Train
+        from flatsparse.lab.commands import Compare, Export, List, Train
         from flatsparse.lab.landscape.command import Landscape
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
 
-    commands = {"train": Train, "compare": Compare, "landscape": Landscape, "bench": Bench, "list": List}
+    commands = {
+        "train": Train,
+        "compare": Compare,
+        "landscape": Landscape,
+        "bench": Bench,
+        "export": Export,
+        "list": List,
+    }
     command = _parse(commands, arguments)
     try:
         command()
