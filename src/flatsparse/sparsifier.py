@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.distributions import check_budget
-from flatsparse.errors import InputError, check_count, check_sparsity
+from flatsparse.errors import InputError, check_count
 from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
-from flatsparse.methods import as_method, name_of
+from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.plan import Method, Plan
 from flatsparse.pruned import fitting
 from flatsparse.report import LayerReport, Report
@@ -89,6 +89,11 @@ class SparseTraining:
     def sparsity(self) -> float:
         """The fraction of prunable weights that are zero."""
         return 1 - self._masks.active / self._masks.total
+
+    @property
+    def channels(self) -> float | None:
+        """The fraction of channels that is removed, of those that may be; None for a method that removes none."""
+        return None if self._masks.widths is None else self._masks.widths.removed
 
     @property
     def exploration(self) -> float:
@@ -168,6 +173,8 @@ class SparseTraining:
             "momentum": {w.name: w.momentum.clone() for w in self._masks if w.momentum is not None},
             "memory": dict(self._masks.memory),
         }
+        if self._masks.widths is not None:
+            state["channels"] = self._masks.widths.state_dict()
         return {**state, "round": self.round, "rewind": dict(self._rewind)} if self.plan.rounds else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +200,10 @@ class SparseTraining:
         self._confine()
         self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
         self._masks.memory = dict(state.get("memory", {}))
+        if self._masks.widths is not None:
+            self._masks.widths.load_state_dict(state["channels"])
+            if self._masks.widths.latest is None:  # removed for good
+                self._masks.widths.confine(self._masks)
         self.round = state.get("round", 0)
         self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
         with torch.no_grad():
@@ -397,7 +408,8 @@ def sparsify(
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``.
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``, nor for
+            ``chex``, which takes ``channels=``, the fraction of channels to remove.
         steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
@@ -418,10 +430,6 @@ def sparsify(
     >>> training.sparsity, int((model.weight != 0).sum())
     (0.9, 20)
     """
-    if masks is None and sparsity is None:
-        raise InputError("sparsify got neither sparsity= nor masks=: give the fraction of weights that shall be zero")
-    if sparsity is not None:
-        check_sparsity(sparsity)
     check_count("steps", steps)
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
@@ -434,6 +442,8 @@ def sparsify(
                 "masks= say themselves which layers are how sparse: leave out sparsity= and choices of layers"
             )
         include = [glob.escape(name) for name in given]
+    else:
+        sparsity = sparsity_for(chosen, sparsity)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masked = Masks.of(model, held, include, exclude, seed, layers)
     if given:
@@ -441,6 +451,8 @@ def sparsify(
         sparsity = 1 - sum(int(mask.sum()) for mask in given.values()) / masked.total
     assert sparsity is not None
     plan = chosen.plan(float(sparsity), steps)
+    if given and plan.thinning is not None:
+        raise InputError(f"method '{name_of(chosen)}' chooses its own channels to start with: leave out masks=")
     if given:
         _check_start(given, sparsity, plan, name_of(chosen))
         initial = given

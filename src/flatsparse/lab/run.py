@@ -50,7 +50,9 @@ class Setting:
     method: str = "rigl"
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
-    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
+    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense and for chex, of which it comes out."""
+    channels: float | None = None
+    """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     distribution: str | None = None
     """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
@@ -118,6 +120,13 @@ class Setting:
     compile: bool = False
     """Train through torch.compile; the first steps take minutes, and results differ in the last bits. Evaluations run plain."""
 
+    @property
+    def removal(self) -> str:
+        """What the method takes away, in words; of a setting that is resolved."""
+        if hasattr(kind_of(self.method), "by_channels"):
+            return f"{self.channels:.0%} of its channels removed"
+        return f"{self.sparsity:.0%} of its weights zero"
+
 
 @dataclass(frozen=True)
 class Run(Setting):
@@ -147,7 +156,18 @@ class Run(Setting):
             raise unknown("choice of layers", self.layers, PRESETS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
-        sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
+        kind = kind_of(method)
+        by_channels = bool(getattr(kind, "by_channels", False))
+        if by_channels and self.sparsity:
+            raise InputError(
+                f"--sparsity {self.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
+            )
+        if self.channels is not None and not hasattr(kind, "channels"):
+            raise InputError(
+                f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase"
+            )
+        default = 0.0 if method == "dense" or by_channels else 0.9
+        sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.probe is not None and self.probe_every is None:
@@ -171,7 +191,12 @@ class Run(Setting):
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
         return dataclasses.replace(
-            self, method=method, model=model, sparsity=sparsity, device=usable_device(self.device)
+            self,
+            method=method,
+            model=model,
+            sparsity=sparsity,
+            channels=getattr(kind, "channels", None) if self.channels is None else self.channels,
+            device=usable_device(self.device),
         )
 
     def _check_training(self) -> None:
