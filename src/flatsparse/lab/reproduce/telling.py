@@ -1,0 +1,71 @@
+"""A reproduced recipe as a text table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from flatsparse.lab.reporting import LABELS
+from flatsparse.lab.reproduce.verdict import VERDICTS
+
+STYLES = {"reproduces": "green", "contradicts": "red"}
+
+
+def print_record(record: Mapping[str, Any], console: Console) -> None:
+    """Print a recipe's rows beside the published numbers, then what must be known to read them."""
+    title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
+    grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
+    for heading in ("", "", "", "here", "printed", "difference", "printed", "verdict"):
+        grid.add_column(
+            heading, no_wrap=heading != "verdict", justify="left" if heading in ("", "verdict") else "right"
+        )
+    before = None
+    for row in record["rows"]:
+        place = row["row"], row["column"]
+        grid.add_row(*(place if place != before else ("", "")), *_cells(row), end_section=False)
+        before = place
+    console.print(grid, highlight=False)
+    told = ["difference: to plain, paired by seed, ± half of the 95 % interval"]
+    verdicts = Counter(row["verdict"] for row in record["rows"] if row["verdict"])
+    told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
+    told += [*record["notes"], *record["said"]]
+    told += [f"not run: {reason}" for reason in _reasons(record)]
+    for sentence in told:
+        console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
+
+
+def _reasons(record: Mapping[str, Any]) -> list[str]:
+    """Why cells have no value, each reason once with how many cells it holds for."""
+    reasons = Counter(row["needs"] for row in record["rows"] if row["needs"])
+    told = [f"{count} cells need {reason}" for reason, count in reasons.items()]
+    failed = Counter(failure.partition(": ")[2] for row in record["rows"] for failure in row["failures"])
+    return told + [f"{count} runs failed: {reason}" for reason, count in failed.items()]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    printed, d = row["published"], row["difference"]
+    if d is None:
+        gap = gap_printed = ""
+    else:
+        low, high = d["interval95"]
+        gap = f"{d['mean']:+.2f}" + ("" if high is None else f" ± {(high - low) / 2:.2f}")
+        gap_printed = "" if d["published"] is None else f"{d['published']:+.2f}"
+    style, verdict = STYLES.get(row["verdict"] or ""), row["verdict"] or ""
+    return [
+        row["control"] or LABELS.get(row["sharpness"], row["sharpness"]),
+        _mean(row["mean"], row["std"]),
+        "" if printed is None else _mean(printed["value"], printed["std"]),
+        gap,
+        gap_printed,
+        f"[{style}]{verdict}[/{style}]" if style else verdict,
+    ]
+
+
+def _mean(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
