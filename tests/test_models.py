@@ -88,6 +88,36 @@ def test_resnet50_halves_the_image_five_times_and_strides_in_its_3x3_convolution
     assert strided == ["conv1", *(f"stage{i}.0.{c}" for i in (2, 3, 4) for c in ("conv2", "shortcut.0"))]
 
 
+@pytest.mark.parametrize(("classes", "count"), [(10, 20_035_018), (100, 20_081_188)])
+def test_vgg19_has_the_published_count_of_parameters(classes, count):
+    assert parameters(fs.models.vgg19(classes)) == count
+
+
+def test_vgg19_halves_the_image_four_times_between_sixteen_convolutions():
+    sizes = []
+    model = fs.models.vgg19()
+    for module in model:
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    model(torch.zeros(2, 3, 32, 32))
+    assert sizes == [(64, 32, 32)] * 2 + [(128, 16, 16)] * 2 + [(256, 8, 8)] * 4 + [(512, 4, 4)] * 4 + [(512, 2, 2)] * 4
+
+
+@pytest.mark.parametrize(("projected", "count"), [(True, 2_296_922), (False, 2_236_682)])
+def test_mobilenet_has_the_known_counts_of_parameters(projected, count):
+    # The second is torchvision's 3,504,872 for a thousand classes, less 990 of the 1281 numbers each class has.
+    assert parameters(fs.models.mobilenet_v2(projected=projected)) == count
+    assert count - 60_240 * projected == 3_504_872 - 990 * 1281
+
+
+def test_mobilenet_halves_a_small_image_three_times():
+    sizes = []
+    model = fs.models.mobilenet_v2()
+    model.head.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    model(torch.zeros(2, 3, 32, 32))
+    assert sizes == [(1280, 4, 4)]
+
+
 def test_the_transformer_has_thirty_million_parameters():
     assert parameters(fs.models.causal_transformer()) == 30_056_448
 

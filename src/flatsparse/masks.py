@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from flatsparse.layers import PRUNABLE, Pattern, chosen, prunable
 from flatsparse.seeds import generator
 from flatsparse.selection import budget
 from flatsparse.shards import is_sharded, local, spread, whole
+
+if TYPE_CHECKING:
+    from flatsparse.widths import Widths
 
 State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for each parameter
 
@@ -40,6 +43,7 @@ class MaskedWeight:
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
         generator: the source of this layer's random choices at this step.
         momentum: the running average of the dense gradient, kept only for a plan that asks for it.
+        room: where entries may become live, bool; None is everywhere.
     """
 
     def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0) -> None:
@@ -50,6 +54,7 @@ class MaskedWeight:
         self.generator = generator(seed, 0, index)
         self._live: Tensor | None = None
         self.momentum: Tensor | None = None
+        self.room: Tensor | None = None
         self._seen: Mark | None = None
 
     def __repr__(self) -> str:
@@ -61,6 +66,10 @@ class MaskedWeight:
         if self.dense_grad is None:
             return torch.zeros_like(self.weight)
         return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
+
+    def within_room(self, scores: Tensor) -> Tensor:
+        """Scores that put last what must not become live."""
+        return scores if self.room is None else torch.where(self.room.to(scores.device), scores, -torch.inf)
 
     def average(self, decay: float) -> None:
         """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
@@ -128,12 +137,14 @@ class Masks(Sequence[MaskedWeight]):
 
     Attributes:
         memory: numbers that rules keep from one update to the next, by name; saved with the masks.
+        widths: which channels are live, for a plan that removes channels; saved too.
     """
 
     def __init__(self, weights: Iterable[MaskedWeight], overall: int) -> None:
         self._weights = list(weights)
         self.overall = overall
         self.memory: dict[str, float] = {}
+        self.widths: Widths | None = None
 
     @classmethod
     def of(
@@ -210,7 +221,8 @@ class Masks(Sequence[MaskedWeight]):
     def rewire(self, new: Mapping[str, Tensor], state: State) -> None:
         """Take over new masks and zero, outside them, the weights, their gradients and all optimizer state of their shape.
 
-        Entries that become live start from 0 in weight and state, because both were 0 while they were masked.
+        Entries that become live start from 0 in weight and state, because both were 0 while they were masked; those of
+        channels that are restored, from the weight they last had.
         """
         for w in self:
             if w.name in new:
@@ -218,6 +230,8 @@ class Masks(Sequence[MaskedWeight]):
             if w.weight.grad is not None:
                 w.zero_outside(w.weight.grad)
         self.clean(state)
+        if self.widths is not None:
+            self.widths.restore(self)
 
     def clean(self, state: State) -> None:
         """Zero the weights and all optimizer state of their shape outside the masks."""

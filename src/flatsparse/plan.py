@@ -17,6 +17,8 @@ from flatsparse.rounds import Rounds
 from flatsparse.rules import Rule
 from flatsparse.schedules import Every
 from flatsparse.selection import keep_top
+from flatsparse.thinning import Thinning
+from flatsparse.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Plan:
             a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
         pattern: what every mask keeps to, such as 2 live weights of each 4.
         rounds: of training, for methods that train more than once.
+        thinning: what is done to channels, for methods whose rules remove some.
     """
 
     sparsity: float
@@ -41,9 +44,15 @@ class Plan:
     momentum: float | None = None
     pattern: Pattern | None = None
     rounds: Rounds | None = None
+    thinning: Thinning | None = None
 
     def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         """The masks to start from."""
+        if self.thinning is not None:
+            widths = Widths.of(model, masks, sums=self.thinning.sums, restores=self.thinning.restores)
+            room = self.thinning.start(masks, widths)
+            if self.thinning.first:  # dense but for the channels
+                return room
         scores = self.initial(masks, model)
         if self.pattern is not None:
             return {name: self.pattern.keep(s, name) for name, s in scores.items()}

@@ -73,7 +73,7 @@ class Rewire:
         kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
         if self.pattern is not None:
             return self.pattern.rewired(kept, self.grow(w), w.name)
-        return kept | keep_top(self.grow(w), moved, among=~kept)
+        return kept | keep_top(self.grow(w), moved, among=~kept if w.room is None else ~kept & w.room)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ class PruneTo:
     def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
         """How many live weights each layer then has, given how many it had."""
         total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
+        total = min(total, sum(live.values()))
         shares = self.distribution(scores, total)
         # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
-        counts = apportion(total, list(shares.values()), list(live.values()), [1] * len(live))
+        counts = apportion(total, list(shares.values()), list(live.values()), [min(1, n) for n in live.values()])
         return dict(zip(scores, counts, strict=True))
 
 
@@ -134,15 +135,16 @@ class GrowTo:
         return needs_dense_gradient(self.grow)
 
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        scores = {w.name: torch.where(w.mask, torch.inf, self.grow(w)) for w in masks}
+        scores = {w.name: torch.where(w.mask, torch.inf, w.within_room(self.grow(w))) for w in masks}
         counts = self.counts(scores, {w.name: w.active for w in masks}, step)
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
     def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
         """How many live weights each layer then has, given how many it had."""
-        sizes = [s.numel() for s in scores.values()]
-        total = max(budget(sum(sizes), self.sparsity(step)), sum(live.values()))
+        total = budget(sum(s.numel() for s in scores.values()), self.sparsity(step))
+        rooms = [int((s != -torch.inf).sum()) for s in scores.values()]
+        total = min(max(total, sum(live.values())), sum(rooms))
         shares = self.distribution(scores, total)
         # A layer may have more than its share already; it keeps that, and the others have the rest.
-        counts = apportion(total, list(shares.values()), sizes, list(live.values()))
+        counts = apportion(total, list(shares.values()), rooms, list(live.values()))
         return dict(zip(scores, counts, strict=True))

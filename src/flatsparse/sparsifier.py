@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.distributions import check_budget
-from flatsparse.errors import InputError, check_count, check_sparsity
+from flatsparse.errors import InputError, check_count
 from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
-from flatsparse.methods import as_method, name_of
+from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.plan import Method, Plan
 from flatsparse.report import LayerReport, Report
 from flatsparse.rounds import go_back, snapshot
@@ -87,6 +87,11 @@ class SparseTraining:
     def sparsity(self) -> float:
         """The fraction of prunable weights that are zero."""
         return 1 - self._masks.active / self._masks.total
+
+    @property
+    def channels(self) -> float | None:
+        """The fraction of channels that is removed, of those that may be; None for a method that removes none."""
+        return None if self._masks.widths is None else self._masks.widths.removed
 
     @property
     def exploration(self) -> float:
@@ -166,6 +171,8 @@ class SparseTraining:
             "momentum": {w.name: w.momentum.clone() for w in self._masks if w.momentum is not None},
             "memory": dict(self._masks.memory),
         }
+        if self._masks.widths is not None:
+            state["channels"] = self._masks.widths.state_dict()
         return {**state, "round": self.round, "rewind": dict(self._rewind)} if self.plan.rounds else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -191,6 +198,10 @@ class SparseTraining:
         self._confine()
         self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
         self._masks.memory = dict(state.get("memory", {}))
+        if self._masks.widths is not None:
+            self._masks.widths.load_state_dict(state["channels"])
+            if self._masks.widths.latest is None:  # removed for good
+                self._masks.widths.confine(self._masks)
         self.round = state.get("round", 0)
         self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
         with torch.no_grad():
@@ -378,7 +389,7 @@ def sparsify(
     optimizer: Optimizer,
     method: str | Method = "rigl",
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     steps: int,
     seed: int = 0,
     include: Sequence[Pattern] = (),
@@ -394,7 +405,8 @@ def sparsify(
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1).
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1). ``chex`` takes ``channels=`` instead,
+            the fraction of channels to remove.
         steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
@@ -413,13 +425,13 @@ def sparsify(
     >>> training.sparsity, int((model.weight != 0).sum())
     (0.9, 20)
     """
-    check_sparsity(sparsity)
     check_count("steps", steps)
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
         raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
     chosen = as_method(method, options)
-    plan = chosen.plan(float(sparsity), steps)
+    sparsity = sparsity_for(chosen, sparsity)
+    plan = chosen.plan(sparsity, steps)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masks = Masks.of(model, held, include, exclude, seed, layers)
     check_budget(masks.budget(sparsity), masks.total, len(masks))

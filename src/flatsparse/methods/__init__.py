@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatsparse.distributions import DISTRIBUTIONS
-from flatsparse.errors import InputError, unknown
+from flatsparse.errors import InputError, check_sparsity, unknown
 from flatsparse.methods.acdc import ACDC
+from flatsparse.methods.chase import Chase
+from flatsparse.methods.chex import CHEX
 from flatsparse.methods.dsr import DSR
 from flatsparse.methods.gmp import GMP
 from flatsparse.methods.grasp import GraSP
@@ -43,12 +45,15 @@ METHODS: dict[str, type[Method]] = {
     "rigl-itop": RigLITOP,
     "mest": MEST,
     "mest-ems": MESTSoft,
+    "chex": CHEX,
+    "chase": Chase,
 }
 ALIASES = {"imp": "lth"}  # iterative magnitude pruning
 
 __all__ = [
     "ACDC",
     "ALIASES",
+    "CHEX",
     "DSR",
     "GMP",
     "LRR",
@@ -59,6 +64,7 @@ __all__ = [
     "SETITOP",
     "SNFS",
     "SNIP",
+    "Chase",
     "Dense",
     "GraSP",
     "MESTSoft",
@@ -71,6 +77,7 @@ __all__ = [
     "name_of",
     "name_of_kind",
     "named",
+    "sparsity_for",
 ]
 
 
@@ -141,6 +148,23 @@ def as_method(method: str | Method, options: dict[str, Any]) -> Method:
             f"options {', '.join(options)} were given beside a method object: give them to the object itself"
         )
     return method
+
+
+def sparsity_for(method: Method, sparsity: float | None) -> float:
+    """The sparsity that a method shall end at; 0 for one that is told how many channels to remove instead.
+
+    Raises: InputError when it is missing, out of range, or given to a method that takes none.
+    """
+    if getattr(method, "by_channels", False):
+        if sparsity is not None:
+            raise InputError(
+                f"method '{name_of(method)}' got sparsity={sparsity}, but it removes channels: give channels= instead,"
+                " the fraction of them, e.g. 0.5"
+            )
+        return 0.0
+    if sparsity is None:
+        raise InputError(f"method '{name_of(method)}' needs a sparsity: give sparsity=, e.g. 0.9")
+    return check_sparsity(sparsity)
 
 
 def name_of(method: Method) -> str:

@@ -1,0 +1,137 @@
+"""What the operations in a traced graph do to channels, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+# Element by element, so that channels stay where they are.
+_UNARY = (
+    *(
+        "abs",
+        "celu",
+        "clamp",
+        "clip",
+        "elu",
+        "exp",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "logsigmoid",
+    ),
+    *("mish", "neg", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh"),
+)
+_SAME = ("alpha_dropout", "clone", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d")
+_JOIN = ("add", "div", "iadd", "imul", "isub", "itruediv", "mul", "sub", "truediv")
+_POOLS = tuple(f"{kind}_pool{n}d" for kind in ("adaptive_avg", "adaptive_max", "avg", "max") for n in (1, 2, 3))
+_FUNCTIONS = {
+    **dict.fromkeys(_UNARY, "unary"),
+    **dict.fromkeys(_SAME, "same"),
+    **dict.fromkeys(_JOIN, "join"),
+    **dict.fromkeys(_POOLS, "pool"),
+    **dict.fromkeys(("cat", "concat"), "cat"),
+    **{name: name for name in ("flatten", "mean")},
+}
+_MODULES: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
+    nn.Linear: "linear",
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), "norm"),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), "same"),
+    **dict.fromkeys(
+        (nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish), "unary"
+    ),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh), "unary"),
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), "pool"),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), "pool"),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), "pool"),
+    nn.Flatten: "flatten",
+}
+
+
+def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """What a node does to channels: conv, linear, norm, unary, same, join, pool, mean, flatten, cat or size.
+
+    None for all that is not known, and for a known operation with arguments that make it another.
+    """
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
+        plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
+        return kind if plain and len(node.all_input_nodes) == 1 else None
+    if _is_size(node):
+        return "size"
+    if node.op == "call_method" and str(node.target) in ("view", "reshape"):
+        return "flatten" if _keeps_batch(node) else None
+    kind = _FUNCTIONS.get(_name(node))
+    if kind == "flatten" and _arguments(node, ("start_dim", "end_dim"), (0, -1)) != [1, -1]:
+        return None
+    if kind == "join" and not all(isinstance(a, (fx.Node, int, float)) for a in node.args):
+        return None
+    several = kind in ("join", "cat")
+    return kind if several or len(node.all_input_nodes) == 1 else None
+
+
+def is_batch_size(node: object) -> bool:
+    """Whether a node is the batch dimension of a value: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_method" and node.target == "size":
+        return [*node.args[1:], *node.kwargs.values()] == [0]
+    return _name(node) == "getitem" and _is_shape(node.args[0]) and node.args[1:] == (0,)
+
+
+def mean_dims(node: fx.Node) -> tuple[Sequence[int] | None, bool]:
+    """Over which dimensions a mean goes (None: all), and whether it keeps them."""
+    dims, keep = _arguments(node, ("dim", "keepdim"), (None, False))
+    return ([dims] if isinstance(dims, int) else dims), bool(keep)
+
+
+def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
+    """What a unary node or a join computes, as a function of its arguments."""
+    if node.op == "call_module":
+        return modules[str(node.target)]
+    if node.op == "call_method":
+        return lambda first, *rest, **options: getattr(first, str(node.target))(*rest, **options)
+    assert callable(node.target)
+    return node.target
+
+
+def _name(node: fx.Node) -> str:
+    """The plain name of torch's functions and of methods; empty for functions of others."""
+    if node.op == "call_method":
+        return str(node.target).rstrip("_")
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    return getattr(node.target, "__name__", "").rstrip("_") if home in ("torch", "_operator", "builtins") else ""
+
+
+def _arguments(node: fx.Node, names: Sequence[str], defaults: Sequence[Any]) -> list[Any]:
+    """The arguments after the first, by position or by name."""
+    given = node.args[1:]
+    return [
+        given[place] if place < len(given) else node.kwargs.get(name, default)
+        for place, (name, default) in enumerate(zip(names, defaults, strict=True))
+    ]
+
+
+def _is_shape(node: object) -> bool:
+    if not isinstance(node, fx.Node):
+        return False
+    whole = node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return whole or (_name(node) == "getattr" and node.args[1] == "shape")
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether it only asks for what does not depend on channels."""
+    if _is_shape(node):
+        return all(is_batch_size(user) for user in node.users)
+    return is_batch_size(node) or (_name(node) == "getattr" and node.args[1] in ("device", "dtype"))
+
+
+def _keeps_batch(node: fx.Node) -> bool:
+    """Whether a view is (batch size, -1), as a flatten of all but the first dimension."""
+    shape: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    return len(shape) == 2 and is_batch_size(shape[0]) and bool(shape[1] == -1)

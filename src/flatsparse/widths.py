@@ -1,0 +1,219 @@
+"""Which channels of a net are live, as state; and the masks that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.channels import Group, Slot, channel_groups
+from flatsparse.errors import InputError
+from flatsparse.filters import Filters
+from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.shards import is_sharded
+
+
+@dataclass(eq=False)
+class Explored:
+    """A group of channels that may be removed, and which of them are live.
+
+    Attributes:
+        group: where its channels lie in the model's tensors.
+        writes: the weights that write it, by slot; all of them masked.
+        live: bool, (channels,), on the CPU wherever the model is.
+    """
+
+    group: Group
+    writes: tuple[tuple[Slot, MaskedWeight], ...]
+    live: Tensor
+
+    @property
+    def name(self) -> str:
+        """That of the first weight that writes it."""
+        return self.writes[0][1].name
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of its random choices at this step."""
+        return self.writes[0][1].generator
+
+    def filters(self) -> Filters:
+        """Weights and mask of each layer that writes it, channels first."""
+        return [(self._rows(w.weight.detach(), slot), self._rows(w.mask, slot)) for slot, w in self.writes]
+
+    def matrix(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The filters as columns, (inputs · kernel positions, channels); of the weights, or of tensors of their names."""
+        values = [
+            self._rows(w.weight.detach() if tensors is None else tensors[w.name], slot) for slot, w in self.writes
+        ]
+        return torch.cat([v.flatten(1) for v in values], dim=1).T
+
+    def _rows(self, tensor: Tensor, slot: Slot) -> Tensor:
+        rows = tensor.narrow(0, slot.offset, self.group.size * slot.block)
+        return rows.reshape(self.group.size, slot.block * rows.shape[1], *rows.shape[2:])
+
+
+class Widths(Sequence[Explored]):
+    """The channels of a net that may be removed, and what those that are not live were when they last were.
+
+    Attributes:
+        latest: by name, the values of weights, biases and batch norms where they were last live; None where nothing
+            is ever restored. It costs a copy of the weights.
+    """
+
+    def __init__(self, groups: Sequence[Explored], owners: Mapping[str, nn.Module], restores: bool) -> None:
+        self._groups = list(groups)
+        self._owners = owners  # modules, since moving a model replaces its buffers
+        self.latest: dict[str, Tensor] | None = {} if restores else None
+
+    @classmethod
+    def of(cls, model: nn.Module, masks: Masks, *, sums: bool, restores: bool) -> Widths:
+        """All-live channels of a model: the groups that may be removed whose weights are all masked.
+
+        Args:
+            sums: also those that several layers write, such as the channels of a residual stream.
+
+        Raises: InputError when the model's weights are sharded, when it cannot be traced, or no group is left.
+        """
+        if any(is_sharded(w.weight) for w in masks):
+            raise InputError(
+                "channels cannot be scored where weights are sharded: use DistributedDataParallel, not fully_shard"
+            )
+        by_name = {w.name: w for w in masks}
+        modules = dict(model.named_modules())
+        found, owners = [], {}
+        for group in channel_groups(model):
+            slots = [slot for slot in group.writes if slot.name in by_name]
+            names = {slot.name for slot in (*group.writes, *group.reads)}
+            matrices = {name for name in names if _tensor(modules, name).ndim > 1}
+            alone = sum(getattr(modules[s.name.rpartition(".")[0]], "groups", 1) == 1 for s in slots) == 1
+            if group.why_kept is None and group.reads and matrices <= set(by_name) and (sums or alone):
+                writes = tuple((slot, by_name[slot.name]) for slot in slots)
+                found.append(Explored(group, writes, torch.ones(group.size, dtype=torch.bool)))
+                everything = (*group.writes, *group.norms, *group.reads)
+                owners.update({slot.name: modules[slot.name.rpartition(".")[0]] for slot in everything})
+        if not found:
+            raise InputError(
+                "no channels to remove: all are kept, summed or read by layers without a mask; check include=, exclude="
+                " and layers=, and give sums=True for the channels of residual sums"
+            )
+        return cls(found, owners, restores)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
+        return self._groups[index]
+
+    def __iter__(self) -> Iterator[Explored]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def total(self) -> int:
+        """How many channels may be removed."""
+        return sum(g.group.size for g in self)
+
+    @property
+    def removed(self) -> float:
+        """The fraction of them that is removed."""
+        return 1 - sum(int(g.live.sum()) for g in self) / self.total
+
+    def scales(self) -> list[Tensor]:
+        """What ranks the channels of the whole net: ``|γ|`` of their batch norms (CHEX: Hou et al. 2022).
+
+        Where a group has no batch norm with a scale, every group is ranked by the L1 norm of its filters over the mean
+        of its layer instead: that is ours, since the two do not compare. Channels that are not live come last.
+        """
+        found = [[slot for slot in g.group.norms if slot.name.endswith("weight")] for g in self]
+        if all(found):
+            scales = [
+                torch.cat([self._entries(slot, g, self.tensor(slot.name)).abs().cpu() for slot in slots], 1).mean(1)
+                for g, slots in zip(self, found, strict=True)
+            ]
+        else:
+            norms = [g.matrix().abs().sum(0).cpu() for g in self]
+            scales = [norm / norm[g.live].mean() for g, norm in zip(self, norms, strict=True)]
+        return [torch.where(g.live, s, -torch.inf) for g, s in zip(self, scales, strict=True)]
+
+    def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Where weights of such shapes may be live: what no removed channel writes or reads; on the CPU."""
+        room = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+        for g in self:
+            for slot in (*g.group.writes, *g.group.reads):
+                if slot.name in room:
+                    off = (~g.live).repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
+                    room[slot.name].index_fill_(slot.dim, off, False)
+        return room
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the model, as it is now."""
+        return _own(self._owners[name], name).detach()
+
+    @torch.no_grad()
+    def note(self, masks: Masks) -> None:
+        """Remember what is live as it is now."""
+        assert self.latest is not None
+        for w in masks:
+            before = self.latest.get(w.name, w.weight.detach())
+            self.latest[w.name] = torch.where(w.mask, w.weight.detach(), before.to(w.weight.device))
+        for name, live in self._vectors().items():
+            value = self.tensor(name)
+            self.latest[name] = torch.where(live, value, self.latest.get(name, value).to(value.device))
+
+    @torch.no_grad()
+    def restore(self, masks: Masks) -> None:
+        """Give all that is live the value it last had; what stayed live has it already."""
+        if not self.latest:
+            return
+        for w in masks:
+            w.weight.copy_(torch.where(w.mask, self.latest[w.name], 0))
+        for name, live in self._vectors().items():
+            value = self.tensor(name)
+            value.copy_(torch.where(live, self.latest[name], value))
+
+    def confine(self, masks: Masks) -> None:
+        """Let nothing ever grow in removed channels."""
+        room = self.masks({w.name: w.weight.shape for w in masks})
+        for w in masks:
+            w.room = room[w.name].to(w.weight.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which channels are live, and what the others last were."""
+        latest = {name: value.clone() for name, value in (self.latest or {}).items()}
+        return {"live": {g.name: g.live.clone() for g in self}, "latest": latest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state of the same net."""
+        for g in self:
+            g.live = state["live"][g.name].cpu().clone()
+        if self.latest is not None:
+            self.latest = {name: value.clone() for name, value in state["latest"].items()}
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """Where the entries of biases and batch norms belong to live channels, or to none of ours."""
+        found: dict[str, Tensor] = {}
+        for g in self:
+            for slot in (*g.group.writes, *g.group.norms):
+                value = self.tensor(slot.name)
+                if value.ndim == 1:
+                    live = found.setdefault(slot.name, torch.ones_like(value, dtype=torch.bool))
+                    self._entries(slot, g, live).copy_(g.live.unsqueeze(1))
+        return found
+
+    @staticmethod
+    def _entries(slot: Slot, g: Explored, vector: Tensor) -> Tensor:
+        """The group's part of a vector, (channels, block)."""
+        return vector.narrow(0, slot.offset, g.group.size * slot.block).view(g.group.size, slot.block)
+
+
+def _own(module: nn.Module, name: str) -> Tensor:
+    value = getattr(module, name.rpartition(".")[2])
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _tensor(modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    return _own(modules[name.rpartition(".")[0]], name)
