@@ -46,6 +46,7 @@ LAYERS = [
         "following",
         "window",
         "sharpness",
+        "looksam",
         "report",
         "sparsifier",
         "flops",

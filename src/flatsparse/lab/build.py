@@ -13,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import Splits, batches, split
+from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.team import ALONE, Team
+from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
 from flatsparse.models import MODELS
 from flatsparse.seeds import derive
@@ -53,6 +55,7 @@ class Parts:
     cost: Cost
     splits: Splits
     augment: bool
+    classes: int
     steps_per_epoch: int
     fresh: Callable[[], nn.Module]
     gradient: Tensor | None = None
@@ -110,7 +113,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         **options,
         **(_sample(run, splits) if needs_sample else {}),
     )
-    schedule = start_schedule(optimizer, steps)
+    schedule = start_schedule(run, optimizer, steps_per_epoch)
     sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
     return Parts(
         run,
@@ -123,16 +126,10 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         cost(model, sample),
         splits,
         data.augmented,
+        data.classes,
         steps_per_epoch,
         fresh,
     )
-
-
-def start_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """The learning rate's way through a run, or through one round, from where it started the first time."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.get("initial_lr", group["lr"])
-    return CosineAnnealingLR(optimizer, T_max=steps)
 
 
 def _sample(run: Run, splits: Splits) -> dict[str, Any]:
@@ -144,16 +141,25 @@ def _sample(run: Run, splits: Splits) -> dict[str, Any]:
 def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
     base: Optimizer
     if run.optimizer == "sgd":
-        base = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=0.9, weight_decay=run.weight_decay)
+        base = torch.optim.SGD(
+            model.parameters(),
+            lr=run.lr,
+            momentum=run.momentum,
+            weight_decay=run.weight_decay,
+            nesterov=run.nesterov,
+        )
     else:
         base = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
     if run.sharpness == "none":
         return base
     rho = RHO_SCHEDULES[run.rho_schedule](run.rho, steps)
+    options: dict[str, Any] = {"rho": rho, "adaptive": run.adaptive, "mask_perturbation": run.mask_perturbation}
     if run.sharpness == "sam":
-        return SAM(base, rho=rho, adaptive=run.adaptive)
+        return SAM(base, **options)
+    if run.sharpness == "looksam":
+        return LookSAM(base, every=run.look_every, alpha=run.look_alpha, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
-    return S2SAM(base, rho=rho, direction=direction, seed=run.seed, adaptive=run.adaptive)
+    return S2SAM(base, direction=direction, seed=run.seed, **options)
 
 
 def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:

@@ -23,6 +23,7 @@ LABELS: dict[str, str] = {
     "random": "random",
     "momentum": "momentum",
     "average": "average",
+    "looksam": "LookSAM",
 }
 COLORS: dict[str, str] = {
     "none": "#666666",
@@ -31,6 +32,7 @@ COLORS: dict[str, str] = {
     "random": "#999999",
     "momentum": "#009e73",
     "average": "#cc79a7",
+    "looksam": "#56b4e9",
 }
 
 

@@ -19,7 +19,7 @@ from flatsparse.models import MODELS
 from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
-Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average"]
+Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average", "looksam"]
 SHARPNESS: dict[Sharpness, str] = {
     "none": "the gradient at the weights",
     "sam": "the gradient at a neighbour along this batch's own gradient; two gradients a step (Foret et al. 2021)",
@@ -27,6 +27,7 @@ SHARPNESS: dict[Sharpness, str] = {
     "random": "along noise, one gradient a step: the control",
     "momentum": "down the momentum, one gradient a step (Becker et al. 2024)",
     "average": "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+    "looksam": "SAM every few steps, and in between what it has taught; 1 + 1/k gradients a step (Liu et al. 2022)",
 }
 RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "constant": lambda rho, steps: rho,
@@ -67,7 +68,11 @@ class Setting:
     layers: str = "all"
     """What to leave dense, by whose convention: all, grasp, rigl, dsr or mest; `flatsparse list layers` shows the outcome."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The base optimizer; SGD has momentum 0.9."""
+    """The base optimizer."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum for SGD."""
     epochs: int = 30
     """Passes over the training images, in each round of lth and lrr."""
     multiplier: float = 1.0
@@ -77,9 +82,17 @@ class Setting:
     batch_size: int = 128
     """Images a step."""
     lr: float = 0.1
-    """Learning rate at the start; it falls to 0 along half a cosine."""
+    """Learning rate at the start."""
+    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate falls: to 0 along half a cosine, to a tenth at each of --milestones, or not."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the run after which --lr-schedule step goes down to a tenth; RigL's: 0.3 0.7 0.9, and 5 epochs of warm-up."""
+    warmup: int = 0
+    """Epochs over which the learning rate rises linearly to where its schedule has it; --multiplier stretches them too."""
     weight_decay: float = 5e-4
     """Weight decay, the same for every sharpness."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread over all classes; evaluations are without it."""
     train_size: int | None = None
     """Use so many training images. By default all that are not held out."""
     validation_size: int | None = None
@@ -88,6 +101,14 @@ class Setting:
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
     """How ρ changes over the run: not, as 1/√step, or down to 0."""
+    look_every: int = 5
+    """Steps from one SAM step of looksam to the next, k."""
+    look_alpha: float = 0.7
+    """How much of the kept direction looksam adds in between, α, in lengths of the gradient."""
+    mask_perturbation: bool = True
+    """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
+    batch_norm: Literal["training", "final"] = "training"
+    """Running statistics of the trained net: as training left them (taken at w + e), or taken anew at the final weights."""
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -136,6 +157,7 @@ class Run(Setting):
         check_finite("--rho", self.rho)
         check_finite("--lr", self.lr, above=True)
         check_finite("--weight-decay", self.weight_decay)
+        self._check_training()
         if self.until is not None and not 0 < self.until <= 1:
             raise InputError(f"--until {self.until} is not in (0, 1]: give the share of the run in which masks change")
         if self.drop_fraction is not None:
@@ -148,6 +170,20 @@ class Run(Setting):
             self, method=method, model=model, sparsity=sparsity, device=usable_device(self.device)
         )
 
+    def _check_training(self) -> None:
+        check_finite("--momentum", self.momentum)
+        check_fraction("--label-smoothing", self.label_smoothing)
+        check_count("--warmup", self.warmup, minimum=0)
+        check_count("--look-every", self.look_every)
+        check_finite("--look-alpha", self.look_alpha)
+        if self.optimizer != "sgd" and (self.nesterov or self.momentum != Run.momentum):
+            raise InputError(f"--optimizer {self.optimizer} has no --momentum or --nesterov: leave them out")
+        if self.nesterov and self.momentum == 0:
+            raise InputError("--nesterov needs momentum: give --momentum over 0")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < m < 1 for m in self.milestones):
+            given = " ".join(f"{m:g}" for m in self.milestones)
+            raise InputError(f"--milestones {given} are not rising shares in (0, 1): give e.g. 0.5 0.75")
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return {**dataclasses.asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
@@ -158,9 +194,11 @@ class Run(Setting):
         return round(self.multiplier * self.epochs)
 
     @property
-    def passes(self) -> int:
-        """Gradients taken in a step."""
-        return 2 if self.sharpness == "sam" and self.rho > 0 else 1
+    def passes(self) -> float:
+        """Gradients taken in a step, on average."""
+        if self.rho == 0:
+            return 1
+        return {"sam": 2.0, "looksam": 1 + 1 / self.look_every}.get(self.sharpness, 1.0)
 
     @property
     def rounds(self) -> int:

@@ -18,13 +18,15 @@ from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
 from flatsparse.health import churn, health
 from flatsparse.lab.ball import ball_increase
-from flatsparse.lab.build import Parts, build, describe, start_schedule
+from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.parent import has_parent, load_parent, save_parent
 from flatsparse.lab.probe import Probe
+from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
+from flatsparse.lab.scores import REACHED, confusion, macro, steps_to
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
@@ -98,7 +100,7 @@ def train(
     while progress.epoch < run.whole_epochs * parts.training.rounds:
         if progress.epoch == run.whole_epochs * (parts.training.round + 1):
             parts.training.next_round()
-            parts.schedule = start_schedule(parts.optimizer, run.whole_epochs * parts.steps_per_epoch)
+            parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
         losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
         if not all(map(math.isfinite, losses)):
@@ -137,10 +139,10 @@ def _epoch(
         due = training.due(training.steps_taken + 1)
         before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
         began = _clock(run)
-        loss, outputs = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
+        loss, outputs, passes = _step(run, parts, inputs, targets, share=team.size * len(inputs) / size)
         progress.step_seconds.append(_clock(run) - began)
         progress.train_flops += size * step_flops(
-            forward, parts.cost.dense, run.passes, due, momentum=training.plan.momentum is not None
+            forward, parts.cost.dense, passes, due, momentum=training.plan.momentum is not None
         )
         if due:
             forward = parts.cost.forward(training.masks)
@@ -148,6 +150,7 @@ def _epoch(
         _compare_gradients(parts, progress)
         if probe:
             started += probe(parts, progress)  # as if no time had passed
+        progress.gradient_evaluations += passes
         parts.optimizer.zero_grad()
         parts.schedule.step()
         losses += loss.detach() * len(inputs)
@@ -155,7 +158,6 @@ def _epoch(
         images += size
         progress.step += 1
         watcher.stepped(progress.step, steps, images / (time.perf_counter() - started))
-    progress.gradient_evaluations += parts.steps_per_epoch * run.passes
     progress.epoch += 1
     lasted = time.perf_counter() - started
     progress.seconds += lasted
@@ -189,28 +191,28 @@ def _clock(run: Run) -> float:
     return time.perf_counter()
 
 
-def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss and the outputs of its first forward.
+def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
+    """One optimizer step; returns the loss and the outputs of its first forward, and how many gradients it took.
 
     Args:
         share: what this process's mean loss counts in the mean over processes, 1 when all have as many images.
     """
-    first: list[Tensor] = []
+    passes: list[tuple[Tensor, Tensor]] = []
 
     def gradient() -> Tensor:
         with _precision(run):
             outputs = parts.net(inputs)
-            loss = F.cross_entropy(outputs, targets)
+            loss = F.cross_entropy(outputs, targets, label_smoothing=run.label_smoothing)
         (loss * share if share != 1 else loss).backward()
-        first[:] = first or [loss, outputs]
+        passes.append((loss.detach(), outputs.detach()))
         return loss
 
-    if run.passes == 2:
+    if run.sharpness in ("sam", "looksam"):  # which know whether a step needs a second gradient
         parts.optimizer.step(gradient)  # type: ignore[arg-type]  # torch's stubs want a float of it
     else:
         gradient()
         parts.optimizer.step()
-    return first[0], first[1]
+    return *passes[0], len(passes)
 
 
 def _compare_gradients(parts: Parts, progress: Progress) -> None:
@@ -226,8 +228,10 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: nn.Module, images: Images, splits: Splits) -> tuple[float | None, float | None]:
-    """Accuracy in percent and mean loss, in evaluation mode; of no images, none."""
+def evaluate(
+    run: Run, model: nn.Module, images: Images, splits: Splits, counts: Tensor | None = None
+) -> tuple[float | None, float | None]:
+    """Accuracy in percent and mean loss, in evaluation mode; of no images, none. ``confusion`` is added to ``counts``."""
     if len(images) == 0:
         return None, None
     model.eval()
@@ -237,7 +241,19 @@ def evaluate(run: Run, model: nn.Module, images: Images, splits: Splits) -> tupl
             outputs = model(inputs).float()
         correct += int((outputs.argmax(1) == targets).sum())
         loss += float(F.cross_entropy(outputs, targets, reduction="sum"))
+        if counts is not None:
+            counts += confusion(outputs, targets, len(counts))
     return 100 * correct / len(images), loss / len(images)
+
+
+def _renew_statistics(run: Run, parts: Parts) -> None:
+    """Batch norm's running statistics anew, as means over the training images at the weights as they are (Izmailov et al. 2018).
+
+    Images are as in training, cropped and flipped where that does.
+    """
+    passed = batches(parts.splits.train, parts.splits, run.batch_size, augment=parts.augment, seed=run.seed)
+    with _precision(run):
+        torch.optim.swa_utils.update_bn(passed, parts.model)
 
 
 def _ball_increase(run: Run, parts: Parts) -> float:
@@ -272,7 +288,10 @@ def _mean_churn(records: Sequence[Mapping[str, Any]]) -> float | None:
 def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -> dict[str, Any]:
     """Measure the trained net and write everything down; the result comes last, because it says that all is there."""
     splits, report = parts.splits, parts.training.report()
-    test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits) if test else (None, None)
+    if run.batch_norm == "final":
+        _renew_statistics(run, parts)
+    counts = torch.zeros(parts.classes, parts.classes, dtype=torch.int64, device=run.device)
+    test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
     found = health(parts.training.masks)
@@ -286,14 +305,19 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "seed": run.seed,
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,
+        "macro": macro(counts) if test else None,
         "train_accuracy": train_accuracy,
         "train_loss": train_loss,
+        "generalization_gap": None
+        if test_accuracy is None or train_accuracy is None
+        else train_accuracy - test_accuracy,
         "validation_accuracy": validation_accuracy,
         "validation_loss": validation_loss,
         "epochs": progress.epoch,
         "rounds": parts.training.rounds,
         "steps": progress.step,
         "gradient_evaluations": progress.gradient_evaluations,
+        "steps_to": {str(level): steps_to(progress.records, level) for level in REACHED},
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
         "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts) if test else None},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},

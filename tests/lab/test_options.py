@@ -1,0 +1,163 @@
+"""Options of training, and the figures that a result has beside its accuracy."""
+
+import dataclasses
+
+import pytest
+import torch
+from sklearn.metrics import precision_recall_fscore_support
+from torch import nn
+
+from flatsparse.errors import InputError
+from flatsparse.lab import training as loop
+from flatsparse.lab.build import build
+from flatsparse.lab.data import batches
+from flatsparse.lab.rates import start_schedule
+from flatsparse.lab.run import Run
+from flatsparse.lab.scores import confusion, macro, steps_to
+from flatsparse.storage import load_tensors
+
+SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
+
+
+def small(**changes):
+    return dataclasses.replace(SMALL, **changes)
+
+
+def rates(run, steps_per_epoch=10):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, seen = start_schedule(run, optimizer, steps_per_epoch), []
+    for _ in range(run.whole_epochs * steps_per_epoch):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_steps_go_down_to_a_tenth_at_each_milestone():
+    assert rates(small(epochs=4, lr_schedule="step")) == pytest.approx([1.0] * 20 + [0.1] * 10 + [0.01] * 10)
+    published = rates(small(epochs=10, lr_schedule="step", milestones=(0.3, 0.7, 0.9), warmup=1))
+    assert published[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert published[10:] == pytest.approx([1.0] * 20 + [0.1] * 40 + [0.01] * 20 + [0.001] * 10)
+
+
+def test_the_rate_stays_or_falls_along_a_cosine_and_a_warm_up_multiplies():
+    assert rates(small(lr_schedule="constant")) == [1.0] * 30
+    plain, warm = rates(small()), rates(small(warmup=1))
+    assert warm[10:] == pytest.approx(plain[10:])
+    assert warm[:10] == pytest.approx([(i + 1) / 10 * rate for i, rate in enumerate(plain[:10])])
+    assert rates(small(warmup=1, lr_schedule="constant", multiplier=2.0))[19:21] == [1.0, 1.0]
+    assert rates(small(warmup=1, lr_schedule="constant", multiplier=2.0))[18] < 1
+
+
+def test_a_later_round_starts_its_schedule_anew():
+    parts = build(small(lr_schedule="step", warmup=1).resolved())
+    first = parts.optimizer.param_groups[0]["lr"]
+    for _ in range(12):
+        parts.optimizer.step()
+        parts.schedule.step()
+    assert parts.optimizer.param_groups[0]["lr"] != first
+    start_schedule(parts.run, parts.optimizer, parts.steps_per_epoch)
+    assert parts.optimizer.param_groups[0]["lr"] == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"milestones": (0.75, 0.5)}, "not rising shares"),
+        ({"milestones": (0.5, 1.0)}, "not rising shares"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs momentum"),
+        ({"optimizer": "adamw", "nesterov": True}, "has no --momentum or --nesterov"),
+        ({"label_smoothing": 1.5}, "--label-smoothing"),
+        ({"warmup": -1}, "--warmup"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_in_one_line(changes, line):
+    with pytest.raises(InputError, match=line) as caught:
+        small(**changes).resolved()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_optimizer_is_the_one_asked_for():
+    group = build(small(momentum=0.8, nesterov=True).resolved()).optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.8, True)
+    for sharpness in ("sam", "s2sam"):
+        kept, freed = (
+            build(small(sharpness=sharpness, mask_perturbation=on).resolved()).optimizer for on in (True, False)
+        )
+        assert (kept.mask_perturbation, freed.mask_perturbation) == (True, False)
+
+
+def test_smoothed_labels_are_the_training_loss_only(tmp_path):
+    run = small(method="dense", sparsity=0.0, epochs=1, batch_size=64, lr=1e-9)
+    plain, smooth = (loop.train(dataclasses.replace(run, label_smoothing=s), tmp_path / str(s)) for s in (0.0, 0.3))
+    losses = [loop.read_json(tmp_path / s / "result.json")["train_loss"] for s in ("0.0", "0.3")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    noted = [
+        (tmp_path / s / "metrics.jsonl").read_text().split('"train_loss": ')[1].split(",")[0] for s in ("0.0", "0.3")
+    ]
+    assert float(noted[1]) != pytest.approx(float(noted[0]), rel=1e-4)
+    assert plain["test_loss"] == pytest.approx(smooth["test_loss"], rel=1e-6)
+
+
+def test_statistics_taken_anew_are_the_mean_over_training_batches(tmp_path):
+    run = small(sharpness="s2sam", rho=0.5, epochs=2)
+    for kind in ("training", "final"):
+        loop.train(dataclasses.replace(run, batch_norm=kind), tmp_path / kind)
+    trained, renewed = (load_tensors(tmp_path / kind / "model.safetensors")[0] for kind in ("training", "final"))
+    changed = {name for name in trained if not torch.equal(trained[name], renewed[name])}
+    assert changed
+    assert all("running" in name or "num_batches" in name for name in changed)
+    parts = build(run.resolved())
+    parts.model.load_state_dict(renewed)
+    first = next(m for m in parts.model.modules() if isinstance(m, nn.BatchNorm2d))
+    seen = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean(dim=(0, 2, 3))))
+    with torch.no_grad():
+        for images, _ in batches(parts.splits.train, parts.splits, run.batch_size, seed=run.seed):
+            parts.model.eval()(images)
+    hook.remove()
+    torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_macro_scores_are_those_of_scikit_learn():
+    source = torch.Generator().manual_seed(0)
+    outputs, labels = torch.randn(200, 7, generator=source), torch.randint(5, (200,), generator=source)
+    outputs[:, 6] -= 9  # a class that is neither there nor predicted; class 5 is predicted and not there
+    found = macro(confusion(outputs, labels, 7))
+    expected = precision_recall_fscore_support(
+        labels, outputs.argmax(1), labels=range(5), average="macro", zero_division=0
+    )
+    assert list(found.values()) == pytest.approx([100 * value for value in expected[:3]])
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    outputs = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert macro(confusion(outputs, torch.tensor([0, 1]), 2)) == pytest.approx(
+        {"precision": 25, "recall": 50, "f1": 100 / 3}
+    )
+
+
+def test_steps_to_an_accuracy_are_those_of_the_first_epoch_that_has_it():
+    records = [{"step": 10 * i, "validation_accuracy": a} for i, a in enumerate([20.0, 60.0, 55.0, 71.0], start=1)]
+    assert [steps_to(records, level) for level in (20, 50, 60, 61, 72)] == [10, 20, 20, 40, None]
+    assert steps_to([{"step": 1, "validation_accuracy": None}], 50) is None
+
+
+def test_a_result_has_the_gap_the_macro_scores_and_the_steps(tmp_path):
+    result = loop.train(small(epochs=6), tmp_path / "run")
+    assert result["generalization_gap"] == pytest.approx(result["train_accuracy"] - result["test_accuracy"])
+    assert result["macro"]["recall"] == pytest.approx(result["test_accuracy"], abs=3)  # classes of nearly equal size
+    assert set(result["steps_to"]) == {"50", "60", "70", "80", "90", "95"}
+    unseen = loop.train(small(), tmp_path / "unseen", test=False)
+    assert unseen["macro"] is None
+    assert unseen["generalization_gap"] is None
+
+
+def test_looksam_counts_the_gradients_that_it_took(tmp_path):
+    run = small(method="set", batch_size=8, look_every=3)
+    look, plain = (loop.train(dataclasses.replace(run, sharpness=s), tmp_path / s) for s in ("looksam", "none"))
+    assert look["gradient_evaluations"] == 24 + 8  # of 24 steps every third takes two
+    assert look["flops"]["train"] == pytest.approx(plain["flops"]["train"] * 32 / 24)
+    still = loop.train(dataclasses.replace(run, sharpness="looksam", rho=0.0), tmp_path / "still")
+    assert still["test_loss"] == plain["test_loss"]
+    assert still["gradient_evaluations"] == 24
