@@ -41,7 +41,7 @@ STUDY = (
 ON_IMAGENET = "ImageNet cells cannot run here at the scale of the paper; in laptop ResNet-20 on CIFAR-10 stands in."
 
 
-def run_at(scale: Scale, method: str, sparsity: float, data: str = "cifar10", **chosen: Any) -> Run:
+def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar10", **chosen: Any) -> Run:
     """A run of a CIFAR recipe at a scale.
 
     The paper's: 160 epochs, batch 64, learning rate 0.1 along a cosine, ρ 0.05 (Ji et al. 2024, sec. 4.1 and released scripts),

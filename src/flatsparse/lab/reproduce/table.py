@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +15,6 @@ from flatsparse.lab.grid import Outcome
 from flatsparse.lab.recipes.recipe import Cell, Measured, Recipe, Scale
 from flatsparse.lab.reproduce.verdict import Claim, judge
 from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
-
-ALSO = ("train_accuracy", "generalization_gap", "macro_precision", "macro_recall", "macro_f1", "steps_to")
 
 
 @dataclass(frozen=True)
@@ -152,15 +150,19 @@ def _also(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the seeds of what else the results tell; FLOPs as shares of one dense training of ordinary length."""
     if not results:
         return {}
-    told: dict[str, Any] = {
+    return {
         "train_accuracy": fmean(r["train_accuracy"] for r in results),
-        "generalization_gap": fmean(r["train_accuracy"] - r["test_accuracy"] for r in results),
+        "generalization_gap": fmean(r["generalization_gap"] for r in results),
+        "macro": {name: fmean(r["macro"][name] for r in results) for name in ("precision", "recall", "f1")},
+        "steps_to": {level: _mean_of_all(r["steps_to"][level] for r in results) for level in results[0]["steps_to"]},
         "flops_train": fmean(r["flops"]["train"] / r["flops"]["train_dense"] for r in results),
         "flops_inference": fmean(r["flops"]["inference"] / r["flops"]["inference_dense"] for r in results),
         "sparsity": fmean(r["sparsity"]["prunable"] for r in results),
         "seconds": fmean(r["seconds"]["train"] for r in results),
     }
-    for name in ALSO:
-        if name not in told and all(isinstance(r.get(name), (int, float)) for r in results):
-            told[name] = fmean(r[name] for r in results)
-    return told
+
+
+def _mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean, or None when a run never got there."""
+    there = list(values)
+    return None if None in there else fmean(v for v in there if v is not None)

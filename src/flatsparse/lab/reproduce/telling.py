@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from flatsparse.lab.reporting import LABELS
@@ -19,14 +20,15 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a recipe's rows beside the published numbers, then what must be known to read them."""
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
-    for heading in ("", "", "", "here", "printed", "difference", "printed", "verdict"):
-        grid.add_column(
-            heading, no_wrap=heading != "verdict", justify="left" if heading in ("", "verdict") else "right"
-        )
+    for place, heading in enumerate(("", "here", "printed", "difference", "printed", "verdict")):
+        ends = place in (0, 5)
+        grid.add_column(heading, no_wrap=not ends, overflow="fold", justify="left" if ends else "right")
     before = None
     for row in record["rows"]:
         place = row["row"], row["column"]
-        grid.add_row(*(place if place != before else ("", "")), *_cells(row), end_section=False)
+        if place != before:
+            grid.add_row(f"[bold]{escape(', '.join(place))}[/bold]")
+        grid.add_row(*_cells(row))
         before = place
     console.print(grid, highlight=False)
     told = ["difference: to plain, paired by seed, ± half of the 95 % interval"]
@@ -56,7 +58,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         gap_printed = "" if d["published"] is None else f"{d['published']:+.2f}"
     style, verdict = STYLES.get(row["verdict"] or ""), row["verdict"] or ""
     return [
-        row["control"] or LABELS.get(row["sharpness"], row["sharpness"]),
+        " " + escape(row["control"] or LABELS.get(row["sharpness"], row["sharpness"])),
         _mean(row["mean"], row["std"]),
         "" if printed is None else _mean(printed["value"], printed["std"]),
         gap,
