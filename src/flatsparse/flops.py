@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatsparse.errors import InputError, check_count, check_sparsity
+from flatsparse.errors import InputError, check_count
 from flatsparse.layers import PRUNABLE, Pattern, prunable
 from flatsparse.masks import Masks
-from flatsparse.methods import as_method
+from flatsparse.methods import as_method, sparsity_for
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
 from flatsparse.selection import budget
+from flatsparse.thinning import Explore
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def estimate(
     sample: Tensor,
     method: str | Method = "rigl",
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     steps: int,
     passes: int = 1,
     include: Sequence[Pattern] = (),
@@ -198,7 +199,7 @@ def estimate(
 
     The plan is walked step by step with each layer's count of live weights. Counts are exact wherever they follow from
     shapes. What hangs on trained weights or data is taken as if scores were drawn by chance: a ranking of the whole net
-    then prunes all layers alike, and a rule without ``counts`` (growth shared out anew, as in DSR and SNFS) leaves every
+    then prunes all layers, or groups of channels, alike, and a rule without ``counts`` (growth shared out anew, as in DSR and SNFS) leaves every
     layer its own.
 
     Args:
@@ -215,12 +216,12 @@ def estimate(
     >>> static.inference, round(static.train(batch_size=8) / dense.train(batch_size=8), 3)
     (40.0, 0.1)
     """
-    check_sparsity(sparsity)
     check_count("steps", steps)
-    plan = as_method(method, options).plan(float(sparsity), steps)
+    chosen = as_method(method, options)
+    plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
     masks = Masks.of(model, model.parameters(), include, exclude, layers=layers)
     forward = cost(model, sample, elementwise=elementwise)
-    run = _Walk(plan, forward, {w.name: w.weight.shape for w in masks}, passes)
+    run = _Walk(plan, forward, masks, model, passes)
     for number in range(plan.rounds.count if plan.rounds else 1):
         if plan.rounds and number:
             run.live = plan.rounds.prune.counts(run.scores, run.live, number)
@@ -238,13 +239,17 @@ def estimate(
 class _Walk:
     """A plan's way through its steps, with counts of live weights for masks."""
 
-    def __init__(self, plan: Plan, cost: Cost, shapes: Mapping[str, torch.Size], passes: int) -> None:
+    def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: int) -> None:
         self.plan, self.cost, self.passes = plan, cost, passes
+        self.shapes = {w.name: w.weight.shape for w in masks}
+        self.widths = plan.widths(model, masks)
         chance = torch.Generator().manual_seed(0)
-        self.scores = {name: torch.rand(shape, generator=chance) for name, shape in shapes.items()}
+        self.scores = {name: torch.rand(shape, generator=chance) for name, shape in self.shapes.items()}
         self.spent, self.steps = 0.0, 0
         total = sum(s.numel() for s in self.scores.values())
-        if plan.pattern is not None:
+        if plan.thinning is not None and plan.thinning.first:
+            self.live = self._thinned(plan.thinning.first)
+        elif plan.pattern is not None:
             self.live = {name: int(plan.pattern.keep(s, name).sum()) for name, s in self.scores.items()}
         else:
             self.live = plan.distribution(self.scores, budget(total, plan.sparsity))
@@ -261,11 +266,21 @@ class _Walk:
             due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)] if self.plan.rules else []
             self.spent += self._step(due, momentum) if due else undisturbed
             for rule in due:
-                if hasattr(rule, "counts"):
+                if isinstance(rule, Explore):
+                    self.live = self._thinned(rule.removed_by(step))
+                elif hasattr(rule, "counts"):
                     self.live = rule.counts(self.scores, self.live, step)
             if due:
                 undisturbed = self._step((), momentum)
         self.steps += steps
+
+    def _thinned(self, removed: float) -> dict[str, int]:
+        """Live weights where so many channels are gone, of every group alike, and all others are live."""
+        assert self.plan.thinning is not None
+        assert self.widths is not None
+        for g, count in zip(self.widths, self.plan.thinning.alike(self.widths, removed), strict=True):
+            g.live = torch.arange(g.group.size) < count
+        return {name: int(room.sum()) for name, room in self.widths.masks(self.shapes).items()}
 
     def _step(self, due: Sequence[Rule], momentum: bool) -> float:
         return step_flops(self.forward, self.cost.dense, self.passes, due, momentum)

@@ -46,11 +46,16 @@ class Plan:
     rounds: Rounds | None = None
     thinning: Thinning | None = None
 
+    def widths(self, model: nn.Module, masks: Masks) -> Widths | None:
+        """The channels that its rules may remove, all of them live; None for a plan that removes none."""
+        thin = self.thinning
+        return None if thin is None else Widths.of(model, masks, sums=thin.sums, restores=thin.restores)
+
     def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         """The masks to start from."""
         if self.thinning is not None:
-            widths = Widths.of(model, masks, sums=self.thinning.sums, restores=self.thinning.restores)
-            room = self.thinning.start(masks, widths)
+            masks.widths = self.widths(model, masks)
+            room = self.thinning.start(masks)
             if self.thinning.first:  # dense but for the channels
                 return room
         scores = self.initial(masks, model)

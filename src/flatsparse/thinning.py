@@ -46,15 +46,19 @@ class Thinning:
         """The fewest channels that each group keeps."""
         return [max(1, int(self.least * g.group.size)) for g in widths]
 
-    def start(self, masks: Masks, widths: Widths) -> dict[str, Tensor]:
-        """Remove the first channels, and say where weights may be live."""
+    def start(self, masks: Masks) -> dict[str, Tensor]:
+        """Remove the first channels, and say where weights may be live.
+
+        Raises: InputError when more shall be removed than the groups can spare.
+        """
+        widths = masks.widths
+        assert widths is not None
         left, sizes, floors = budget(widths.total, self.removed), [g.group.size for g in widths], self.floors(widths)
         if left < sum(floors):
             raise InputError(
                 f"channels {self.removed} leaves {left} of {widths.total} channels, where {len(sizes)} groups keep"
                 f" {sum(floors)} at least: give at most {1 - sum(floors) / widths.total:.3g}"
             )
-        masks.widths = widths
         if self.restores:
             widths.note(masks)
         counts = self.alike(widths, self.first)

@@ -31,7 +31,7 @@ from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
 
 UPDATES = 10  # a run has at least so many mask updates
-METHOD_OPTIONS = ("distribution", "every", "until", "drop_fraction", "pattern", "rewind")
+METHOD_OPTIONS = ("channels", "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 
 
 @dataclass
@@ -104,7 +104,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         net,
         optimizer,
         run.method,
-        sparsity=run.sparsity,
+        sparsity=None if hasattr(kind_of(run.method), "by_channels") else run.sparsity,
         steps=steps,
         seed=run.seed,
         include=run.include,

@@ -51,6 +51,8 @@ class Setting:
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
     """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
+    channels: float | None = None
+    """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     distribution: str | None = None
     """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
@@ -145,7 +147,16 @@ class Run(Setting):
             raise unknown("choice of layers", self.layers, PRESETS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
-        sparsity = (0.0 if method == "dense" else 0.9) if self.sparsity is None else check_sparsity(self.sparsity)
+        kind = kind_of(method)
+        by_channels = bool(getattr(kind, "by_channels", False))
+        if by_channels and self.sparsity:
+            raise InputError(
+                f"--sparsity {self.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
+            )
+        if self.channels is not None and not hasattr(kind, "channels"):
+            raise InputError(f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase")
+        least = 0.0 if method == "dense" or by_channels else 0.9
+        sparsity = least if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         for name in ("train_size", "every", "probe_every"):

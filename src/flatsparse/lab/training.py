@@ -321,6 +321,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "gradient_cosine": statistics.fmean(progress.cosines) if progress.cosines else None,
         "ball": {"radius": BALL_RADIUS, "increase": _ball_increase(run, parts) if test else None},
         "sparsity": {"prunable": report.sparsity, "overall": report.overall_sparsity},
+        **({} if parts.training.channels is None else {"channels": parts.training.channels}),
         "exploration": parts.training.exploration,
         "health": {
             "churn": _mean_churn(progress.records),
