@@ -154,7 +154,9 @@ class Run(Setting):
                 f"--sparsity {self.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
             )
         if self.channels is not None and not hasattr(kind, "channels"):
-            raise InputError(f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase")
+            raise InputError(
+                f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase"
+            )
         least = 0.0 if method == "dense" or by_channels else 0.9
         sparsity = least if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):

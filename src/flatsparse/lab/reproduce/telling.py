@@ -20,14 +20,15 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a recipe's rows beside the published numbers, then what must be known to read them."""
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
-    for place, heading in enumerate(("", "here", "printed", "difference", "printed", "verdict")):
-        ends = place in (0, 5)
-        grid.add_column(heading, no_wrap=not ends, overflow="fold", justify="left" if ends else "right")
+    grid.add_column("", overflow="fold", min_width=28)
+    for heading in ("here", "printed", "difference", "printed"):
+        grid.add_column(heading, no_wrap=True, justify="right")
+    grid.add_column("verdict", overflow="fold")
     before = None
     for row in record["rows"]:
-        place = row["row"], row["column"]
+        place = f"{row['row']}, {row['column']}"
         if place != before:
-            grid.add_row(f"[bold]{escape(', '.join(place))}[/bold]")
+            grid.add_row(f"[bold]{escape(place)}[/bold]")
         grid.add_row(*_cells(row))
         before = place
     console.print(grid, highlight=False)
