@@ -20,6 +20,9 @@ from flatsparse.redistribution import Redistribute
 FOLDER = Path(__file__).parent / "methods"
 STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown
 SPARSITIES = 0.8, 0.9, 0.95
+CHANNELS = 0.3, 0.5, 0.7  # removed, of a method that takes no sparsity
+BY_CHANNELS = {name for name, kind in fs.METHODS.items() if hasattr(kind, "by_channels")}
+UNASKED = {"dense", *BY_CHANNELS}  # a sparsity
 
 
 def pages() -> dict[str, str]:
@@ -45,8 +48,8 @@ def page(name: str) -> str:
         unwrapped(source),
         unwrapped(idea),
         "## Parts",
-        f"In a run of {STEPS:,} steps" + ("" if name == "dense" else f" at {SPARSITY:.0%} sparsity") + ":",
-        table(["part", "is"], plan_rows(kind().plan(0.0 if name == "dense" else SPARSITY, STEPS))),
+        f"In a run of {STEPS:,} steps" + ("" if name in UNASKED else f" at {SPARSITY:.0%} sparsity") + ":",
+        table(["part", "is"], plan_rows(plan_of(name))),
         "## Defaults",
         defaults(kind, attributes),
         "## What it costs",
@@ -55,9 +58,18 @@ def page(name: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def plan_of(name: str) -> Any:
+    """The plan that is shown, of a method's defaults."""
+    return fs.METHODS[name]().plan(0.0 if name in UNASKED else SPARSITY, STEPS)
+
+
 def plan_rows(plan: Any) -> list[list[str]]:
     rows = [["initial masks", told(plan.initial)], ["shared out by", told(plan.distribution)]]
-    if plan.rules:
+    if plan.thinning is not None and plan.thinning.first:
+        rows = [
+            ["channels removed at the start", f"{plan.thinning.first:.0%}, the smallest by L1 norm; the rest is live"]
+        ]
+    elif plan.rules:
         rows.insert(0, ["sparsity at the start", f"{plan.sparsity:.0%}"])
     rows += [["rule", told(rule)] for rule in plan.rules] or [["rules", "none: the masks stay"]]
     if plan.rounds:
@@ -106,27 +118,36 @@ def costs(name: str) -> str:
     with torch.device("meta"):
         model, sample = fs.models.resnet20(), torch.empty(1, 3, 32, 32)
     rows = []
-    for sparsity in (0.0,) if name == "dense" else SPARSITIES:
-        found = estimate(model, sample, name, sparsity=sparsity, steps=32_000)
+    asked: list[dict[str, float]] = [{"sparsity": sparsity} for sparsity in ((0.0,) if name == "dense" else SPARSITIES)]
+    if name in BY_CHANNELS:
+        asked = [{"channels": channels} for channels in CHANNELS]
+    for choice in asked:
+        found = estimate(model, sample, name, **choice, steps=32_000)  # type: ignore[arg-type]
         runs = found.steps // 32_000
         rows.append(
             [
+                *([f"{choice['channels']:.0%}"] if name in BY_CHANNELS else []),
                 f"{found.sparsity:.0%}",
                 f"{found.inference_ratio:.3f}",
                 f"{runs * found.step_ratio:.3f}" + (f" ({runs} rounds)" if runs > 1 else ""),
             ]
         )
-    plan = fs.METHODS[name]().plan(0.0 if name == "dense" else SPARSITY, STEPS)
+    plan = plan_of(name)
     dense = "It never needs the gradient of a weight that is not live."
     if plan.momentum is not None:
         dense = "It needs the gradient of every weight, live or not, at every step."
     elif any(rule.dense_gradient for rule in plan.rules):
         dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
     shares = [plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)]
-    if plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
+    if plan.thinning is not None and plan.thinning.first:
+        dense += (
+            " What each layer keeps hangs on the data; this count takes all groups of channels to be thinned alike."
+        )
+    elif plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
         dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
+    columns = [*(["channels removed"] if name in BY_CHANNELS else []), "sparsity", "inference", "training"]
     head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"
-    return f"{head}\n\n" + table(["sparsity", "inference", "training"], rows) + f"\n\n{dense}"
+    return f"{head}\n\n" + table(columns, rows) + f"\n\n{dense}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -199,8 +199,8 @@ def estimate(
 
     The plan is walked step by step with each layer's count of live weights. Counts are exact wherever they follow from
     shapes. What hangs on trained weights or data is taken as if scores were drawn by chance: a ranking of the whole net
-    then prunes all layers, or groups of channels, alike, and a rule without ``counts`` (growth shared out anew, as in DSR and SNFS) leaves every
-    layer its own.
+    then prunes all layers, or groups of channels, alike, and a rule without ``counts`` (growth shared out anew, as in DSR
+    and SNFS) leaves every layer its own.
 
     Args:
         model: the network; on the ``meta`` device it takes no memory.

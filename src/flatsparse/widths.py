@@ -119,7 +119,7 @@ class Widths(Sequence[Explored]):
     @property
     def removed(self) -> float:
         """The fraction of them that is removed."""
-        return 1 - sum(int(g.live.sum()) for g in self) / self.total
+        return sum(int((~g.live).sum()) for g in self) / self.total
 
     def scales(self) -> list[Tensor]:
         """What ranks the channels of the whole net: ``|γ|`` of their batch norms (CHEX: Hou et al. 2022).

@@ -43,7 +43,8 @@ class Train(Run):
     def __call__(self) -> None:
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
         method = name_of_kind(kind_of(run.method))
-        name = f"{run.data}-{run.model}-{method}{run.sparsity:g}-{run.sharpness}-seed{run.seed}"
+        thin = "" if run.channels is None else f"-channels{run.channels:g}"
+        name = f"{run.data}-{run.model}-{method}{run.sparsity:g}{thin}-{run.sharpness}-seed{run.seed}"
         out = self.out or Path("runs") / name
         with joined(run.device) as team:
             console = Console(quiet=not team.leads)
@@ -93,8 +94,10 @@ class List:
     """For layers: the network."""
     method: str = "rigl"
     """For layers: the method, by name or as path/to/file.py:Name."""
-    sparsity: float = 0.9
-    """For layers: fraction of the chosen weights that are zero."""
+    sparsity: float | None = None
+    """For layers: fraction of the chosen weights that are zero. By default 0.9; chex takes --channels instead."""
+    channels: float | None = None
+    """For layers: fraction of the channels that chex or chase removes. By default the method's own."""
     distribution: str | None = None
     """For layers: how live weights are shared out. By default the method's own."""
     layers: str = "all"
@@ -138,12 +141,14 @@ class List:
         image = self.image or IMAGES[self.model]
         with torch.device("meta"):  # shapes are enough
             model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
-        shared: dict[str, Any] = {} if self.distribution is None else {"distribution": self.distribution}
+        own = {"distribution": self.distribution, "channels": self.channels}
+        shared: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        by_channels = hasattr(kind_of(self.method), "by_channels")
         found = estimate(
             model,
             sample,
             self.method,
-            sparsity=self.sparsity,
+            sparsity=0.9 if self.sparsity is None and not by_channels else self.sparsity,
             steps=self.steps,
             layers=self.layers,
             include=self.include,

@@ -49,7 +49,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         for row in table.rows
         for seed in range(comparison.seeds)
     }
-    title = f"Does flatness pay? {comparison.method} at {comparison.sparsity:.0%} on {comparison.data}"
+    title = f"Does flatness pay? {comparison.method} on {comparison.data}, {comparison.removal}"
     verdict = [
         f"<h3>{_text(reporting.setting(table).capitalize())}</h3>" + _list(reporting.sentences(table))
         for table in tables
@@ -102,7 +102,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
 def _question(comparison: Comparison) -> str:
     """What was asked, for a reader who has not run it."""
     return (
-        f"The same network ({comparison.model}, {comparison.sparsity:.0%} of its weights zero) was trained"
+        f"The same network ({comparison.model}, {comparison.removal}) was trained"
         f" {comparison.seeds} times on {comparison.data} in each of these ways: plain, where a step takes the gradient at the"
         " weights themselves, and sharpness-aware, where it takes it at a neighbour a distance ρ away, so that training ends"
         " where the loss is flat: up this batch's own gradient (SAM, two gradients a step), up the previous step's (S²-SAM,"

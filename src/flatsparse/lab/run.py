@@ -118,6 +118,13 @@ class Setting:
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
 
+    @property
+    def removal(self) -> str:
+        """What the method takes away, in words; of a setting that is resolved."""
+        if hasattr(kind_of(self.method), "by_channels"):
+            return f"{self.channels:.0%} of its channels removed"
+        return f"{self.sparsity:.0%} of its weights zero"
+
 
 @dataclass(frozen=True)
 class Run(Setting):
@@ -180,7 +187,12 @@ class Run(Setting):
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
         return dataclasses.replace(
-            self, method=method, model=model, sparsity=sparsity, device=usable_device(self.device)
+            self,
+            method=method,
+            model=model,
+            sparsity=sparsity,
+            channels=getattr(kind, "channels", None) if self.channels is None else self.channels,
+            device=usable_device(self.device),
         )
 
     def _check_training(self) -> None:

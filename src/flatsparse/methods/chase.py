@@ -55,7 +55,7 @@ class Chase:
         thinning = Thinning(
             self.channels, least=(1 - self.channels) * check_fraction("least", self.least), sums=self.sums
         )
-        when = updates(self.every, self.until, steps)
+        when = updates(self.every, self.until, steps, spare=1)
         denser = Cosine(max(0.0, sparsity - self.bound), sparsity, until=when.last)
         moved = Cosine(self.drop_fraction, self.drop_fraction / 100, until=steps)
         rules = (

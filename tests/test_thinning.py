@@ -1,0 +1,289 @@
+"""CHEX and Chase on small nets: which channels, how many, what they take up again, and what is refused."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import flatsparse as fs
+from flatsparse.filters import drawn, leverage, live_fraction, residuals
+from flatsparse.masks import Masks
+from flatsparse.seeds import generator
+from flatsparse.shrinking import shrink
+from flatsparse.widths import Widths
+from tests.sparse_helpers import assert_zero_outside, copied, sgd, take_step, tiny_net, train
+
+
+class Residual(nn.Module):
+    """A stem, a block of three convolutions around which the stem's channels go, and a head: 8x8 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.one, self.first = nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.two, self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.three, self.third = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        y = F.relu(self.first(self.one(x)))
+        y = self.third(self.three(F.relu(self.second(self.two(y)))))
+        return self.head(F.relu(x + y).mean((2, 3)))
+
+
+def residual(seed=0):
+    """One whose batch norms have scales to rank by."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Residual()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, -1, 1)
+        return model
+
+
+def widths_of(model, sums=False):
+    return Widths.of(model, Masks.of(model, model.parameters()), sums=sums, restores=False)
+
+
+def chex(model, optimizer, **options):
+    return fs.sparsify(model, optimizer, "chex", **{"channels": 0.5, "steps": 20, "every": 3, **options})
+
+
+def chase(model, optimizer, **options):
+    return fs.sparsify(model, optimizer, "chase", **{"sparsity": 0.8, "steps": 20, "every": 3, **options})
+
+
+def live(training):
+    return {g.name: g.live.clone() for g in training._masks.widths}
+
+
+def test_channels_of_residual_sums_are_left_unless_asked_for():
+    assert [g.name for g in widths_of(residual())] == ["one.weight", "two.weight"]
+    assert [g.name for g in widths_of(residual(), sums=True)] == ["stem.weight", "one.weight", "two.weight"]
+
+
+def test_of_a_resnet_50_conv1_and_conv2_of_each_bottleneck_are_explored():
+    with torch.device("meta"):
+        names = [g.name for g in widths_of(fs.models.resnet50())]
+    inner = [name for name in names if name.endswith(("conv1.weight", "conv2.weight"))]
+    assert len(inner) >= 2 * 16
+    assert not any("conv3" in name or "shortcut" in name for name in names)
+
+
+@pytest.mark.parametrize("channels", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("sums", [False, True])
+def test_chex_has_its_channels_to_the_channel_at_every_step(channels, sums):
+    model = residual()
+    optimizer = fs.S2SAM(sgd(model), rho=0.1)
+    training = chex(model, optimizer, channels=channels, sums=sums)
+    total, last = (22 if sums else 16), 12  # steps 3, 6, 9 and 12 update
+
+    def wanted(step):
+        share = 0.4 * channels * (1 + math.cos(math.pi * (step // 3 * 3) / last)) / 2 if step < last else 0.0
+        return round((channels - (0.4 * channels if step < 3 else share)) * total) / total
+
+    for step in range(1, 21):
+        take_step(model, optimizer, step)
+        assert training.channels == wanted(step)
+        assert all(alive.any() for alive in live(training).values())
+        assert_zero_outside(model, training, optimizer)
+
+
+def test_masks_of_chex_are_rows_and_columns_of_its_channels():
+    model = tiny_net()
+    training = chex(model, sgd(model))
+    one, two = live(training).values()
+    plain = {
+        "0.weight": [[bool(one[i])] * 9 for i in range(6)],
+        "3.weight": [[bool(two[i] and one[j]) for j in range(6) for _ in range(9)] for i in range(8)],
+        "7.weight": [[bool(two[j // 4]) for j in range(32)]] * 5,  # 2x2 places a channel
+    }
+    assert {name: mask.flatten(1).tolist() for name, mask in training.masks.items()} == plain
+
+
+def test_an_update_of_chex_is_its_plain_form():
+    model = residual()
+    optimizer = sgd(model)
+    training = chex(model, optimizer, every=2, channels=0.6, steps=30, seed=5)
+    model_copy = {}
+    rule = training.plan.rules[0]
+
+    def note_weights(*_):  # after the weight step, before the update: our hook comes first
+        model_copy.update(copied(model.state_dict()))
+
+    training._base._optimizer_step_post_hooks.clear()
+    optimizer.register_step_post_hook(note_weights)
+    optimizer.register_step_post_hook(training._after_step)
+    latest = copied(training._masks.widths.latest)
+    for step in range(1, 9):
+        before, masks = live(training), copied(training.masks)
+        take_step(model, optimizer, step)
+        if not training.due(step):
+            continue
+        for name in ("one.weight", "two.weight"):
+            latest[name] = torch.where(masks[name], model_copy[name], latest[name])
+        scales = {
+            name: torch.where(before[name], model_copy[norm].abs(), -1.0)
+            for name, norm in (("one.weight", "first.weight"), ("two.weight", "second.weight"))
+        }
+        pooled = sorted((float(s[i]), name, i) for name, s in scales.items() for i in range(8))
+        share = 0.4 * 0.6 * (1 + math.cos(math.pi * step / rule.when.last)) / 2
+        kept_count = {n: sum(name == n for _, name, _ in pooled[-(16 - round(0.6 * 16)) :]) for n in scales}
+        count = {n: sum(name == n for _, name, _ in pooled[-(16 - round((0.6 - share) * 16)) :]) for n in scales}
+        for index, name in ((1, "one.weight"), (2, "two.weight")):
+            alive = before[name].nonzero().flatten()
+            columns = model_copy[name].flatten(1).T
+            best = alive[leverage(columns[:, alive], kept_count[name]).argsort(descending=True)[: kept_count[name]]]
+            kept = torch.zeros(8, dtype=torch.bool)
+            kept[best] = True
+            lacking = residuals(latest[name].flatten(1).T, kept)
+            source = generator(5, step, index)
+            wanted = kept | drawn(lacking, count[name] - kept_count[name], ~kept, source)
+            assert torch.equal(live(training)[name], wanted), (step, name)
+
+
+def test_what_returns_has_the_values_that_it_last_had():
+    model = residual()
+    optimizer = sgd(model)
+    training = chex(model, optimizer, channels=0.6, regrow=0.6, every=2, steps=60)
+    vectors = ["first.weight", "first.bias", "first.running_mean", "first.running_var"]
+    last = {"one.weight": {}, **{name: {} for name in vectors}}
+    returned = 0
+    alive = live(training)["one.weight"]
+    state = model.state_dict()
+    for step in range(1, 43):
+        take_step(model, optimizer, step)
+        now = live(training)["one.weight"]
+        for i in range(8):
+            if now[i] and not alive[i] and i in last["first.bias"]:
+                returned += 1
+                assert torch.equal(state["one.weight"][i], last["one.weight"][i])
+                assert all(torch.equal(state[name][i], last[name][i]) for name in vectors)
+            elif alive[i] and not now[i]:  # what it had at the moment it went, which is no longer in the model
+                for name in last:
+                    last[name][i] = training._masks.widths.latest[name][i].clone()
+                assert last["one.weight"][i].any()
+                assert not state["one.weight"][i].any()
+        alive = now
+    assert returned >= 3
+
+
+def test_a_net_without_batch_norm_is_ranked_by_its_filters():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 5)
+        )
+    norms = [model[i].weight.detach().abs().sum(1) for i in (1, 3)]
+    for found, norm in zip(widths_of(model).scales(), norms, strict=True):
+        assert torch.allclose(found, norm / norm.mean())
+    optimizer = sgd(model)
+    training = chex(model, optimizer)
+    train(model, optimizer, 20)
+    assert training.channels == 0.5
+
+
+@pytest.mark.parametrize("sharpness", ["none", "s2sam"])
+def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
+    model = residual()
+    optimizer = sgd(model) if sharpness == "none" else fs.S2SAM(sgd(model), rho=0.1)
+    training = chase(model, optimizer, channels=0.4, bound=0.1)
+    total, last, alive = training._masks.total, 15, live(training)
+    for step in range(1, 21):
+        take_step(model, optimizer, step)
+        now = live(training)
+        assert all((alive[name] >= now[name]).all() for name in now)
+        alive = now
+        assert_zero_outside(model, training, optimizer)
+        for g in training._masks.widths:
+            assert not any(mask[~g.live].any() for _, mask in g.filters())
+        at = step // 3 * 3
+        if at <= last:
+            removed = 0.4 - 0.4 * (1 - at / last) ** 3
+            beyond = 0.1 * (1 + math.cos(math.pi * at / last)) / 2
+            assert training.channels == round(removed * 16) / 16
+            denser = total - round((0.8 - beyond) * total)
+            assert sum(int(m.sum()) for m in training.masks.values()) == (denser if at else total - round(0.8 * total))
+    assert training.channels == round(0.4 * 16) / 16
+    assert training.sparsity == 1 - (total - round(0.8 * total)) / total
+
+
+def test_chase_removes_the_filters_that_are_emptiest():
+    model = residual()
+    optimizer = sgd(model)
+    training = chase(model, optimizer, channels=0.4, least=0.0, score=live_fraction, every=10, until=0.5)
+    parts = {name: mask.flatten(1).float().mean(1) for name, mask in training.masks.items()}
+    pooled = sorted((float(parts[name][i]), name, i) for name in ("one.weight", "two.weight") for i in range(8))
+    train(model, optimizer, 10)
+    gone = {(name, i) for name, alive in live(training).items() for i in range(8) if not alive[i]}
+    assert len(gone) == 6
+    bar = pooled[5][0]
+    assert {(name, i) for share, name, i in pooled if share < bar} <= gone
+    assert all(float(parts[name][i]) <= bar for name, i in gone)
+
+
+def test_chase_keeps_its_floors():
+    model = residual()
+    with torch.no_grad():
+        model.two.weight *= 100  # all filters of the other are smaller; the batch norm after it does not mind
+    optimizer = sgd(model)
+    training = chase(model, optimizer, channels=0.5, least=0.75)
+    train(model, optimizer, 20)
+    assert {name: int(alive.sum()) for name, alive in live(training).items()} == {"one.weight": 3, "two.weight": 5}
+
+
+def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
+    model = residual()
+    optimizer = sgd(model)
+    training = chase(model, optimizer, sparsity=0.1, channels=0.8)
+    train(model, optimizer, 20)
+    room = training._masks.widths.masks({w.name: w.weight.shape for w in training._masks})
+    assert training.sparsity > 0.1
+    assert all(torch.equal(mask, room[name]) for name, mask in training.masks.items())
+
+
+@pytest.mark.parametrize("method", [chex, chase])
+def test_removed_channels_can_be_taken_out(method):
+    model = residual()
+    optimizer = sgd(model)
+    training = method(model, optimizer)
+    train(model, optimizer, 20)
+    small, x = shrink(model, training.masks).eval(), torch.randn(4, 1, 8, 8)
+    for name, alive in live(training).items():
+        assert small.get_parameter(name).shape[0] <= int(alive.sum())
+    assert training.channels > 0
+    assert torch.allclose(small(x), model.eval()(x), atol=1e-5)
+
+
+def test_what_chex_costs_is_told_beforehand():
+    model, sample = residual(), torch.zeros(1, 1, 8, 8)
+    told = fs.estimate(model, sample, "chex", channels=0.5, regrow=0.0, steps=20, every=3)
+    optimizer = sgd(model)
+    training = chex(model, optimizer, regrow=0.0)  # nothing returns, so that groups keep what they start with
+    train(model, optimizer, 20)
+    assert {layer.name: layer.active for layer in told.layers} == {
+        name: int(mask.sum()) for name, mask in training.masks.items()
+    }
+    assert told.step == 3 * told.inference
+
+
+def refused(match, method="chex", model=None, **options):
+    model = residual() if model is None else model
+    before = copied(model.state_dict())
+    with pytest.raises(fs.InputError, match=match):
+        fs.sparsify(model, sgd(model), method, **{"steps": 20, **options})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_done_is_refused_in_a_line():
+    refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
+    refused("method 'chase' needs a sparsity", "chase")
+    refused("channels 1.0 is not in", channels=1.0)
+    refused("regrow 0.7 is more than channels 0.5", regrow=0.7)
+    refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)
+    refused("no channels to remove", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
+    refused("no channels to remove", include=["stem"])
