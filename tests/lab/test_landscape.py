@@ -12,11 +12,14 @@ from flatsparse.cli import main
 from flatsparse.errors import InputError
 from flatsparse.lab.data import batches
 from flatsparse.lab.finished import load_run
+from flatsparse.lab.landscape import curved, mechanism, pictures, telling
 from flatsparse.lab.landscape import measure as measuring
-from flatsparse.lab.landscape import mechanism, pictures, telling
-from flatsparse.lab.landscape.measure import Landscape, measure
+from flatsparse.lab.landscape.folding import folded
+from flatsparse.lab.landscape.measure import measure
+from flatsparse.lab.landscape.settings import Landscape, has_bf16
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import train
+from flatsparse.models import MODELS
 from flatsparse.storage import read_json, write_json
 
 from .test_page import Outline
@@ -74,6 +77,95 @@ def test_the_record_is_what_the_contract_says(measured):
         low, high = record["ra"]["interval95"]
         assert low < record["ra"]["mean"] < high
     assert telling.definition(settings, records).startswith("Mean cross-entropy over the first 40 training images")
+
+
+def test_the_hessian_is_that_of_the_live_weights(measured, runs):
+    """The second difference of the loss along one live weight is at most the largest eigenvalue."""
+    for folder, record in zip(runs, measured[2], strict=True):
+        run, seen = load_run(folder), record["hessian"]
+        live = sum(int(mask.sum()) for mask in run.masks.values())
+        unmasked = sum(p.numel() for name, p in run.model.named_parameters() if name not in run.masks)
+        assert seen["live"]["weights"] == live + unmasked
+        assert seen["all"]["weights"] == sum(p.numel() for p in run.model.parameters())
+        assert seen["images"] == 64
+        with torch.no_grad():
+            bias, found = list(run.model.parameters())[-1], []
+            ((inputs, targets),) = batches(run.splits.train, run.splits, size=64)
+            for step in (-0.05, 0.0, 0.05):
+                bias[-1] += step
+                found.append(float(F.cross_entropy(run.model(inputs).double(), targets)))
+                bias[-1] -= step
+        assert 0 < (found[0] - 2 * found[1] + found[2]) / 0.05**2 <= seen["live"]["largest"] * 1.02
+        assert seen["live"]["largest"] <= seen["all"]["largest"] * 1.02
+        assert sum(seen["spectrum"]["weights"]) == pytest.approx(1)
+        assert max(seen["spectrum"]["nodes"]) == pytest.approx(seen["live"]["largest"], rel=0.05)
+        gain = record["around"]["gain"]
+        assert gain["worst"] >= gain["sam"] > max(gain["random"], gain["previous"])
+        assert record["around"]["rho"] == (0.5 if record["sharpness"] == "s2sam" else 0.05)
+
+
+def test_a_look_leaves_the_model_as_it_was(runs):
+    run = load_run(runs[0])
+    before = {name: t.clone() for name, t in run.model.state_dict().items()}
+    curved.look(run, 40, seed=0)
+    assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
+    assert not run.model.training
+
+
+def test_bf16_rounds_all_but_the_middle(measured, runs, tmp_path):
+    settings = Landscape(runs=runs, precision="bf16", hessian_images=0, **SMALL)
+    for rounded, exact in zip(quietly(settings, tmp_path / "out"), measured[2], strict=True):
+        assert (rounded["precision"], exact["precision"]) == ("bf16", "float32")
+        assert rounded["centre"] == exact["centre"] != rounded["rounded_centre"]
+        assert rounded["losses"] != exact["losses"]
+        np.testing.assert_allclose(rounded["losses"], exact["losses"], rtol=0.05)
+        assert "in the middle is off by" in telling.definition(settings, [rounded])
+
+
+def test_only_large_networks_are_rounded_by_default(runs):
+    settings = Landscape(runs=runs).resolved()
+    assert not settings.in_bf16(1e6)
+    assert settings.in_bf16(1e9) == has_bf16("cpu")
+
+
+def test_no_hessian_when_none_is_asked_for(runs, tmp_path):
+    record, *_ = quietly(Landscape(runs=runs[:1], hessian_images=0, **SMALL), tmp_path / "out")
+    assert "hessian" not in record
+    assert "around" not in record
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+def test_folded_batch_norms_compute_what_the_model_does(name):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.weight, 1, 0.2)
+            torch.nn.init.normal_(module.bias)
+    model.eval()
+    quick, fold = folded(model)
+    assert not any("batch_norm" in str(node.target) or ".bn" in str(node.target) for node in quick.graph.nodes)
+    weights, images = dict(model.named_parameters()), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(
+                torch.func.functional_call(quick, fold(weights), (images,)),
+                torch.func.functional_call(model, weights, (images,)),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+            weights = {name: p + 0.1 * torch.randn_like(p) * p.std().nan_to_num() for name, p in weights.items()}
+
+
+def test_what_cannot_be_traced_is_not_folded():
+    class Fickle(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    model = Fickle()
+    assert folded(model)[0] is model
 
 
 def test_the_centre_is_the_models_loss(measured, runs):
@@ -134,7 +226,7 @@ def test_after_a_kill_the_file_is_the_same_and_nothing_is_measured_twice(measure
     count.clear()
     monkeypatch.setattr(measuring, "_measure_piece", lambda piece: count.append(piece) or work(piece))
     quietly(settings, tmp_path / "out", resume=True)
-    assert len(count) == 2 * 2 * 3 - 5
+    assert len(count) == 2 + 2 * 2 * 3 - 5
     assert not list((tmp_path / "out" / "pieces").glob(".*"))
     assert (tmp_path / "out" / "landscape.json").read_bytes() == (whole / "landscape.json").read_bytes()
 
@@ -193,7 +285,8 @@ def test_the_command_draws_and_tells(runs, tmp_path, capsys):
     main(["landscape", *map(str, runs), *chosen, "--out", str(out)])
     said = " ".join(capsys.readouterr().out.split())
     assert {file.name for file in out.iterdir()} == {
-        "settings.json", "pieces", "landscape.json", "surface-live.png", "contour-live.png", "report.html"
+        "settings.json", "pieces", "landscape.json", "surface-live.png", "contour-live.png", "spectrum.png",
+            "report.html",
     }  # fmt: skip
     record = read_json(out / "landscape.json")["runs"][1]
     assert f"{record['ra']['mean']:.4f} ±" in said

@@ -27,7 +27,7 @@ def timeless(result):
 def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
     run = dataclasses.replace(SMALL, sharpness=sharpness)
     plain = loop.train(run, tmp_path / "plain")
-    probed = loop.train(dataclasses.replace(run, probe_every=4), tmp_path / "probed")
+    probed = loop.train(dataclasses.replace(run, probe="every=4"), tmp_path / "probed")
     ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("probed", "plain"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert timeless(plain) == timeless(probed)
@@ -37,7 +37,7 @@ def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
 
 def test_a_resumed_run_has_the_probes_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    run = dataclasses.replace(SMALL, sharpness="s2sam", probe_every=4)
+    run = dataclasses.replace(SMALL, sharpness="s2sam", probe="every=4")
     loop.train(run, tmp_path / "whole")
     with pytest.raises(Killed):
         loop.train(run, tmp_path / "killed", watcher=KillAfter(1))
@@ -111,12 +111,12 @@ def test_a_loss_that_is_not_finite_is_not_looked_at():
 
 
 def test_the_report_shows_the_probes(tmp_path):
-    run = dataclasses.replace(SMALL, epochs=1, probe_every=2).resolved()
+    run = dataclasses.replace(SMALL, epochs=1, probe="every=2").resolved()
     text = page.write_run(run, loop.train(run, tmp_path / "run"), tmp_path / "run").read_text()
     assert "Around the weights" in text
-    assert "--probe-every 2" in text
+    assert "--probe every=2" in text
 
 
 def test_a_period_below_one_is_refused():
-    with pytest.raises(InputError, match="--probe-every 0"):
-        dataclasses.replace(SMALL, probe_every=0).resolved()
+    with pytest.raises(InputError, match=r"--probe .every=0. is not"):
+        dataclasses.replace(SMALL, probe="every=0").resolved()

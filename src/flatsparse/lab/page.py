@@ -19,7 +19,7 @@ from flatsparse.lab.bench import report
 from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
 from flatsparse.lab.landscape import pictures, telling
-from flatsparse.lab.landscape.measure import KINDS, Landscape
+from flatsparse.lab.landscape.settings import KINDS, Landscape
 from flatsparse.lab.landscape.viewer import viewer
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_masks, read_json_lines, write_whole
@@ -171,6 +171,14 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
             _note("Drag, or use the arrow keys: all turn together, and share one scale."),
             _grid(telling.head(records), [[_text(cell) for cell in row] for row in telling.rows(records, kind)]),
             _figure(pictures.contours(surfaces), "The same from above; the dot is where the weights are."),
+        ]
+    if settings.hessian_images:
+        tables = ((telling.CURVATURE, telling.curvature(records)), (telling.GAINS, telling.gains(records)))
+        parts += [
+            "<h2>Curvature at the weights</h2>",
+            *(_grid(head, [[_text(cell) for cell in row] for row in rows]) for head, rows in tables),
+            _figure(pictures.spectra(records), "How its eigenvalues are spread; dotted, the largest."),
+            _note(telling.curvature_definition(records)),
         ]
     command = f"{flags(dataclasses.replace(settings, runs=()))} --out {out}"
     runs = " ".join(str(run) for run in settings.runs)

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatsparse.curvature import extremes
-from flatsparse.lab.ball import gains, m_sharpness
+from flatsparse.lab import around
 from flatsparse.lab.build import Parts
 from flatsparse.lab.data import batches
 from flatsparse.lab.folder import Progress
 from flatsparse.seeds import generator
 
-IMAGES = 512  # looked at, about: a whole number of batches
-RHO = 0.05  # of runs that have none
 DEFINITION = (
-    f"the first training images, as many whole batches as fit into {IMAGES}, without augmentation, labels as trained on, in"
-    " float32, at the weights after the step. Gains are rises of a batch's loss (batch norm by its own statistics, as in"
-    " training) a step of length ρ away on live weights: along that batch's own gradient (SAM), along the gradient just used"
-    " (S²-SAM), along noise, and the largest found in the ball (m-sharpness); means over the batches. The cosine is between the"
-    " gradient just used and each batch's own. Eigenvalues and trace are those of the Hessian of the mean loss in evaluation mode"
+    f"the first training images, as many whole batches as fit into {around.IMAGES}, without augmentation, labels as trained on,"
+    f" in float32, at the weights after the step. {around.DEFINITION}; the previous one is the gradient just used. Eigenvalues"
+    " and trace are those of the Hessian of the mean loss in evaluation mode"
 )
 
 
@@ -40,8 +35,8 @@ class Probe:
 
     def __init__(self, every: int, parts: Parts) -> None:
         run, train = parts.run, parts.splits.train
-        self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else RHO
-        count = min(len(train), max(1, IMAGES // run.batch_size) * run.batch_size)
+        self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else around.RHO
+        count = min(len(train), max(1, around.IMAGES // run.batch_size) * run.batch_size)
         images = train.take(torch.arange(count))
         self.batches = list(batches(images, parts.splits, run.batch_size))
         self.chunks, self.count = list(batches(images, parts.splits, size=256)), count
@@ -70,53 +65,11 @@ class Probe:
             return None
         curvature = extremes(self.model, self._terms, masks, seed=step)
         self.model.train()  # from here on its running statistics change, which nothing reads
-        return {"step": step, "rho": self.rho, "loss": loss, **self._gains(parts, masks, step), "curvature": curvature}
+        source, used = generator(parts.run.seed, "probe", step), around.live_gradients(parts.model, masks)
+        gained = around.look_around(self.model, self.batches, masks, self.rho, source, used)
+        return {"step": step, "rho": self.rho, "loss": loss, **gained, "curvature": curvature}
 
     def _terms(self) -> Iterator[Tensor]:
         """The mean loss, some images at a time."""
         for inputs, targets in self.chunks:
             yield F.cross_entropy(self.model(inputs), targets, reduction="sum") / self.count
-
-    def _gains(self, parts: Parts, masks: dict[str, Tensor], step: int) -> dict[str, Any]:
-        previous = _live_gradients(parts.model, masks)
-        source = generator(parts.run.seed, "probe", step)
-        found = [self._gains_on(batch, previous, masks, source) for batch in self.batches]
-        means = {name: statistics.fmean(gained[name] for gained in found) for name in found[0]}
-        return {"cosine": means.pop("cosine"), "gain": means}
-
-    def _gains_on(
-        self, batch: tuple[Tensor, Tensor], previous: list[Tensor], masks: dict[str, Tensor], source: torch.Generator
-    ) -> dict[str, float]:
-        inputs, targets = batch
-        named = dict(self.model.named_parameters())
-        zeroing = {named[name]: _zeroing(mask) for name, mask in masks.items()}
-
-        def value() -> float:
-            return float(F.cross_entropy(self.model(inputs), targets))
-
-        def gradient() -> float:
-            self.model.zero_grad()
-            loss = F.cross_entropy(self.model(inputs), targets)
-            loss.backward()
-            return float(loss.detach())
-
-        gradient()
-        own = _live_gradients(self.model, masks)
-        noise = [torch.randn(p.shape, generator=source).to(p) for p in own]
-        for p, drawn in zip(named.values(), noise, strict=True):
-            if p in zeroing:
-                zeroing[p](drawn)
-        found = gains(self.model, {"sam": own, "previous": previous, "random": noise}, value, self.rho)
-        (worst,) = m_sharpness(self.model, zeroing, [gradient], self.rho)
-        one, other = (torch.cat([t.flatten() for t in tensors]).double() for tensors in (previous, own))
-        return {**found, "worst": worst, "cosine": float(F.cosine_similarity(one, other, dim=0))}
-
-
-def _live_gradients(model: nn.Module, masks: dict[str, Tensor]) -> list[Tensor]:
-    """A copy of a model's gradients, zero outside the masks."""
-    slopes = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
-    return [torch.where(masks[name], slope, 0) if name in masks else slope for name, slope in slopes.items()]
-
-
-def _zeroing(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor.mul_(mask)

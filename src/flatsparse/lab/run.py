@@ -138,8 +138,8 @@ class Run(Setting):
     """Fraction of training labels that are made wrong."""
     seed: int = 0
     """Decides initial weights, masks, data order, augmentation and noise."""
-    probe_every: int | None = None
-    """Look at curvature and at what each direction gains every so many steps; changes no weight. By default never."""
+    probe: str | None = None
+    """every=N: look at curvature and at what each direction gains every N steps; changes no weight. By default never."""
 
     def resolved(self) -> Run:
         """The run with its defaults filled in.
@@ -168,7 +168,9 @@ class Run(Setting):
         sparsity = least if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
-        for name in ("train_size", "every", "probe_every"):
+        if self.probe is not None and self.probe_every is None:
+            raise InputError(f"--probe '{self.probe}' is not every=N with N at least 1: give e.g. every=100")
+        for name in ("train_size", "every"):
             if getattr(self, name) is not None:
                 check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         check_finite("--multiplier", self.multiplier, above=True)
@@ -217,6 +219,12 @@ class Run(Setting):
     def whole_epochs(self) -> int:
         """Passes over the training images, the multiplier taken in."""
         return round(self.multiplier * self.epochs)
+
+    @property
+    def probe_every(self) -> int | None:
+        """Steps between looks."""
+        told = re.fullmatch(r"every=([1-9]\d*)", self.probe or "")
+        return int(told[1]) if told else None
 
     @property
     def passes(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from rich.table import Table as Grid
 
 from flatsparse.errors import InputError
 from flatsparse.lab import page
-from flatsparse.lab.landscape import measure, pictures, telling
+from flatsparse.lab.landscape import pictures, settings, telling
+from flatsparse.lab.landscape.measure import measure
 from flatsparse.lab.team import started_together
 
 
 @dataclass(frozen=True)
-class Landscape(measure.Landscape):
+class Landscape(settings.Landscape):
     """Draw the loss around finished runs, side by side on one scale, and measure how rough it is."""
 
     out: Path = Path("landscape")
@@ -27,19 +29,27 @@ class Landscape(measure.Landscape):
     def __call__(self) -> None:
         if started_together():
             raise InputError("landscape starts its own processes: run it without torchrun, with --jobs")
-        settings = measure.Landscape(**{f.name: getattr(self, f.name) for f in dataclasses.fields(measure.Landscape)})
-        console = Console()
-        records = measure.measure(settings, self.out, resume=self.resume, console=console)
-        settings = settings.resolved()
-        for kind in settings.kinds:
-            surfaces = [pictures.surface(record, settings.clip, kind) for record in records]
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(settings.Landscape)}
+        asked, console = settings.Landscape(**chosen), Console()
+        records = measure(asked, self.out, resume=self.resume, console=console)
+        asked = asked.resolved()
+        for kind in asked.kinds:
+            surfaces = [pictures.surface(record, asked.clip, kind) for record in records]
             pictures.in_space(surfaces).savefig(self.out / f"surface-{kind}.png", dpi=160)
             pictures.contours(surfaces).savefig(self.out / f"contour-{kind}.png", dpi=160)
-            grid = Grid(
-                *telling.head(records), box=None, pad_edge=False, title=measure.KINDS[kind], title_justify="left"
-            )
-            for row in telling.rows(records, kind):
-                grid.add_row(*row)
-            console.print(grid, *(f"- {told}" for told in telling.sentences(records, kind)), sep="\n", highlight=False)
-        report = page.write_landscape(records, settings, self.out)
+            _print(console, settings.KINDS[kind], telling.head(records), telling.rows(records, kind))
+            for told in telling.sentences(records, kind):
+                console.print(f"- {told}", highlight=False)
+        if asked.hessian_images:
+            pictures.spectra(records).savefig(self.out / "spectrum.png", dpi=160)
+            _print(console, "curvature at the weights", telling.CURVATURE, telling.curvature(records))
+            _print(console, "rise of the loss a step of ρ away", telling.GAINS, telling.gains(records))
+        report = page.write_landscape(records, asked, self.out)
         console.print(f"report: {report}, numbers: {self.out / 'landscape.json'}", highlight=False)
+
+
+def _print(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    grid = Grid(*head, box=None, pad_edge=False, title=title, title_justify="left")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid, highlight=False)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from flatsparse.lab.landscape.measure import of_kind
+from flatsparse.curvature import Spectrum
+from flatsparse.lab.landscape.records import of_kind
 from flatsparse.lab.reporting import LABELS
 
 MAP = "viridis"
@@ -64,6 +66,29 @@ def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
         axis.set_title(shown.title, fontsize=9)
         axis.set_aspect("equal")
     _color_bar(figure, common, list(axes))
+    return figure
+
+
+def spectra(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """The spectral density of each run's Hessian over live weights, on one scale; a stroke marks the largest eigenvalue."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axis = figure.subplots()
+    told = [record["hessian"] for record in records]
+    low = min(min(seen["spectrum"]["nodes"]) for seen in told)
+    high = max(max(seen["spectrum"]["nodes"]) for seen in told)
+    width = max(high - low, 1e-12) / 100
+    places = torch.linspace(low - 4 * width, high + 4 * width, 1000, dtype=torch.float64)
+    for number, (record, seen) in enumerate(zip(records, told, strict=True)):
+        points = {name: torch.tensor(values, dtype=torch.float64) for name, values in seen["spectrum"].items()}
+        axis.plot(places, Spectrum(**points).density(places, width), color=f"C{number}", label=record["name"])
+        axis.axvline(seen["live"]["largest"], color=f"C{number}", linewidth=0.8, linestyle=":")
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=1e-7 / width)
+    axis.set_xlabel("eigenvalue of the Hessian, live weights")
+    axis.set_ylabel("density")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
     return figure
 
 
