@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,10 +21,10 @@ from flatsparse.lab.data import Splits, batches, split
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
+from flatsparse.lab.task import NETWORKS, check_fit, loss
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
-from flatsparse.models import MODELS
 from flatsparse.seeds import derive
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import SparseTraining, sparsify
@@ -68,6 +67,8 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     """
     device = torch.device(run.device)
     data = load(run.data, run.data_dir)
+    assert run.model is not None  # resolved
+    check_fit(run.model, data)
     splits = split(
         data,
         train_size=run.train_size,
@@ -79,10 +80,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         splits, train=splits.train.to(device), validation=splits.validation.to(device), test=splits.test.to(device)
     )
     torch.manual_seed(derive(run.seed, "model"))
-    assert run.model is not None  # resolved
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    channels = splits.train.images.shape[-1]
-    fresh = functools.partial(MODELS[run.model], num_classes=data.classes, in_channels=channels)
+    channels = splits.train.images.shape[-1]  # or tokens in a sequence
+    fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=channels)
     model = fresh()
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
@@ -114,7 +114,6 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         **(_sample(run, splits) if needs_sample else {}),
     )
     schedule = start_schedule(run, optimizer, steps_per_epoch)
-    sample = torch.zeros(1, splits.train.images.shape[-1], *splits.train.images.shape[1:3], device=device)
     return Parts(
         run,
         own_period,
@@ -123,7 +122,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         optimizer,
         training,
         schedule,
-        cost(model, sample),
+        cost(model, splits.train.blank),
         splits,
         data.augmented,
         data.classes,
@@ -135,7 +134,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
 def _sample(run: Run, splits: Splits) -> dict[str, Any]:
     """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
     shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": F.cross_entropy}
+    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": loss}
 
 
 def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
@@ -204,7 +203,8 @@ def describe(parts: Parts) -> str:
     if parts.training.rounds > 1:
         when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
     report = parts.training.report()
+    what = "sequences" if parts.splits.train.are_tokens else "images"
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"
-        f" images; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}"
+        f" {what}; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}"
     )

@@ -1,4 +1,4 @@
-"""Image data sets as tensors in memory, splits that keep choices and tests apart, and batches without per-image code."""
+"""Data sets as tensors in memory, splits that keep choices and tests apart, and batches without per-image code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,31 @@ from torch import Tensor
 from flatsparse.errors import InputError
 from flatsparse.seeds import generator
 
+IGNORED = -100  # the label of a place in a sequence where nothing is asked for: what torch's cross_entropy leaves out
+
 
 @dataclass(frozen=True)
 class Images:
-    """Images, uint8 (N, H, W, C), and their labels, int64 (N)."""
+    """Images, uint8 (N, H, W, C), and their labels, int64 (N); or sequences of tokens and their labels, int64 (N, length)."""
 
     images: Tensor
     labels: Tensor
+
+    @property
+    def are_tokens(self) -> bool:
+        return self.images.ndim == 2
+
+    @property
+    def targets(self) -> int:
+        """How many answers are asked for: one an image, or several a sequence."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def blank(self) -> Tensor:
+        """One input of zeros, as ``batches`` would give it."""
+        if self.are_tokens:
+            return torch.zeros_like(self.images[:1])
+        return self.images.new_zeros(1, self.images.shape[-1], *self.images.shape[1:3], dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,11 +104,16 @@ def split(
             f"cannot take {size} training and {held_out} validation images from the {len(data.pool)} of '{data.name}':"
             f" give --train-size of at most {max(rest, 0)}, or a smaller --validation-size"
         )
+    if label_noise and data.pool.are_tokens:
+        raise InputError(f"--label-noise is for images, and '{data.name}' is of tokens: leave it out")
     order = torch.randperm(len(data.pool), generator=generator("validation", data.name))
     chosen = order[held_out:][torch.randperm(rest, generator=generator(seed, "subset"))[:size]]
     train = data.pool.take(chosen)
-    train = Images(train.images, with_label_noise(train.labels, label_noise, data.classes, seed))
-    mean, std = _statistics(train.images)
+    if train.are_tokens:
+        mean, std = torch.zeros(1), torch.ones(1)  # which nothing reads
+    else:
+        train = Images(train.images, with_label_noise(train.labels, label_noise, data.classes, seed))
+        mean, std = _statistics(train.images)
     return Splits(train, data.pool.take(order[:held_out]), data.test, mean, std)
 
 
@@ -124,7 +147,7 @@ def batches(
     epoch: int = 0,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalized batches (N, C, H, W) in channels-last order, with their labels.
+    """Normalized batches (N, C, H, W) in channels-last order, or token numbers (N, length) as they are, with their labels.
 
     Args:
         data: on the device where the batches shall be.
@@ -134,12 +157,12 @@ def batches(
         seed: shuffles, and draws the augmentation, from (seed, epoch); without it the order is the data's own.
         part: give only these images of each batch, as they are in the whole of it.
     """
-    device, (height, width) = data.images.device, data.images.shape[1:3]
+    device = data.images.device
     mean, std = (255 * splits.mean).to(device), (255 * splits.std).to(device)
     source = generator(seed or 0, "epoch", epoch)
     order = torch.arange(len(data)) if seed is None else torch.randperm(len(data), generator=source)
     padded = torch.nn.functional.pad(data.images, (0, 0, 4, 4, 4, 4)) if augment else data.images
-    down, across = torch.arange(height), torch.arange(width)
+    down, across = torch.arange(data.images.shape[1]), torch.arange(data.images.shape[-2])
     for index in order.split(size):
         if augment:
             corner = torch.randint(0, 9, (2, len(index), 1), generator=source)
@@ -150,4 +173,5 @@ def batches(
             images = padded[tuple(place.to(device) for place in places)]
         else:
             images = padded[index[part].to(device)]
-        yield ((images - mean) / std).permute(0, 3, 1, 2), data.labels[index[part].to(device)]
+        inputs = images if data.are_tokens else ((images - mean) / std).permute(0, 3, 1, 2)
+        yield inputs, data.labels[index[part].to(device)]

@@ -16,7 +16,7 @@ from flatsparse.errors import InputError
 from flatsparse.lab.data import Splits, split
 from flatsparse.lab.run import Run
 from flatsparse.lab.sources import load
-from flatsparse.models import MODELS
+from flatsparse.lab.task import NETWORKS
 from flatsparse.storage import damaged, load_masks, load_tensors, read, read_json
 
 
@@ -66,7 +66,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         label_noise=run.label_noise,
         seed=run.seed,
     )
-    model = MODELS[str(run.model)](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
+    model = NETWORKS[str(run.model)](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
@@ -88,7 +88,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
 
 def _run(settings: dict[str, Any], folder: Path) -> Run:
     odd = sorted(settings.keys() - {field.name for field in dataclasses.fields(Run)})  # one that is missing is younger
-    if odd or settings.get("model") not in MODELS:
+    if odd or settings.get("model") not in NETWORKS:
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}

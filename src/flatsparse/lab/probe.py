@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flatsparse.curvature import extremes
-from flatsparse.lab import around
+from flatsparse.lab import around, task
 from flatsparse.lab.build import Parts
 from flatsparse.lab.data import batches
 from flatsparse.lab.folder import Progress
@@ -39,7 +38,7 @@ class Probe:
         count = min(len(train), max(1, around.IMAGES // run.batch_size) * run.batch_size)
         images = train.take(torch.arange(count))
         self.batches = list(batches(images, parts.splits, run.batch_size))
-        self.chunks, self.count = list(batches(images, parts.splits, size=256)), count
+        self.chunks, self.targets = list(batches(images, parts.splits, size=256)), images.targets
         with torch.random.fork_rng(devices=[]):
             self.model = parts.fresh().to(run.device)
 
@@ -72,4 +71,4 @@ class Probe:
     def _terms(self) -> Iterator[Tensor]:
         """The mean loss, some images at a time."""
         for inputs, targets in self.chunks:
-            yield F.cross_entropy(self.model(inputs), targets, reduction="sum") / self.count
+            yield task.loss(self.model(inputs), targets, reduction="sum") / self.targets

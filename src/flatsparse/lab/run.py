@@ -13,9 +13,9 @@ import torch
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
+from flatsparse.lab.task import NETWORKS
 from flatsparse.layers import PRESETS
 from flatsparse.methods import LRR, LTH, kind_of, name_of_kind
-from flatsparse.models import MODELS
 from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
@@ -42,11 +42,11 @@ class Setting:
     """What runs that are compared with each other have in common."""
 
     data: str = "digits"
-    """Data set: digits (embedded), or cifar10."""
+    """Data set: digits or pairs (embedded), cifar10, cifar100, a folder or a hub id."""
     data_dir: Path | None = None
     """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
     model: str | None = None
-    """Network: digitnet, resnet20 or resnet32. By default what suits the data."""
+    """Network, by name (`flatsparse list models`). By default what suits the data."""
     method: str = "rigl"
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
@@ -147,9 +147,9 @@ class Run(Setting):
         Raises: InputError for anything that cannot be run.
         """
         method = self.method if ".py:" in self.method else name_of_kind(kind_of(self.method))
-        model = self.model or ("digitnet" if self.data == "digits" else "resnet20")
-        if model not in MODELS:
-            raise unknown("model", model, MODELS)
+        model = self.model or {"digits": "digitnet", "pairs": "pair_transformer"}.get(self.data, "resnet20")
+        if model not in NETWORKS:
+            raise unknown("model", model, NETWORKS)
         if self.layers not in PRESETS:
             raise unknown("choice of layers", self.layers, PRESETS)
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:

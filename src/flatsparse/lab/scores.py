@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatsparse.lab.data import IGNORED
+
 REACHED = (50, 60, 70, 80, 90, 95)  # percent; what ``steps_to`` in a result asks for
 
 
 def confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """How often each class (row) was taken for each (column), int64 (classes, classes)."""
-    pairs = targets * classes + outputs.argmax(1)
+    """How often each class (row) was taken for each (column), int64 (classes, classes), where anything is asked for."""
+    asked = targets != IGNORED
+    pairs = targets[asked] * classes + outputs.argmax(-1)[asked]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 

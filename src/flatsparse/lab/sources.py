@@ -16,8 +16,10 @@ import torch
 
 from flatsparse.errors import InputError, unknown
 from flatsparse.lab.data import DataSet, Images
+from flatsparse.lab.pairs import pairs
 from flatsparse.seeds import generator
 
+EMBEDDED = ("digits", "pairs")
 VALIDATION_SHARE = 0.1  # of a pool whose source suggests nothing
 
 
@@ -34,7 +36,7 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     named = data_dir or os.environ.get("FLATSPARSE_DATA")
     folder = Path(named or "data").expanduser()
     if name in SOURCES:
-        if named and not folder.is_dir() and name != "digits":
+        if named and not folder.is_dir() and name not in EMBEDDED:
             raise InputError(
                 f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir"
             )
@@ -102,7 +104,12 @@ def _cifar100(data_dir: Path) -> DataSet:
     return DataSet("cifar100", pool, test, classes=100, augmented=True, validation_size=5000)
 
 
-SOURCES: dict[str, Callable[[Path], DataSet]] = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
+SOURCES: dict[str, Callable[[Path], DataSet]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "pairs": pairs,
+}
 
 
 def _cifar_elsewhere(name: str, classic: str, hub: str, data_dir: Path) -> tuple[Images, Images]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flatsparse.errors import InputError
 from flatsparse.flops import step_flops
 from flatsparse.health import churn, health
+from flatsparse.lab import task
 from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
@@ -154,7 +155,7 @@ def _epoch(
         parts.optimizer.zero_grad()
         parts.schedule.step()
         losses += loss.detach() * len(inputs)
-        correct += (outputs.detach().argmax(1) == targets).sum()
+        correct += task.correct(outputs, targets)
         images += size
         progress.step += 1
         watcher.stepped(progress.step, steps, images / (time.perf_counter() - started))
@@ -170,7 +171,7 @@ def _epoch(
         **({"round": training.round} if training.rounds > 1 else {}),
         "step": progress.step,
         "train_loss": float(losses) / images,
-        "train_accuracy": 100 * int(correct) / images,
+        "train_accuracy": 100 * int(correct) / splits.train.targets,
         "validation_loss": loss_there,
         "validation_accuracy": accuracy,
         "lr": parts.schedule.get_last_lr()[0],
@@ -202,7 +203,7 @@ def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float)
     def gradient() -> Tensor:
         with _precision(run):
             outputs = parts.net(inputs)
-            loss = F.cross_entropy(outputs, targets, label_smoothing=run.label_smoothing)
+            loss = task.loss(outputs, targets, label_smoothing=run.label_smoothing)
         (loss * share if share != 1 else loss).backward()
         passes.append((loss.detach(), outputs.detach()))
         return loss
@@ -239,11 +240,11 @@ def evaluate(
     for inputs, targets in batches(images, splits, size=1000):
         with _precision(run):
             outputs = model(inputs).float()
-        correct += int((outputs.argmax(1) == targets).sum())
-        loss += float(F.cross_entropy(outputs, targets, reduction="sum"))
+        correct += int(task.correct(outputs, targets))
+        loss += float(task.loss(outputs, targets, reduction="sum"))
         if counts is not None:
             counts += confusion(outputs, targets, len(counts))
-    return 100 * correct / len(images), loss / len(images)
+    return 100 * correct / images.targets, loss / images.targets
 
 
 def _renew_statistics(run: Run, parts: Parts) -> None:
@@ -264,7 +265,7 @@ def _ball_increase(run: Run, parts: Parts) -> float:
         parts.model.zero_grad()
         total = 0.0
         for inputs, targets in batches(images, parts.splits, size=250):
-            loss = F.cross_entropy(parts.model(inputs).float(), targets, reduction="sum") / len(images)
+            loss = task.loss(parts.model(inputs).float(), targets, reduction="sum") / images.targets
             loss.backward()
             total += float(loss.detach())
         return total

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flatsparse import landscape
+from flatsparse.lab import task
 from flatsparse.lab.data import batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.finished import Finished, load_run
@@ -239,10 +239,8 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
 
     def loss(weights: Weights) -> Tensor:
         weights = fold(weights)
-        sums = [
-            F.cross_entropy(outputs(weights, inputs), targets, reduction="sum").double() for inputs, targets in parts
-        ]
-        return torch.stack(sums).sum() / len(chosen)
+        sums = [task.loss(outputs(weights, inputs), targets, reduction="sum").double() for inputs, targets in parts]
+        return torch.stack(sums).sum() / chosen.targets
 
     return loss
 

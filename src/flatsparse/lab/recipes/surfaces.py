@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flatsparse.lab.landscape import measure, pictures
+from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Scale, Work
 
 ROUGHNESS = Metric("roughness Ra of the loss surface", "lower", effect=0.1)
@@ -36,7 +37,7 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
         if not folders:
             return Measured()
         points, images, pairs = SIZES[work.scale]
-        settings = measure.Landscape(
+        settings = Landscape(
             folders,
             points=points,
             images=images,

@@ -16,6 +16,8 @@ from flatsparse.lab.recipes.recipe import Cell, Measured, Recipe, Scale
 from flatsparse.lab.reproduce.verdict import Claim, judge
 from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
 
+MACRO = ("precision", "recall", "f1")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -153,7 +155,7 @@ def _also(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "train_accuracy": fmean(r["train_accuracy"] for r in results),
         "generalization_gap": fmean(r["generalization_gap"] for r in results),
-        "macro": {name: fmean(r["macro"][name] for r in results) for name in ("precision", "recall", "f1")},
+        "macro": {name: _mean_of_all((r["macro"] or {}).get(name) for r in results) for name in MACRO},
         "steps_to": {level: _mean_of_all(r["steps_to"][level] for r in results) for level in results[0]["steps_to"]},
         "flops_train": fmean(r["flops"]["train"] / r["flops"]["train_dense"] for r in results),
         "flops_inference": fmean(r["flops"]["inference"] / r["flops"]["inference_dense"] for r in results),
