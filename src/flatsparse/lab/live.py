@@ -31,7 +31,7 @@ class Mark:
     since: float | None = None
 
     @property
-    def worth(self) -> int:
+    def worth(self) -> float:
         """Gradients in a step, which is what an epoch's time goes by."""
         return self.run.passes
 

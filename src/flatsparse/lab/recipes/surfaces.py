@@ -42,6 +42,7 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
             points=points,
             images=images,
             pairs=pairs,
+            hessian_images=0,
             data_dir=work.data_dir,
             device=work.device,
             jobs=work.jobs,
