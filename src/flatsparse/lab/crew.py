@@ -1,46 +1,50 @@
-"""Those who run tasks: this process, several processes, or a Ray cluster. All give each run one thread of a CPU."""
+"""Those who run tasks: this process, or several side by side. Each run has one thread, wherever it is run."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import multiprocessing
-import os
 import signal
 import threading
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flatsparse.errors import InputError
+from flatsparse.lab.parent import first_round, has_parent
 from flatsparse.lab.pool import end_with_parent
 from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
-from flatsparse.storage import write_whole
+from flatsparse.lab.training import Silent, train
+from flatsparse.storage import read_json, write_json
 
 PATIENCE = 0.5  # seconds between looks at how far runs are
-End = tuple["Task", "str | None"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run, its folder, and the store that it belongs to."""
+    """A resolved run, its folder, the store that it belongs to, and whether to try again what failed."""
 
     run: Run
     folder: Path
     store: Path
+    retry: bool = False
 
-    @property
-    def parents(self) -> Path:
-        """Where dense first rounds are shared."""
-        return self.store / "parents"
+
+@dataclass(frozen=True)
+class End:
+    """How a task ended: finished, failed for a reason, or not begun because another process is at it."""
+
+    failure: str | None = None
+    busy: bool = False
 
 
 class Crew(ABC):
@@ -56,51 +60,108 @@ class Crew(ABC):
         """Begin a task."""
 
     @abstractmethod
-    def finished(self) -> list[End]:
-        """What has ended, each with the reason of its failure, or None. Waits a moment for the first."""
+    def finished(self) -> list[tuple[Task, End]]:
+        """What has ended. Waits a moment for the first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop what is still running; all of it can be resumed."""
 
 
-@contextmanager
-def crew(jobs: int | None, cluster: str | None) -> Iterator[Crew]:
-    """Those who run tasks: on a cluster by its address, else so many processes, of which a single one is this."""
-    if cluster is not None:
-        with ray_cluster(cluster, jobs) as ray:
-            yield OnRay(ray, jobs)
-    elif jobs == 1:
-        yield Alone()
-    else:
-        with contextlib.closing(Processes(jobs or 1)) as processes:
-            yield processes
+def work(task: Task) -> End:
+    """Run a task to its end on one thread, unless another process is at it, or at the first round that it would share.
 
-
-def work(task: Task) -> str | None:
-    """Run a task to its end, on one thread; the reason of its failure, or None.
-
-    Another process may be at the same run: then this one waits for it, and finds it finished.
+    A failure is written down before the lock is given back, so that no other process meets the run without one.
     """
     threads = torch.get_num_threads()
-    if task.run.device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
-        with _lock(task):
-            train(task.run, task.folder, resume=(task.folder / "config.json").is_file(), parent=task.parents)
-    except InputError as problem:  # what cannot be run, and a loss that is not finite
-        return str(problem)
-    except Exception as problem:
-        return f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
+        with contextlib.ExitStack() as held:
+            if not held.enter_context(_lock(task.store, task.folder.name)):
+                return End(busy=True)
+            if (task.folder / "result.json").is_file():
+                return End()
+            failed = task.folder / "failure.json"
+            if failed.is_file() and not task.retry:  # in another process, since the grid began
+                return End(read_json(failed)["reason"])
+            failed.unlink(missing_ok=True)
+            first = contextlib.ExitStack()
+            if task.run.rounds > 1:
+                held.enter_context(first)
+                if not first.enter_context(_lock(task.store, f"first-{first_round(task.run)}")):
+                    return End(busy=True)
+            try:
+                train(
+                    task.run,
+                    task.folder,
+                    resume=True,
+                    parent=task.store / "parents",
+                    watcher=_Sharing(task.store / "parents", first),
+                )
+            except Exception as problem:  # whatever it is, the other runs go on
+                return fail(task.folder, _reason(problem), problem)
+    except (InputError, OSError) as problem:
+        return End(_reason(problem))
     finally:
         torch.set_num_threads(threads)
-    return None
+    return End()
 
 
-@contextmanager
-def _lock(task: Task) -> Iterator[None]:
-    """Hold a run for this process; the lock goes with the process, however it ends."""
-    locks = task.store / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / task.folder.name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def fail(folder: Path, reason: str, problem: BaseException | None = None) -> End:
+    """Write down why a run failed, when, and the line it failed at."""
+    where = traceback.extract_tb(problem.__traceback__)[-1] if problem else None
+    told = {
+        "reason": reason,
+        "where": f"{Path(where.filename).name}, line {where.lineno}, in {where.name}" if where else None,
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    with contextlib.suppress(InputError, OSError):  # a full disk is a reason to fail, and no place to say so
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "failure.json", told)
+    return End(reason)
+
+
+def _reason(problem: Exception) -> str:
+    first = next(iter(str(problem).splitlines()), "")
+    return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
+
+
+class _Sharing(Silent):
+    """Gives the lock of a shared first round back as soon as the round is there for others."""
+
+    def __init__(self, parents: Path, lock: contextlib.ExitStack) -> None:
+        self.parents, self.lock = parents, lock
+
+    def started(self, run: Run, setting: str) -> None:
+        self.run = run  # with the sizes of its data, which the round's file is named by
+        self._look()
+
+    def finished_epoch(self, record: dict[str, Any]) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        if has_parent(self.parents, self.run):
+            self.lock.close()
+
+
+@contextlib.contextmanager
+def _lock(store: Path, name: str) -> Iterator[bool]:
+    """Whether this process has got a lock of the store. It goes with the process, however that ends.
+
+    Raises: InputError on a file system that has no locks.
+    """
+    (store / "locks").mkdir(parents=True, exist_ok=True)
+    with (store / "locks" / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as problem:
+            raise InputError(
+                f"'{store}' is on a file system without locks ({problem.strerror}): give another --out"
+            ) from None
+        yield True
 
 
 class Alone(Crew):
@@ -116,123 +177,91 @@ class Alone(Crew):
     def begin(self, task: Task) -> None:
         self.task = task
 
-    def finished(self) -> list[End]:
+    def finished(self) -> list[tuple[Task, End]]:
         task, self.task = self.task, None
         return [] if task is None else [(task, work(task))]
 
+    def close(self) -> None:
+        """Nothing runs on."""
+
+
+@dataclass
+class Hand:
+    """A process that runs one task after the other, and what it is at."""
+
+    process: BaseProcess
+    pipe: Connection
+    task: Task | None = None
+
 
 class Processes(Crew):
-    """Processes side by side. One that is killed takes its siblings' pool with it, so they all begin anew, those that were at
-    work alone: what dies once more is the one to blame."""
+    """Processes side by side. One that is killed fails its own run; the next task gets a new one.
+
+    Ours, because a ``ProcessPoolExecutor`` breaks as a whole and does not say whose process died.
+    """
 
     def __init__(self, count: int) -> None:
-        self.count, self.waiting = count, dict[Future, Task]()
-        self.suspects: list[Task] = []
-        self.pool = self._pool()
-
-    def _pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        return ProcessPoolExecutor(self.count, context, initializer=_enter)
+        self.count, self.hands = count, list[Hand]()
 
     @property
     def free(self) -> bool:
-        return len(self.waiting) < self.count and not self.suspects
+        return sum(hand.task is not None for hand in self.hands) < self.count
 
     def begin(self, task: Task) -> None:
-        self.waiting[self.pool.submit(work, task)] = task
-
-    def finished(self) -> list[End]:
-        if self.suspects and not self.waiting:
-            self.begin(self.suspects[0])
-        done, _ = wait(self.waiting, timeout=PATIENCE, return_when=FIRST_COMPLETED)
-        ends: list[End] = []
-        for future in done:
-            task = self.waiting.pop(future)
+        for hand in [hand for hand in self.hands if hand.task is None]:
             try:
-                ends.append((task, future.result()))
-            except BrokenProcessPool:
-                if task in self.suspects:
-                    ends.append((task, "its process was killed, perhaps for want of memory: try fewer --jobs"))
-                else:
-                    self.suspects.append(task)
-                    continue
-            if task in self.suspects:
-                self.suspects.remove(task)
-        if any(future.done() and isinstance(future.exception(), BrokenProcessPool) for future in done):
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            self.suspects += [task for task in self.waiting.values() if task not in self.suspects]
-            self.waiting.clear()
-            self.pool = self._pool()
+                hand.pipe.send(task)
+            except OSError:  # it died while it was idle
+                self._part(hand)
+                continue
+            hand.task = task
+            return
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.hands.append(Hand(process, ours, task))
+        with contextlib.suppress(OSError):  # one that died at once is found by the end of its pipe
+            ours.send(task)
+
+    def finished(self) -> list[tuple[Task, End]]:
+        busy: dict[Any, Hand] = {hand.pipe: hand for hand in self.hands if hand.task is not None}
+        ends = []
+        for pipe in wait(list(busy), timeout=PATIENCE):
+            hand = busy[pipe]
+            task, hand.task = hand.task, None
+            assert task is not None  # it is busy
+            try:
+                ends.append((task, hand.pipe.recv()))
+            except (EOFError, OSError):
+                ends.append((task, fail(task.folder, _death(self._part(hand)))))
         return ends
+
+    def _part(self, hand: Hand) -> int | None:
+        self.hands.remove(hand)
+        hand.pipe.close()
+        hand.process.join(5)
+        return hand.process.exitcode
 
     def close(self) -> None:
-        """After a failure, or Ctrl-C, what has not begun shall not begin."""
-        self.pool.shutdown(cancel_futures=True)
+        for hand in self.hands:
+            hand.process.kill()  # files are whole or absent, at any moment
+        for hand in list(self.hands):
+            self._part(hand)
 
 
-def _enter() -> None:
+def _death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed, perhaps for want of memory: try fewer --jobs, and --retry"
+    told = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
+    return f"its process ended with {told}: try again with --retry"
+
+
+def _serve(pipe: Connection) -> None:
+    """Run what comes through the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def ray_cluster(address: str, jobs: int | None) -> Iterator[Any]:
-    """Ray, joined to a cluster, or started on this machine for ``local``. Nothing is reported to anyone."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise InputError("--cluster needs Ray, which is not installed: pip install 'flatsparse[cluster]'") from None
-    local: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(None if address == "local" else address, log_to_driver=False, configure_logging=False, **local)
-    except (ConnectionError, ValueError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"--cluster {address} cannot be joined ({reason}): give local, auto or ray://HOST:PORT"
-        ) from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-class OnRay(Crew):
-    """A Ray cluster, a task each run; what a run leaves behind comes back with it when the store is not shared."""
-
-    def __init__(self, ray: Any, jobs: int | None) -> None:
-        self.ray, self.waiting = ray, dict[Any, Task]()
-        self.limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-    @property
-    def free(self) -> bool:
-        return len(self.waiting) < self.limit
-
-    def begin(self, task: Task) -> None:
-        gpus = 0 if task.run.device == "cpu" else 1
-        remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work_far_away)
-        absolute = Task(task.run, task.folder.resolve(), task.store.resolve())
-        self.waiting[remote.remote(absolute)] = task
-
-    def finished(self) -> list[End]:
-        done, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=PATIENCE)
-        ends: list[End] = []
-        for reference in done:
-            task = self.waiting.pop(reference)
-            try:
-                failure, files = self.ray.get(reference)
-            except self.ray.exceptions.RayError as problem:
-                failure, files = f"{type(problem).__name__}: {str(problem).splitlines()[0]}", {}
-            if failure is None and not (task.folder / "result.json").is_file():
-                for name, content in files.items():
-                    write_whole(task.folder / name, content)
-            ends.append((task, failure))
-        return ends
-
-
-def _work_far_away(task: Task) -> tuple[str | None, dict[str, bytes]]:
-    failure = work(task)
-    names = [file.name for file in task.folder.iterdir()] if failure is None else []
-    kept = sorted((n for n in names if n != "checkpoint.pt"), key=lambda name: name == "result.json")  # that one last
-    return failure, {name: (task.folder / name).read_bytes() for name in kept}
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send(work(pipe.recv()))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from flatsparse.lab.crew import Task
 from flatsparse.lab.pool import epochs_done
 from flatsparse.lab.run import Run
 from flatsparse.storage import read_json
@@ -20,100 +19,80 @@ from flatsparse.storage import read_json
 SHOWN = 12  # runs at work; a cluster may have hundreds
 
 
-@dataclass
 class Mark:
-    """Where one run is: passes over the images done and in all, and since when it is at work here."""
+    """Where one run is: passes over the images in all, made before, and by now; and since when it is at work here."""
 
-    run: Run
-    whole: int
-    before: int
-    done: int
-    since: float | None = None
+    def __init__(self, run: Run, before: int) -> None:
+        self.run, self.whole, self.before, self.done = run, run.whole_epochs * run.rounds, before, before
+        self.since: float | None = None
 
-    @property
-    def worth(self) -> float:
-        """Gradients in a step, which is what an epoch's time goes by."""
-        return self.run.passes
+    def look(self, folder: Path) -> None:
+        self.done = max(self.before, epochs_done(folder))
 
 
 class Board:
     """Shows how far runs are; a context."""
 
-    def __init__(self, title: str, of: int, console: Console) -> None:
-        self.title, self.of, self.console = title, of, console
-        self.marks: dict[Path, Mark] = {}
-        self.ended = self.failed = 0
+    def __init__(self, title: str, tasks: Sequence[Task], before: int, console: Console) -> None:
+        self.title, self.before, self.console = title, before, console
+        self.marks = {task.folder: Mark(task.run, epochs_done(task.folder)) for task in tasks}
+        self.done = self.failed = 0
         self.began = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Board:
-        if self.live:
+        if self.console.is_terminal:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
-        told = f", {self.failed} failed" if self.failed else ""
-        before = self.of - len(self.marks)
-        self.console.print(
-            f"{self.title}: {self.ended - self.failed} runs done{told}" + (f", {before} before" if before else ""),
-            highlight=False,
-        )
+    def __exit__(self, *problem: object) -> None:
+        self.live.stop()
+        failed = f", {self.failed} failed" if self.failed else ""
+        before = f", {self.before} before" if self.before else ""
+        self.console.print(f"{self.title}: {self.done} runs done{failed}{before}", highlight=False)
 
-    def begin(self, runs: Sequence[Run], folders: Sequence[Path]) -> None:
-        """Say what will be run."""
-        for run, folder in zip(runs, folders, strict=True):
-            done = epochs_done(folder)
-            self.marks[folder] = Mark(run, run.whole_epochs * run.rounds, done, done)
-
-    def started(self, folder: Path) -> None:
+    def begun(self, folder: Path) -> None:
         """A run is at work from now on."""
         self.marks[folder].since = time.monotonic()
 
-    def done(self, folder: Path, failure: str | None) -> None:
-        """A run has ended."""
+    def put_off(self, folder: Path) -> None:
+        """Another process is at the run."""
+        self.marks[folder].since = None
+
+    def ended(self, folder: Path, failure: str | None) -> None:
+        """A run has ended; what a failed one leaves undone is no longer waited for."""
         mark = self.marks[folder]
         took = time.monotonic() - (mark.since or time.monotonic())
-        mark.since, mark.whole = None, mark.whole if failure is None else mark.done
-        mark.done = mark.whole
-        self.ended, self.failed = self.ended + 1, self.failed + (failure is not None)
+        mark.look(folder)
+        mark.since, mark.whole = None, mark.done
+        self.done, self.failed = self.done + (failure is None), self.failed + (failure is not None)
+        place = f"[{self.done + self.failed}/{len(self.marks)}] {folder.name}"
         if failure is not None:
-            self.console.print(f"[red]failed[/red] {folder.name}: ", Text(failure), highlight=False)
-        elif not self.live:
+            self.console.print(Text(f"{place} failed: {failure}", style="red"), soft_wrap=True)
+        elif not self.console.is_terminal:
             accuracy = read_json(folder / "result.json")["test_accuracy"]
-            place = f"[{self.ended}/{len(self.marks)}]"
-            self.console.print(f"{place} {folder.name}: {accuracy:.2f} %, {took:.1f} s", markup=False, highlight=False)
-
-    def look(self) -> None:
-        """Draw anew."""
-        if self.live:
-            for folder, mark in self.marks.items():
-                if mark.since is not None:
-                    mark.done = max(mark.before, epochs_done(folder))
-            self.live.update(self.table())
+            self.console.print(Text(f"{place}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
 
     def table(self) -> Group:
         """A row for each run at work, and a line for all."""
         now = time.monotonic()
         grid = Table("run", "epoch", "epochs/min", "left", box=None, pad_edge=False)
         working = [(folder, mark) for folder, mark in self.marks.items() if mark.since is not None]
+        for folder, mark in working:
+            mark.look(folder)
         for folder, mark in working[:SHOWN]:
             made, took = mark.done - mark.before, now - (mark.since or now)
-            rate, left = "", ""
-            if made:
-                rate, left = f"{60 * made / took:.1f}", _time((mark.whole - mark.done) * took / made)
-            grid.add_row(folder.name, f"{mark.done}/{mark.whole}", rate, left)
-        gone = sum((mark.done - mark.before) * mark.worth for mark in self.marks.values())
-        ahead = sum((mark.whole - mark.done) * mark.worth for mark in self.marks.values())
+            speed = made / took if took else 0.0
+            when = _time((mark.whole - mark.done) / speed) if speed else ""
+            grid.add_row(folder.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
+        # An epoch takes the time of its gradients; nets of other sizes are not told apart.
+        made = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
+        left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())
         took = now - self.began
-        told = f", about {_time(ahead * took / gone)} left" if gone else ""
+        ahead = f", about {_time(left * took / made)} left" if made else ""
         more = f", {len(working) - SHOWN} more at work" if len(working) > SHOWN else ""
-        failed = f", {self.failed} failed" if self.failed else ""
-        whole = f"{self.title}: {self.ended} of {len(self.marks)} runs ended{failed}{more}, {_time(took)}{told}"
-        return Group(grid, Text(whole))
+        counts = f"{self.done} done, {self.failed} failed, {len(self.marks) - self.done - self.failed} to go"
+        return Group(grid, Text(f"{self.title}: {counts}{more}, {_time(took)}{ahead}"))
 
 
 def _time(seconds: float) -> str:
