@@ -22,7 +22,7 @@ from flatsparse.lab.run import Run
 from flatsparse.methods import kind_of
 from flatsparse.storage import read_json
 
-NAMES = ["table1", "table2", "table3", "table4", "table6", "tableA1", "figure1", "figure2", "figure3"]
+NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
 # The fast suite runs some places of the widest, the slow one all.
 SOME = {
@@ -30,6 +30,7 @@ SOME = {
     "tableA1": "RigL CIFAR-100 95%",
     "table2": "RigL ERK 80%",
     "table3": "40%.*90%",
+    "table5": "GraSP",
     "table6": "VGG",
     "figure1": "98%",
     "figure3": "MEST.*9[58]%",

@@ -86,8 +86,8 @@ class Board:
             when = _time((mark.whole - mark.done) / speed) if speed else ""
             grid.add_row(folder.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
         # An epoch takes the time of its gradients; nets of other sizes are not told apart.
-        made = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
-        left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())
+        made = sum(((mark.done - mark.before) * mark.run.passes for mark in self.marks.values()), 0.0)
+        left = sum(((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values()), 0.0)
         took = now - self.began
         ahead = f", about {_time(left * took / made)} left" if made else ""
         more = f", {len(working) - SHOWN} more at work" if len(working) > SHOWN else ""

@@ -19,6 +19,7 @@ from flatsparse.lab.grid import Outcome, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
+from flatsparse.lab.run import usable_device
 from flatsparse.lab.sources import load
 from flatsparse.storage import write_json
 
@@ -64,7 +65,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     if recipe.measure is not None:
         place = out / f"{recipe.name}-{choice.scale}"
         place.mkdir(parents=True, exist_ok=True)
-        work = Work(choice.scale, place, choice.data_dir, choice.device, choice.jobs, console)
+        work = Work(choice.scale, place, choice.data_dir, usable_device(choice.device), choice.jobs, console)
         done = [(line.cell, [o.folder for o in line.outcomes if o.result is not None]) for line in lines]
         measured = recipe.measure([(cell, folders) for cell, folders in done if folders], work)
     rows = tabulate(recipe, choice.scale, lines, measured, out)
