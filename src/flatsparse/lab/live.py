@@ -86,10 +86,10 @@ class Board:
             when = _time((mark.whole - mark.done) / speed) if speed else ""
             grid.add_row(folder.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
         # An epoch takes the time of its gradients; nets of other sizes are not told apart.
-        made = sum(((mark.done - mark.before) * mark.run.passes for mark in self.marks.values()), 0.0)
-        left = sum(((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values()), 0.0)
+        behind = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
+        left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())
         took = now - self.began
-        ahead = f", about {_time(left * took / made)} left" if made else ""
+        ahead = f", about {_time(left * took / behind)} left" if behind else ""
         more = f", {len(working) - SHOWN} more at work" if len(working) > SHOWN else ""
         counts = f"{self.done} done, {self.failed} failed, {len(self.marks) - self.done - self.failed} to go"
         return Group(grid, Text(f"{self.title}: {counts}{more}, {_time(took)}{ahead}"))
