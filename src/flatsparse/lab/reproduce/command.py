@@ -31,6 +31,17 @@ class Reproduce(Choice):
         everything = list(recipes().values()) if self.name == "all" else [load(self.name)]
         console = Console()
         choice = Choice(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Choice)})
+        refused = None
         for recipe in everything:
-            print_record(make(recipe, choice, self.out, console), console)
+            try:
+                record = make(recipe, choice, self.out, console)
+            except InputError as problem:  # of all, the others go on
+                if len(everything) == 1:
+                    raise
+                refused = problem
+                console.print(f"{recipe.name}: {problem}\n", highlight=False, markup=False)
+                continue
+            print_record(record, console, self.only)
             console.print(f"numbers: {self.out / f'{recipe.name}-{self.scale}.json'}\n", highlight=False)
+        if refused is not None:
+            raise refused
