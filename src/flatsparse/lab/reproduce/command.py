@@ -30,6 +30,8 @@ class Reproduce(Choice):
             raise InputError("reproduce starts its own processes: run it without torchrun, with --jobs")
         everything = list(recipes().values()) if self.name == "all" else [load(self.name)]
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=120)  # a file is wide enough for a table
         choice = Choice(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Choice)})
         refused = None
         for recipe in everything:

@@ -22,10 +22,10 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
-    grid.add_column("", overflow="fold", min_width=28)
+    grid.add_column("", overflow="fold", min_width=20)
     for heading in ("here", "printed", "difference", "printed"):
         grid.add_column(heading, no_wrap=True, justify="right")
-    grid.add_column("verdict", overflow="fold")
+    grid.add_column("verdict", overflow="fold", min_width=12)
     before = None
     for row in rows:
         place = f"{row['row']}, {row['column']}"
