@@ -33,6 +33,7 @@ def _run(arguments: Sequence[str]) -> None:
         from flatsparse.lab.bench.command import Bench
         from flatsparse.lab.commands import Compare, Export, List, Train
         from flatsparse.lab.landscape.command import Landscape
+        from flatsparse.lab.reproduce.command import Reproduce
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
@@ -40,6 +41,7 @@ def _run(arguments: Sequence[str]) -> None:
     commands = {
         "train": Train,
         "compare": Compare,
+        "reproduce": Reproduce,
         "landscape": Landscape,
         "bench": Bench,
         "export": Export,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatsparse.lab.statistics import deviation, median, paired_difference
+from flatsparse.lab.statistics import deviation, holm, median, p_value, paired_difference, seeds_needed
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -62,3 +62,35 @@ def test_a_median_ignores_one_wild_round_and_its_interval_does_not_move_with_cha
     calm, wild = [1.0] * 19 + [1.1], [1.0] * 19 + [50.0]
     assert median(calm) == median(wild)
     assert median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+
+def test_p_value_is_that_of_the_t_test():
+    gaps = [0.3, -0.2, 0.9, 0.4]
+    for against in (0.0, 1.0):
+        assert p_value(gaps, against) == pytest.approx(stats.ttest_1samp(gaps, against).pvalue)
+    assert p_value([0.0, 0.0]) == 1.0
+    assert p_value([0.5, 0.5]) == 0.0
+
+
+def test_holm_steps_down():
+    values = [0.04, 0.001, 0.3, 0.012]
+    # The plain form: claims are made from the smallest p on, while p times what is left stays within the level.
+    for level in (0.002, 0.01, 0.037, 0.05, 0.5):
+        made = set()
+        for left, place in zip(range(4, 0, -1), sorted(range(4), key=values.__getitem__), strict=True):
+            if values[place] * left > level:
+                break
+            made.add(place)
+        assert {n for n, p in enumerate(holm(values)) if p <= level} == made
+
+
+def test_seeds_needed_have_the_power_by_simulation():
+    pairs = seeds_needed(1.0, 0.8)
+    drawn = np.random.default_rng(0).normal(0.8, 1.0, size=(20_000, pairs))
+    power = float(np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05))
+    fewer = float(np.mean(stats.ttest_1samp(drawn[:, :-1], 0, axis=1).pvalue < 0.05))
+    assert fewer < 0.8 + 0.005
+    assert power > 0.8 - 0.005
+    assert seeds_needed(1.0, -0.8) == pairs
+    assert seeds_needed(float("nan"), 1.0) is None
+    assert seeds_needed(1.0, 1e-4) is None

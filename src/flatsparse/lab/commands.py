@@ -21,6 +21,7 @@ from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import exporting, page, reporting, sources
 from flatsparse.lab.finished import load_run
+from flatsparse.lab.recipes import recipes
 from flatsparse.lab.run import SHARPNESS, Run, usable_device
 from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
@@ -126,7 +127,7 @@ class List:
     """List what can be chosen; or, with layers, what a choice makes sparse and costs, without training."""
 
     what: tyro.conf.Positional[str] = "all"
-    """methods, models, data, distributions, presets (of --layers), sharpness, all of these, or layers."""
+    """methods, models, data, distributions, presets (of --layers), sharpness, recipes, all of these, or layers."""
     model: str = "resnet32"
     """For layers: the network."""
     method: str = "rigl"
@@ -158,6 +159,7 @@ class List:
             "distributions": DISTRIBUTIONS,
             "presets": {name: reporting.left_dense(name) for name in PRESETS},
             "sharpness": SHARPNESS,
+            "recipes": {name: recipe.title for name, recipe in recipes().items()},
         }
         if self.what not in {"all", *sections}:
             raise unknown("list", self.what, ["all", "layers", *sections])

@@ -24,9 +24,14 @@ def _settings(run: Run) -> dict[str, Any]:
     return {**settings, "rewind": run.rewind or 0, "torch": str(torch.__version__)}
 
 
-def _file(folder: Path, run: Run) -> Path:
+def first_round(run: Run) -> str:
+    """What stands for all that a run's first round hangs on."""
     text = json.dumps(_settings(run), sort_keys=True)
-    return folder / f"dense-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file(folder: Path, run: Run) -> Path:
+    return folder / f"dense-{first_round(run)}.pt"
 
 
 def has_parent(folder: Path, run: Run) -> bool:

@@ -64,10 +64,10 @@ def workers(at_once: int) -> Iterator[ProcessPoolExecutor | None]:
 
 def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave when the parent is killed: the pool's own pipe stays open as long as any worker lives."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -84,7 +84,7 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
         task = bar.add_task(title, total=whole, runs=0, of=len(jobs))
 
         def tell() -> None:
-            epochs = sum(_epochs(job) * job.run.passes for job in jobs)
+            epochs = sum(epochs_done(job.out) * job.run.passes for job in jobs)
             bar.update(task, completed=epochs, runs=sum(job.finished for job in jobs))
 
         tell()
@@ -124,7 +124,7 @@ def _run(job: Job) -> None:
         write_json(job.out / "result.json", {**told, "validation_accuracy": 0.0, "test_accuracy": None})
 
 
-def _epochs(job: Job) -> int:
-    """How many epochs a job has finished, as its folder tells."""
-    metrics = job.out / "metrics.jsonl"
+def epochs_done(folder: Path) -> int:
+    """How many epochs a run has finished, as its folder tells."""
+    metrics = folder / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0

@@ -74,3 +74,67 @@ def median(values: Sequence[float], seed: int = 0) -> Median:
     drawn = np.random.default_rng(seed).choice(np.asarray(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return Median(float(np.median(values)), float(low), float(high))
+
+
+def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
+    """The two-sided p of Student's test that paired differences have the mean ``against``; 1 for fewer than two.
+
+    >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0])
+    (0.0742, 1.0)
+    """
+    if len(gaps) < 2:
+        return 1.0
+    away = float(np.mean(gaps)) - against
+    error = deviation(gaps) / math.sqrt(len(gaps))
+    if error == 0:
+        return 1.0 if away == 0 else 0.0
+    return float(2 * stats.t.sf(abs(away) / error, len(gaps) - 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values of a family, adjusted so that any false claim among them stays as rare as one would be (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+MOST_SEEDS = 10_000
+
+
+def seeds_needed(spread: float, effect: float, power: float = 0.8) -> int | None:
+    """The fewest pairs with which a paired t-test at 5 % finds an effect with a given power; None for over 10,000.
+
+    Exact, by the noncentral t distribution.
+
+    Args:
+        spread: the standard deviation of the differences.
+        effect: the mean difference that is to be found; its sign does not matter.
+
+    >>> seeds_needed(1.0, 0.5), seeds_needed(0.0, 0.5)
+    (34, 2)
+    """
+    if not effect or not math.isfinite(spread):
+        return None
+
+    def found(pairs: int) -> bool:
+        limit = stats.t.ppf(0.975, pairs - 1)
+        shift = abs(effect) / spread * math.sqrt(pairs)
+        return bool(stats.nct.sf(limit, pairs - 1, shift) + stats.nct.cdf(-limit, pairs - 1, shift) >= power)
+
+    if not spread or found(2):
+        return 2
+    low, high = 2, 4
+    while high <= MOST_SEEDS and not found(high):
+        low, high = high, 2 * high
+    if high > MOST_SEEDS:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if found(middle) else (middle, high)
+    return high

@@ -1,0 +1,55 @@
+"""Recipes: one file per table or figure. A new one is a file here with ``RECIPE``, or any file given by its path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+from flatsparse.errors import InputError, unknown
+from flatsparse.lab.recipes.recipe import Recipe
+from flatsparse.seeds import derive
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes of this package by name: tables, then figures, then the others."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    known = [module.RECIPE for module in modules if hasattr(module, "RECIPE")]
+    return {recipe.name: recipe for recipe in sorted(known, key=_place)}
+
+
+def _place(recipe: Recipe) -> tuple[int, str]:
+    kind = re.match(r"table|figure", recipe.name)
+    return ({"table": 0, "figure": 1}[kind[0]] if kind else 2), recipe.name
+
+
+def load(name: str) -> Recipe:
+    """A recipe by name, or of a Python file that has ``RECIPE``; the file is executed.
+
+    Raises: InputError for an unknown name, and a file without a recipe.
+    """
+    if not name.endswith(".py"):
+        known = recipes()
+        if name not in known:
+            raise unknown("recipe", name, known)
+        return known[name]
+    file = Path(name)
+    if not file.is_file():
+        raise InputError(f"no file '{file}' for a recipe: give the path to a Python file that has RECIPE")
+    module = f"flatsparse_recipe_{derive(0, str(file.resolve()))}"
+    spec = importlib.util.spec_from_file_location(module, file)
+    assert spec is not None  # of a .py file there always is one
+    assert spec.loader is not None
+    sys.modules[module] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(sys.modules[module])
+    except Exception as problem:
+        reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
+        raise InputError(f"'{file}' does not run: {reason}") from problem
+    recipe = getattr(sys.modules[module], "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"'{file}' has no recipe: give RECIPE = Recipe(…)")
+    return recipe

@@ -1,0 +1,34 @@
+"""Figure 2 of Ji et al. (2024): the mechanism, on a loss of two weights."""
+
+from __future__ import annotations
+
+import torch
+
+from flatsparse.lab.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
+from flatsparse.lab.recipes.recipe import Measured, Metric, Reading, Recipe, Work
+
+NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first weight
+
+
+def measured(runs: object, work: Work) -> Measured:
+    """Draw the steps, and read off the loss at the last and how far it is from either valley."""
+    readings = []
+    for sharpness in WRAPPERS:
+        last = torch.from_numpy(walk(sharpness).weights[-1])
+        readings.append(Reading("last step", "loss", sharpness, (float(two_valleys(last)),)))
+        for name, place in NAMES.items():
+            away = float((last - torch.tensor([place, 0.0])).norm())
+            readings.append(Reading("last step", f"distance to the {name} valley", sharpness, (away,)))
+    picture = work.out / "mechanism.png"
+    figure2().savefig(picture, dpi=160)
+    return Measured(readings=readings, pictures=[picture])
+
+
+RECIPE = Recipe(
+    "figure2",
+    "The steps of SGD, SAM and S²-SAM on a loss with a narrow and a wide valley",
+    "Ji et al. 2024, Figure 2",
+    notes=("The loss is ours: the paper draws a sketch. The same at every scale.",),
+    metric=Metric("loss, or distance", "lower"),
+    measure=measured,
+)

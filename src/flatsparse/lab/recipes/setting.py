@@ -1,0 +1,73 @@
+"""What runs of a scale have in common, and what is said of it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from flatsparse.lab.recipes.recipe import Scale
+from flatsparse.lab.run import Run
+
+# Layers and distribution as each method's own paper and code has them; see `flatsparse list presets`.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "snip": {"layers": "grasp"},
+    "grasp": {"layers": "grasp"},
+    "dsr": {"layers": "dsr"},
+    "mest": {"layers": "mest"},
+    "mest-ems": {"layers": "mest"},
+}
+LABELS = {
+    "lth": "LT",
+    "lrr": "LRR",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "set": "SET",
+    "dsr": "DSR",
+    "snfs": "SNFS",
+    "rigl": "RigL",
+    "mest": "MEST(EM)",
+    "mest-ems": "MEST(EM&S)",
+}
+IMAGENET = (
+    "ImageNet-1k and GPUs: 1.28M images, which this version would hold in memory (193 GB at 224x224)"
+    " and could only crop as CIFAR is, not at random sizes"
+)
+STAND_IN = "smoke: a small net on 200 scans of digits, 6 epochs, stands in for every net and data set."
+STUDY = (
+    "laptop: ResNet-20 on 10,000 images of CIFAR-10 (or 100), 20 epochs; bf16 where the processor computes in it."
+    " Published numbers are of another setting there, so that only the sign of a difference is judged."
+)
+ON_IMAGENET = "ImageNet cells cannot run here at the scale of the paper; in laptop ResNet-20 on CIFAR-10 stands in."
+
+
+def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar10", **chosen: Any) -> Run:
+    """A run of a CIFAR recipe at a scale.
+
+    The paper's: 160 epochs, batch 64, learning rate 0.1 along a cosine, ρ 0.05 (Ji et al. 2024, sec. 4.1 and released scripts),
+    weight decay 1e-4 for all (of the script for SGD; that for SAM has 5e-4, see ``controls``).
+
+    Args:
+        chosen: settings that differ. ``model`` is that of the paper's scale alone; ``small`` is that of smoke.
+    """
+    small, model = chosen.pop("small", "digitnet"), chosen.pop("model", "resnet32")
+    common: dict[str, Any] = {"method": method, "sparsity": sparsity, "rho": 0.05, **CONVENTIONS.get(method, {})}
+    if scale == "smoke":
+        epochs = 2 if method in ("lth", "lrr") else 6  # of each round
+        common |= {"data": "digits", "model": small, "train_size": 200, "epochs": epochs, "batch_size": 20, "lr": 0.05}
+    elif scale == "laptop":
+        common |= {"data": data, "model": "resnet20", "train_size": 10_000, "epochs": 20, "batch_size": 64}
+        common |= {"precision": fast_precision(), "channels_last": True}
+    else:
+        common |= {"data": data, "model": model, "validation_size": 0, "epochs": 160, "batch_size": 64}
+    return Run(**{"weight_decay": 1e-4, **common, **chosen})
+
+
+@functools.cache
+def fast_precision() -> str:
+    """bf16 on a processor with instructions for it (AMX or AVX-512), else float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "float32"
+    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"

@@ -1,0 +1,167 @@
+"""From a recipe to its record: choose cells, run them, measure, compare, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flatsparse.errors import InputError, check_count
+from flatsparse.lab.grid import outcomes, run_grid
+from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
+from flatsparse.lab.reproduce.pictures import pareto
+from flatsparse.lab.reproduce.table import Line, readings, tabulate
+from flatsparse.lab.run import usable_device
+from flatsparse.lab.sources import load
+from flatsparse.storage import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What of a recipe is made, and how."""
+
+    scale: Scale = "smoke"
+    """smoke: every cell in seconds, figures mean little; laptop: a small study in hours; paper: the published setting."""
+    only: str | None = None
+    """Only cells whose "row column" this shell pattern or regular expression meets, e.g. 'mest*90%'."""
+    seeds: int | None = None
+    """Seeds 0, 1, … up to so many. By default the recipe's."""
+    controls: bool = False
+    """Join S²-SAM's cells by SAM, a random direction, plain training twice as long, and the scripts' weight decays."""
+    data_dir: Path | None = None
+    """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, or auto (cuda if there is one)."""
+    jobs: int | None = None
+    """Runs at once. By default one for each core, or one on an accelerator."""
+    cluster: str | None = None
+    """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
+    retry: bool = False
+    """Run again what failed before."""
+
+
+def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:
+    """Reproduce a recipe into a folder and return its record, which is also ``<name>-<scale>.json`` there.
+
+    The folder is the store of all recipes: a finished run is never run again, whichever asked for it first. Cells that are not
+    chosen are not run, but have their rows, with what the store holds of them: a table makes all its claims at once.
+
+    Raises: InputError for what cannot be made, such as when no cell is chosen or none has its data.
+    """
+    cells = recipe.cells(choice.scale)
+    if choice.controls:
+        cells = with_controls(cells)
+    seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
+    cells = _with_data(cells, choice)
+    lines = _run(cells, seeds, choice, out, console)
+    measured = None
+    if recipe.measure is not None:
+        place = out / f"{recipe.name}-{choice.scale}"
+        place.mkdir(parents=True, exist_ok=True)
+        work = Work(choice.scale, place, choice.data_dir, usable_device(choice.device), choice.jobs, console)
+        done = [(line.cell, [o.folder for o in line.outcomes if o.result is not None]) for line in lines]
+        measured = recipe.measure([(cell, folders) for cell, folders in done if folders], work)
+    rows = tabulate(recipe, choice.scale, lines, measured, out)
+    rows += [] if measured is None else readings(recipe, measured)
+    pictures = [] if measured is None else list(measured.pictures)
+    drawn = pareto(rows, recipe.metric.name)
+    if drawn is not None:
+        pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
+        drawn.savefig(pictures[-1], dpi=160)
+    record = {
+        "name": recipe.name,
+        "scale": choice.scale,
+        "title": recipe.title,
+        "source": recipe.source,
+        "notes": list(recipe.notes),
+        "metric": recipe.metric.name,
+        "better": recipe.metric.better,
+        "rows": rows,
+        "said": [] if measured is None else list(measured.said),
+        "pictures": [os.path.relpath(picture, out) for picture in pictures],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{recipe.name}-{choice.scale}.json", record)
+    return record
+
+
+def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
+    """The cells whose "row column" a pattern meets: a shell pattern of the whole, or a regular expression found in it.
+
+    Raises: InputError for a pattern that meets none, with the nearest there are.
+    """
+    if only is None or not cells:
+        return list(cells)
+    found = [cell for cell in cells if meets(cell.name, only)]
+    if not found:
+        names = list(dict.fromkeys(cell.name for cell in cells))
+        plain = {name.lower(): name for name in names}
+        near = [plain[n] for n in difflib.get_close_matches(only.lower().strip("*^$"), plain, n=5, cutoff=0.3)]
+        raise InputError(
+            f"--only '{only}' meets none of {len(names)} places: near it are {', '.join(near or names[:5])}"
+        )
+    return found
+
+
+def meets(name: str, pattern: str | None) -> bool:
+    """Whether a "row column" is among those that ``--only`` asks for."""
+    if pattern is None or fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower():
+        return True
+    try:
+        return re.search(pattern, name, re.IGNORECASE) is not None
+    except re.error:
+        return False
+
+
+def with_controls(cells: Sequence[Cell]) -> list[Cell]:
+    """The same with the controls of every S²-SAM cell after it, less those that the table itself has."""
+    told = []
+    there = {(cell.name, cell.run) for cell in cells}
+    for cell in cells:
+        told.append(cell)
+        if cell.run.sharpness == "s2sam" and cell.control is None:
+            told += [control for control in controls(cell) if (control.name, control.run) not in there]
+    return told
+
+
+def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
+    """The cells with the chosen device and data folder; those whose data is not there say what they need.
+
+    Raises: InputError when that is all that were chosen, or none was.
+    """
+    asked = chosen(cells, choice.only)
+    missing: dict[str, str] = {}
+    for data in dict.fromkeys(cell.run.data for cell in asked if cell.needs is None):
+        try:
+            load(data, choice.data_dir)
+        except InputError as problem:
+            missing[data] = str(problem)
+    told = []
+    for cell in cells:
+        run = dataclasses.replace(cell.run, data_dir=choice.data_dir, device=choice.device)
+        told.append(dataclasses.replace(cell, run=run, needs=cell.needs or missing.get(cell.run.data)))
+    if missing and all(cell.needs or cell.run.data in missing for cell in asked):
+        raise InputError(next(iter(missing.values())))
+    return told
+
+
+def _run(cells: Sequence[Cell], seeds: int, choice: Choice, out: Path, console: Console) -> list[Line]:
+    """Run what is chosen and can be run, each once even where several cells share it."""
+    wanted = [
+        [] if cell.needs else [dataclasses.replace(cell.run, seed=seed).resolved() for seed in range(seeds)]
+        for cell in cells
+    ]
+    every = list(dict.fromkeys(run for runs in wanted for run in runs))
+    asked = [run for cell, runs in zip(cells, wanted, strict=True) if meets(cell.name, choice.only) for run in runs]
+    if asked:
+        run_grid(asked, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
+    found = dict(zip(every, outcomes(every, out), strict=True))
+    return [Line(cell, [found[run] for run in runs]) for cell, runs in zip(cells, wanted, strict=True)]

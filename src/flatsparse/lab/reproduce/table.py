@@ -1,0 +1,170 @@
+"""A recipe's outcomes as rows of plain values: what was measured, what was printed, and the verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flatsparse.lab.grid import Outcome
+from flatsparse.lab.recipes.recipe import Cell, Measured, Recipe, Scale
+from flatsparse.lab.reproduce.verdict import Claim, judge
+from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
+
+MACRO = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell with its outcomes, one a seed; or a reading, which has neither."""
+
+    cell: Cell
+    outcomes: Sequence[Outcome]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.cell.row, self.cell.column
+
+    @property
+    def is_base(self) -> bool:
+        return self.cell.control is None and self.cell.run.sharpness == "none"
+
+    @property
+    def makes_claim(self) -> bool:
+        return self.cell.control is None and self.cell.run.sharpness == "s2sam"
+
+    def values(self, measured: Measured | None) -> dict[int, float]:
+        """What was measured, by seed."""
+        done = {o.run.seed: o for o in self.outcomes if o.result is not None}
+        if measured is None:
+            return {seed: o.result["test_accuracy"] for seed, o in done.items() if o.result is not None}
+        return {seed: measured.values[o.folder] for seed, o in done.items() if o.folder in measured.values}
+
+
+def tabulate(
+    recipe: Recipe, scale: Scale, lines: Sequence[Line], measured: Measured | None, out: Path
+) -> list[dict[str, Any]]:
+    """The rows of a table, in the order of its cells.
+
+    A printed difference is what is claimed at the paper's own scale; at the others, which are other settings, the claim is
+    its sign alone.
+    """
+    sign = recipe.metric.sign
+    bases = {line.place: line for line in lines if line.is_base}
+    rows, claims = [], {}
+    for place, line in enumerate(lines):
+        base = None if line.is_base else bases.get(line.place)
+        mine, theirs = line.values(measured), base.values(measured) if base else {}
+        seeds = [seed for seed in mine if seed in theirs]
+        gaps = [mine[seed] - theirs[seed] for seed in seeds]
+        printed = _printed(line.cell, base.cell) if base else None
+        if line.makes_claim:
+            judged = None if printed is None or scale != "paper" else sign * printed
+            claims[place] = Claim(tuple(sign * gap for gap in gaps), judged)
+        difference = None if not gaps else compared(gaps, printed, recipe.metric.effect)
+        rows.append({**_about(line, out), **summed(mine), "difference": difference, "verdict": None})
+    for place, found in zip(claims, judge(list(claims.values())), strict=True):
+        rows[place]["verdict"] = found.verdict
+        if rows[place]["difference"]:
+            rows[place]["difference"]["p_holm"] = found.p
+    return rows
+
+
+def readings(recipe: Recipe, measured: Measured) -> list[dict[str, Any]]:
+    """The rows of what is measured without runs; no claim is judged on them."""
+    bases = {(r.row, r.column): r.values for r in measured.readings if r.sharpness == "none"}
+    rows = []
+    for found in measured.readings:
+        base = None if found.sharpness == "none" else bases.get((found.row, found.column))
+        gaps = [] if base is None else [a - b for a, b in zip(found.values, base, strict=True)]
+        rows.append(
+            {
+                "row": found.row,
+                "column": found.column,
+                "sharpness": found.sharpness,
+                "control": None,
+                "published": None,
+                "needs": None,
+                "failures": [],
+                "folders": [],
+                "also": {},
+                **summed(dict(enumerate(found.values))),
+                "difference": compared(gaps, None, recipe.metric.effect) if gaps else None,
+                "verdict": None,
+            }
+        )
+    return rows
+
+
+def compared(gaps: Sequence[float], printed: float | None, effect: float) -> dict[str, Any]:
+    """A paired difference as plain values, and the seeds it would take to find the printed one, or else ``effect``."""
+    found = paired_difference(gaps, [0.0] * len(gaps))
+    return {
+        "mean": found.mean,
+        "interval95": [found.low, found.high] if found.pairs > 1 else [None, None],
+        "pairs": found.pairs,
+        "p_holm": None,
+        "seeds_needed": seeds_needed(deviation(gaps), printed or effect),
+        "published": printed,
+    }
+
+
+def summed(values: Mapping[int, float]) -> dict[str, Any]:
+    """Values by seed, with their mean and standard deviation; None for what too few do not have."""
+    told, spread = list(values.values()), deviation(list(values.values()))
+    return {
+        "seeds": list(values),
+        "values": told,
+        "mean": fmean(told) if told else None,
+        "std": None if math.isnan(spread) else spread,
+    }
+
+
+def _printed(mine: Cell, base: Cell) -> float | None:
+    if mine.published is None or base.published is None:
+        return None
+    return mine.published.value - base.published.value
+
+
+def _about(line: Line, out: Path) -> dict[str, Any]:
+    cell = line.cell
+    done = [o for o in line.outcomes if o.result is not None]
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "sharpness": cell.run.sharpness,
+        "control": cell.control,
+        "rho": cell.run.rho if cell.run.sharpness != "none" else 0.0,
+        "published": None if cell.published is None else dataclasses.asdict(cell.published),
+        "needs": cell.needs,
+        "failures": [f"seed {o.run.seed}: {o.failure}" for o in line.outcomes if o.failure is not None],
+        "folders": [os.path.relpath(o.folder, out) for o in done],
+        "also": _also([o.result for o in done if o.result is not None]),
+    }
+
+
+def _also(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds of what else the results tell; FLOPs as shares of one dense training of ordinary length."""
+    if not results:
+        return {}
+    return {
+        "train_accuracy": fmean(r["train_accuracy"] for r in results),
+        "generalization_gap": fmean(r["generalization_gap"] for r in results),
+        "macro": {name: _mean_of_all((r["macro"] or {}).get(name) for r in results) for name in MACRO},
+        "steps_to": {level: _mean_of_all(r["steps_to"][level] for r in results) for level in results[0]["steps_to"]},
+        "flops_train": fmean(r["flops"]["train"] / r["flops"]["train_dense"] for r in results),
+        "flops_inference": fmean(r["flops"]["inference"] / r["flops"]["inference_dense"] for r in results),
+        "sparsity": fmean(r["sparsity"]["prunable"] for r in results),
+        "seconds": fmean(r["seconds"]["train"] for r in results),
+    }
+
+
+def _mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean, or None when a run never got there."""
+    there = list(values)
+    return None if None in there else fmean(v for v in there if v is not None)

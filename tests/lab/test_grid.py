@@ -1,0 +1,302 @@
+import dataclasses
+import io
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from flatsparse.errors import InputError
+from flatsparse.lab import cluster, crew, grid, training
+from flatsparse.lab.grid import key, outcomes, run_grid
+from flatsparse.lab.live import Board
+from flatsparse.lab.run import Run
+from flatsparse.storage import load_tensors, read_json
+
+SMALL = Run(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
+DIVERGES = dataclasses.replace(SMALL, lr=1e30)
+ROUNDS = [dataclasses.replace(SMALL, method=m, epochs=1, drop_fraction=0.5, sparsity=0.7) for m in ("lth", "lrr")]
+RUNS = [dataclasses.replace(SMALL, sharpness=sharpness, seed=s) for s in (0, 1) for sharpness in ("none", "s2sam")]
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def counted(outcome):
+    """What a run came to, less what its time was."""
+    timed = ("seconds", "images_per_second")
+    weights = load_tensors(outcome.folder / "model.safetensors")[0]
+    return {name: v for name, v in outcome.result.items() if name not in timed}, weights
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        (numbers, weights), (wanted, whole) = counted(one), counted(other)
+        assert numbers == wanted
+        assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The runs, one after the other in this process, which has more threads than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = run_grid(RUNS, tmp_path_factory.mktemp("alone"), jobs=1, console=quiet())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def test_a_key_stands_for_what_decides_a_run(tmp_path):
+    assert key(SMALL) == key(SMALL.resolved()) == key(dataclasses.replace(SMALL, data_dir=tmp_path))
+    assert key(SMALL) == key(dataclasses.replace(SMALL, rho=0.7, adaptive=True))  # without sharpness neither has a part
+    changes = {"seed": 1, "lr": 0.2, "method": "set", "sharpness": "s2sam", "label_noise": 0.1, "include": ("conv*",)}
+    assert len({key(SMALL), *(key(dataclasses.replace(SMALL, **{k: v})) for k, v in changes.items())}) == 7
+
+
+def test_a_key_changes_with_the_code_of_a_method_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    code = "from flatsparse.methods import SET\nclass Mine(SET):\n    pass\n"
+    keys = []
+    for text in (code, code + "# other\n"):
+        file.write_text(text)
+        keys.append(key(dataclasses.replace(SMALL, method=f"{file}:Mine")))
+    assert keys[0] != keys[1]
+
+
+def test_processes_come_to_the_numbers_of_one(alone, tmp_path):
+    store = tmp_path / "store"
+    assert [(o.result, o.failure) for o in outcomes(RUNS, store)] == [(None, None)] * 4
+    found = run_grid([*RUNS, RUNS[0]], store, jobs=2, console=quiet())
+    same(found[:4], alone)
+    assert found[4] == found[0]
+    assert outcomes(RUNS, store) == found[:4]
+
+
+def test_what_is_finished_is_not_run_again(alone, monkeypatch):
+    monkeypatch.setattr(crew, "train", lambda *args, **kwargs: pytest.fail("ran again"))
+    store = alone[0].folder.parent.parent
+    same(run_grid(RUNS[::-1], store, jobs=1, console=quiet())[::-1], alone)
+
+
+def test_a_failure_is_told_and_the_others_go_on(tmp_path):
+    odd = dataclasses.replace(SMALL, model="resnet2000")
+    told = quiet()
+    found = run_grid([odd, DIVERGES, SMALL], tmp_path, jobs=1, console=told)
+    assert "unknown model 'resnet2000'" in found[0].failure
+    assert "the loss became" in found[1].failure
+    assert found[2].result["test_accuracy"] > 0
+    assert all(o.result is None for o in found[:2])
+    record = read_json(found[1].folder / "failure.json")
+    assert record["reason"] == found[1].failure
+    assert record["where"].startswith("training.py, line ")
+    text = told.file.getvalue()
+    assert "failed: the loss became" in text
+    assert "running: 1 runs done, 1 failed, 1 before" in text
+
+
+def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
+    def burst(*args, **kwargs):
+        raise MemoryError("no\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crew, "train", burst)
+        assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
+    assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
+    again = run_grid([SMALL], tmp_path, jobs=1, retry=True, console=quiet())[0]
+    assert again.failure is None
+    assert again.result["epochs"] == 2
+    assert not (again.folder / "failure.json").exists()
+
+
+def test_rounds_share_their_first_one(tmp_path, monkeypatch):
+    """It is trained once, though neither run gives the sizes of its data, by which its file is named."""
+    whole = [dataclasses.replace(run, train_size=None, validation_size=None, batch_size=256) for run in ROUNDS]
+    found = run_grid(whole, tmp_path / "both", jobs=2, console=quiet())
+    assert [o.failure for o in found] == [None, None]
+    assert len(list((tmp_path / "both" / "parents").iterdir())) == 1
+    made = []
+    keep = training.save_parent
+    monkeypatch.setattr(training, "save_parent", lambda *args: made.append(args[1].method) or keep(*args))
+    one = run_grid(whole, tmp_path / "one", jobs=1, console=quiet())
+    assert made == ["lth"]
+    same(found, one)
+
+
+def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypatch):
+    """The other run is let in after the first round, long before the first run ends."""
+    let_in = []
+    stepped = crew._Sharing.finished_epoch
+
+    def look(self, record):
+        stepped(self, record)
+        with crew._lock(tmp_path, f"first-{crew.first_round(ROUNDS[0].resolved())}") as got:
+            let_in.append(got)
+
+    with crew._lock(tmp_path, f"first-{crew.first_round(ROUNDS[0].resolved())}") as got:
+        assert got
+        assert crew.work(crew.Task(ROUNDS[0].resolved(), tmp_path / "runs" / "a", tmp_path)).busy
+    monkeypatch.setattr(crew._Sharing, "finished_epoch", look)
+    run_grid(ROUNDS[:1], tmp_path, jobs=1, console=quiet())
+    assert let_in == [True, True]  # two rounds of one epoch each
+
+
+def _serve_grid(runs, store):
+    training.CHECKPOINT_SECONDS = 0.0
+    os.setsid()
+    run_grid(runs, store, jobs=2, console=quiet())
+
+
+def _hands(pid):
+    return multiprocessing.get_context("fork").Process(target=_serve_grid, args=pid)
+
+
+def test_a_killed_run_fails_alone_and_can_be_tried_again(tmp_path, alone):
+    """The process of one run is killed from outside; the others, in other processes, do not notice."""
+    long = dataclasses.replace(SMALL, epochs=200)
+    killed = []
+
+    def kill():
+        folder = outcomes([long], tmp_path)[0].folder
+        while not (folder / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        name = folder.name
+        for hand in hands():
+            if hand.task is not None and hand.task.folder.name == name:
+                killed.append(hand.process.pid)
+                os.kill(hand.process.pid, signal.SIGKILL)
+
+    made, hands = [], lambda: list(made[0].hands)
+    begin = crew.Processes.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew.Processes, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
+        thread = threading.Thread(target=kill)
+        thread.start()
+        found = run_grid([long, *RUNS], tmp_path, jobs=2, console=quiet())
+        thread.join()
+    assert len(killed) == 1
+    assert "killed, perhaps for want of memory" in found[0].failure
+    assert read_json(found[0].folder / "failure.json")["reason"] == found[0].failure
+    same(found[1:], alone)
+
+
+def test_an_idle_process_that_died_is_replaced(tmp_path):
+    hands = crew.Processes(1)
+    try:
+        for seed in (0, 1):
+            run = dataclasses.replace(SMALL, seed=seed).resolved()
+            hands.begin(crew.Task(run, tmp_path / "runs" / str(seed), tmp_path))
+            ends = []
+            while not ends:
+                ends = hands.finished()
+            assert ends[0][1] == crew.End()
+            os.kill(hands.hands[0].process.pid, signal.SIGKILL)
+            hands.hands[0].process.join()
+    finally:
+        hands.close()
+
+
+def kill_until_done(store, kills, source):
+    """Kill the grid with all its processes at random moments and begin it again; then let it end."""
+    for turn in range(kills + 1):
+        process = _hands((RUNS, store))
+        process.start()
+        if turn < kills:
+            before = len(list(store.glob("runs/*/checkpoint.pt")))
+            until = time.monotonic() + 30
+            while len(list(store.glob("runs/*/checkpoint.pt"))) <= min(before, 3) and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(source.uniform(0, 0.3))
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode == 0
+
+
+def test_a_grid_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, alone):
+    kill_until_done(tmp_path, 2, random.Random(0))
+    same(outcomes(RUNS, tmp_path), alone)
+    assert not list(tmp_path.glob("runs/*/.*"))
+
+
+@pytest.mark.slow
+def test_a_grid_killed_often_ends_as_if_undisturbed(tmp_path, alone):
+    for turn in range(4):
+        kill_until_done(tmp_path / str(turn), 4, random.Random(turn))
+        same(outcomes(RUNS, tmp_path / str(turn)), alone)
+
+
+def test_two_grids_on_one_store_share_its_runs_out(tmp_path, alone):
+    """Each run is trained by one of them; the number of lines in the curves would tell a run made twice over."""
+    others = [multiprocessing.get_context("spawn").Process(target=_note_runs, args=(tmp_path, n)) for n in (0, 1)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+        assert process.exitcode == 0
+    same(outcomes(RUNS, tmp_path / "store"), alone)
+    begun = [name for n in (0, 1) for name in (tmp_path / f"began{n}").read_text().split()]
+    assert sorted(begun) == sorted(o.folder.name for o in outcomes(RUNS, tmp_path / "store"))
+
+
+def _note_runs(folder, number):
+    def noting(run, out, **options):
+        with (folder / f"began{number}").open("a") as file:
+            file.write(out.name + "\n")
+        return training.train(run, out, **options)
+
+    (folder / f"began{number}").touch()
+    crew.train, grid.AGAIN = noting, 0.1
+    run_grid(RUNS, folder / "store", jobs=1, console=quiet())
+
+
+def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("flatsparse.lab.live.time.monotonic", lambda: now[0])
+    long = dataclasses.replace(SMALL, epochs=10).resolved()
+    tasks = [crew.Task(long, tmp_path / name, tmp_path) for name in "ab"]
+    board = Board("table2", tasks, 3, quiet())
+    board.begun(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text("{}\n" * 4)
+    now[0] += 20  # 4 epochs: 12 a minute, 6 of this run left and 16 of all
+    board.console.print(board.table())
+    text = board.console.file.getvalue()
+    assert text.splitlines()[1].split() == ["a", "4/10", "12.0", "0", "min", "30", "s"]
+    assert "table2: 0 done, 0 failed, 2 to go, 0 min 20 s, about 1 min 20 s left" in text
+
+
+def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
+    """Where the store is not shared, all but checkpoints is carried over."""
+    run = SMALL.resolved()
+    there = crew.Task(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
+    here = crew.Task(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
+    end, files = cluster.work_far_away(there)
+    assert end == crew.End()
+    cluster.bring(here, files)
+    same(
+        [grid.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
+        [grid.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
+    )
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="cluster nowhere:1 cannot be joined"):
+        run_grid([SMALL], tmp_path, cluster="nowhere:1", console=quiet())
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
+    pytest.importorskip("ray")
+    found = run_grid([*RUNS, DIVERGES], tmp_path, jobs=2, cluster="local", console=quiet())
+    same(found[:4], alone)
+    assert "the loss became" in found[4].failure

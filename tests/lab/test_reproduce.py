@@ -1,0 +1,295 @@
+"""Recipes: each runs in smoke; what they claim is judged as defined; a new one is one file."""
+
+import dataclasses
+import io
+import json
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from flatsparse.cli import main
+from flatsparse.errors import InputError
+from flatsparse.lab.grid import Outcome
+from flatsparse.lab.recipes import load, recipes
+from flatsparse.lab.recipes.recipe import SCALES, Cell, Published, Recipe, controls
+from flatsparse.lab.reproduce import telling
+from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
+from flatsparse.lab.reproduce.pictures import front
+from flatsparse.lab.reproduce.table import Line, tabulate
+from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
+from flatsparse.lab.run import Run
+from flatsparse.methods import kind_of
+from flatsparse.storage import read_json
+
+NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
+NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
+# The fast suite runs some places of the widest, the slow one all.
+SOME = {
+    "table1": "RigL CIFAR-10 95%",
+    "tableA1": "RigL CIFAR-100 95%",
+    "table2": "RigL ERK 80%",
+    "table3": "40%.*90%",
+    "table5": "GraSP",
+    "table6": "VGG",
+    "figure1": "98%",
+    "figure3": "MEST.*9[58]%",
+    "sweep": "dense|98%",
+    "lrr": "80%",
+    "lt": "40%",
+    "imagenet95": "RigL",
+    "set5x": "80%",
+    "noise": "RigL.*[02]0%",
+    "wmt14": "90%",
+    "ablation": "perturbation|batch norm",
+}
+SMALL = Run(train_size=40, validation_size=20, batch_size=10, epochs=1)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """The folder that all recipes share, so that none trains what another has."""
+    return tmp_path_factory.mktemp("reproduce")
+
+
+def made(recipe, store, **choice):
+    choice = {"seeds": 1, "jobs": 1, "device": "cpu", **choice}
+    return make(recipe, Choice(**choice), store, Console(quiet=True))
+
+
+def check_whole(record, store, only=None):
+    """Every row has its values, from masks that were trained, and the table is told beside what was printed."""
+    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
+    assert rows
+    for row in rows:
+        assert row["needs"] is None
+        assert row["failures"] == []
+        assert len(row["values"]) >= 1
+        for folder in row["folders"]:
+            check_trained(store / folder)
+        if row["sharpness"] == "s2sam" and not row["control"] and row["folders"]:
+            assert row["verdict"] in VERDICTS
+            assert row["verdict"] != "not run at this scale"
+    for picture in record["pictures"]:
+        assert (store / picture).read_bytes().startswith(b"\x89PNG")
+    written = read_json(store / f"{record['name']}-{record['scale']}.json")
+    assert {name: written[name] for name in record} == record
+    console = Console(record=True, width=150, file=io.StringIO())
+    telling.print_record(record, console, only)
+    text = console.export_text()
+    for row in rows:
+        assert f"{row['mean']:.2f}" in text
+        assert row["published"] is None or f"{row['published']['value']:.2f}" in text
+
+
+def check_trained(folder):
+    """A dynamic method's masks were updated ten times or more; lth and lrr pruned in rounds."""
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    if settings["method"] in ("lth", "lrr"):
+        assert result["rounds"] >= 4
+    elif kind_of(settings["method"])().plan(settings["sparsity"] or 0.0, 10_000).rules:
+        assert sum(record["updates"] for record in records) >= 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_in_smoke(name, store):
+    record = made(load(name), store, only=SOME.get(name))
+    check_whole(record, store, SOME.get(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOME)
+def test_the_whole_of_a_wide_recipe_in_smoke(name, store):
+    check_whole(made(load(name), store), store)
+
+
+def test_every_recipe_is_found_and_every_cell_of_every_scale_can_be_configured():
+    assert set(NAMES) <= set(recipes())
+    for recipe in recipes().values():
+        for scale in SCALES:
+            places = Counter()
+            for cell in recipe.cells(scale):
+                if cell.needs is None:
+                    cell.run.resolved()
+                places[cell.name, cell.label, cell.run] += 1
+            assert not places or max(places.values()) == 1, f"{recipe.name} has a cell twice"
+
+
+def test_imagenet_says_what_it_needs_and_the_rest_runs():
+    cells = load("table6").cells("paper")
+    needs = {cell.column: cell.needs for cell in cells}
+    assert needs["CIFAR-10"] is None
+    assert "ImageNet-1k" in needs["ImageNet"]
+
+
+def test_a_new_table_is_one_file(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from flatsparse.lab.recipes.recipe import Published, Recipe, both\n"
+        "from flatsparse.lab.run import Run\n"
+        "RUN = Run(method='set', train_size=40, validation_size=20, batch_size=10, epochs=1)\n"
+        "RECIPE = Recipe('mine', 'Mine', 'here', lambda scale: both('SET', '90%', RUN, Published(12.34)))\n"
+    )
+    out = tmp_path / "out"
+    main(["reproduce", str(file), "--out", str(out), "--seeds", "2", "--jobs", "1"])
+    told = capsys.readouterr().out
+    assert "12.34" in told
+    assert "S²-SAM" in told
+    record = json.loads((out / "mine-smoke.json").read_text())
+    assert [len(row["values"]) for row in record["rows"]] == [2, 2]
+    assert record["rows"][1]["difference"]["pairs"] == 2
+    before = {f: f.stat().st_mtime_ns for f in out.glob("runs/*/result.json")}
+    assert len(before) == 4
+    main(["reproduce", str(file), "--out", str(out), "--seeds", "2", "--jobs", "1"])
+    assert before == {f: f.stat().st_mtime_ns for f in out.glob("runs/*/result.json")}  # nothing ran again
+
+
+def test_files_without_a_recipe_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        load(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="has no recipe"):
+        load(str(tmp_path / "empty.py"))
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(InputError, match="does not run: ZeroDivisionError"):
+        load(str(tmp_path / "broken.py"))
+    with pytest.raises(InputError, match=r"unknown recipe 'tabel1'.*table1"):
+        load("tabel1")
+
+
+def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_ones():
+    cells = load("table1").cells("smoke")
+    assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
+    assert {cell.name for cell in chosen(cells, r"^SET .*-10 9[05]")} == {"SET CIFAR-10 90%", "SET CIFAR-10 95%"}
+    assert len({cell.name for cell in chosen(cells, "MEST(EM) CIFAR-10 9")}) == 3
+    with pytest.raises(InputError, match=r"meets none of 48 places: near it are .*RigL CIFAR-10 90%"):
+        chosen(cells, "rigle cifar-10 90%")
+
+
+def test_controls_join_every_cell_with_s2sam():
+    plain, ours = load("sweep").cells("paper")[-2:]
+    joined = with_controls([plain, ours])
+    assert joined[:2] == [plain, ours]
+    found = {cell.control: cell.run for cell in joined[2:]}
+    assert len(found) == len(controls(ours)) == 5
+    assert found["sam"] == dataclasses.replace(ours.run, sharpness="sam")
+    assert found["random direction"] == dataclasses.replace(ours.run, sharpness="random")
+    longer = found["plain, twice as long"]
+    assert longer == dataclasses.replace(plain.run, multiplier=2.0)
+    sam = found["sam"]
+    assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
+    assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
+    assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
+
+
+def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path):
+    recipe = Recipe(
+        "part", "", "", lambda scale: [Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, seed=9, lr=0.2))]
+    )
+    first = made(recipe, tmp_path, only="a")
+    assert [len(row["values"]) for row in first["rows"]] == [1, 0]
+    second = made(recipe, tmp_path, only="b")
+    assert [len(row["values"]) for row in second["rows"]] == [1, 1]
+    assert second["rows"][0] == first["rows"][0]
+
+
+def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("flatsparse.lab.sources._tables", unreachable)
+    gone = dataclasses.replace(SMALL, data="cifar10", model="resnet20")
+    cells = (Cell("a", "here", SMALL), Cell("b", "gone", gone))
+    (tmp_path / "data").mkdir()
+    record = made(Recipe("part", "", "", lambda scale: cells), tmp_path / "out", data_dir=tmp_path / "data")
+    assert len(record["rows"][0]["values"]) == 1
+    assert record["rows"][1]["values"] == []
+    assert "cifar-10-batches-py" in record["rows"][1]["needs"]
+    with pytest.raises(InputError, match="cifar-10-batches-py"):
+        made(Recipe("none", "", "", lambda scale: cells[1:]), tmp_path / "out", data_dir=tmp_path / "data")
+
+
+def unreachable(source, name):
+    raise InputError(f"'{name}' cannot be read: no network here")
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
+    wild = dataclasses.replace(SMALL, lr=1e30)
+    cells = (Cell("wild", "", wild), Cell("tame", "", SMALL))
+    record = made(Recipe("part", "", "", lambda scale: cells), tmp_path)
+    assert "loss became" in record["rows"][0]["failures"][0]
+    assert len(record["rows"][1]["values"]) == 1
+
+
+# -- what may be said ---------------------------------------------------------------------------------------------------
+
+
+def outcome(cell, seed, accuracy):
+    result = {
+        "test_accuracy": accuracy,
+        "train_accuracy": 100.0,
+        "generalization_gap": 100.0 - accuracy,
+        "macro": {"precision": 1.0, "recall": 1.0, "f1": 1.0},
+        "steps_to": {"50": None},
+        "flops": {"train": 1.0, "train_dense": 2.0, "inference": 1.0, "inference_dense": 2.0},
+        "sparsity": {"prunable": 0.9},
+        "seconds": {"train": 1.0},
+    }
+    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.label}{seed}", result, None)
+
+
+def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
+    first = Cell("r", "c", Run(), Published(printed[0]))
+    other = Cell("r", "c", Run(sharpness="s2sam"), Published(printed[1]))
+    lines = [
+        Line(cell, [outcome(cell, seed, value) for seed, value in values.items()])
+        for cell, values in ((first, plain), (other, ours))
+    ]
+    return tabulate(Recipe("x", "", ""), scale, lines, None, ".")
+
+
+def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale():
+    plain, ours = {0: 80.0, 1: 85.0, 2: 83.0}, {1: 85.3, 2: 83.3, 0: 80.3}
+    laptop, paper = (rows_of(scale, plain, ours)[1] for scale in ("laptop", "paper"))
+    assert laptop["difference"]["mean"] == pytest.approx(0.3)
+    assert laptop["difference"]["published"] == paper["difference"]["published"] == 1.0
+    assert laptop["verdict"] == "reproduces"  # it helps
+    assert paper["verdict"] == "contradicts"  # but by 0.3, not by 1
+    base = rows_of("paper", plain, ours)[0]
+    assert base["difference"] is base["verdict"] is None
+
+
+def test_a_seed_without_its_pair_does_not_count():
+    row = rows_of("paper", {0: 80.0}, {0: 81.0, 1: 99.0})[1]
+    assert row["difference"]["pairs"] == 1
+    assert row["difference"]["interval95"] == [None, None]
+    assert row["verdict"] == "consistent with no effect"
+    assert rows_of("paper", {}, {0: 81.0})[1]["verdict"] == "not run at this scale"
+
+
+def test_verdicts_are_what_their_definitions_say():
+    sure, unsure = (1.0, 1.1, 0.9, 1.05), (1.0, -0.5, 0.2, -0.3)
+    assert judge([Claim(sure)])[0].verdict == "reproduces"
+    assert judge([Claim(sure, printed=1.0)])[0].verdict == "reproduces"
+    assert judge([Claim(sure, printed=0.2)])[0].verdict == "reproduces"  # more than was printed
+    assert judge([Claim(sure, printed=3.0)])[0].verdict == "contradicts"
+    assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "contradicts"
+    assert judge([Claim(unsure, printed=0.4)])[0].verdict == "consistent with no effect"
+    assert judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "contradicts"  # no effect, so not that effect
+    assert judge([Claim((5.0,))])[0].verdict == "consistent with no effect"
+    assert judge([Claim(())])[0].verdict == "not run at this scale"
+
+
+def test_many_claims_need_more_evidence_than_one():
+    edge = (1.0, 0.6, 1.5, 0.5)  # p = 0.03 alone
+    alone = judge([Claim(edge)])[0]
+    among = judge([Claim(edge)] * 20 + [Claim(())] * 5)[0]  # what has not run claims nothing
+    assert alone.verdict == "reproduces"
+    assert among.verdict == "consistent with no effect"
+    assert among.p == pytest.approx(20 * alone.p)
+
+
+def test_front_keeps_what_nothing_beats():
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (3.0, 6.0), (0.5, 1.0)]
+    kept = front(points)
+    plain = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)]
+    assert sorted(kept) == sorted(plain)
