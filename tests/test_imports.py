@@ -48,7 +48,7 @@ LAYERS = [
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm", "ray"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
