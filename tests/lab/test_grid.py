@@ -153,7 +153,7 @@ def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypat
     assert let_in == [True] * ROUNDS[0].resolved().rounds  # of an epoch each
 
 
-def test_a_killed_run_fails_alone_and_can_be_tried_again(tmp_path, alone):
+def test_a_killed_run_fails_alone(tmp_path, alone):
     """The process of one run is killed from outside; the others, in other processes, do not notice."""
     long = dataclasses.replace(SMALL, epochs=200)
     killed = []
@@ -172,14 +172,14 @@ def test_a_killed_run_fails_alone_and_can_be_tried_again(tmp_path, alone):
     begin = crew.Processes.__init__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew.Processes, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
-        thread = threading.Thread(target=kill)
+        thread = threading.Thread(target=kill, daemon=True)
         thread.start()
-        found = run_grid([long, *RUNS], tmp_path, jobs=2, console=quiet())
+        found = run_grid([long, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
         thread.join()
     assert len(killed) == 1
     assert "killed, perhaps for want of memory" in found[0].failure
     assert read_json(found[0].folder / "failure.json")["reason"] == found[0].failure
-    same(found[1:], alone)
+    same(found[1:], alone[:2])
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
     now[0] += 20  # 4 epochs: 12 a minute, 6 of this run left and 16 of all
     board.console.print(board.table())
     text = board.console.file.getvalue()
-    assert text.splitlines()[1].split() == ["a", "4/10", "12.0", "0", "min", "30", "s"]
+    assert text.splitlines()[1].split() == "digits digitnet rigl 0.9 none seed 0 4/10 12.0 0 min 30 s".split()
     assert "table2: 0 done, 0 failed, 2 to go, 0 min 20 s, about 1 min 20 s left" in text
 
 
