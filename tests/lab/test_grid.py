@@ -272,7 +272,7 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
     now[0] += 20  # 4 epochs: 12 a minute, 6 of this run left and 16 of all
     board.console.print(board.table())
     text = board.console.file.getvalue()
-    assert text.splitlines()[1].split() == "digits digitnet rigl 0.9 none seed 0 4/10 12.0 0 min 30 s".split()
+    assert " ".join(text.splitlines()[1].split()) == "digits digitnet rigl 0.9 none seed 0 4/10 12.0 0 min 30 s"
     assert "table2: 0 done, 0 failed, 2 to go, 0 min 20 s, about 1 min 20 s left" in text
 
 
