@@ -59,7 +59,19 @@ LAYERS = [
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm", "onnx", "onnxruntime"]
+HEAVY = [
+    "tyro",
+    "rich",
+    "scipy",
+    "matplotlib",
+    "sklearn",
+    "datasets",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "ray",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
