@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         print(
-            "flatsparse: stopped; the same command with --resume goes on from the last checkpoint, if any",
+            "flatsparse: stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any",
             file=sys.stderr,
         )
         sys.exit(130)
