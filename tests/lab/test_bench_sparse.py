@@ -5,24 +5,27 @@ import statistics
 
 import pytest
 import torch
-from torch import nn
 
 import flatsparse as fs
 from flatsparse.channels import channel_groups
+from flatsparse.cli import main
+from flatsparse.export.csr import SparseRows
 from flatsparse.lab.bench.sparse import (
     CONTROL,
     CSR,
     DENSE,
     MASKED,
     SMALL,
-    CSRLayer,
     Runner,
     csr,
     verdict,
     without_channels,
 )
+from flatsparse.lab.run import Run
 from flatsparse.lab.statistics import Median
+from flatsparse.lab.training import train
 from flatsparse.shrinking import live_channels, shrink
+from flatsparse.storage import read_json
 from tests.random_nets import RandomNet
 
 from .test_bench import bench
@@ -37,30 +40,13 @@ def test_a_share_of_each_group_is_removed(share):
         assert int(alive.sum()) == (group.size if group.why_kept else group.size * (1 - share))
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(3, 5, 3, stride=2, padding=1),
-        nn.Conv2d(3, 5, (1, 3), padding=(0, 2), dilation=(1, 2), bias=False),
-        nn.Linear(6, 4),
-    ],
-)
-def test_a_layer_in_csr_form_computes_the_same(layer):
-    torch.manual_seed(0)
-    inputs = torch.randn(2, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 3, 7, 6)
-    with torch.no_grad():
-        layer.weight *= torch.rand_like(layer.weight) < 0.3
-        torch.testing.assert_close(CSRLayer(layer)(inputs), layer(inputs))
-
-
 def test_a_net_in_csr_form_has_live_weights_only():
     model = RandomNet(0)
     sparse = csr(model, 0.9)
-    layers = [module for module in sparse.modules() if isinstance(module, CSRLayer)]
-    assert len(layers) > 3
-    assert all(len(layer.rows.values()) == layer.layer.weight.count_nonzero() for layer in layers)
-    stored, overall = (sum(len(x.rows.values()) for x in layers), sum(x.layer.weight.numel() for x in layers))
-    assert stored < 0.3 * overall  # depthwise convolutions, dense, take their share of the budget
+    layers = [module for module in sparse.modules() if isinstance(module, SparseRows)]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    assert len(layers) == len(matrices) > 3
+    assert sum(len(layer.values) for layer in layers) == pytest.approx(0.1 * sum(p.numel() for p in matrices), rel=0.2)
     assert sparse(torch.randn(2, 2, 8, 8)).shape == (2, 3)
 
 
@@ -102,3 +88,29 @@ def test_all_forms_are_measured_in_both_ways(tmp_path, capsys):
     assert case["parameters"][SMALL] < 0.3 * case["parameters"][DENSE]
     assert "Without 50% of the channels inference is" in said
     assert "What sparsity gains in time" in page
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs of a method that removes channels, and of one that does not."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("chex", "rigl"):
+        train(Run(method=name, train_size=64, validation_size=50, batch_size=16, epochs=4), folder / name)
+    return folder
+
+
+def test_a_runs_own_channels_are_measured_and_its_accuracy_is_kept(runs, tmp_path, capsys):
+    main(["bench", "sparse", "--run", str(runs / "chex"), "--quick", "--threads", "1", "--out", str(tmp_path / "out")])
+    (case,) = read_json(tmp_path / "out" / "bench.json")["cases"]
+    result = read_json(runs / "chex" / "result.json")
+    assert case["channels"] == result["channels"]
+    assert case["test_accuracy"] == {MASKED: result["test_accuracy"], SMALL: result["test_accuracy"]}
+    assert case["parameters"][SMALL] < case["parameters"][DENSE]
+    assert "without the channels" in capsys.readouterr().out
+
+
+def test_a_run_without_channels_to_remove_is_refused(runs, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "sparse", "--run", str(runs / "rigl"), "--quick"])
+    assert end.value.code == 2
+    assert "removed no channels" in capsys.readouterr().err

@@ -20,10 +20,11 @@ from flatsparse.lab import page
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images
 from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
-from flatsparse.lab.bench.sparse import RUNS, SMALL, csr, sparse_table
+from flatsparse.lab.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
@@ -46,6 +47,10 @@ class Bench:
     """The network of sparse, by the names that train takes. By default resnet32."""
     channels: float | None = None
     """Of sparse, the fraction removed of each group of channels. By default 0.5."""
+    run: Path | None = None
+    """Of sparse, the folder of a finished run of chex or chase, instead of --model and channels drawn at random."""
+    data_dir: Path | None = None
+    """For --run, where local copies of data sets lie. By default where the run found them."""
     batch_size: int | None = None
     """Images in a batch of sparse. By default 64."""
     rounds: int = 20
@@ -103,9 +108,9 @@ class Bench:
             check_count("--threads", self.threads)
         if self.what == "sparse":
             return self._resolved_sparse()
-        if self.model is not None or self.channels is not None or self.batch_size is not None:
+        if any(value is not None for value in (self.model, self.channels, self.run, self.batch_size)):
             raise InputError(
-                f"--model, --channels and --batch-size are for sparse, not for {self.what}: choose with --case"
+                f"--model, --channels, --run and --batch-size are for sparse, not for {self.what}: choose with --case"
             )
         default = 0.0 if self.what == "step" else 0.9
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
@@ -122,6 +127,8 @@ class Bench:
     def _resolved_sparse(self) -> Bench:
         if self.case:
             raise InputError("--case is not for sparse: choose a network with --model")
+        if self.run is not None and (self.model is not None or self.channels is not None):
+            raise InputError("--run brings its own network and channels: leave out --model and --channels")
         model = "resnet32" if self.model is None else self.model
         if model not in MODELS:
             raise unknown("model", model, MODELS)
@@ -140,20 +147,35 @@ class Bench:
 
     def cases(self) -> dict[str, Case]:
         """The chosen networks by name."""
-        if self.model is not None:
-            assert self.batch_size is not None  # resolved
-            name, count = ("digitnet", 4) if self.quick else (self.model, self.batch_size)
-            shape = IMAGES[name]
-            title = f"{name}, {count} images of {shape[1]}×{shape[2]}"
-            make = functools.partial(MODELS[name], in_channels=3)
-            targets = {SMALL: 1.6} if self.channels == 0.5 and not self.quick else {}
-            return {name: Case(title, make, images(count, shape[1], 10), targets)}
+        if self.what == "sparse":
+            return dict([self.subject()[:2]])
         return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
+
+    def subject(self) -> tuple[str, Case, Thinned]:
+        """What sparse measures, by name. Raises InputError for a run that cannot be read, or removed no channels."""
+        assert self.batch_size is not None  # resolved
+        count = 4 if self.quick else self.batch_size
+        if self.run is not None:
+            finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
+            height, _, depth = finished.splits.train.images.shape[1:]
+            name = str(finished.run.model)
+            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} images of {height}×{height}"
+            thinned = trained(finished)
+            targets = {SMALL: TARGET} if round(thinned.channels, 2) == 0.5 else {}
+            return name, Case(title, lambda: finished.model, images(count, height, 10, depth), targets), thinned
+        assert self.model is not None  # resolved
+        assert self.channels is not None
+        name = "digitnet" if self.quick else self.model
+        height = IMAGES[name][1]
+        make = functools.partial(MODELS[name], in_channels=3)
+        targets = {SMALL: TARGET} if self.channels == 0.5 and not self.quick else {}
+        case = Case(f"{name}, {count} images of {height}×{height}", make, images(count, height, 10), targets)
+        return name, case, drawn(case, self.channels)
 
     def as_dict(self) -> dict[str, object]:
         """The settings as plain values, without the folder."""
-        settings = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
-        return {**settings, "case": " ".join(self.case)}
+        settings = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("out", "data_dir")}
+        return {**settings, "case": " ".join(self.case), "run": None if self.run is None else self.run.name}
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:
@@ -187,10 +209,8 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
     if bench.what == "memory":
         return memory_table(name, case, sparsity=bench.sparsity, device=bench.device, tell=tell)
     if bench.what == "sparse":
-        assert bench.channels is not None  # resolved
         return sparse_table(
-            *(name, case),
-            channels=bench.channels,
+            *bench.subject(),
             sparsity=bench.sparsity,
             rounds=bench.rounds,
             device=bench.device,

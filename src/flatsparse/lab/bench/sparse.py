@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import median as middle
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.channels import channel_groups
+from flatsparse.errors import InputError
+from flatsparse.export import to_csr
 from flatsparse.lab.bench.cases import Batch, Case, loss
 from flatsparse.lab.bench.results import Table, Tell, plain, told
 from flatsparse.lab.bench.timing import interleaved, wall_ratio
 from flatsparse.lab.bench.trainer import FOREVER, Timing, clock
 from flatsparse.lab.bench.variants import fused_sgd
+from flatsparse.lab.data import batches
+from flatsparse.lab.finished import Finished
 from flatsparse.lab.statistics import Median
 from flatsparse.layers import prunable
 from flatsparse.seeds import generator
@@ -26,23 +30,69 @@ from flatsparse.shrinking import shrink
 from flatsparse.sparsifier import sparsify
 
 DENSE, CONTROL, MASKED, SMALL, CSR = "dense", "dense again", "channels masked", "channels gone", "CSR"
+TARGET = 1.6  # times as fast without half of the channels
 RUNS = (("inference", (DENSE, CONTROL, MASKED, SMALL, CSR)), ("training", (DENSE, CONTROL, MASKED, SMALL)))
 
 
+@dataclass(frozen=True)
+class Thinned:
+    """A network and the channels it is to lose.
+
+    Attributes:
+        model: of the ordinary width.
+        masks: bool by weight; they leave out whole channels.
+        channels: the fraction of channels that go.
+        accuracy: tells a network's test accuracy in percent; None where nothing is trained.
+    """
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+    channels: float
+    accuracy: Callable[[nn.Module], float] | None = None
+
+
+def drawn(case: Case, channels: float) -> Thinned:
+    """A network as it is made, and a share of the channels of each group, drawn at random."""
+    torch.manual_seed(0)
+    model = case.model()
+    return Thinned(model, without_channels(model, channels), channels)
+
+
+def trained(run: Finished) -> Thinned:
+    """A finished run's network, and what its method removed.
+
+    Raises: InputError for a run that removed no channel.
+    """
+    if not run.result.get("channels"):
+        raise InputError(f"'{run.folder}' removed no channels: give a run of chex or chase")
+    return Thinned(run.model, run.masks, run.result["channels"], functools.partial(_accuracy, run))
+
+
+@torch.no_grad()
+def _accuracy(run: Finished, model: nn.Module) -> float:
+    test = run.splits.test
+    right = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches(test, run.splits, 250))
+    return 100 * right / len(test)
+
+
+def _agreement(accuracies: tuple[float, float]) -> str:
+    masked, small = accuracies
+    same = "the same" if masked == small else f"{small - masked:+.2f} points"
+    return f"Test accuracy: masked {masked:.2f} %, without the channels {small:.2f} %: {same}."
+
+
 def sparse_table(
-    name: str, case: Case, *, channels: float, sparsity: float, rounds: int, device: str, tell: Tell
+    name: str, case: Case, thinned: Thinned, *, sparsity: float, rounds: int, device: str, tell: Tell
 ) -> Table:
     """How many times as fast as the dense net the others are, in inference and in a training step with SGD.
 
     Args:
-        name, case: the network.
-        channels: the share removed of each group that may lose some, drawn at random.
+        name, case: the network and what it is fed.
+        thinned: which of its channels go.
         sparsity: of the net in CSR form, which is only run, not trained.
         rounds, device, tell: as for the other tables. The threads are torch's at the moment.
     """
-    torch.manual_seed(0)
-    dense = case.model().to(device)
-    masks = without_channels(dense, channels)
+    dense, masks, channels = thinned.model.to(device), thinned.masks, thinned.channels
     sample = case.batch(generator(0, "outputs"))[0].to(device)
     apart = _apart(dense, masks, sample)
     threads = torch.get_num_threads()
@@ -62,11 +112,13 @@ def sparse_table(
             form: {"speed": plain(against.get(form)), "seconds": [timing.step for timing in timings[form]]}
             for form in forms
         }
-    small = shrink(dense, masks)
+    small = shrink(dense, masks).eval()
     counts = {form: sum(p.numel() for p in net.parameters()) for form, net in ((DENSE, dense), (SMALL, small))}
+    accuracies = None if thinned.accuracy is None else (thinned.accuracy(dense.eval()), thinned.accuracy(small))
     found = [verdict(kind, ratios[SMALL][kind], channels, case.targets.get(SMALL)) for kind, _ in RUNS]
     found += [
         f"Outputs without the channels differ from the masked net's by {apart:.1e} of the largest at most.",
+        *([] if accuracies is None else [_agreement(accuracies)]),
         f"Noise: a second, identical dense net is {told(ratios[CONTROL]['inference'])} and"
         f" {told(ratios[CONTROL]['training'])} times as fast; differences of that size say nothing.",
     ]
@@ -85,6 +137,7 @@ def sparse_table(
             "sparsity": sparsity,
             "parameters": counts,
             "outputs_apart": apart,
+            "test_accuracy": None if accuracies is None else {MASKED: accuracies[0], SMALL: accuracies[1]},
             "target": case.targets.get(SMALL),
             "runs": record,
         },
@@ -105,42 +158,13 @@ def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str,
     return masks
 
 
-class CSRLayer(nn.Module):
-    """A convolution (without groups) or linear layer as one product with its weight in CSR form."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-        with warnings.catch_warnings():  # that CSR tensors are in beta
-            warnings.simplefilter("ignore", UserWarning)
-            self.rows = layer.weight.detach().flatten(1).to_sparse_csr()
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            y = (self.rows @ x.t()).t()
-            return y if layer.bias is None else y + layer.bias
-        height, width = (
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, p, d, k, s in zip(
-                x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
-            )
-        )
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        y = self.rows @ patches.transpose(0, 1).reshape(patches.shape[1], -1)
-        y = y.view(-1, len(x), height, width).transpose(0, 1)
-        return y if layer.bias is None else y + layer.bias[:, None, None]
-
-
 def csr(model: nn.Module, sparsity: float) -> nn.Module:
-    """A copy with random static masks (ERK) that multiplies by live weights alone; grouped convolutions stay dense."""
+    """A copy with random static masks (ERK) that multiplies by live weights alone."""
     sparse = copy.deepcopy(model)
-    sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER).detach()
-    for name, module in list(sparse.named_modules()):
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            owner, _, own = name.rpartition(".")
-            setattr(sparse.get_submodule(owner), own, CSRLayer(module))
-    return sparse
+    training = sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER)
+    with warnings.catch_warnings():  # that CSR tensors are in beta
+        warnings.simplefilter("ignore", UserWarning)
+        return to_csr(sparse, training.masks)
 
 
 class Runner:
