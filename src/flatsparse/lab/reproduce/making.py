@@ -84,6 +84,8 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
         "only": choice.only,
+        "seeds": seeds,
+        "controls": choice.controls,
         "rows": rows,
         "said": [] if measured is None else list(measured.said),
         "pictures": [os.path.relpath(picture, out) for picture in pictures],

@@ -1,0 +1,311 @@
+"""All tables of a store on one page."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flatsparse.errors import InputError
+from flatsparse.lab import page
+from flatsparse.lab.recipes import recipes
+from flatsparse.lab.recipes.recipe import SCALES
+from flatsparse.lab.report import drawing
+from flatsparse.lab.report.script import SCRIPT, STYLE
+from flatsparse.lab.report.store import CURVES, embedded, run, surfaces
+from flatsparse.lab.reproduce.telling import claim, label, mean, printed, printed_difference, reasons
+from flatsparse.lab.reproduce.verdict import VERDICTS
+from flatsparse.storage import write_whole
+
+MARK = '<meta name="generator" content="flatsparse report">'
+WIDEST = 1200  # pixels of an embedded picture
+COLORS = 128
+INTERVALS = (
+    "Dot: difference measured; line: its 95 % interval, with an arrow where it goes on; diamond: difference printed."
+    " Each row opens its runs; each heading sorts."
+)
+PARETO = (
+    "Grey: no point is as cheap and better. FLOPs are a share of one dense training, by count. Point, tap, or go with tab and"
+    " arrow keys; Enter opens the runs."
+)
+# heading, and whether its column is sorted by number
+HEAD = (
+    ("row", False),
+    ("column", False),
+    ("trained", False),
+    ("measured", True),
+    ("n", True),
+    ("published", True),
+    ("difference", True),
+    ("", True),
+    ("published", True),
+    ("FLOPs", True),
+    ("verdict", False),
+)
+
+
+def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
+    """Write the page of some tables and their runs. Returns the file.
+
+    Raises: InputError when ``out`` is something else than such a page.
+    """
+    if out.is_dir() or (out.is_file() and MARK.encode() not in out.read_bytes()[:2000]):
+        raise InputError(f"'{out}' exists and is no such report: give another --out")
+    told = Told(store)
+    parts = [
+        "<h1>The paper's tables, reproduced</h1>",
+        _text_of("p", "S²-SAM (Ji et al., NeurIPS 2024): what was printed, and what was measured here."),
+        "<nav aria-label='Tables'><ul>" + "".join(_entry(record) for record in records) + "</ul></nav>",
+        "<dl>"
+        + "".join(f"<dt>{_verdict(name)}</dt>{_text_of('dd', what)}" for name, what in VERDICTS.items())
+        + "</dl>",
+    ]
+    for record in records:
+        parts += _section(record, told)
+    data = {"cells": told.cells, "runs": told.runs, "surfaces": told.surfaces(), "curves": CURVES}
+    sealed = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    head = (
+        f'<meta charset="utf-8">{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>flatsparse: tables reproduced</title><style>{page.STYLE}{STYLE}</style>"
+    )
+    body = "\n".join([*parts, '<dialog aria-labelledby="cell-title"></dialog>'])
+    scripts = f'<script type="application/json" id="data">{sealed}</script><script>{SCRIPT}</script>'
+    whole = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n{scripts}</body></html>\n'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, whole.encode())
+    return out
+
+
+class Told:
+    """What the page's cells open, gathered while the tables are written; a run that several tables share is there once."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.cells: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self._places: dict[str, int] = {}
+
+    def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
+        """A row, compared with ``base``. Returns its number."""
+        self.cells.append(
+            {
+                "title": f"{record['name']}, {record['scale']}: {row['row']}, {row['column']}, {label(row)}",
+                "facts": facts(record, row),
+                "counted": f"{record['metric']}, each {'seed' if row['folders'] else 'round'}",
+                "values": [[str(n), f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
+                "runs": [self._run(folder) for folder in row["folders"]],
+                "base": [self._run(folder) for folder in base["folders"]] if base else [],
+            }
+        )
+        return len(self.cells) - 1
+
+    def _run(self, folder: str) -> int:
+        if folder not in self._places:
+            self._places[folder] = len(self.runs)
+            self.runs.append(run(self.store / folder))
+        return self._places[folder]
+
+    def surfaces(self) -> dict[str, dict[str, str]]:
+        """Those of the runs that are told."""
+        names = {told["folder"] for told in self.runs}
+        return {name: found for name, found in surfaces(self.store).items() if name in names}
+
+
+def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row in words: name and text."""
+    told = [("measured", f"{mean(row['mean'], row['std'])} ({record['metric']}), n = {len(row['values'])}")]
+    told.append(
+        ("published", printed(record, row) + (f" ({p['source']})" if (p := row["published"]) and p["source"] else ""))
+    )
+    if row["published"] and row["published"].get("flops") is not None:
+        told.append(("published FLOPs of training, of dense", f"{row['published']['flops']:.3f}"))
+    if d := row["difference"]:
+        low, high = d["interval95"]
+        interval = (
+            "one pair, so no interval"
+            if low is None
+            else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
+        )
+        told.append(
+            ("difference to plain", f"{d['mean']:+.2f} ({interval}); published: {printed_difference(record, row)}")
+        )
+        if d["p_holm"] is not None:
+            told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
+        if d["seeds_needed"] is not None:
+            effect = "the published difference" if d["published"] else "a difference worth finding"
+            told.append(("seeds it would take", f"{d['seeds_needed']} to find {effect} four times in five"))
+    if row["verdict"]:
+        told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
+    told += [("needs", row["needs"])] if row["needs"] else []
+    told += [("failed", failure) for failure in row["failures"]]
+    return told + (_also(row["also"]) if row["also"] else [])
+
+
+def _also(also: Mapping[str, Any]) -> list[tuple[str, str]]:
+    macro = ", ".join(f"{name} {v:.2f}" for name, v in also["macro"].items() if v is not None)
+    steps = ", ".join(f"{level} % after {v:g}" for level, v in also["steps_to"].items() if v is not None)
+    told = [
+        ("training accuracy, %", f"{also['train_accuracy']:.2f}, {also['generalization_gap']:.2f} above test"),
+        ("macro averages, %", macro),
+        ("steps to validation accuracy", steps or "never there"),
+        ("FLOPs, of dense", f"training {also['flops_train']:.3f}, inference {also['flops_inference']:.3f}"),
+        ("sparsity", f"{also['sparsity']:.2%} of the prunable weights"),
+        ("time of training", f"{also['seconds']:.1f} s"),
+    ]
+    return [(name, text) for name, text in told if text]
+
+
+def _entry(record: Mapping[str, Any]) -> str:
+    counts = Counter(row["verdict"] for row in record["rows"] if row["verdict"])
+    told = ", ".join(f"{counts[name]} {_verdict(name)}" for name in VERDICTS if counts[name]) or "no claim judged"
+    return f'<li><a href="#{_text(_anchor(record))}">{_text(record["name"])}, {_text(record["scale"])}</a>: {told}</li>'
+
+
+def _anchor(record: Mapping[str, Any]) -> str:
+    return f"{record['name']}-{record['scale']}"
+
+
+def _section(record: Mapping[str, Any], told: Told) -> list[str]:
+    rows, far = record["rows"], drawing.reach(record["rows"])
+    bases = {(r["row"], r["column"]): r for r in rows if r["sharpness"] == "none" and not r["control"]}
+    bases = {place: base for place, base in bases.items() if base["folders"]}
+    places = [(r["row"], r["column"]) for r in rows]
+    numbers = [
+        told.add(record, row, None if (base := bases.get(place)) is row else base)
+        for place, row in zip(places, rows, strict=True)
+    ]
+    costs = any(row["also"] for row in rows)
+    head = [column for column in HEAD if costs or column[0] != "FLOPs"]
+    body = "".join(_row(record, row, number, far, costs) for row, number in zip(rows, numbers, strict=True))
+    top = "".join(_heading(name, numeric, n) for n, (name, numeric) in enumerate(head))
+    counts = sorted({len(row["values"]) for row in rows})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    only = f" Only what '{record['only']}' met was made." if record.get("only") else ""
+    title = f"{record['name']}: {record['title']}"
+    notes = [*record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(record))]
+    return [
+        f'<h2 id="{_text(_anchor(record))}">{_text(title)}</h2>',
+        _text_of(
+            "p",
+            f"{record['source']}. Scale {record['scale']}: {SCALES[record['scale']]}. {record['metric']}, {n}.{only}",
+        ),
+        _text_of("p", f"{claim(record)[0].upper()}{claim(record)[1:]}."),
+        f'<div class="wide"><table class="sortable"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>',
+        _note(f"{INTERVALS} Drawings reach from −{far:.3g} to {far:.3g}."),
+        *_plots(record, list(zip(numbers, rows, strict=True))),
+        "<ul>" + "".join(_text_of("li", sentence) for sentence in notes) + "</ul>",
+        *_pictures(record, told.store),
+        *_command(record, told.store),
+    ]
+
+
+def _heading(name: str, numeric: bool, place: int) -> str:
+    shown = _text(name) or "<span aria-label='difference, drawn'>drawn</span>"
+    return f'<th scope="col" aria-sort="none"{" data-number" if numeric else ""}><button type="button">{shown}</button></th>'
+
+
+def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: float, costs: bool) -> str:
+    d, verdict, published = row["difference"], row["verdict"], row["published"]
+    style = _class(verdict) if verdict else ""
+    measured = mean(row["mean"], row["std"]) if row["values"] else "failed" if row["failures"] else "not run"
+    gap = "–"
+    if d:
+        low, high = d["interval95"]
+        gap = f"{d['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+    cells = [
+        f'<th scope="row"><button type="button" data-cell="{number}" aria-haspopup="dialog">{_text(row["row"])}</button></th>',
+        f'<td class="word">{_text(row["column"])}</td><td class="word">{_text(label(row))}</td>',
+        _number(measured, row["mean"]),
+        _number(str(len(row["values"])), len(row["values"])),
+        _number(printed(record, row), published and published["value"]),
+        _number(gap, d and d["mean"]),
+        _number(drawing.interval(d, far) if d else "", d and d["mean"], style),
+        _number(printed_difference(record, row) if d else "–", d and d["published"]),
+    ]
+    if costs:
+        cost = row["also"].get("flops_train")
+        cells.append(_number("–" if cost is None else f"{cost:.3f}", cost))
+    cells.append(f'<td class="word">{_verdict(verdict) if verdict else "–"}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _number(shown: str, value: float | None, style: str = "") -> str:
+    about = "" if value is None else f' data-value="{value!r}"'
+    about += f' class="{style}"' if style else ""
+    return f"<td{about}>{shown if shown.startswith('<svg') else _text(shown)}</td>"
+
+
+def _plots(record: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    told = [(n, row) for n, row in rows if row["mean"] is not None and row["also"]]
+    if not told:
+        return []
+    kinds = {(row["sharpness"], bool(row["control"])): row for _, row in told}
+    key = "".join(
+        f'<span><svg viewBox="-8 -8 16 16" aria-hidden="true">{drawing.mark(row)}</svg>'
+        f" {_text(label({**row, 'control': None}))}{' (control)' if row['control'] else ''}</span>"
+        for row in kinds.values()
+    )
+    drawn = [
+        drawing.pareto([(n, row) for n, row in told if row["column"] == column], column, record["metric"])
+        for column in dict.fromkeys(row["column"] for _, row in told)
+    ]
+    return [
+        f"<h3>{_text(record['metric'].capitalize())}, against FLOPs of training</h3>",
+        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div><p class="told-of" aria-live="polite"></p>',
+        _note(PARETO),
+    ]
+
+
+def _pictures(record: Mapping[str, Any], store: Path) -> Iterable[str]:
+    """The pictures that were drawn, made small; accuracy against FLOPs is on the page already."""
+    for name in record["pictures"]:
+        if name == f"{_anchor(record)}-flops.png":
+            continue
+        if not (store / name).is_file():
+            yield _note(f"The picture {name} is not there any more.")
+            continue
+        stream = io.BytesIO()
+        with Image.open(store / name) as picture:
+            picture.thumbnail((WIDEST, 4 * WIDEST))
+            picture.convert("RGB").quantize(COLORS).save(stream, "png", optimize=True)
+        told, shown = _text(Path(name).stem), embedded(stream.getvalue())
+        yield f'<figure><img src="{shown}" alt="{told}"><figcaption>{told}</figcaption></figure>'
+
+
+def _command(record: Mapping[str, Any], store: Path) -> list[str]:
+    """What makes the table again; a recipe from a file of one's own has no name to be called by."""
+    if record["name"] not in recipes():
+        return []
+    words = ["flatsparse", "reproduce", record["name"], "--scale", record["scale"]]
+    words += ["--only", record["only"]] if record.get("only") else []
+    words += ["--seeds", str(record["seeds"])] if record.get("seeds") else []
+    words += ["--controls"] if record.get("controls") else []
+    words += [] if store == Path("reproduce") else ["--out", str(store)]
+    return [f"<pre>{_text(shlex.join(words))}</pre>"]
+
+
+def _verdict(name: str) -> str:
+    return f'<span class="verdict {_class(name)}">{_text(name)}</span>'
+
+
+def _class(verdict: str) -> str:
+    return verdict.replace(" ", "-")
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
+
+
+def _text_of(tag: str, text: str) -> str:
+    return f"<{tag}>{_text(text)}</{tag}>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{_text(text)}</p>'
