@@ -52,12 +52,14 @@ def interval(difference: Mapping[str, Any], far: float) -> str:
     return f'<svg class="interval" viewBox="-66 -9 132 18" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], column: str, metric: str) -> str:
+def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], record: Mapping[str, Any]) -> str:
     """A column's means against the FLOPs of training, a share of one dense training, the best at each cost joined.
 
     Args:
-        rows: each with its number in the page; all have a mean and FLOPs.
+        rows: of one column, each with its number in the page; all have a mean and FLOPs.
+        record: the table.
     """
+    column, sign = rows[0][1]["column"], 1 if record["better"] == "higher" else -1
     points = [(row["also"]["flops_train"], row["mean"]) for _, row in rows]
     costs, values = [p[0] for p in points], [p[1] for p in points]
     left, right = math.log(min(costs) / 1.15), math.log(max(costs) * 1.15)
@@ -77,14 +79,14 @@ def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], column: str, metric: s
     ]
     for cost in _costs(min(costs), max(costs)):
         parts.append(f'<text x="{x(cost)}" y="{HEIGHT - 12}" text-anchor="middle">{cost:.3g}×</text>')
-    best = front(points)
+    best = [(cost, sign * value) for cost, value in front([(cost, sign * value) for cost, value in points])]
     line = " ".join(f"{x(cost)},{y(value)}" for cost, value in best)
     parts.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-width="2"/>')
     # One stop of the tab key; arrow keys go from point to point, by cost.
     for n, (number, row) in enumerate(sorted(rows, key=lambda told: told[1]["also"]["flops_train"])):
         cost, value = row["also"]["flops_train"], row["mean"]
         told = (
-            f"{row['row']}, {column}, {label(row)}: {mean(value, row['std'])} ({metric}) at {cost:.3f} of dense training's"
+            f"{row['row']}, {column}, {label(row)}: {mean(value, row['std'])} ({record['metric']}) at {cost:.3f} of dense training's"
             f" FLOPs{', which nothing beats' if (cost, value) in best else ''}"
         )
         parts.append(

@@ -32,8 +32,8 @@ INTERVALS = (
     " Each row opens its runs; each heading sorts."
 )
 PARETO = (
-    "Grey: no point is as cheap and better. FLOPs are a share of one dense training, by count. Point, tap, or go with tab and"
-    " arrow keys; Enter opens the runs."
+    "FLOPs are a share of one dense training, by count; no mark is as cheap as one on the line and better. Point at a mark, tap"
+    " it, or go with tab and arrow keys; Enter opens its runs."
 )
 # heading, and whether its column is sorted by number
 HEAD = (
@@ -44,8 +44,8 @@ HEAD = (
     ("n", True),
     ("published", True),
     ("difference", True),
-    ("", True),
-    ("published", True),
+    ("drawn", True),
+    ("its published", True),
     ("FLOPs", True),
     ("verdict", False),
 )
@@ -94,12 +94,13 @@ class Told:
 
     def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
         """A row, compared with ``base``. Returns its number."""
+        unit = "seed" if row["folders"] else "round"
         self.cells.append(
             {
                 "title": f"{record['name']}, {record['scale']}: {row['row']}, {row['column']}, {label(row)}",
                 "facts": facts(record, row),
-                "counted": f"{record['metric']}, each {'seed' if row['folders'] else 'round'}",
-                "values": [[str(n), f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
+                "counted": f"{record['metric']}, each {unit}",
+                "values": [[f"{unit} {n}", f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
                 "runs": [self._run(folder) for folder in row["folders"]],
                 "base": [self._run(folder) for folder in base["folders"]] if base else [],
             }
@@ -139,8 +140,10 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
         if d["p_holm"] is not None:
             told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:
-            effect = "the published difference" if d["published"] else "a difference worth finding"
-            told.append(("seeds it would take", f"{d['seeds_needed']} to find {effect} four times in five"))
+            effect = abs(d["published"] or record["effect"])
+            told.append(
+                ("seeds it would take", f"{d['seeds_needed']} to find a difference of {effect:.2f} four times in five")
+            )
     if row["verdict"]:
         told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
     told += [("needs", row["needs"])] if row["needs"] else []
@@ -184,7 +187,7 @@ def _section(record: Mapping[str, Any], told: Told) -> list[str]:
     costs = any(row["also"] for row in rows)
     head = [column for column in HEAD if costs or column[0] != "FLOPs"]
     body = "".join(_row(record, row, number, far, costs) for row, number in zip(rows, numbers, strict=True))
-    top = "".join(_heading(name, numeric, n) for n, (name, numeric) in enumerate(head))
+    top = "".join(_heading(*column) for column in head)
     counts = sorted({len(row["values"]) for row in rows})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     only = f" Only what '{record['only']}' met was made." if record.get("only") else ""
@@ -192,13 +195,11 @@ def _section(record: Mapping[str, Any], told: Told) -> list[str]:
     notes = [*record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(record))]
     return [
         f'<h2 id="{_text(_anchor(record))}">{_text(title)}</h2>',
-        _text_of(
-            "p",
-            f"{record['source']}. Scale {record['scale']}: {SCALES[record['scale']]}. {record['metric']}, {n}.{only}",
-        ),
+        _text_of("p", f"{record['source']}. Scale {record['scale']}: {SCALES[record['scale']]}."),
+        _text_of("p", f"Measured: {record['metric']}, {n}.{only}"),
         _text_of("p", f"{claim(record)[0].upper()}{claim(record)[1:]}."),
         f'<div class="wide"><table class="sortable"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>',
-        _note(f"{INTERVALS} Drawings reach from −{far:.3g} to {far:.3g}."),
+        _note(f"{INTERVALS} Drawings end at ±{far:.3g}."),
         *_plots(record, list(zip(numbers, rows, strict=True))),
         "<ul>" + "".join(_text_of("li", sentence) for sentence in notes) + "</ul>",
         *_pictures(record, told.store),
@@ -206,9 +207,9 @@ def _section(record: Mapping[str, Any], told: Told) -> list[str]:
     ]
 
 
-def _heading(name: str, numeric: bool, place: int) -> str:
-    shown = _text(name) or "<span aria-label='difference, drawn'>drawn</span>"
-    return f'<th scope="col" aria-sort="none"{" data-number" if numeric else ""}><button type="button">{shown}</button></th>'
+def _heading(name: str, numeric: bool) -> str:
+    about = "data-number" if numeric else 'class="word"'
+    return f'<th scope="col" aria-sort="none" {about}><button type="button">{_text(name)}</button></th>'
 
 
 def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: float, costs: bool) -> str:
@@ -253,13 +254,12 @@ def _plots(record: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any
         for row in kinds.values()
     )
     drawn = [
-        drawing.pareto([(n, row) for n, row in told if row["column"] == column], column, record["metric"])
+        drawing.pareto([(n, row) for n, row in told if row["column"] == column], record)
         for column in dict.fromkeys(row["column"] for _, row in told)
     ]
     return [
         f"<h3>{_text(record['metric'].capitalize())}, against FLOPs of training</h3>",
-        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div><p class="told-of" aria-live="polite"></p>',
-        _note(PARETO),
+        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div><p class="told-of" aria-live="polite">{_text(PARETO)}</p>',
     ]
 
 

@@ -4,28 +4,31 @@ STYLE = """
 body { max-width: 78rem; } button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 1px; } h2 { scroll-margin-top: .5rem; }
 nav ul { list-style: none; padding: 0; } nav li { margin: .4rem 0; } nav a { font-weight: 600; }
-.verdict { white-space: nowrap; } .reproduces { color: #00693e; } .contradicts { color: #b00020; }
+.reproduces { color: #00693e; } .contradicts { color: #b00020; }
 .consistent-with-no-effect { color: #555; } .not-run-at-this-scale { color: #7a5200; font-style: italic; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; overflow-wrap: anywhere; }
 thead th { vertical-align: bottom; } thead button { font-weight: 600; } thead button::after { content: " ↕"; color: #999; }
 th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
 th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
-tbody th { font-weight: 400; white-space: normal; min-width: 8rem; position: sticky; left: 0; background: #fff; }
+tbody th { font-weight: 400; white-space: normal; min-width: 5rem; position: sticky; left: 0; background: #fff; }
 tbody th button { text-align: left; text-decoration: underline; color: #00508a; min-width: 2.75rem; }
-td.word { text-align: left; }
+td.word, th.word { text-align: left; } table.sortable { font-size: .9rem; }
+.sortable th, .sortable td { padding: .25rem .4rem; }
 .interval { width: 8.25rem; height: 1.15rem; display: block; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: .5rem; }
 .plots figure, dialog figure { margin: 0; } svg text { font: 11px system-ui, sans-serif; fill: #444; }
 .point { cursor: pointer; outline: none; } .point:focus circle, .point.told circle { fill: #0072b233; stroke: #0072b2; }
-.told-of { min-height: 3.2em; } .told-of button { color: #00508a; text-decoration: underline; padding: .2rem .4rem; }
+.told-of { min-height: 3.2em; color: #555; } .told-of button { color: #00508a; text-decoration: underline; padding: .2rem .4rem; }
 .key svg { width: 1rem; height: 1rem; vertical-align: -.15rem; } .key span { margin-right: 1rem; white-space: nowrap; }
 img { max-width: 100%; height: auto; } .surface { width: 9rem; image-rendering: pixelated; display: block; }
 dialog { width: min(60rem, 100%); max-width: 100%; max-height: 96%; box-sizing: border-box; border: 1px solid #999; }
 dialog::backdrop { background: #0006; } .charts { display: flex; flex-wrap: wrap; gap: .5rem; }
 .charts figure { flex: 1 1 16rem; }
-.close { float: right; border: 1px solid #999; padding: .3rem .8rem; } summary { cursor: pointer; padding: .4rem 0; }
+.close { float: right; position: sticky; top: 0; background: #fff; border: 1px solid #999; padding: .3rem .8rem; } summary { cursor: pointer; padding: .4rem 0; }
+@media (min-width: 40rem) { dialog dl { display: grid; grid-template-columns: 14rem 1fr; } dialog dd { margin: 0; } }
 @media (max-width: 40rem), (pointer: coarse) {
-  nav a, thead button, tbody th button, .told-of button, .close { display: inline-block; min-height: 2.75rem; }
+  nav li { margin: 0; } nav a { display: inline-block; padding: .6rem 0; }
+  thead button, tbody th button, .told-of button, .close { display: inline-block; min-height: 2.75rem; }
   summary { min-height: 2rem; } tbody th { max-width: 8rem; }
 }
 """
@@ -99,7 +102,7 @@ SCRIPT = """
     const points = lines.flatMap(line => line.points);
     const span = n => {
       const all = points.map(point => point[n]), low = Math.min(...all), high = Math.max(...all);
-      return low === high ? [low - 0.5, high + 0.5] : [low, high];
+      return low === high ? [low, low + 1] : [low, high];
     };
     const [[x0, x1], [y0, y1]] = [span(0), span(1)];
     const x = value => left + (width - left - 12) * (value - x0) / (x1 - x0);

@@ -83,6 +83,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "notes": list(recipe.notes),
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
+        "effect": recipe.metric.effect,
         "only": choice.only,
         "seeds": seeds,
         "controls": choice.controls,
