@@ -14,7 +14,7 @@ from flatsparse.lab.grid import Outcome
 from flatsparse.lab.recipes import load, recipes
 from flatsparse.lab.recipes.recipe import SCALES, Cell, Published, Recipe, controls
 from flatsparse.lab.reproduce import telling
-from flatsparse.lab.reproduce.making import Choice, chosen, make, with_controls
+from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
 from flatsparse.lab.reproduce.pictures import front
 from flatsparse.lab.reproduce.table import Line, tabulate
 from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
@@ -57,10 +57,11 @@ def made(recipe, store, **choice):
     return make(recipe, Choice(**choice), store, Console(quiet=True))
 
 
-def check_whole(record, store):
+def check_whole(record, store, only=None):
     """Every row has its values, from masks that were trained, and the table is told beside what was printed."""
-    assert record["rows"]
-    for row in record["rows"]:
+    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
+    assert rows
+    for row in rows:
         assert row["needs"] is None
         assert row["failures"] == []
         assert len(row["values"]) >= 1
@@ -74,9 +75,9 @@ def check_whole(record, store):
     written = read_json(store / f"{record['name']}-{record['scale']}.json")
     assert {name: written[name] for name in record} == record
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record(record, console)
+    telling.print_record(record, console, only)
     text = console.export_text()
-    for row in record["rows"]:
+    for row in rows:
         assert f"{row['mean']:.2f}" in text
         assert row["published"] is None or f"{row['published']['value']:.2f}" in text
 
@@ -95,7 +96,7 @@ def check_trained(folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_in_smoke(name, store):
     record = made(load(name), store, only=SOME.get(name))
-    check_whole(record, store)
+    check_whole(record, store, SOME.get(name))
 
 
 @pytest.mark.slow
@@ -181,6 +182,17 @@ def test_controls_join_every_cell_with_s2sam():
     assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
+
+
+def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path):
+    recipe = Recipe(
+        "part", "", "", lambda scale: [Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, seed=9, lr=0.2))]
+    )
+    first = made(recipe, tmp_path, only="a")
+    assert [len(row["values"]) for row in first["rows"]] == [1, 0]
+    second = made(recipe, tmp_path, only="b")
+    assert [len(row["values"]) for row in second["rows"]] == [1, 1]
+    assert second["rows"][0] == first["rows"][0]
 
 
 def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):

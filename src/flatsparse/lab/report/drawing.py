@@ -86,8 +86,8 @@ def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], record: Mapping[str, A
     for n, (number, row) in enumerate(sorted(rows, key=lambda told: told[1]["also"]["flops_train"])):
         cost, value = row["also"]["flops_train"], row["mean"]
         told = (
-            f"{row['row']}, {column}, {label(row)}: {mean(value, row['std'])} ({record['metric']}) at {cost:.3f} of dense training's"
-            f" FLOPs{', which nothing beats' if (cost, value) in best else ''}"
+            f"{row['row']}, {column}, {label(row)}: {mean(value, row['std'])} ({record['metric']})"
+            f" at {cost:.3f} of dense training's FLOPs{', which nothing beats' if (cost, value) in best else ''}"
         )
         parts.append(
             f'<g class="point" transform="translate({x(cost)} {y(value)})" role="button" tabindex="{-1 if n else 0}"'

@@ -101,6 +101,7 @@ class Told:
                 "facts": facts(record, row),
                 "counted": f"{record['metric']}, each {unit}",
                 "values": [[f"{unit} {n}", f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
+                "command": command(record, self.store, f"{row['row']} {row['column']}"),
                 "runs": [self._run(folder) for folder in row["folders"]],
                 "base": [self._run(folder) for folder in base["folders"]] if base else [],
             }
@@ -190,20 +191,19 @@ def _section(record: Mapping[str, Any], told: Told) -> list[str]:
     top = "".join(_heading(*column) for column in head)
     counts = sorted({len(row["values"]) for row in rows})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    only = f" Only what '{record['only']}' met was made." if record.get("only") else ""
     title = f"{record['name']}: {record['title']}"
-    notes = [*record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(record))]
+    notes = [*record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(rows))]
     return [
         f'<h2 id="{_text(_anchor(record))}">{_text(title)}</h2>',
         _text_of("p", f"{record['source']}. Scale {record['scale']}: {SCALES[record['scale']]}."),
-        _text_of("p", f"Measured: {record['metric']}, {n}.{only}"),
-        _text_of("p", f"{claim(record)[0].upper()}{claim(record)[1:]}."),
+        _text_of("p", f"Measured: {record['metric']}, {n}."),
+        *([_text_of("p", _sentence(claim(record)) + ".")] if any(row["verdict"] for row in rows) else []),
         f'<div class="wide"><table class="sortable"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>',
         _note(f"{INTERVALS} Drawings end at ±{far:.3g}."),
         *_plots(record, list(zip(numbers, rows, strict=True))),
         "<ul>" + "".join(_text_of("li", sentence) for sentence in notes) + "</ul>",
         *_pictures(record, told.store),
-        *_command(record, told.store),
+        *([_text_of("pre", again)] if (again := command(record, told.store)) else []),
     ]
 
 
@@ -257,9 +257,10 @@ def _plots(record: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any
         drawing.pareto([(n, row) for n, row in told if row["column"] == column], record)
         for column in dict.fromkeys(row["column"] for _, row in told)
     ]
+    said = f'<p class="told-of" aria-live="polite">{_text(PARETO)}</p>'
     return [
-        f"<h3>{_text(record['metric'].capitalize())}, against FLOPs of training</h3>",
-        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div><p class="told-of" aria-live="polite">{_text(PARETO)}</p>',
+        f"<h3>{_text(_sentence(record['metric']))}, against FLOPs of training</h3>",
+        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div>{said}',
     ]
 
 
@@ -279,16 +280,20 @@ def _pictures(record: Mapping[str, Any], store: Path) -> Iterable[str]:
         yield f'<figure><img src="{shown}" alt="{told}"><figcaption>{told}</figcaption></figure>'
 
 
-def _command(record: Mapping[str, Any], store: Path) -> list[str]:
-    """What makes the table again; a recipe from a file of one's own has no name to be called by."""
+def command(record: Mapping[str, Any], store: Path, place: str | None = None) -> str | None:
+    """What makes a table again, or a place of it; a recipe from a file of one's own has no name to be called by."""
     if record["name"] not in recipes():
-        return []
+        return None
     words = ["flatsparse", "reproduce", record["name"], "--scale", record["scale"]]
-    words += ["--only", record["only"]] if record.get("only") else []
-    words += ["--seeds", str(record["seeds"])] if record.get("seeds") else []
-    words += ["--controls"] if record.get("controls") else []
+    words += ["--only", place] if place else []
+    words += ["--seeds", str(record["seeds"])] if any(row["folders"] for row in record["rows"]) else []
+    words += ["--controls"] if record["controls"] else []
     words += [] if store == Path("reproduce") else ["--out", str(store)]
-    return [f"<pre>{_text(shlex.join(words))}</pre>"]
+    return shlex.join(words)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _verdict(name: str) -> str:

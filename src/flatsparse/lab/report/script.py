@@ -14,7 +14,7 @@ tbody th { font-weight: 400; white-space: normal; min-width: 5rem; position: sti
 tbody th button { text-align: left; text-decoration: underline; color: #00508a; min-width: 2.75rem; }
 td.word, th.word { text-align: left; } table.sortable { font-size: .9rem; }
 .sortable th, .sortable td { padding: .25rem .4rem; }
-.interval { width: 8.25rem; height: 1.15rem; display: block; }
+.interval { width: 8.25rem; height: 1.15rem; display: block; margin-left: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: .5rem; }
 .plots figure, dialog figure { margin: 0; } svg text { font: 11px system-ui, sans-serif; fill: #444; }
 .point { cursor: pointer; outline: none; } .point:focus circle, .point.told circle { fill: #0072b233; stroke: #0072b2; }
@@ -24,7 +24,8 @@ img { max-width: 100%; height: auto; } .surface { width: 9rem; image-rendering: 
 dialog { width: min(60rem, 100%); max-width: 100%; max-height: 96%; box-sizing: border-box; border: 1px solid #999; }
 dialog::backdrop { background: #0006; } .charts { display: flex; flex-wrap: wrap; gap: .5rem; }
 .charts figure { flex: 1 1 16rem; }
-.close { float: right; position: sticky; top: 0; background: #fff; border: 1px solid #999; padding: .3rem .8rem; } summary { cursor: pointer; padding: .4rem 0; }
+.close { float: right; position: sticky; top: 0; background: #fff; border: 1px solid #999; padding: .3rem .8rem; }
+summary { cursor: pointer; padding: .4rem 0; }
 @media (min-width: 40rem) { dialog dl { display: grid; grid-template-columns: 14rem 1fr; } dialog dd { margin: 0; } }
 @media (max-width: 40rem), (pointer: coarse) {
   nav li { margin: 0; } nav a { display: inline-block; padding: .6rem 0; }
@@ -151,6 +152,7 @@ SCRIPT = """
     if (shown.length) parts.push(make("h4", {}, "Curves"), make("div", {class: "charts"}, ...shown), make("p",
       {class: "note"}, "Each run of this cell" + (base.length ? "; dashed and grey, those of plain training." : ".")));
     if (runs.length) parts.push(make("h4", {}, "Runs, and the commands that repeat them"), ...runs.map(oneRun));
+    if (cell.command) parts.push(make("h4", {}, "The place in its table, again"), make("pre", {}, cell.command));
     if (settings) parts.push(make("details", {}, make("summary", {}, "Configuration, resolved"),
       grid(Object.entries(settings))));
     dialog.replaceChildren(...parts);

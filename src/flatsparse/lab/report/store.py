@@ -23,7 +23,8 @@ from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.reporting import told_of_topology
 from flatsparse.storage import read_json, read_json_lines
 
-KEYS = {"name", "scale", "title", "source", "notes", "metric", "better", "effect", "rows", "said", "pictures"}
+KEYS = {"name", "scale", "title", "source", "notes", "metric", "better", "effect", "seeds", "controls"}
+KEYS |= {"rows", "said", "pictures"}
 CURVES = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy, %",
@@ -128,13 +129,14 @@ def surfaces(store: Path) -> dict[str, dict[str, str]]:
         record = read_json(file)
         kind, clip = record["settings"]["kinds"][0], record["settings"]["clip"]
         drawn = {Path(told["run"]).name: pictures.surface(told, clip, kind) for told in record["runs"]}
-        common = pictures.scale(list(drawn.values()))
+        low = min(surface.heights.min() for surface in drawn.values())
+        high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
         for name, surface in drawn.items():
             told = (
-                f"loss {common.vmin:.3g} (dark) to {common.vmax:.3g} (bright), up to {surface.places[-1]:g} away;"
+                f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"
                 f" roughness Ra {surface.ra:.3f}"
             )
-            found.setdefault(name, {"picture": _heat(surface.heights, common.vmin, common.vmax), "told": told})
+            found.setdefault(name, {"picture": _heat(surface.heights, low, high), "told": told})
     return found
 
 

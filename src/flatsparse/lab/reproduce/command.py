@@ -30,7 +30,20 @@ class Reproduce(Choice):
             raise InputError("reproduce starts its own processes: run it without torchrun, with --jobs")
         everything = list(recipes().values()) if self.name == "all" else [load(self.name)]
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=120)  # a file is wide enough for a table
         choice = Choice(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Choice)})
+        refused = None
         for recipe in everything:
-            print_record(make(recipe, choice, self.out, console), console)
+            try:
+                record = make(recipe, choice, self.out, console)
+            except InputError as problem:  # of all, the others go on
+                if len(everything) == 1:
+                    raise
+                refused = problem
+                console.print(f"{recipe.name}: {problem}\n", highlight=False, markup=False)
+                continue
+            print_record(record, console, self.only)
             console.print(f"numbers: {self.out / f'{recipe.name}-{self.scale}.json'}\n", highlight=False)
+        if refused is not None:
+            raise refused

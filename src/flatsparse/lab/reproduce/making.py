@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from flatsparse.errors import InputError, check_count
-from flatsparse.lab.grid import Outcome, run_grid
+from flatsparse.lab.grid import outcomes, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
@@ -51,11 +51,12 @@ class Choice:
 def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:
     """Reproduce a recipe into a folder and return its record, which is also ``<name>-<scale>.json`` there.
 
-    The folder is the store of all recipes: a finished run is never run again, whichever asked for it first.
+    The folder is the store of all recipes: a finished run is never run again, whichever asked for it first. Cells that are not
+    chosen are not run, but have their rows, with what the store holds of them: a table makes all its claims at once.
 
     Raises: InputError for what cannot be made, such as when no cell is chosen or none has its data.
     """
-    cells = chosen(recipe.cells(choice.scale), choice.only)
+    cells = recipe.cells(choice.scale)
     if choice.controls:
         cells = with_controls(cells)
     seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
@@ -84,7 +85,6 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
         "effect": recipe.metric.effect,
-        "only": choice.only,
         "seeds": seeds,
         "controls": choice.controls,
         "rows": rows,
@@ -103,7 +103,7 @@ def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
     """
     if only is None or not cells:
         return list(cells)
-    found = [cell for cell in cells if _meets(cell.name, only)]
+    found = [cell for cell in cells if meets(cell.name, only)]
     if not found:
         names = list(dict.fromkeys(cell.name for cell in cells))
         plain = {name.lower(): name for name in names}
@@ -114,8 +114,9 @@ def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
     return found
 
 
-def _meets(name: str, pattern: str) -> bool:
-    if fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower():
+def meets(name: str, pattern: str | None) -> bool:
+    """Whether a "row column" is among those that ``--only`` asks for."""
+    if pattern is None or fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower():
         return True
     try:
         return re.search(pattern, name, re.IGNORECASE) is not None
@@ -137,10 +138,11 @@ def with_controls(cells: Sequence[Cell]) -> list[Cell]:
 def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
     """The cells with the chosen device and data folder; those whose data is not there say what they need.
 
-    Raises: InputError when that is all of them.
+    Raises: InputError when that is all that were chosen, or none was.
     """
+    asked = chosen(cells, choice.only)
     missing: dict[str, str] = {}
-    for data in dict.fromkeys(cell.run.data for cell in cells if cell.needs is None):
+    for data in dict.fromkeys(cell.run.data for cell in asked if cell.needs is None):
         try:
             load(data, choice.data_dir)
         except InputError as problem:
@@ -149,20 +151,20 @@ def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
     for cell in cells:
         run = dataclasses.replace(cell.run, data_dir=choice.data_dir, device=choice.device)
         told.append(dataclasses.replace(cell, run=run, needs=cell.needs or missing.get(cell.run.data)))
-    if missing and all(cell.needs for cell in told):
+    if missing and all(cell.needs or cell.run.data in missing for cell in asked):
         raise InputError(next(iter(missing.values())))
     return told
 
 
 def _run(cells: Sequence[Cell], seeds: int, choice: Choice, out: Path, console: Console) -> list[Line]:
-    """Run what can be run, each once even where several cells share it."""
+    """Run what is chosen and can be run, each once even where several cells share it."""
     wanted = [
         [] if cell.needs else [dataclasses.replace(cell.run, seed=seed).resolved() for seed in range(seeds)]
         for cell in cells
     ]
     every = list(dict.fromkeys(run for runs in wanted for run in runs))
-    found: dict[Any, Outcome] = {}
-    if every:
-        outcomes = run_grid(every, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
-        found = dict(zip(every, outcomes, strict=True))
+    asked = [run for cell, runs in zip(cells, wanted, strict=True) if meets(cell.name, choice.only) for run in runs]
+    if asked:
+        run_grid(asked, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
+    found = dict(zip(every, outcomes(every, out), strict=True))
     return [Line(cell, [found[run] for run in runs]) for cell, runs in zip(cells, wanted, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,13 +11,15 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from flatsparse.lab.reporting import LABELS
+from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.reproduce.verdict import VERDICTS
 
 STYLES = {"reproduces": "green", "contradicts": "red"}
 
 
-def print_record(record: Mapping[str, Any], console: Console) -> None:
-    """Print a recipe's rows beside the published numbers, then what must be known to read them."""
+def print_record(record: Mapping[str, Any], console: Console, only: str | None = None) -> None:
+    """Print a recipe's rows, or those of some places, beside the published numbers, then what must be known to read them."""
+    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
     console.print(title, style="italic", highlight=False, markup=False)
     grid = Grid(box=None, pad_edge=False)
@@ -26,22 +28,19 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
         grid.add_column(heading, no_wrap=True, justify="right")
     grid.add_column("verdict", overflow="fold", min_width=14)
     before = None
-    for row in record["rows"]:
+    for row in rows:
         place = f"{row['row']}, {row['column']}"
         if place != before:
             grid.add_row(f"[bold]{escape(place)}[/bold]")
         grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
-    told = [
-        "n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval; printed: where a number was printed that we"
-        " do not know, unknown",
-        claim(record),
-    ]
-    verdicts = Counter(row["verdict"] for row in record["rows"] if row["verdict"])
+    told = ["n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval; unknown: printed, but not known to us"]
+    verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
+    told += [claim(record)] if verdicts else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
     told += [*record["notes"], *record["said"]]
-    told += [f"not run: {reason}" for reason in reasons(record)]
+    told += [f"not run: {reason}" for reason in reasons(rows)]
     for sentence in told:
         console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
 
@@ -68,11 +67,11 @@ def printed_difference(record: Mapping[str, Any], row: Mapping[str, Any]) -> str
     return "none" if row["control"] or record["source"].startswith("ours") else "unknown"
 
 
-def reasons(record: Mapping[str, Any]) -> list[str]:
+def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why cells have no value, each reason once with how many cells it holds for."""
-    reasons = Counter(row["needs"] for row in record["rows"] if row["needs"])
+    reasons = Counter(row["needs"] for row in rows if row["needs"])
     told = [f"{count} cells need {reason}" for reason, count in reasons.items()]
-    failed = Counter(failure.partition(": ")[2] for row in record["rows"] for failure in row["failures"])
+    failed = Counter(failure.partition(": ")[2] for row in rows for failure in row["failures"])
     return told + [f"{count} runs failed: {reason}" for reason, count in failed.items()]
 
 
