@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import io
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,12 @@ from PIL import Image
 
 from flatsparse.errors import InputError
 from flatsparse.lab import page
-from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import SCALES
 from flatsparse.lab.report import drawing
+from flatsparse.lab.report.cells import Told, command, measured
 from flatsparse.lab.report.script import SCRIPT, STYLE
-from flatsparse.lab.report.store import CURVES, embedded, run, surfaces
-from flatsparse.lab.reproduce.telling import claim, label, mean, printed, printed_difference, reasons
+from flatsparse.lab.report.store import CURVES, embedded
+from flatsparse.lab.reproduce.telling import claim, label, printed, printed_difference, reasons
 from flatsparse.lab.reproduce.verdict import VERDICTS
 from flatsparse.storage import write_whole
 
@@ -83,89 +82,6 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
     return out
 
 
-class Told:
-    """What the page's cells open, gathered while the tables are written; a run that several tables share is there once."""
-
-    def __init__(self, store: Path) -> None:
-        self.store = store
-        self.cells: list[dict[str, Any]] = []
-        self.runs: list[dict[str, Any]] = []
-        self._places: dict[str, int] = {}
-
-    def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
-        """A row, compared with ``base``. Returns its number."""
-        unit = "seed" if row["folders"] else "round"
-        self.cells.append(
-            {
-                "title": f"{record['name']}, {record['scale']}: {row['row']}, {row['column']}, {label(row)}",
-                "facts": facts(record, row),
-                "counted": f"{record['metric']}, each {unit}",
-                "values": [[f"{unit} {n}", f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
-                "command": command(record, self.store, f"{row['row']} {row['column']}"),
-                "runs": [self._run(folder) for folder in row["folders"]],
-                "base": [self._run(folder) for folder in base["folders"]] if base else [],
-            }
-        )
-        return len(self.cells) - 1
-
-    def _run(self, folder: str) -> int:
-        if folder not in self._places:
-            self._places[folder] = len(self.runs)
-            self.runs.append(run(self.store / folder))
-        return self._places[folder]
-
-    def surfaces(self) -> dict[str, dict[str, str]]:
-        """Those of the runs that are told."""
-        names = {told["folder"] for told in self.runs}
-        return {name: found for name, found in surfaces(self.store).items() if name in names}
-
-
-def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A row in words: name and text."""
-    told = [("measured", f"{mean(row['mean'], row['std'])} ({record['metric']}), n = {len(row['values'])}")]
-    told.append(
-        ("published", printed(record, row) + (f" ({p['source']})" if (p := row["published"]) and p["source"] else ""))
-    )
-    if row["published"] and row["published"].get("flops") is not None:
-        told.append(("published FLOPs of training, of dense", f"{row['published']['flops']:.3f}"))
-    if d := row["difference"]:
-        low, high = d["interval95"]
-        interval = (
-            "one pair, so no interval"
-            if low is None
-            else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
-        )
-        told.append(
-            ("difference to plain", f"{d['mean']:+.2f} ({interval}); published: {printed_difference(record, row)}")
-        )
-        if d["p_holm"] is not None:
-            told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
-        if d["seeds_needed"] is not None:
-            effect = abs(d["published"] or record["effect"])
-            told.append(
-                ("seeds it would take", f"{d['seeds_needed']} to find a difference of {effect:.2f} four times in five")
-            )
-    if row["verdict"]:
-        told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
-    told += [("needs", row["needs"])] if row["needs"] else []
-    told += [("failed", failure) for failure in row["failures"]]
-    return told + (_also(row["also"]) if row["also"] else [])
-
-
-def _also(also: Mapping[str, Any]) -> list[tuple[str, str]]:
-    macro = ", ".join(f"{name} {v:.2f}" for name, v in also["macro"].items() if v is not None)
-    steps = ", ".join(f"{level} % after {v:g}" for level, v in also["steps_to"].items() if v is not None)
-    told = [
-        ("training accuracy, %", f"{also['train_accuracy']:.2f}, {also['generalization_gap']:.2f} above test"),
-        ("macro averages, %", macro),
-        ("steps to validation accuracy", steps or "never there"),
-        ("FLOPs, of dense", f"training {also['flops_train']:.3f}, inference {also['flops_inference']:.3f}"),
-        ("sparsity", f"{also['sparsity']:.2%} of the prunable weights"),
-        ("time of training", f"{also['seconds']:.1f} s"),
-    ]
-    return [(name, text) for name, text in told if text]
-
-
 def _entry(record: Mapping[str, Any]) -> str:
     counts = Counter(row["verdict"] for row in record["rows"] if row["verdict"])
     told = ", ".join(f"{counts[name]} {_verdict(name)}" for name in VERDICTS if counts[name]) or "no claim judged"
@@ -215,7 +131,6 @@ def _heading(name: str, numeric: bool) -> str:
 def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: float, costs: bool) -> str:
     d, verdict, published = row["difference"], row["verdict"], row["published"]
     style = _class(verdict) if verdict else ""
-    measured = mean(row["mean"], row["std"]) if row["values"] else "failed" if row["failures"] else "not run"
     gap = "–"
     if d:
         low, high = d["interval95"]
@@ -223,7 +138,7 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: fl
     cells = [
         f'<th scope="row"><button type="button" data-cell="{number}" aria-haspopup="dialog">{_text(row["row"])}</button></th>',
         f'<td class="word">{_text(row["column"])}</td><td class="word">{_text(label(row))}</td>',
-        _number(measured, row["mean"]),
+        _number(measured(row), row["mean"]),
         _number(str(len(row["values"])), len(row["values"])),
         _number(printed(record, row), published and published["value"]),
         _number(gap, d and d["mean"]),
@@ -278,18 +193,6 @@ def _pictures(record: Mapping[str, Any], store: Path) -> Iterable[str]:
             picture.convert("RGB").quantize(COLORS).save(stream, "png", optimize=True)
         told, shown = _text(Path(name).stem), embedded(stream.getvalue())
         yield f'<figure><img src="{shown}" alt="{told}"><figcaption>{told}</figcaption></figure>'
-
-
-def command(record: Mapping[str, Any], store: Path, place: str | None = None) -> str | None:
-    """What makes a table again, or a place of it; a recipe from a file of one's own has no name to be called by."""
-    if record["name"] not in recipes():
-        return None
-    words = ["flatsparse", "reproduce", record["name"], "--scale", record["scale"]]
-    words += ["--only", place] if place else []
-    words += ["--seeds", str(record["seeds"])] if any(row["folders"] for row in record["rows"]) else []
-    words += ["--controls"] if record["controls"] else []
-    words += [] if store == Path("reproduce") else ["--out", str(store)]
-    return shlex.join(words)
 
 
 def _sentence(text: str) -> str:

@@ -35,7 +35,9 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
         grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
-    told = ["n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval; unknown: printed, but not known to us"]
+    told = [
+        "n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval; unknown: printed, but not known to us"
+    ]
     verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
     told += [claim(record)] if verdicts else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
