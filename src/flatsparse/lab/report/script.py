@@ -28,7 +28,7 @@ dialog::backdrop { background: #0006; } .charts { display: flex; flex-wrap: wrap
 summary { cursor: pointer; padding: .4rem 0; }
 @media (min-width: 40rem) { dialog dl { display: grid; grid-template-columns: 14rem 1fr; } dialog dd { margin: 0; } }
 @media (max-width: 40rem), (pointer: coarse) {
-  nav li { margin: 0; } nav a { display: inline-block; padding: .6rem 0; }
+  nav li { margin: 0; } nav a { display: inline-block; padding: .7rem 0; }
   thead button, tbody th button, .told-of button, .close { display: inline-block; min-height: 2.75rem; }
   summary { min-height: 2rem; } tbody th { max-width: 8rem; }
 }
