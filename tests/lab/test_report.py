@@ -240,6 +240,7 @@ def test_what_cannot_be_told_is_one_line_and_writes_nothing(store, tmp_path, cap
     assert not out.exists()
     out.write_text("my own page")
     assert "is no such report" in fails(capsys, *shared, str(store))
+    assert "cannot write to" in fails(capsys, "report", "--store", str(store), "--out", str(out / "in" / "a.html"))
     assert out.read_text() == "my own page"
 
 
@@ -374,11 +375,11 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_answers_a_finger(brows
     wide = "[document.documentElement.scrollWidth, innerWidth]"
     assert browser.value(wide) == [390, 390]
     assert browser.value(f"{HEAD}.closest('.wide').scrollWidth > {HEAD}.closest('.wide').clientWidth")
-    small = (
-        "[...document.querySelectorAll('button, nav a')].map(b => b.getBoundingClientRect().height).filter(h => h < 44)"
-    )
+    small = "[...document.querySelectorAll('button, nav a')].filter(b => b.checkVisibility()).map(b => b.getBoundingClientRect().height).filter(h => h < 44)"
     assert browser.value(small) == []
     browser.tap("document.querySelector('.plot .point')")
+    below = browser.value("document.querySelector('.told-of').getBoundingClientRect().bottom")
+    assert 0 < below <= 844  # in sight, however many plots there are
     assert "dense training's FLOPs" in browser.value("document.querySelector('.told-of').textContent")
     browser.tap("document.querySelector('.told-of button')")
     assert browser.value("document.querySelector('dialog').open")

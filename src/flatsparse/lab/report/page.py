@@ -77,7 +77,10 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
     body = "\n".join([*parts, '<dialog aria-labelledby="cell-title"></dialog>'])
     scripts = f'<script type="application/json" id="data">{sealed}</script><script>{SCRIPT}</script>'
     whole = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n{scripts}</body></html>\n'
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out.parent}' ({problem.strerror}): give another --out") from None
     write_whole(out, whole.encode())
     return out
 
@@ -131,12 +134,13 @@ def _heading(name: str, numeric: bool) -> str:
 def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: float, costs: bool) -> str:
     d, verdict, published = row["difference"], row["verdict"], row["published"]
     style = _class(verdict) if verdict else ""
-    gap = "–"
+    gap, place = "–", f"{row['column']}, {label(row)}"  # the place stands in for its columns on a phone
     if d:
         low, high = d["interval95"]
         gap = f"{d['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
     cells = [
-        f'<th scope="row"><button type="button" data-cell="{number}" aria-haspopup="dialog">{_text(row["row"])}</button></th>',
+        f'<th scope="row"><button type="button" data-cell="{number}" data-place="{_text(place)}" aria-haspopup="dialog">'
+        f"{_text(row['row'])}</button></th>",
         f'<td class="word">{_text(row["column"])}</td><td class="word">{_text(label(row))}</td>',
         _number(measured(row), row["mean"]),
         _number(str(len(row["values"])), len(row["values"])),
@@ -175,7 +179,7 @@ def _plots(record: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any
     said = f'<p class="told-of" aria-live="polite">{_text(PARETO)}</p>'
     return [
         f"<h3>{_text(_sentence(record['metric']))}, against FLOPs of training</h3>",
-        f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div>{said}',
+        f'<p class="key">{key}</p><section><div class="plots">{"".join(drawn)}</div>{said}</section>',
     ]
 
 

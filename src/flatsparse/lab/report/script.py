@@ -18,7 +18,8 @@ td.word, th.word { text-align: left; } table.sortable { font-size: .9rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: .5rem; }
 .plots figure, dialog figure { margin: 0; } svg text { font: 11px system-ui, sans-serif; fill: #444; }
 .point { cursor: pointer; outline: none; } .point:focus circle, .point.told circle { fill: #0072b233; stroke: #0072b2; }
-.told-of { min-height: 3.2em; color: #555; } .told-of button { color: #00508a; text-decoration: underline; padding: .2rem .4rem; }
+.told-of { min-height: 3.2em; position: sticky; bottom: 0; background: #fff; color: #444; margin: 0; padding: .3rem 0; }
+.told-of button { color: #00508a; text-decoration: underline; padding: .2rem .4rem; }
 .key svg { width: 1rem; height: 1rem; vertical-align: -.15rem; } .key span { margin-right: 1rem; white-space: nowrap; }
 img { max-width: 100%; height: auto; } .surface { width: 9rem; image-rendering: pixelated; display: block; }
 dialog { width: min(60rem, 100%); max-width: 100%; max-height: 96%; box-sizing: border-box; border: 1px solid #999; }
@@ -30,7 +31,9 @@ summary { cursor: pointer; padding: .4rem 0; }
 @media (max-width: 40rem), (pointer: coarse) {
   nav li { margin: 0; } nav a { display: inline-block; padding: .7rem 0; }
   thead button, tbody th button, .told-of button, .close { display: inline-block; min-height: 2.75rem; }
-  summary { min-height: 2rem; } tbody th { max-width: 8rem; }
+  summary { min-height: 2rem; } tbody th { max-width: 9.5rem; }
+  .sortable :is(th, td):nth-child(2), .sortable :is(th, td):nth-child(3) { display: none; }
+  [data-place]::after { content: attr(data-place); display: block; font-size: .8rem; color: #555; }
 }
 """
 SCRIPT = """
