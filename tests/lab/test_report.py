@@ -239,7 +239,7 @@ def test_what_cannot_be_told_is_one_line_and_writes_nothing(store, tmp_path, cap
         assert "bad-smoke.json" in fails(capsys, *shared, str(tmp_path))
     assert not out.exists()
     out.write_text("my own page")
-    assert "is no such report" in fails(capsys, *shared, str(store))
+    assert "is no report of tables" in fails(capsys, *shared, str(store))
     assert "cannot write to" in fails(capsys, "report", "--store", str(store), "--out", str(out / "in" / "a.html"))
     assert out.read_text() == "my own page"
 
@@ -375,7 +375,8 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_answers_a_finger(brows
     wide = "[document.documentElement.scrollWidth, innerWidth]"
     assert browser.value(wide) == [390, 390]
     assert browser.value(f"{HEAD}.closest('.wide').scrollWidth > {HEAD}.closest('.wide').clientWidth")
-    small = "[...document.querySelectorAll('button, nav a')].filter(b => b.checkVisibility()).map(b => b.getBoundingClientRect().height).filter(h => h < 44)"
+    shown = "[...document.querySelectorAll('button, nav a')].filter(b => b.checkVisibility())"
+    small = f"{shown}.map(b => b.getBoundingClientRect().height).filter(height => height < 44)"
     assert browser.value(small) == []
     browser.tap("document.querySelector('.plot .point')")
     below = browser.value("document.querySelector('.told-of').getBoundingClientRect().bottom")

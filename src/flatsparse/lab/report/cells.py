@@ -24,14 +24,15 @@ class Told:
 
     def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
         """A row, compared with ``base``. Returns its number."""
-        unit = "seed" if row["folders"] else "round"
+        of_runs = "rho" in row  # a reading has no run, and no place that could be asked for
+        unit = "seed" if of_runs else "round"
         self.cells.append(
             {
                 "title": f"{record['name']}, {record['scale']}: {row['row']}, {row['column']}, {label(row)}",
                 "facts": facts(record, row),
                 "counted": f"{record['metric']}, each {unit}",
                 "values": [[f"{unit} {n}", f"{v:.2f}"] for n, v in zip(row["seeds"], row["values"], strict=True)],
-                "command": command(record, self.store, f"{row['row']} {row['column']}"),
+                "command": command(record, self.store, f"{row['row']} {row['column']}") if of_runs else None,
                 "runs": [self._run(folder) for folder in row["folders"]],
                 "base": [self._run(folder) for folder in base["folders"]] if base else [],
             }
@@ -53,28 +54,20 @@ class Told:
 def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A row in words: name and text."""
     told = [("measured", f"{measured(row)} ({record['metric']}), n = {len(row['values'])}")]
-    told.append(
-        ("published", printed(record, row) + (f" ({p['source']})" if (p := row["published"]) and p["source"] else ""))
-    )
-    if row["published"] and row["published"].get("flops") is not None:
-        told.append(("published FLOPs of training, of dense", f"{row['published']['flops']:.3f}"))
+    p = row["published"]
+    told.append(("published", printed(record, row) + (f" ({p['source']})" if p and p["source"] else "")))
+    if p and p["flops"] is not None:
+        told.append(("published FLOPs of training, of dense", f"{p['flops']:.3f}"))
     if d := row["difference"]:
         low, high = d["interval95"]
-        interval = (
-            "one pair, so no interval"
-            if low is None
-            else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
-        )
-        told.append(
-            ("difference to plain", f"{d['mean']:+.2f} ({interval}); published: {printed_difference(record, row)}")
-        )
+        sure = "one pair" if low is None else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
+        published = printed_difference(record, row)
+        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}); published: {published}"))
         if d["p_holm"] is not None:
             told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:
-            effect = abs(d["published"] or record["effect"])
-            told.append(
-                ("seeds it would take", f"{d['seeds_needed']} to find a difference of {effect:.2f} four times in five")
-            )
+            found = f"a difference of {abs(d['published'] or record['effect']):.2f} is found four times in five"
+            told.append(("seeds it would take", f"with {d['seeds_needed']}, {found}"))
     if row["verdict"]:
         told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
     told += [("needs", row["needs"])] if row["needs"] else []

@@ -21,7 +21,7 @@ from flatsparse.lab.report.script import SCRIPT, STYLE
 from flatsparse.lab.report.store import CURVES, embedded
 from flatsparse.lab.reproduce.telling import claim, label, printed, printed_difference, reasons
 from flatsparse.lab.reproduce.verdict import VERDICTS
-from flatsparse.storage import write_whole
+from flatsparse.storage import read, write_whole
 
 MARK = '<meta name="generator" content="flatsparse report">'
 WIDEST = 1200  # pixels of an embedded picture
@@ -55,8 +55,8 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
 
     Raises: InputError when ``out`` is something else than such a page.
     """
-    if out.is_dir() or (out.is_file() and MARK.encode() not in out.read_bytes()[:2000]):
-        raise InputError(f"'{out}' exists and is no such report: give another --out")
+    if out.is_dir() or (out.is_file() and MARK.encode() not in read(out)[:2000]):
+        raise InputError(f"'{out}' exists and is no report of tables: give another --out")
     told = Told(store)
     parts = [
         "<h1>The paper's tables, reproduced</h1>",
