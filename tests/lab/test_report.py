@@ -162,17 +162,26 @@ def test_cells_open_what_the_runs_left_behind_with_commands_that_repeat_them(wri
         assert found["curves"]["train_loss"] == pytest.approx([line["train_loss"] for line in lines], rel=1e-3)
         assert found["curves"]["exploration"] == pytest.approx([100 * line["exploration"] for line in lines], rel=1e-3)
         threads, *words = shlex.split(found["command"])
-        assert re.fullmatch(r"OMP_NUM_THREADS=\d+", threads)
+        config = read_json(store / "runs" / found["folder"] / "config.json")
+        assert threads == f"OMP_NUM_THREADS={config['machine']['threads']}"
         assert words[:2] == ["flatsparse", "train"]
         again = tyro.cli(Run, args=words[2:], config=(tyro.conf.FlagCreatePairsOff,)).resolved()
-        settings = read_json(store / "runs" / found["folder"] / "config.json")["settings"]
-        assert json.loads(json.dumps(again.as_dict())) == settings
+        assert json.loads(json.dumps(again.as_dict())) == config["settings"]
         assert found["settings"]["epochs"] == "3"
     assert list(told["surfaces"]) == [measured]
     assert "0.5 (dark) to 10 (bright)" in told["surfaces"][measured]["told"]
     assert "Ra 0.432" in told["surfaces"][measured]["told"]
     assert told["cells"][-1]["values"] == [["round 0", "4.50"], ["round 1", "7.50"]]
     assert told["cells"][-1]["command"] is None  # of no recipe that the package knows
+
+
+def test_a_command_on_the_page_comes_to_the_same_weights(written, store, tmp_path):
+    told = next(found for found in data(written[0])["runs"] if "--no-mask-perturbation" in found["command"])
+    main([*shlex.split(told["command"])[2:], "--out", str(tmp_path / "again")])
+    before, again = (
+        (folder / "model.safetensors").read_bytes() for folder in (store / "runs" / told["folder"], tmp_path / "again")
+    )
+    assert before == again
 
 
 def test_text_is_escaped_wherever_it_comes_from(written):

@@ -28,7 +28,8 @@ WIDEST = 1200  # pixels of an embedded picture
 COLORS = 128
 INTERVALS = (
     "Dot: difference measured; line: its 95 % interval, with an arrow where it goes on; diamond: difference printed."
-    " Each row opens its runs; each heading sorts."
+    " Published: unknown where we do not know what was printed, if anything was; none for what is ours. Each row opens its runs;"
+    " each heading sorts."
 )
 PARETO = (
     "FLOPs are a share of one dense training, by count; no mark is as cheap as one on the line and better. Point at a mark, tap"

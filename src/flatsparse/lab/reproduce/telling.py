@@ -14,6 +14,7 @@ from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.reproduce.verdict import VERDICTS
 
+UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
 STYLES = {"reproduces": "green", "contradicts": "red"}
 
 
@@ -35,9 +36,7 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
         grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
-    told = [
-        "n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval; unknown: printed, but not known to us"
-    ]
+    told = ["n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval", UNKNOWN]
     verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
     told += [claim(record)] if verdicts else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
