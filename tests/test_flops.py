@@ -16,6 +16,12 @@ def test_a_multiply_add_counts_as_two():
     assert found.other == 0
 
 
+def test_grouped_and_depthwise_convolutions_count_only_what_they_multiply():
+    grouped = cost(nn.Sequential(nn.Conv2d(6, 9, 3, padding=1, groups=3)), torch.zeros(2, 6, 5, 5))
+    depthwise = cost(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6)), torch.zeros(2, 6, 5, 5))
+    assert (grouped.layers, depthwise.layers) == ({"0.weight": 2 * 9 * 18 * 25}, {"0.weight": 2 * 6 * 9 * 25})
+
+
 def test_resnet32_has_the_multiply_adds_of_the_paper():
     assert cost(resnet32(), torch.zeros(1, 3, 32, 32)).dense / 2 == pytest.approx(275.6e6, rel=1e-3)
 

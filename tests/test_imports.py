@@ -30,6 +30,7 @@ LAYERS = [
         "shrinking",
         "masks",
         "widths",
+        "pruned",
         "health",
         "patterns",
         "criteria",
@@ -54,10 +55,23 @@ LAYERS = [
         "models",
         "curvature",
         "theory",
+        "export",
     ),
     *("flatsparse", "lab", "cli", "__main__"),
 ]
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "torchvision", "timm"]
+HEAVY = [
+    "tyro",
+    "rich",
+    "scipy",
+    "matplotlib",
+    "sklearn",
+    "datasets",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "ray",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -137,6 +137,31 @@ def test_a_silent_channel_goes_only_where_its_constant_can(bias, padding, second
     assert_equal_outputs(model, small, torch.randn(2, 1, 5, 5))
 
 
+@pytest.mark.parametrize("change", [lambda x: F.relu(x, True), torch.relu_, lambda x: x.mul_(0.0), lambda x: x.add_(x)])
+def test_what_is_written_in_place_is_not_taken_for_what_it_was(change):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            z = F.dropout(y, 0.1, False)
+            return self.b(change(y)) + self.c(z)
+
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    with torch.no_grad():
+        model.a.weight[0] = 0
+        model.a.bias[0] = -1.0
+    assert_equal_outputs(model, shrink(model), torch.randn(2, 1, 5, 5))
+
+
+def test_a_reparametrized_layer_is_kept():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(5, 2)))
+    assert [group.why_kept for group in channel_groups(model)] == ["ParametrizedLinear '2' is not understood"]
+
+
 def test_what_dies_with_a_dead_channel_goes_too():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
@@ -164,6 +189,21 @@ def test_a_small_model_is_loaded_into_a_narrow_one(name):
     inputs = torch.randn(2, 3, 32, 32)
     assert same(again(inputs), small(inputs))
     assert repr(again) == repr(small)
+
+
+def test_a_depthwise_convolution_of_one_channel_is_loaded_too():
+    def make():
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    model, inputs = make(), torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        model[3].weight[:, 1:] = 0
+    small = shrink(model)
+    again = narrow(make(), widths(small))
+    again.load_state_dict(small.state_dict())
+    assert (again[1].groups, again[1].in_channels, again[1].out_channels) == (1, 1, 1)
+    assert same(again(inputs), small(inputs))
+    assert_equal_outputs(model, small, inputs)
 
 
 def test_a_small_model_says_what_it_is_and_trains():
@@ -215,3 +255,15 @@ def test_wrong_masks_and_widths_are_input_errors():
         narrow(model, {})
     with pytest.raises(fs.InputError, match=r"'3\.weight' cannot have 65 channels: give 1 to 64"):
         narrow(model, {**widths(model), "3.weight": 65})
+
+
+def test_a_mask_holds_for_every_use_of_a_tied_weight():
+    torch.manual_seed(0)
+    first, last = nn.Linear(8, 8), nn.Linear(8, 8)
+    last.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), last)
+    masks = {"0.weight": torch.rand(8, 8) < 0.5}
+    small, inputs = shrink(model, masks), torch.randn(5, 8)
+    with torch.no_grad():
+        model[0].weight.mul_(masks["0.weight"])
+        torch.testing.assert_close(small(inputs), model(inputs))

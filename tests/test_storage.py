@@ -148,3 +148,12 @@ def test_the_checksum_is_that_of_the_documents_own_content(tmp_path):
     write_json(tmp_path / "v.json", {"b": 1, "a": 2})
     found = json.loads((tmp_path / "v.json").read_text())
     assert found["sha256"] == hashlib.sha256(b'{"a": 2, "b": 1}').hexdigest()
+
+
+@pytest.mark.parametrize("shapes", ["{}x", '{"a": [3, 4]}', '{"b": [2, 2]}', '{"a": [1000]}', '{"a": ["x"]}', "[1]"])
+def test_a_mask_file_whose_shapes_do_not_fit_gets_one_line(tmp_path, shapes):
+    file = tmp_path / "masks.safetensors"
+    save_tensors(file, {"a": torch.zeros(1, dtype=torch.uint8)}, {"format": "flatsparse-masks-1", "shapes": shapes})
+    with pytest.raises(InputError, match="damaged") as caught:
+        load_masks(file)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """CHEX and Chase on small nets: which channels, how many, what they take up again, and what is refused."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,8 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.criteria import magnitude
+from flatsparse.distributions import ranked_together
 from flatsparse.filters import drawn, leverage, live_fraction, residuals
 from flatsparse.masks import Masks
+from flatsparse.rules import PruneTo
+from flatsparse.schedules import At, Constant
 from flatsparse.seeds import generator
 from flatsparse.shrinking import shrink
 from flatsparse.widths import Widths
@@ -172,6 +177,31 @@ def test_what_returns_has_the_values_that_it_last_had():
     assert returned >= 3
 
 
+class WithMore:
+    """CHEX, and a rule of another kind at other steps."""
+
+    def plan(self, sparsity, steps):
+        plan = fs.methods.CHEX(every=3).plan(sparsity, steps)
+        more = PruneTo(At(frozenset({4})), Constant(0.7), magnitude, ranked_together)
+        return dataclasses.replace(plan, rules=(*plan.rules, more))
+
+
+def test_a_rule_beside_it_brings_no_old_values_back():
+    model = residual()
+    optimizer = sgd(model)
+    training = fs.sparsify(model, optimizer, WithMore(), sparsity=0.0, steps=20)
+    train(model, optimizer, 4)
+    mask = training.masks["two.weight"]
+    assert not (model.two.weight == training._masks.widths.latest["two.weight"])[mask].any()
+
+
+def test_saved_channels_of_other_groups_are_refused():
+    saved = chex(model := residual(), sgd(model)).state_dict()
+    training = chex(model := residual(), sgd(model), sums=True)
+    with pytest.raises(fs.InputError, match="saved channels are of other groups"):
+        training.load_state_dict(saved)
+
+
 def test_a_net_without_batch_norm_is_ranked_by_its_filters():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -275,13 +305,15 @@ def refused(match, method="chex", model=None, **options):
     model = residual() if model is None else model
     before = copied(model.state_dict())
     with pytest.raises(fs.InputError, match=match):
-        fs.sparsify(model, sgd(model), method, **{"steps": 20, **options})
+        fs.sparsify(model, sgd(model), method, **{"steps": 20, "every": 3, **options})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_cannot_be_done_is_refused_in_a_line():
     refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
-    refused("method 'chase' needs a sparsity", "chase")
+    refused("method 'chase' got neither sparsity= nor masks=", "chase")
+    every = {name: torch.ones_like(p, dtype=torch.bool) for name, p in residual().named_parameters() if p.ndim > 1}
+    refused("method 'chex' chooses its own channels", masks=every)
     refused("channels 1.0 is not in", channels=1.0)
     refused("regrow 0.7 is more than channels 0.5", regrow=0.7)
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)

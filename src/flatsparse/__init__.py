@@ -1,10 +1,12 @@
 """flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
 
-from flatsparse import methods, models, schedules
+from flatsparse import export, methods, models, schedules
 from flatsparse.errors import InputError
 from flatsparse.flops import estimate
 from flatsparse.methods import METHODS
+from flatsparse.pruned import masks_from
 from flatsparse.sharpness import S2SAM, SAM
+from flatsparse.shrinking import narrow, shrink
 from flatsparse.sparsifier import SparseTraining, rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
 
@@ -17,11 +19,15 @@ __all__ = [
     "InputError",
     "SparseTraining",
     "estimate",
+    "export",
     "load_masks",
+    "masks_from",
     "methods",
     "models",
+    "narrow",
     "rounds",
     "save_masks",
     "schedules",
+    "shrink",
     "sparsify",
 ]

@@ -34,10 +34,11 @@ class Group:
 def channel_groups(model: nn.Module, example: Tensor | None = None) -> tuple[Group, ...]:
     """The groups of channels of a model, in the order in which they are first written.
 
-    Ours: ``torch.fx`` traces the model in the mode it is in, and channels are followed through convolutions, linear layers,
-    batch norms, element-wise functions, sums and products, pooling, means over space, flattening and concatenation.
-    Channels that meet anything else, a grouped (not depthwise) convolution, a layer that is used twice or the model's
-    output are kept. Inputs are taken to have a batch dimension, and a batch norm that follows a linear layer to see (N, C).
+    Ours: ``torch.fx`` traces the model in the mode it is in, and channels are followed through convolutions, linear
+    layers, batch norms, element-wise functions, sums and products, pooling, means over space, flattening and
+    concatenation. Channels that meet anything else, a grouped (not depthwise) convolution, a layer that is used twice
+    (which is in no group itself), a sum of other divisions or the model's output are kept. Inputs are taken to have a
+    batch dimension, and a batch norm that follows a linear layer to see (N, C).
 
     Args:
         model: the network, bare or in ``torch.compile`` or ``DistributedDataParallel``; names are those of the bare one.

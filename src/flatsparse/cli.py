@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         print(
-            "flatsparse: stopped; the same command with --resume goes on from the last checkpoint, if any",
+            "flatsparse: stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.lab.bench.command import Bench
-        from flatsparse.lab.commands import Compare, List, Train
+        from flatsparse.lab.commands import Compare, Export, List, Train
         from flatsparse.lab.landscape.command import Landscape
         from flatsparse.lab.report.command import Report
         from flatsparse.lab.reproduce.command import Reproduce
@@ -46,6 +46,7 @@ def _run(arguments: Sequence[str]) -> None:
         "report": Report,
         "landscape": Landscape,
         "bench": Bench,
+        "export": Export,
         "list": List,
     }
     command = _parse(commands, arguments)

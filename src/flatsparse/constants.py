@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from flatsparse.operations import evaluated, kind_of
-from flatsparse.tracing import Trace, Value
+from flatsparse.operations import evaluated, kind_of, writes_in_place
+from flatsparse.tracing import Part, Trace
 
 UNKNOWN = math.nan  # a channel that varies, or may
 
@@ -26,6 +26,7 @@ def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Te
         tensors: its parameters and buffers by name, masked.
     """
     seen: dict[fx.Node, Tensor] = {}
+    storage: dict[fx.Node, fx.Node] = {}  # the first node whose memory a node may share
     read: dict[str, Tensor] = {}
     for node in trace.graph.nodes:
         value = trace.values[node]
@@ -47,12 +48,20 @@ def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Te
             found = _elementwise(node, trace.modules, seen)
         else:
             found = sources[0] if kind != "pool" else _pooled(node, trace.modules, sources[0])
-        seen[node] = found if len(found) == value.size else _unknown(value)
+        changes = kind in ("unary", "join") and writes_in_place(node, trace.modules)
+        source = node.all_input_nodes[0]
+        storage[node] = storage.get(source, source) if changes or kind in ("same", "flatten") else node
+        if changes:  # who reads its input after it reads something else
+            for other, first in storage.items():
+                if first is storage[node] and other in seen:
+                    seen[other] = torch.full_like(seen[other], UNKNOWN)
+        kept = torch.cat([_is_kept(part) for part in value.parts])  # by what may write to it, perhaps
+        seen[node] = found.masked_fill(kept, UNKNOWN)
     return read
 
 
-def _unknown(value: Value) -> Tensor:
-    return torch.full((value.size,), UNKNOWN, dtype=torch.float64)
+def _is_kept(part: Part) -> Tensor:
+    return torch.full((part.channels.size,), part.channels.root().why_kept is not None)
 
 
 def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,11 +62,12 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         module: Any = modules[str(node.target)]
         kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
         plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
+        plain = plain and (kind not in ("conv", "linear") or "weight" in module._parameters)  # not reparametrized
         return kind if plain and len(node.all_input_nodes) == 1 else None
     if _is_size(node):
         return "size"
     if node.op == "call_method" and str(node.target) in ("view", "reshape"):
-        return "flatten" if _keeps_batch(node) else None
+        return "flatten" if _keeps_batch(node, modules) else None
     kind = _FUNCTIONS.get(_name(node))
     if kind == "flatten" and _arguments(node, ("start_dim", "end_dim"), (0, -1)) != [1, -1]:
         return None
@@ -100,6 +102,21 @@ def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., 
     return node.target
 
 
+def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
+    """The modules that hold a parameter which is used by more than one call."""
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    calls += [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
+    uses = Counter(id(p) for name in calls for p in modules[name].parameters(recurse=False))
+    return {name for name in calls if any(uses[id(p)] > 1 for p in modules[name].parameters(recurse=False))}
+
+
+def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """What a node calls, in words."""
+    if node.op == "call_module":
+        return f"{type(modules[str(node.target)]).__name__} '{node.target}'"
+    return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
+
+
 def _name(node: fx.Node) -> str:
     """The plain name of torch's functions and of methods; empty for functions of others."""
     if node.op == "call_method":
@@ -131,7 +148,23 @@ def _is_size(node: fx.Node) -> bool:
     return is_batch_size(node) or (_name(node) == "getattr" and node.args[1] in ("device", "dtype"))
 
 
-def _keeps_batch(node: fx.Node) -> bool:
+def _keeps_batch(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a view is (batch size, -1), as a flatten of all but the first dimension."""
     shape: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
-    return len(shape) == 2 and is_batch_size(shape[0]) and bool(shape[1] == -1)
+    if len(shape) != 2 or not is_batch_size(shape[0]) or bool(shape[1] != -1):
+        return False
+    asked, value = shape[0], node.all_input_nodes[0]
+    while is_batch_size(asked) or _is_shape(asked):  # up to the value whose batch size it is
+        asked = asked.args[0]
+    while value is not asked and kind_of(value, modules) not in (None, "size"):  # all that is known keeps the batch
+        value = value.all_input_nodes[0]
+    return value is asked
+
+
+def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a unary node or a join changes its first input."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    told = node.kwargs.get("inplace", False) or any(argument is True for argument in node.args)
+    return bool(told) or name.endswith("_") or name in ("iadd", "imul", "isub", "itruediv")

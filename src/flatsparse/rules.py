@@ -73,7 +73,7 @@ class Rewire:
         kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
         if self.pattern is not None:
             return self.pattern.rewired(kept, self.grow(w), w.name)
-        return kept | keep_top(self.grow(w), moved, among=~kept if w.room is None else ~kept & w.room)
+        return kept | keep_top(self.grow(w), moved, among=~kept if w.room is None else ~kept & w.room.to(kept.device))
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,9 @@ def _tensors(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, 
         if name not in tensors or tensors[name].shape != mask.shape:
             raise InputError(f"the mask of '{name}' fits no weight of the model: give the masks of this model")
         tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
+    first: dict[int, str] = {}
+    for name, p in bare(model).named_parameters(remove_duplicate=False):  # a tied weight is masked by its first name
+        tensors[name] = tensors[first.setdefault(id(p), name)]
     return tensors
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from flatsparse.layers import Pattern
 from flatsparse.masks import Masks
 from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.plan import Method, Plan
+from flatsparse.pruned import fitting
 from flatsparse.report import LayerReport, Report
 from flatsparse.rounds import go_back, snapshot
 from flatsparse.rules import Rule
@@ -395,6 +397,7 @@ def sparsify(
     include: Sequence[Pattern] = (),
     exclude: Sequence[Pattern] = (),
     layers: str = "all",
+    masks: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> SparseTraining:
     """Make a model sparse now and keep it so through every step of the optimizer.
@@ -405,14 +408,16 @@ def sparsify(
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1). ``chex`` takes ``channels=`` instead,
-            the fraction of channels to remove.
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``, nor for
+            ``chex``, which takes ``channels=``, the fraction of channels to remove.
         steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
         seed: of everything random; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
             ``nn.Conv2d`` or ``"Conv2d"``.
         layers: leave dense what a paper does: ``"rigl"`` the first convolution, ``"dsr"`` shortcuts too, ``"mest"`` the
             classifier too; ``"grasp"`` and ``"all"`` nothing.
+        masks: to start from in place of the method's own, bool tensors by parameter name, such as ``masks_from`` gives;
+            they stand for ``sparsity`` and the choice of layers. ``"static"`` keeps them, so that a pruned model stays sparse.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
@@ -430,16 +435,34 @@ def sparsify(
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
         raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
     chosen = as_method(method, options)
-    sparsity = sparsity_for(chosen, sparsity)
-    plan = chosen.plan(sparsity, steps)
+    given = {} if masks is None else fitting(masks, model)
+    if given:
+        if sparsity is not None or include or exclude or layers != "all":
+            raise InputError(
+                "masks= say themselves which layers are how sparse: leave out sparsity= and choices of layers"
+            )
+        include = [glob.escape(name) for name in given]
+    else:
+        sparsity = sparsity_for(chosen, sparsity)
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
-    masks = Masks.of(model, held, include, exclude, seed, layers)
-    check_budget(masks.budget(sparsity), masks.total, len(masks))
-    with contextlib.ExitStack() as shut:
-        for wrapper in _chain(optimizer):
-            if hasattr(wrapper, "shut"):
-                shut.enter_context(wrapper.shut())  # scores are those of the true weights
-        initial = plan.initial_masks(masks.whole(), _unwrapped(model))
+    masked = Masks.of(model, held, include, exclude, seed, layers)
+    if given:
+        given = {w.name: given[w.name] for w in masked}
+        sparsity = 1 - sum(int(mask.sum()) for mask in given.values()) / masked.total
+    assert sparsity is not None
+    plan = chosen.plan(float(sparsity), steps)
+    if given and plan.thinning is not None:
+        raise InputError(f"method '{name_of(chosen)}' chooses its own channels to start with: leave out masks=")
+    if given:
+        _check_start(given, sparsity, plan, name_of(chosen))
+        initial = given
+    else:
+        check_budget(masked.budget(sparsity), masked.total, len(masked))
+        with contextlib.ExitStack() as shut:
+            for wrapper in _chain(optimizer):
+                if hasattr(wrapper, "shut"):
+                    shut.enter_context(wrapper.shut())  # scores are those of the true weights
+            initial = plan.initial_masks(masked.whole(), _unwrapped(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(
@@ -448,8 +471,8 @@ def sparsify(
     for wrapper in _chain(optimizer):
         if hasattr(wrapper, "follow"):
             wrapper.follow(model)
-    training = SparseTraining(model, masks, optimizer, plan, method=name_of(chosen))
-    masks.rewire(initial, innermost(optimizer).state)
+    training = SparseTraining(model, masked, optimizer, plan, method=name_of(chosen))
+    masked.rewire(initial, innermost(optimizer).state)
     training._note_rewind_point()
     return training
 
@@ -472,6 +495,23 @@ def rounds(training: SparseTraining) -> Iterator[int]:
     while training.round + 1 < training.rounds:
         training.next_round()
         yield training.round
+
+
+def _check_start(given: Mapping[str, Tensor], sparsity: float, plan: Plan, method: str) -> None:
+    """Raises InputError when a method cannot start from these masks."""
+    if plan.sparsity != sparsity or plan.rounds:
+        raise InputError(f"method '{method}' starts denser than it ends, not from masks=: give 'static', or 'rigl'")
+    if plan.pattern is not None:
+        for name, mask in given.items():
+            if not torch.equal(plan.pattern.keep(mask.float(), name), mask):
+                pair = f"{plan.pattern.live}:{plan.pattern.of}"
+                raise InputError(
+                    f"the mask of '{name}' does not keep to {pair}: leave out pattern=, or give other masks"
+                )
+    if plan.rules and (held := [name for name in given if name.endswith("_orig")]):
+        raise InputError(
+            f"torch.nn.utils.prune still holds '{held[0]}' and hides its dense gradient: call prune.remove first"
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -134,9 +134,13 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = read(file)
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        tensors, about = safetensors.torch.load(content), dict(header["__metadata__"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as problem:
+        tensors, about = safetensors.torch.load(content), dict(header.get("__metadata__", {}))
+    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError) as problem:
         raise damaged(file, str(problem) or "it is no safetensors file") from None
+    if "sha256" not in about:
+        raise InputError(
+            f"'{file}' carries no checksum: it is damaged, or not of ours; give a file that flatsparse wrote"
+        )
     if about.pop("sha256", None) != _tensor_digest(tensors, about):
         raise damaged(file, "its checksum does not fit")
     return tensors, about
@@ -180,9 +184,15 @@ def load_masks(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"'{file}' holds '{about.get('format')}', not '{MASK_FORMAT}': give a masks.safetensors of ours"
         )
     masks = {}
-    for name, shape in json.loads(about["shapes"]).items():
-        bits = np.unpackbits(packed[name].numpy(), count=int(np.prod(shape)), bitorder="little")
-        masks[name] = torch.from_numpy(bits.reshape(shape).astype(bool))
+    try:
+        for name, shape in json.loads(about["shapes"]).items():
+            count = int(np.prod(shape))
+            if len(packed[name]) != -(-count // 8):
+                raise ValueError
+            bits = np.unpackbits(packed[name].numpy(), count=count, bitorder="little")
+            masks[name] = torch.from_numpy(bits.reshape(shape).astype(bool))
+    except (KeyError, ValueError, TypeError, AttributeError):  # others may write such files too
+        raise damaged(Path(file), "its shapes are not those of its masks") from None
     return masks, about
 
 

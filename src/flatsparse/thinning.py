@@ -39,8 +39,6 @@ class Thinning:
             raise InputError(
                 f"channels {self.removed} is not in [0, 1): give the fraction of channels to remove, e.g. 0.5"
             )
-        if not 0 <= self.first < 1:
-            raise InputError(f"{self.first} is no share of channels to start without: give a fraction in [0, 1)")
 
     def floors(self, widths: Widths) -> list[int]:
         """The fewest channels that each group keeps."""
@@ -77,12 +75,12 @@ class Explore:
     """Remove channels down to a fraction of the net's, then bring some of the removed back (CHEX: Hou et al. 2022, Alg. 1).
 
     How many each group has, after removing and after regrowing, follows from one ranking of all channels that are live
-    (``Widths.scales``). Which go is decided by leverage. Which return is drawn with the softmax of the
-    residual norms of all filters that are not kept, each as it last was, those just removed among them.
+    (``Widths.scales``). Which go is decided by leverage. Which return is drawn with the softmax of the residual norms of
+    all filters that are not kept, those just removed among them; every filter is taken as it last was, which is our reading.
 
     Attributes:
         when: at which steps.
-        removed: the fraction of channels, by step, before the regrowth; exact.
+        removed: the fraction of channels that is removed before the regrowth, to the channel.
         regrown: the fraction of channels that return, by step.
     """
 
@@ -100,7 +98,6 @@ class Explore:
         scales, floors = widths.scales(), [1] * len(widths)
         fewer = ranked_channels(scales, budget(widths.total, self.removed), floors)
         more = ranked_channels(scales, budget(widths.total, self.removed - self.regrown(step)), floors)
-        # Both first, then live: a group's matrix hangs on no other group's new channels.
         chosen = [
             self._explored(g, int(few.sum()), int(many.sum()), widths)
             for g, few, many in zip(widths, fewer, more, strict=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from flatsparse.errors import InputError
-from flatsparse.operations import is_batch_size, kind_of, mean_dims
+from flatsparse.operations import called, is_batch_size, kind_of, mean_dims, shared
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,10 @@ class Slot:
 
 @dataclass(eq=False)
 class Channels:
-    """A group in the making. What was merged into another points to it."""
+    """A group in the making. What was merged into an earlier one points to it."""
 
     size: int
+    order: int
     writes: list[Slot] = field(default_factory=list)
     norms: list[Slot] = field(default_factory=list)
     reads: list[Slot] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Channels:
         return self if self.merged is None else self.merged.root()
 
     def merge(self, other: Channels) -> None:
-        mine, theirs = self.root(), other.root()
+        mine, theirs = sorted((self.root(), other.root()), key=lambda channels: channels.order)
         if mine is not theirs:
             mine.writes += theirs.writes
             mine.norms += theirs.norms
@@ -97,7 +97,7 @@ class Trace:
         self.values: dict[fx.Node, Value | None] = {}
         self.blocks: dict[str, int] = {}
         self._all: list[Channels] = []
-        self._shared = _shared(self.graph, self.modules)
+        self._shared = shared(self.graph, self.modules)
         for node in self.graph.nodes:
             try:
                 self.values[node] = self._follow(node)
@@ -129,7 +129,7 @@ class Trace:
             return None
         if node.op == "output":
             raise NotUnderstood("the model's output")
-        kind, odd = kind_of(node, self.modules), NotUnderstood(f"{_told(node, self.modules)} is not understood")
+        kind, odd = kind_of(node, self.modules), NotUnderstood(f"{called(node, self.modules)} is not understood")
         inputs = [self.values[source] for source in node.all_input_nodes if not is_batch_size(source)]
         if kind in ("conv", "linear", "norm"):
             if str(node.target) in self._shared:
@@ -221,7 +221,7 @@ class Trace:
                 part.channels.root().reads += self._slots(node, ("weight",), self.block(part), offset, dim=1)
 
     def _written(self, node: fx.Node, size: int) -> Channels:
-        written = Channels(size, writes=self._slots(node, ("weight", "bias")))
+        written = Channels(size, len(self._all), self._slots(node, ("weight", "bias")))
         self._all.append(written)
         return written
 
@@ -261,24 +261,14 @@ def _graph(model: nn.Module, example: Tensor | None) -> fx.Graph:
         try:
             with torch.no_grad():
                 ShapeProp(fx.GraphModule(model.eval(), graph)).propagate(example)
+        except Exception:
+            raise InputError(
+                f"the example {tuple(example.shape)} is no input of the model: give one that it takes"
+            ) from None
         finally:
             for module, training in modes.items():
                 module.training = training
     return graph
-
-
-def _shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
-    """The modules that hold a parameter which is used by more than one call."""
-    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    calls += [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
-    uses = Counter(id(p) for name in calls for p in modules[name].parameters(recurse=False))
-    return {name for name in calls if any(uses[id(p)] > 1 for p in modules[name].parameters(recurse=False))}
-
-
-def _told(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    if node.op == "call_module":
-        return f"{type(modules[str(node.target)]).__name__} '{node.target}'"
-    return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
 def _rank(node: fx.Node, rank: int | None) -> int | None:

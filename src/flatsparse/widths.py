@@ -68,6 +68,7 @@ class Widths(Sequence[Explored]):
         self._groups = list(groups)
         self._owners = owners  # modules, since moving a model replaces its buffers
         self.latest: dict[str, Tensor] | None = {} if restores else None
+        self._noted = False  # whether what is live has not changed since it was noted
 
     @classmethod
     def of(cls, model: nn.Module, masks: Masks, *, sums: bool, restores: bool) -> Widths:
@@ -78,7 +79,7 @@ class Widths(Sequence[Explored]):
 
         Raises: InputError when the model's weights are sharded, when it cannot be traced, or no group is left.
         """
-        if any(is_sharded(w.weight) for w in masks):
+        if any(is_sharded(p) for p in model.parameters()):
             raise InputError(
                 "channels cannot be scored where weights are sharded: use DistributedDataParallel, not fully_shard"
             )
@@ -162,12 +163,14 @@ class Widths(Sequence[Explored]):
         for name, live in self._vectors().items():
             value = self.tensor(name)
             self.latest[name] = torch.where(live, value, self.latest.get(name, value).to(value.device))
+        self._noted = True
 
     @torch.no_grad()
     def restore(self, masks: Masks) -> None:
-        """Give all that is live the value it last had; what stayed live has it already."""
-        if not self.latest:
+        """After a rule that noted what was live: give all that now is the value it last had. What stayed has it already."""
+        if self.latest is None or not self._noted:
             return
+        self._noted = False
         for w in masks:
             w.weight.copy_(torch.where(w.mask, self.latest[w.name], 0))
         for name, live in self._vectors().items():
@@ -186,7 +189,14 @@ class Widths(Sequence[Explored]):
         return {"live": {g.name: g.live.clone() for g in self}, "latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state of the same net."""
+        """Take over a saved state of the same net.
+
+        Raises: InputError when it is of other groups.
+        """
+        if {name: len(live) for name, live in state["live"].items()} != {g.name: g.group.size for g in self}:
+            raise InputError(
+                "saved channels are of other groups: load them with the same model, sums=, include= and exclude="
+            )
         for g in self:
             g.live = state["live"][g.name].cpu().clone()
         if self.latest is not None:

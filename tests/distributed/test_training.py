@@ -59,7 +59,7 @@ def optimizer_for(model, kind, base="sgd", **options):
 
 
 def sparse(model, optimizer, method="rigl", **options):
-    options = {"sparsity": 0.5, "steps": STEPS, "every": EVERY, **options}
+    options = {"sparsity": None if method == "chex" else 0.5, "steps": STEPS, "every": EVERY, **options}
     return fs.sparsify(model, optimizer, method, **options)
 
 
@@ -116,6 +116,25 @@ def test_two_processes_end_where_one_does(wrapper, kind, method, base):
         assert all((theirs[name][~mask] == 0).all() for name, mask in masks.items())
     if kind != "none":  # and that is not where the base optimizer alone would end
         assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
+
+
+@pytest.mark.parametrize("method", ["chex", "chase"])
+def test_channels_go_alike_in_two_processes(method):
+    alone, masks = outcome(0, "none", "s2sam", method, "sgd", 1)
+    assert not all(mask.all() for mask in masks.values())
+    for theirs, their_masks in together(outcome, "ddp", "s2sam", method, "sgd", 2):
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+
+
+def sharded_channels(rank):
+    model = parallel(net(), "fsdp")
+    with pytest.raises(fs.InputError, match="channels cannot be scored where weights are sharded"):
+        sparse(model, optimizer_for(model, "s2sam"), "chex")
+
+
+def test_sharded_weights_are_refused_by_methods_that_remove_channels():
+    together(sharded_channels)
 
 
 def test_three_processes_end_where_one_does():

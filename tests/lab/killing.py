@@ -23,7 +23,7 @@ KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
 
 
 def settings(method, sharpness):
-    sparsity = 0.0 if method == "dense" else 0.9
+    sparsity = 0.0 if method in {"dense", "chex"} else 0.9
     rounds = {"epochs": 2, "drop_fraction": 0.5} if method in ("lth", "lrr") else {"epochs": 8}
     return Run(
         method=method,

@@ -271,7 +271,7 @@ def test_memory_counts_dense_and_sparse(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("bench", "step, throughput or memory. (required)\n"),
+        ("bench", "step, throughput, memory or sparse. (required)\n"),
         ("bench stp", "step"),
         ("bench step --case resnet23", "resnet32"),
         ("bench step --rounds 5", "--rounds 5"),
@@ -279,6 +279,13 @@ def test_memory_counts_dense_and_sparse(tmp_path, capsys):
         ("bench step --device moon", "--device moon"),
         ("bench step --sparsity 1", "[0, 1)"),
         ("bench throughput --sparsity 0", "--sparsity 0"),
+        ("bench sparse --case resnet32", "choose a network with --model"),
+        ("bench sparse --model resnet23", "resnet32"),
+        ("bench sparse --channels 1", "--channels 1"),
+        ("bench sparse --channels 1.5", "--channels 1.5"),
+        ("bench sparse --quick --device cpu --sparsity 0.99999 --out here", "every layer keeps one"),
+        ("bench sparse --batch-size 0", "--batch-size 0"),
+        ("bench step --channels 0.5", "are for sparse, not for step"),
         ("bench memory --quick --device cpu --sparsity 0.99999 --out here", "every layer keeps one"),
     ],
 )

@@ -1,6 +1,7 @@
 """Options of training, and the figures that a result has beside its accuracy."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -161,3 +162,21 @@ def test_looksam_counts_the_gradients_that_it_took(tmp_path):
     still = loop.train(dataclasses.replace(run, sharpness="looksam", rho=0.0), tmp_path / "still")
     assert still["test_loss"] == plain["test_loss"]
     assert still["gradient_evaluations"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharpness", ["s2sam", "sam"])
+def test_a_compiled_run_ends_where_a_plain_one_does_and_its_folder_is_as_any(tmp_path, sharpness):
+    run = small(sharpness=sharpness, rho=0.5, train_size=48, epochs=2)
+    for compiled in (False, True, True):  # the second in one process is not refused
+        folder = tmp_path / f"{compiled}"
+        shutil.rmtree(folder, ignore_errors=True)
+        loop.train(dataclasses.replace(run, compile=compiled), folder)
+    plain, ours = (load_tensors(tmp_path / str(c) / "model.safetensors")[0] for c in (False, True))
+    assert plain.keys() == ours.keys()
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], rtol=1e-2, atol=1e-3)
+    loop.train(dataclasses.replace(run, sharpness="none"), tmp_path / "none")
+    other = load_tensors(tmp_path / "none" / "model.safetensors")[0]
+    weight = max((n for n in plain if plain[n].ndim == 4), key=lambda n: plain[n].numel())
+    assert (other[weight] - plain[weight]).norm() > 20 * (ours[weight] - plain[weight]).norm()

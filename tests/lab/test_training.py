@@ -31,7 +31,7 @@ class KillAfter(loop.Silent):
 
 
 def small(method="rigl", **changes):
-    return dataclasses.replace(SMALL, method=method, sparsity=0.0 if method == "dense" else 0.9, **changes)
+    return dataclasses.replace(SMALL, method=method, sparsity=0.0 if method in {"dense", "chex"} else 0.9, **changes)
 
 
 def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):

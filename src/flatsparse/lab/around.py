@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flatsparse.lab import task
 from flatsparse.lab.ball import gains, m_sharpness
 
 Batch = tuple[Tensor, Tensor]
@@ -80,7 +81,7 @@ def _gains_on(
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     inputs, targets = batch
-    return F.cross_entropy(model(inputs), targets)
+    return task.loss(model(inputs), targets)
 
 
 def _gradient(model: nn.Module, batch: Batch) -> float:

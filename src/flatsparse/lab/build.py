@@ -94,6 +94,9 @@ def build(run: Run, team: Team = ALONE) -> Parts:
             f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
         )
     net = team.parallel(model)
+    if run.compile:
+        torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's windows
+        net = torch.compile(net)  # type: ignore[assignment]  # it gives a module for a module
     optimizer = _optimizer(run, model, steps)
     needs_sample = hasattr(kind_of(run.method)(), "batches")
     own_period = getattr(kind_of(run.method)(), "every", None) if run.every is None else run.every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from typing import Any
 
 from flatsparse.errors import InputError
@@ -32,10 +33,11 @@ class OnRay(Crew):
             import ray
         except ImportError:
             raise InputError("--cluster needs Ray, which is not installed: pip install 'flatsparse[cluster]'") from None
-        own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {}
         try:
+            _knock(address)
+            own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {}
             ray.init(address, log_to_driver=False, configure_logging=False, **own)
-        except (ConnectionError, ValueError, RuntimeError) as problem:
+        except (OSError, ValueError, RuntimeError) as problem:
             reason = str(problem).splitlines()[0].rstrip(".")
             raise InputError(
                 f"--cluster {address} cannot be joined ({reason}): give local, auto or ray://HOST:PORT"
@@ -51,7 +53,9 @@ class OnRay(Crew):
     def begin(self, task: Task) -> None:
         gpus = 1 if task.run.device.startswith("cuda") else 0
         remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(work_far_away)
-        there = dataclasses.replace(task, folder=task.folder.resolve(), store=task.store.resolve())
+        place = task.run.data_dir
+        run = dataclasses.replace(task.run, data_dir=place and place.resolve())  # workers stand in other folders
+        there = dataclasses.replace(task, run=run, folder=task.folder.resolve(), store=task.store.resolve())
         self.running[remote.remote(there)] = task
 
     def finished(self) -> list[tuple[Task, End]]:
@@ -71,6 +75,13 @@ class OnRay(Crew):
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether a named machine answers; Ray itself would try for minutes. Raises: OSError."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def work_far_away(task: Task) -> tuple[End, dict[str, bytes]]:

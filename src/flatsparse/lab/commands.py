@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table as Grid
 
 from flatsparse.distributions import DISTRIBUTIONS
-from flatsparse.errors import InputError, unknown
+from flatsparse.errors import InputError, check_count, unknown
 from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
-from flatsparse.lab import page, reporting, sources
+from flatsparse.lab import exporting, page, reporting, sources
+from flatsparse.lab.finished import load_run
 from flatsparse.lab.recipes import recipes
-from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.lab.run import SHARPNESS, Run, usable_device
+from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
 from flatsparse.lab.training import train
 from flatsparse.layers import PRESETS
@@ -53,9 +55,10 @@ class Train(Run):
         if not team.leads:
             return
         flops, seconds = result["flops"], result["seconds"]
+        thinned = f", {result['channels']:.1%} of the channels removed" if "channels" in result else ""
         console.print(
             f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"
-            f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices)\n"
+            f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices){thinned}\n"
             f"training took {seconds['train']:.1f} s at {result['images_per_second']:.0f} images/s, "
             f"{result['gradient_evaluations']} gradients, {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs\n"
             f"report: {page.write_run(run, result, out)}",
@@ -82,6 +85,41 @@ class Compare(comparing.Comparison):
         reporting.differences(tables).savefig(self.out / "compare.png", dpi=160)
         report = page.write_comparison(tables, comparing.Comparison(**chosen).resolved(), self.out)
         console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a finished run in forms that others can use, each checked by reading it back."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    format: tuple[str, ...] = ("dense", "masks")
+    """dense (with zeros), masks, small (fewer channels), csr, 2:4 (needs an NVIDIA GPU) or onnx (needs the extra onnx)."""
+    out: Path | None = None
+    """Where to write. By default the folder export in the run's."""
+    images: int = 1000
+    """So many test images are computed by the run and by what was read back."""
+    device: str = "cpu"
+    """Where they are computed."""
+    data_dir: Path | None = None
+    """Where copies of data sets lie. By default where the run found them."""
+
+    def __call__(self) -> None:
+        check_count("--images", self.images)
+        finished = load_run(self.run, device=usable_device(self.device), data_dir=self.data_dir)
+        console, out = Console(), self.out or self.run / "export"
+        tell: Callable[[str], None] = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+        record = exporting.export(
+            finished,
+            self.format,
+            out,
+            images=self.images,
+            tell=lambda name, found: tell(exporting.line(name, found)),
+        )
+        run = record["run"]
+        tell(
+            f"the run itself has {run['accuracy']:.2f} % on {run['images']} test images; {out / exporting.RECORD} has it all"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +154,7 @@ class List:
             return self._layers()
         sections: dict[str, Mapping[Any, Any]] = {
             "methods": METHODS,
-            "models": MODELS,
+            "models": NETWORKS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
             "presets": {name: reporting.left_dense(name) for name in PRESETS},

@@ -154,8 +154,8 @@ def _look(run: Run, store: Path) -> Outcome:
         settled, stands = _settled(run), key(run)
     except InputError as problem:
         return Outcome(run, store / "runs", None, str(problem))
-    name = f"{settled.data}-{settled.model}-{settled.method}-{settled.sharpness}-{stands}"
-    folder = store / "runs" / re.sub(r"[^\w.=-]+", "_", name)
+    name = re.sub(r"[^\w.-]+", "_", f"{settled.data}-{settled.model}-{settled.method}-{settled.sharpness}")
+    folder = store / "runs" / f"{name[-150:]}-{stands}"  # data and method may be paths
     if (folder / "result.json").is_file():
         return Outcome(run, folder, read_json(folder / "result.json"), None)
     failure = folder / "failure.json"

@@ -26,7 +26,14 @@ class Mark:
         self.run, self.whole, self.before, self.done = run, run.whole_epochs * run.rounds, before, before
         self.since: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        run = self.run
+        return f"{run.data} {run.model} {run.method} {run.sparsity:g} {run.sharpness} seed {run.seed}"
+
     def look(self, folder: Path) -> None:
+        """See how far the run is."""
         self.done = max(self.before, epochs_done(folder))
 
 
@@ -80,11 +87,11 @@ class Board:
         working = [(folder, mark) for folder, mark in self.marks.items() if mark.since is not None]
         for folder, mark in working:
             mark.look(folder)
-        for folder, mark in working[:SHOWN]:
+        for _, mark in working[:SHOWN]:
             made, took = mark.done - mark.before, now - (mark.since or now)
             speed = made / took if took else 0.0
             when = _time((mark.whole - mark.done) / speed) if speed else ""
-            grid.add_row(folder.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
+            grid.add_row(mark.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
         # An epoch takes the time of its gradients; nets of other sizes are not told apart.
         behind = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
         left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())

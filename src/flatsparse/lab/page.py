@@ -157,7 +157,8 @@ def write_bench(what: str, note: str, tables: Sequence[BenchTable], about: Mappi
             parts.append(_figure(report.picture(table), "Medians with 95 % intervals."))
     settings = [(_text(name.replace("_", " ")), _text(str(value))) for name, value in about.items()]
     parts += [_note(note), "<h2>What was run</h2>", _grid(("setting", "value"), settings)]
-    return _write(out / "report.html", f"What sharpness awareness costs: {what}", parts)
+    title = "What sparsity gains in time" if what == "sparse" else f"What sharpness awareness costs: {what}"
+    return _write(out / "report.html", title, parts)
 
 
 def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, out: Path) -> Path:

@@ -50,7 +50,7 @@ class Setting:
     method: str = "rigl"
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
-    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense."""
+    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense and for chex, of which it comes out."""
     channels: float | None = None
     """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     distribution: str | None = None
@@ -117,6 +117,8 @@ class Setting:
     """bf16 runs forward and backward under autocast; weights stay float32."""
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
+    compile: bool = False
+    """Train through torch.compile; the first steps take minutes, and results differ in the last bits. Evaluations run plain."""
 
     @property
     def removal(self) -> str:
@@ -164,8 +166,8 @@ class Run(Setting):
             raise InputError(
                 f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase"
             )
-        least = 0.0 if method == "dense" or by_channels else 0.9
-        sparsity = least if self.sparsity is None else check_sparsity(self.sparsity)
+        default = 0.0 if method == "dense" or by_channels else 0.9
+        sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.probe is not None and self.probe_every is None:

@@ -163,7 +163,7 @@ def sparsity_for(method: Method, sparsity: float | None) -> float:
             )
         return 0.0
     if sparsity is None:
-        raise InputError(f"method '{name_of(method)}' needs a sparsity: give sparsity=, e.g. 0.9")
+        raise InputError(f"method '{name_of(method)}' got neither sparsity= nor masks=: give a sparsity, e.g. 0.9")
     return check_sparsity(sparsity)
 
 

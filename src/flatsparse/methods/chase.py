@@ -20,9 +20,10 @@ class Chase:
 
     An update removes channels, prunes the smallest weights of the net to its sparsity and grows beyond it where the
     dense gradient is largest, ever less far beyond. Afterwards layers drop and grow at the sparsity. Nothing grows in
-    removed channels, which can be taken out at the end: ``flatsparse.shrinking.shrink``. Where the channels that stay
-    hold fewer weights than the sparsity allows, all of them end up live. That an update takes a weight step too, and
-    that the last phase works layer by layer, is our reading; so is one period for weights and channels.
+    removed channels, which can be taken out at the end: ``fs.shrink``. Where the channels that stay
+    hold fewer weights than the sparsity allows, all of them end up live. Our reading is that an update takes a weight
+    step too, that the bound counts all prunable weights, that weights and channels have one period, and that the last phase
+    works layer by layer.
 
     Attributes:
         channels: the fraction removed (S_c; 0, 0.3 and 0.4 for the paper's ResNet-50), of those that one layer

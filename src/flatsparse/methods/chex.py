@@ -18,8 +18,9 @@ class CHEX:
 
     It takes no sparsity, which comes out. Which channels: those that one layer writes and that may be removed alone,
     as conv1 and conv2 of each bottleneck in the paper. The fraction is counted over these, and met to the channel from
-    the last update on. A net's weights are taken as dense but for removed channels, and the optimizer's state of what
-    returns starts from 0. Models are traced by ``torch.fx``.
+    the last update on. Channels are ranked by the scales of their batch norms; where one layer has none, all are by the
+    L1 norms of their filters, relative to their layer. That is ours. Weights are dense but for removed channels, and the
+    optimizer's state of weights that return starts from 0. Models are traced by ``torch.fx``.
 
     Attributes:
         channels: the fraction removed (S; 0.5 and 0.7 for the paper's ResNet-50).

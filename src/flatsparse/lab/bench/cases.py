@@ -36,11 +36,13 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
 
 
-def images(count: int, size: int, classes: int) -> Callable[[torch.Generator], Batch]:
-    """Batches of square images with three channels."""
+def images(count: int, size: int, classes: int, depth: int = 3) -> Callable[[torch.Generator], Batch]:
+    """Batches of square images with so many channels."""
 
     def batch(source: torch.Generator) -> Batch:
-        return torch.randn(count, 3, size, size, generator=source), torch.randint(classes, (count,), generator=source)
+        return torch.randn(count, depth, size, size, generator=source), torch.randint(
+            classes, (count,), generator=source
+        )
 
     return batch
 

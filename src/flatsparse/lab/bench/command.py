@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,37 +15,51 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flatsparse.errors import InputError, check_count, check_sparsity, unknown
+from flatsparse.errors import InputError, check_count, check_fraction, check_sparsity, unknown
 from flatsparse.lab import page
 from flatsparse.lab.bench import report
-from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case
+from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images
 from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
+from flatsparse.lab.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
 from flatsparse.methods import METHODS
+from flatsparse.models import IMAGES, MODELS
 from flatsparse.storage import write_json
 
-WHAT = ("step", "throughput", "memory")
+WHAT = ("step", "throughput", "memory", "sparse")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure what S²-SAM and SAM cost over SGD: time of a step, throughput or memory, side by side."""
+    """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
 
     what: tyro.conf.Positional[str]
-    """step, throughput or memory."""
+    """step, throughput, memory or sparse."""
     case: tuple[str, ...] = ()
-    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput."""
+    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput. Not for sparse."""
+    model: str | None = None
+    """The network of sparse, by the names that train takes. By default resnet32."""
+    channels: float | None = None
+    """Of sparse, the fraction removed of each group of channels. By default 0.5."""
+    run: Path | None = None
+    """Of sparse, the folder of a finished run of chex or chase, instead of --model and channels drawn at random."""
+    data_dir: Path | None = None
+    """For --run, where local copies of data sets lie. By default where the run found them."""
+    batch_size: int | None = None
+    """Images in a batch of sparse. By default 64."""
     rounds: int = 20
     """Steps of each variant that are timed."""
     sparsity: float | None = None
-    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory."""
+    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory, and in the CSR form of
+    sparse."""
     threads: int | None = None
-    """Threads of torch. By default its own choice."""
+    """Threads of torch. By default its own choice; sparse measures at one and at that."""
     device: str = "auto"
     """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
     quick: bool = False
@@ -56,7 +71,10 @@ class Bench:
         bench, console = self.resolved(), Console()
         assert bench.sparsity is not None  # resolved
         for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
-            Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
+            if bench.what == "sparse":
+                csr(case.model(), bench.sparsity)
+            else:
+                Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
         about = {"processor": processor(bench.device), **environment()}
         if bench.out is not None:
             _make_empty(bench.out)
@@ -88,6 +106,12 @@ class Bench:
         check_count("--rounds", self.rounds, minimum=FEWEST)
         if self.threads is not None:
             check_count("--threads", self.threads)
+        if self.what == "sparse":
+            return self._resolved_sparse()
+        if any(value is not None for value in (self.model, self.channels, self.run, self.batch_size)):
+            raise InputError(
+                f"--model, --channels, --run and --batch-size are for sparse, not for {self.what}: choose with --case"
+            )
         default = 0.0 if self.what == "step" else 0.9
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         if self.what == "throughput" and not sparsity:
@@ -100,14 +124,58 @@ class Bench:
             device=usable_device(self.device),
         )
 
+    def _resolved_sparse(self) -> Bench:
+        if self.case:
+            raise InputError("--case is not for sparse: choose a network with --model")
+        if self.run is not None and (self.model is not None or self.channels is not None):
+            raise InputError("--run brings its own network and channels: leave out --model and --channels")
+        model = "resnet32" if self.model is None else self.model
+        if model not in MODELS:
+            raise unknown("model", model, MODELS)
+        channels = 0.5 if self.channels is None else check_fraction("--channels", self.channels)
+        if channels in (0, 1):
+            raise InputError(f"--channels {channels:g} is not usable: give the fraction that is removed, e.g. 0.5")
+        return dataclasses.replace(
+            self,
+            model=model,
+            channels=channels,
+            batch_size=check_count("--batch-size", 64 if self.batch_size is None else self.batch_size, minimum=2),
+            rounds=FEWEST if self.quick else self.rounds,
+            sparsity=0.9 if self.sparsity is None else check_sparsity(self.sparsity),
+            device=usable_device(self.device),
+        )
+
     def cases(self) -> dict[str, Case]:
         """The chosen networks by name."""
+        if self.what == "sparse":
+            return dict([self.subject()[:2]])
         return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
+
+    def subject(self) -> tuple[str, Case, Thinned]:
+        """What sparse measures, by name. Raises InputError for a run that cannot be read, or removed no channels."""
+        assert self.batch_size is not None  # resolved
+        count = 4 if self.quick else self.batch_size
+        if self.run is not None:
+            finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
+            height, _, depth = finished.splits.train.images.shape[1:]
+            name = str(finished.run.model)
+            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} images of {height}×{height}"
+            thinned = trained(finished)
+            targets = {SMALL: TARGET} if round(thinned.channels, 2) == 0.5 else {}
+            return name, Case(title, lambda: finished.model, images(count, height, 10, depth), targets), thinned
+        assert self.model is not None  # resolved
+        assert self.channels is not None
+        name = "digitnet" if self.quick else self.model
+        height = IMAGES[name][1]
+        make = functools.partial(MODELS[name], in_channels=3)
+        targets = {SMALL: TARGET} if self.channels == 0.5 and not self.quick else {}
+        case = Case(f"{name}, {count} images of {height}×{height}", make, images(count, height, 10), targets)
+        return name, case, drawn(case, self.channels)
 
     def as_dict(self) -> dict[str, object]:
         """The settings as plain values, without the folder."""
-        settings = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
-        return {**settings, "case": " ".join(self.case)}
+        settings = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("out", "data_dir")}
+        return {**settings, "case": " ".join(self.case), "run": None if self.run is None else self.run.name}
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:
@@ -116,14 +184,23 @@ def measure(bench: Bench, console: Console) -> list[Table]:
     cases = bench.cases()
     variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
     methods = sum(method in METHODS for method in TABLE_4)
-    steps = {"step": bench.rounds + WARM_UP, "throughput": methods * (bench.rounds + WARM_UP), "memory": variants}
+    counts = dict.fromkeys((1, torch.get_num_threads()) if bench.threads is None else (bench.threads,))
+    rounds = bench.rounds + WARM_UP
+    steps = {
+        "step": rounds,
+        "throughput": methods * rounds,
+        "memory": variants,
+        "sparse": len(counts) * len(RUNS) * rounds,
+    }
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(cases) * steps[bench.what])
         tables = []
         for name, case in cases.items():
             bar.update(task, description=name)
-            tables.append(_table(bench, name, case, lambda: bar.advance(task)))
+            for threads in counts if bench.what == "sparse" else (None,):
+                with _threads(threads):
+                    tables.append(_table(bench, name, case, lambda: bar.advance(task)))
     return tables
 
 
@@ -131,6 +208,14 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
     assert bench.sparsity is not None  # resolved
     if bench.what == "memory":
         return memory_table(name, case, sparsity=bench.sparsity, device=bench.device, tell=tell)
+    if bench.what == "sparse":
+        return sparse_table(
+            *bench.subject(),
+            sparsity=bench.sparsity,
+            rounds=bench.rounds,
+            device=bench.device,
+            tell=tell,
+        )
     make = step_table if bench.what == "step" else throughput_table
     return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
 

@@ -11,12 +11,15 @@ from rich.table import Table as Grid
 from flatsparse.lab.bench.results import Table
 
 COLORS = {"wall": "#999999", "implied": "#d55e00", "throughput": "#0072b2"}
+COLORS |= {"inference": "#0072b2", "training": "#d55e00"}
 NOTES = {
     "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
     " which the noise of forward and backward does not reach; wall: of whole steps.",
     "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
     " parameters' size.",
+    "sparse": "How many times as fast as the dense net, medians over rounds with bootstrap intervals. Masked: zeros are"
+    " multiplied like other weights. Gone: an ordinary net of narrower layers. CSR: patches, multiplied by live weights alone.",
 }
 
 

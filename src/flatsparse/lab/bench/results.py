@@ -53,21 +53,21 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
     implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
     control = walls[CONTROL]
     found = [
-        f"Noise: a second, identical SGD takes {_told(control)} times the first one's wall time"
-        f" (implied {_told(implied[CONTROL])}); differences of that size say nothing.",
+        f"Noise: a second, identical SGD takes {told(control)} times the first one's wall time"
+        f" (implied {told(implied[CONTROL])}); differences of that size say nothing.",
         *(
             against_target(variants[key].label, ratio, case.targets.get(key))
             for key, ratio in implied.items()
             if key != CONTROL
         ),
-        f"SAM takes {_told(walls['sam'])} times SGD's wall time.",
+        f"SAM takes {told(walls['sam'])} times SGD's wall time.",
     ]
     parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
     return Table(
         title=f"{case.title}, {_density(sparsity)}: {parameters / 1e6:.2f}M parameters",
         head=("", "step ms", "optim. ms", "implied ratio", "wall ratio"),
         rows=[
-            (variants[key].label, *_milliseconds(timings[key]), _told(implied.get(key)), _told(walls.get(key)))
+            (variants[key].label, *_milliseconds(timings[key]), told(implied.get(key)), told(walls.get(key)))
             for key in variants
         ],
         found=found,
@@ -84,8 +84,8 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
             "variants": {
                 key: {
                     "label": variants[key].label,
-                    "wall_ratio": _plain(walls.get(key)),
-                    "implied_ratio": _plain(implied.get(key)),
+                    "wall_ratio": plain(walls.get(key)),
+                    "implied_ratio": plain(implied.get(key)),
                     "step_seconds": [timing.step for timing in timings[key]],
                     "optimizer_seconds": [timing.optimizer for timing in timings[key]],
                 }
@@ -118,15 +118,15 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
         # The speed as a ratio to plain: the time of plain as a ratio to ours.
         against = {key: wall_ratio(timings[BASE], timings[key]) for key in kinds if key != BASE}
         for key, label in kinds.items():
-            rows.append((f"{method}, {label}", f"{middle(speeds[key]):.1f}", _told(against.get(key))))
+            rows.append((f"{method}, {label}", f"{middle(speeds[key]):.1f}", told(against.get(key))))
         ratios |= {f"{method}, {kinds[key]}": {"throughput": ratio} for key, ratio in against.items()}
         updates = sum(trainers[BASE].due(step) for step in range(WARM_UP + 1, WARM_UP + rounds + 1))
         found.append(
-            f"{method}: S²-SAM runs at {_told(against['s2sam'])} of plain training's speed, SAM at"
-            f" {_told(against['sam'])}; {updates or 'no'} mask update{'' if updates == 1 else 's'} among the steps."
+            f"{method}: S²-SAM runs at {told(against['s2sam'])} of plain training's speed, SAM at"
+            f" {told(against['sam'])}; {updates or 'no'} mask update{'' if updates == 1 else 's'} among the steps."
         )
         record[method] = {
-            key: {"samples_per_second": middle(speeds[key]), "ratio": _plain(against.get(key)), "each": speeds[key]}
+            key: {"samples_per_second": middle(speeds[key]), "ratio": plain(against.get(key)), "each": speeds[key]}
             for key in kinds
         }
     return Table(
@@ -170,19 +170,20 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
 
 def against_target(label: str, ratio: Median, target: float | None) -> str:
     """A variant's implied ratio in a sentence, with what the interval says of a target."""
-    told = f"{label}: implied ratio {_told(ratio)}"
+    said = f"{label}: implied ratio {told(ratio)}"
     if target is None:
-        return f"{told}."
+        return f"{said}."
     if ratio.low <= target < ratio.high:
-        return f"{told}; target at most {target:g}: open, the interval holds it."
-    return f"{told}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
+        return f"{said}; target at most {target:g}: open, the interval holds it."
+    return f"{said}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
 
 
 def _density(sparsity: float) -> str:
     return f"{sparsity:.0%} sparse" if sparsity else "dense"
 
 
-def _told(ratio: Median | None) -> str:
+def told(ratio: Median | None) -> str:
+    """A ratio with its interval, for a cell or a sentence."""
     return "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}–{ratio.high:.3f}]"
 
 
@@ -191,5 +192,6 @@ def _milliseconds(timings: list[Timing]) -> tuple[str, str]:
     return f"{1000 * middle(t.step for t in timings):.2f}", f"{1000 * middle(inside):.3f}" if inside else ""
 
 
-def _plain(ratio: Median | None) -> Mapping[str, float] | None:
+def plain(ratio: Median | None) -> Mapping[str, float] | None:
+    """A ratio with its interval, for a record."""
     return None if ratio is None else dataclasses.asdict(ratio)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from flatsparse.lab.bench.cases import Case
-from flatsparse.lab.bench.trainer import Timing, Trainer
+from flatsparse.lab.bench.cases import Batch, Case
+from flatsparse.lab.bench.trainer import Timing
 from flatsparse.lab.statistics import Median, median
 from flatsparse.seeds import derive, generator
 
 WARM_UP = 3  # rounds: the first makes the optimizer's state, the second the first window
 
 
+class Steps(Protocol):
+    """Something that can be stepped, and timed."""
+
+    device: str
+
+    def step(self, batch: Batch) -> Timing: ...
+
+
 def interleaved(
-    trainers: Mapping[str, Trainer], case: Case, rounds: int, *, seed: int = 0, tell: Callable[[], None] = lambda: None
+    trainers: Mapping[str, Steps], case: Case, rounds: int, *, seed: int = 0, tell: Callable[[], None] = lambda: None
 ) -> dict[str, list[Timing]]:
     """Each round steps every trainer once, on the same batch, in an order of its own.
 

@@ -97,7 +97,11 @@ class Trainer:
         self._inside += self._clock() - self._since
 
     def _clock(self) -> float:
-        """The time when the device has done all it was asked to."""
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return clock(self.device)
+
+
+def clock(device: str) -> float:
+    """The time when the device has done all it was asked to."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flatsparse.curvature import Hessian, extremes, spectrum
-from flatsparse.lab import around
+from flatsparse.lab import around, task
 from flatsparse.lab.data import batches
 from flatsparse.lab.finished import Finished
 from flatsparse.seeds import generator
@@ -32,7 +31,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
 
     def terms() -> Iterator[Tensor]:
         for inputs, targets in chunks:
-            yield F.cross_entropy(run.model(inputs), targets, reduction="sum") / count
+            yield task.loss(run.model(inputs), targets, reduction="sum") / chosen.targets
 
     run.model.eval()
     ends = extremes(run.model, terms, run.masks, seed=seed)

@@ -8,7 +8,6 @@ from typing import Any
 from flatsparse.lab.recipes.recipe import Cell, Published, Recipe, Scale, both
 from flatsparse.lab.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
 from flatsparse.lab.recipes.table1 import REVIEW
-from flatsparse.models import MODELS
 
 TABLE = "Ji et al. 2024, Table 6"
 # network: data set, its name in MODELS, epochs, plain, S²-SAM, SAM
@@ -26,9 +25,7 @@ SMALL = {"ResNet-32": "resnet20", "ResNet-34": "resnet20", "ResNet-50": "resnet2
 def cells(scale: Scale) -> tuple[Cell, ...]:
     found: list[Cell] = []
     for network, (data, model, epochs, plain, ours, sam) in PRINTED.items():
-        needs = None
-        if scale == "paper":
-            needs = IMAGENET if data == "ImageNet" else None if model in MODELS else f"the model {model}"
+        needs = IMAGENET if scale == "paper" and data == "ImageNet" else None
         long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
         run = run_at(scale, "dense", 0.0, model=model, small=SMALL.get(network, "digitnet"), **long)
         found += both(network, data, run, Published(plain, source=TABLE), Published(ours, source=TABLE), needs=needs)

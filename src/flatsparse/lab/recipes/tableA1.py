@@ -5,7 +5,6 @@ from __future__ import annotations
 from flatsparse.lab.recipes.recipe import Cell, Published, Recipe, Scale, both
 from flatsparse.lab.recipes.setting import LABELS, STAND_IN, STUDY, run_at
 from flatsparse.lab.recipes.table1 import BEFORE, DATA, SPARSITIES
-from flatsparse.models import MODELS
 
 Numbers = tuple[float, ...] | None
 PLAIN: dict[str, tuple[Numbers, Numbers]] = {
@@ -21,14 +20,13 @@ PLAIN: dict[str, tuple[Numbers, Numbers]] = {
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    needs = "the model vgg19" if scale == "paper" and "vgg19" not in MODELS else None
     found: list[Cell] = []
     for method, numbers in PLAIN.items():
         for (data, label), plain in zip(DATA.items(), numbers, strict=True):
             for place, sparsity in enumerate(SPARSITIES):
                 printed = None if plain is None else Published(plain[place], source=BEFORE)
                 run = run_at(scale, method, sparsity, data, model="vgg19")
-                found += both(LABELS[method], f"{label} {sparsity:.0%}", run, printed, needs=needs)
+                found += both(LABELS[method], f"{label} {sparsity:.0%}", run, printed)
     return tuple(found)
 
 

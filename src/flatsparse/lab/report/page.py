@@ -46,8 +46,8 @@ HEAD = (
     ("difference", True),
     ("drawn", True),
     ("its published", True),
-    ("FLOPs", True),
     ("verdict", False),
+    ("FLOPs", True),
 )
 
 
@@ -149,11 +149,11 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: fl
         _number(gap, d and d["mean"]),
         _number(drawing.interval(d, far) if d else "", d and d["mean"], style),
         _number(printed_difference(record, row) if d else "–", d and d["published"]),
+        f'<td class="word">{_verdict(verdict) if verdict else "–"}</td>',
     ]
     if costs:
         cost = row["also"].get("flops_train")
         cells.append(_number("–" if cost is None else f"{cost:.3f}", cost))
-    cells.append(f'<td class="word">{_verdict(verdict) if verdict else "–"}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -12,7 +12,8 @@ th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
 th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
 tbody th { font-weight: 400; white-space: normal; min-width: 5rem; position: sticky; left: 0; background: #fff; }
 tbody th button { text-align: left; text-decoration: underline; color: #00508a; min-width: 2.75rem; }
-td.word, th.word { text-align: left; } table.sortable { font-size: .9rem; }
+td.word, th.word { text-align: left; } .sortable td.word { white-space: normal; min-width: 5rem; }
+table.sortable { font-size: .9rem; }
 .sortable th, .sortable td { padding: .25rem .4rem; }
 .interval { width: 8.25rem; height: 1.15rem; display: block; margin-left: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: .5rem; }

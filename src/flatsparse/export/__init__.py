@@ -1,0 +1,20 @@
+"""Sparse models in forms that others can use; see docs/export.md for the files."""
+
+from flatsparse.export.csr import load_csr, save_csr, to_csr
+from flatsparse.export.dense import save_dense, with_zeros
+from flatsparse.export.onnx import load_onnx, save_onnx
+from flatsparse.export.semi_structured import to_semi_structured
+from flatsparse.export.small import load_small, save_small
+
+__all__ = [
+    "load_csr",
+    "load_onnx",
+    "load_small",
+    "save_csr",
+    "save_dense",
+    "save_onnx",
+    "save_small",
+    "to_csr",
+    "to_semi_structured",
+    "with_zeros",
+]

@@ -1,0 +1,173 @@
+"""Inference in compressed sparse rows: a layer keeps its live weights only and multiplies by no other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatsparse.errors import InputError
+from flatsparse.export.dense import with_zeros
+from flatsparse.pruned import fitting
+from flatsparse.storage import load_tensors, save_tensors
+
+CSR_FORMAT = "flatsparse-csr-1"
+PARTS = ("crow_indices", "col_indices", "values")
+
+
+class SparseRows(nn.Module):
+    """A matrix in compressed sparse rows, and a bias: what a linear layer and a convolution share.
+
+    Attributes:
+        crow_indices, col_indices: int32, as ``torch.sparse_csr_tensor`` takes them.
+        values: the live weights row by row, those among them that happen to be zero too.
+        bias: (rows,), or none.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(self, rows: int, columns: int, parts: Mapping[str, Tensor], bias: Tensor | None) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        for name in PARTS:
+            self.register_buffer(name, parts[name])
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def matrix(self, *, check: bool = False) -> Tensor:
+        """The sparse tensor (rows, columns). Raises RuntimeError when it is asked to check and the indices are none."""
+        size = self.rows, self.columns
+        return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values, size, check_invariants=check)
+
+    def times(self, columns: Tensor) -> Tensor:
+        """The matrix times (columns, any), plus the bias."""
+        found = self.matrix() @ columns
+        return found if self.bias is None else found + self.bias[:, None]
+
+
+class CSRLinear(SparseRows):
+    """A linear layer. Input (…, in_features), output (…, out_features)."""
+
+    def __init__(self, layer: nn.Linear, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(layer.out_features, layer.in_features, parts, layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.times(x.reshape(-1, self.columns).T.contiguous())
+        return found.T.reshape(*x.shape[:-1], self.rows)
+
+
+class CSRConv2d(SparseRows):
+    """A convolution as one sparse matrix times the unfolded input. Input (N, C, H, W).
+
+    The kernels of a grouped or depthwise convolution lie in it as blocks, and so need no case of their own.
+    """
+
+    def __init__(self, layer: nn.Conv2d, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(layer.out_channels, layer.in_channels * layer.weight[0, 0].numel(), parts, layer.bias)
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding = layer._reversed_padding_repeated_twice  # what F.pad takes; known for 'same' too
+        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(self.padding):
+            x = F.pad(x, self.padding, mode=self.padding_mode)
+        height, width = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, dilation in zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
+        )
+        if max(self.kernel) == 1:
+            columns = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        else:
+            columns = F.unfold(x, self.kernel, dilation=self.dilation, stride=self.stride)
+        found = self.times(columns.transpose(0, 1).reshape(self.columns, -1))
+        return found.view(self.rows, len(x), height, width).transpose(0, 1).contiguous()
+
+
+KINDS: dict[type[nn.Module], type[CSRLinear] | type[CSRConv2d]] = {nn.Linear: CSRLinear, nn.Conv2d: CSRConv2d}
+
+
+def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model for inference whose masked linear layers and 2D convolutions run on ``torch.sparse``.
+
+    Ours, because hardware that skips zeros is rare. Other kinds of masked layers keep zeros, and so does attention, which
+    reads its weights itself. Whether it is faster depends on sparsity and shape: measure it.
+
+    Args:
+        model: the network; it is left alone.
+        masks: bool tensors by parameter name, such as ``training.masks``.
+
+    Raises: InputError when the masks are not the model's.
+
+    >>> layer = nn.Linear(4, 2)
+    >>> to_csr(layer, {"weight": torch.eye(2, 4).bool()}).values.shape
+    torch.Size([2])
+    """
+    found = fitting(masks, model)
+    twin = with_zeros(model, masks)
+    named = {name: module for name, module in twin.named_modules() if f"{name}.weight".lstrip(".") in found}
+    return _replaced(
+        twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in named.items() if type(m) in KINDS}
+    )
+
+
+def save_csr(file: Path, model: nn.Module) -> None:
+    """Write what ``to_csr`` gave as safetensors; docs/export.md describes the file."""
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    save_tensors(Path(file), tensors, {"format": CSR_FORMAT})
+
+
+def load_csr(file: Path, model: nn.Module) -> nn.Module:
+    """Read what ``save_csr`` wrote, given the dense model that it was made of; that one is left alone.
+
+    Raises: InputError when the file is damaged, of another format or of another model.
+    """
+    tensors, about = load_tensors(Path(file))
+    if about.get("format") != CSR_FORMAT:
+        raise InputError(f"'{file}' holds '{about.get('format')}', not '{CSR_FORMAT}': give a file that save_csr wrote")
+    names = [name.removesuffix("crow_indices").rstrip(".") for name in tensors if name.endswith("crow_indices")]
+    try:
+        parts = {n: {part: tensors[f"{n}.{part}".lstrip(".")] for part in PARTS} for n in names}
+        twin = _replaced(copy.deepcopy(model).eval(), parts)
+        twin.load_state_dict(tensors)
+        for rows in twin.modules():
+            if isinstance(rows, SparseRows):  # indices from a stranger's file must not reach beyond the matrix
+                rows.matrix(check=True)
+    except (KeyError, AttributeError, RuntimeError):
+        raise InputError(f"'{file}' is not of this model: give the one that it was made of") from None
+    return twin
+
+
+def _parts(layer: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """The three tensors of a layer's matrix (outputs, inputs), or (outputs, channels x kernel) of a convolution."""
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    live = mask.flatten(1).to(layer.weight.device)
+    rows, columns = live.nonzero(as_tuple=True)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    columns = columns + rows // (len(live) // groups) * live.shape[1]  # each group reads channels of its own
+    crow = F.pad(live.sum(1).cumsum(0), (1, 0))
+    values = layer.weight.detach().flatten(1)[live]
+    return {"crow_indices": crow.int(), "col_indices": columns.int(), "values": values}
+
+
+def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+    """The model with sparse layers in place of those that are named."""
+    new: dict[nn.Module, nn.Module] = {}
+    for name, tensors in parts.items():
+        layer = model.get_submodule(name)
+        kind = KINDS[type(layer)]
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        here = {part: tensor.to(layer.weight.device) for part, tensor in tensors.items()}
+        new[layer] = kind(layer, here)  # type: ignore[arg-type]  # KINDS pairs them
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child in new:
+                module._modules[name] = new[child]
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # its fast path would read the weights that are gone
+    return new.get(model, model)

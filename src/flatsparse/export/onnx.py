@@ -1,0 +1,101 @@
+"""ONNX, through torch's exporter, checked in onnxruntime. Needs the extra ``onnx``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.errors import InputError
+from flatsparse.export.dense import with_zeros
+from flatsparse.storage import damaged, read, write_whole
+
+
+def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:
+    """Write a model with its zeros as one ONNX file; its input is ``input``, with any batch size, its output ``output``.
+
+    Args:
+        file: what to write.
+        model: the network; it is left alone.
+        masks: bool tensors by parameter name.
+        sample: an input, (N, …); all but N is fixed by it.
+
+    Raises: InputError without the extra, and when torch cannot export the model.
+    """
+    _needed("onnx"), _needed("onnxscript")
+    twin = with_zeros(model, masks).cpu()
+    sample = torch.cat([sample.cpu()] * 2)[:2]  # of one sample the exporter takes the batch size for fixed
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        try:
+            program = torch.onnx.export(
+                twin,
+                (sample,),
+                dynamo=True,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+            assert program is not None
+            program.save(Path(folder) / "model.onnx", external_data=False)
+        except Exception as problem:  # whatever the exporter trips over; its own error runs to pages
+            raise InputError(
+                f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
+            ) from problem
+        write_whole(Path(file), read(Path(folder) / "model.onnx"))
+
+
+def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    """What onnxruntime makes of a file, as a function from inputs to outputs, on the CPU with as many threads as torch.
+
+    Raises: InputError without the extra, when the file is damaged, and, when called, for inputs of another shape.
+    """
+    runtime = _needed("onnxruntime")
+    content, options = read(Path(file)), runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # its errors have no common class of their own
+        raise damaged(Path(file), _first_line(problem)) from None
+
+    def run(inputs: Tensor) -> Tensor:
+        try:
+            found = session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0]
+        except Exception as problem:
+            raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({_first_line(problem)})") from None
+        return torch.from_numpy(found).to(inputs.device)
+
+    return run
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
+def _needed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError(f"ONNX needs '{name}': install it with pip install 'flatsparse[onnx]'") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and its warnings of what it has chosen, which are many."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

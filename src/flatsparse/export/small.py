@@ -1,0 +1,48 @@
+"""The physically smaller model: ordinary dense layers with fewer channels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from flatsparse.errors import InputError
+from flatsparse.shrinking import narrow, shrink, widths
+from flatsparse.storage import damaged, load_tensors, save_tensors
+
+SMALL_FORMAT = "flatsparse-small-1"
+
+
+def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> None:
+    """Write ``shrink(model, masks)`` as safetensors: its state dict, and the widths of its layers in the metadata.
+
+    Raises: InputError as ``shrink`` does.
+    """
+    small = shrink(model, masks, example)
+    tensors = {name: value.clone() for name, value in small.state_dict().items()}
+    save_tensors(Path(file), tensors, {"format": SMALL_FORMAT, "widths": json.dumps(widths(small, example))})
+
+
+def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """Read what ``save_small`` wrote, in evaluation mode, given a model of the size that was shrunk, which is left alone.
+
+    Raises: InputError when the file is damaged, of another format or of another model.
+    """
+    tensors, about = load_tensors(Path(file))
+    if about.get("format") != SMALL_FORMAT:
+        raise InputError(
+            f"'{file}' holds '{about.get('format')}', not '{SMALL_FORMAT}': give a file that save_small wrote"
+        )
+    try:
+        small = narrow(model, json.loads(about["widths"]), example)
+    except (KeyError, ValueError) as problem:
+        if isinstance(problem, InputError):
+            raise
+        raise damaged(Path(file), "its widths are unreadable") from None
+    try:
+        small.load_state_dict(tensors)
+    except RuntimeError:
+        raise InputError(f"'{file}' is not of this model: give one of the size that was shrunk") from None
+    return small.eval()

@@ -1,0 +1,116 @@
+"""What ``flatsparse bench sparse`` measures; no assertion here is about how long anything takes."""
+
+import copy
+import statistics
+
+import pytest
+import torch
+
+import flatsparse as fs
+from flatsparse.channels import channel_groups
+from flatsparse.cli import main
+from flatsparse.export.csr import SparseRows
+from flatsparse.lab.bench.sparse import (
+    CONTROL,
+    CSR,
+    DENSE,
+    MASKED,
+    SMALL,
+    Runner,
+    csr,
+    verdict,
+    without_channels,
+)
+from flatsparse.lab.run import Run
+from flatsparse.lab.statistics import Median
+from flatsparse.lab.training import train
+from flatsparse.shrinking import live_channels, shrink
+from flatsparse.storage import read_json
+from tests.random_nets import RandomNet
+
+from .test_bench import bench
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_share_of_each_group_is_removed(share):
+    model = fs.models.resnet20()
+    groups = channel_groups(model)
+    live = live_channels(model, groups, without_channels(model, share))
+    for group, alive in zip(groups, live, strict=True):
+        assert int(alive.sum()) == (group.size if group.why_kept else group.size * (1 - share))
+
+
+def test_a_net_in_csr_form_has_live_weights_only():
+    model = RandomNet(0)
+    sparse = csr(model, 0.9)
+    layers = [module for module in sparse.modules() if isinstance(module, SparseRows)]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    assert len(layers) == len(matrices) > 3
+    assert sum(len(layer.values) for layer in layers) == pytest.approx(0.1 * sum(p.numel() for p in matrices), rel=0.2)
+    assert sparse(torch.randn(2, 2, 8, 8)).shape == (2, 3)
+
+
+def test_the_masked_net_stays_masked_and_the_small_one_learns_the_same():
+    torch.manual_seed(0)
+    model = fs.models.digitnet(in_channels=3)
+    masks = without_channels(model, 0.5)
+    masked = Runner(copy.deepcopy(model), "cpu", trains=True, masks=masks)
+    small = Runner(shrink(model, masks), "cpu", trains=True)
+    batch = torch.randn(8, 3, 8, 8), torch.arange(8)
+    for _ in range(3):
+        masked.step(batch)
+        small.step(batch)
+    weights = dict(masked.model.named_parameters())
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+    with torch.no_grad():
+        torch.testing.assert_close(small.model.eval()(batch[0]), masked.model.eval()(batch[0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(1.7, 2.0, "met"), (1.5, 2.0, "open"), (1.2, 1.5, "missed")])
+def test_a_target_is_met_only_by_the_whole_interval(low, high, said):
+    assert said in verdict("training", Median(1.6, low, high), 0.5, 1.6)
+    assert "target" not in verdict("training", Median(1.6, low, high), 0.5, None)
+
+
+def test_all_forms_are_measured_in_both_ways(tmp_path, capsys):
+    told, said, page = bench(tmp_path, capsys, "sparse", "--threads", "1")
+    (case,) = told["cases"]
+    assert (case["threads"], case["channels"], case["sparsity"], case["target"]) == (1, 0.5, 0.9, None)
+    assert set(case["runs"]["inference"]) == {DENSE, CONTROL, MASKED, SMALL, CSR}
+    assert set(case["runs"]["training"]) == {DENSE, CONTROL, MASKED, SMALL}
+    for forms in case["runs"].values():
+        for form, found in forms.items():
+            assert len(found["seconds"]) == 6
+            pairs = zip(forms[DENSE]["seconds"], found["seconds"], strict=True)
+            if form != DENSE:
+                assert found["speed"]["value"] == pytest.approx(statistics.median(a / b for a, b in pairs))
+    assert case["outputs_apart"] < 1e-5
+    assert case["parameters"][SMALL] < 0.3 * case["parameters"][DENSE]
+    assert "Without 50% of the channels inference is" in said
+    assert "What sparsity gains in time" in page
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs of a method that removes channels, and of one that does not."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("chex", "rigl"):
+        train(Run(method=name, train_size=64, validation_size=50, batch_size=16, epochs=4), folder / name)
+    return folder
+
+
+def test_a_runs_own_channels_are_measured_and_its_accuracy_is_kept(runs, tmp_path, capsys):
+    main(["bench", "sparse", "--run", str(runs / "chex"), "--quick", "--threads", "1", "--out", str(tmp_path / "out")])
+    (case,) = read_json(tmp_path / "out" / "bench.json")["cases"]
+    result = read_json(runs / "chex" / "result.json")
+    assert case["channels"] == result["channels"]
+    assert case["test_accuracy"] == {MASKED: result["test_accuracy"], SMALL: result["test_accuracy"]}
+    assert case["parameters"][SMALL] < case["parameters"][DENSE]
+    assert "without the channels" in capsys.readouterr().out
+
+
+def test_a_run_without_channels_to_remove_is_refused(runs, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "sparse", "--run", str(runs / "rigl"), "--quick"])
+    assert end.value.code == 2
+    assert "removed no channels" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""``flatsparse export``: written, read back, compared; nothing else touched."""
+
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flatsparse as fs
+from flatsparse.cli import main
+from flatsparse.errors import InputError
+from flatsparse.lab import exporting
+from flatsparse.lab.finished import load_run
+from flatsparse.storage import read_json
+
+from .test_cli import QUICK, fails
+
+FORMATS = ("dense", "masks", "small", "csr", "onnx")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    main(["train", "--data", "digits", "--method", "static", "--sparsity", "0.9", *QUICK, "--out", str(run)])
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "SECONDS", 0.0)
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_every_format_that_needs_no_gpu(run, capsys):
+    before = contents(run)
+    main(["export", str(run), "--format", *FORMATS])
+    said = capsys.readouterr().out.splitlines()
+    record = read_json(run / "export" / "export.json")
+    finished = load_run(run)
+    assert list(record["formats"]) == list(FORMATS)
+    assert len(said) == len(FORMATS) + 1
+    assert {name: f["difference"] for name, f in record["formats"].items() if name in ("dense", "masks")} == {
+        "dense": 0.0,
+        "masks": 0.0,
+    }
+    assert all(found["difference"] <= found["tolerance"] <= 1e-4 for found in record["formats"].values())
+    assert all(found["accuracy"] == record["run"]["accuracy"] for found in record["formats"].values())
+    assert record["run"]["accuracy"] == pytest.approx(finished.result["test_accuracy"])
+    assert {found["file"] for found in record["formats"].values()} | {"export.json"} == {
+        file.name for file in (run / "export").iterdir()
+    }
+    for name in ("small", "csr", "onnx"):
+        found = record["formats"][name]["inference"]
+        assert found["low"] <= found["ratio"] <= found["high"]
+        assert found["rounds"] == 3
+    assert "training" in record["formats"]["small"]
+    assert {name: text for name, text in contents(run).items() if not name.startswith("export/")} == before
+    plain = fs.models.digitnet()
+    plain.load_state_dict(load_file(run / "export" / "dense.safetensors"))
+    masks = fs.masks_from(run / "export" / "masks.safetensors")
+    assert all(torch.equal(masks[n], finished.masks[n]) for n in masks)
+    assert all(not plain.get_parameter(n)[~m].any() for n, m in masks.items())
+
+
+def test_it_can_be_repeated_and_added_to(run):
+    main(["export", str(run), "--images", "50"])
+    first = contents(run / "export")
+    main(["export", str(run), "--images", "50"])
+    assert set(contents(run / "export")) == set(first)
+    main(["export", str(run), "--images", "50", "--format", "csr"])
+    assert list(read_json(run / "export" / "export.json")["formats"]) == ["dense", "masks", "csr"]
+
+
+@pytest.mark.parametrize("name", ["dense.safetensors", "export.json"])
+def test_what_others_wrote_is_not_touched(run, name, capsys):
+    out = run / "export"
+    out.mkdir()
+    (out / name).write_text("{}")
+    fails(capsys, "export", str(run))
+    assert contents(out) == {name: b"{}"}
+
+
+def test_an_export_that_was_changed_since_is_not_touched(run, capsys):
+    main(["export", str(run), "--images", "50"])
+    (run / "export" / "dense.safetensors").write_bytes(b"mine")
+    capsys.readouterr()
+    assert "not what an export wrote" in fails(capsys, "export", str(run))
+    assert (run / "export" / "dense.safetensors").read_bytes() == b"mine"
+
+
+def test_the_folder_of_another_run_is_not_touched(run, capsys):
+    main(["export", str(run), "--images", "50", "--out", str(run / "there")])
+    before = contents(run / "there")
+    model = load_file(run / "model.safetensors")
+    about = fs.storage.load_tensors(run / "model.safetensors")[1]
+    fs.storage.save_tensors(run / "model.safetensors", {n: t * 2 for n, t in model.items()}, about)
+    capsys.readouterr()
+    assert "another run" in fails(capsys, "export", str(run), "--out", str(run / "there"))
+    assert contents(run / "there") == before
+
+
+@pytest.mark.parametrize("name", ["dense", "csr", "small"])
+def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
+    """The check can fail: one weight too many is enough."""
+    form = exporting.FORMS[name]
+
+    def spoil(finished, file, sample):
+        form.write(finished, file, sample)
+        tensors, about = fs.storage.load_tensors(file)
+        key = next(k for k, t in tensors.items() if t.is_floating_point() and k.endswith(("weight", "values")))
+        tensors[key].view(-1)[0] += 3
+        fs.storage.save_tensors(file, tensors, about)
+
+    monkeypatch.setitem(exporting.FORMS, name, exporting.Form(form.file, spoil, form.load, form.tolerance))
+    with pytest.raises(InputError, match="does not say what the run says"):
+        exporting.export(load_run(run), (name,), run / "export", images=50, tell=lambda *_: None)
+    assert contents(run / "export") == {}
+    assert list((run / "export").iterdir()) == []
+
+
+def test_masks_that_changed_are_not_kept(run, monkeypatch):
+    def spoil(finished, file, sample):
+        fs.save_masks(file, {n: torch.ones_like(m) for n, m in finished.masks.items()})
+
+    form = exporting.FORMS["masks"]
+    monkeypatch.setitem(exporting.FORMS, "masks", exporting.Form(form.file, spoil, form.load, 0.0))
+    with pytest.raises(InputError, match="not the run's"):
+        exporting.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--format", "onyx"], "nearest: onnx"),
+        (["--format", "2:4"], "2 of each 4"),
+        (["--images", "0"], "--images 0"),
+        (["--device", "moon"], "--device moon"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_a_line(run, arguments, told, capsys):
+    assert told in fails(capsys, "export", str(run), *arguments)
+    assert not [file for file in contents(run) if file.startswith("export/")]
+
+
+def test_a_folder_without_a_run_is_said_in_a_line(tmp_path, capsys):
+    assert "no run's folder" in fails(capsys, "export", str(tmp_path))
+
+
+def test_without_the_extra_it_says_so(run, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    assert "flatsparse[onnx]" in fails(capsys, "export", str(run), "--format", "onnx")
+
+
+def test_the_ratio_of_times_is_that_of_the_work():
+    found = exporting._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
+    assert found["ratio"] == pytest.approx(2, rel=0.2)
+    assert 3 <= found["rounds"] <= exporting.ROUNDS

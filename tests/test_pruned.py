@@ -1,0 +1,295 @@
+"""Masks of models that others pruned, and training that keeps them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import prune
+
+import flatsparse as fs
+from flatsparse.errors import InputError
+from tests.helpers import batch, conv_net, mlp, same, saved, sgd, train_steps
+
+
+def pruned(model, amount=0.6):
+    """Every matrix loses its smallest entries for good."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            prune.l1_unstructured(module, "weight", amount=amount)
+            prune.remove(module, "weight")
+    return model
+
+
+def zeros(model):
+    return {n: p.detach() != 0 for n, p in model.named_parameters() if p.ndim >= 2}
+
+
+def equal(a, b):
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def shards(model, folder):
+    """A checkpoint as Hugging Face lays it out in two parts."""
+    folder.mkdir()
+    state = list(model.state_dict().items())
+    parts = {"model-1.safetensors": dict(state[:1]), "model-2.safetensors": dict(state[1:])}
+    for name, tensors in parts.items():
+        save_file(tensors, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, tensors in parts.items() for key in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def saved_by_torch(model, file):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}, "epoch": 3}, file)
+    return file
+
+
+def one_part(model, folder):
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def our_masks(model, folder):
+    folder.mkdir()
+    fs.save_masks(folder / "masks.safetensors", zeros(model))
+    return folder
+
+
+SOURCES = {
+    "model": lambda model, path: model,
+    "state dict": lambda model, path: model.state_dict(),
+    "folder in one part": one_part,
+    "folder in parts": shards,
+    "file of one part": lambda model, path: one_part(model, path) / "model.safetensors",
+    "torch.save": saved_by_torch,
+    "run's folder": our_masks,
+    "mask file": lambda model, path: our_masks(model, path) / "masks.safetensors",
+}
+
+
+@pytest.mark.parametrize("make", [mlp, conv_net])
+@pytest.mark.parametrize("source", SOURCES)
+def test_zeros_become_masks_wherever_they_are(make, source, tmp_path):
+    model = pruned(make())
+    assert equal(fs.masks_from(SOURCES[source](model, tmp_path / "it")), zeros(model))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.state_dict()], ids=["model", "state dict"])
+def test_torchs_own_masks_count_not_zeros(wrap):
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[0, 0] = 0.0  # live, and zero
+    mask = torch.ones(16, 6)
+    mask[:, 1] = 0
+    prune.custom_from_mask(model[0], "weight", mask)
+    prune.custom_from_mask(model[3], "bias", torch.tensor([1.0, 0.0, 1.0]))  # no matrix
+    masks = fs.masks_from(wrap(model))
+    assert equal(masks, {"0.weight": mask.bool()})
+
+
+def test_a_dense_layer_stays_dense_and_nothing_pruned_is_said():
+    model = mlp()
+    with pytest.raises(InputError, match="nothing is pruned in this Sequential"):
+        fs.masks_from(model)
+    prune.remove(prune.l1_unstructured(model[0], "weight", amount=5), "weight")
+    assert list(fs.masks_from(model)) == ["0.weight"]
+
+
+def test_the_zeros_of_a_models_buffers_are_its_own():
+    model = pruned(mlp())
+    model.register_buffer("positions", torch.zeros(3, 4))
+    assert list(fs.masks_from(model)) == ["0.weight", "3.weight"]
+
+
+def test_a_matrix_of_zeros_is_warned_of():
+    model = pruned(mlp())
+    nn.init.zeros_(model[3].weight)
+    with pytest.warns(UserWarning, match=r"'3.weight' is zero throughout"):
+        assert not fs.masks_from(model)["3.weight"].any()
+
+
+@pytest.mark.parametrize("base", ["sgd", "s2sam"])
+@pytest.mark.parametrize("held", [False, True], ids=["removed", "held by torch"])
+def test_a_pruned_model_stays_sparse_through_training(base, held):
+    model = mlp()
+    for layer in (model[0], model[3]):
+        prune.l1_unstructured(layer, "weight", amount=0.6)
+        if not held:
+            prune.remove(layer, "weight")
+    masks = fs.masks_from(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    outputs = model.eval()(batch()[0])
+    optimizer = sgd(model.parameters())
+    optimizer = fs.S2SAM(optimizer, rho=0.05) if base == "s2sam" else optimizer
+    training = fs.sparsify(model, optimizer, "static", masks=masks, steps=5)
+    assert torch.equal(model(batch()[0]), outputs), "keeping what is pruned changes no output"
+    train_steps(model.train(), optimizer, 5)
+    assert training.sparsity == 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for layer, name in ((model[0], "0.weight"), (model[3], "3.weight")):
+        if held:
+            prune.remove(layer, "weight")
+        assert equal({"w": layer.weight != 0}, {"w": masks[name]})
+
+
+def test_plain_masked_training_is_the_same():
+    """The plain form: zero gradients before the step and weights after it."""
+    ours, plain = pruned(mlp()), pruned(mlp())
+    masks = fs.masks_from(ours)
+    first, second = sgd(ours.parameters()), sgd(plain.parameters())
+    fs.sparsify(ours, first, "static", masks=masks, steps=4)
+    named = dict(plain.named_parameters())
+    for step in range(4):
+        train_steps(ours, first, 1, step)
+        inputs, targets = batch(step)
+        nn.functional.cross_entropy(plain(inputs), targets).backward()
+        for name, mask in masks.items():
+            named[name].grad *= mask
+        second.step()
+        with torch.no_grad():
+            for name, mask in masks.items():
+                named[name] *= mask
+        second.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
+def test_it_resumes_bit_for_bit():
+    def start():
+        model = pruned(mlp())
+        optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.05)
+        return model, optimizer, fs.sparsify(model, optimizer, "static", masks=fs.masks_from(model), steps=6)
+
+    parts, again = start(), start()
+    train_steps(parts[0], parts[1], 3)
+    for mine, theirs in zip(again, parts, strict=True):
+        mine.load_state_dict(saved(theirs.state_dict()))
+    for model, optimizer, _ in (parts, again):
+        train_steps(model, optimizer, 3, start=3)
+    assert same(saved(parts[0].state_dict()), saved(again[0].state_dict()))
+
+
+def test_a_method_may_move_given_masks():
+    model = pruned(mlp())
+    masks = fs.masks_from(model)
+    optimizer = sgd(model.parameters())
+    training = fs.sparsify(model, optimizer, "rigl", masks=masks, steps=20, every=2)
+    assert equal(training.masks, masks)
+    train_steps(model, optimizer, 10)
+    assert not equal(training.masks, masks)
+    assert [int(m.sum()) for m in training.masks.values()] == [int(m.sum()) for m in masks.values()]
+
+
+def test_a_tied_weight_goes_by_either_name():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    model, mask = Tied(), torch.rand(4, 4) < 0.5
+    mask[0, 0] = True
+    training = fs.sparsify(model, sgd(model.parameters()), "static", masks={"b.weight": mask}, steps=1)
+    assert equal(training.masks, {"a.weight": mask})
+
+
+def choose(**changed):
+    model = pruned(mlp())
+    chosen = {"method": "static", "masks": fs.masks_from(model), "steps": 4, **changed}
+    return model, lambda: fs.sparsify(model, sgd(model.parameters()), **chosen)
+
+
+MASK = torch.ones(16, 6, dtype=torch.bool)
+REFUSED = {
+    "name": ({"masks": {"0.wieght": MASK}}, "no weight '0.wieght'.*0.weight"),
+    "shape": ({"masks": {"0.weight": MASK.T}}, r"\(6, 16\).*shape \(16, 6\)"),
+    "kind": ({"masks": {"0.weight": MASK.float()}}, "float32.*bool"),
+    "nothing live": ({"masks": {"0.weight": ~MASK}}, "no weight live"),
+    "sparsity too": ({"sparsity": 0.5}, "leave out sparsity"),
+    "layers too": ({"include": ["0*"]}, "leave out"),
+    "denser start": ({"method": "gmp"}, "'gmp' starts denser"),
+    "rounds": ({"method": "lth", "masks": {"0.weight": MASK}}, "'lth'"),
+    "neither": ({"masks": None}, "neither sparsity= nor masks="),
+    "pattern": (
+        {"method": fs.methods.Static(pattern=(1, 2)), "masks": {"0.weight": MASK & (torch.arange(6) < 3)}},
+        "1:2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_masks_that_cannot_be_kept_are_refused_in_a_line(case):
+    changed, told = REFUSED[case]
+    model, call = choose(**changed)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=told) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert equal(before, model.state_dict())
+
+
+def test_masks_that_torch_holds_do_not_move():
+    model = mlp()
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    with pytest.raises(InputError, match=r"prune.remove"):
+        fs.sparsify(model, sgd(model.parameters()), "rigl", masks=fs.masks_from(model), steps=20)
+
+
+def spoilt(model, path):
+    folder = one_part(model, path)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    return file
+
+
+def missing_part(model, path):
+    (shards(model, path) / "model-2.safetensors").unlink()
+    return path
+
+
+def outside(model, path):
+    index = shards(model, path) / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
+    return path
+
+
+def written(content, name="it.pt"):
+    def write(model, path):
+        path.mkdir()
+        (path / name).write_bytes(content)
+        return path / name
+
+    return write
+
+
+def whole_model(model, path):
+    torch.save(model, path)
+    return path
+
+
+DAMAGED = {
+    "cut off": (spoilt, "damaged"),
+    "missing part": (missing_part, r"no file '.*model-2"),
+    "index outside": (outside, "outside its folder"),
+    "index of nothing": (written(b"[]", "model.safetensors.index.json"), None),
+    "text": (written(b"hello, world"), "cannot be read|can be read"),
+    "empty": (written(b""), "can be read"),
+    "a pickled model": (whole_model, "state dict"),
+    "absent": (lambda model, path: path / "nowhere.pt", "cannot read"),
+    "empty folder": (lambda model, path: path.mkdir() or path, "neither"),
+    "text as safetensors": (written(b"hello, world, hello", "it.safetensors"), "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_or_foreign_file_gets_one_line(case, tmp_path):
+    make, told = DAMAGED[case]
+    source = make(pruned(mlp()), tmp_path / "it")
+    if told is None:
+        source, told = source.parent, "no weight_map"
+    with pytest.raises(InputError, match=told) as caught:
+        fs.masks_from(source)
+    assert "\n" not in str(caught.value)
