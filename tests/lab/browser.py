@@ -16,15 +16,26 @@ MISSING = not (shutil.which("chromium") and shutil.which("bash"))
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, "")}
 
 
+def _pipe():
+    """Both ends of a pipe, with numbers out of the way of 3 and 4, where the browser wants its own."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved
+
+
 class Browser:
     """One page; ``problems`` are its uncaught errors, console errors, and requests that would leave the machine."""
 
     def __init__(self, profile):
-        asks, self.send = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for fd in os.pipe())
-        self.receive, tells = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for fd in os.pipe())
+        asks, self.send = _pipe()
+        self.receive, tells = _pipe()
         command = f'exec chromium "$@" 3<&{asks} 4>&{tells}'
         words = ["bash", "-c", command, "chromium", *FLAGS.split(), f"--user-data-dir={profile}"]
         self.process = subprocess.Popen(words, pass_fds=(asks, tells), stderr=subprocess.DEVNULL)
+        os.close(asks)
+        os.close(tells)
         self.rest, self.number, self.session, self.problems = b"", 0, None, []
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -37,6 +48,8 @@ class Browser:
     def __exit__(self, *problem):
         self.process.kill()
         self.process.wait()
+        os.close(self.send)
+        os.close(self.receive)
 
     def ask(self, method, **parameters):
         self.number += 1
@@ -52,7 +65,9 @@ class Browser:
         while True:
             while b"\0" not in self.rest:
                 assert select.select([self.receive], [], [], max(0, end - time.monotonic()))[0], "the browser is silent"
-                self.rest += os.read(self.receive, 1 << 20)
+                told = os.read(self.receive, 1 << 20)
+                assert told, "the browser has ended"
+                self.rest += told
             one, _, self.rest = self.rest.partition(b"\0")
             told = json.loads(one)
             self._note(told)
