@@ -13,7 +13,7 @@ FLAGS = (
     " --disable-component-update --disable-sync --remote-debugging-pipe"
 )
 MISSING = not (shutil.which("chromium") and shutil.which("bash"))
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, "")}
+KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowRight": (39, "")}
 
 
 def _pipe():
