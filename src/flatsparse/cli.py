@@ -33,6 +33,7 @@ def _run(arguments: Sequence[str]) -> None:
         from flatsparse.lab.bench.command import Bench
         from flatsparse.lab.commands import Compare, Export, List, Train
         from flatsparse.lab.landscape.command import Landscape
+        from flatsparse.lab.report.command import Report
         from flatsparse.lab.reproduce.command import Reproduce
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
@@ -42,6 +43,7 @@ def _run(arguments: Sequence[str]) -> None:
         "train": Train,
         "compare": Compare,
         "reproduce": Reproduce,
+        "report": Report,
         "landscape": Landscape,
         "bench": Bench,
         "export": Export,

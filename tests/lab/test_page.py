@@ -1,6 +1,7 @@
 import dataclasses
 import html.parser
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -84,12 +85,13 @@ def test_a_comparison_tells_every_number_it_rests_on(comparison_report):
 def test_the_command_in_a_report_repeats_the_comparison():
     import tyro
 
-    told = page.flags(dataclasses.replace(SMALL, rhos={"sam": 0.2}, include=("3", "6"), channels_last=True))
-    again = tyro.cli(Comparison, args=told.split(), config=(tyro.conf.FlagCreatePairsOff,))
-    assert (
-        again.resolved()
-        == dataclasses.replace(SMALL, rhos={"sam": 0.2}, include=("3", "6"), channels_last=True).resolved()
+    asked = dataclasses.replace(
+        SMALL, rhos={"sam": 0.2}, include=("3*", "[56]"), channels_last=True, mask_perturbation=False
     )
+    told = page.flags(asked)
+    again = tyro.cli(Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff,))
+    assert again.resolved() == asked.resolved()
+    assert "'3*'" in told  # as a shell must be given it
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed (Debian: apt-get install chromium)")

@@ -55,7 +55,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     if not (folder / "result.json").is_file():
         raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
     settings = read_json(folder / "config.json")["settings"]
-    run = _run(settings, folder)
+    run = run_of(settings, folder)
     masks, _ = load_masks(folder / "masks.safetensors")
     tensors, _ = load_tensors(folder / "model.safetensors")
     data = load(run.data, data_dir or run.data_dir)
@@ -86,7 +86,8 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     )
 
 
-def _run(settings: dict[str, Any], folder: Path) -> Run:
+def run_of(settings: dict[str, Any], folder: Path) -> Run:
+    """The run that a folder's settings are of. Raises InputError for settings that this version does not have."""
     odd = sorted(settings.keys() - {field.name for field in dataclasses.fields(Run)})  # one that is missing is younger
     if odd or settings.get("model") not in NETWORKS:
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"

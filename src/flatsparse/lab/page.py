@@ -6,6 +6,7 @@ import dataclasses
 import html
 import io
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -200,14 +201,15 @@ def flags(settings: Any) -> str:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if value == default or value is None:
             continue
-        words.append(f"--{field.name.replace('_', '-')}")
+        name = field.name.replace("_", "-")
+        words.append(f"--no-{name}" if value is False else f"--{name}")
         if isinstance(value, dict):
             words += [str(word) for pair in value.items() for word in pair]
         elif isinstance(value, (tuple, list)):
             words += [str(word) for word in value]
-        elif value is not True:
+        elif not isinstance(value, bool):
             words.append(str(value))
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _write(file: Path, title: str, parts: Iterable[str]) -> Path:

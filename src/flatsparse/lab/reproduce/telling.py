@@ -14,6 +14,7 @@ from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.reproduce.verdict import VERDICTS
 
+UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
 STYLES = {"reproduces": "green", "contradicts": "red"}
 
 
@@ -21,29 +22,53 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     """Print a recipe's rows, or those of some places, beside the published numbers, then what must be known to read them."""
     rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
-    grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
-    grid.add_column("", overflow="fold", min_width=20)
-    for heading in ("here", "printed", "difference", "printed"):
+    console.print(title, style="italic", highlight=False, markup=False)
+    grid = Grid(box=None, pad_edge=False)
+    grid.add_column("", overflow="fold", min_width=12)
+    for heading in ("here", "n", "printed", "difference", "printed"):
         grid.add_column(heading, no_wrap=True, justify="right")
-    grid.add_column("verdict", overflow="fold", min_width=12)
+    grid.add_column("verdict", overflow="fold", min_width=14)
     before = None
     for row in rows:
         place = f"{row['row']}, {row['column']}"
         if place != before:
             grid.add_row(f"[bold]{escape(place)}[/bold]")
-        grid.add_row(*_cells(row))
+        grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
-    told = ["difference: to plain, paired by seed, ± half of the 95 % interval"]
+    told = ["n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval", UNKNOWN]
     verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
+    told += [claim(record)] if verdicts else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
     told += [*record["notes"], *record["said"]]
-    told += [f"not run: {reason}" for reason in _reasons(rows)]
+    told += [f"not run: {reason}" for reason in reasons(rows)]
     for sentence in told:
         console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
 
 
-def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def claim(record: Mapping[str, Any]) -> str:
+    """What is claimed of every cell, in a sentence."""
+    does = "raises" if record["better"] == "higher" else "lowers"
+    how_far = "by what was printed where we know it, else at all" if record["scale"] == "paper" else "at all"
+    return f"the claim of a cell: S²-SAM {does} {record['metric']}, {how_far}"
+
+
+def printed(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What was printed for a row: unknown where we do not know it, none where nothing can have been."""
+    if row["published"] is not None:
+        return mean(row["published"]["value"], row["published"]["std"])
+    return "none" if row["control"] or record["source"].startswith("ours") else "unknown"
+
+
+def printed_difference(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The difference to plain that was printed, likewise."""
+    published = row["difference"]["published"]
+    if published is not None:
+        return f"{published:+.2f}"
+    return "none" if row["control"] or record["source"].startswith("ours") else "unknown"
+
+
+def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why cells have no value, each reason once with how many cells it holds for."""
     reasons = Counter(row["needs"] for row in rows if row["needs"])
     told = [f"{count} cells need {reason}" for reason, count in reasons.items()]
@@ -51,26 +76,33 @@ def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return told + [f"{count} runs failed: {reason}" for reason, count in failed.items()]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    printed, d = row["published"], row["difference"]
+def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    d = row["difference"]
     if d is None:
         gap = gap_printed = ""
     else:
         low, high = d["interval95"]
         gap = f"{d['mean']:+.2f}" + ("" if high is None else f" ± {(high - low) / 2:.2f}")
-        gap_printed = "" if d["published"] is None else f"{d['published']:+.2f}"
+        gap_printed = printed_difference(record, row)
     style, verdict = STYLES.get(row["verdict"] or ""), row["verdict"] or ""
     return [
-        " " + escape(row["control"] or LABELS.get(row["sharpness"], row["sharpness"])),
-        _mean(row["mean"], row["std"]),
-        "" if printed is None else _mean(printed["value"], printed["std"]),
+        " " + escape(label(row)),
+        mean(row["mean"], row["std"]),
+        str(len(row["values"])),
+        printed(record, row),
         gap,
         gap_printed,
         f"[{style}]{verdict}[/{style}]" if style else verdict,
     ]
 
 
-def _mean(value: float | None, spread: float | None) -> str:
+def label(row: Mapping[str, Any]) -> str:
+    """What tells a row from the others of its place."""
+    return row["control"] or LABELS.get(row["sharpness"], row["sharpness"])
+
+
+def mean(value: float | None, spread: float | None) -> str:
+    """A mean with its deviation, each where it is known."""
     if value is None:
         return "–"
     return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
