@@ -180,3 +180,17 @@ def test_a_compiled_run_ends_where_a_plain_one_does_and_its_folder_is_as_any(tmp
     other = load_tensors(tmp_path / "none" / "model.safetensors")[0]
     weight = max((n for n in plain if plain[n].ndim == 4), key=lambda n: plain[n].numel())
     assert (other[weight] - plain[weight]).norm() > 20 * (ours[weight] - plain[weight]).norm()
+
+
+def test_sums_also_remove_channels_of_the_residual_stream():
+    run = Run(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
+    alone, all_groups = (build(dataclasses.replace(run, sums=sums).resolved()) for sums in (False, True))
+    assert "stage1.0.conv2.weight" not in rows_gone(alone)
+    assert "stage1.0.conv2.weight" in rows_gone(all_groups)
+    with pytest.raises(InputError, match="--sums cannot be asked of 'rigl'"):
+        dataclasses.replace(run, method="rigl", sums=True).resolved()
+
+
+def rows_gone(parts):
+    """The weights of which the masks leave out a whole filter."""
+    return {name for name, mask in parts.training.masks.items() if not mask.flatten(1).any(1).all()}

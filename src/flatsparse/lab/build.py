@@ -186,7 +186,8 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
         else:  # a method's own, which it brings with it
             del own["distribution"]
     given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
-    return dataclasses.replace(run, **{**own, **given}), {**own, **given}
+    run = dataclasses.replace(run, **{**own, **given})
+    return run, {**own, **given, **({"sums": True} if run.sums else {})}
 
 
 def _updates(method: Any, every: int, run: Run, steps: int) -> int:

@@ -52,7 +52,8 @@ def key(run: Run) -> str:
     >>> key(Run(seed=1)) == key(Run(seed=1, data_dir=Path("elsewhere"))) != key(Run(seed=2))
     True
     """
-    told = {name: value for name, value in _settled(run).as_dict().items() if name != "data_dir"}
+    usual = Run().as_dict()  # what is left as it is does not count, so that a new option keeps old keys
+    told = {n: v for n, v in _settled(run).as_dict().items() if n != "data_dir" and v != usual[n]}
     file = run.method.rpartition(":")[0]
     code = hashlib.sha256(read(Path(file))).hexdigest() if file else ""
     return hashlib.sha256(json.dumps([RESULTS, told, code], sort_keys=True).encode()).hexdigest()[:16]

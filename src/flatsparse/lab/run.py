@@ -53,6 +53,8 @@ class Setting:
     """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense and for chex, of which it comes out."""
     channels: float | None = None
     """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
+    sums: bool = False
+    """For chex and chase, also remove channels that several layers write, as those of a residual stream; the papers do not."""
     distribution: str | None = None
     """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
@@ -165,6 +167,10 @@ class Run(Setting):
         if self.channels is not None and not hasattr(kind, "channels"):
             raise InputError(
                 f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase"
+            )
+        if self.sums and not hasattr(kind, "channels"):
+            raise InputError(
+                f"--sums cannot be asked of '{method}', which removes no channels: give --method chex or chase"
             )
         default = 0.0 if method == "dense" or by_channels else 0.9
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
