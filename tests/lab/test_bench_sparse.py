@@ -100,10 +100,12 @@ def runs(tmp_path_factory):
 
 
 def test_a_runs_own_channels_are_measured_and_its_accuracy_is_kept(runs, tmp_path, capsys):
-    main(["bench", "sparse", "--run", str(runs / "chex"), "--quick", "--threads", "1", "--out", str(tmp_path / "out")])
+    chosen = ["--run", str(runs / "chex"), "--quick", "--threads", "1", "--sparsity", "0"]
+    main(["bench", "sparse", *chosen, "--out", str(tmp_path / "out")])
     (case,) = read_json(tmp_path / "out" / "bench.json")["cases"]
     result = read_json(runs / "chex" / "result.json")
     assert case["channels"] == result["channels"]
+    assert CSR not in case["runs"]["inference"]
     assert case["test_accuracy"] == {MASKED: result["test_accuracy"], SMALL: result["test_accuracy"]}
     assert case["parameters"][SMALL] < case["parameters"][DENSE]
     assert "without the channels" in capsys.readouterr().out

@@ -57,7 +57,7 @@ class Bench:
     """Steps of each variant that are timed."""
     sparsity: float | None = None
     """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory, and in the CSR form of
-    sparse."""
+    sparse, where 0 leaves that out."""
     threads: int | None = None
     """Threads of torch. By default its own choice; sparse measures at one and at that."""
     device: str = "auto"

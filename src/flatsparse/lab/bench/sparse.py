@@ -89,7 +89,7 @@ def sparse_table(
     Args:
         name, case: the network and what it is fed.
         thinned: which of its channels go.
-        sparsity: of the net in CSR form, which is only run, not trained.
+        sparsity: of the net in CSR form, which is only run, not trained; 0 leaves it out.
         rounds, device, tell: as for the other tables. The threads are torch's at the moment.
     """
     dense, masks, channels = thinned.model.to(device), thinned.masks, thinned.channels
@@ -98,7 +98,8 @@ def sparse_table(
     threads = torch.get_num_threads()
     rows, record = [], {}
     ratios: dict[str, dict[str, Median]] = {}
-    for kind, forms in RUNS:
+    for kind, every in RUNS:
+        forms = [form for form in every if form != CSR or sparsity]
         runners = {form: _runner(kind, form, dense, masks, sparsity, device) for form in forms}
         timings = interleaved(runners, case, rounds, tell=tell)
         against = {form: wall_ratio(timings[DENSE], timings[form]) for form in forms if form != DENSE}
