@@ -137,8 +137,8 @@ class Bench:
             raise InputError(f"--channels {channels:g} is not usable: give the fraction that is removed, e.g. 0.5")
         return dataclasses.replace(
             self,
-            model=model,
-            channels=channels,
+            model=model if self.run is None else None,
+            channels=channels if self.run is None else None,
             batch_size=check_count("--batch-size", 64 if self.batch_size is None else self.batch_size, minimum=2),
             rounds=FEWEST if self.quick else self.rounds,
             sparsity=0.9 if self.sparsity is None else check_sparsity(self.sparsity),
