@@ -85,6 +85,32 @@ def test_what_others_wrote_is_not_touched(run, name, capsys):
     assert contents(out) == {name: b"{}"}
 
 
+@pytest.mark.parametrize("done", ["before", "after"])
+def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done, monkeypatch, capsys):
+    def killed(source, target):
+        if done == "after":
+            replace(source, target)
+        if str(target).endswith("masks.safetensors"):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    replace = exporting.os.replace
+    main(["export", str(run), "--images", "50"])
+    form = exporting.FORMS["masks"]
+    other = exporting.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
+    monkeypatch.setitem(exporting.FORMS, "masks", other)
+    monkeypatch.setattr(exporting.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        exporting.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+    (run / "export" / ".export-left").mkdir()  # what a real kill leaves
+    main(["export", str(run), "--images", "50"])
+    assert {f.name for f in (run / "export").iterdir()} == {"export.json", "dense.safetensors", "masks.safetensors"}
+
+
+def test_a_folder_that_takes_no_file_is_said_in_a_line(run, capsys):
+    assert "cannot write to '/proc'" in fails(capsys, "export", str(run), "--out", "/proc")
+
+
 def test_an_export_that_was_changed_since_is_not_touched(run, capsys):
     main(["export", str(run), "--images", "50"])
     (run / "export" / "dense.safetensors").write_bytes(b"mine")
