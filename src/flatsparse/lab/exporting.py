@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.errors import InputError, unknown
@@ -32,6 +31,7 @@ from flatsparse.export import (
     to_semi_structured,
     with_zeros,
 )
+from flatsparse.lab import task
 from flatsparse.lab.bench.command import processor
 from flatsparse.lab.data import Images, batches
 from flatsparse.lab.finished import Finished
@@ -150,7 +150,7 @@ def export(
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
             found = _checked(run, name, file, test, wanted)
-            write_json(out / RECORD, {**record, "coming": found["sha256"]})  # a kill before the next record leaves no stranger
+            write_json(out / RECORD, {**record, "coming": found["sha256"]})  # a kill here leaves no stranger's file
             os.replace(file, out / file.name)
         record["formats"][name] = found
         write_json(out / RECORD, record)
@@ -231,7 +231,7 @@ def _outputs(runs: Runs, run: Finished, test: Images) -> Tensor:
 
 def _accuracy(outputs: Tensor, test: Images) -> float:
     """In percent."""
-    return 100 * float((outputs.argmax(1) == test.labels).float().mean())
+    return 100 * int(task.correct(outputs, test.labels)) / test.targets
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -290,7 +290,7 @@ def _training_step(
     training = sparsify(model, optimizer, "static", masks=masks, steps=1) if masks else None
 
     def step(training: Any = training) -> None:  # which must live as long as the step
-        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        task.loss(model(batch[0]), batch[1]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
