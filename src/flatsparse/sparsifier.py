@@ -183,7 +183,8 @@ class SparseTraining:
 
         Raises: InputError when the masks are of other layers or shapes.
         """
-        if missing := {"method", "steps_taken", "masks"} - set(state):
+        needed = {"method", "steps_taken", "masks", *(() if self._masks.widths is None else ("channels",))}
+        if missing := needed - set(state):
             raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
         if state["method"] != self.method:
             raise InputError(
