@@ -197,12 +197,13 @@ def test_a_rule_beside_it_brings_no_old_values_back():
 
 
 def test_saved_channels_of_other_groups_are_refused():
-    saved = chex(model := residual(), sgd(model)).state_dict()
+    saved = {**chex(model := residual(), sgd(model)).state_dict(), "steps_taken": 9}
     training = chex(model := residual(), sgd(model), sums=True)
     with pytest.raises(fs.InputError, match="saved channels are of other groups"):
         training.load_state_dict(saved)
     with pytest.raises(fs.InputError, match="it lacks channels"):
         training.load_state_dict({name: part for name, part in saved.items() if name != "channels"})
+    assert training.steps_taken == 0
 
 
 def test_a_net_without_batch_norm_is_ranked_by_its_filters():

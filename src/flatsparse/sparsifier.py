@@ -198,14 +198,14 @@ class SparseTraining:
                 f"saved masks do not fit: layer '{odd}' is {theirs.get(odd, 'absent')} there and"
                 f" {mine.get(odd, 'absent')} here; load them into the model they were made for"
             )
-        self.steps_taken = state["steps_taken"]
-        self._confine()
-        self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
-        self._masks.memory = dict(state.get("memory", {}))
         if self._masks.widths is not None:
             self._masks.widths.load_state_dict(state["channels"])
             if self._masks.widths.latest is None:  # removed for good
                 self._masks.widths.confine(self._masks)
+        self.steps_taken = state["steps_taken"]
+        self._confine()
+        self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
+        self._masks.memory = dict(state.get("memory", {}))
         self.round = state.get("round", 0)
         self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
         with torch.no_grad():
