@@ -1,6 +1,7 @@
 """Masks of models that others pruned, and training that keeps them."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -47,6 +48,11 @@ def saved_by_torch(model, file):
     return file
 
 
+def saved_with_more(model, file):
+    torch.save({"epoch": 3, "model_state_dict": model.state_dict()}, file)
+    return file
+
+
 def one_part(model, folder):
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
@@ -66,6 +72,7 @@ SOURCES = {
     "folder in parts": shards,
     "file of one part": lambda model, path: one_part(model, path) / "model.safetensors",
     "torch.save": saved_by_torch,
+    "torch.save with more": saved_with_more,
     "run's folder": our_masks,
     "mask file": lambda model, path: our_masks(model, path) / "masks.safetensors",
 }
@@ -103,6 +110,64 @@ def test_the_zeros_of_a_models_buffers_are_its_own():
     model = pruned(mlp())
     model.register_buffer("positions", torch.zeros(3, 4))
     assert list(fs.masks_from(model)) == ["0.weight", "3.weight"]
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.module(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_a_module_of_the_models_own_is_told_from_a_wrapper(wrap):
+    model = Head()
+    with torch.no_grad():
+        model.module.weight[:, :3] = 0
+    outer = wrap(model)
+    masks = fs.masks_from(outer.state_dict())
+    assert equal(masks, {"module.weight": model.module.weight != 0})
+    assert fs.sparsify(outer, sgd(outer.parameters()), "static", masks=masks, steps=1).sparsity == 0.5
+
+
+def test_masks_may_have_the_names_of_the_wrapped_model():
+    model = pruned(mlp())
+    masks = {f"module.{name}": mask for name, mask in zeros(model).items()}
+    training = fs.sparsify(nn.DataParallel(model), sgd(model.parameters()), "static", masks=masks, steps=1)
+    assert equal(training.masks, zeros(model))
+
+
+def test_a_checkpoints_buffers_with_zeros_are_not_masked():
+    model = pruned(mlp())
+    model.register_buffer("positions", torch.eye(4))
+    masks = fs.masks_from(model.state_dict())
+    assert list(fs.sparsify(model, sgd(model.parameters()), "static", masks=masks, steps=1).masks) == [
+        "0.weight",
+        "3.weight",
+    ]
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_tensors_are_read(layout):
+    assert equal(fs.masks_from({"a.weight": layout(torch.eye(3))}), {"a.weight": torch.eye(3).bool()})
+
+
+@pytest.mark.parametrize("source", [None, 3, {1: torch.eye(3)}, {"a.weight": torch.empty(3, 3, device="meta")}])
+def test_what_holds_no_weights_gets_one_line(source):
+    with pytest.raises(InputError, match=r"give|load"):
+        fs.masks_from(source)
+
+
+def test_a_mask_of_a_weight_that_is_not_trained_must_be_true_already():
+    model = pruned(mlp())
+    model[0].requires_grad_(False)
+    masks = fs.masks_from(model)
+    assert list(fs.sparsify(model, sgd(model[3].parameters()), "static", masks=masks, steps=1).masks) == ["3.weight"]
+    nn.init.ones_(model[0].weight)
+    with pytest.raises(InputError, match=r"does not train '0\.weight'"):
+        fs.sparsify(model, sgd(model[3].parameters()), "static", masks=masks, steps=1)
 
 
 def test_a_matrix_of_zeros_is_warned_of():
@@ -282,6 +347,35 @@ DAMAGED = {
     "empty folder": (lambda model, path: path.mkdir() or path, "neither"),
     "text as safetensors": (written(b"hello, world, hello", "it.safetensors"), "damaged"),
 }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of the odd things that it finds
+@pytest.mark.filterwarnings("ignore")  # torch's, of the odd things that it finds
+@pytest.mark.parametrize("zipped", [True, False])
+def test_wherever_a_file_of_torch_is_spoilt_it_gets_one_line_or_is_read(zipped, tmp_path):
+    torch.save(pruned(mlp()).state_dict(), tmp_path / "it.pt", _use_new_zipfile_serialization=zipped)
+    whole, source, told = (tmp_path / "it.pt").read_bytes(), random.Random(0), []
+    for _ in range(150):
+        spoilt = bytearray(whole)
+        for _ in range(30):
+            spoilt[source.randrange(len(whole))] = source.randrange(256)
+        (tmp_path / "it.pt").write_bytes(spoilt[: source.choice([len(whole), source.randrange(len(whole))])])
+        try:
+            fs.masks_from(tmp_path / "it.pt")
+        except InputError as problem:
+            told.append(str(problem))
+    assert len(told) > 75
+    assert not any("\n" in line for line in told)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("F4", 8), ("F6_E2M3", 12)])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_numbers_of_a_type_that_torch_cannot_read_get_one_line(kind, size, sealed, tmp_path):
+    about = {"__metadata__": {"format": "pt", "sha256": "0"}} if sealed else {}
+    header = json.dumps({**about, "a.weight": {"dtype": kind, "shape": [4, 4], "data_offsets": [0, size]}}).encode()
+    (tmp_path / "it.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(InputError, match=r"another type|not ours"):
+        fs.masks_from(tmp_path / "it.safetensors")
 
 
 @pytest.mark.parametrize("case", DAMAGED)

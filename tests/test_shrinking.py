@@ -247,6 +247,26 @@ def test_the_model_stays_as_it_is_and_its_true_weights_count_inside_a_window():
     assert_equal_outputs(twin.eval(), small.eval(), inputs)
 
 
+class Around(nn.Module):
+    """No wrapper that could be taken away."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return 2 * self.module(x)
+
+
+@pytest.mark.parametrize("wrap", [Around, nn.DataParallel])
+def test_a_model_that_wraps_another_is_shrunk_and_written_too(wrap):
+    model = fs.models.digitnet().eval()
+    masks, inputs = channel_masks(model, 0.5, "both"), torch.rand(2, 1, 8, 8)
+    outer = wrap(model).eval()
+    for made in (fs.shrink(outer, masks), fs.export.with_zeros(outer, masks)):
+        assert_equal_outputs(wrap(masked(model, masks)).eval(), made, inputs)
+
+
 def test_wrong_masks_and_widths_are_input_errors():
     model = fs.models.digitnet()
     with pytest.raises(fs.InputError, match="the mask of 'nothing' fits no weight"):

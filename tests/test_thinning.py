@@ -17,6 +17,7 @@ from flatsparse.rules import PruneTo
 from flatsparse.schedules import At, Constant
 from flatsparse.seeds import generator
 from flatsparse.shrinking import shrink
+from flatsparse.thinning import Thinning
 from flatsparse.widths import Widths
 from tests.sparse_helpers import assert_zero_outside, copied, sgd, take_step, tiny_net, train
 
@@ -196,10 +197,13 @@ def test_a_rule_beside_it_brings_no_old_values_back():
 
 
 def test_saved_channels_of_other_groups_are_refused():
-    saved = chex(model := residual(), sgd(model)).state_dict()
+    saved = {**chex(model := residual(), sgd(model)).state_dict(), "steps_taken": 9}
     training = chex(model := residual(), sgd(model), sums=True)
     with pytest.raises(fs.InputError, match="saved channels are of other groups"):
         training.load_state_dict(saved)
+    with pytest.raises(fs.InputError, match="it lacks channels"):
+        training.load_state_dict({name: part for name, part in saved.items() if name != "channels"})
+    assert training.steps_taken == 0
 
 
 def test_a_net_without_batch_norm_is_ranked_by_its_filters():
@@ -266,6 +270,11 @@ def test_chase_keeps_its_floors():
     assert {name: int(alive.sum()) for name, alive in live(training).items()} == {"one.weight": 3, "two.weight": 5}
 
 
+def test_a_floor_is_not_one_less_by_rounding():
+    widths = widths_of(nn.Sequential(nn.Conv2d(1, 20, 1), nn.ReLU(), nn.Conv2d(20, 2, 1)))
+    assert Thinning(0.8, least=(1 - 0.8) * 0.5).floors(widths) == [2]
+
+
 def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
     model = residual()
     optimizer = sgd(model)
@@ -309,12 +318,39 @@ def refused(match, method="chex", model=None, **options):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_most_that_can_be_removed_is_told_so_that_it_can():
+    layers = [nn.Conv2d(1, 800, 1), nn.ReLU(), nn.Conv2d(800, 800, 1), nn.ReLU(), nn.Conv2d(800, 900, 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(900, 2, 1))
+    with pytest.raises(fs.InputError, match="give at most") as caught:
+        chase(model, sgd(model), channels=0.9999)
+    most = float(str(caught.value).split()[-1])
+    assert 0.998 <= most <= 1 - 3 / 2500
+    chase(model, sgd(model), channels=most)
+
+
+@pytest.mark.parametrize("method", [chex, chase])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_net_that_diverges_keeps_its_channels_to_the_channel(method, value):
+    model = residual()
+    optimizer = sgd(model)
+    training = method(model, optimizer, steps=40)
+    train(model, optimizer, 4)
+    with torch.no_grad():
+        model.one.weight[live(training)["one.weight"]] = value
+    gone = {name: ~alive for name, alive in live(training).items()}
+    train(model, optimizer, 36)
+    assert training.channels == (0.5 if method is chex else 5 / 16)
+    if method is chase:
+        assert all(not live(training)[name][dead].any() for name, dead in gone.items())
+
+
 def test_what_cannot_be_done_is_refused_in_a_line():
     refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
     refused("method 'chase' got neither sparsity= nor masks=", "chase")
     every = {name: torch.ones_like(p, dtype=torch.bool) for name, p in residual().named_parameters() if p.ndim > 1}
     refused("method 'chex' chooses its own channels", masks=every)
     refused("channels 1.0 is not in", channels=1.0)
+    refused("channels -0.1 is not in", channels=-0.1)
     refused("regrow 0.7 is more than channels 0.5", regrow=0.7)
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)
     refused("no channels to remove", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from flatsparse.tracing import Slot, Trace
 
@@ -55,6 +54,7 @@ def channel_groups(model: nn.Module, example: Tensor | None = None) -> tuple[Gro
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model without what ``torch.compile`` and ``DistributedDataParallel`` put around it."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    """The model without what ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel`` put around it."""
+    wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    inner = model.module if wrapped else getattr(model, "_orig_mod", None)
     return bare(inner) if isinstance(inner, nn.Module) else model

@@ -17,6 +17,11 @@ Filters = Sequence[tuple[Tensor, Tensor]]  # of each layer that writes the chann
 FilterScore = Callable[[Filters], Tensor]  # (channels,); the lowest go first
 
 
+def finite(values: Tensor) -> Tensor:
+    """Values in which what is not finite counts as 0, so that the channels of a net that diverges are chosen too."""
+    return torch.where(values.isfinite(), values, 0)
+
+
 def leverage(matrix: Tensor, rank: int) -> Tensor:
     """How much of the leading ``rank`` right singular vectors each column holds, from 0 to 1 (CHEX: Hou et al. 2022).
 
@@ -29,7 +34,7 @@ def leverage(matrix: Tensor, rank: int) -> Tensor:
     >>> leverage(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), rank=1).tolist()
     [1.0, 0.0]
     """
-    matrix = matrix.double()
+    matrix = finite(matrix).double()
     matrix = matrix[matrix.any(1)]
     if matrix.shape[0] < matrix.shape[1]:
         return matrix.abs().sum(0)
@@ -45,7 +50,7 @@ def residuals(matrix: Tensor, kept: Tensor) -> Tensor:
 
     Returns: float64, an entry a column; those of kept columns are 0 up to rounding.
     """
-    matrix = matrix.double()
+    matrix = finite(matrix).double()
     span = matrix[:, kept]
     return (matrix - span @ (torch.linalg.pinv(span) @ matrix)).norm(dim=0)
 

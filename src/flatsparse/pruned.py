@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,19 +46,21 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
     elif isinstance(source, nn.Module):
         weights = {name for name, _ in source.named_parameters(remove_duplicate=False)}  # a buffer's zeros are its own
         masks = _masks((n, t) for n, t in source.state_dict().items() if n in weights or n.endswith("_mask"))
-    else:
+    elif isinstance(source, Mapping):
         masks = _masks(iter(source.items()))
+    else:
+        raise InputError(f"masks_from got {type(source).__name__}: give a model, its state dict or the path of one")
     if not masks:
         what = f"'{source}'" if isinstance(source, (str, Path)) else f"this {type(source).__name__}"
         raise InputError(f"nothing is pruned in {what}: no matrix has a mask or a zero, so there is nothing to keep")
     for name, mask in masks.items():
         if not mask.any():
             warnings.warn(f"'{name}' is zero throughout and would stay so: delete its mask to train it", stacklevel=2)
-    return dict(zip(plain_names(list(masks)), masks.values(), strict=True))
+    return masks
 
 
 def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The masks by the names that the model's matrices have now; a tied matrix has its first.
+    """The masks by the names that the model's matrices have now; a tied matrix has its first, and a buffer's is left out.
 
     A layer that ``torch.nn.utils.prune`` still holds calls its weight ``weight_orig``.
 
@@ -69,13 +70,17 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     first = {id(p): name for name, (p, _) in every.items()}
     named = list(model.named_parameters(remove_duplicate=False))
     names = {
-        plain: first[id(p)]
-        for plain, (_, p) in zip(plain_names([name for name, _ in named]), named, strict=True)
+        name: first[id(p)]
+        for plain, (wrapped, p) in zip(plain_names([name for name, _ in named]), named, strict=True)
+        for name in (plain, wrapped)
         if id(p) in first
     }
+    buffers = set(plain_names([name for name, _ in model.named_buffers()]))
     found = {}
     for name, mask in masks.items():
         own = names.get(name, names.get(f"{name}_orig"))
+        if own is None and name in buffers:  # a checkpoint does not say which of its matrices are weights
+            continue
         if own is None:
             raise InputError(f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)})")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != every[own][0].shape:
@@ -92,13 +97,16 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     held: dict[str, Tensor] = {}
     zeros: dict[str, Tensor] = {}
+    named: list[str] = []
     for name, tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"'{name}' is no tensor but {type(tensor).__name__}: give a model's state dict")
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise InputError(f"{name!r} names no tensor but {type(tensor).__name__}: give a model's state dict")
+        if tensor.is_floating_point():  # a wrapper's own count of steps has no prefix
+            named += [name, name.removesuffix("_orig")]
         if name.endswith("_mask"):
-            held[name.removesuffix("_mask")] = tensor != 0
+            held[name.removesuffix("_mask")] = _live(name, tensor)
         elif tensor.ndim >= 2 and tensor.is_floating_point():
-            zeros[name] = tensor != 0
+            zeros[name] = _live(name, tensor)
     orig = {name.removesuffix("_orig") for name in zeros if name.endswith("_orig")}
     found = {}
     for name, live in zeros.items():
@@ -107,7 +115,18 @@ def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
             found[plain] = held[plain]
         elif not live.all():
             found[name] = live
-    return found
+    return {plain: found[name] for plain, name in zip(plain_names(named), named, strict=True) if name in found}
+
+
+def _live(name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        raise InputError(f"'{name}' is on the device meta, without values: load the model's weights first")
+    try:
+        return (tensor if tensor.layout == torch.strided else tensor.to_dense()) != 0
+    except NotImplementedError:  # types that pack two numbers into a byte
+        raise InputError(
+            f"'{name}' is {tensor.dtype}, which torch cannot compare with 0: give it in another type"
+        ) from None
 
 
 def _saved_masks(path: Path) -> dict[str, Tensor] | None:
@@ -134,12 +153,12 @@ def _in_files(path: Path) -> Iterator[tuple[str, Tensor]]:
     read(path)  # says what is wrong with a path in one line
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
+    except Exception as problem:  # of what is damaged torch may trip over anything
         why = str(problem).splitlines()[0] if str(problem) else "it ends early"
         raise InputError(
             f"'{path}' is no state dict that can be read safely ({why}): save model.state_dict() with torch.save"
         ) from None
-    for inner in ("state_dict", "model"):
+    for inner in ("state_dict", "model_state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(inner), dict):
             value = value[inner]
     if not isinstance(value, dict):
@@ -154,7 +173,11 @@ def _in_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         return
     with safetensors.safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  # not a mapping
-            yield name, tensors.get_tensor(name)
+            try:
+                tensor = tensors.get_tensor(name)
+            except safetensors.SafetensorError as problem:
+                raise InputError(f"cannot read '{name}' of '{file}' ({problem}): give it in another type") from None
+            yield name, tensor
 
 
 def _about(file: Path) -> dict[str, str]:

@@ -106,15 +106,18 @@ def narrow(model: nn.Module, widths: Mapping[str, int], example: Tensor | None =
 
 
 def _tensors(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Copies of a model's parameters and buffers by their plain names, masked."""
-    state = model.state_dict()
-    tensors = {name: t.detach().clone() for name, t in zip(plain_names(list(state)), state.values(), strict=True)}
-    for name, mask in (masks or {}).items():
+    """Copies of a model's parameters and buffers by the names that they have in the bare model, masked."""
+    inner, state = bare(model), model.state_dict()
+    tensors = {name: t.detach().clone() for name, t in zip(inner.state_dict(), state.values(), strict=True)}
+    own = [name for name, _ in inner.named_parameters(remove_duplicate=False)]
+    names = dict(zip(plain_names(own), own, strict=True))
+    for plain, mask in (masks or {}).items():
+        name = names.get(plain, plain)
         if name not in tensors or tensors[name].shape != mask.shape:
             raise InputError(f"the mask of '{name}' fits no weight of the model: give the masks of this model")
         tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
     first: dict[int, str] = {}
-    for name, p in bare(model).named_parameters(remove_duplicate=False):  # a tied weight is masked by its first name
+    for name, p in inner.named_parameters(remove_duplicate=False):  # a tied weight is masked by its first name
         tensors[name] = tensors[first.setdefault(id(p), name)]
     return tensors
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatsparse.channels import bare
 from flatsparse.distributions import check_budget
 from flatsparse.errors import InputError, check_count
-from flatsparse.layers import Pattern
+from flatsparse.layers import Pattern, prunable
 from flatsparse.masks import Masks
 from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.plan import Method, Plan
@@ -182,7 +183,8 @@ class SparseTraining:
 
         Raises: InputError when the masks are of other layers or shapes.
         """
-        if missing := {"method", "steps_taken", "masks"} - set(state):
+        needed = {"method", "steps_taken", "masks", *(() if self._masks.widths is None else ("channels",))}
+        if missing := needed - set(state):
             raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
         if state["method"] != self.method:
             raise InputError(
@@ -196,14 +198,14 @@ class SparseTraining:
                 f"saved masks do not fit: layer '{odd}' is {theirs.get(odd, 'absent')} there and"
                 f" {mine.get(odd, 'absent')} here; load them into the model they were made for"
             )
-        self.steps_taken = state["steps_taken"]
-        self._confine()
-        self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
-        self._masks.memory = dict(state.get("memory", {}))
         if self._masks.widths is not None:
             self._masks.widths.load_state_dict(state["channels"])
             if self._masks.widths.latest is None:  # removed for good
                 self._masks.widths.confine(self._masks)
+        self.steps_taken = state["steps_taken"]
+        self._confine()
+        self._explored = {name: m.clone() for name, m in state.get("explored", {}).items()}
+        self._masks.memory = dict(state.get("memory", {}))
         self.round = state.get("round", 0)
         self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
         with torch.no_grad():
@@ -447,6 +449,7 @@ def sparsify(
     held = (p for group in innermost(optimizer).param_groups for p in group["params"])
     masked = Masks.of(model, held, include, exclude, seed, layers)
     if given:
+        _check_left(given, masked, model)
         given = {w.name: given[w.name] for w in masked}
         sparsity = 1 - sum(int(mask.sum()) for mask in given.values()) / masked.total
     assert sparsity is not None
@@ -462,7 +465,8 @@ def sparsify(
             for wrapper in _chain(optimizer):
                 if hasattr(wrapper, "shut"):
                     shut.enter_context(wrapper.shut())  # scores are those of the true weights
-            initial = plan.initial_masks(masked.whole(), _unwrapped(model))
+            # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
+            initial = plan.initial_masks(masked.whole(), bare(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(
@@ -497,6 +501,18 @@ def rounds(training: SparseTraining) -> Iterator[int]:
         yield training.round
 
 
+@torch.no_grad()
+def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) -> None:
+    """Raises InputError when a mask is not true of a weight that is not trained, and so would never become true."""
+    trained = {w.name for w in masked}
+    for name, (p, _) in prunable(model).items():
+        if name in given and name not in trained and bool((whole(p).ne(0) & ~given[name].to(p.device)).any()):
+            raise InputError(
+                f"the optimizer does not train '{name}', which is not zero outside its mask: leave that mask out, or give"
+                " the optimizer the weight"
+            )
+
+
 def _check_start(given: Mapping[str, Tensor], sparsity: float, plan: Plan, method: str) -> None:
     """Raises InputError when a method cannot start from these masks."""
     if plan.sparsity != sparsity or plan.rounds:
@@ -512,15 +528,6 @@ def _check_start(given: Mapping[str, Tensor], sparsity: float, plan: Plan, metho
         raise InputError(
             f"torch.nn.utils.prune still holds '{held[0]}' and hides its dense gradient: call prune.remove first"
         )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """A model without wrappers: scores are each process's own, and need gradients of gradients that no compiler gives."""
-    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        inner = getattr(model, "_orig_mod", None) or model.module
-        assert isinstance(inner, nn.Module)
-        model = inner
-    return model
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

@@ -137,6 +137,8 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, about = safetensors.torch.load(content), dict(header.get("__metadata__", {}))
     except (safetensors.SafetensorError, ValueError, AttributeError, TypeError) as problem:
         raise damaged(file, str(problem) or "it is no safetensors file") from None
+    except KeyError as kind:
+        raise InputError(f"'{file}' holds numbers of the type {kind}, which are not ours: convert it") from None
     if "sha256" not in about:
         raise InputError(
             f"'{file}' carries no checksum: it is damaged, or not of ours; give a file that flatsparse wrote"

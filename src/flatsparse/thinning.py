@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from flatsparse.errors import InputError, check_fraction
-from flatsparse.filters import FilterScore, drawn, leverage, ranked_channels, residuals
+from flatsparse.filters import FilterScore, drawn, finite, leverage, ranked_channels, residuals
 from flatsparse.masks import Masks
 from flatsparse.schedules import Schedule, Timetable
 from flatsparse.selection import apportion, budget, keep_top
@@ -22,7 +23,7 @@ class Thinning:
     Attributes:
         removed: the fraction of all channels that may be removed which is at the end, to the channel.
         first: the same at the start, of every group alike; the filters with the smallest L1 norm go.
-        least: the share of a group's channels that always stay, one at least.
+        least: the share of a group's channels that always stay, rounded down, but one at least.
         sums: also remove channels that several layers write, such as those of a residual stream.
         restores: channels that return take up the values that they last had.
     """
@@ -42,7 +43,7 @@ class Thinning:
 
     def floors(self, widths: Widths) -> list[int]:
         """The fewest channels that each group keeps."""
-        return [max(1, int(self.least * g.group.size)) for g in widths]
+        return [max(1, math.floor(self.least * g.group.size + 1e-9)) for g in widths]  # 0.2 · 20 may be 3.99…
 
     def start(self, masks: Masks) -> dict[str, Tensor]:
         """Remove the first channels, and say where weights may be live.
@@ -55,7 +56,7 @@ class Thinning:
         if left < sum(floors):
             raise InputError(
                 f"channels {self.removed} leaves {left} of {widths.total} channels, where {len(sizes)} groups keep"
-                f" {sum(floors)} at least: give at most {1 - sum(floors) / widths.total:.3g}"
+                f" {sum(floors)} at least: give at most {math.floor(1000 - 1000 * sum(floors) / widths.total) / 1000}"
             )
         if self.restores:
             widths.note(masks)
@@ -141,7 +142,7 @@ class RemoveChannels:
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         widths = masks.widths
         assert widths is not None
-        scores = [self.keep(g.filters()).cpu().masked_fill(~g.live, float("-inf")) for g in widths]
+        scores = [finite(self.keep(g.filters()).cpu()).masked_fill(~g.live, float("-inf")) for g in widths]
         lives = ranked_channels(scores, budget(widths.total, self.removed(step)), self.thinning.floors(widths))
         for g, live in zip(widths, lives, strict=True):
             g.live = live

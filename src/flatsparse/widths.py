@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatsparse.channels import Group, Slot, channel_groups
 from flatsparse.errors import InputError
-from flatsparse.filters import Filters
+from flatsparse.filters import Filters, finite
 from flatsparse.masks import MaskedWeight, Masks
 from flatsparse.shards import is_sharded
 
@@ -135,9 +135,9 @@ class Widths(Sequence[Explored]):
                 for g, slots in zip(self, found, strict=True)
             ]
         else:
-            norms = [g.matrix().abs().sum(0).cpu() for g in self]
+            norms = [finite(g.matrix()).abs().sum(0).cpu() for g in self]
             scales = [norm / norm[g.live].mean() for g, norm in zip(self, norms, strict=True)]
-        return [torch.where(g.live, s, -torch.inf) for g, s in zip(self, scales, strict=True)]
+        return [torch.where(g.live, finite(s), -torch.inf) for g, s in zip(self, scales, strict=True)]
 
     def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Where weights of such shapes may be live: what no removed channel writes or reads; on the CPU."""

@@ -25,6 +25,7 @@ from flatsparse.export import (
 )
 from flatsparse.export.csr import SparseRows
 from flatsparse.patterns import Pattern
+from flatsparse.storage import load_tensors, save_tensors
 from tests.export.nets import NETS, masked, net
 
 LARGE = {"resnet34", "resnet50"}
@@ -97,6 +98,26 @@ def test_a_form_made_amid_training_has_the_true_weights(tmp_path):
     ).keys()
     assert all(torch.equal(saved[n], true[n]) for n, p in model.named_parameters())
     assert torch.equal(sparse.get_submodule("0").values, true["0.weight"][training.masks["0.weight"]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_survives_or_is_refused_in_a_line(dtype, tmp_path):
+    model, masks, inputs = net("digitnet", dtype=dtype)
+    wanted = masked(model, masks)(inputs)
+    assert torch.equal(with_zeros(model, masks)(inputs), wanted)
+    save_small(tmp_path / "small.safetensors", model, masks)
+    small = load_small(tmp_path / "small.safetensors", NETS["digitnet"][0]().to(dtype))
+    assert difference(small(inputs), wanted) < 0.02
+    with pytest.raises(InputError, match=r"in torch\.\w*float16 on cpu: give model"):
+        to_csr(model, masks)
+
+
+def test_csr_is_loaded_in_the_type_of_the_model(tmp_path):
+    model, masks, inputs = net("digitnet", dtype=torch.float64)
+    save_csr(tmp_path / "csr.safetensors", to_csr(model, masks))
+    found = load_csr(tmp_path / "csr.safetensors", NETS["digitnet"][0]())(inputs.float())
+    assert found.dtype == torch.float32
+    assert difference(found, masked(model, masks)(inputs).float()) < 1e-5
 
 
 def test_csr_keeps_live_weights_alone():
@@ -223,6 +244,10 @@ def test_what_small_cannot_read_is_said_in_a_line(tmp_path):
         ("small", fs.models.digitnet(width=4), "cannot have"),
         ("dense", model, "not 'flatsparse-small-1'"),
     ]
+    tensors, about = load_tensors(tmp_path / "small.safetensors")
+    for number, widths in enumerate(["[[1]]", "3", "null", '{"0.weight": "4"}', "{"]):  # sealed, but by a stranger
+        save_tensors(tmp_path / f"{number}.safetensors", tensors, {**about, "widths": widths})
+        cases.append((str(number), fs.models.digitnet(), "widths"))
     for file, other, told in cases:
         with pytest.raises(InputError, match=told) as caught:
             load_small(tmp_path / f"{file}.safetensors", other)

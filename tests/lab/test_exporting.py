@@ -67,6 +67,16 @@ def test_every_format_that_needs_no_gpu(run, capsys):
     assert all(not plain.get_parameter(n)[~m].any() for n, m in masks.items())
 
 
+def test_a_run_on_sequences_is_exported_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "SECONDS", 0.0)
+    out = ["--train-size", "100", "--epochs", "2", "--out", str(tmp_path)]
+    main(["train", "--data", "pairs", "--model", "pair_transformer", "--method", "chex", "--channels", "0.5", *out])
+    main(["export", str(tmp_path), "--format", *FORMATS])
+    record = read_json(tmp_path / "export" / "export.json")
+    assert list(record["formats"]) == list(FORMATS)
+    assert record["run"]["accuracy"] == pytest.approx(read_json(tmp_path / "result.json")["test_accuracy"])
+
+
 def test_it_can_be_repeated_and_added_to(run):
     main(["export", str(run), "--images", "50"])
     first = contents(run / "export")
@@ -83,6 +93,32 @@ def test_what_others_wrote_is_not_touched(run, name, capsys):
     (out / name).write_text("{}")
     fails(capsys, "export", str(run))
     assert contents(out) == {name: b"{}"}
+
+
+@pytest.mark.parametrize("done", ["before", "after"])
+def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done, monkeypatch, capsys):
+    def killed(source, target):
+        if done == "after":
+            replace(source, target)
+        if str(target).endswith("masks.safetensors"):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    replace = exporting.os.replace
+    main(["export", str(run), "--images", "50"])
+    form = exporting.FORMS["masks"]
+    other = exporting.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
+    monkeypatch.setitem(exporting.FORMS, "masks", other)
+    monkeypatch.setattr(exporting.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        exporting.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+    (run / "export" / ".export-left").mkdir()  # what a real kill leaves
+    main(["export", str(run), "--images", "50"])
+    assert {f.name for f in (run / "export").iterdir()} == {"export.json", "dense.safetensors", "masks.safetensors"}
+
+
+def test_a_folder_that_takes_no_file_is_said_in_a_line(run, capsys):
+    assert "cannot write to '/proc'" in fails(capsys, "export", str(run), "--out", "/proc")
 
 
 def test_an_export_that_was_changed_since_is_not_touched(run, capsys):
@@ -137,6 +173,7 @@ def test_masks_that_changed_are_not_kept(run, monkeypatch):
     ("arguments", "told"),
     [
         (["--format", "onyx"], "nearest: onnx"),
+        (["--format"], "no format is asked for"),
         (["--format", "2:4"], "2 of each 4"),
         (["--images", "0"], "--images 0"),
         (["--device", "moon"], "--device moon"),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flatsparse.channels import bare
 from flatsparse.errors import InputError
 from flatsparse.export.dense import with_zeros
 from flatsparse.pruned import fitting
@@ -102,7 +103,7 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         model: the network; it is left alone.
         masks: bool tensors by parameter name, such as ``training.masks``.
 
-    Raises: InputError when the masks are not the model's.
+    Raises: InputError when the masks are not the model's, and where torch cannot multiply: in half precision on a CPU.
 
     >>> layer = nn.Linear(4, 2)
     >>> to_csr(layer, {"weight": torch.eye(2, 4).bool()}).values.shape
@@ -111,8 +112,8 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     found = fitting(masks, model)
     twin = with_zeros(model, masks)
     named = {name: module for name, module in twin.named_modules() if f"{name}.weight".lstrip(".") in found}
-    return _replaced(
-        twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in named.items() if type(m) in KINDS}
+    return _multiplying(
+        _replaced(twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in named.items() if type(m) in KINDS})
     )
 
 
@@ -133,14 +134,14 @@ def load_csr(file: Path, model: nn.Module) -> nn.Module:
     names = [name.removesuffix("crow_indices").rstrip(".") for name in tensors if name.endswith("crow_indices")]
     try:
         parts = {n: {part: tensors[f"{n}.{part}".lstrip(".")] for part in PARTS} for n in names}
-        twin = _replaced(copy.deepcopy(model).eval(), parts)
+        twin = _replaced(copy.deepcopy(bare(model)).eval(), parts)
         twin.load_state_dict(tensors)
         for rows in twin.modules():
             if isinstance(rows, SparseRows):  # indices from a stranger's file must not reach beyond the matrix
                 rows.matrix(check=True)
     except (KeyError, AttributeError, RuntimeError):
         raise InputError(f"'{file}' is not of this model: give the one that it was made of") from None
-    return twin
+    return _multiplying(twin)
 
 
 def _parts(layer: nn.Module, mask: Tensor) -> dict[str, Tensor]:
@@ -163,6 +164,7 @@ def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn
         kind = KINDS[type(layer)]
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
         here = {part: tensor.to(layer.weight.device) for part, tensor in tensors.items()}
+        here["values"] = here["values"].to(layer.weight.dtype)  # as of a state dict that is loaded
         new[layer] = kind(layer, here)  # type: ignore[arg-type]  # KINDS pairs them
     for module in list(model.modules()):
         for name, child in module._modules.items():
@@ -171,3 +173,17 @@ def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # its fast path would read the weights that are gone
     return new.get(model, model)
+
+
+@torch.no_grad()
+def _multiplying(model: nn.Module) -> nn.Module:
+    """The model, if torch has the products that its layers need."""
+    for rows in model.modules():
+        if isinstance(rows, SparseRows):
+            try:
+                rows.times(rows.values.new_zeros(rows.columns, 1))
+            except NotImplementedError:
+                raise InputError(
+                    f"torch has no product of sparse rows in {rows.values.dtype} on {rows.values.device}: give model.float()"
+                ) from None
+    return model

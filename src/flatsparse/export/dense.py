@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.channels import bare
-from flatsparse.layers import plain_names, prunable
+from flatsparse.layers import prunable
 from flatsparse.pruned import fitting
 from flatsparse.storage import save_tensors
 
@@ -25,10 +25,8 @@ def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """
     found = fitting(masks, model)
     twin = copy.deepcopy(bare(model)).eval()
-    state = (
-        model.state_dict()
-    )  # true weights even while S²-SAM stands at a neighbour, when the model it follows is asked
-    twin.load_state_dict(dict(zip(plain_names(list(state)), state.values(), strict=True)))
+    state = model.state_dict()  # true weights even amid a step of S²-SAM, as the model that it follows is asked
+    twin.load_state_dict(dict(zip(twin.state_dict(), state.values(), strict=True)))
     for name, (p, _) in prunable(twin).items():
         if name in found:
             p.masked_fill_(~found[name].to(p.device), 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.export.dense import with_zeros
-from flatsparse.storage import damaged, read, write_whole
+from flatsparse.storage import read, write_whole
 
 
 def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:
@@ -65,7 +65,10 @@ def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common class of their own
-        raise damaged(Path(file), _first_line(problem)) from None
+        raise InputError(
+            f"onnxruntime cannot run '{file}' ({_first_line(problem)}): it is damaged, or of a model in a type that it does"
+            " not compute in; float32 is sure"
+        ) from None
 
     def run(inputs: Tensor) -> Tensor:
         try:

@@ -37,7 +37,7 @@ def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> n
         )
     try:
         small = narrow(model, json.loads(about["widths"]), example)
-    except (KeyError, ValueError) as problem:
+    except (KeyError, ValueError, TypeError, AttributeError) as problem:  # others may write such files too
         if isinstance(problem, InputError):
             raise
         raise damaged(Path(file), "its widths are unreadable") from None

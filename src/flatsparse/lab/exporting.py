@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import random
+import shutil
 import tempfile
 import time
 import warnings
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.errors import InputError, unknown
@@ -31,6 +31,7 @@ from flatsparse.export import (
     to_semi_structured,
     with_zeros,
 )
+from flatsparse.lab import task
 from flatsparse.lab.bench.command import processor
 from flatsparse.lab.data import Images, batches
 from flatsparse.lab.finished import Finished
@@ -40,7 +41,7 @@ from flatsparse.seeds import derive
 from flatsparse.sparsifier import sparsify
 from flatsparse.storage import load_masks, load_tensors, read, read_json, save_masks, save_tensors, write_json
 
-RECORD = "export.json"
+RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
 BATCH = 32  # images of a timed step
 
@@ -137,6 +138,8 @@ def export(
     Returns: what ``export.json`` says, see docs/export.md.
     Raises: InputError for a form that is unknown, cannot be written or says other than the run; its file is then not there.
     """
+    if not formats:
+        raise InputError(f"no format is asked for: give --format {' '.join(FORMS)}, or some of them")
     for name in formats:
         if name not in FORMS:
             raise unknown("format", name, FORMS)
@@ -145,11 +148,13 @@ def export(
     wanted = _outputs(run.model, run, test)
     record["run"] |= {"images": len(test), "accuracy": _accuracy(wanted, test)}
     for name in formats:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".half") as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
-            record["formats"][name] = _checked(run, name, file, test, wanted)
+            found = _checked(run, name, file, test, wanted)
+            write_json(out / RECORD, {**record, "coming": found["sha256"]})  # a kill here leaves no stranger's file
             os.replace(file, out / file.name)
+        record["formats"][name] = found
         write_json(out / RECORD, record)
         tell(name, record["formats"][name])
     return record
@@ -195,13 +200,17 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
         before = read_json(out / RECORD)
         if before.get("run", {}).get("digest") != run.digest or "formats" not in before:
             raise InputError(f"'{out}' holds the export of another run: give another --out")
+    coming = before.pop("coming", None)  # what a killed export was about to put in its place
     for name in formats:
         file = out / FORMS[name].file
-        known = before["formats"].get(name, {}).get("sha256")
-        if file.exists() and (not file.is_file() or hashlib.sha256(read(file)).hexdigest() != known):
+        known = before["formats"].get(name, {}).get("sha256"), coming
+        if file.exists() and (not file.is_file() or hashlib.sha256(read(file)).hexdigest() not in known):
             raise InputError(f"'{file}' is there and not what an export wrote: move it away, or give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(f"{UNFINISHED}*"):  # by a killed export
+            shutil.rmtree(left, ignore_errors=True)
+        tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED).cleanup()
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
     return before
@@ -224,7 +233,7 @@ def _outputs(runs: Runs, run: Finished, test: Images) -> Tensor:
 
 def _accuracy(outputs: Tensor, test: Images) -> float:
     """In percent."""
-    return 100 * float((outputs.argmax(1) == test.labels).float().mean())
+    return 100 * int(task.correct(outputs, test.labels)) / test.targets
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -283,7 +292,7 @@ def _training_step(
     training = sparsify(model, optimizer, "static", masks=masks, steps=1) if masks else None
 
     def step(training: Any = training) -> None:  # which must live as long as the step
-        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        task.loss(model(batch[0]), batch[1]).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -33,8 +33,8 @@ class Chase:
         bound: how far growth goes beyond the density at first, as a fraction of all prunable weights; falls to 0.
         drop_fraction: of a layer's live weights moved at an update of the last phase: the start of half a cosine over
             the whole run that ends at a hundredth of it.
-        least: a group keeps at least this share of its share of channels, ``C(1 − S_c)·β`` (β; 0.5 for ResNet-50 on
-            CIFAR, 0.2 for VGG-19 and ImageNet).
+        least: a group keeps at least this share of its share of channels, ``C(1 − S_c)·β`` rounded down (β; 0.5 for
+            ResNet-50 on CIFAR, 0.2 for VGG-19 and ImageNet).
         score: of channels; ``mean_magnitude`` is UMM. Others are in ``flatsparse.filters``.
         sums: also remove channels that several layers write, such as those of a residual stream.
         distribution: how the live weights are shared out between layers at the start.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatsparse.criteria import each, magnitude
 from flatsparse.distributions import uniform
@@ -39,10 +39,12 @@ class CHEX:
     by_channels = True  # it takes no sparsity
 
     def plan(self, sparsity: float, steps: int) -> Plan:
+        thinning = Thinning(self.channels, sums=self.sums, restores=True)
         regrow = 0.4 * self.channels if self.regrow is None else check_fraction("regrow", self.regrow)
         if regrow > self.channels:
             raise InputError(f"regrow {regrow} is more than channels {self.channels}, all that is removed: give less")
-        thinning = Thinning(self.channels, self.channels - regrow, sums=self.sums, restores=True)
         when = updates(share_of(steps, 2 / 250, self.every), self.until, steps)
         explore = Explore(when, self.channels, Cosine(regrow, 0.0, until=when.last))
-        return Plan(0.0, each(magnitude), uniform, rules=(explore,), thinning=thinning)
+        return Plan(
+            0.0, each(magnitude), uniform, rules=(explore,), thinning=replace(thinning, first=self.channels - regrow)
+        )

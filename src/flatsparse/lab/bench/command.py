@@ -18,12 +18,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from flatsparse.errors import InputError, check_count, check_fraction, check_sparsity, unknown
 from flatsparse.lab import page
 from flatsparse.lab.bench import report
-from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images
+from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Batch, Case, images
 from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
 from flatsparse.lab.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.lab.data import batches
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
@@ -157,12 +158,16 @@ class Bench:
         count = 4 if self.quick else self.batch_size
         if self.run is not None:
             finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
-            height, _, depth = finished.splits.train.images.shape[1:]
-            name = str(finished.run.model)
-            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} images of {height}×{height}"
+            train, name = finished.splits.train, str(finished.run.model)
+            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} samples"
+
+            def batch(source: torch.Generator) -> Batch:
+                chosen = torch.randint(len(train), (count,), generator=source).to(train.labels.device)
+                return next(batches(train.take(chosen), finished.splits, size=count))
+
             thinned = trained(finished)
             targets = {SMALL: TARGET} if round(thinned.channels, 2) == 0.5 else {}
-            return name, Case(title, lambda: finished.model, images(count, height, 10, depth), targets), thinned
+            return name, Case(title, lambda: finished.model, batch, targets), thinned
         assert self.model is not None  # resolved
         assert self.channels is not None
         name = "digitnet" if self.quick else self.model

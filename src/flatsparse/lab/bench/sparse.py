@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatsparse.channels import channel_groups
 from flatsparse.errors import InputError
 from flatsparse.export import to_csr
+from flatsparse.lab import task
 from flatsparse.lab.bench.cases import Batch, Case, loss
 from flatsparse.lab.bench.results import Table, Tell, plain, told
 from flatsparse.lab.bench.timing import interleaved, wall_ratio
@@ -71,8 +72,8 @@ def trained(run: Finished) -> Thinned:
 @torch.no_grad()
 def _accuracy(run: Finished, model: nn.Module) -> float:
     test = run.splits.test
-    right = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches(test, run.splits, 250))
-    return 100 * right / len(test)
+    right = sum(int(task.correct(model(inputs), labels)) for inputs, labels in batches(test, run.splits, 250))
+    return 100 * right / test.targets
 
 
 def _agreement(accuracies: tuple[float, float]) -> str:
