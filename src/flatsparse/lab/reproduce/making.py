@@ -84,7 +84,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "notes": list(recipe.notes),
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
-        "effect": recipe.metric.effect,
+        "comparable": recipe.metric.comparable,
         "seeds": seeds,
         "controls": choice.controls,
         "rows": rows,
