@@ -6,19 +6,21 @@ import json
 from collections import Counter
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from flatsparse.cli import main
 from flatsparse.errors import InputError
 from flatsparse.lab.grid import Outcome
-from flatsparse.lab.recipes import load, recipes
-from flatsparse.lab.recipes.recipe import SCALES, Cell, Published, Recipe, controls
+from flatsparse.lab.recipes import load, recipes, surfaces
+from flatsparse.lab.recipes.recipe import ACCURACY, SCALES, Cell, Metric, Published, Recipe, Work, both, controls
 from flatsparse.lab.reproduce import telling
 from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
-from flatsparse.lab.reproduce.pictures import front
+from flatsparse.lab.reproduce.pictures import front, pareto
 from flatsparse.lab.reproduce.table import Line, tabulate
 from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
 from flatsparse.lab.run import Run
+from flatsparse.lab.statistics import deviation, seeds_needed
 from flatsparse.methods import kind_of
 from flatsparse.storage import read_json
 
@@ -164,6 +166,8 @@ def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_on
     assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
     assert {cell.name for cell in chosen(cells, r"^SET .*-10 9[05]")} == {"SET CIFAR-10 90%", "SET CIFAR-10 95%"}
     assert len({cell.name for cell in chosen(cells, "MEST(EM) CIFAR-10 9")}) == 3
+    with pytest.raises(InputError, match="measured without any: leave it out"):
+        chosen(load("table4").cells("smoke"), "rigl*")
     with pytest.raises(InputError, match=r"meets none of 48 places: near it are .*RigL CIFAR-10 90%"):
         chosen(cells, "rigle cifar-10 90%")
 
@@ -287,6 +291,56 @@ def test_many_claims_need_more_evidence_than_one():
     assert alone.verdict == "reproduces"
     assert among.verdict == "consistent with no effect"
     assert among.p == pytest.approx(20 * alone.p)
+
+
+def test_seeds_needed_count_the_claims_of_the_table_and_no_printed_number_of_another_kind():
+    def needed(claims, metric=ACCURACY):
+        cells = [
+            (Cell(f"r{n}", "c", Run(), Published(20.0)), Cell(f"r{n}", "c", Run(sharpness="s2sam"), Published(23.0)))
+            for n in range(claims)
+        ]
+        lines = [
+            Line(cell, [outcome(cell, seed, value) for seed, value in enumerate(values)])
+            for pair in cells
+            for cell, values in zip(pair, ((80.0, 80.0, 80.0), (81.0, 79.0, 80.5)), strict=True)
+        ]
+        return tabulate(Recipe("x", "", "", metric=metric), "laptop", lines, None, ".")[1]["difference"]
+
+    spread = deviation([1.0, -1.0, 0.5])
+    for claims in (1, 20):
+        assert needed(claims)["seeds_needed"] == seeds_needed(spread, 3.0, claims=claims)
+    other = needed(1, Metric("words", effect=0.7, comparable=False))
+    assert (other["effect"], other["seeds_needed"]) == (0.7, seeds_needed(spread, 0.7))
+    assert load("wmt14").metric.comparable is False  # BLEU beside the share of right words
+
+
+@pytest.mark.parametrize(
+    ("better", "best"), [("higher", {(1.0, 5.0), (2.0, 6.0)}), ("lower", {(1.0, 5.0), (2.0, 4.0)})]
+)
+def test_the_picture_joins_the_best_in_the_metrics_own_direction(better, best):
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0)]
+    rows = [
+        {"column": "c", "sharpness": "none", "control": None, "mean": value, "also": {"flops_train": cost}}
+        for cost, value in points
+    ]
+    (axis,) = pareto(rows, Metric("m", better)).axes
+    assert {tuple(xy) for line in axis.lines if line.get_linestyle() == "-" for xy in line.get_xydata()} == best
+
+
+def test_controls_stand_in_nobodys_place_in_a_figure(tmp_path, monkeypatch):
+    cells = both("MEST(EM)", "90%", Run(method="mest", sparsity=0.9))
+    runs = [(cell, [tmp_path / cell.label]) for cell in with_controls(cells)]
+    drawn = {}
+    monkeypatch.setattr(
+        surfaces.measure,
+        "measure",
+        lambda settings, *_, **__: [{"run": str(folder), "ra": {"value": 1.0}} for folder in settings.runs],
+    )
+    monkeypatch.setattr(surfaces.pictures, "surface", lambda record, *_: record["run"])
+    measured = surfaces.surfaces(lambda shown: drawn.update(shown) or Figure(), lambda cell: (cell.run.sharpness,))
+    found = measured(runs, Work("smoke", tmp_path, None, "cpu", 1, Console(quiet=True)))
+    assert drawn == {("none",): str(tmp_path / "none"), ("s2sam",): str(tmp_path / "s2sam")}
+    assert len(found.values) == len(runs)
 
 
 def test_front_keeps_what_nothing_beats():

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-
 FEWEST = 6  # values that could tell anything by their signs alone: 2 · 0.5⁶ is the first below one in twenty
 
 

@@ -60,13 +60,9 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
         told.append(("published FLOPs of training, of dense", f"{p['flops']:.3f}"))
     if d := row["difference"]:
         low, high = d["interval95"]
-        sure = (
-            f"no interval, {d['pairs']} pairs"
-            if low is None
-            else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
-        )
+        sure = "no interval" if low is None else f"95 % interval {low:+.2f} to {high:+.2f}"
         published = printed_difference(record, row)
-        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}); published: {published}"))
+        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}, n = {d['pairs']}); published: {published}"))
         if d["p_holm"] is not None:
             told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:

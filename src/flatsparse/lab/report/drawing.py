@@ -32,7 +32,7 @@ def reach(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def interval(difference: Mapping[str, Any], far: float, comparable: bool) -> str:
-    """A line for the interval, a dot for the mean, a diamond for a printed one of this metric; an arrow where the line goes on."""
+    """A line for the interval, a dot for the mean, a diamond for one printed of this metric; an arrow where it goes on."""
 
     def place(value: float) -> float:
         return round(HALF * max(-1.0, min(1.0, value / far)), 1)

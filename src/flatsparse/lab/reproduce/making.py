@@ -72,7 +72,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     rows = tabulate(recipe, choice.scale, lines, measured, out)
     rows += [] if measured is None else readings(recipe, measured)
     pictures = [] if measured is None else list(measured.pictures)
-    drawn = pareto(rows, recipe.metric.name)
+    drawn = pareto(rows, recipe.metric)
     if drawn is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
         drawn.savefig(pictures[-1], dpi=160)
@@ -101,8 +101,10 @@ def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
 
     Raises: InputError for a pattern that meets none, with the nearest there are.
     """
-    if only is None or not cells:
+    if only is None:
         return list(cells)
+    if not cells:
+        raise InputError(f"--only '{only}' chooses among runs, and this is measured without any: leave it out")
     found = [cell for cell in cells if meets(cell.name, only)]
     if not found:
         names = list(dict.fromkeys(cell.name for cell in cells))
