@@ -64,7 +64,7 @@ def tabulate(
         gaps = [mine[seed] - theirs[seed] for seed in seeds]
         printed = _printed(line.cell, base.cell) if base else None
         if line.makes_claim:
-            judged = None if printed is None or scale != "paper" else sign * printed
+            judged = None if printed is None or scale != "paper" or not recipe.metric.comparable else sign * printed
             claims[place] = Claim(tuple(sign * gap for gap in gaps), judged)
         gaps_of[place] = gaps, printed
         rows.append({**_about(line, out), **summed(mine), "difference": None, "verdict": None})
