@@ -61,6 +61,10 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         cells = with_controls(cells)
     seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
     cells = _with_data(cells, choice)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
     lines = _run(cells, seeds, choice, out, console)
     measured = None
     if recipe.measure is not None:
@@ -91,7 +95,6 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "said": [] if measured is None else list(measured.said),
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{recipe.name}-{choice.scale}.json", record)
     return record
 
