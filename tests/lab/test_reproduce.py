@@ -157,6 +157,11 @@ def test_files_without_a_recipe_are_refused(tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(InputError, match="does not run: ZeroDivisionError"):
         load(str(tmp_path / "broken.py"))
+    for name in ("table1", "../x"):
+        named = f"from flatsparse.lab.recipes.recipe import Recipe\nRECIPE = Recipe({name!r}, '', '')\n"
+        (tmp_path / "named.py").write_text(named)
+        with pytest.raises(InputError, match="cannot be used: give one of its own"):
+            load(str(tmp_path / "named.py"))
     with pytest.raises(InputError, match=r"unknown recipe 'tabel1'.*table1"):
         load("tabel1")
 
@@ -186,6 +191,11 @@ def test_controls_join_every_cell_with_s2sam():
     assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
+
+
+def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
+    with pytest.raises(InputError, match="how many seeds it has in smoke: give --seeds"):
+        made(Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)], seeds={}), tmp_path, seeds=None)
 
 
 def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path):

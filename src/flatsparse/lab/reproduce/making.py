@@ -59,7 +59,9 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     cells = recipe.cells(choice.scale)
     if choice.controls:
         cells = with_controls(cells)
-    seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
+    seeds = recipe.seeds.get(choice.scale) if choice.seeds is None else check_count("--seeds", choice.seeds)
+    if seeds is None:
+        raise InputError(f"recipe '{recipe.name}' does not say how many seeds it has in {choice.scale}: give --seeds")
     cells = _with_data(cells, choice)
     try:
         out.mkdir(parents=True, exist_ok=True)
