@@ -224,7 +224,7 @@ def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, mon
 
 def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="cannot write to .*give another --out"):
+    with pytest.raises(InputError, match=r"cannot write to .*give another --out"):
         made(Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)]), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
