@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -220,6 +221,25 @@ def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, mon
     assert "cifar-10-batches-py" in record["rows"][1]["needs"]
     with pytest.raises(InputError, match="cifar-10-batches-py"):
         made(Recipe("none", "", "", lambda scale: cells[1:]), tmp_path / "out", data_dir=tmp_path / "data")
+
+
+def test_what_is_finished_stays_in_the_table_when_its_data_is_gone(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    source = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 10)):
+        images = source.integers(0, 255, (count, 8, 8, 1), dtype=np.uint8)
+        np.savez(data / f"{part}.npz", images=images, labels=np.arange(count) % 10)
+    recipe = Recipe(
+        "part", "", "", lambda s: (Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, data=str(data))))
+    )
+    first = made(recipe, tmp_path / "out")
+    assert [len(row["values"]) for row in first["rows"]] == [1, 1]
+    data.rename(tmp_path / "away")
+    assert made(recipe, tmp_path / "out") == first
+    more = made(recipe, tmp_path / "out", seeds=2)["rows"][1]  # the second seed cannot be run
+    assert more["values"] == first["rows"][1]["values"]
+    assert str(data) in more["needs"]
 
 
 def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
