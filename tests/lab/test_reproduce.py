@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 from collections import Counter
 
@@ -192,6 +193,15 @@ def test_controls_join_every_cell_with_s2sam():
     assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
+
+
+def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
+    record = made(load("figure2"), tmp_path)
+    places = [(row["row"], row["column"]) for row in record["rows"]]
+    assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
+    console = Console(record=True, width=150, file=io.StringIO())
+    telling.print_record(record, console)
+    assert "n: rounds" in console.export_text()
 
 
 def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):

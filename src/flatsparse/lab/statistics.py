@@ -93,7 +93,7 @@ def median(values: Sequence[float], seed: int = 0) -> Median:
 
 
 def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
-    """The two-sided p of Student's test that paired differences have the mean ``against``; 1 for fewer than two.
+    """The two-sided p of Student's test that paired differences have the mean ``against``; 1 for a single one.
 
     Accuracies come in steps of one image, so two seeds often differ by exactly the same, which Student's test would take for
     certainty. Where all are alike the p is that of the sign test, for lack of a spread.
