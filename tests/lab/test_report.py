@@ -273,13 +273,13 @@ def test_curves_are_thinned_from_end_to_end():
 
 def test_an_interval_is_drawn_to_scale_and_says_where_it_goes_on():
     told = {"mean": 1.0, "interval95": [-0.5, 2.5], "published": None}
-    drawn = drawing.interval(told, 2.0)
+    drawn = drawing.interval(told, 2.0, comparable=True)
     assert 'd="M-15.0 0H60.0"' in drawn  # a quarter of the way to the left; to the right it goes on
     assert 'cx="30.0"' in drawn
     assert drawn.count('fill="none"') == 1
     assert "translate" not in drawn
-    assert "translate(-60.0)" in drawing.interval({**told, "published": -2.0}, 2.0)
-    single = drawing.interval({**told, "interval95": [None, None]}, 2.0)
+    assert "translate(-60.0)" in drawing.interval({**told, "published": -2.0}, 2.0, comparable=True)
+    single = drawing.interval({**told, "interval95": [None, None]}, 2.0, comparable=True)
     assert "H60" not in single
     assert drawing.reach([{"difference": {**told, "published": -4.0}}, {"difference": None}]) == 5.0
     assert drawing.reach([{"difference": None}]) == 1.0

@@ -2,23 +2,27 @@
 
 import dataclasses
 import io
+import itertools
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from flatsparse.cli import main
 from flatsparse.errors import InputError
 from flatsparse.lab.grid import Outcome
-from flatsparse.lab.recipes import load, recipes
-from flatsparse.lab.recipes.recipe import SCALES, Cell, Published, Recipe, controls
+from flatsparse.lab.recipes import load, recipes, surfaces
+from flatsparse.lab.recipes.recipe import ACCURACY, SCALES, Cell, Metric, Published, Recipe, Work, both, controls
 from flatsparse.lab.reproduce import telling
 from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
-from flatsparse.lab.reproduce.pictures import front
+from flatsparse.lab.reproduce.pictures import front, pareto
 from flatsparse.lab.reproduce.table import Line, tabulate
 from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
 from flatsparse.lab.run import Run
+from flatsparse.lab.statistics import deviation, seeds_needed
 from flatsparse.methods import kind_of
 from flatsparse.storage import read_json
 
@@ -155,6 +159,11 @@ def test_files_without_a_recipe_are_refused(tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(InputError, match="does not run: ZeroDivisionError"):
         load(str(tmp_path / "broken.py"))
+    for name in ("table1", "../x"):
+        named = f"from flatsparse.lab.recipes.recipe import Recipe\nRECIPE = Recipe({name!r}, '', '')\n"
+        (tmp_path / "named.py").write_text(named)
+        with pytest.raises(InputError, match="cannot be used: give one of its own"):
+            load(str(tmp_path / "named.py"))
     with pytest.raises(InputError, match=r"unknown recipe 'tabel1'.*table1"):
         load("tabel1")
 
@@ -164,6 +173,8 @@ def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_on
     assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
     assert {cell.name for cell in chosen(cells, r"^SET .*-10 9[05]")} == {"SET CIFAR-10 90%", "SET CIFAR-10 95%"}
     assert len({cell.name for cell in chosen(cells, "MEST(EM) CIFAR-10 9")}) == 3
+    with pytest.raises(InputError, match="measured without any: leave it out"):
+        chosen(load("table4").cells("smoke"), "rigl*")
     with pytest.raises(InputError, match=r"meets none of 48 places: near it are .*RigL CIFAR-10 90%"):
         chosen(cells, "rigle cifar-10 90%")
 
@@ -182,6 +193,20 @@ def test_controls_join_every_cell_with_s2sam():
     assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
+
+
+def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
+    record = made(load("figure2"), tmp_path)
+    places = [(row["row"], row["column"]) for row in record["rows"]]
+    assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
+    console = Console(record=True, width=150, file=io.StringIO())
+    telling.print_record(record, console)
+    assert "n: rounds" in console.export_text()
+
+
+def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
+    with pytest.raises(InputError, match="how many seeds it has in smoke: give --seeds"):
+        made(Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)], seeds={}), tmp_path, seeds=None)
 
 
 def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path):
@@ -206,6 +231,32 @@ def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, mon
     assert "cifar-10-batches-py" in record["rows"][1]["needs"]
     with pytest.raises(InputError, match="cifar-10-batches-py"):
         made(Recipe("none", "", "", lambda scale: cells[1:]), tmp_path / "out", data_dir=tmp_path / "data")
+
+
+def test_what_is_finished_stays_in_the_table_when_its_data_is_gone(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    source = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 10)):
+        images = source.integers(0, 255, (count, 8, 8, 1), dtype=np.uint8)
+        np.savez(data / f"{part}.npz", images=images, labels=np.arange(count) % 10)
+    recipe = Recipe(
+        "part", "", "", lambda s: (Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, data=str(data))))
+    )
+    first = made(recipe, tmp_path / "out")
+    assert [len(row["values"]) for row in first["rows"]] == [1, 1]
+    data.rename(tmp_path / "away")
+    assert made(recipe, tmp_path / "out") == first
+    more = made(recipe, tmp_path / "out", seeds=2)["rows"][1]  # the second seed cannot be run
+    assert more["values"] == first["rows"][1]["values"]
+    assert str(data) in more["needs"]
+
+
+def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match=r"cannot write to .*give another --out"):
+        made(Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)]), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def unreachable(source, name):
@@ -248,7 +299,7 @@ def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
 
 
 def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale():
-    plain, ours = {0: 80.0, 1: 85.0, 2: 83.0}, {1: 85.3, 2: 83.3, 0: 80.3}
+    plain, ours = {0: 80.0, 1: 85.0, 2: 83.0}, {1: 85.31, 2: 83.29, 0: 80.3}
     laptop, paper = (rows_of(scale, plain, ours)[1] for scale in ("laptop", "paper"))
     assert laptop["difference"]["mean"] == pytest.approx(0.3)
     assert laptop["difference"]["published"] == paper["difference"]["published"] == 1.0
@@ -275,6 +326,7 @@ def test_verdicts_are_what_their_definitions_say():
     assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "contradicts"
     assert judge([Claim(unsure, printed=0.4)])[0].verdict == "consistent with no effect"
     assert judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "contradicts"  # no effect, so not that effect
+    assert judge([Claim((0.5, 0.5))])[0].verdict == "consistent with no effect"  # accuracies come in steps
     assert judge([Claim((5.0,))])[0].verdict == "consistent with no effect"
     assert judge([Claim(())])[0].verdict == "not run at this scale"
 
@@ -286,6 +338,56 @@ def test_many_claims_need_more_evidence_than_one():
     assert alone.verdict == "reproduces"
     assert among.verdict == "consistent with no effect"
     assert among.p == pytest.approx(20 * alone.p)
+
+
+def test_seeds_needed_count_the_claims_of_the_table_and_no_printed_number_of_another_kind():
+    def needed(claims, metric=ACCURACY):
+        cells = [
+            (Cell(f"r{n}", "c", Run(), Published(20.0)), Cell(f"r{n}", "c", Run(sharpness="s2sam"), Published(23.0)))
+            for n in range(claims)
+        ]
+        lines = [
+            Line(cell, [outcome(cell, seed, value) for seed, value in enumerate(values)])
+            for pair in cells
+            for cell, values in zip(pair, ((80.0, 80.0, 80.0), (81.0, 79.0, 80.5)), strict=True)
+        ]
+        return tabulate(Recipe("x", "", "", metric=metric), "laptop", lines, None, ".")[1]["difference"]
+
+    spread = deviation([1.0, -1.0, 0.5])
+    for claims in (1, 20):
+        assert needed(claims)["seeds_needed"] == seeds_needed(spread, 3.0, claims=claims)
+    other = needed(1, Metric("words", effect=0.7, comparable=False))
+    assert (other["effect"], other["seeds_needed"]) == (0.7, seeds_needed(spread, 0.7))
+    assert load("wmt14").metric.comparable is False  # BLEU beside the share of right words
+
+
+@pytest.mark.parametrize(
+    ("better", "best"), [("higher", {(1.0, 5.0), (2.0, 6.0)}), ("lower", {(1.0, 5.0), (2.0, 4.0)})]
+)
+def test_the_picture_joins_the_best_in_the_metrics_own_direction(better, best):
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0)]
+    rows = [
+        {"column": "c", "sharpness": "none", "control": None, "mean": value, "also": {"flops_train": cost}}
+        for cost, value in points
+    ]
+    (axis,) = pareto(rows, Metric("m", better)).axes
+    assert {tuple(xy) for line in axis.lines if line.get_linestyle() == "-" for xy in line.get_xydata()} == best
+
+
+def test_controls_stand_in_nobodys_place_in_a_figure(tmp_path, monkeypatch):
+    cells = both("MEST(EM)", "90%", Run(method="mest", sparsity=0.9))
+    runs = [(cell, [tmp_path / cell.label]) for cell in with_controls(cells)]
+    drawn = {}
+    monkeypatch.setattr(
+        surfaces.measure,
+        "measure",
+        lambda settings, *_, **__: [{"run": str(folder), "ra": {"value": 1.0}} for folder in settings.runs],
+    )
+    monkeypatch.setattr(surfaces.pictures, "surface", lambda record, *_: record["run"])
+    measured = surfaces.surfaces(lambda shown: drawn.update(shown) or Figure(), lambda cell: (cell.run.sharpness,))
+    found = measured(runs, Work("smoke", tmp_path, None, "cpu", 1, Console(quiet=True)))
+    assert drawn == {("none",): str(tmp_path / "none"), ("s2sam",): str(tmp_path / "s2sam")}
+    assert len(found.values) == len(runs)
 
 
 def test_front_keeps_what_nothing_beats():

@@ -69,7 +69,17 @@ def test_p_value_is_that_of_the_t_test():
     for against in (0.0, 1.0):
         assert p_value(gaps, against) == pytest.approx(stats.ttest_1samp(gaps, against).pvalue)
     assert p_value([0.0, 0.0]) == 1.0
-    assert p_value([0.5, 0.5]) == 0.0
+
+
+def test_a_few_equal_differences_are_no_certainty():
+    third = 100 / 3  # one image of three
+    for gaps in ([0.5, 0.5], [0.5] * 5, [third, 2 * third - third], [0.0, 0.0]):
+        assert not paired_difference(gaps, [0.0] * len(gaps)).bounded
+        assert p_value(gaps) >= 0.05
+    assert p_value([0.5] * 6) == 2 * 0.5**6  # all six on one side of nothing
+    assert paired_difference([0.5] * 6, [0.0] * 6).verdict == "helps"
+    assert p_value([0.5, 0.5], against=0.5) == 1.0
+    assert seeds_needed(0.0, 0.5) is None
 
 
 def test_holm_steps_down():
@@ -92,5 +102,10 @@ def test_seeds_needed_have_the_power_by_simulation():
     assert fewer < 0.8 + 0.005
     assert power > 0.8 - 0.005
     assert seeds_needed(1.0, -0.8) == pairs
+    assert seeds_needed(0.01, 0.5) == 2  # where scipy's noncentral t is NaN
+    among = seeds_needed(1.0, 0.8, claims=8)
+    drawn = np.random.default_rng(0).normal(0.8, 1.0, size=(20_000, among))
+    found = float(np.mean(8 * stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05))
+    assert found == pytest.approx(0.82, abs=0.03)
     assert seeds_needed(float("nan"), 1.0) is None
     assert seeds_needed(1.0, 1e-4) is None

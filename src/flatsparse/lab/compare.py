@@ -205,7 +205,7 @@ def as_dict(table: Table) -> dict[str, Any]:
 
 
 def _difference(d: Difference) -> dict[str, Any]:
-    bounds = [None, None] if math.isinf(d.low) else [d.low, d.high]
+    bounds = [d.low, d.high] if d.bounded else [None, None]
     return {"mean": d.mean, "interval95": bounds, "pairs": d.pairs, "verdict": d.verdict}
 
 

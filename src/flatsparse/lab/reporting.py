@@ -154,7 +154,9 @@ def _verb(d: Difference) -> str:
 
 def interval(d: Difference) -> str:
     """A 95 % interval as text."""
-    return f"{d.low:+.2f} to {d.high:+.2f}" if d.pairs > 1 else "one seed"
+    if d.bounded:
+        return f"{d.low:+.2f} to {d.high:+.2f}"
+    return "one seed" if d.pairs < 2 else "unknown, the seeds are alike"
 
 
 def differences(tables: Sequence[Table]) -> Figure:
@@ -169,7 +171,7 @@ def differences(tables: Sequence[Table]) -> Figure:
             axis.plot(gaps, [place] * len(gaps), "o", color=COLORS[row.sharpness], alpha=0.35, markersize=5, mew=0)
             d = row.difference
             assert d is not None  # told
-            reach = [[0.0], [0.0]] if d.pairs < 2 else [[d.mean - d.low], [d.high - d.mean]]
+            reach = [[d.mean - d.low], [d.high - d.mean]] if d.bounded else [[0.0], [0.0]]
             axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=COLORS[row.sharpness], capsize=4, markersize=6)
         axis.axvline(0, color="#333333", linewidth=1)
         costs = [f"{row.gradients_per_step:g} grad., {row.step_time:.2f}× time" for row in told]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+FEWEST = 6  # values that could tell anything by their signs alone: 2 · 0.5⁶ is the first below one in twenty
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences with its 95 % interval; the interval is infinite for a single pair.
+    """A mean of paired differences with its 95 % interval, which is infinite for a single pair and for a few all alike.
 
     >>> paired_difference([2.0, 3.0, 4.0], [1.0, 1.0, 1.0]).verdict
     'within noise'
@@ -29,6 +31,11 @@ class Difference:
         return self.high - self.mean
 
     @property
+    def bounded(self) -> bool:
+        """Whether the pairs give an interval at all."""
+        return math.isfinite(self.half)
+
+    @property
     def verdict(self) -> str:
         """What the interval allows to say."""
         if self.pairs < 2:
@@ -39,12 +46,22 @@ class Difference:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """The mean of ``ours - theirs``, seed by seed, with Student's 95 % interval (a paired t-test turned around)."""
+    """The mean of ``ours - theirs``, seed by seed, with Student's 95 % interval (a paired t-test turned around).
+
+    Differences that are all alike have no spread that can be known: see ``p_value``.
+    """
     gaps = np.subtract(ours, theirs)
-    n = len(gaps)
-    half = math.inf if n < 2 else float(stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n))
-    mean = float(gaps.mean())
+    n, mean = len(gaps), float(gaps.mean())
+    if n < FEWEST and _alike(gaps.tolist()):
+        half = math.inf
+    else:
+        half = float(stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n))
     return Difference(mean, mean - half, mean + half, n)
+
+
+def _alike(values: Sequence[float]) -> bool:
+    """Whether values, or the only one, differ by rounding at most."""
+    return max(values) - min(values) <= 1e-9 * max(map(abs, values))
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -53,7 +70,6 @@ def deviation(values: Sequence[float]) -> float:
 
 
 RESAMPLES = 10_000
-FEWEST = 6  # values; the median of fewer lies outside even their whole range more often than once in twenty
 
 
 @dataclass(frozen=True)
@@ -77,17 +93,18 @@ def median(values: Sequence[float], seed: int = 0) -> Median:
 
 
 def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
-    """The two-sided p of Student's test that paired differences have the mean ``against``; 1 for fewer than two.
+    """The two-sided p of Student's test that paired differences have the mean ``against``; 1 for a single one.
 
-    >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0])
-    (0.0742, 1.0)
+    Accuracies come in steps of one image, so two seeds often differ by exactly the same, which Student's test would take for
+    certainty. Where all are alike the p is that of the sign test, for lack of a spread.
+
+    >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0]), p_value([0.5, 0.5])
+    (0.0742, 1.0, 0.5)
     """
-    if len(gaps) < 2:
-        return 1.0
     away = float(np.mean(gaps)) - against
+    if _alike(gaps):
+        return 1.0 if away == 0 else 2.0 ** (1 - len(gaps))
     error = deviation(gaps) / math.sqrt(len(gaps))
-    if error == 0:
-        return 1.0 if away == 0 else 0.0
     return float(2 * stats.t.sf(abs(away) / error, len(gaps) - 1))
 
 
@@ -105,29 +122,33 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 MOST_SEEDS = 10_000
+QUANTILES = (np.arange(2000) + 0.5) / 2000
 
 
-def seeds_needed(spread: float, effect: float, power: float = 0.8) -> int | None:
-    """The fewest pairs with which a paired t-test at 5 % finds an effect with a given power; None for over 10,000.
+def seeds_needed(spread: float, effect: float, power: float = 0.8, claims: int = 1) -> int | None:
+    """The fewest pairs with which a paired t-test at 5 % finds an effect with a given power.
 
-    Exact, by the noncentral t distribution.
+    By the noncentral t distribution, integrated over the spread that is found, as scipy's own is NaN at many a place. None
+    for over 10,000, and for a spread that is not known.
 
     Args:
         spread: the standard deviation of the differences.
         effect: the mean difference that is to be found; its sign does not matter.
+        claims: that are tested together: the level is that of Holm's first and strictest step.
 
-    >>> seeds_needed(1.0, 0.5), seeds_needed(0.0, 0.5)
-    (34, 2)
+    >>> seeds_needed(1.0, 0.5), seeds_needed(1.0, 0.5, claims=48)
+    (34, 71)
     """
-    if not effect or not math.isfinite(spread):
+    if not effect or not spread or not math.isfinite(spread):
         return None
+    tail = 0.025 / claims
 
     def found(pairs: int) -> bool:
-        limit = stats.t.ppf(0.975, pairs - 1)
+        limit = stats.t.isf(tail, pairs - 1) * np.sqrt(stats.chi2.ppf(QUANTILES, pairs - 1) / (pairs - 1))
         shift = abs(effect) / spread * math.sqrt(pairs)
-        return bool(stats.nct.sf(limit, pairs - 1, shift) + stats.nct.cdf(-limit, pairs - 1, shift) >= power)
+        return bool(np.mean(stats.norm.sf(limit - shift) + stats.norm.cdf(-limit - shift)) >= power)
 
-    if not spread or found(2):
+    if found(2):
         return 2
     low, high = 2, 4
     while high <= MOST_SEEDS and not found(high):

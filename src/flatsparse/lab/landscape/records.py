@@ -94,4 +94,4 @@ def _ra(settings: Landscape, values: Tensor, folder: Path) -> float:
 
 
 def _interval(d: Difference) -> dict[str, Any]:
-    return {"mean": d.mean, "interval95": [None, None] if d.pairs < 2 else [d.low, d.high], "pairs": d.pairs}
+    return {"mean": d.mean, "interval95": [d.low, d.high] if d.bounded else [None, None], "pairs": d.pairs}

@@ -45,7 +45,7 @@ def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     over = ra["over_first"]
     low, high = over["interval95"]
     if low is None:
-        verdict = "one pair of directions, so nothing can be said"
+        verdict = "nothing can be said (one pair of directions, or all alike)"
     elif low > 0:
         verdict = "rougher"
     else:

@@ -29,7 +29,7 @@ def _place(recipe: Recipe) -> tuple[int, str]:
 def load(name: str) -> Recipe:
     """A recipe by name, or of a Python file that has ``RECIPE``; the file is executed.
 
-    Raises: InputError for an unknown name, and a file without a recipe.
+    Raises: InputError for an unknown name, and a file without a recipe or with one whose name cannot be used.
     """
     if not name.endswith(".py"):
         known = recipes()
@@ -52,4 +52,8 @@ def load(name: str) -> Recipe:
     recipe = getattr(sys.modules[module], "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise InputError(f"'{file}' has no recipe: give RECIPE = Recipe(…)")
+    if recipe.name in recipes() or not re.fullmatch(r"[\w.-]+", recipe.name):  # it names the table's files
+        raise InputError(
+            f"the name '{recipe.name}' in '{file}' cannot be used: give one of its own, of letters, digits, . - _"
+        )
     return recipe

@@ -12,13 +12,12 @@ NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first wei
 
 def measured(runs: object, work: Work) -> Measured:
     """Draw the steps, and read off the loss at the last and how far it is from either valley."""
-    readings = []
-    for sharpness in WRAPPERS:
-        last = torch.from_numpy(walk(sharpness).weights[-1])
-        readings.append(Reading("last step", "loss", sharpness, (float(two_valleys(last)),)))
-        for name, place in NAMES.items():
-            away = float((last - torch.tensor([place, 0.0])).norm())
-            readings.append(Reading("last step", f"distance to the {name} valley", sharpness, (away,)))
+    last = {sharpness: torch.from_numpy(walk(sharpness).weights[-1]) for sharpness in WRAPPERS}
+    readings = [Reading("last step", "loss", name, (float(two_valleys(place)),)) for name, place in last.items()]
+    for valley, at in NAMES.items():
+        for name, place in last.items():
+            away = float((place - torch.tensor([at, 0.0])).norm())
+            readings.append(Reading("last step", f"distance to the {valley} valley", name, (away,)))
     picture = work.out / "mechanism.png"
     figure2().savefig(picture, dpi=160)
     return Measured(readings=readings, pictures=[picture])

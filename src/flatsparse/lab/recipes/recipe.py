@@ -68,11 +68,13 @@ class Metric:
         name: with its unit.
         better: in which direction it is, and so what S²-SAM is claimed to do to it.
         effect: the size of an effect that is worth finding where none is published, for the number of seeds it would take.
+        comparable: whether published numbers are of this metric, not of another that it stands in for.
     """
 
     name: str
     better: Literal["higher", "lower"] = "higher"
     effect: float = 0.5
+    comparable: bool = True
 
     @property
     def sign(self) -> int:

@@ -52,7 +52,7 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
         shown = {
             key(cell): pictures.surface(by_folder[found[0]], settings.clip, settings.kinds[0])
             for cell, found in runs
-            if found
+            if cell.control is None  # which would stand where the cell it joins does
         }
         picture = work.out / "surfaces.png"
         draw(shown).savefig(picture, dpi=160)

@@ -60,13 +60,13 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
         told.append(("published FLOPs of training, of dense", f"{p['flops']:.3f}"))
     if d := row["difference"]:
         low, high = d["interval95"]
-        sure = "one pair" if low is None else f"95 % interval {low:+.2f} to {high:+.2f}, {d['pairs']} pairs"
+        sure = "no interval" if low is None else f"95 % interval {low:+.2f} to {high:+.2f}"
         published = printed_difference(record, row)
-        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}); published: {published}"))
+        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}, n = {d['pairs']}); published: {published}"))
         if d["p_holm"] is not None:
             told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:
-            found = f"a difference of {abs(d['published'] or record['effect']):.2f} is found four times in five"
+            found = f"a difference of {d['effect']:.2f} is found four times in five, if the spread is as it is here"
             told.append(("seeds it would take", f"with {d['seeds_needed']}, {found}"))
     if row["verdict"]:
         told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))

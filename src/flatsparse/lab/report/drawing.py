@@ -31,8 +31,8 @@ def reach(rows: Sequence[Mapping[str, Any]]) -> float:
     return 1.25 * max((abs(v) for d in told for v in (d["mean"], d["published"] or 0.0)), default=0.0) or 1.0
 
 
-def interval(difference: Mapping[str, Any], far: float) -> str:
-    """A line for the interval, a dot for the mean, a diamond for what was printed; an arrow where the line goes on."""
+def interval(difference: Mapping[str, Any], far: float, comparable: bool) -> str:
+    """A line for the interval, a dot for the mean, a diamond for one printed of this metric; an arrow where it goes on."""
 
     def place(value: float) -> float:
         return round(HALF * max(-1.0, min(1.0, value / far)), 1)
@@ -45,7 +45,7 @@ def interval(difference: Mapping[str, Any], far: float) -> str:
             parts.append(f'<path d="M{-HALF + 5}-4L{-HALF} 0L{-HALF + 5} 4" fill="none" stroke="currentColor"/>')
         if high > far:
             parts.append(f'<path d="M{HALF - 5}-4L{HALF} 0L{HALF - 5} 4" fill="none" stroke="currentColor"/>')
-    if difference["published"] is not None:
+    if comparable and difference["published"] is not None:
         at = place(difference["published"])
         parts.append(f'<path transform="translate({at})" d="M0-6L6 0L0 6L-6 0z" fill="#fff" stroke="#333"/>')
     parts.append(f'<circle cx="{place(difference["mean"])}" r="3.5" fill="currentColor"/>')

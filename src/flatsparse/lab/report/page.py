@@ -147,7 +147,7 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: fl
         _number(str(len(row["values"])), len(row["values"])),
         _number(printed(record, row), published and published["value"]),
         _number(gap, d and d["mean"]),
-        _number(drawing.interval(d, far) if d else "", d and d["mean"], style),
+        _number(drawing.interval(d, far, record["comparable"]) if d else "", d and d["mean"], style),
         _number(printed_difference(record, row) if d else "–", d and d["published"]),
         f'<td class="word">{_verdict(verdict) if verdict else "–"}</td>',
     ]

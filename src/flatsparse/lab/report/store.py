@@ -23,7 +23,7 @@ from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.reporting import told_of_topology
 from flatsparse.storage import read_json, read_json_lines
 
-KEYS = {"name", "scale", "title", "source", "notes", "metric", "better", "effect", "seeds", "controls"}
+KEYS = {"name", "scale", "title", "source", "notes", "metric", "better", "comparable", "seeds", "controls"}
 KEYS |= {"rows", "said", "pictures"}
 CURVES = {
     "train_loss": "training loss",

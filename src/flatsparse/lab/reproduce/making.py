@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from flatsparse.lab.grid import outcomes, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
-from flatsparse.lab.run import usable_device
+from flatsparse.lab.run import Run, usable_device
 from flatsparse.lab.sources import load
 from flatsparse.storage import write_json
 
@@ -59,9 +59,15 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     cells = recipe.cells(choice.scale)
     if choice.controls:
         cells = with_controls(cells)
-    seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
-    cells = _with_data(cells, choice)
-    lines = _run(cells, seeds, choice, out, console)
+    seeds = recipe.seeds.get(choice.scale) if choice.seeds is None else check_count("--seeds", choice.seeds)
+    if seeds is None:
+        raise InputError(f"recipe '{recipe.name}' does not say how many seeds it has in {choice.scale}: give --seeds")
+    missing = _missing_data(cells, choice)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+    lines = _run(cells, seeds, missing, choice, out, console)
     measured = None
     if recipe.measure is not None:
         place = out / f"{recipe.name}-{choice.scale}"
@@ -72,7 +78,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     rows = tabulate(recipe, choice.scale, lines, measured, out)
     rows += [] if measured is None else readings(recipe, measured)
     pictures = [] if measured is None else list(measured.pictures)
-    drawn = pareto(rows, recipe.metric.name)
+    drawn = pareto(rows, recipe.metric)
     if drawn is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
         drawn.savefig(pictures[-1], dpi=160)
@@ -84,14 +90,13 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "notes": list(recipe.notes),
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
-        "effect": recipe.metric.effect,
+        "comparable": recipe.metric.comparable,
         "seeds": seeds,
         "controls": choice.controls,
         "rows": rows,
         "said": [] if measured is None else list(measured.said),
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{recipe.name}-{choice.scale}.json", record)
     return record
 
@@ -101,8 +106,10 @@ def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
 
     Raises: InputError for a pattern that meets none, with the nearest there are.
     """
-    if only is None or not cells:
+    if only is None:
         return list(cells)
+    if not cells:
+        raise InputError(f"--only '{only}' chooses among runs, and this is measured without any: leave it out")
     found = [cell for cell in cells if meets(cell.name, only)]
     if not found:
         names = list(dict.fromkeys(cell.name for cell in cells))
@@ -135,10 +142,10 @@ def with_controls(cells: Sequence[Cell]) -> list[Cell]:
     return told
 
 
-def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
-    """The cells with the chosen device and data folder; those whose data is not there say what they need.
+def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
+    """The data sets of chosen cells that are not there, and how to get each.
 
-    Raises: InputError when that is all that were chosen, or none was.
+    Raises: InputError when no chosen cell can be run for want of them, or none was chosen.
     """
     asked = chosen(cells, choice.only)
     missing: dict[str, str] = {}
@@ -147,24 +154,33 @@ def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
             load(data, choice.data_dir)
         except InputError as problem:
             missing[data] = str(problem)
-    told = []
-    for cell in cells:
-        run = dataclasses.replace(cell.run, data_dir=choice.data_dir, device=choice.device)
-        told.append(dataclasses.replace(cell, run=run, needs=cell.needs or missing.get(cell.run.data)))
     if missing and all(cell.needs or cell.run.data in missing for cell in asked):
         raise InputError(next(iter(missing.values())))
-    return told
+    return missing
 
 
-def _run(cells: Sequence[Cell], seeds: int, choice: Choice, out: Path, console: Console) -> list[Line]:
-    """Run what is chosen and can be run, each once even where several cells share it."""
-    wanted = [
-        [] if cell.needs else [dataclasses.replace(cell.run, seed=seed).resolved() for seed in range(seeds)]
-        for cell in cells
-    ]
+def _run(
+    cells: Sequence[Cell], seeds: int, missing: Mapping[str, str], choice: Choice, out: Path, console: Console
+) -> list[Line]:
+    """Run what is chosen and can be run, each once even where several cells share it; what is finished needs no data."""
+
+    def run(cell: Cell, seed: int) -> Run:
+        return dataclasses.replace(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device).resolved()
+
+    wanted = [[] if cell.needs else [run(cell, seed) for seed in range(seeds)] for cell in cells]
     every = list(dict.fromkeys(run for runs in wanted for run in runs))
-    asked = [run for cell, runs in zip(cells, wanted, strict=True) if meets(cell.name, choice.only) for run in runs]
+    asked = [
+        run
+        for cell, runs in zip(cells, wanted, strict=True)
+        if meets(cell.name, choice.only) and cell.run.data not in missing
+        for run in runs
+    ]
     if asked:
         run_grid(asked, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
     found = dict(zip(every, outcomes(every, out), strict=True))
-    return [Line(cell, [found[run] for run in runs]) for cell, runs in zip(cells, wanted, strict=True)]
+    lines = []
+    for cell, runs in zip(cells, wanted, strict=True):
+        of_cell = [found[run] for run in runs]
+        needs = missing.get(cell.run.data) if any(outcome.result is None for outcome in of_cell) else None
+        lines.append(Line(dataclasses.replace(cell, needs=cell.needs or needs), of_cell))
+    return lines

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from flatsparse.lab.recipes.recipe import Metric
 from flatsparse.lab.reporting import COLORS, LABELS
 
 ACROSS = 3
@@ -26,7 +27,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def pareto(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
+def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
     """A table's means against the FLOPs of training, a plot for each column, the best at each cost joined; None of none."""
     told = [row for row in rows if row["mean"] is not None and row["also"]]
     columns = list(dict.fromkeys(row["column"] for row in told))
@@ -40,11 +41,9 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
         for row in here:
             cost, color = row["also"]["flops_train"], COLORS.get(row["sharpness"], "#333333")
             axis.plot(cost, row["mean"], "x" if row["control"] else "o", color=color, markersize=4)
+        best = front([(row["also"]["flops_train"], metric.sign * row["mean"]) for row in here])
         axis.plot(
-            *zip(*front([(row["also"]["flops_train"], row["mean"]) for row in here]), strict=True),
-            "-",
-            color="#cccccc",
-            zorder=0,
+            [cost for cost, _ in best], [metric.sign * value for _, value in best], "-", color="#cccccc", zorder=0
         )
         axis.set_title(column, fontsize=9)
         axis.set_xscale("log")
@@ -55,5 +54,5 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
         axes[0].plot([], [], "o", color=COLORS.get(sharpness, "#333333"), label=LABELS.get(sharpness, sharpness))
     axes[0].legend(frameon=False, fontsize=7)
     figure.supxlabel("FLOPs of training, as a share of one dense training", fontsize=9)
-    figure.supylabel(metric, fontsize=9)
+    figure.supylabel(metric.name, fontsize=9)
     return figure

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from flatsparse.lab.grid import Outcome
-from flatsparse.lab.recipes.recipe import Cell, Measured, Recipe, Scale
+from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Recipe, Scale
 from flatsparse.lab.reproduce.verdict import Claim, judge
 from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
 
@@ -56,7 +56,7 @@ def tabulate(
     """
     sign = recipe.metric.sign
     bases = {line.place: line for line in lines if line.is_base}
-    rows, claims = [], {}
+    rows, claims, gaps_of = [], {}, {}
     for place, line in enumerate(lines):
         base = None if line.is_base else bases.get(line.place)
         mine, theirs = line.values(measured), base.values(measured) if base else {}
@@ -64,10 +64,15 @@ def tabulate(
         gaps = [mine[seed] - theirs[seed] for seed in seeds]
         printed = _printed(line.cell, base.cell) if base else None
         if line.makes_claim:
-            judged = None if printed is None or scale != "paper" else sign * printed
+            judged = None if printed is None or scale != "paper" or not recipe.metric.comparable else sign * printed
             claims[place] = Claim(tuple(sign * gap for gap in gaps), judged)
-        difference = None if not gaps else compared(gaps, printed, recipe.metric.effect)
-        rows.append({**_about(line, out), **summed(mine), "difference": difference, "verdict": None})
+        gaps_of[place] = gaps, printed
+        rows.append({**_about(line, out), **summed(mine), "difference": None, "verdict": None})
+    at_once = sum(bool(claim.gaps) for claim in claims.values())
+    for place, (gaps, printed) in gaps_of.items():
+        if gaps:
+            judged_with = at_once if place in claims else 1
+            rows[place]["difference"] = compared(gaps, printed, recipe.metric, judged_with)
     for place, found in zip(claims, judge(list(claims.values())), strict=True):
         rows[place]["verdict"] = found.verdict
         if rows[place]["difference"]:
@@ -94,22 +99,27 @@ def readings(recipe: Recipe, measured: Measured) -> list[dict[str, Any]]:
                 "folders": [],
                 "also": {},
                 **summed(dict(enumerate(found.values))),
-                "difference": compared(gaps, None, recipe.metric.effect) if gaps else None,
+                "difference": compared(gaps, None, recipe.metric) if gaps else None,
                 "verdict": None,
             }
         )
     return rows
 
 
-def compared(gaps: Sequence[float], printed: float | None, effect: float) -> dict[str, Any]:
-    """A paired difference as plain values, and the seeds it would take to find the printed one, or else ``effect``."""
+def compared(gaps: Sequence[float], printed: float | None, metric: Metric, claims: int = 1) -> dict[str, Any]:
+    """A paired difference as plain values, and the seeds it would take to find an effect among so many claims.
+
+    The effect is the printed difference, where there is one and it is of the same metric, else the metric's own.
+    """
+    effect = abs(printed) if printed and metric.comparable else metric.effect
     found = paired_difference(gaps, [0.0] * len(gaps))
     return {
         "mean": found.mean,
-        "interval95": [found.low, found.high] if found.pairs > 1 else [None, None],
+        "interval95": [found.low, found.high] if found.bounded else [None, None],
         "pairs": found.pairs,
         "p_holm": None,
-        "seeds_needed": seeds_needed(deviation(gaps), printed or effect),
+        "effect": effect,
+        "seeds_needed": seeds_needed(deviation(gaps), effect, claims=claims) if found.bounded else None,
         "published": printed,
     }
 

@@ -36,7 +36,8 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
         grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
-    told = ["n: seeds; difference: to plain, paired by seed, ± half of the 95 % interval", UNKNOWN]
+    unit = "seed" if any("rho" in row for row in rows) else "round"  # a reading has no run
+    told = [f"n: {unit}s; difference: to plain, paired by {unit}, ± half of the 95 % interval", UNKNOWN]
     verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
     told += [claim(record)] if verdicts else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]

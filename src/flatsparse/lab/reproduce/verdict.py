@@ -11,9 +11,9 @@ from flatsparse.lab.statistics import holm, p_value
 
 Verdict = Literal["reproduces", "consistent with no effect", "contradicts", "not run at this scale"]
 VERDICTS: dict[Verdict, str] = {
-    "reproduces": "better than plain (Holm's p < 0.05), and by no less than was printed, as far as the seeds can tell",
-    "consistent with no effect": "neither of the two others can be said; with one seed, always",
-    "contradicts": "worse than plain, or gains less than was printed (Holm's p < 0.05)",
+    "reproduces": "better than plain (Holm's p < 0.05), and not shown to be by less than is claimed",
+    "consistent with no effect": "neither of the others can be said, which is no sign that there is none; with one seed, always",
+    "contradicts": "worse than plain, or better by less than is claimed (Holm's p < 0.05)",
     "not run at this scale": "no seed has both runs",
 }
 LEVEL = 0.05
