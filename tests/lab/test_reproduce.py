@@ -195,6 +195,11 @@ def test_controls_join_every_cell_with_s2sam():
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
 
 
+def test_a_figure_goes_on_with_another_number_of_jobs(store):
+    first = made(load("figure3"), store, only="MEST.*98%")
+    assert made(load("figure3"), store, only="MEST.*98%", jobs=2)["rows"] == first["rows"]
+
+
 def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
     record = made(load("figure2"), tmp_path)
     places = [(row["row"], row["column"]) for row in record["rows"]]

@@ -103,7 +103,8 @@ def measure(
     """
     settings, console = settings.resolved(), console or Console(stderr=True)
     about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
-    claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir"))
+    # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
+    claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs"))
     (out / "pieces").mkdir(exist_ok=True)
     remove_halves(out / "pieces")
     surfaces = {
