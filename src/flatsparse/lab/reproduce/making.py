@@ -33,7 +33,7 @@ class Choice:
     only: str | None = None
     """Only cells whose "row column" this shell pattern or regular expression meets, e.g. 'mest*90%'."""
     seeds: int | None = None
-    """Seeds 0, 1, … up to so many. By default the recipe's."""
+    """So many seeds, from the recipe's first, which is 0 for most. By default the recipe's."""
     controls: bool = False
     """Join S²-SAM's cells by SAM, a random direction, plain training twice as long, and the scripts' weight decays."""
     data_dir: Path | None = None
@@ -61,7 +61,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         cells = with_controls(cells)
     seeds = recipe.seeds[choice.scale] if choice.seeds is None else check_count("--seeds", choice.seeds)
     cells = _with_data(cells, choice)
-    lines = _run(cells, seeds, choice, out, console)
+    lines = _run(cells, range(recipe.first_seed, recipe.first_seed + seeds), choice, out, console)
     measured = None
     if recipe.measure is not None:
         place = out / f"{recipe.name}-{choice.scale}"
@@ -153,11 +153,10 @@ def _with_data(cells: Sequence[Cell], choice: Choice) -> list[Cell]:
     return told
 
 
-def _run(cells: Sequence[Cell], seeds: int, choice: Choice, out: Path, console: Console) -> list[Line]:
+def _run(cells: Sequence[Cell], seeds: Sequence[int], choice: Choice, out: Path, console: Console) -> list[Line]:
     """Run what is chosen and can be run, each once even where several cells share it."""
     wanted = [
-        [] if cell.needs else [dataclasses.replace(cell.run, seed=seed).resolved() for seed in range(seeds)]
-        for cell in cells
+        [] if cell.needs else [dataclasses.replace(cell.run, seed=seed).resolved() for seed in seeds] for cell in cells
     ]
     every = list(dict.fromkeys(run for runs in wanted for run in runs))
     asked = [run for cell, runs in zip(cells, wanted, strict=True) if meets(cell.name, choice.only) for run in runs]
