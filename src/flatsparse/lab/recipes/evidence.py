@@ -25,7 +25,7 @@ FITTED: dict[str, Any] = {
     "weight_decay": 5e-4,
 }
 # What evidence-rho and evidence-digits-rho choose from, and what they chose: a test compares these with the results.
-RHOS, DIGITS_RHOS = (0.03, 0.1, 0.3), (0.1, 0.2, 0.5, 1.0)
+RHOS, DIGITS_RHOS = (0.03, 0.1, 0.3), (0.05, 0.1, 0.2, 0.5)
 RHO: dict[Sharpness, float] = {"s2sam": 0.1, "sam": 0.1, "random": 0.1, "momentum": 0.1}
 DIGITS_RHO: dict[float, dict[Sharpness, float]] = {
     0.0: {"s2sam": 0.2, "sam": 0.2, "random": 0.2},
@@ -33,6 +33,7 @@ DIGITS_RHO: dict[float, dict[Sharpness, float]] = {
 }
 ENDS = (0.01, 1.0)
 NOISE = 0.2
+VALIDATION: dict[Scale, int] = {"smoke": 300, "laptop": 500, "paper": 5000}  # images that ρ is chosen by
 FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, which it fits; or digits, 300 scans of them."
 
 
@@ -61,12 +62,16 @@ def over_rho(run: Run, rhos: Sequence[float], *names: Sharpness) -> list[Cell]:
     ]
 
 
+def tuned(scale: Scale) -> Run:
+    return dataclasses.replace(fitted(scale), validation_size=VALIDATION[scale])
+
+
 def rho(scale: Scale) -> list[Cell]:
-    return over_rho(fitted(scale, validation_size=500), RHOS, "s2sam", "random", "sam", "momentum")
+    return over_rho(tuned(scale), RHOS, "s2sam", "random", "sam", "momentum")
 
 
 def ends(scale: Scale) -> list[Cell]:
-    return over_rho(fitted(scale, validation_size=500), ENDS, "s2sam", "random", "sam")
+    return over_rho(tuned(scale), ENDS, "s2sam", "random", "sam")
 
 
 def main(scale: Scale) -> list[Cell]:
@@ -114,8 +119,8 @@ def underfit(scale: Scale) -> list[Cell]:
 
 
 def on_digits(method: str, sparsity: float, label_noise: float, sharpness: Sharpness, rho: float) -> Run:
-    """The setting of `make demo`, half as long."""
-    about = {"train_size": 300, "epochs": 20, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4}
+    """The setting of `make demo`."""
+    about = {"train_size": 300, "epochs": 40, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4}
     run = run_at("smoke", method, sparsity, **about, label_noise=label_noise)
     return dataclasses.replace(run, sharpness=sharpness, rho=rho)
 

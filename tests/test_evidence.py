@@ -1,0 +1,95 @@
+"""The evidence: its page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from flatsparse.lab.recipes import evidence, load
+from flatsparse.storage import read_json_lines
+
+spec = importlib.util.spec_from_file_location(
+    "benchmarks_evidence", Path(__file__).parent.parent / "benchmarks" / "evidence.py"
+)
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+RECORDS = [record for file in study.DATA.values() if file.is_file() for record in read_json_lines(file)]
+
+
+def test_the_page_is_made_of_the_data():
+    assert study.PAGE.read_text(encoding="utf-8") == study.rendered()
+
+
+def test_every_run_is_of_the_cells_it_stands_for():
+    wanted = {}
+    for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if recipe != "share"}:
+        for cell in load(f"evidence-{name}").cells("laptop"):
+            wanted[name, cell.row, cell.column, cell.label] = cell.run
+    for record in RECORDS:
+        for cell in (tuple(cell) for cell in record["cells"] if cell[0] != "share"):
+            run = dataclasses.replace(wanted[cell], seed=record["seed"]).resolved()
+            told = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
+            }
+            differs = {name: value for name, value in run.as_dict().items() if name in told and value != told[name]}
+            assert differs.keys() <= {"precision"}  # is the machine's
+            assert record["rho"] == (run.rho if run.sharpness != "none" else 0)
+
+
+def test_no_rho_was_chosen_on_a_seed_that_is_compared():
+    cells = study.by_cell(RECORDS)
+    seeds = {}
+    for (recipe, *_), place in cells.items():
+        seeds.setdefault(recipe in ("rho", "digits-rho", "ends"), set()).update(*place.values())
+    assert not seeds.get(True, set()) & seeds.get(False, set())
+
+
+def test_rho_is_what_validation_chose():
+    cells = study.by_cell(RECORDS)
+    for name, rho in evidence.RHO.items():
+        assert study.chosen(cells, "rho", "RigL 90%", name) in (rho, None)
+    for noisy, rhos in evidence.DIGITS_RHO.items():
+        for name, rho in rhos.items():
+            assert study.chosen(cells, "digits-rho", f"RigL, {noisy:.0%} wrong labels", name) in (rho, None)
+
+
+def record(label, seed, test, column="90%", **more):
+    cells = [["main", "RigL", column, label]]
+    return {
+        "cells": cells,
+        "seed": seed,
+        "test_accuracy": test,
+        "train_accuracy": 99.0,
+        "ball": 0.5,
+        "rho": 0.1,
+        **more,
+    }
+
+
+def test_differences_are_paired_by_seed_and_a_seed_that_lacks_a_run_is_left_out():
+    runs = [record("none", seed, 30.0 + seed) for seed in range(3)] + [
+        record("s2sam", seed, 31.0 + seed) for seed in (1, 2, 7)
+    ]
+    cells = study.by_cell(runs)
+    assert study.gaps(cells["main", "RigL", "90%"], "s2sam") == [1.0, 1.0]
+    assert "| RigL, 90% | S²-SAM | 0.1 | 3 |" in study.compared(cells, "main")
+    assert "**+1.0 [+1.0, +1.0]**" in study.compared(cells, "main")
+
+
+def test_over_cells_means_are_taken_seed_by_seed():
+    gains = {("90%", 0): 1.0, ("90%", 1): 2.0, ("98%", 0): 3.0, ("98%", 1): 4.0, ("98%", 2): 99.0}
+    runs = [record("none", seed, 50.0, column) for column, seed in gains]
+    runs += [record("s2sam", seed, 50.0 + gain, column) for (column, seed), gain in gains.items()]
+    assert study.over_cells(study.by_cell(runs), "main").startswith("+2.5 [-3.9, +8.9], n = 2")
+
+
+@pytest.mark.parametrize(("found", "best"), [([1.0, 3.0, 2.0], 0.1), ([3.0, 3.0, 2.0], 0.03), ([1.0, 2.0, 4.0], 0.3)])
+def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, best):
+    runs = [
+        {"cells": [["rho", f"ρ {rho:g}", "RigL 90%", "s2sam"]], "seed": seed, "validation_accuracy": value + wobble}
+        for rho, value in zip(evidence.RHOS, found, strict=True)
+        for seed, wobble in ((1000, 0.5), (1001, -0.5))
+    ]
+    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "s2sam") == best
+    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "sam") is None
