@@ -1,7 +1,9 @@
 """What S²-SAM does: runs the recipes `evidence-*`, in the order of what they decide, and writes what came of them.
 
-python benchmarks/evidence.py --data-dir DIR        # goes on where it stopped
-python benchmarks/evidence.py --page                # only the page, from results/ alone
+    python benchmarks/evidence.py --data-dir DIR        # goes on where it stopped
+    python benchmarks/evidence.py --page                # only the page, from results/ alone
+
+`make evidence` is the first.
 """
 
 from __future__ import annotations
@@ -15,22 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evidence_page import DATA, PAGE, ROOT, rendered
 
 from flatsparse.lab.build import build
 from flatsparse.lab.data import batches
 from flatsparse.lab.grid import key, outcomes, run_grid
-from flatsparse.lab.recipes import evidence, load
-from flatsparse.lab.reporting import LABELS
+from flatsparse.lab.recipes import load
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.run import Run
-from flatsparse.lab.statistics import holm, p_value, paired_difference
 from flatsparse.lab.training import _step
 from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
 
-ROOT = Path(__file__).parent.parent
-PAGE, TEMPLATE = ROOT / "docs" / "evidence.md", Path(__file__).with_suffix(".md")
-NOT_YET = "Not yet measured."
-DATA = {name: ROOT / "results" / f"evidence{name}.jsonl" for name in ("", "-digits")}
 # What is run, in order: recipe, pattern of its cells, sharpnesses (all if none is named).
 ORDER: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("rho", None, ("s2sam",)),
@@ -46,7 +43,11 @@ ORDER: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("ends", None, ()),
     ("underfit", None, ()),
 )
-DIGITS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (("digits-rho", None, ()), ("digits", None, ()))
+DIGITS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    ("digits-rho", None, ()),
+    ("digits", r"^(static|SNIP|SET|RigL|MEST\(EM\)) ", ()),
+    ("digits", None, ()),
+)
 TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
@@ -137,186 +138,6 @@ def share_record(run: Run) -> dict[str, Any]:
     half = len(found) // 2
     shares = {"first_half": statistics.fmean(found[:half]), "second_half": statistics.fmean(found[half:])}
     return {"key": f"share-{key(run)}", "cells": [["share", "RigL", "90%", "all"]], "seed": run.seed, **shares}
-
-
-Cells = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
-
-
-def by_cell(records: list[dict[str, Any]]) -> Cells:
-    """Records by recipe, row and column, then by what differs there, then by seed."""
-    found: Cells = {}
-    for record in records:
-        for recipe, row, column, label in record["cells"]:
-            found.setdefault((recipe, row, column), {}).setdefault(label, {})[record["seed"]] = record
-    return found
-
-
-def gaps(place: dict[str, dict[int, dict[str, Any]]], label: str, base: str = "none") -> list[float]:
-    """Differences of test accuracy between two of a place, of the seeds that both have."""
-    ours, theirs = place.get(label, {}), place.get(base, {})
-    return [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in sorted(ours) if seed in theirs]
-
-
-def told(differences: list[float]) -> str:
-    if len(differences) < 2:
-        return f"{differences[0]:+.1f} (one pair)" if differences else "–"
-    d = paired_difference(differences, [0.0] * len(differences))
-    text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
-    return text if d.low <= 0 <= d.high else f"**{text}**"
-
-
-def mean(runs: dict[int, dict[str, Any]], name: str, places: int = 1) -> str:
-    return f"{statistics.fmean(r[name] for r in runs.values()):.{places}f}"
-
-
-def spread(runs: dict[int, dict[str, Any]]) -> str:
-    values = [r["test_accuracy"] for r in runs.values()]
-    return mean(runs, "test_accuracy") + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def compared(cells: Cells, recipe: str) -> str:
-    """A recipe's table: everything next to the plain run of its place; p values are Holm's over the table."""
-    places = {where: place for where, place in cells.items() if where[0] == recipe and "none" in place}
-    claims = [(where, label) for where, place in places.items() for label in place if label != "none"]
-    claims = [claim for claim in claims if len(gaps(places[claim[0]], claim[1])) > 1]
-    p = dict(zip(claims, holm([p_value(gaps(places[where], label)) for where, label in claims]), strict=True))
-    rows = []
-    for where, place in places.items():
-        for label in sorted(place, key=lambda name: name != "none"):
-            runs = place[label]
-            rho = next(iter(runs.values()))["rho"]
-            rows.append(
-                [
-                    ", ".join(where[1:]),
-                    LABELS.get(label, label.replace("s2sam", "S²-SAM")),
-                    f"{rho:g}" if rho else "",
-                    str(len(runs)),
-                    spread(runs),
-                    mean(runs, "train_accuracy"),
-                    "" if label == "none" else told(gaps(place, label)),
-                    f"{p[where, label]:.2f}" if (where, label) in p else "",
-                    mean(runs, "ball", 2),
-                ]
-            )
-    return (
-        table(["cell", "", "ρ", "n", "test %", "train %", "to plain, points", "p", "ball"], rows) if rows else NOT_YET
-    )
-
-
-def over_cells(cells: Cells, recipe: str, label: str = "s2sam") -> str:
-    """The mean difference over a recipe's places, with an interval over the seeds that all of them have."""
-    places = [place for where, place in cells.items() if where[0] == recipe]
-    seeds = (
-        set.intersection(*(set(place.get(name, {})) for place in places for name in ("none", label)))
-        if places
-        else set()
-    )
-    if len(seeds) < 2:
-        return NOT_YET
-    differences = [
-        statistics.fmean(place[label][s]["test_accuracy"] - place["none"][s]["test_accuracy"] for place in places)
-        for s in sorted(seeds)
-    ]
-    return f"{told(differences)}, n = {len(seeds)}"
-
-
-def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
-    """Means by sharpness and ρ, with their n."""
-    there = [
-        (float(where[1].removeprefix("ρ ")), place)
-        for where, place in cells.items()
-        if where[0] in recipes and where[2] == column
-    ]
-    there = sorted(there, key=lambda found: found[0])
-    names = list(dict.fromkeys(name for _, place in there for name in place if name != "none"))
-    rows = [
-        [
-            LABELS[name],
-            *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for _, place in there),
-        ]
-        for name in names
-    ]
-    return table(["", *(f"ρ = {rho:g}" for rho, _ in there)], rows) if rows else NOT_YET
-
-
-def chosen(cells: Cells, recipe: str, column: str, name: str) -> float | None:
-    """The ρ with the highest mean validation accuracy, the smallest of equals; None before anything is measured."""
-    means = {
-        float(where[1].removeprefix("ρ ")): statistics.fmean(r["validation_accuracy"] for r in place[name].values())
-        for where, place in cells.items()
-        if where[0] == recipe and where[2] == column and name in place
-    }
-    return min(means, key=lambda rho: (-means[rho], rho)) if means else None
-
-
-def on_digits(cells: Cells) -> str:
-    """Methods by labels: plain, and what each sharpness adds to it."""
-    rows = []
-    for (recipe, row, column), place in cells.items():
-        if recipe == "digits" and "none" in place:
-            added = [told(gaps(place, name)) for name in ("s2sam", "sam", "random")]
-            rows.append(
-                [
-                    row,
-                    column,
-                    str(len(place["none"])),
-                    spread(place["none"]),
-                    mean(place["none"], "train_accuracy"),
-                    *added,
-                ]
-            )
-    return (
-        table(["method", "labels", "n", "plain, test %", "train %", "S²-SAM", "SAM", "random"], rows)
-        if rows
-        else NOT_YET
-    )
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def share_told(records: list[dict[str, Any]]) -> str:
-    found = [r for r in records if "first_half" in r]
-    if not found:
-        return "How much of that perturbation lies on live weights: not yet measured."
-    first, second = (statistics.fmean(r[name] for r in found) for name in ("first_half", "second_half"))
-    return (
-        f"Of the squared length of that perturbation {first:.0%} lies on live weights, biases and norms in the first half of the"
-        f" run, {second:.0%} in the second (n = {len(found)}). Its live part is so much shorter than ρ: by a factor of"
-        f" {first**0.5:.2f} and {second**0.5:.2f}."
-    )
-
-
-def rendered() -> str:
-    """The page, with every number from ``results/``."""
-    records = [record for file in DATA.values() if file.is_file() for record in read_json_lines(file)]
-    cells = by_cell(records)
-    words = {
-        **{
-            name.upper(): compared(cells, name)
-            for name in ("main", "directions", "noise", "masking", "decay", "fixed", "underfit")
-        },
-        "OVER_CELLS": over_cells(cells, "main"),
-        "RHO": over_rho(cells, ("rho",), "RigL 90%", "validation_accuracy"),
-        "ENDS": over_rho(cells, ("rho", "ends"), "RigL 90%", "test_accuracy"),
-        "ENDS_TRAIN": over_rho(cells, ("rho", "ends"), "RigL 90%", "train_accuracy"),
-        **{
-            f"DIGITS_RHO_{noisy:g}": over_rho(
-                cells, ("digits-rho",), f"RigL, {noisy:.0%} wrong labels", "validation_accuracy"
-            )
-            for noisy in evidence.DIGITS_RHO
-        },
-        "DIGITS": on_digits(cells),
-        "SHARE": share_told(records),
-        "RUNS": str(len(records)),
-        "HOURS": f"{sum(r['seconds'] for r in records) / 3600:.1f}",
-        "TORCH": ", ".join(sorted({r["on"]["torch"] for r in records if "on" in r})),
-    }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    for name, said in words.items():
-        page = page.replace(f"«{name}»", said)
-    return page
 
 
 def main() -> None:

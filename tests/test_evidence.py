@@ -10,7 +10,7 @@ from flatsparse.lab.recipes import evidence, load
 from flatsparse.storage import read_json_lines
 
 spec = importlib.util.spec_from_file_location(
-    "benchmarks_evidence", Path(__file__).parent.parent / "benchmarks" / "evidence.py"
+    "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
 )
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
