@@ -30,7 +30,7 @@ from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
 
 # What is run, in order: recipe, pattern of its cells, sharpnesses (all if none is named).
 ORDER: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
-    ("rho", None, ("s2sam",)),
+    ("rho", None, ("none", "s2sam")),
     ("main", None, ()),
     ("rho", None, ("random", "sam")),
     ("directions", None, ("none", "s2sam", "random", "sam")),

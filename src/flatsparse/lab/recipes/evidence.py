@@ -25,13 +25,13 @@ FITTED: dict[str, Any] = {
     "weight_decay": 5e-4,
 }
 # What evidence-rho and evidence-digits-rho choose from, and what they chose: a test compares these with the results.
-RHOS, DIGITS_RHOS = (0.03, 0.1, 0.3), (0.05, 0.1, 0.2, 0.5)
+RHOS, DIGITS_RHOS = (0.01, 0.03, 0.1, 0.3), (0.05, 0.1, 0.2, 0.5)
 RHO: dict[Sharpness, float] = {"s2sam": 0.1, "sam": 0.1, "random": 0.1, "momentum": 0.1}
 DIGITS_RHO: dict[float, dict[Sharpness, float]] = {
-    0.0: {"s2sam": 0.2, "sam": 0.2, "random": 0.2},
-    0.2: {"s2sam": 0.5, "sam": 0.5, "random": 0.5},
+    0.0: {"s2sam": 0.05, "sam": 0.5, "random": 0.1},
+    0.2: {"s2sam": 0.5, "sam": 0.2, "random": 0.2},
 }
-ENDS = (0.01, 1.0)
+ENDS = (1.0,)
 NOISE = 0.2
 VALIDATION: dict[Scale, int] = {"smoke": 300, "laptop": 500, "paper": 5000}  # images that ρ is chosen by
 FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, which it fits; or digits, 300 scans of them."
