@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Iterable
@@ -28,30 +29,30 @@ from flatsparse.lab.run import Run
 from flatsparse.lab.training import _step
 from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
 
+Part = tuple[str, str | None, tuple[str, ...]]
 # What is run, in order: recipe, pattern of its cells, sharpnesses (all if none is named).
-ORDER: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
-    ("rho", None, ("none", "s2sam")),
-    ("main", None, ()),
-    ("rho", None, ("random", "sam")),
-    ("directions", None, ("none", "s2sam", "random", "sam")),
-    ("noise", None, ()),
-    ("rho", None, ("momentum",)),
-    ("directions", None, ("momentum",)),
-    ("masking", None, ()),
-    ("decay", None, ()),
-    ("fixed", None, ()),
-    ("ends", None, ()),
-    ("underfit", None, ()),
-)
-DIGITS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
-    ("digits-rho", None, ()),
-    ("digits", r"^(static|SNIP|SET|RigL|MEST\(EM\)) ", ()),
-    ("digits", None, ()),
-)
+ORDER: dict[str, tuple[Part, ...]] = {
+    "": (
+        ("rho", None, ("none", "s2sam")),
+        ("main", "RigL 90%", ()),
+        ("noise", None, ()),
+        ("main", None, ()),
+        ("rho", None, ()),
+    ),
+    "-digits": (
+        ("digits-rho", None, ()),
+        ("digits", r"^(static|SNIP|SET|RigL|MEST\(EM\)) ", ()),
+        ("digits-main", None, ()),
+        ("digits-masking", None, ()),
+        ("digits-decay", None, ()),
+        ("digits-ends", None, ()),
+        ("digits", None, ()),
+    ),
+}
 TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
-def planned(part: tuple[str, str | None, tuple[str, ...]], data_dir: Path | None) -> dict[Run, list[list[str]]]:
+def planned(part: Part, data_dir: Path | None) -> dict[Run, list[list[str]]]:
     """The runs of a part, seeds outermost so that what is compared is there at the same time, and the cells each stands for."""
     name, pattern, sharpnesses = part
     recipe = load(f"evidence-{name}")
@@ -87,12 +88,12 @@ def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
 
 def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
     """Measure where unmasked perturbations lie, and add it to ``results/``."""
-    kept = read_json_lines(DATA[""])
-    unmasked = load("evidence-masking").cells("laptop")[-1].run
+    kept = read_json_lines(DATA["-digits"])
+    unmasked = load("evidence-digits-masking").cells("laptop")[-1].run
     for seed in seeds:
         record = share_record(dataclasses.replace(unmasked, seed=seed, data_dir=data_dir).resolved())
         kept = [r for r in kept if r["key"] != record["key"]] + [record]
-    write(DATA[""], kept)
+    write(DATA["-digits"], kept)
 
 
 def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -105,7 +106,7 @@ def rounded(value: float | None) -> float | None:
 
 def gathered(store: Path, data_dir: Path | None) -> None:
     """Write a line for every finished run into ``results/``, in the order of the parts; lines of other stores stay."""
-    for name, parts in (("", ORDER), ("-digits", DIGITS)):
+    for name, parts in ORDER.items():
         cells: dict[Run, list[list[str]]] = {}
         for part in parts:
             for run, places in planned(part, data_dir).items():
@@ -137,7 +138,12 @@ def share_record(run: Run) -> dict[str, Any]:
             parts.schedule.step()
     half = len(found) // 2
     shares = {"first_half": statistics.fmean(found[:half]), "second_half": statistics.fmean(found[half:])}
-    return {"key": f"share-{key(run)}", "cells": [["share", "RigL", "90%", "all"]], "seed": run.seed, **shares}
+    return {
+        "key": f"share-{key(run)}",
+        "cells": [["share", "RigL 95%", "20% wrong labels", "s2sam"]],
+        "seed": run.seed,
+        **shares,
+    }
 
 
 def main() -> None:
@@ -150,7 +156,11 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only make the page, from results/ alone")
     args = parser.parse_args()
     if not args.page:
-        for part in () if args.gather else [p for p in (*DIGITS, *ORDER) if args.parts is None or p[0] in args.parts]:
+        for part in (
+            ()
+            if args.gather
+            else [p for p in itertools.chain(*ORDER.values()) if args.parts is None or p[0] in args.parts]
+        ):
             run_grid(list(planned(part, args.data_dir)), args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
         gathered(args.store, args.data_dir)
         if not args.gather and (args.parts is None or "share" in args.parts):
