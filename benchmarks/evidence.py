@@ -13,16 +13,18 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import DATA, PAGE, ROOT, rendered
+from evidence_page import DATA, PAGE, PICTURE, ROOT, by_cell, drawn, read, rendered
 
 from flatsparse.lab.build import build
 from flatsparse.lab.data import batches
 from flatsparse.lab.grid import key, outcomes, run_grid
+from flatsparse.lab.landscape.measure import measure
+from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes import load
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.run import Run
@@ -96,6 +98,19 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
     write(DATA["-digits"], kept)
 
 
+def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(5)) -> None:
+    """Measure roughness and the Hessian's largest eigenvalue, over live weights, of RigL's runs, and add them to ``results/``."""
+    runs = [run for run in planned(("digits", "RigL", ()), data_dir) if run.seed in seeds]
+    done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
+    settings = Landscape(tuple(done), points=11, images=300, pairs=3, jobs=jobs, data_dir=data_dir)
+    found = measure(settings, store / "landscape", resume=True)
+    kept = {r["key"]: r for r in read_json_lines(DATA["-digits"])}
+    for stands, record in zip(done.values(), found, strict=True):
+        largest = record["hessian"]["live"]["largest"]
+        kept[stands] |= {"ra": rounded(record["ra"]["value"]), "largest": rounded(largest)}
+    write(DATA["-digits"], kept.values())
+
+
 def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
     write_whole(file, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
 
@@ -114,7 +129,8 @@ def gathered(store: Path, data_dir: Path | None) -> None:
         kept = {r["key"]: r for r in read_json_lines(DATA[name])} if DATA[name].is_file() else {}
         for outcome in outcomes(list(cells), store):
             if outcome.result is not None:
-                kept[key(outcome.run)] = line(outcome.run, cells[outcome.run], outcome.folder)
+                stands = key(outcome.run)
+                kept[stands] = {**kept.get(stands, {}), **line(outcome.run, cells[outcome.run], outcome.folder)}
         write(DATA[name], kept.values())
 
 
@@ -165,7 +181,10 @@ def main() -> None:
         gathered(args.store, args.data_dir)
         if not args.gather and (args.parts is None or "share" in args.parts):
             shares(args.data_dir)
+        if not args.gather and (args.parts is None or "landscape" in args.parts):
+            landscapes(args.store, args.data_dir, args.jobs)
     PAGE.write_text(rendered(), encoding="utf-8")
+    drawn(by_cell(read())).savefig(PICTURE, dpi=110)
 
 
 if __name__ == "__main__":

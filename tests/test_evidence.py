@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from flatsparse.lab.recipes import evidence, load
-from flatsparse.storage import read_json_lines
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
 )
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
-RECORDS = [record for file in study.DATA.values() if file.is_file() for record in read_json_lines(file)]
+RECORDS = study.read()
 
 
 def test_the_page_is_made_of_the_data():
