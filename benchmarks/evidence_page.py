@@ -219,7 +219,8 @@ def drawn(cells: Cells) -> Figure:
         axis.set_title(labels(noisy), fontsize=10)
         axis.set_xlabel("difference to plain training, points")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[-1].legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     return figure
 
 

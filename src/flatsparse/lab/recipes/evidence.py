@@ -19,11 +19,11 @@ CIFAR: dict[str, Any] = {
     "train_size": 500,
     "validation_size": 0,
     "augmentation": False,
-    "epochs": 50,
+    "epochs": 40,
     "batch_size": 32,
     "lr": 0.05,
 }
-# Of the runs that ρ is chosen by: images held out, and half as many epochs, in which not every run has fitted.
+# Of the runs that ρ is chosen by: images held out, and fewer epochs, in which not every run has fitted.
 TUNED: dict[Scale, dict[str, Any]] = {
     "smoke": {},
     "laptop": {"validation_size": 500, "epochs": 25},
@@ -38,7 +38,7 @@ RHO: dict[str, dict[float, dict[Sharpness, float]]] = {
     "cifar10": {0.0: {"s2sam": 0.1}},
     "digits": {0.0: {"s2sam": 0.05, "sam": 0.5, "random": 0.1}, NOISE: {"s2sam": 0.5, "sam": 0.2, "random": 0.2}},
 }
-FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, 50 epochs; or digits, 300 scans, 40 epochs."
+FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, 40 epochs; or digits, 300 scans, 40 epochs."
 METHODS = ("static", "gmp", "snip", "grasp", "set", "dsr", "snfs", "rigl", "mest", "mest-ems")
 
 
