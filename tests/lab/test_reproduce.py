@@ -24,7 +24,7 @@ from flatsparse.storage import read_json
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
-NAMES += ["evidence-main", "evidence-rho", "evidence-digits", "evidence-digits-masking"]
+NAMES += ["evidence-main", "evidence-digits-masking"]
 # The fast suite runs some places of the widest, the slow one all.
 SOME = {
     "table1": "RigL CIFAR-10 95%",
@@ -44,8 +44,6 @@ SOME = {
     "wmt14": "90%",
     "ablation": "perturbation|batch norm",
     "evidence-main": "RigL 98%",
-    "evidence-rho": "0.1",
-    "evidence-digits": "SNIP.*20%",
     "evidence-digits-masking": "20%",
 }
 SMALL = Run(train_size=40, validation_size=20, batch_size=10, epochs=1)
