@@ -90,21 +90,16 @@ def compared(cells: Cells, recipe: str) -> str:
     )
 
 
-def over_cells(cells: Cells, recipe: str, label: str = "s2sam") -> str:
-    """The mean difference over a recipe's places, with an interval over the seeds that all of them have."""
-    places = [place for where, place in cells.items() if where[0] == recipe]
+def averaged(cells: Cells, recipe: str, column: str, label: str, base: str) -> list[float]:
+    """Differences averaged over the rows of a column, seed by seed, of the seeds that all of them have."""
+    places = [place for where, place in cells.items() if (where[0], where[2]) == (recipe, column)]
     seeds = (
-        set.intersection(*(set(place.get(name, {})) for place in places for name in ("none", label)))
-        if places
-        else set()
+        set.intersection(*(set(place.get(name, {})) for place in places for name in (label, base))) if places else set()
     )
-    if len(seeds) < 2:
-        return NOT_YET
-    differences = [
-        statistics.fmean(place[label][s]["test_accuracy"] - place["none"][s]["test_accuracy"] for place in places)
-        for s in sorted(seeds)
+    return [
+        statistics.fmean(p[label][seed]["test_accuracy"] - p[base][seed]["test_accuracy"] for p in places)
+        for seed in sorted(seeds)
     ]
-    return f"{told(differences)}, n = {len(seeds)}"
 
 
 def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
@@ -231,7 +226,6 @@ def rendered() -> str:
     tables = ("main", "noise", "digits-main", "digits-masking", "digits-decay")
     words = {
         **{name.upper(): compared(cells, name) for name in tables},
-        "OVER_CELLS": over_cells(cells, "main"),
         **{f"{value.upper()} RHO": over_rho(cells, ("rho",), "RigL 90%", f"{value}_accuracy") for value in VALUES},
         **{
             f"{value.upper()} DIGITS {noisy:g}": over_rho(cells, of, labels(noisy), f"{value}_accuracy")
@@ -248,9 +242,16 @@ def rendered() -> str:
     page = TEMPLATE.read_text(encoding="utf-8")
     for name, said in words.items():
         page = page.replace(f"«{name}»", said)
-    # «recipe; row; column; ours; theirs» in a sentence is their difference
+    # «recipe; row; column; ours; theirs» in a sentence is their difference; * averages over rows
     return re.sub(
-        "«([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*)»",
-        lambda m: told(gaps(cells.get((m[1], m[2], m[3]), {}), m[4], m[5])),
-        page,
+        "«([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*)»", lambda found: _difference(cells, *found.groups()), page
     )
+
+
+def _difference(cells: Cells, recipe: str, row: str, column: str, ours: str, theirs: str) -> str:
+    found = (
+        averaged(cells, recipe, column, ours, theirs)
+        if row == "*"
+        else gaps(cells.get((recipe, row, column), {}), ours, theirs)
+    )
+    return f"{told(found)}, n = {len(found)}" if len(found) > 1 else told(found)

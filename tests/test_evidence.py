@@ -76,11 +76,12 @@ def test_differences_are_paired_by_seed_and_a_seed_that_lacks_a_run_is_left_out(
     assert "**+1.0 [+1.0, +1.0]**" in study.compared(cells, "main")
 
 
-def test_over_cells_means_are_taken_seed_by_seed():
-    gains = {("90%", 0): 1.0, ("90%", 1): 2.0, ("98%", 0): 3.0, ("98%", 1): 4.0, ("98%", 2): 99.0}
-    runs = [record("none", seed, 50.0, column) for column, seed in gains]
-    runs += [record("s2sam", seed, 50.0 + gain, column) for (column, seed), gain in gains.items()]
-    assert study.over_cells(study.by_cell(runs), "main").startswith("+2.5 [-3.9, +8.9], n = 2")
+def test_an_average_over_cells_is_taken_seed_by_seed_of_seeds_that_all_have():
+    gains = {("RigL", 0): 1.0, ("RigL", 1): 2.0, ("SET", 0): 3.0, ("SET", 1): 4.0, ("SET", 2): 99.0}
+    runs = [record("none", seed, 50.0, row=row) for row, seed in gains]
+    runs += [record("s2sam", seed, 50.0 + gain, row=row) for (row, seed), gain in gains.items()]
+    assert study.averaged(study.by_cell(runs), "main", "90%", "s2sam", "none") == [2.0, 3.0]
+    assert study.averaged(study.by_cell(runs), "main", "98%", "s2sam", "none") == []
 
 
 @pytest.mark.parametrize(("found", "best"), [([1.0, 3.0, 2.0], 0.1), ([3.0, 3.0, 2.0], 0.03), ([1.0, 2.0, 4.0], 0.3)])
