@@ -110,7 +110,7 @@ def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) ->
         if where[0] in recipes and where[2] == column
     ]
     there = sorted(there, key=lambda found: found[0])
-    names = list(dict.fromkeys(name for _, place in there for name in place if name != "none"))
+    names = list(dict.fromkeys(name for _, place in there for name in place))
     rows = [
         [
             LABELS[name],
