@@ -180,9 +180,9 @@ def share_told(records: list[dict[str, Any]]) -> str:
         return "How much of that perturbation lies on live weights: not yet measured."
     first, second = (statistics.fmean(r[name] for r in found) for name in ("first_half", "second_half"))
     return (
-        f"Of the squared length of that perturbation {first:.0%} lies on live weights, biases and norms in the first half of the"
-        f" run, {second:.0%} in the second (n = {len(found)}). Its live part is so much shorter than ρ: by a factor of"
-        f" {first**0.5:.2f} and {second**0.5:.2f}."
+        f"With wrong labels {first:.0%} of that perturbation's squared length lies on live weights, biases and norms in the first"
+        f" half of a run, {second:.0%} in the second (n = {len(found)}): its live part is about {first**0.5:.2f} and"
+        f" {second**0.5:.2f} ρ long, and the rest moves weights that are not there."
     )
 
 
