@@ -98,7 +98,7 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
     write(DATA["-digits"], kept)
 
 
-def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(5)) -> None:
+def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(3)) -> None:
     """Measure roughness and the Hessian's largest eigenvalue, over live weights, of RigL's runs, and add them to ``results/``."""
     runs = [run for run in planned(("digits", "RigL", ()), data_dir) if run.seed in seeds]
     done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}

@@ -45,10 +45,11 @@ def gaps(place: dict[str, dict[int, dict[str, Any]]], label: str, base: str = "n
 
 
 def told(differences: list[float]) -> str:
+    """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
-        return f"{differences[0]:+.1f} (one pair)" if differences else "–"
+        return f"{differences[0]:+.1f} (one pair)".replace("-", "−") if differences else "–"
     d = paired_difference(differences, [0.0] * len(differences))
-    text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
+    text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]".replace("-", "−")
     return text if d.low <= 0 <= d.high else f"**{text}**"
 
 

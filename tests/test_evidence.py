@@ -20,6 +20,21 @@ def test_the_page_is_made_of_the_data():
     assert study.PAGE.read_text(encoding="utf-8") == study.rendered()
 
 
+def test_the_readme_says_what_the_data_says():
+    cells = study.by_cell(RECORDS)
+    readme = (study.ROOT / "README.md").read_text(encoding="utf-8")
+    noisy, right = evidence.labels(evidence.NOISE), evidence.labels(0)
+    for found in (
+        study.averaged(cells, "digits", noisy, "s2sam", "none"),
+        study.averaged(cells, "digits", noisy, "random", "none"),
+        study.averaged(cells, "digits", noisy, "sam", "s2sam"),
+        study.gaps(cells["digits-main", "RigL 98%", noisy], "s2sam"),
+        study.averaged(cells, "digits", right, "s2sam", "none"),
+        study.gaps(cells["main", "RigL 90%", right], "s2sam"),
+    ):
+        assert study.told(found).strip("*") in readme
+
+
 def test_every_run_is_of_the_cells_it_stands_for():
     wanted = {}
     for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if recipe != "share"}:
