@@ -153,12 +153,12 @@ def share_record(run: Run) -> dict[str, Any]:
             parts.optimizer.zero_grad()
             parts.schedule.step()
     half = len(found) // 2
-    shares = {"first_half": statistics.fmean(found[:half]), "second_half": statistics.fmean(found[half:])}
     return {
         "key": f"share-{key(run)}",
         "cells": [["share", "RigL 95%", "20% wrong labels", "s2sam"]],
         "seed": run.seed,
-        **shares,
+        "first_half": rounded(statistics.fmean(found[:half])),
+        "second_half": rounded(statistics.fmean(found[half:])),
     }
 
 
@@ -167,21 +167,22 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=ROOT / "runs" / "evidence", help="where the runs are kept")
     parser.add_argument("--data-dir", type=Path, help="where cifar-10-batches-py lies (or set FLATSPARSE_DATA)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; two are as many as the page was made with")
-    parser.add_argument("--parts", nargs="*", help="of which recipes, e.g. main noise; by default all, in their order")
+    parser.add_argument("--parts", nargs="*", help="which recipes, share, landscape; by default all, in their order")
     parser.add_argument("--gather", action="store_true", help="run nothing, take up what is finished")
     parser.add_argument("--page", action="store_true", help="only make the page, from results/ alone")
     args = parser.parse_args()
+
+    def wanted(name: str) -> bool:
+        return not args.gather and (args.parts is None or name in args.parts)
+
     if not args.page:
-        for part in (
-            ()
-            if args.gather
-            else [p for p in itertools.chain(*ORDER.values()) if args.parts is None or p[0] in args.parts]
-        ):
-            run_grid(list(planned(part, args.data_dir)), args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
+        for part in itertools.chain(*ORDER.values()):
+            if wanted(part[0]):
+                run_grid(list(planned(part, args.data_dir)), args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
         gathered(args.store, args.data_dir)
-        if not args.gather and (args.parts is None or "share" in args.parts):
+        if wanted("share"):
             shares(args.data_dir)
-        if not args.gather and (args.parts is None or "landscape" in args.parts):
+        if wanted("landscape"):
             landscapes(args.store, args.data_dir, args.jobs)
     PAGE.write_text(rendered(), encoding="utf-8")
     drawn(by_cell(read())).savefig(PICTURE, dpi=110)

@@ -86,20 +86,17 @@ def compared(cells: Cells, recipe: str) -> str:
                     mean(runs, "ball", 2),
                 ]
             )
-    return (
-        table(["cell", "", "ρ", "n", "test %", "train %", "to plain, points", "p", "ball"], rows) if rows else NOT_YET
-    )
+    head = ["cell", "", "ρ", "n", "test %", "train %", "to plain, points", "p", "ball"]
+    return table(head, rows) if rows else NOT_YET
 
 
 def averaged(cells: Cells, recipe: str, column: str, label: str, base: str) -> list[float]:
     """Differences averaged over the rows of a column, seed by seed, of the seeds that all of them have."""
     places = [place for where, place in cells.items() if (where[0], where[2]) == (recipe, column)]
-    seeds = (
-        set.intersection(*(set(place.get(name, {})) for place in places for name in (label, base))) if places else set()
-    )
+    there = [set(place.get(name, {})) for place in places for name in (label, base)]
     return [
         statistics.fmean(p[label][seed]["test_accuracy"] - p[base][seed]["test_accuracy"] for p in places)
-        for seed in sorted(seeds)
+        for seed in sorted(set.intersection(*there) if there else ())
     ]
 
 
@@ -138,21 +135,10 @@ def on_digits(cells: Cells) -> str:
     for (recipe, row, column), place in cells.items():
         if recipe == "digits" and "none" in place:
             added = [told(gaps(place, name)) for name in ("s2sam", "sam", "random")]
-            rows.append(
-                [
-                    row,
-                    column,
-                    str(len(place["none"])),
-                    spread(place["none"]),
-                    mean(place["none"], "train_accuracy"),
-                    *added,
-                ]
-            )
-    return (
-        table(["method", "labels", "n", "plain, test %", "train %", "S²-SAM", "SAM", "random"], rows)
-        if rows
-        else NOT_YET
-    )
+            plain = place["none"]
+            rows.append([row, column, str(len(plain)), spread(plain), mean(plain, "train_accuracy"), *added])
+    head = ["method", "labels", "n", "plain, test %", "train %", "S²-SAM", "SAM", "random"]
+    return table(head, rows) if rows else NOT_YET
 
 
 def sharp(cells: Cells) -> str:
@@ -200,23 +186,14 @@ def drawn(cells: Cells) -> Figure:
                     d = paired_difference(found, [0.0] * len(found))
                     at = height + 0.22 * (shift - 1)
                     label = LABELS[name] if height == 0 else None
-                    axis.errorbar(
-                        [d.mean],
-                        [at],
-                        xerr=[[d.half], [d.half]],
-                        fmt="o",
-                        markersize=4,
-                        color=COLORS[name],
-                        label=label,
-                    )
+                    axis.errorbar([d.mean], [at], xerr=d.half, fmt="o", markersize=4, color=COLORS[name], label=label)
         axis.axvline(0, color="#333333", linewidth=1)
         axis.set_yticks(range(len(places)), [row for row, _ in places])
-        axis.invert_yaxis()
+        axis.set_ylim(len(places) - 0.5, -0.5)  # the first on top
         axis.set_title(labels(noisy), fontsize=10)
         axis.set_xlabel("difference to plain training, points")
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -250,9 +227,6 @@ def rendered() -> str:
 
 
 def _difference(cells: Cells, recipe: str, row: str, column: str, ours: str, theirs: str) -> str:
-    found = (
-        averaged(cells, recipe, column, ours, theirs)
-        if row == "*"
-        else gaps(cells.get((recipe, row, column), {}), ours, theirs)
-    )
+    place = cells.get((recipe, row, column), {})
+    found = averaged(cells, recipe, column, ours, theirs) if row == "*" else gaps(place, ours, theirs)
     return f"{told(found)}, n = {len(found)}" if len(found) > 1 else told(found)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flatsparse.lab.recipes import evidence, load
+from flatsparse.lab.run import Run
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
@@ -100,3 +101,27 @@ def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, b
     ]
     assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "s2sam") == best
     assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "sam") is None
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """What runs the study, which imports its page from beside it."""
+    monkeypatch.syspath_prepend(str(study.ROOT / "benchmarks"))
+    return importlib.import_module("evidence")
+
+
+def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runner):
+    plan = runner.planned(("digits-decay", "decay 0.0005", ("none", "s2sam")), None)
+    assert [run.seed for run in plan] == sorted(run.seed for run in plan)
+    assert len(plan) == 2 * 2 * 10  # labels, sharpnesses, seeds
+    shared = runner.planned(("rho", None, ("none",)), None)
+    assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2
+
+
+def test_shares_of_a_perturbation_are_of_live_weights(runner):
+    small = Run(train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False)
+    unmasked = runner.share_record(dataclasses.replace(small, sparsity=0.95).resolved())
+    assert 0 < unmasked["first_half"] < 0.9
+    assert runner.share_record(dataclasses.replace(small, method="dense").resolved())["second_half"] == pytest.approx(1)
+    masked = dataclasses.replace(small, sparsity=0.95, mask_perturbation=True)
+    assert runner.share_record(masked.resolved())["first_half"] == pytest.approx(1)
