@@ -120,13 +120,15 @@ def rounded(value: float | None) -> float | None:
 
 
 def gathered(store: Path, data_dir: Path | None) -> None:
-    """Write a line for every finished run into ``results/``, in the order of the parts; lines of other stores stay."""
+    """Write a line for every finished run into ``results/``; lines of planned runs that this store does not hold stay."""
     for name, parts in ORDER.items():
         cells: dict[Run, list[list[str]]] = {}
         for part in parts:
             for run, places in planned(part, data_dir).items():
                 cells.setdefault(run, []).extend(place for place in places if place not in cells.get(run, []))
-        kept = {r["key"]: r for r in read_json_lines(DATA[name])} if DATA[name].is_file() else {}
+        there = read_json_lines(DATA[name]) if DATA[name].is_file() else []
+        keys = {key(run) for run in cells}
+        kept = {r["key"]: r for r in there if r["key"] in keys or "first_half" in r}
         for outcome in outcomes(list(cells), store):
             if outcome.result is not None:
                 stands = key(outcome.run)
