@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all stress docs lint format clean
+.PHONY: setup demo test test-all stress evidence docs lint format clean
 
 setup: .venv/ready
 
@@ -26,6 +26,10 @@ test-all: setup lint
 # Two hundred SIGKILLs at random moments, over all methods; ten minutes.
 stress: setup
 	$(BIN)/python tests/lab/killing.py 200
+
+# The runs that docs/evidence.md tells of, and the page; hours on two cores. Goes on where it stopped; needs FLATSPARSE_DATA.
+evidence: setup
+	$(BIN)/python benchmarks/evidence.py
 
 # The pages of the methods, from their docstrings.
 docs: setup

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support
@@ -86,6 +87,17 @@ def test_the_optimizer_is_the_one_asked_for():
             build(small(sharpness=sharpness, mask_perturbation=on).resolved()).optimizer for on in (True, False)
         )
         assert (kept.mask_perturbation, freed.mask_perturbation) == (True, False)
+
+
+def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 80), ("test", 20)):
+        images = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 4)
+    folder = small(data=str(tmp_path), model="digitnet", train_size=60, validation_size=10)
+    assert build(folder.resolved()).augment
+    assert not build(dataclasses.replace(folder, augmentation=False).resolved()).augment
+    assert not build(SMALL.resolved()).augment  # of digits
 
 
 def test_smoothed_labels_are_the_training_loss_only(tmp_path):

@@ -28,6 +28,7 @@ from flatsparse.storage import read_json
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
+NAMES += ["evidence-main", "evidence-digits-masking"]
 # The fast suite runs some places of the widest, the slow one all.
 SOME = {
     "table1": "RigL CIFAR-10 95%",
@@ -46,6 +47,8 @@ SOME = {
     "noise": "RigL.*[02]0%",
     "wmt14": "90%",
     "ablation": "perturbation|batch norm",
+    "evidence-main": "RigL 98%",
+    "evidence-digits-masking": "20%",
 }
 SMALL = Run(train_size=40, validation_size=20, batch_size=10, epochs=1)
 

@@ -127,7 +127,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         schedule,
         cost(model, splits.train.blank),
         splits,
-        data.augmented,
+        data.augmented and run.augmentation,
         data.classes,
         steps_per_epoch,
         fresh,

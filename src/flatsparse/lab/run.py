@@ -101,6 +101,8 @@ class Setting:
     """Use so many training images. By default all that are not held out."""
     validation_size: int | None = None
     """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
+    augmentation: bool = True
+    """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"

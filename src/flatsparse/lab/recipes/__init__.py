@@ -1,4 +1,7 @@
-"""Recipes: one file per table or figure. A new one is a file here with ``RECIPE``, or any file given by its path."""
+"""Recipes: one file per table or figure. A new one is a file here with ``RECIPE``, or any file given by its path.
+
+A file may hold a family of them, in ``RECIPES``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from flatsparse.seeds import derive
 
 def recipes() -> dict[str, Recipe]:
     """All recipes of this package by name: tables, then figures, then the others."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     known = [module.RECIPE for module in modules if hasattr(module, "RECIPE")]
+    known += [recipe for module in modules for recipe in getattr(module, "RECIPES", ())]
     return {recipe.name: recipe for recipe in sorted(known, key=_place)}
 
 

@@ -132,6 +132,7 @@ class Recipe:
         cells: those of a scale; none for what is measured without runs.
         notes: what must be known to read it, stand-ins above all.
         seeds: how many, by scale.
+        first_seed: the first of them; what is chosen is chosen on seeds that nothing else has.
         measure: what to do with the finished runs. By default their test accuracy is told.
     """
 
@@ -142,6 +143,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
     metric: Metric = ACCURACY
     seeds: Mapping[Scale, int] = field(default_factory=lambda: {"smoke": 2, "laptop": 5, "paper": 3})
+    first_seed: int = 0
     measure: Callable[[Sequence[tuple[Cell, Sequence[Path]]], Work], Measured] | None = None
 
 

@@ -33,7 +33,7 @@ class Choice:
     only: str | None = None
     """Only cells whose "row column" this shell pattern or regular expression meets, e.g. 'mest*90%'."""
     seeds: int | None = None
-    """Seeds 0, 1, … up to so many. By default the recipe's."""
+    """So many seeds, from the recipe's first, which is 0 for most. By default the recipe's."""
     controls: bool = False
     """Join S²-SAM's cells by SAM, a random direction, plain training twice as long, and the scripts' weight decays."""
     data_dir: Path | None = None
@@ -67,7 +67,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
-    lines = _run(cells, seeds, missing, choice, out, console)
+    lines = _run(cells, range(recipe.first_seed, recipe.first_seed + seeds), missing, choice, out, console)
     measured = None
     if recipe.measure is not None:
         place = out / f"{recipe.name}-{choice.scale}"
@@ -160,14 +160,14 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
 
 
 def _run(
-    cells: Sequence[Cell], seeds: int, missing: Mapping[str, str], choice: Choice, out: Path, console: Console
+    cells: Sequence[Cell], seeds: range, missing: Mapping[str, str], choice: Choice, out: Path, console: Console
 ) -> list[Line]:
     """Run what is chosen and can be run, each once even where several cells share it; what is finished needs no data."""
 
     def run(cell: Cell, seed: int) -> Run:
         return dataclasses.replace(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device).resolved()
 
-    wanted = [[] if cell.needs else [run(cell, seed) for seed in range(seeds)] for cell in cells]
+    wanted = [[] if cell.needs else [run(cell, seed) for seed in seeds] for cell in cells]
     every = list(dict.fromkeys(run for runs in wanted for run in runs))
     asked = [
         run

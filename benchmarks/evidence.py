@@ -1,0 +1,194 @@
+"""What S²-SAM does: runs the recipes `evidence-*`, in the order of what they decide, and writes what came of them.
+
+    python benchmarks/evidence.py --data-dir DIR        # goes on where it stopped
+    python benchmarks/evidence.py --page                # only the page, from results/ alone
+
+`make evidence` is the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence_page import DATA, PAGE, PICTURE, ROOT, by_cell, drawn, read, rendered
+
+from flatsparse.lab.build import build
+from flatsparse.lab.data import batches
+from flatsparse.lab.grid import key, outcomes, run_grid
+from flatsparse.lab.landscape.measure import measure
+from flatsparse.lab.landscape.settings import Landscape
+from flatsparse.lab.recipes import load
+from flatsparse.lab.reproduce.making import meets
+from flatsparse.lab.run import Run
+from flatsparse.lab.training import _step
+from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
+
+Part = tuple[str, str | None, tuple[str, ...]]
+# What is run, in order: recipe, pattern of its cells, sharpnesses (all if none is named).
+ORDER: dict[str, tuple[Part, ...]] = {
+    "": (
+        ("rho", None, ("none", "s2sam")),
+        ("main", "RigL 90%", ()),
+        ("noise", None, ()),
+        ("main", None, ()),
+        ("rho", None, ()),
+    ),
+    "-digits": (
+        ("digits-rho", None, ()),
+        ("digits", r"^(static|SNIP|SET|RigL|MEST\(EM\)) ", ()),
+        ("digits-main", None, ()),
+        ("digits-masking", None, ()),
+        ("digits-decay", None, ()),
+        ("digits-ends", None, ()),
+        ("digits", None, ()),
+    ),
+}
+TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
+
+
+def planned(part: Part, data_dir: Path | None) -> dict[Run, list[list[str]]]:
+    """The runs of a part, seeds outermost so that what is compared is there at the same time, and the cells each stands for."""
+    name, pattern, sharpnesses = part
+    recipe = load(f"evidence-{name}")
+    first, count = recipe.first_seed, recipe.seeds["laptop"]
+    found: dict[Run, list[list[str]]] = {}
+    for seed in range(first, first + count):
+        for cell in recipe.cells("laptop"):
+            if meets(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
+                run = dataclasses.replace(cell.run, seed=seed, data_dir=data_dir).resolved()
+                found.setdefault(run, []).append([name, cell.row, cell.column, cell.label])
+    return found
+
+
+def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
+    """What is kept of a finished run."""
+    result, about = read_json(folder / "result.json"), read_json(folder / "config.json")
+    plain = Run(data_dir=run.data_dir).resolved().as_dict()
+    differs = {name: value for name, value in run.as_dict().items() if value != plain[name] and name != "data_dir"}
+    return {
+        "key": key(run),
+        "cells": cells,
+        "settings": differs,
+        "seed": run.seed,
+        "rho": run.rho if run.sharpness != "none" else 0.0,
+        **{name: rounded(result[name]) for name in TOLD},
+        "ball": rounded(result["ball"]["increase"]),
+        "steps": result["steps"],
+        "gradients": result["gradient_evaluations"],
+        "seconds": rounded(result["seconds"]["train"]),
+        "on": {**about["versions"], **about["machine"]},
+    }
+
+
+def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
+    """Measure where unmasked perturbations lie, and add it to ``results/``."""
+    kept = read_json_lines(DATA["-digits"])
+    unmasked = load("evidence-digits-masking").cells("laptop")[-1].run
+    for seed in seeds:
+        record = share_record(dataclasses.replace(unmasked, seed=seed, data_dir=data_dir).resolved())
+        kept = [r for r in kept if r["key"] != record["key"]] + [record]
+    write(DATA["-digits"], kept)
+
+
+def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(3)) -> None:
+    """Measure roughness and the Hessian's largest eigenvalue, over live weights, of RigL's runs, and add them to ``results/``."""
+    runs = [run for run in planned(("digits", "RigL", ()), data_dir) if run.seed in seeds]
+    done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
+    settings = Landscape(tuple(done), points=11, images=300, pairs=3, jobs=jobs, data_dir=data_dir)
+    found = measure(settings, store / "landscape", resume=True)
+    kept = {r["key"]: r for r in read_json_lines(DATA["-digits"])}
+    for stands, record in zip(done.values(), found, strict=True):
+        largest = record["hessian"]["live"]["largest"]
+        kept[stands] |= {"ra": rounded(record["ra"]["value"]), "largest": rounded(largest)}
+    write(DATA["-digits"], kept.values())
+
+
+def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_whole(file, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def gathered(store: Path, data_dir: Path | None) -> None:
+    """Write a line for every finished run into ``results/``; lines of planned runs that this store does not hold stay."""
+    for name, parts in ORDER.items():
+        cells: dict[Run, list[list[str]]] = {}
+        for part in parts:
+            for run, places in planned(part, data_dir).items():
+                cells.setdefault(run, []).extend(place for place in places if place not in cells.get(run, []))
+        there = read_json_lines(DATA[name]) if DATA[name].is_file() else []
+        keys = {key(run) for run in cells}
+        kept = {r["key"]: r for r in there if r["key"] in keys or "first_half" in r}
+        for outcome in outcomes(list(cells), store):
+            if outcome.result is not None:
+                stands = key(outcome.run)
+                kept[stands] = {**kept.get(stands, {}), **line(outcome.run, cells[outcome.run], outcome.folder)}
+        write(DATA[name], kept.values())
+
+
+def share_record(run: Run) -> dict[str, Any]:
+    """How much of an unmasked perturbation's squared length lies on live weights, step by step, over a run."""
+    parts, found = build(run), []
+    names = {p: name for name, p in parts.model.named_parameters()}
+
+    def watched(optimizer: Any, gradients: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        masks = parts.training.masks
+        live = sum(float((g * masks.get(names[p], 1)).square().sum()) for p, g in gradients.items())
+        found.append(live / sum(float(g.square().sum()) for g in gradients.values()))
+        return gradients
+
+    parts.optimizer.direction = watched  # type: ignore[attr-defined]  # S2SAM takes any function
+    for epoch in range(run.epochs):
+        parts.net.train()
+        for batch in batches(parts.splits.train, parts.splits, run.batch_size, seed=run.seed, epoch=epoch):
+            _step(parts.run, parts, *batch, share=1.0)
+            parts.optimizer.zero_grad()
+            parts.schedule.step()
+    half = len(found) // 2
+    return {
+        "key": f"share-{key(run)}",
+        "cells": [["share", "RigL 95%", "20% wrong labels", "s2sam"]],
+        "seed": run.seed,
+        "first_half": rounded(statistics.fmean(found[:half])),
+        "second_half": rounded(statistics.fmean(found[half:])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=ROOT / "runs" / "evidence", help="where the runs are kept")
+    parser.add_argument("--data-dir", type=Path, help="where cifar-10-batches-py lies (or set FLATSPARSE_DATA)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once; two are as many as the page was made with")
+    parser.add_argument("--parts", nargs="*", help="which recipes, share, landscape; by default all, in their order")
+    parser.add_argument("--gather", action="store_true", help="run nothing, take up what is finished")
+    parser.add_argument("--page", action="store_true", help="only make the page, from results/ alone")
+    args = parser.parse_args()
+
+    def wanted(name: str) -> bool:
+        return not args.gather and (args.parts is None or name in args.parts)
+
+    if not args.page:
+        for part in itertools.chain(*ORDER.values()):
+            if wanted(part[0]):
+                run_grid(list(planned(part, args.data_dir)), args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
+        gathered(args.store, args.data_dir)
+        if wanted("share"):
+            shares(args.data_dir)
+        if wanted("landscape"):
+            landscapes(args.store, args.data_dir, args.jobs)
+    PAGE.write_text(rendered(), encoding="utf-8")
+    drawn(by_cell(read())).savefig(PICTURE, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

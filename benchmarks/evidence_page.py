@@ -1,0 +1,232 @@
+"""The page of the evidence, docs/evidence.md, with every number from results/; `evidence.py` makes both."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flatsparse.lab.recipes.evidence import RHO, labels
+from flatsparse.lab.reporting import COLORS, LABELS
+from flatsparse.lab.statistics import holm, p_value, paired_difference
+from flatsparse.storage import read_json_lines
+
+ROOT = Path(__file__).parent.parent
+PAGE, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
+TEMPLATE = Path(__file__).with_name("evidence.md")
+DATA = {name: ROOT / "results" / f"evidence{name}.jsonl" for name in ("", "-digits")}
+NOT_YET = "Not yet measured."
+# What is told of each ρ, and of which recipes' runs: the ends had no part in the choice.
+VALUES = {"validation": ("digits-rho",), **dict.fromkeys(("test", "train"), ("digits-rho", "digits-ends"))}
+
+Cells = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
+
+
+def read() -> list[dict[str, Any]]:
+    return [record for file in DATA.values() if file.is_file() for record in read_json_lines(file)]
+
+
+def by_cell(records: list[dict[str, Any]]) -> Cells:
+    """Records by recipe, row and column, then by what differs there, then by seed."""
+    found: Cells = {}
+    for record in records:
+        for recipe, row, column, label in record["cells"]:
+            found.setdefault((recipe, row, column), {}).setdefault(label, {})[record["seed"]] = record
+    return found
+
+
+def gaps(place: dict[str, dict[int, dict[str, Any]]], label: str, base: str = "none") -> list[float]:
+    """Differences of test accuracy between two of a place, of the seeds that both have."""
+    ours, theirs = place.get(label, {}), place.get(base, {})
+    return [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in sorted(ours) if seed in theirs]
+
+
+def told(differences: list[float]) -> str:
+    """Their mean with its interval, bold where that leaves out 0."""
+    if len(differences) < 2:
+        return f"{differences[0]:+.1f} (one pair)".replace("-", "−") if differences else "–"
+    d = paired_difference(differences, [0.0] * len(differences))
+    text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]".replace("-", "−")
+    return text if d.low <= 0 <= d.high else f"**{text}**"
+
+
+def mean(runs: dict[int, dict[str, Any]], name: str, places: int = 1) -> str:
+    return f"{statistics.fmean(r[name] for r in runs.values()):.{places}f}"
+
+
+def spread(runs: dict[int, dict[str, Any]]) -> str:
+    values = [r["test_accuracy"] for r in runs.values()]
+    return mean(runs, "test_accuracy") + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def compared(cells: Cells, recipe: str) -> str:
+    """A recipe's table: everything next to the plain run of its place; p values are Holm's over the table."""
+    places = {where: place for where, place in cells.items() if where[0] == recipe and "none" in place}
+    claims = [(where, label) for where, place in places.items() for label in place if label != "none"]
+    claims = [claim for claim in claims if len(gaps(places[claim[0]], claim[1])) > 1]
+    p = dict(zip(claims, holm([p_value(gaps(places[where], label)) for where, label in claims]), strict=True))
+    rows = []
+    for where, place in places.items():
+        for label in sorted(place, key=lambda name: name != "none"):
+            runs = place[label]
+            rho = next(iter(runs.values()))["rho"]
+            rows.append(
+                [
+                    ", ".join(where[1:]),
+                    LABELS.get(label, label.replace("s2sam", "S²-SAM")),
+                    f"{rho:g}" if rho else "",
+                    str(len(runs)),
+                    spread(runs),
+                    mean(runs, "train_accuracy"),
+                    "" if label == "none" else told(gaps(place, label)),
+                    f"{p[where, label]:.2f}" if (where, label) in p else "",
+                    mean(runs, "ball", 2),
+                ]
+            )
+    head = ["cell", "", "ρ", "n", "test %", "train %", "to plain, points", "p", "ball"]
+    return table(head, rows) if rows else NOT_YET
+
+
+def averaged(cells: Cells, recipe: str, column: str, label: str, base: str) -> list[float]:
+    """Differences averaged over the rows of a column, seed by seed, of the seeds that all of them have."""
+    places = [place for where, place in cells.items() if (where[0], where[2]) == (recipe, column)]
+    there = [set(place.get(name, {})) for place in places for name in (label, base)]
+    return [
+        statistics.fmean(p[label][seed]["test_accuracy"] - p[base][seed]["test_accuracy"] for p in places)
+        for seed in sorted(set.intersection(*there) if there else ())
+    ]
+
+
+def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
+    """Means by sharpness and ρ, with their n."""
+    there = [
+        (float(where[1].removeprefix("ρ ")), place)
+        for where, place in cells.items()
+        if where[0] in recipes and where[2] == column
+    ]
+    there = sorted(there, key=lambda found: found[0])
+    names = list(dict.fromkeys(name for _, place in there for name in place))
+    rows = [
+        [
+            LABELS[name],
+            *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for _, place in there),
+        ]
+        for name in names
+    ]
+    return table(["", *(f"ρ = {rho:g}" for rho, _ in there)], rows) if rows else NOT_YET
+
+
+def chosen(cells: Cells, recipe: str, column: str, name: str) -> float | None:
+    """The ρ with the highest mean validation accuracy, the smallest of equals; None before anything is measured."""
+    means = {
+        float(where[1].removeprefix("ρ ")): statistics.fmean(r["validation_accuracy"] for r in place[name].values())
+        for where, place in cells.items()
+        if where[0] == recipe and where[2] == column and name in place
+    }
+    return min(means, key=lambda rho: (-means[rho], rho)) if means else None
+
+
+def on_digits(cells: Cells) -> str:
+    """Methods by labels: plain, and what each sharpness adds to it."""
+    rows = []
+    for (recipe, row, column), place in cells.items():
+        if recipe == "digits" and "none" in place:
+            added = [told(gaps(place, name)) for name in ("s2sam", "sam", "random")]
+            plain = place["none"]
+            rows.append([row, column, str(len(plain)), spread(plain), mean(plain, "train_accuracy"), *added])
+    head = ["method", "labels", "n", "plain, test %", "train %", "S²-SAM", "SAM", "random"]
+    return table(head, rows) if rows else NOT_YET
+
+
+def sharp(cells: Cells) -> str:
+    """Measures of sharpness beside accuracy, of the runs that have them all: means and deviations over seeds."""
+    rows = []
+    for (recipe, row, column), place in cells.items():
+        for label, runs in place.items():
+            there = [r for r in runs.values() if "ra" in r]
+            if recipe == "digits" and len(there) > 1:
+                summed = []
+                for name, places in (("test_accuracy", 1), ("largest", 1), ("ra", 3), ("ball", 2), ("train_loss", 3)):
+                    values = [r[name] for r in there]
+                    summed.append(f"{statistics.fmean(values):.{places}f} ± {statistics.stdev(values):.{places}f}")
+                rows.append([f"{row}, {column}", LABELS[label], f"{there[0]['rho']:g}", str(len(there)), *summed])
+    head = ["cell", "", "ρ", "n", "test %", "largest eigenvalue", "Ra", "ball", "training loss"]
+    return table(head, rows) if rows else NOT_YET
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def share_told(records: list[dict[str, Any]]) -> str:
+    found = [r for r in records if "first_half" in r]
+    if not found:
+        return "How much of that perturbation lies on live weights: not yet measured."
+    first, second = (statistics.fmean(r[name] for r in found) for name in ("first_half", "second_half"))
+    return (
+        f"With wrong labels {first:.0%} of that perturbation's squared length lies on live weights, biases and norms in the first"
+        f" half of a run, {second:.0%} in the second (n = {len(found)}): its live part is about {first**0.5:.2f} and"
+        f" {second**0.5:.2f} ρ long, and the rest moves weights that are not there."
+    )
+
+
+def drawn(cells: Cells) -> Figure:
+    """What each sharpness adds to plain training on digits, by method and labels, with 95 % intervals."""
+    noises = list(RHO["digits"])
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    for axis, noisy in zip(figure.subplots(1, len(noises), sharey=True), noises, strict=True):
+        places = [(where[1], p) for where, p in cells.items() if where[0] == "digits" and where[2] == labels(noisy)]
+        for height, (_, place) in enumerate(places):
+            for shift, name in enumerate(("s2sam", "sam", "random")):
+                found = gaps(place, name)
+                if len(found) > 1:
+                    d = paired_difference(found, [0.0] * len(found))
+                    at = height + 0.22 * (shift - 1)
+                    label = LABELS[name] if height == 0 else None
+                    axis.errorbar([d.mean], [at], xerr=d.half, fmt="o", markersize=4, color=COLORS[name], label=label)
+        axis.axvline(0, color="#333333", linewidth=1)
+        axis.set_yticks(range(len(places)), [row for row, _ in places])
+        axis.set_ylim(len(places) - 0.5, -0.5)  # the first on top
+        axis.set_title(labels(noisy), fontsize=10)
+        axis.set_xlabel("difference to plain training, points")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def rendered() -> str:
+    """The page, with every number from ``results/``."""
+    records = read()
+    cells = by_cell(records)
+    tables = ("main", "noise", "digits-main", "digits-masking", "digits-decay")
+    words = {
+        **{name.upper(): compared(cells, name) for name in tables},
+        **{f"{value.upper()} RHO": over_rho(cells, ("rho",), "RigL 90%", f"{value}_accuracy") for value in VALUES},
+        **{
+            f"{value.upper()} DIGITS {noisy:g}": over_rho(cells, of, labels(noisy), f"{value}_accuracy")
+            for noisy in RHO["digits"]
+            for value, of in VALUES.items()
+        },
+        "DIGITS": on_digits(cells),
+        "SHARP": sharp(cells),
+        "SHARE": share_told(records),
+        "RUNS": str(len(records)),
+        "HOURS": f"{sum(r.get('seconds', 0) for r in records) / 3600:.1f}",
+        "TORCH": ", ".join(sorted({r["on"]["torch"] for r in records if "on" in r})),
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, said in words.items():
+        page = page.replace(f"«{name}»", said)
+    # «recipe; row; column; ours; theirs» in a sentence is their difference; * averages over rows
+    return re.sub(
+        "«([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*)»", lambda found: _difference(cells, *found.groups()), page
+    )
+
+
+def _difference(cells: Cells, recipe: str, row: str, column: str, ours: str, theirs: str) -> str:
+    place = cells.get((recipe, row, column), {})
+    found = averaged(cells, recipe, column, ours, theirs) if row == "*" else gaps(place, ours, theirs)
+    return f"{told(found)}, n = {len(found)}" if len(found) > 1 else told(found)

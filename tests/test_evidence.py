@@ -1,0 +1,127 @@
+"""The evidence: its page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from flatsparse.lab.recipes import evidence, load
+from flatsparse.lab.run import Run
+
+spec = importlib.util.spec_from_file_location(
+    "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
+)
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+RECORDS = study.read()
+
+
+def test_the_page_is_made_of_the_data():
+    assert study.PAGE.read_text(encoding="utf-8") == study.rendered()
+
+
+def test_the_readme_says_what_the_data_says():
+    cells = study.by_cell(RECORDS)
+    readme = (study.ROOT / "README.md").read_text(encoding="utf-8")
+    noisy, right = evidence.labels(evidence.NOISE), evidence.labels(0)
+    for found in (
+        study.averaged(cells, "digits", noisy, "s2sam", "none"),
+        study.averaged(cells, "digits", noisy, "random", "none"),
+        study.averaged(cells, "digits", noisy, "sam", "s2sam"),
+        study.gaps(cells["digits-main", "RigL 98%", noisy], "s2sam"),
+        study.averaged(cells, "digits", right, "s2sam", "none"),
+        study.gaps(cells["main", "RigL 90%", right], "s2sam"),
+    ):
+        assert study.told(found).strip("*") in readme
+
+
+def test_every_run_is_of_the_cells_it_stands_for():
+    wanted = {}
+    for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if recipe != "share"}:
+        for cell in load(f"evidence-{name}").cells("laptop"):
+            wanted[name, cell.row, cell.column, cell.label] = cell.run
+    for record in RECORDS:
+        for cell in (tuple(cell) for cell in record["cells"] if cell[0] != "share"):
+            run = dataclasses.replace(wanted[cell], seed=record["seed"]).resolved()
+            told = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
+            }
+            differs = {name: value for name, value in run.as_dict().items() if name in told and value != told[name]}
+            assert differs.keys() <= {"precision"}  # is the machine's
+            assert record["rho"] == (run.rho if run.sharpness != "none" else 0)
+
+
+def test_no_rho_was_chosen_on_a_seed_that_is_compared():
+    cells = study.by_cell(RECORDS)
+    seeds = {}
+    for (recipe, *_), place in cells.items():
+        seeds.setdefault(recipe in ("rho", "digits-rho", "digits-ends"), set()).update(*place.values())
+    assert not seeds.get(True, set()) & seeds.get(False, set())
+
+
+def test_rho_is_what_validation_chose():
+    cells = study.by_cell(RECORDS)
+    for name, rho in evidence.RHO["cifar10"][0.0].items():
+        assert study.chosen(cells, "rho", "RigL 90%", name) == rho
+    for noisy, rhos in evidence.RHO["digits"].items():
+        for name, rho in rhos.items():
+            assert study.chosen(cells, "digits-rho", evidence.labels(noisy), name) == rho
+
+
+def record(label, seed, test, row="RigL"):
+    cells = [["main", row, "90%", label]]
+    return {"cells": cells, "seed": seed, "test_accuracy": test, "train_accuracy": 99.0, "ball": 0.5, "rho": 0.1}
+
+
+def test_differences_are_paired_by_seed_and_a_seed_that_lacks_a_run_is_left_out():
+    runs = [record("none", seed, 30.0 + seed) for seed in range(3)] + [
+        record("s2sam", seed, 31.0 + seed) for seed in (1, 2, 7)
+    ]
+    cells = study.by_cell(runs)
+    assert study.gaps(cells["main", "RigL", "90%"], "s2sam") == [1.0, 1.0]
+    assert "| RigL, 90% | S²-SAM | 0.1 | 3 |" in study.compared(cells, "main")
+    assert "**+1.0 [+1.0, +1.0]**" in study.compared(cells, "main")
+
+
+def test_an_average_over_cells_is_taken_seed_by_seed_of_seeds_that_all_have():
+    gains = {("RigL", 0): 1.0, ("RigL", 1): 2.0, ("SET", 0): 3.0, ("SET", 1): 4.0, ("SET", 2): 99.0}
+    runs = [record("none", seed, 50.0, row=row) for row, seed in gains]
+    runs += [record("s2sam", seed, 50.0 + gain, row=row) for (row, seed), gain in gains.items()]
+    assert study.averaged(study.by_cell(runs), "main", "90%", "s2sam", "none") == [2.0, 3.0]
+    assert study.averaged(study.by_cell(runs), "main", "98%", "s2sam", "none") == []
+
+
+@pytest.mark.parametrize(("found", "best"), [([1.0, 3.0, 2.0], 0.1), ([3.0, 3.0, 2.0], 0.03), ([1.0, 2.0, 4.0], 0.3)])
+def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, best):
+    runs = [
+        {"cells": [["rho", f"ρ {rho:g}", "RigL 90%", "s2sam"]], "seed": seed, "validation_accuracy": value + wobble}
+        for rho, value in zip((0.03, 0.1, 0.3), found, strict=True)
+        for seed, wobble in ((1000, 0.5), (1001, -0.5))
+    ]
+    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "s2sam") == best
+    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "sam") is None
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """What runs the study, which imports its page from beside it."""
+    monkeypatch.syspath_prepend(str(study.ROOT / "benchmarks"))
+    return importlib.import_module("evidence")
+
+
+def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runner):
+    plan = runner.planned(("digits-decay", "decay 0.0005", ("none", "s2sam")), None)
+    assert [run.seed for run in plan] == sorted(run.seed for run in plan)
+    assert len(plan) == 2 * 2 * 10  # labels, sharpnesses, seeds
+    shared = runner.planned(("rho", None, ("none",)), None)
+    assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2
+
+
+def test_shares_of_a_perturbation_are_of_live_weights(runner):
+    small = Run(train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False)
+    unmasked = runner.share_record(dataclasses.replace(small, sparsity=0.95).resolved())
+    assert 0 < unmasked["first_half"] < 0.9
+    assert runner.share_record(dataclasses.replace(small, method="dense").resolved())["second_half"] == pytest.approx(1)
+    masked = dataclasses.replace(small, sparsity=0.95, mask_perturbation=True)
+    assert runner.share_record(masked.resolved())["first_half"] == pytest.approx(1)
