@@ -213,13 +213,20 @@ def rendered() -> str:
         "DIGITS": on_digits(cells),
         "SHARP": sharp(cells),
         "SHARE": share_told(records),
-        "RUNS": str(len(records)),
+        "RUNS": str(sum("steps" in r for r in records)),
         "HOURS": f"{sum(r.get('seconds', 0) for r in records) / 3600:.1f}",
         "TORCH": ", ".join(sorted({r["on"]["torch"] for r in records if "on" in r})),
     }
     page = TEMPLATE.read_text(encoding="utf-8")
     for name, said in words.items():
         page = page.replace(f"«{name}»", said)
+    page = re.sub(
+        "«rise; ([^»;]*); ([^»;]*); ([^»;]*)»",
+        lambda found: " → ".join(
+            mean(cells[found[1], found[2], found[3]][name], "ball", 2) for name in ("none", "s2sam")
+        ),
+        page,
+    )
     # «recipe; row; column; ours; theirs» in a sentence is their difference; * averages over rows
     return re.sub(
         "«([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*); ([^»;]*)»", lambda found: _difference(cells, *found.groups()), page

@@ -32,6 +32,7 @@ def test_the_readme_says_what_the_data_says():
         study.gaps(cells["digits-main", "RigL 98%", noisy], "s2sam"),
         study.averaged(cells, "digits", right, "s2sam", "none"),
         study.gaps(cells["main", "RigL 90%", right], "s2sam"),
+        study.gaps(cells["noise", "RigL 90%", noisy], "s2sam"),
     ):
         assert study.told(found).strip("*") in readme
 
