@@ -102,6 +102,8 @@ def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[in
     """Measure roughness and the Hessian's largest eigenvalue, over live weights, of RigL's runs, and add them to ``results/``."""
     runs = [run for run in planned(("digits", "RigL", ()), data_dir) if run.seed in seeds]
     done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
+    if not done:  # their lines are there, but not the runs
+        return
     settings = Landscape(tuple(done), points=11, images=300, pairs=3, jobs=jobs, data_dir=data_dir)
     found = measure(settings, store / "landscape", resume=True)
     kept = {r["key"]: r for r in read_json_lines(DATA["-digits"])}
@@ -178,9 +180,11 @@ def main() -> None:
         return not args.gather and (args.parts is None or name in args.parts)
 
     if not args.page:
+        known = {r["key"] for file in DATA.values() if file.is_file() for r in read_json_lines(file)}
         for part in itertools.chain(*ORDER.values()):
             if wanted(part[0]):
-                run_grid(list(planned(part, args.data_dir)), args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
+                todo = [run for run in planned(part, args.data_dir) if key(run) not in known]
+                run_grid(todo, args.store, jobs=args.jobs, title=f"evidence-{part[0]}")
         gathered(args.store, args.data_dir)
         if wanted("share"):
             shares(args.data_dir)

@@ -45,7 +45,7 @@ class Landscape:
     """Compare pairs on every so many-th place of the grid. By default the most, up to 6, that keeps centre and corners."""
     clip: float | None = 10.0
     """Losses above it count as it, in the roughness and in the pictures; None for none. Guessing among 10 costs 2.3."""
-    hessian_images: int = 128
+    hessian_images: int = 100
     """Training images of the Hessian; 0 leaves out curvature, and what directions gain around the weights."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of all points but the weights' own: float32, bf16, or auto: bf16 for large networks where the machine computes in it."""
