@@ -49,6 +49,8 @@ def told(differences: list[float]) -> str:
     if len(differences) < 2:
         return f"{differences[0]:+.1f} (one pair)".replace("-", "−") if differences else "–"
     d = paired_difference(differences, [0.0] * len(differences))
+    if not d.bounded:
+        return f"{d.mean:+.1f} (all alike)".replace("-", "−")
     text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]".replace("-", "−")
     return text if d.low <= 0 <= d.high else f"**{text}**"
 

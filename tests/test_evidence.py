@@ -76,13 +76,17 @@ def record(label, seed, test, row="RigL"):
 
 
 def test_differences_are_paired_by_seed_and_a_seed_that_lacks_a_run_is_left_out():
-    runs = [record("none", seed, 30.0 + seed) for seed in range(3)] + [
-        record("s2sam", seed, 31.0 + seed) for seed in (1, 2, 7)
-    ]
+    plain, ours = [(0, 30.0), (1, 31.0), (2, 32.0)], [(1, 32.0), (2, 33.1), (7, 38.0)]
+    runs = [record("none", *found) for found in plain] + [record("s2sam", *found) for found in ours]
     cells = study.by_cell(runs)
-    assert study.gaps(cells["main", "RigL", "90%"], "s2sam") == [1.0, 1.0]
+    assert study.gaps(cells["main", "RigL", "90%"], "s2sam") == pytest.approx([1.0, 1.1])
     assert "| RigL, 90% | S²-SAM | 0.1 | 3 |" in study.compared(cells, "main")
-    assert "**+1.0 [+1.0, +1.0]**" in study.compared(cells, "main")
+    assert "**+1.1 [+0.4, +1.7]**" in study.compared(cells, "main")
+
+
+def test_differences_all_alike_have_no_interval():
+    runs = [record(name, seed, value) for seed in (0, 1) for name, value in (("none", 30.0), ("s2sam", 31.0))]
+    assert "+1.0 (all alike)" in study.compared(study.by_cell(runs), "main")
 
 
 def test_an_average_over_cells_is_taken_seed_by_seed_of_seeds_that_all_have():
