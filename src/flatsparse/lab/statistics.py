@@ -137,7 +137,7 @@ def seeds_needed(spread: float, effect: float, power: float = 0.8, claims: int =
         claims: that are tested together: the level is that of Holm's first and strictest step.
 
     >>> seeds_needed(1.0, 0.5), seeds_needed(1.0, 0.5, claims=48)
-    (34, 71)
+    (34, 74)
     """
     if not effect or not spread or not math.isfinite(spread):
         return None
