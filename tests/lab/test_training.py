@@ -41,6 +41,7 @@ def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
         "config.json",
         "metrics.jsonl",
         "checkpoint.pt",
+        "checkpoint.previous.pt",
         "model.safetensors",
         "masks.safetensors",
         "result.json",

@@ -31,9 +31,7 @@ from flatsparse.lab.scores import REACHED, confusion, macro, steps_to
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
-CHECKPOINT_SECONDS = (
-    0.0  # at least so long between checkpoints; none, so that a kill costs no more than the epoch in hand
-)
+CHECKPOINT_SECONDS = 0.0  # between checkpoints, at least: none, so that a kill costs only the epoch in hand
 BALL_RADIUS, BALL_IMAGES = 0.1, 1000  # of the sharpness figure: the same for every run, so that runs compare
 PROBE_EVERY = 10  # steps between looks at the angle between consecutive gradients
 
