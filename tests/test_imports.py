@@ -16,6 +16,7 @@ LAYERS = [
     *(
         "errors",
         "seeds",
+        "scripts",
         "storage",
         "selection",
         "filters",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
 from flatsparse.plan import Method
-from flatsparse.seeds import derive
+from flatsparse.scripts import executed, name_for
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
@@ -98,19 +97,10 @@ def kind_of(name: str) -> type[Method]:
 def _in_file(file: Path, name: str) -> type[Method]:
     if not file.is_file():
         raise InputError(f"no file '{file}' for method '{name}': give the path to a Python file, then :Name")
-    module = f"flatsparse_method_{derive(0, str(file.resolve()))}"
-    if module not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module, file)
-        assert spec is not None  # of a .py file there always is one
-        assert spec.loader is not None
-        sys.modules[module] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[module])
-        except Exception as problem:
-            del sys.modules[module]
-            reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
-            raise InputError(f"'{file}' does not run: {reason}") from problem
-    kind = getattr(sys.modules[module], name, None)
+    module = sys.modules.get(name_for(file, "method")) or executed(
+        file, "method"
+    )  # one class, however often it is named
+    kind = getattr(module, name, None)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and hasattr(kind, "plan")):
         raise InputError(f"'{file}' has no method '{name}': give the name of a dataclass with plan(sparsity, steps)")
     return cast("type[Method]", kind)

@@ -6,15 +6,13 @@ A file may hold a family of them, in ``RECIPES``.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import re
-import sys
 from pathlib import Path
 
 from flatsparse.errors import InputError, unknown
 from flatsparse.lab.recipes.recipe import Recipe
-from flatsparse.seeds import derive
+from flatsparse.scripts import executed
 
 
 def recipes() -> dict[str, Recipe]:
@@ -43,17 +41,7 @@ def load(name: str) -> Recipe:
     file = Path(name)
     if not file.is_file():
         raise InputError(f"no file '{file}' for a recipe: give the path to a Python file that has RECIPE")
-    module = f"flatsparse_recipe_{derive(0, str(file.resolve()))}"
-    spec = importlib.util.spec_from_file_location(module, file)
-    assert spec is not None  # of a .py file there always is one
-    assert spec.loader is not None
-    sys.modules[module] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(sys.modules[module])
-    except Exception as problem:
-        reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
-        raise InputError(f"'{file}' does not run: {reason}") from problem
-    recipe = getattr(sys.modules[module], "RECIPE", None)
+    recipe = getattr(executed(file, "recipe"), "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise InputError(f"'{file}' has no recipe: give RECIPE = Recipe(…)")
     if recipe.name in recipes() or not re.fullmatch(r"[\w.-]+", recipe.name):  # it names the table's files

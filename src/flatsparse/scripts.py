@@ -1,0 +1,32 @@
+"""Python files of a user's own, which bring a method or a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from flatsparse.errors import InputError
+from flatsparse.seeds import derive
+
+
+def name_for(file: Path, kind: str) -> str:
+    """The name of a file's module, by which what it defines can be pickled."""
+    return f"flatsparse_{kind}_{derive(0, str(file.resolve()))}"
+
+
+def executed(file: Path, kind: str) -> ModuleType:
+    """Run a file as a module. Raises InputError when it does not run."""
+    name = name_for(file, kind)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # of a .py file there always is one
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        del sys.modules[name]
+        reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
+        raise InputError(f"'{file}' does not run: {reason}") from problem
+    return module
