@@ -49,6 +49,7 @@ def fails(capsys, *arguments):
         ("train --sparsity 0.99999", "every layer keeps one"),
         ("train --data cifar10 --data-dir absent", "absent"),
         ("train --train-size 5000", "--train-size"),
+        ("train --validate-every 0", "--validate-every"),
         ("train --device moon", "--device moon"),
         ("train --sede 3", "--seed"),
         ("trane", "train"),
@@ -93,6 +94,15 @@ def test_train_tells_accuracy_sparsity_and_cost(capsys, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert f"{result['test_accuracy']:.2f} %" in said
     assert "images/s" in said
+
+
+@pytest.mark.parametrize(("chosen", "told"), [("--validation-size 0", 0), ("--validate-every 2", 1)])
+def test_an_epoch_tells_validation_accuracy_when_it_was_looked_at(capsys, tmp_path, chosen, told):
+    main(["train", *QUICK, *chosen.split(), "--out", str(tmp_path / "run")])
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert sum("validation" in line for line in lines) == told
 
 
 def test_list_names_everything_that_can_be_chosen(capsys):

@@ -191,3 +191,12 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("a worker outlived its parent")
+
+
+def test_curves_go_through_what_was_looked_at():
+    seed = [{"train_loss": 3.0 - n, "validation_accuracy": [None, 70.0, None, 80.0][n]} for n in range(4)]
+    loss, accuracy = reporting.curves({"none": [seed, seed]}).axes
+    assert [list(line.get_xdata()) for line in accuracy.get_lines()] == 3 * [[2, 4]]
+    assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
+    unseen = [{**record, "validation_accuracy": None} for record in seed]
+    assert not reporting.curves({"none": [unseen]}).axes[1].has_data()

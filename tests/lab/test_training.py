@@ -209,6 +209,15 @@ def test_a_run_without_validation_images_writes_plain_json(tmp_path):
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+def test_validation_images_are_looked_at_as_often_as_asked_and_at_the_end(tmp_path):
+    seldom = loop.train(small(validate_every=2), tmp_path / "seldom")
+    always = loop.train(small(), tmp_path / "always")
+    files = [tmp_path / name / "metrics.jsonl" for name in ("seldom", "always")]
+    looks = [[json.loads(line)["validation_accuracy"] for line in file.read_text().splitlines()] for file in files]
+    assert looks[0] == [None, *looks[1][1:]]
+    assert seldom["validation_accuracy"] == always["validation_accuracy"]
+
+
 def test_the_health_of_the_topology_is_recorded_by_epoch_and_in_the_result(tmp_path):
     result = loop.train(small("set", every=2, until=1.0, drop_fraction=0.5), tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

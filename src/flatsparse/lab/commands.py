@@ -243,10 +243,12 @@ class _RunBar:
         of_rounds = f", round {(coming - 1) // self.epochs_a_round + 1}/{self.rounds}" if self.rounds > 1 else ""
         self.bar.update(self.task, epoch=f"{coming}/{self.epochs}{of_rounds}")
         there = f"  round {record['round'] + 1}/{self.rounds}" if "round" in record else ""
+        looked = record["validation_accuracy"]
+        held_out = "" if looked is None else f"validation {looked:.2f} %  "
         self.console.print(
             f"epoch {record['epoch']:>3}/{self.epochs}{there}  "
             f"loss {record['train_loss']:.4f}  train {record['train_accuracy']:.2f} %  "
-            f"validation {record['validation_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
+            f"{held_out}{record['images_per_second']:.0f} images/s",
             highlight=False,
         )
         for warning in reporting.warnings(record, self.last):

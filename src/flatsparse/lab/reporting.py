@@ -225,10 +225,10 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         strict=True,
     ):
         for name, seeds in records.items():
-            lines = [[record[key] for record in seed] for seed in seeds]
-            if any(value is None for line in lines for value in line):
+            lines = [[record[key] for record in seed if record[key] is not None] for seed in seeds]
+            epochs = [epoch for epoch, record in enumerate(seeds[0], 1) if record[key] is not None]
+            if not epochs:
                 continue
-            epochs = range(1, len(lines[0]) + 1)
             for line in lines:
                 axis.plot(epochs, line, color=COLORS[name], alpha=0.15, linewidth=0.8)
             mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]

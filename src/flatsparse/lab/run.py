@@ -101,6 +101,8 @@ class Setting:
     """Use so many training images. By default all that are not held out."""
     validation_size: int | None = None
     """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
+    validate_every: int = 1
+    """Epochs from one look at the images held out to the next; there is always one at the end."""
     augmentation: bool = True
     """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
     adaptive: bool = False
@@ -212,6 +214,7 @@ class Run(Setting):
         check_fraction("--label-smoothing", self.label_smoothing)
         check_count("--warmup", self.warmup, minimum=0)
         check_count("--look-every", self.look_every)
+        check_count("--validate-every", self.validate_every)
         check_finite("--look-alpha", self.look_alpha)
         if self.optimizer != "sgd" and (self.nesterov or self.momentum != Run.momentum):
             raise InputError(f"--optimizer {self.optimizer} has no --momentum or --nesterov: leave them out")

@@ -103,7 +103,7 @@ def train(
             parts.training.next_round()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
-        losses = [record["train_loss"], *([record["validation_loss"]] if len(parts.splits.validation) else [])]
+        losses = [loss for loss in (record["train_loss"], record["validation_loss"]) if loss is not None]
         if not all(map(math.isfinite, losses)):
             kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
             raise Diverged(
@@ -163,9 +163,10 @@ def _epoch(
     lasted = time.perf_counter() - started
     progress.seconds += lasted
     team.sum(losses, correct)
-    held_out = evaluate(run, parts.model, splits.validation, splits) if team.leads else None
+    looking = progress.epoch % run.validate_every == 0 or progress.epoch == run.whole_epochs * training.rounds
+    looked = evaluate(run, parts.model, splits.validation, splits) if looking and team.leads else (None, None)
     found = health(training.masks)
-    accuracy, loss_there = team.told(held_out)
+    accuracy, loss_there = team.told(looked)
     return {
         "epoch": progress.epoch,
         **({"round": training.round} if training.rounds > 1 else {}),

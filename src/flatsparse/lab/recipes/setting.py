@@ -18,6 +18,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "mest-ems": {"layers": "mest"},
 }
 LABELS = {
+    "gmp": "GMP",
     "lth": "LT",
     "lrr": "LRR",
     "snip": "SNIP",
@@ -28,6 +29,8 @@ LABELS = {
     "rigl": "RigL",
     "mest": "MEST(EM)",
     "mest-ems": "MEST(EM&S)",
+    "chex": "CHEX",
+    "chase": "Chase",
 }
 IMAGENET = (
     "ImageNet-1k and GPUs: 1.28M images, which this version would hold in memory (193 GB at 224x224)"
