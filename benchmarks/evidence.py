@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import DATA, PAGE, PICTURE, ROOT, by_cell, drawn, read, rendered
+from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
+from evidence_pictures import PICTURES
 
 from flatsparse.lab.build import build
 from flatsparse.lab.data import batches
@@ -32,14 +33,16 @@ from flatsparse.lab.training import _step
 from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
 
 Part = tuple[str, str | None, tuple[str, ...]]
-# What is run, in order: recipe, pattern of its cells, sharpnesses (all if none is named).
+# By file of results: what is run, in order, as recipe, pattern of its cells, sharpnesses (all if none is named).
 ORDER: dict[str, tuple[Part, ...]] = {
     "": (
-        ("rho", None, ("none", "s2sam")),
-        ("main", "RigL 90%", ()),
+        ("rho", None, ()),
         ("noise", None, ()),
         ("main", None, ()),
-        ("rho", None, ()),
+        ("masking", None, ()),
+        ("decay", None, ()),
+        ("fixed", None, ()),
+        ("short", None, ()),
     ),
     "-digits": (
         ("digits-rho", None, ()),
@@ -52,6 +55,12 @@ ORDER: dict[str, tuple[Part, ...]] = {
     ),
 }
 TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
+
+# Whose surfaces and Hessians are measured.
+CURVED: dict[str, tuple[Part, ...]] = {
+    "": (("main", "RigL 90%", ("none", "s2sam", "sam")), ("noise", None, ("none", "s2sam", "sam"))),
+    "-digits": (("digits", "RigL", ()),),
+}
 
 
 def planned(part: Part, data_dir: Path | None) -> dict[Run, list[list[str]]]:
@@ -90,27 +99,30 @@ def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
 
 def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
     """Measure where unmasked perturbations lie, and add it to ``results/``."""
-    kept = read_json_lines(DATA["-digits"])
-    unmasked = load("evidence-digits-masking").cells("laptop")[-1].run
-    for seed in seeds:
-        record = share_record(dataclasses.replace(unmasked, seed=seed, data_dir=data_dir).resolved())
-        kept = [r for r in kept if r["key"] != record["key"]] + [record]
-    write(DATA["-digits"], kept)
+    for name, file in DATA.items():
+        kept = read_json_lines(file)
+        unmasked = load(f"evidence{name}-masking").cells("laptop")[-1]
+        for seed in seeds:
+            run = dataclasses.replace(unmasked.run, seed=seed, data_dir=data_dir).resolved()
+            record = {"cells": [[f"share{name}", unmasked.row, unmasked.column, "s2sam"]], **share_record(run)}
+            kept = [r for r in kept if r["key"] != record["key"]] + [record]
+            write(file, kept)
 
 
-def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(3)) -> None:
-    """Measure roughness and the Hessian's largest eigenvalue, over live weights, of RigL's runs, and add them to ``results/``."""
-    runs = [run for run in planned(("digits", "RigL", ()), data_dir) if run.seed in seeds]
-    done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
-    if not done:  # their lines are there, but not the runs
-        return
-    settings = Landscape(tuple(done), points=11, images=300, pairs=3, jobs=jobs, data_dir=data_dir)
-    found = measure(settings, store / "landscape", resume=True)
-    kept = {r["key"]: r for r in read_json_lines(DATA["-digits"])}
-    for stands, record in zip(done.values(), found, strict=True):
-        largest = record["hessian"]["live"]["largest"]
-        kept[stands] |= {"ra": rounded(record["ra"]["value"]), "largest": rounded(largest)}
-    write(DATA["-digits"], kept.values())
+def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(5)) -> None:
+    """Measure roughness and the Hessian's largest eigenvalue, over live weights, of some runs, and add them to ``results/``."""
+    for name, parts in CURVED.items():
+        runs = [run for part in parts for run in planned(part, data_dir) if run.seed in seeds]
+        done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
+        if not done:  # their lines are there, but not the runs
+            continue
+        settings = Landscape(tuple(done), points=11, images=500, pairs=3, jobs=jobs, data_dir=data_dir)
+        found = measure(settings, store / f"landscape{name}", resume=True)
+        kept = {r["key"]: r for r in read_json_lines(DATA[name])}
+        for stands, record in zip(done.values(), found, strict=True):
+            largest = record["hessian"]["live"]["largest"]
+            kept[stands] |= {"ra": rounded(record["ra"]["value"]), "largest": rounded(largest)}
+        write(DATA[name], kept.values())
 
 
 def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -159,7 +171,6 @@ def share_record(run: Run) -> dict[str, Any]:
     half = len(found) // 2
     return {
         "key": f"share-{key(run)}",
-        "cells": [["share", "RigL 95%", "20% wrong labels", "s2sam"]],
         "seed": run.seed,
         "first_half": rounded(statistics.fmean(found[:half])),
         "second_half": rounded(statistics.fmean(found[half:])),
@@ -191,7 +202,9 @@ def main() -> None:
         if wanted("landscape"):
             landscapes(args.store, args.data_dir, args.jobs)
     PAGE.write_text(rendered(), encoding="utf-8")
-    drawn(by_cell(read())).savefig(PICTURE, dpi=110)
+    cells = by_cell(read())
+    for name, draw in PICTURES.items():
+        draw(cells).savefig(PAGE.with_name(f"{name}.png"), dpi=110)
 
 
 if __name__ == "__main__":

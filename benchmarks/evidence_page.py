@@ -7,20 +7,18 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from flatsparse.lab.recipes.evidence import RHO, labels
-from flatsparse.lab.reporting import COLORS, LABELS
+from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.statistics import holm, p_value, paired_difference
 from flatsparse.storage import read_json_lines
 
 ROOT = Path(__file__).parent.parent
-PAGE, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
+PAGE = ROOT / "docs" / "evidence.md"
 TEMPLATE = Path(__file__).with_name("evidence.md")
 DATA = {name: ROOT / "results" / f"evidence{name}.jsonl" for name in ("", "-digits")}
 NOT_YET = "Not yet measured."
-# What is told of each ρ, and of which recipes' runs: the ends had no part in the choice.
-VALUES = {"validation": ("digits-rho",), **dict.fromkeys(("test", "train"), ("digits-rho", "digits-ends"))}
+# Where each ρ was run. The ends, which join what is told of test and training accuracy, had no part in the choice.
+SWEEPS = {"cifar10": ("rho",), "digits": ("digits-rho", "digits-ends")}
 
 Cells = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
 
@@ -38,20 +36,26 @@ def by_cell(records: list[dict[str, Any]]) -> Cells:
     return found
 
 
-def gaps(place: dict[str, dict[int, dict[str, Any]]], label: str, base: str = "none") -> list[float]:
-    """Differences of test accuracy between two of a place, of the seeds that both have."""
+def gaps(
+    place: dict[str, dict[int, dict[str, Any]]], label: str, base: str = "none", of: str = "test_accuracy"
+) -> list[float]:
+    """Differences between two of a place, of the seeds that both have."""
     ours, theirs = place.get(label, {}), place.get(base, {})
-    return [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in sorted(ours) if seed in theirs]
+    return [
+        ours[seed][of] - theirs[seed][of]
+        for seed in sorted(ours)
+        if seed in theirs and of in ours[seed] and of in theirs[seed]
+    ]
 
 
-def told(differences: list[float]) -> str:
+def told(differences: list[float], places: int = 1) -> str:
     """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
-        return f"{differences[0]:+.1f} (one pair)".replace("-", "−") if differences else "–"
+        return f"{differences[0]:+.{places}f} (one pair)".replace("-", "−") if differences else "–"
     d = paired_difference(differences, [0.0] * len(differences))
     if not d.bounded:
-        return f"{d.mean:+.1f} (all alike)".replace("-", "−")
-    text = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]".replace("-", "−")
+        return f"{d.mean:+.{places}f} (all alike)".replace("-", "−")
+    text = f"{d.mean:+.{places}f} [{d.low:+.{places}f}, {d.high:+.{places}f}]".replace("-", "−")
     return text if d.low <= 0 <= d.high else f"**{text}**"
 
 
@@ -102,31 +106,36 @@ def averaged(cells: Cells, recipe: str, column: str, label: str, base: str) -> l
     ]
 
 
-def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
-    """Means by sharpness and ρ, with their n."""
-    there = [
-        (float(where[1].removeprefix("ρ ")), place)
+def by_rho(cells: Cells, recipes: tuple[str, ...], column: str) -> dict[float, dict[str, dict[int, dict[str, Any]]]]:
+    """Places of a sweep by their ρ, rising."""
+    there = {
+        float(where[1].removeprefix("ρ ")): place
         for where, place in cells.items()
         if where[0] in recipes and where[2] == column
-    ]
-    there = sorted(there, key=lambda found: found[0])
-    names = list(dict.fromkeys(name for _, place in there for name in place))
+    }
+    return dict(sorted(there.items()))
+
+
+def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
+    """Means by sharpness and ρ, with their n."""
+    there = by_rho(cells, recipes, column)
+    names = list(dict.fromkeys(name for place in there.values() for name in place))
     rows = [
         [
             LABELS[name],
-            *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for _, place in there),
+            *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for place in there.values()),
         ]
         for name in names
     ]
-    return table(["", *(f"ρ = {rho:g}" for rho, _ in there)], rows) if rows else NOT_YET
+    return table(["", *(f"ρ = {rho:g}" for rho in there)], rows) if rows else NOT_YET
 
 
 def chosen(cells: Cells, recipe: str, column: str, name: str) -> float | None:
     """The ρ with the highest mean validation accuracy, the smallest of equals; None before anything is measured."""
     means = {
-        float(where[1].removeprefix("ρ ")): statistics.fmean(r["validation_accuracy"] for r in place[name].values())
-        for where, place in cells.items()
-        if where[0] == recipe and where[2] == column and name in place
+        rho: statistics.fmean(r["validation_accuracy"] for r in place[name].values())
+        for rho, place in by_rho(cells, (recipe,), column).items()
+        if name in place
     }
     return min(means, key=lambda rho: (-means[rho], rho)) if means else None
 
@@ -143,19 +152,24 @@ def on_digits(cells: Cells) -> str:
     return table(head, rows) if rows else NOT_YET
 
 
-def sharp(cells: Cells) -> str:
-    """Measures of sharpness beside accuracy, of the runs that have them all: means and deviations over seeds."""
+def sharp(cells: Cells, *recipes: str) -> str:
+    """Measures of sharpness beside accuracy, of the runs that have them all: means and deviations, and differences to plain."""
     rows = []
     for (recipe, row, column), place in cells.items():
-        for label, runs in place.items():
-            there = [r for r in runs.values() if "ra" in r]
-            if recipe == "digits" and len(there) > 1:
-                summed = []
-                for name, places in (("test_accuracy", 1), ("largest", 1), ("ra", 3), ("ball", 2), ("train_loss", 3)):
-                    values = [r[name] for r in there]
-                    summed.append(f"{statistics.fmean(values):.{places}f} ± {statistics.stdev(values):.{places}f}")
-                rows.append([f"{row}, {column}", LABELS[label], f"{there[0]['rho']:g}", str(len(there)), *summed])
-    head = ["cell", "", "ρ", "n", "test %", "largest eigenvalue", "Ra", "ball", "training loss"]
+        if recipe not in recipes:
+            continue
+        measured = {label: {seed: r for seed, r in runs.items() if "ra" in r} for label, runs in place.items()}
+        for label in sorted((label for label in measured if len(measured[label]) > 1), key=lambda name: name != "none"):
+            there = list(measured[label].values())
+            summed = []
+            for name, places in (("test_accuracy", 1), ("train_loss", 3), ("ball", 2), ("largest", 1), ("ra", 3)):
+                values = [r[name] for r in there]
+                summed.append(f"{statistics.fmean(values):.{places}f} ± {statistics.stdev(values):.{places}f}")
+                if name in ("largest", "ra"):
+                    summed.append("" if label == "none" else told(gaps(measured, label, of=name), places))
+            rho = there[0]["rho"]
+            rows.append([f"{row}, {column}", LABELS[label], f"{rho:g}" if rho else "", str(len(there)), *summed])
+    head = ["cell", "", "ρ", "n", "test %", "training loss", "ball", "largest eigenvalue", "to plain", "Ra", "to plain"]
     return table(head, rows) if rows else NOT_YET
 
 
@@ -163,8 +177,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def share_told(records: list[dict[str, Any]]) -> str:
-    found = [r for r in records if "first_half" in r]
+def share_told(records: list[dict[str, Any]], recipe: str) -> str:
+    found = [r for r in records if r["cells"][0][0] == recipe]
     if not found:
         return "How much of that perturbation lies on live weights: not yet measured."
     first, second = (statistics.fmean(r[name] for r in found) for name in ("first_half", "second_half"))
@@ -175,46 +189,26 @@ def share_told(records: list[dict[str, Any]]) -> str:
     )
 
 
-def drawn(cells: Cells) -> Figure:
-    """What each sharpness adds to plain training on digits, by method and labels, with 95 % intervals."""
-    noises = list(RHO["digits"])
-    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
-    for axis, noisy in zip(figure.subplots(1, len(noises), sharey=True), noises, strict=True):
-        places = [(where[1], p) for where, p in cells.items() if where[0] == "digits" and where[2] == labels(noisy)]
-        for height, (_, place) in enumerate(places):
-            for shift, name in enumerate(("s2sam", "sam", "random")):
-                found = gaps(place, name)
-                if len(found) > 1:
-                    d = paired_difference(found, [0.0] * len(found))
-                    at = height + 0.22 * (shift - 1)
-                    label = LABELS[name] if height == 0 else None
-                    axis.errorbar([d.mean], [at], xerr=d.half, fmt="o", markersize=4, color=COLORS[name], label=label)
-        axis.axvline(0, color="#333333", linewidth=1)
-        axis.set_yticks(range(len(places)), [row for row, _ in places])
-        axis.set_ylim(len(places) - 0.5, -0.5)  # the first on top
-        axis.set_title(labels(noisy), fontsize=10)
-        axis.set_xlabel("difference to plain training, points")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
 def rendered() -> str:
     """The page, with every number from ``results/``."""
     records = read()
     cells = by_cell(records)
-    tables = ("main", "noise", "digits-main", "digits-masking", "digits-decay")
+    tables = ("main", "fixed", "short", "noise", "masking", "decay", "digits-main", "digits-masking", "digits-decay")
     words = {
         **{name.upper(): compared(cells, name) for name in tables},
-        **{f"{value.upper()} RHO": over_rho(cells, ("rho",), "RigL 90%", f"{value}_accuracy") for value in VALUES},
         **{
-            f"{value.upper()} DIGITS {noisy:g}": over_rho(cells, of, labels(noisy), f"{value}_accuracy")
-            for noisy in RHO["digits"]
-            for value, of in VALUES.items()
+            f"{value.upper()} {data.upper()} {noisy:g}": over_rho(
+                cells, sweep[:1] if value == "validation" else sweep, labels(noisy), f"{value}_accuracy"
+            )
+            for data, sweep in SWEEPS.items()
+            for noisy in RHO[data]
+            for value in ("validation", "test", "train")
         },
         "DIGITS": on_digits(cells),
-        "SHARP": sharp(cells),
-        "SHARE": share_told(records),
+        "SHARP": sharp(cells, "main", "noise"),
+        "DIGITS-SHARP": sharp(cells, "digits"),
+        "SHARE": share_told(records, "share"),
+        "DIGITS-SHARE": share_told(records, "share-digits"),
         "RUNS": str(sum("steps" in r for r in records)),
         "HOURS": f"{sum(r.get('seconds', 0) for r in records) / 3600:.1f}",
         "TORCH": ", ".join(sorted({r["on"]["torch"] for r in records if "on" in r})),

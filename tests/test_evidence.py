@@ -39,11 +39,11 @@ def test_the_readme_says_what_the_data_says():
 
 def test_every_run_is_of_the_cells_it_stands_for():
     wanted = {}
-    for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if recipe != "share"}:
+    for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if not recipe.startswith("share")}:
         for cell in load(f"evidence-{name}").cells("laptop"):
             wanted[name, cell.row, cell.column, cell.label] = cell.run
     for record in RECORDS:
-        for cell in (tuple(cell) for cell in record["cells"] if cell[0] != "share"):
+        for cell in (tuple(cell) for cell in record["cells"] if not cell[0].startswith("share")):
             run = dataclasses.replace(wanted[cell], seed=record["seed"]).resolved()
             told = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
@@ -63,11 +63,10 @@ def test_no_rho_was_chosen_on_a_seed_that_is_compared():
 
 def test_rho_is_what_validation_chose():
     cells = study.by_cell(RECORDS)
-    for name, rho in evidence.RHO["cifar10"][0.0].items():
-        assert study.chosen(cells, "rho", "RigL 90%", name) == rho
-    for noisy, rhos in evidence.RHO["digits"].items():
-        for name, rho in rhos.items():
-            assert study.chosen(cells, "digits-rho", evidence.labels(noisy), name) == rho
+    for data, (sweep, *_) in study.SWEEPS.items():
+        for noisy, rhos in evidence.RHO[data].items():
+            for name, rho in rhos.items():
+                assert study.chosen(cells, sweep, evidence.labels(noisy), name) == rho
 
 
 def record(label, seed, test, row="RigL"):
@@ -120,7 +119,7 @@ def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runn
     assert [run.seed for run in plan] == sorted(run.seed for run in plan)
     assert len(plan) == 2 * 2 * 10  # labels, sharpnesses, seeds
     shared = runner.planned(("rho", None, ("none",)), None)
-    assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2
+    assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2 * 2  # labels, seeds
 
 
 def test_shares_of_a_perturbation_are_of_live_weights(runner):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,9 +26,21 @@ def executed(file: Path, kind: str) -> ModuleType:
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as problem:
+        with errors_of(file):
+            spec.loader.exec_module(module)
+    except InputError:
         del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def errors_of(file: Path) -> Iterator[None]:
+    """While a file's code runs, any error of it is one line. Raises InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as problem:
         reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
         raise InputError(f"'{file}' does not run: {reason}") from problem
-    return module

@@ -171,6 +171,19 @@ def test_files_without_a_recipe_are_refused(tmp_path):
         load("tabel1")
 
 
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [("[1 / 0]", "does not run: ZeroDivisionError"), ("[]", "at least one"), ("['RigL']", "give Cells")],
+)
+def test_cells_of_ones_own_that_cannot_be_made_are_told_in_one_line(tmp_path, cells, told):
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"from flatsparse.lab.recipes.recipe import Recipe\nRECIPE = Recipe('own', '', '', lambda scale: {cells})\n"
+    )
+    with pytest.raises(InputError, match=told):
+        load(str(file)).cells("smoke")
+
+
 def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_ones():
     cells = load("table1").cells("smoke")
     assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}

@@ -5,14 +5,15 @@ A file may hold a family of them, in ``RECIPES``.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
 from pathlib import Path
 
 from flatsparse.errors import InputError, unknown
-from flatsparse.lab.recipes.recipe import Recipe
-from flatsparse.scripts import executed
+from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.scripts import errors_of, executed
 
 
 def recipes() -> dict[str, Recipe]:
@@ -31,7 +32,8 @@ def _place(recipe: Recipe) -> tuple[int, str]:
 def load(name: str) -> Recipe:
     """A recipe by name, or of a Python file that has ``RECIPE``; the file is executed.
 
-    Raises: InputError for an unknown name, and a file without a recipe or with one whose name cannot be used.
+    Raises: InputError for an unknown name, and a file without a recipe or with one whose name cannot be used. So do the
+    ``cells`` of a recipe from a file, when they cannot be made.
     """
     if not name.endswith(".py"):
         known = recipes()
@@ -48,4 +50,14 @@ def load(name: str) -> Recipe:
         raise InputError(
             f"the name '{recipe.name}' in '{file}' cannot be used: give one of its own, of letters, digits, . - _"
         )
-    return recipe
+
+    def cells(scale: Scale) -> list[Cell]:
+        with errors_of(file):
+            found = list(recipe.cells(scale))
+        if not found or not all(isinstance(cell, Cell) for cell in found):
+            raise InputError(
+                f"cells of recipe '{recipe.name}' in '{file}' gave {found!r:.80}: give Cells, at least one"
+            )
+        return found
+
+    return dataclasses.replace(recipe, cells=cells)
