@@ -42,8 +42,8 @@ RHOS, DIGITS_RHOS, DIGITS_ENDS = (0.01, 0.03, 0.1, 0.3, 1.0), (0.05, 0.1, 0.2, 0
 NOISE = 0.2
 RHO: dict[str, dict[float, dict[Sharpness, float]]] = {
     "cifar10": {
-        0.0: {"s2sam": 0.1, "sam": 0.1, "random": 0.1, "momentum": 0.1},
-        NOISE: {"s2sam": 0.1, "sam": 0.1, "random": 0.1},
+        0.0: {"s2sam": 0.1, "sam": 0.1, "random": 0.03, "momentum": 0.03},
+        NOISE: {"s2sam": 0.1, "sam": 0.1, "random": 1.0},
     },
     "digits": {0.0: {"s2sam": 0.05, "sam": 0.5, "random": 0.1}, NOISE: {"s2sam": 0.5, "sam": 0.2, "random": 1.0}},
 }
