@@ -50,6 +50,8 @@ LAYERS = [
         "sharpness",
         "looksam",
         "report",
+        "wrappers",
+        "training",
         "sparsifier",
         "flops",
         "landscape",

@@ -7,8 +7,9 @@ from flatsparse.methods import METHODS
 from flatsparse.pruned import masks_from
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.shrinking import narrow, shrink
-from flatsparse.sparsifier import SparseTraining, rounds, sparsify
+from flatsparse.sparsifier import rounds, sparsify
 from flatsparse.storage import load_masks, save_masks
+from flatsparse.training import SparseTraining
 
 __version__ = "0.1.0"
 

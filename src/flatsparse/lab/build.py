@@ -27,7 +27,8 @@ from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
 from flatsparse.seeds import derive
 from flatsparse.sharpness import S2SAM, SAM
-from flatsparse.sparsifier import SparseTraining, sparsify
+from flatsparse.sparsifier import sparsify
+from flatsparse.training import SparseTraining
 
 UPDATES = 10  # a run has at least so many mask updates
 METHOD_OPTIONS = ("channels", "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
