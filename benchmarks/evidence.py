@@ -37,8 +37,8 @@ Part = tuple[str, str | None, tuple[str, ...]]
 ORDER: dict[str, tuple[Part, ...]] = {
     "": (
         ("rho", None, ()),
-        ("noise", None, ()),
         ("main", None, ()),
+        ("noise", None, ()),
         ("masking", None, ()),
         ("decay", None, ()),
         ("fixed", None, ()),
@@ -140,13 +140,14 @@ def gathered(store: Path, data_dir: Path | None) -> None:
         for part in parts:
             for run, places in planned(part, data_dir).items():
                 cells.setdefault(run, []).extend(place for place in places if place not in cells.get(run, []))
-        there = read_json_lines(DATA[name]) if DATA[name].is_file() else []
-        keys = {key(run) for run in cells}
-        kept = {r["key"]: r for r in there if r["key"] in keys or "first_half" in r}
+        there = {r["key"]: r for r in (read_json_lines(DATA[name]) if DATA[name].is_file() else [])}
+        kept = {stands: r for stands, r in there.items() if "first_half" in r}
         for outcome in outcomes(list(cells), store):
+            stands, places = key(outcome.run), cells[outcome.run]
             if outcome.result is not None:
-                stands = key(outcome.run)
-                kept[stands] = {**kept.get(stands, {}), **line(outcome.run, cells[outcome.run], outcome.folder)}
+                kept[stands] = {**there.get(stands, {}), **line(outcome.run, places, outcome.folder)}
+            elif stands in there:
+                kept[stands] = {**there[stands], "cells": places}
         write(DATA[name], kept.values())
 
 

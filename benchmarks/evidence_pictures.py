@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from flatsparse.lab.recipes.evidence import NOISE, RHO, labels
 from flatsparse.lab.reporting import COLORS, LABELS
 from flatsparse.lab.statistics import paired_difference
 
+SHOWN = {**COLORS, "none": "black"}  # which grey noise would be taken for
 ADDED = ("s2sam", "sam", "random")
 CIFAR = ("main", "fixed", "short", "noise")  # in which a picture has them
 
@@ -41,7 +43,7 @@ def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
 
 def explained(figure: Figure, names: Sequence[str]) -> None:
     """One legend for all of a figure's axes."""
-    handles = [figure.axes[0].plot([], [], "o-", color=COLORS[name], label=LABELS[name])[0] for name in names]
+    handles = [figure.axes[0].plot([], [], "o-", color=SHOWN[name], label=LABELS[name])[0] for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
 
 
@@ -66,26 +68,29 @@ def cifar(cells: Cells) -> Figure:
 
 
 def rho(cells: Cells) -> Figure:
-    """Test and training accuracy over ρ."""
-    figure = Figure(figsize=(9.2, 6.0), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row")
-    for line, (data, sweep) in zip(axes, SWEEPS.items(), strict=True):
-        for axis, noisy in zip(line, RHO[data], strict=True):
-            there = by_rho(cells, sweep, labels(noisy))
-            for name in ("none", *ADDED, "momentum"):
-                for value, style in (("test_accuracy", "-"), ("train_accuracy", ":")):
-                    means = {
-                        rho: sum(r[value] for r in place[name].values()) / len(place[name])
-                        for rho, place in there.items()
-                        if name in place
-                    }
-                    axis.plot(list(means), list(means.values()), style, color=COLORS[name], marker="o", markersize=3)
+    """Test accuracy over ρ, and training accuracy below it."""
+    figure = Figure(figsize=(10.5, 5.2), layout="constrained")
+    names = ("none", *ADDED, "momentum")
+    axes = figure.subplots(2, 4, sharex="col").T
+    settings = [(data, sweep, noisy) for data, sweep in SWEEPS.items() for noisy in RHO[data]]
+    for column, (data, sweep, noisy) in zip(axes, settings, strict=True):
+        there = by_rho(cells, sweep, labels(noisy))
+        for axis, value in zip(column, ("test_accuracy", "train_accuracy"), strict=True):
+            for name in names:
+                means = {
+                    rho: statistics.fmean(r[value] for r in place[name].values())
+                    for rho, place in there.items()
+                    if name in place
+                }
+                axis.plot(list(means), list(means.values()), color=SHOWN[name], marker="o", markersize=3)
             axis.set_xscale("log")
-            axis.set_title(f"{'CIFAR-10' if data == 'cifar10' else data}, {labels(noisy)}", fontsize=10)
-            axis.set_xlabel("ρ")
             axis.spines[["top", "right"]].set_visible(False)
-        line[0].set_ylabel("accuracy, %: test, dotted: training")
-    explained(figure, ("none", *ADDED, "momentum"))
+            axis.grid(alpha=0.3)
+        column[0].set_title(f"{'CIFAR-10' if data == 'cifar10' else data}, {labels(noisy)}", fontsize=10)
+        column[1].set_xlabel("ρ")
+    axes[0][0].set_ylabel("test accuracy, %")
+    axes[0][1].set_ylabel("training accuracy, %")
+    explained(figure, names)
     return figure
 
 

@@ -71,7 +71,7 @@ def on_digits(scale: Scale, method: str = "rigl", sparsity: float = 0.95, **chos
 
 
 def labels(noise: float) -> str:
-    return f"{noise:.0%} wrong labels"
+    return f"{noise:.0%} wrong labels" if noise else "right labels"
 
 
 def named(run: Run) -> str:
