@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flatsparse.lab.recipes.evidence import RHO, labels
+from flatsparse.lab.recipes.evidence import DECAYS, RHO, labels
 from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.statistics import holm, p_value, paired_difference
 from flatsparse.storage import read_json_lines
@@ -116,6 +116,16 @@ def by_rho(cells: Cells, recipes: tuple[str, ...], column: str) -> dict[float, d
     return dict(sorted(there.items()))
 
 
+def crossed(cells: Cells, recipe: str) -> str:
+    """What the released scripts compare, S²-SAM with the larger weight decay against SGD with the smaller, and decay alone."""
+    told_of = []
+    for column in dict.fromkeys(where[2] for where in cells if where[0] == recipe):
+        small, large = (cells.get((recipe, f"decay {value:g}", column), {}) for value in DECAYS)
+        both = {"none": small.get("none", {}), "s2sam": large.get("s2sam", {}), "decay": large.get("none", {})}
+        told_of.append(f"{column}: {told(gaps(both, 's2sam'))}, of which decay alone {told(gaps(both, 'decay'))}")
+    return "As the scripts compare, S²-SAM at 5e-4 against SGD at 1e-4, points: " + "; ".join(told_of) + "."
+
+
 def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
     """Means by sharpness and ρ, with their n."""
     there = by_rho(cells, recipes, column)
@@ -207,6 +217,8 @@ def rendered() -> str:
         "DIGITS": on_digits(cells),
         "SHARP": sharp(cells, "main", "noise"),
         "DIGITS-SHARP": sharp(cells, "digits"),
+        "CROSSED": crossed(cells, "decay"),
+        "DIGITS-CROSSED": crossed(cells, "digits-decay"),
         "SHARE": share_told(records, "share"),
         "DIGITS-SHARE": share_told(records, "share-digits"),
         "RUNS": str(sum("steps" in r for r in records)),

@@ -40,6 +40,7 @@ DIGITS: dict[str, Any] = {"train_size": 300, "epochs": 40, "batch_size": 64, "lr
 # these with the results.
 RHOS, DIGITS_RHOS, DIGITS_ENDS = (0.01, 0.03, 0.1, 0.3, 1.0), (0.05, 0.1, 0.2, 0.5, 1.0), (0.01,)
 NOISE = 0.2
+DECAYS = (1e-4, 5e-4)  # of the released scripts for SGD and for S²-SAM
 RHO: dict[str, dict[float, dict[Sharpness, float]]] = {
     "cifar10": {
         0.0: {"s2sam": 0.1, "sam": 0.1, "random": 0.03, "momentum": 0.03},
@@ -135,7 +136,7 @@ def masking(scale: Scale, on: Callable[..., Run] = on_cifar) -> list[Cell]:
 
 
 def decay(scale: Scale, noises: Sequence[float] = (0.0,), on: Callable[..., Run] = on_cifar) -> list[Cell]:
-    runs = [on(scale, label_noise=noisy, weight_decay=value) for noisy in noises for value in (1e-4, 5e-4)]
+    runs = [on(scale, label_noise=noisy, weight_decay=value) for noisy in noises for value in DECAYS]
     return [cell for run in runs for cell in pair(f"decay {run.weight_decay:g}", labels(run.label_noise), run)]
 
 
