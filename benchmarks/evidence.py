@@ -1,6 +1,7 @@
 """What S²-SAM does: runs the recipes `evidence-*`, in the order of what they decide, and writes what came of them.
 
-    python benchmarks/evidence.py --data-dir DIR        # goes on where it stopped
+    python benchmarks/evidence.py --data-dir DIR        # goes on where results/ stop
+    python benchmarks/evidence.py --data-dir DIR --again --store runs/again
     python benchmarks/evidence.py --page                # only the page, from results/ alone
 
 `make evidence` is the first.
@@ -23,12 +24,14 @@ from evidence_pictures import PICTURES
 
 from flatsparse.lab.build import build
 from flatsparse.lab.data import batches
+from flatsparse.lab.folder import environment
 from flatsparse.lab.grid import key, outcomes, run_grid
 from flatsparse.lab.landscape.measure import measure
 from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes import load
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.run import Run
+from flatsparse.lab.team import ALONE
 from flatsparse.lab.training import _step
 from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
 
@@ -58,7 +61,7 @@ TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validatio
 
 # Whose surfaces and Hessians are measured.
 CURVED: dict[str, tuple[Part, ...]] = {
-    "": (("main", "RigL 90%", ("none", "s2sam", "sam")), ("noise", None, ("none", "s2sam", "sam"))),
+    "": (("main", "RigL 90%", ("none", "s2sam")), ("noise", None, ("none", "s2sam"))),
     "-digits": (("digits", "RigL", ()),),
 }
 
@@ -80,13 +83,10 @@ def planned(part: Part, data_dir: Path | None) -> dict[Run, list[list[str]]]:
 def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
     """What is kept of a finished run."""
     result, about = read_json(folder / "result.json"), read_json(folder / "config.json")
-    plain = Run(data_dir=run.data_dir).resolved().as_dict()
-    differs = {name: value for name, value in run.as_dict().items() if value != plain[name] and name != "data_dir"}
     return {
         "key": key(run),
         "cells": cells,
-        "settings": differs,
-        "seed": run.seed,
+        **told(run),
         "rho": run.rho if run.sharpness != "none" else 0.0,
         **{name: rounded(result[name]) for name in TOLD},
         "ball": rounded(result["ball"]["increase"]),
@@ -97,16 +97,23 @@ def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
     }
 
 
+def told(run: Run) -> dict[str, Any]:
+    """What a run is: where it differs from the usual settings, and its seed."""
+    plain = Run(data_dir=run.data_dir).resolved().as_dict()
+    differs = {name: value for name, value in run.as_dict().items() if value != plain[name] and name != "data_dir"}
+    return {"settings": differs, "seed": run.seed}
+
+
 def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
     """Measure where unmasked perturbations lie, and add it to ``results/``."""
     for name, file in DATA.items():
-        kept = read_json_lines(file)
+        kept = {r["key"]: r for r in read_json_lines(file)}
         unmasked = load(f"evidence{name}-masking").cells("laptop")[-1]
         for seed in seeds:
             run = dataclasses.replace(unmasked.run, seed=seed, data_dir=data_dir).resolved()
-            record = {"cells": [[f"share{name}", unmasked.row, unmasked.column, "s2sam"]], **share_record(run)}
-            kept = [r for r in kept if r["key"] != record["key"]] + [record]
-            write(file, kept)
+            cells = [[f"share{name}", unmasked.row, unmasked.column, unmasked.label]]
+            kept[f"share-{key(run)}"] = {"key": f"share-{key(run)}", "cells": cells, **told(run), **share_record(run)}
+            write(file, kept.values())
 
 
 def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(5)) -> None:
@@ -141,14 +148,14 @@ def gathered(store: Path, data_dir: Path | None) -> None:
             for run, places in planned(part, data_dir).items():
                 cells.setdefault(run, []).extend(place for place in places if place not in cells.get(run, []))
         there = {r["key"]: r for r in (read_json_lines(DATA[name]) if DATA[name].is_file() else [])}
-        kept = {stands: r for stands, r in there.items() if "first_half" in r}
+        kept: dict[str, dict[str, Any]] = {}  # in the order of the plan
         for outcome in outcomes(list(cells), store):
             stands, places = key(outcome.run), cells[outcome.run]
             if outcome.result is not None:
                 kept[stands] = {**there.get(stands, {}), **line(outcome.run, places, outcome.folder)}
             elif stands in there:
                 kept[stands] = {**there[stands], "cells": places}
-        write(DATA[name], kept.values())
+        write(DATA[name], {**kept, **{stands: r for stands, r in there.items() if stands not in kept}}.values())
 
 
 def share_record(run: Run) -> dict[str, Any]:
@@ -169,12 +176,11 @@ def share_record(run: Run) -> dict[str, Any]:
             _step(parts.run, parts, *batch, share=1.0)
             parts.optimizer.zero_grad()
             parts.schedule.step()
-    half = len(found) // 2
+    half, about = len(found) // 2, environment(ALONE)
     return {
-        "key": f"share-{key(run)}",
-        "seed": run.seed,
         "first_half": rounded(statistics.fmean(found[:half])),
         "second_half": rounded(statistics.fmean(found[half:])),
+        "on": {**about["versions"], **about["machine"]},
     }
 
 
@@ -184,6 +190,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where cifar-10-batches-py lies (or set FLATSPARSE_DATA)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; two are as many as the page was made with")
     parser.add_argument("--parts", nargs="*", help="which recipes, share, landscape; by default all, in their order")
+    parser.add_argument(
+        "--again", action="store_true", help="run what has its line in results/ too, as to check it here"
+    )
     parser.add_argument("--gather", action="store_true", help="run nothing, take up what is finished")
     parser.add_argument("--page", action="store_true", help="only make the page, from results/ alone")
     args = parser.parse_args()
@@ -192,7 +201,8 @@ def main() -> None:
         return not args.gather and (args.parts is None or name in args.parts)
 
     if not args.page:
-        known = {r["key"] for file in DATA.values() if file.is_file() for r in read_json_lines(file)}
+        files = [] if args.again else [file for file in DATA.values() if file.is_file()]
+        known = {r["key"] for file in files for r in read_json_lines(file)}
         for part in itertools.chain(*ORDER.values()):
             if wanted(part[0]):
                 todo = [run for run in planned(part, args.data_dir) if key(run) not in known]

@@ -117,7 +117,9 @@ def fixed(scale: Scale) -> list[Cell]:
 
 def short(scale: Scale) -> list[Cell]:
     run = on_cifar(scale, "static", 0.95, **SHORT[scale])
-    return pair(named(run), labels(0), run, "random", "sam")
+    cells = pair(named(run), labels(0), run, "random", "sam")
+    shorter = [dataclasses.replace(cells[0].run, sharpness="s2sam", rho=rho) for rho in (0.01, 0.03)]
+    return cells + [dataclasses.replace(cells[0], run=run, control=f"s2sam, ρ {run.rho:g}") for run in shorter]
 
 
 def noise(scale: Scale) -> list[Cell]:
