@@ -39,8 +39,6 @@ def errors_of(file: Path) -> Iterator[None]:
     """While a file's code runs, any error of it is one line. Raises InputError."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as problem:
         reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
         raise InputError(f"'{file}' does not run: {reason}") from problem

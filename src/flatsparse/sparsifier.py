@@ -111,10 +111,7 @@ def sparsify(
     for wrapper in chain(optimizer):
         if hasattr(wrapper, "follow"):
             wrapper.follow(model)
-    training = SparseTraining(model, masked, optimizer, plan, method=name_of(chosen))
-    masked.rewire(initial, innermost(optimizer).state)
-    training.note_rewind_point()
-    return training
+    return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial)
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,15 @@ class SparseTraining:
     A step that a gradient scaler skips does nothing at all.
     """
 
-    def __init__(self, model: nn.Module, masks: Masks, optimizer: Optimizer, plan: Plan, method: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Masks,
+        optimizer: Optimizer,
+        plan: Plan,
+        method: str,
+        initial: Mapping[str, Tensor],
+    ) -> None:
         self.method = method
         self.plan = plan
         self.steps_taken = 0
@@ -72,6 +80,8 @@ class SparseTraining:
             for w in masks:
                 w.momentum = torch.zeros_like(w.weight, requires_grad=False)
         self._attach(model)
+        masks.rewire(initial, self._base.state)
+        self._note_rewind_point()
 
     # -- what a user looks at -------------------------------------------------------------------------------------
 
@@ -295,10 +305,9 @@ class SparseTraining:
             w.look()
         self._kept_from = {}
         self._now = _Step()
-        self.note_rewind_point()
+        self._note_rewind_point()
 
-    def note_rewind_point(self) -> None:
-        """Keep the model as it is, if this is the step that later rounds go back to."""
+    def _note_rewind_point(self) -> None:
         rounds, model = self.plan.rounds, self._model()
         if rounds and rounds.rewind == self.steps_taken and self.round == 0 and model is not None:
             self._rewind = snapshot(model)

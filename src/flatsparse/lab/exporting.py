@@ -32,7 +32,6 @@ from flatsparse.export import (
     with_zeros,
 )
 from flatsparse.lab import task
-from flatsparse.lab.bench.command import processor
 from flatsparse.lab.data import Images, batches
 from flatsparse.lab.finished import Finished
 from flatsparse.lab.folder import environment
@@ -184,7 +183,7 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
     }
     device = wanted.device.type
     if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
-        found["measured_on"] = {"processor": processor(device), **environment()}
+        found["measured_on"] = environment(device=device)
         found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]))
     if name == "small":
         ours, base = copy.deepcopy(runs), copy.deepcopy(run.model)

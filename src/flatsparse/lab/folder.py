@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,7 +109,7 @@ def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_whole(file, "".join(lines).encode(), durable=False)
 
 
-def environment(team: Team = ALONE) -> dict[str, Any]:
+def environment(team: Team = ALONE, device: str = "cpu") -> dict[str, Any]:
     """What the run ran on."""
     return {
         "versions": {
@@ -116,6 +117,17 @@ def environment(team: Team = ALONE) -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "processes": team.size,
     }
+
+
+def processor(device: str) -> str:
+    """What the steps run on, as its maker calls it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -84,7 +84,7 @@ def train(
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    about = environment(team)
+    about = environment(team, run.device)
     team.lead(lambda: claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)))
     if (out / "result.json").is_file():
         return read_json(out / "result.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +75,15 @@ class Bench:
                 csr(case.model(), bench.sparsity)
             else:
                 Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
-        about = {"processor": processor(bench.device), **environment()}
+        about = environment(device=bench.device)
         if bench.out is not None:
             _make_empty(bench.out)
         with _threads(bench.threads):
             threads = about["machine"]["threads"] = torch.get_num_threads()
             tables = measure(bench, console)
-        where = f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['processor']}"
+        where = (
+            f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['machine']['processor']}"
+        )
         where += "; quick, so the figures mean nothing" if bench.quick else ""
         written = None
         if bench.out is not None:
@@ -223,17 +224,6 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
         )
     make = step_table if bench.what == "step" else throughput_table
     return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
-
-
-def processor(device: str) -> str:
-    """What the steps run on, as its maker calls it."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _make_empty(out: Path) -> None:
