@@ -23,7 +23,8 @@ from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
 from evidence_pictures import PICTURES
 
 from flatsparse.lab.build import build
-from flatsparse.lab.data import batches
+from flatsparse.lab.data import batches, split
+from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.grid import key, outcomes, run_grid
 from flatsparse.lab.landscape.measure import measure
@@ -31,6 +32,7 @@ from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes import load
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.run import Run
+from flatsparse.lab.sources import load as load_data
 from flatsparse.lab.team import ALONE
 from flatsparse.lab.training import _step
 from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
@@ -59,7 +61,7 @@ ORDER: dict[str, tuple[Part, ...]] = {
 }
 TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
-# Whose surfaces and Hessians are measured.
+# Whose surfaces and Hessians are measured, and what those with wrong labels have learned.
 CURVED: dict[str, tuple[Part, ...]] = {
     "": (("main", "RigL 90%", ("none", "s2sam")), ("noise", None, ("none", "s2sam"))),
     "-digits": (("digits", "RigL", ()),),
@@ -132,6 +134,39 @@ def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[in
         write(DATA[name], kept.values())
 
 
+@torch.no_grad()
+def learned(store: Path, data_dir: Path | None) -> None:
+    """Count what the nets answer on training images with right and with wrong labels, and add it to ``results/``."""
+    for name, parts in CURVED.items():
+        runs = [run for part in parts for run in planned((*part[:2], ()), data_dir) if run.label_noise]
+        kept = {r["key"]: r for r in read_json_lines(DATA[name])}
+        for outcome in outcomes(runs, store):
+            if outcome.result is not None:
+                kept[key(outcome.run)] |= answers(outcome.folder, data_dir)
+        write(DATA[name], kept.values())
+
+
+def answers(folder: Path, data_dir: Path | None) -> dict[str, float | None]:
+    """In percent: right labels that are given, wrong labels that are given, and true classes given where labels are wrong."""
+    done = load_run(folder, data_dir=data_dir)
+    run = done.run
+    sizes = {"train_size": run.train_size, "validation_size": run.validation_size}
+    true = split(load_data(run.data, data_dir), label_noise=0, seed=run.seed, **sizes).train.labels
+    told, given = done.splits.train.labels, []
+    for inputs, _ in batches(done.splits.train, done.splits, size=1000):
+        given.append(done.model(inputs).argmax(-1))
+    answered, wrong = torch.cat(given), told != true
+
+    def share(hits: torch.Tensor) -> float | None:
+        return rounded(100 * float(hits.float().mean()))
+
+    return {
+        "right_learned": share((answered == told)[~wrong]),
+        "wrong_learned": share((answered == told)[wrong]),
+        "wrong_corrected": share((answered == true)[wrong]),
+    }
+
+
 def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
     write_whole(file, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
 
@@ -189,7 +224,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=ROOT / "runs" / "evidence", help="where the runs are kept")
     parser.add_argument("--data-dir", type=Path, help="where cifar-10-batches-py lies (or set FLATSPARSE_DATA)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; two are as many as the page was made with")
-    parser.add_argument("--parts", nargs="*", help="which recipes, share, landscape; by default all, in their order")
+    parser.add_argument(
+        "--parts", nargs="*", help="which recipes, share, landscape, learned; by default all, in their order"
+    )
     parser.add_argument(
         "--again", action="store_true", help="run what has its line in results/ too, as to check it here"
     )
@@ -212,6 +249,8 @@ def main() -> None:
             shares(args.data_dir)
         if wanted("landscape"):
             landscapes(args.store, args.data_dir, args.jobs)
+        if wanted("learned"):
+            learned(args.store, args.data_dir)
     PAGE.write_text(rendered(), encoding="utf-8")
     cells = by_cell(read())
     for name, draw in PICTURES.items():

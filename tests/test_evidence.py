@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flatsparse.lab.grid import key
 from flatsparse.lab.recipes import evidence, load
 from flatsparse.lab.run import Run
 
@@ -18,7 +19,11 @@ RECORDS = study.read()
 
 
 def test_the_page_is_made_of_the_data():
-    assert study.PAGE.read_text(encoding="utf-8") == study.rendered()
+    page = study.rendered()
+    assert study.PAGE.read_text(encoding="utf-8") == page
+    assert "«" not in page  # nothing is left to fill in
+    assert study.NOT_YET not in page
+    assert "–" not in page[: page.index("## How to read it")]  # of what has no runs
 
 
 def test_the_readme_says_what_the_data_says():
@@ -38,19 +43,28 @@ def test_the_readme_says_what_the_data_says():
 
 
 def test_every_run_is_of_the_cells_it_stands_for():
-    wanted = {}
-    for name in {recipe for record in RECORDS for recipe, *_ in record["cells"] if not recipe.startswith("share")}:
-        for cell in load(f"evidence-{name}").cells("laptop"):
-            wanted[name, cell.row, cell.column, cell.label] = cell.run
+    shares = {"share": "masking", "share-digits": "digits-masking"}  # whose runs those of the shares are
+    recipes = {shares.get(name, name) for record in RECORDS for name, *_ in record["cells"]}
+    wanted = {
+        (name, cell.row, cell.column, cell.label): cell.run
+        for name in recipes
+        for cell in load(f"evidence-{name}").cells("laptop")
+    }
     for record in RECORDS:
-        for cell in (tuple(cell) for cell in record["cells"] if not cell[0].startswith("share")):
-            run = dataclasses.replace(wanted[cell], seed=record["seed"]).resolved()
-            told = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
-            }
-            differs = {name: value for name, value in run.as_dict().items() if name in told and value != told[name]}
-            assert differs.keys() <= {"precision"}  # is the machine's
-            assert record["rho"] == (run.rho if run.sharpness != "none" else 0)
+        of_machine = {"precision": record["settings"].get("precision", Run.precision)}
+        for name, row, column, label in record["cells"]:
+            run = wanted[shares.get(name, name), row, column, label]
+            run = dataclasses.replace(run, seed=record["seed"], **of_machine)
+            assert record["key"] == ("share-" if name in shares else "") + key(run)
+
+
+def test_a_sweep_has_every_rho_with_the_same_seeds():
+    cells = study.by_cell(RECORDS)
+    for data, (sweep, *_) in study.SWEEPS.items():
+        for noisy, rhos in evidence.RHO[data].items():
+            places = study.by_rho(cells, (sweep,), evidence.labels(noisy))
+            assert len(places) == 5
+            assert len({tuple(sorted(place[name])) for place in places.values() for name in ("none", *rhos)}) == 1
 
 
 def test_no_rho_was_chosen_on_a_seed_that_is_compared():
