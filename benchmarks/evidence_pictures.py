@@ -15,6 +15,7 @@ from flatsparse.lab.reporting import COLORS, LABELS
 from flatsparse.lab.statistics import paired_difference
 
 SHOWN = {**COLORS, "none": "black"}  # which grey noise would be taken for
+LOWEST = -10  # what lies below is told, not drawn
 ADDED = ("s2sam", "sam", "random")
 CIFAR = ("main", "fixed", "short", "noise")  # in which a picture has them
 
@@ -26,6 +27,15 @@ def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
             found = gaps(place, name)
             if len(found) > 1:
                 d = paired_difference(found, [0.0] * len(found))
+                if d.mean < LOWEST:
+                    beyond = {
+                        "va": "center",
+                        "fontsize": 8,
+                        "color": COLORS[name],
+                        "transform": axis.get_yaxis_transform(),
+                    }
+                    axis.text(0.01, height + 0.22 * (shift - 1), f"← {d.mean:.0f}".replace("-", "−"), **beyond)
+                    continue
                 axis.errorbar(
                     [d.mean],
                     [height + 0.22 * (shift - 1)],
