@@ -118,14 +118,15 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
             write(file, kept.values())
 
 
-def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(5)) -> None:
+def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(3)) -> None:
     """Measure roughness and the Hessian's largest eigenvalue, over live weights, of some runs, and add them to ``results/``."""
     for name, parts in CURVED.items():
         runs = [run for part in parts for run in planned(part, data_dir) if run.seed in seeds]
         done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
         if not done:  # their lines are there, but not the runs
             continue
-        settings = Landscape(tuple(done), points=11, images=500, pairs=3, jobs=jobs, data_dir=data_dir)
+        sizes = {"points": 11, "images": 500, "pairs": 3, "hessian_images": 50}
+        settings = Landscape(tuple(done), jobs=jobs, data_dir=data_dir, **sizes)
         found = measure(settings, store / f"landscape{name}", resume=True)
         kept = {r["key"]: r for r in read_json_lines(DATA[name])}
         for stands, record in zip(done.values(), found, strict=True):
