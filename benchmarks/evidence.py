@@ -57,6 +57,7 @@ ORDER: dict[str, tuple[Part, ...]] = {
         ("digits-decay", None, ()),
         ("digits-ends", None, ()),
         ("digits", None, ()),
+        ("digits-rounds", None, ()),
     ),
 }
 TOLD = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss")

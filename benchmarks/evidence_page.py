@@ -155,9 +155,9 @@ def chosen(cells: Cells, recipe: str, column: str, name: str) -> float | None:
     return min(means, key=lambda rho: (-means[rho], rho)) if means else None
 
 
-def on_digits(cells: Cells) -> str:
+def on_digits(cells: Cells, recipe: str) -> str:
     """Methods by labels: plain, and what each sharpness adds to it, with a star where Holm's p is below 0.05."""
-    places = {where: place for where, place in cells.items() if where[0] == "digits" and "none" in place}
+    places = {where: place for where, place in cells.items() if where[0] == recipe and "none" in place}
     p = adjusted(places)
     rows = []
     for where, place in places.items():
@@ -246,7 +246,8 @@ def rendered() -> str:
             for noisy in RHO[data]
             for value in ("validation", "test", "train")
         },
-        "DIGITS": on_digits(cells),
+        "DIGITS": on_digits(cells, "digits"),
+        "DIGITS-ROUNDS": on_digits(cells, "digits-rounds"),
         "LEARNED": learned(cells, "noise", "digits"),
         "SHARP": sharp(cells, "main", "noise"),
         "DIGITS-SHARP": sharp(cells, "digits"),

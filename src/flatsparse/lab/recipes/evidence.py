@@ -52,8 +52,9 @@ FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, 40 epoc
 OTHERS: tuple[Sharpness, ...] = ("random", "momentum", "sam")
 METHODS = (
     *("static", "gmp", "snip", "grasp", "set", "dsr", "snfs", "rigl", "mest", "mest-ems"),
-    *("lth", "lrr", "chex", "chase"),
+    *("chex", "chase"),
 )
+ROUNDS = ("lth", "lrr")
 
 
 def on_cifar(scale: Scale, method: str = "rigl", sparsity: float = 0.9, **chosen: Any) -> Run:
@@ -147,8 +148,8 @@ def digits_rho(scale: Scale, rhos: Sequence[float] = DIGITS_RHOS) -> list[Cell]:
     return [cell for run in runs for cell in over_rho(run, rhos, labels(run.label_noise), "s2sam", "random", "sam")]
 
 
-def digits(scale: Scale) -> list[Cell]:
-    runs = [on_digits(scale, method, label_noise=noisy) for method in METHODS for noisy in RHO["digits"]]
+def digits(scale: Scale, methods: Sequence[str] = METHODS) -> list[Cell]:
+    runs = [on_digits(scale, method, label_noise=noisy) for method in methods for noisy in RHO["digits"]]
     return [cell for run in runs for cell in pair(named(run), labels(run.label_noise), run, "random", "sam")]
 
 
@@ -177,6 +178,7 @@ RECIPES = (
     recipe("short", "CIFAR-10: a training set that is not fitted", short, 5),
     recipe("digits-rho", "ρ on digits, chosen on validation scans", digits_rho, 3, TUNING_SEEDS),
     recipe("digits", "Digits: methods by sharpness", digits),
+    recipe("digits-rounds", "Digits: methods in rounds by sharpness", lambda scale: digits(scale, ROUNDS), 5),
     recipe("digits-main", "Digits: RigL and MEST(EM) at 90 and 98 %", digits_main),
     recipe("digits-masking", "Digits: as masking", lambda scale: masking(scale, on_digits)),
     recipe("digits-decay", "Digits: as decay", lambda scale: decay(scale, (0.0, NOISE), on_digits)),
