@@ -19,8 +19,8 @@ import tyro
 from torch import Tensor
 
 from flatsparse.errors import check_count
-from flatsparse.lab.bench.command import processor
 from flatsparse.lab.data import Images, Splits, batches
+from flatsparse.lab.folder import processor
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST, median
 from flatsparse.models import MODELS

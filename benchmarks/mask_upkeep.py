@@ -14,10 +14,10 @@ import tyro
 
 from flatsparse.errors import check_count
 from flatsparse.lab.bench.cases import CASES
-from flatsparse.lab.bench.command import processor
 from flatsparse.lab.bench.timing import WARM_UP, interleaved
 from flatsparse.lab.bench.trainer import Timing, Trainer
 from flatsparse.lab.bench.variants import BASE, VARIANTS
+from flatsparse.lab.folder import processor
 from flatsparse.lab.statistics import FEWEST, Median, median
 
 PERIOD = 100  # steps between changes, RigL's own
