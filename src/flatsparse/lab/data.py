@@ -83,8 +83,8 @@ def split(
 ) -> Splits:
     """Take a run's splits from a data set.
 
-    The validation images are the same for all seeds, so that no seed trains on what a choice was made on; which of
-    the rest are trained on, and which of their labels are wrong, follows the seed.
+    The validation images are the same for all seeds that hold out as many, so that none of these trains on what a choice was
+    made on, and their labels stay right; which of the rest are trained on, and which of their labels are wrong, follows the seed.
 
     Args:
         train_size, validation_size: numbers of images; all the rest, and the data set's own, by default.
