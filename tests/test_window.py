@@ -262,7 +262,7 @@ def test_following_twice_is_following_once():
     model, optimizer, _ = prepared()
     hooks = len(model._forward_pre_hooks)
     assert optimizer.follow(model) is optimizer
-    assert len(model._forward_pre_hooks) == hooks == 1
+    assert len(model._forward_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize("called", ["inner", "outer"])

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from flatsparse.errors import InputError
+from flatsparse.shards import is_sharded
 
 if TYPE_CHECKING:
     from flatsparse.window import SharpnessAware
@@ -42,6 +43,22 @@ def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
             " after fully_shard, which replaces them"
         )
     _Follower(model, optimizer).attach()
+
+
+def unfollow(model: nn.Module | None, optimizer: SharpnessAware) -> None:
+    """Take an optimizer's hooks off a model, or off all that it follows."""
+    for tied in followed(optimizer) if model is None else [model]:
+        for follower in _followers(tied):
+            if follower.follows(tied, optimizer):
+                follower.detach()
+
+
+def enter(model: nn.Module, module: nn.Module, args: Any, optimizer: SharpnessAware) -> None:
+    """A part of a followed model is called by itself: from now on its calls open windows too, this one first."""
+    for follower in _followers(model):
+        if follower.follows(model, optimizer) and not follower.is_inside and not follower.is_on(module):
+            follower.attach_to(module)
+            follower.before_forward(module, args)
 
 
 def followed(optimizer: SharpnessAware) -> list[nn.Module]:
@@ -94,62 +111,125 @@ def frozen_statistics(optimizer: SharpnessAware) -> Iterator[None]:
 
 
 class _Follower:
-    """The hooks of one optimizer on one model."""
+    """The hooks of one optimizer on one model, and on those of its parts that are called by themselves."""
 
     def __init__(self, model: nn.Module | None, optimizer: SharpnessAware | None) -> None:
         self._model = weakref.ref(model) if model is not None else _nobody
         self._class = type(model)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else _nobody
+        self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._pauses: list[ExitStack] = []
+        self._unrecorded = False  # whether the last forward in training mode ran without gradients
+        self._handles: list[Any] = []
+        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []  # where the model holds the optimizer's parameters
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()
         assert model is not None
         assert optimizer is not None
-        handles = [
-            model.register_forward_pre_hook(self.before_forward, prepend=True),
-            model.register_forward_hook(self.after_forward, always_call=True),
-            # torch marks this hook by setting an attribute, which a bound method does not take.
-            model.register_state_dict_post_hook(partial(self.after_state_dict)),
-            model.register_load_state_dict_pre_hook(self.before_load),
-        ]
-        for handle in handles:
-            weakref.finalize(optimizer, handle.remove)  # or each new optimizer would leave one more behind
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        for module in model.modules():
+            own = [(module._parameters, name, p) for name, p in module._parameters.items() if p in held]
+            self._places += [place for place in own if not is_sharded(place[2])]  # those are others while they are gathered
+            if own or module is model:  # a part may be loaded by itself
+                self._keep(module.register_load_state_dict_pre_hook(self.before_load))
+        # torch marks this hook by setting an attribute, which a bound method does not take.
+        self._keep(model.register_state_dict_post_hook(partial(self.after_state_dict)))
+        self.attach_to(model)
         model.__dict__.setdefault("_flatsparse_followers", []).append(self)
         optimizer.__dict__.setdefault("_followed", weakref.WeakSet()).add(model)
         _followed_classes.add(type(getattr(model, "_orig_mod", model)))
 
+    def attach_to(self, module: nn.Module) -> None:
+        """Let the calls of a module open and pause windows."""
+        self._called.add(module)
+        self._keep(module.register_forward_pre_hook(self.before_forward, prepend=True))
+        self._keep(module.register_forward_hook(self.after_forward, always_call=True))
+
+    def _keep(self, handle: Any) -> None:
+        self._handles.append(handle)
+        weakref.finalize(self._optimizer(), handle.remove)  # or each new optimizer would leave one more behind
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if (model := self._model()) is not None:
+            model.__dict__["_flatsparse_followers"].remove(self)
+            if (optimizer := self._optimizer()) is not None:
+                optimizer.__dict__["_followed"].discard(model)
+
     def follows(self, model: nn.Module, optimizer: SharpnessAware) -> bool:
         return self._model() is model and self._optimizer() is optimizer
+
+    def is_on(self, module: nn.Module) -> bool:
+        """Whether a module's calls open windows."""
+        return module in self._called
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a call of the model, or of one of its parts, is running."""
+        return bool(self._pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Follower, (None, None)  # for pickles and deep copies alike
 
-    def _live(self, model: nn.Module) -> SharpnessAware | None:
-        return self._optimizer() if self._model() is model else None
+    def _live(self, module: nn.Module) -> SharpnessAware | None:
+        return self._optimizer() if self.is_on(module) else None
 
     # A traced hook would swap weights once, while it is traced, and never again: dynamo must leave these alone.
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
-    def before_forward(self, model: nn.Module, args: Any) -> None:
-        if (optimizer := self._live(model)) is None:
+    def before_forward(self, module: nn.Module, args: Any) -> None:
+        if (optimizer := self._live(module)) is None:
             return
-        if type(model) is not self._class and hasattr(model, "unshard"):
+        if module is self._model() and type(module) is not self._class and hasattr(module, "unshard"):
             raise InputError(
                 "this model was sharded after it was followed, so its windows would go unseen: make the optimizer and call"
                 " follow (or sparsify) after fully_shard"
             )
         pause = ExitStack()
-        if not torch.is_grad_enabled():
-            pause.enter_context(optimizer._closed())
-        elif model.training:
-            optimizer.before_training_forward()
-        else:
-            optimizer._close()
         self._pauses.append(pause)
+        if module is not self._model() and len(self._pauses) > 1:  # a part, within a call of the whole
+            return
+        trains = module.training and torch.is_grad_enabled()
+        if trains and self._is_recomputed(optimizer):
+            return
+        self._unrecorded = module.training and not trains
+        if trains and optimizer.is_open:
+            return
+        absent = [place for place in self._places if place[0].get(place[1]) is not place[2]]
+        if absent and len(absent) == len(self._places):  # torch.func and torch.export call it with tensors of their own
+            optimizer._missed = (
+                ": the model was called with other tensors in the place of its parameters (torch.func), so take these inside"
+                " optimizer.perturbed(), together with the gradient"
+            )
+        elif trains:
+            optimizer.before_training_forward()
+            if absent and optimizer.is_open:
+                optimizer._warn(
+                    "replaced",
+                    f"{len(absent)} of the {len(self._places)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
+                    " are no longer the model's own, so gradients are not taken at w + e there: make the optimizer anew"
+                    " after parameters were replaced, or take gradients inside optimizer.perturbed()",
+                )
+        elif torch.is_grad_enabled():
+            optimizer.interrupt("an evaluation with gradients on")
+        else:
+            pause.enter_context(optimizer._closed())
+
+    def _is_recomputed(self, optimizer: SharpnessAware) -> bool:
+        """Whether a backward pass runs again what ran without gradients, and so at w. Warns if so."""
+        backward = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
+        if backward and self._unrecorded:
+            optimizer._warn(
+                "recomputed",
+                "the whole model is checkpointed with use_reentrant=True, so its forward runs without gradients, at w, and its"
+                " gradient is not taken at w + e: checkpoint with use_reentrant=False, or parts of the model",
+            )
+        return backward and self._unrecorded
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
-    def after_forward(self, model: nn.Module, args: Any, output: Any) -> None:
-        if self._pauses and self._live(model):  # none when a hook before ours stopped the call
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._pauses and self._live(module):  # none when a hook before ours stopped the call
             self._pauses.pop().close()
 
     def after_state_dict(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
@@ -162,8 +242,8 @@ class _Follower:
                 state[prefix + name] = true[p]
 
     def before_load(self, model: nn.Module, *_: Any) -> None:
-        if (optimizer := self._live(model)) is not None:
-            optimizer._close()
+        if self._model() is not None and (optimizer := self._optimizer()) is not None:
+            optimizer.interrupt("load_state_dict")
 
 
 def _followers(model: nn.Module) -> list[_Follower]:

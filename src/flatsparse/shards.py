@@ -50,28 +50,28 @@ def reshard(model: nn.Module) -> None:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing.
+    """The L2 norm over all tensors together, in float64, on the first one's device; None of nothing.
 
     No host waits for it. Of sharded tensors every process gets the norm of the whole.
     """
     if not tensors:
         return None
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     device = tensors[0].device
     if all(type(t) in PLAIN for t in tensors):
-        return _together(list(tensors), wide)
+        return _together(list(tensors))
     spreads: dict[Any, list[Tensor]] = {}
     for t in tensors:
         spreads.setdefault((t.device_mesh, t.placements) if is_sharded(t) else None, []).append(local(t))  # type: ignore[attr-defined]
     totals = []
     for layout, parts in spreads.items():
-        total = _together(parts, wide).to(device)
+        total = _together(parts).to(device)
         totals.append(total if layout is None else _over_shards(total, *layout))
     return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
 
 
-def _together(tensors: list[Tensor], wide: torch.dtype) -> Tensor:
-    norms = torch._foreach_norm(tensors, 2, dtype=wide)
+def _together(tensors: list[Tensor]) -> Tensor:
+    double = torch.float32 if tensors[0].device.type == "mps" else torch.float64  # whose exponent no square outgrows
+    norms = torch._foreach_norm(tensors, 2, dtype=double)
     device = norms[0].device
     return torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
 

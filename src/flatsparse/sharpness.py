@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from flatsparse import following, kernel
 from flatsparse.errors import InputError, unknown
+from flatsparse.gradient_checks import Inspection, is_inspected
 from flatsparse.masks import MaskedWeight
 from flatsparse.schedules import Schedule
 from flatsparse.seeds import generator
-from flatsparse.shards import spread
+from flatsparse.shards import norm, spread
 from flatsparse.window import NEIGHBOUR, TINY, Look, SharpnessAware
 
 
@@ -134,6 +135,8 @@ class S2SAM(SharpnessAware):
         )
 
     _looks_made = False  # whether the compiled pass has made the neighbours, under the masks as they are
+    _steps_here = 0  # taken since this object was made
+    _inspection: Inspection | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "direction": self.direction, "seed": self.seed, "kernel": self.kernel}
@@ -155,6 +158,7 @@ class S2SAM(SharpnessAware):
 
     def before_training_forward(self) -> None:
         """Open the window: this forward, and its backward, run at w + e."""
+        self._missed = ""
         self._open()
 
     # u lives in the optimizer's state, beside momentum, so that every tool that saves or shards state finds it.
@@ -170,6 +174,7 @@ class S2SAM(SharpnessAware):
         if p in self.state:
             self.state[p].pop(NEIGHBOUR, None)
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced step would make neighbours once; the base's may be compiled
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take the base's step from w with the gradient found at w + e, then make the next neighbour.
@@ -182,12 +187,11 @@ class S2SAM(SharpnessAware):
             with torch.enable_grad(), self.perturbed():
                 loss = closure()
         self._close()
+        self._end_checks()
         if not self._looked and self._made and self._gradients():
-            self._warn(
-                "unperturbed",
-                f"two steps without a perturbed forward, so this is plain {type(self.base).__name__}: call"
-                " optimizer.follow(model), or run forward and backward inside optimizer.perturbed()",
-            )
+            cure = ": call optimizer.follow(model), or run forward and backward inside optimizer.perturbed()"
+            plain = f"two steps without a perturbed forward, so this is plain {type(self.base).__name__}"
+            self._warn("unperturbed", plain + (self._missed or cure))
         self._looked = False
         self._advance()
         dense: Tensors = {}
@@ -199,6 +203,7 @@ class S2SAM(SharpnessAware):
             self._looks_made = False
             Optimizer.profile_hook_step(self._step_and_look)(self.base)
             if self._looks_made:
+                self._begin_checks()
                 return loss
         else:
             self.base.step()
@@ -211,7 +216,21 @@ class S2SAM(SharpnessAware):
                 if p in self._masked:
                     self._masked[p].zero_outside(d)
         self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
+        self._begin_checks()
         return loss
+
+    def _begin_checks(self) -> None:
+        """Watch the coming step, if it is one of those that are watched and its forward shall be perturbed."""
+        self._steps_here += 1
+        if is_inspected(self._steps_here + 1) and self._made:
+            self._inspection = Inspection(self)
+
+    def _end_checks(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+        if self._inspection is not None:
+            self._inspection.end(self)
+        self._watch = self._inspection = None
 
     def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
         """Keep directions within masks; neighbours made under others no longer count."""
@@ -238,7 +257,7 @@ class S2SAM(SharpnessAware):
         length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
         for group, live, gradients, momenta, neighbours in rows:
             group["neighbour_rho"] = rho = self._radius(group)
-            kernel.step(group, live, gradients, momenta, neighbours, rho / (length + TINY))
+            kernel.step(group, live, gradients, momenta, neighbours, rho / max(length, TINY))
             looks = dict(zip(live, neighbours, strict=True))
             made += [(p, u, None) for p, u in looks.items()]
             for p in group["params"]:
@@ -302,6 +321,7 @@ class SAM(SharpnessAware):
                 self._neighbours.clear()
                 self._fresh = []
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take a step with the gradient at w + e.

@@ -18,12 +18,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from flatsparse import following
 from flatsparse.errors import InputError, check_finite
+from flatsparse.gradient_checks import ArrivalWatch
 from flatsparse.masks import Mark, MaskedWeight, mark
 from flatsparse.schedules import Schedule
 from flatsparse.shards import is_sharded, local, norm, reshard, whole
+from flatsparse.wrappers import check_dense, check_hooks, needs_closure
 
 NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
-TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below the norm of any other
+TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
 
 Look = tuple[nn.Parameter, Tensor, Tensor | None]  # a parameter, what it shows in turn, and where, if not everywhere
 
@@ -35,7 +37,8 @@ class SharpnessAware(Optimizer):
         base: the optimizer that takes the step, an instance. Its ``param_groups`` and ``state`` are shared.
         rho: the radius ρ, the norm of the perturbation over all groups together; a group may carry its own, and the
             norm of the direction is taken over the groups whose ρ is not 0. A schedule, a function of the step such as
-            ``flatsparse.schedules.Cosine(0.1, 0.0, until=1000)``, is for all groups without a ρ of their own.
+            ``flatsparse.schedules.Cosine(0.1, 0.0, until=1000)``, is for all groups without a ρ of their own. Its key in
+            a group is ``rho``, or ``sam_rho`` where the base has a ``rho`` that means something else (Adadelta's decay).
         adaptive: scale each weight's share of the perturbation by the weight (ASAM: Kwon et al. 2021, sec. 3):
             ``e = ρ T² d / ‖T d‖`` with ``T = |w| + η``, for biases too (the published code leaves them unscaled). Useful
             ρ are some ten times as large.
@@ -47,7 +50,8 @@ class SharpnessAware(Optimizer):
         in_place: let a window exchange contents instead of storage, for what holds on to addresses, such as a captured
             CUDA graph; costs two more passes over the weights. Sharded parameters (FSDP2) are always treated so.
 
-    Raises: InputError when the base is not an optimizer instance, or ρ is negative or not finite.
+    Raises: InputError when the base is not an optimizer instance, needs a closure (LBFGS), takes sparse gradients only or
+        holds complex parameters, or ρ is negative or not finite.
     """
 
     def __init__(
@@ -64,22 +68,33 @@ class SharpnessAware(Optimizer):
         if not isinstance(base, Optimizer) or isinstance(base, SharpnessAware):
             got = base.__name__ if isinstance(base, type) else type(base).__name__
             raise InputError(f"base is {got}: give an instance of a plain optimizer, e.g. torch.optim.SGD(..., lr=0.1)")
+        check_hooks(base)
+        check_dense(base)
+        if needs_closure(base):
+            raise InputError(
+                f"{type(base).__name__} takes several gradients a step, each of which would need a direction of its own:"
+                " give a base that takes one, e.g. torch.optim.SGD"
+            )
         self._schedule = rho if callable(rho) else None
         first = rho(1) if callable(rho) else rho
         check_finite("rho", first)
         check_finite("eta", eta)
         if compact and not mask_perturbation:
             raise InputError("compact keeps neighbours of live weights only: it cannot go with mask_perturbation=False")
+        self._key = "sam_rho" if "rho" in base.defaults else "rho"
         for group in base.param_groups:
-            check_finite("rho", group.get("rho", first))
-            group.setdefault("rho_scheduled", "rho" not in group)
-            group.setdefault("rho", first)
-        super().__init__(base.param_groups, {**base.defaults, "rho": first})
+            self._check_group(group, first)
+            group.setdefault("rho_scheduled", self._key not in group)
+            group.setdefault(self._key, first)
+        super().__init__(base.param_groups, {**base.defaults, self._key: first})
         self.base = base
         self.mask_perturbation, self.compact, self.in_place = mask_perturbation, compact, in_place
         self.adaptive, self.eta = adaptive, eta
         self._window: list[Look] = []  # the true w of every perturbed parameter, while open
         self._looked = False  # whether a perturbed forward has run since the last step
+        self._missed = ""  # why a forward of a followed model was not perturbed
+        self._versions: list[int] = []  # of the perturbed parameters, when the window opened
+        self._watch: ArrivalWatch | None = None  # of gradients that come after the window was closed from outside
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
         self._fresh: list[tuple[Look, Mark]] = []  # the neighbours as they were made, with a mark of each w
@@ -103,46 +118,65 @@ class SharpnessAware(Optimizer):
 
     def _radius(self, group: dict[str, Any]) -> float:
         """A group's ρ; a group that was added to the base, or loaded from it, has ours."""
-        if "rho" not in group:
+        if self._key not in group:
             looks = self.param_groups[0].get("looks", 0)
-            group["rho"] = self.defaults["rho"] if self._schedule is None else self._schedule(looks + 1)
+            group[self._key] = self.defaults[self._key] if self._schedule is None else self._schedule(looks + 1)
             group["rho_scheduled"] = True
-        rho: float = group["rho"]
+        rho: float = group[self._key]
         return rho
+
+    def _check_group(self, group: dict[str, Any], rho: float = 0.0) -> None:
+        """Raise InputError for a group whose ρ, or whose parameters, a perturbation cannot have."""
+        if check_finite("rho", group.get(self._key, rho)) and any(p.is_complex() for p in group["params"]):
+            raise InputError("complex parameters cannot be perturbed: give their group rho=0, or hold them as pairs of reals")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may carry its own ``rho``."""
         if "base" not in self.__dict__:  # torch's constructor adopts the base's groups through this method
             super().add_param_group(param_group)
             return
-        if "rho" in param_group:
-            check_finite("rho", param_group["rho"])
-        self.base.add_param_group(param_group)
+        given = param_group["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        self._check_group({**param_group, "params": [p[1] if isinstance(p, tuple) else p for p in params]}, self.defaults[self._key])
+        self.base.add_param_group({**param_group, "params": params})
         for group in self.param_groups:
             self._radius(group)
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch.optim does
     def state_dict(self) -> dict[str, Any]:
         """The base's state with each neighbour u in it; the same inside a window as outside."""
-        if not self._window:
-            return self.base.state_dict()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        inside = self.is_open
         with self._closed():
             state = self.base.state_dict()
-            # Where contents are exchanged, w is about to stand in the place of u again.
-            inside = {key: _with_copy(entry, NEIGHBOUR) for key, entry in state["state"].items()}
-            return {**state, "state": inside}
+            if inside:
+                # Where contents are exchanged, w is about to stand in the place of u again.
+                state["state"] = {key: _with_copy(entry, NEIGHBOUR) for key, entry in state["state"].items()}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer, or of its base alone (then the first step is unperturbed again)."""
         self._close()
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
         self.base.load_state_dict(state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        chosen = ("defaults", "base", "mask_perturbation", "compact", "in_place", "adaptive", "eta", "_schedule")
-        return {name: self.__dict__[name] for name in (*chosen, "_window", "_looked", "_warned", "_made", "_drops")}
+        chosen = ("defaults", "base", "mask_perturbation", "compact", "in_place", "adaptive", "eta", "_schedule", "_key")
+        now = ("_window", "_looked", "_missed", "_warned", "_made", "_drops")
+        return {name: self.__dict__[name] for name in (*chosen, *now)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Masks and followed models attach themselves anew; marks are those of the originals.
-        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_fresh": [], "_shut": False})
+        super().__setstate__({**state, "_masked": {}, "_neighbours": {}, "_fresh": [], "_shut": False, "_watch": None})
+        self._versions = [p._version for p, _, _ in self._window]
         self._share()
 
     # -- the window -----------------------------------------------------------------------------------------------
@@ -152,6 +186,14 @@ class SharpnessAware(Optimizer):
         following.follow(model, self)
         return self
 
+    def unfollow(self, model: nn.Module | None = None) -> None:
+        """Take the hooks off a model (all that are followed, by default), which then can be scripted or exported strictly.
+
+        An open window closes. ``follow`` ties it again.
+        """
+        self._close()
+        following.unfollow(model, self)
+
     def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
         """Keep directions within masks: those of ``sparsify``, by parameter."""
         self._close()  # whoever confines is about to write the true weights
@@ -160,7 +202,10 @@ class SharpnessAware(Optimizer):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """A context in which the parameters hold w + e, for loops of one's own; on exit w is back, bit for bit."""
+        """A context in which the parameters hold w + e, for loops of one's own; on exit w is back, bit for bit.
+
+        Forward and backward both belong inside: what autograd keeps of a parameter it reads again in the backward pass.
+        """
         self._open()
         try:
             yield
@@ -178,11 +223,26 @@ class SharpnessAware(Optimizer):
             self._shut = False
 
     def train(self) -> None:
-        """Nothing to do; here because some trainers call it (the convention of schedule-free optimizers)."""
+        """Pass the call on to a base that has the method (the convention of schedule-free optimizers)."""
+        self.interrupt("optimizer.train()")
+        getattr(self.base, "train", lambda: None)()
 
     def eval(self) -> None:
-        """Make the parameters hold the true w, by closing the window."""
+        """Make the parameters hold the true w, by closing the window; then pass the call on, as ``train`` does."""
+        self.interrupt("optimizer.eval()")
+        getattr(self.base, "eval", lambda: None)()
+
+    def interrupt(self, cause: str) -> None:
+        """Close a window that a forward has used. A gradient that comes after that belongs to no point: it is warned of."""
+        perturbed = [p for p, _, _ in self._window]
         self._close()
+        if perturbed and self._looked and self._watch is None:
+            self._watch = ArrivalWatch(
+                perturbed,
+                self,
+                f"{cause} came between a forward at w + e and its backward, whose gradient then belongs to no point: take"
+                " the backward first, or evaluate under torch.no_grad()",
+            )
 
     @property
     def is_open(self) -> bool:
@@ -202,6 +262,7 @@ class SharpnessAware(Optimizer):
         if self._window or self._shut:
             return
         self._window = self._exchange(self._as_made() or self._found())
+        self._versions = [p._version for p, _, _ in self._window]
         self._looked |= bool(self._window)
 
     def _found(self) -> list[Look]:
@@ -225,6 +286,14 @@ class SharpnessAware(Optimizer):
         return looks
 
     def _close(self) -> None:
+        if not self._window:
+            return
+        if [p._version for p, _, _ in self._window] != self._versions:
+            self._warn(
+                "written",
+                "weights were written to while they held w + e, and the write is lost: write them after optimizer.step(),"
+                " or call optimizer.eval() before",
+            )
         self._exchange(self._window)
         self._window = []
 
@@ -246,6 +315,8 @@ class SharpnessAware(Optimizer):
                 reshard(model)
         turned: list[Look] = []
         for p, other, where in looks:
+            if other.dtype != p.dtype or other.device != p.device:  # the model was moved or cast inside a window
+                other = other.to(p.device, p.dtype)
             if where is None and not self.in_place and not is_sharded(p):
                 before = p.data
                 p.data = other
@@ -306,7 +377,7 @@ class SharpnessAware(Optimizer):
             assert length is not None
             kind = rho, p.device, p.dtype
             if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
-                scale = (rho / (length + TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind[1:])
+                scale = (rho / length.clamp(min=TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind[1:])
                 scales[kind] = scale.neg_() if downhill else scale
             w, out = _take(local(p).detach(), where), local(u)
             if self.adaptive:
