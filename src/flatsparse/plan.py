@@ -60,7 +60,7 @@ class Plan:
                 return room
         scores = self.initial(masks, model)
         if self.pattern is not None:
-            return {name: self.pattern.keep(s, name) for name, s in scores.items()}
+            return {w.name: self.pattern.keep(scores[w.name], w.name, w.inputs_first) for w in masks}
         counts = self.distribution(scores, masks.budget(self.sparsity))
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
