@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{name}' ({nearest(name, known)})")
 
 
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """A number of any kind (numpy's, a tensor without dimensions) as Python's own; NaN for what is none."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
@@ -36,7 +37,7 @@ def _number(value: Any) -> float:
 
 def check_sparsity(sparsity: float) -> float:
     """The sparsity, or an error when it is not a fraction in [0, 1)."""
-    number = _number(sparsity)
+    number = as_number(sparsity)
     if not 0 <= number < 1:
         raise InputError(
             f"sparsity {sparsity} is not in [0, 1): give the fraction of prunable weights that shall be zero, e.g. 0.9"
@@ -46,8 +47,8 @@ def check_sparsity(sparsity: float) -> float:
 
 def check_finite(name: str, value: float, *, minimum: float = 0.0, above: bool = False) -> float:
     """The value, or an error when it is not a finite number of at least (or, with ``above``, over) ``minimum``."""
-    number = _number(value)
-    if not math.isfinite(number) or number < minimum or (above and number == minimum):
+    number = as_number(value)
+    if not abs(number) <= sys.float_info.max or number < minimum or (above and number == minimum):
         wanted = f"over {minimum:g}" if above else f"of at least {minimum:g}"
         raise InputError(f"{name} {value} is not usable: give a finite number {wanted}")
     return float(number)
@@ -55,7 +56,7 @@ def check_finite(name: str, value: float, *, minimum: float = 0.0, above: bool =
 
 def check_fraction(name: str, value: float) -> float:
     """The value, or an error when it is not in [0, 1]."""
-    number = _number(value)
+    number = as_number(value)
     if not 0 <= number <= 1:
         raise InputError(f"{name} {value} is not usable: give a fraction in [0, 1]")
     return float(number)
@@ -63,7 +64,7 @@ def check_fraction(name: str, value: float) -> float:
 
 def check_count(name: str, value: int, *, minimum: int = 1) -> int:
     """The value, or an error when it is not a whole number of at least ``minimum``."""
-    number = _number(value)
+    number = as_number(value)
     if not isinstance(number, int) or number < minimum:
         raise InputError(f"{name} {value} is not usable: give a whole number of at least {minimum}")
     return number

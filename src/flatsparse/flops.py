@@ -25,8 +25,11 @@ from flatsparse.masks import Masks
 from flatsparse.methods import as_method, sparsity_for
 from flatsparse.plan import Method, Plan
 from flatsparse.rules import Rule
+from flatsparse.schedules import DueSteps
 from flatsparse.selection import budget
 from flatsparse.thinning import Explore
+
+WALKED = 10_000  # so many updates that change counts are walked one by one in an estimate
 
 
 @dataclass(frozen=True)
@@ -337,10 +340,11 @@ def estimate(
 ) -> Estimate:
     """What a run of a method will cost, without training and without its data.
 
-    The plan is walked step by step with each layer's count of live weights. Counts are exact wherever they follow from
-    shapes. What hangs on trained weights or data is taken as if scores were drawn by chance: a ranking of the whole net
-    then prunes all layers, or groups of channels, alike, and a rule without ``counts`` (growth shared out anew, as in DSR
-    and SNFS) leaves every layer its own.
+    The plan is walked from update to update with each layer's count of live weights: one by one up to ``WALKED`` updates
+    that change counts; of more, about as many, evenly, and a forward pass between two costs the mean of theirs. Counts are
+    exact wherever they follow from shapes. What hangs on trained weights or data is taken as if scores were drawn by
+    chance: a ranking of the whole net then prunes all layers, or groups of channels, alike, and a rule without ``counts``
+    (growth shared out anew, as in DSR and SNFS) leaves every layer its own.
 
     Args:
         model: the network; on the ``meta`` device it takes no memory.
@@ -408,19 +412,34 @@ class _Walk:
 
     def take(self, steps: int) -> None:
         """So many steps more, as ``SparseTraining`` takes them: no rule acts at the very first."""
-        momentum = self.plan.momentum is not None
-        undisturbed = self._step((), momentum)
-        for step in range(self.steps + 1, self.steps + steps + 1):
-            due = [rule for rule in self.plan.rules if step > 1 and rule.when(step)] if self.plan.rules else []
-            self.spent += self._step(due, momentum) if due else undisturbed
-            for rule in due:
+        first, last = max(2, self.steps + 1), self.steps + steps
+        changing = [rule for rule in self.plan.rules if isinstance(rule, Explore) or hasattr(rule, "counts")]
+        changes = DueSteps([rule.when for rule in changing], first, last)
+        dense = DueSteps([rule.when for rule in self.plan.rules if rule.dense_gradient], first, last)
+        stride = math.ceil(changes.count(0, last) / WALKED) or 1
+        before = self.forward
+        for step in changes.thinned(stride):
+            if stride == 1:  # the update's own step is taken under the masks before it
+                self._spend(before, step, dense)
+            for rule in changing:
+                if not rule.when(step):
+                    continue
                 if isinstance(rule, Explore):
                     self.live = self._thinned(rule.removed_by(step))
-                elif hasattr(rule, "counts"):
-                    self.live = rule.counts(self.scores, self.live, step)
-            if due:
-                undisturbed = self._step((), momentum)
-        self.steps += steps
+                else:
+                    self.live = rule.counts(self.scores, self.live, step)  # type: ignore[attr-defined]  # see above
+            if stride > 1:
+                self._spend((before + self.forward) / 2, step, dense)
+            before = self.forward
+        self._spend(before, last, dense)
+
+    def _spend(self, forward: float, until: int, dense: DueSteps) -> None:
+        """The steps up to one, all with such a forward pass; those at which a dense gradient is read cost more."""
+        steps = until - self.steps
+        reads = steps if self.plan.momentum is not None else dense.count(self.steps, until)
+        for taken, dearer in ((steps - reads, False), (reads, True)):
+            self.spent += taken * step_flops(forward, self.cost.dense, self.passes, (), momentum=dearer)
+        self.steps = until
 
     def _thinned(self, removed: float) -> dict[str, int]:
         """Live weights where so many channels are gone, of every group alike, and all others are live."""
@@ -429,6 +448,3 @@ class _Walk:
         for g, count in zip(self.widths, self.plan.thinning.alike(self.widths, removed), strict=True):
             g.live = torch.arange(g.group.size) < count
         return {name: int(room.sum()) for name, room in self.widths.masks(self.shapes).items()}
-
-    def _step(self, due: Sequence[Rule], momentum: bool) -> float:
-        return step_flops(self.forward, self.cost.dense, self.passes, due, momentum)

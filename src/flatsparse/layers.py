@@ -169,8 +169,8 @@ def chosen(
 def span(tensor: Tensor) -> tuple[int, int]:
     """The bytes of its storage from where to where a strided tensor lies."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset() * tensor.element_size()
-    return start, start + extent * tensor.element_size()
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return start, start + int(extent) * tensor.element_size()
 
 
 def _convolutions(modules: Modules) -> dict[str, nn.modules.conv._ConvNd]:
@@ -234,7 +234,7 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
     why = [f"a parametrization owns {_listed(owned)}"] * bool(owned)
     why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
     warnings.warn(
-        f"{share:.0%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
+        f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
         " layers that shall be sparse, or in exclude= to leave them dense without this warning",
         stacklevel=4,
     )
