@@ -1,7 +1,8 @@
-"""How a budget of live weights is shared out between layers. Every layer keeps at least one weight."""
+"""How a budget of live weights is shared out between layers. Every layer that has weights keeps at least one."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -22,9 +23,10 @@ def uniform(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
 def erdos_renyi(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """Density in proportion to ``(n_in + n_out)/(n_in·n_out)`` (SET: Mocanu et al. 2018, eq. 3), capped at dense.
 
-    A convolution counts its channels only; the kernel's positions all get the channels' density.
+    A convolution counts its channels only; the kernel's positions all get the channels' density. Of a layer with groups
+    these are the outputs and the inputs of one group; it matters not which of them a layer stores first.
     """
-    return _share(scores, total, lambda s: s.numel() * (s.shape[0] + s.shape[1]) / (s.shape[0] * s.shape[1]))
+    return _share(scores, total, lambda s: math.prod(s.shape[2:]) * (s.shape[0] + s.shape[1]))
 
 
 def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
@@ -41,17 +43,17 @@ def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
 
     A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
     """
-    check_budget(total, sum(s.numel() for s in scores.values()), len(scores))
+    caps = [s.numel() for s in scores.values()]
+    check_budget(total, sum(caps), sum(map(bool, caps)))
     kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
     counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
-    if emptied := [name for name, count in zip(scores, counts, strict=True) if count == 0]:
+    if emptied := [name for name, count, cap in zip(scores, counts, caps, strict=True) if count == 0 < cap]:
         warnings.warn(
             f"the largest scores leave {len(emptied)} layers without a live weight; each keeps its best one:"
             f" {', '.join(emptied)}",
             stacklevel=2,
         )
-    caps = [s.numel() for s in scores.values()]
-    return dict(zip(scores, apportion(total, counts, caps, [1] * len(caps)), strict=True))
+    return dict(zip(scores, apportion(total, counts, caps, [min(1, cap) for cap in caps]), strict=True))
 
 
 DISTRIBUTIONS: dict[str, Distribution] = {
@@ -64,9 +66,9 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 def _share(scores: Mapping[str, Tensor], total: int, weight: Callable[[Tensor], float]) -> dict[str, int]:
     caps = [s.numel() for s in scores.values()]
-    check_budget(total, sum(caps), len(caps))
+    check_budget(total, sum(caps), sum(map(bool, caps)))
     weights = [weight(s) for s in scores.values()]
-    return dict(zip(scores, apportion(total, weights, caps, [1] * len(caps)), strict=True))
+    return dict(zip(scores, apportion(total, weights, caps, [min(1, cap) for cap in caps]), strict=True))
 
 
 def check_budget(total: int, whole: int, layers: int) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -23,33 +26,45 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{name}' ({nearest(name, known)})")
 
 
+def as_number(value: Any) -> float:
+    """A number of any kind (numpy's, a tensor without dimensions) as Python's own; NaN for what is none."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+
+
 def check_sparsity(sparsity: float) -> float:
     """The sparsity, or an error when it is not a fraction in [0, 1)."""
-    if not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
+    number = as_number(sparsity)
+    if not 0 <= number < 1:
         raise InputError(
             f"sparsity {sparsity} is not in [0, 1): give the fraction of prunable weights that shall be zero, e.g. 0.9"
         )
-    return float(sparsity)
+    return float(number)
 
 
 def check_finite(name: str, value: float, *, minimum: float = 0.0, above: bool = False) -> float:
     """The value, or an error when it is not a finite number of at least (or, with ``above``, over) ``minimum``."""
-    number = isinstance(value, (int, float)) and math.isfinite(value)
-    if not number or value < minimum or (above and value == minimum):
+    number = as_number(value)
+    if not abs(number) <= sys.float_info.max or number < minimum or (above and number == minimum):
         wanted = f"over {minimum:g}" if above else f"of at least {minimum:g}"
         raise InputError(f"{name} {value} is not usable: give a finite number {wanted}")
-    return float(value)
+    return float(number)
 
 
 def check_fraction(name: str, value: float) -> float:
     """The value, or an error when it is not in [0, 1]."""
-    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+    number = as_number(value)
+    if not 0 <= number <= 1:
         raise InputError(f"{name} {value} is not usable: give a fraction in [0, 1]")
-    return float(value)
+    return float(number)
 
 
 def check_count(name: str, value: int, *, minimum: int = 1) -> int:
     """The value, or an error when it is not a whole number of at least ``minimum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    number = as_number(value)
+    if not isinstance(number, int) or number < minimum:
         raise InputError(f"{name} {value} is not usable: give a whole number of at least {minimum}")
-    return value
+    return number

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from flatsparse.layers import inputs_first, outputs_first, prunable
 
 # Ours: every layer keeps a weight, so none is ever empty (layer collapse: Tanaka et al. 2020); one that has lost so many
 # filters is as good as that.
@@ -17,7 +19,7 @@ class Health:
     """What masks leave of a net's filters.
 
     Attributes:
-        dead: filters (rows of a weight's first dimension) without a live weight, whose output is constant.
+        dead: filters (all weights of one output) without a live weight, whose output is constant.
         filters: all of them.
         collapsed: of each layer that has lost more than ``COLLAPSED`` of its filters, the share it lost.
     """
@@ -27,20 +29,23 @@ class Health:
     collapsed: dict[str, float]
 
 
-def health(masks: Mapping[str, Tensor]) -> Health:
+def health(masks: Mapping[str, Tensor], model: nn.Module) -> Health:
     """Count dead filters and collapsed layers.
 
     Args:
         masks: bool, by the weight's name, as in ``SparseTraining.masks``.
+        model: the network, whose layers say which dimension of a weight is its outputs.
 
     >>> import torch
-    >>> health({"fc.weight": torch.tensor([[True, False], [False, False]])})
+    >>> health({"weight": torch.tensor([[True, False], [False, False]])}, nn.Linear(2, 2))
     Health(dead=1, filters=2, collapsed={})
     """
-    dead = {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}
-    share = {name: count / len(masks[name]) for name, count in dead.items()}
+    owners = {name: module for name, (_, module) in prunable(model).items()}
+    live = {name: outputs_first(mask, inputs_first(owners[name])).flatten(1).any(1) for name, mask in masks.items()}
+    dead = {name: int((~some).sum()) for name, some in live.items()}
+    share = {name: count / len(live[name]) for name, count in dead.items()}
     collapsed = {name: lost for name, lost in share.items() if lost > COLLAPSED}
-    return Health(sum(dead.values()), sum(map(len, masks.values())), collapsed)
+    return Health(sum(dead.values()), sum(map(len, live.values())), collapsed)
 
 
 def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flatsparse.layers import plain_names
+from flatsparse.layers import inputs_first, outputs_first, plain_names, prunable
 from flatsparse.seeds import generator
 
 Weights = dict[str, Tensor]
@@ -17,7 +17,7 @@ Plane = tuple[Weights, Weights]
 def direction(model: nn.Module, *path: int | str, masks: Mapping[str, Tensor] | None = None) -> Weights:
     """A random direction whose filters are as long as the model's (Li et al. 2018, sec. 4, "filter-wise normalization").
 
-    Gaussian; each filter, a slice of the first dimension, is scaled to the norm of the weights' own. A filter whose
+    Gaussian; each filter, all weights of one output, is scaled to the norm of the weights' own. A filter whose
     weights are all 0, such as one that is pruned away, stays where it is, and so do vectors: biases and norms.
 
     Args:
@@ -35,6 +35,7 @@ def direction(model: nn.Module, *path: int | str, masks: Mapping[str, Tensor] | 
     """
     named = list(model.named_parameters())
     plain = plain_names([name for name, _ in named])
+    stored = {name: inputs_first(module) for name, (_, module) in prunable(model).items()}
     found = {}
     for short, (name, p) in zip(plain, named, strict=True):
         if p.ndim < 2:
@@ -43,8 +44,11 @@ def direction(model: nn.Module, *path: int | str, masks: Mapping[str, Tensor] | 
         noise = torch.randn(p.shape, generator=generator(*path, short)).to(weight)
         if masks is not None and short in masks:
             noise = torch.where(masks[short].to(weight.device), noise, 0)
+        groups = stored.get(short, 0)
+        weight, noise = outputs_first(weight, groups), outputs_first(noise, groups)
         scale = _filter_norms(weight) / _filter_norms(noise)
-        found[name] = noise * torch.where(scale.isfinite(), scale, 0)  # a filter without live weights has no direction
+        scaled = noise * torch.where(scale.isfinite(), scale, 0)  # a filter without live weights has no direction
+        found[name] = outputs_first(scaled, groups)
     return found
 
 

@@ -1,16 +1,28 @@
-"""Which layers of a model are made sparse: by kind, by name, and by what the literature leaves dense."""
+"""The layers of a model: which are made sparse, and which way round their weights are stored."""
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import itertools
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from flatsparse.errors import InputError, nearest, unknown
+from flatsparse.shards import local
 
 # Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
-PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+# Layers of whose matrices nobody need be told that they stay dense.
+DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+NOTICED = 0.1  # other matrices that stay dense are told of from this share of all on (ours)
 
 Pattern = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
 Modules = Mapping[str, nn.Module]  # the layers that have a weight, by the weight's plain name, in the model's order
@@ -52,15 +64,84 @@ PRESETS: dict[str, tuple[Callable[[Modules], set[str]], ...]] = {
 
 
 def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
-    """Every matrix of a model by its plain name, with the module that owns it; made sparse by default are ``PRUNABLE``."""
-    owners = {
-        f"{prefix}.{name}" if prefix else name: module
-        for prefix, module in model.named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    named = list(model.named_parameters())  # a tied weight goes by its first name
+    """Every matrix of a model by its plain name, with the module that owns it.
+
+    A weight that several modules share goes by its first name; where one of them is not made sparse by default, such as
+    an embedding, that one owns it. What has no entries is no matrix, nor are biases of any shape and the lengths of a
+    weight normalization.
+
+    Raises: InputError for a lazy layer, whose weight has no shape yet.
+    """
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for module in model.modules():
+        for leaf, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(p), []).append((leaf, module))
+    named = list(model.named_parameters())
     plain = plain_names([name for name, _ in named])
-    return {short: (p, owners[name]) for short, (name, p) in zip(plain, named, strict=True) if p.ndim >= 2}
+    if lazy := [name for name, (_, p) in zip(plain, named, strict=True) if is_lazy(p)]:
+        raise InputError(f"'{lazy[0]}' has no shape yet: run one batch through the model before it is made sparse")
+    found = {}
+    for name, (_, p) in zip(plain, named, strict=True):
+        if p.ndim >= 2 and p.numel() and not any(_is_vector(*owner) for owner in owners[id(p)]):
+            dense = [module for leaf, module in owners[id(p)] if not by_default(leaf, module)]
+            found[name] = p, (dense or [module for _, module in owners[id(p)]])[0]
+    return found
+
+
+def by_default(name: str, module: nn.Module) -> bool:
+    """Whether the matrix of this name that a module owns is made sparse when no layers are named."""
+    return (isinstance(module, PRUNABLE) or _is_conv1d(module)) and not _is_normed(name, module)
+
+
+def inputs_first(module: nn.Module) -> int:
+    """How many groups of inputs the weight of a layer begins with that stores its inputs first; 0 for all other layers.
+
+    Most layers store (outputs, inputs, …). Transposed convolutions store (inputs, outputs/groups, …), and the Conv1D of
+    transformers (inputs, outputs). The rows of an embedding count as its outputs, as in the linear layer that it may
+    be tied to.
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.groups
+    return int(_is_conv1d(module))
+
+
+def outputs_first(values: Tensor, groups: int) -> Tensor:
+    """A weight, or what has its shape, turned to (outputs, inputs, …); turned once more it is as it was.
+
+    Args:
+        values: as the layer stores its weight.
+        groups: see ``inputs_first``.
+
+    >>> outputs_first(torch.zeros(6, 2, 5), groups=3).shape  # the groups have 2 inputs and 2 outputs each
+    torch.Size([6, 2, 5])
+    >>> outputs_first(torch.zeros(6, 2, 5), groups=1).shape
+    torch.Size([2, 6, 5])
+    """
+    return values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if groups else values
+
+
+def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
+    """The pairs of names whose tensors are distinct and lie on common memory, as after ``a.data = b.data``.
+
+    Each is stepped, masked and perturbed by itself, so that no mask of one holds. Tensors without memory, such as
+    those on ``meta``, have none in common.
+
+    >>> a, b = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2, 3))
+    >>> b.data = a.data.T
+    >>> shared_storage({"a": a, "b": b}.items())
+    [('a', 'b')]
+    """
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in {id(t): (n, t) for n, t in reversed(list(named))}.values():
+        place = _storage(tensor)
+        if place is not None:
+            by_storage.setdefault(place, []).insert(0, (name, local(tensor.detach())))
+    return [
+        (one, other)
+        for sharing in by_storage.values()
+        for (one, a), (other, b) in itertools.combinations(sharing, 2)
+        if _overlap(a, b)
+    ]
 
 
 def chosen(
@@ -71,18 +152,112 @@ def chosen(
     Args:
         modules: of every matrix; see ``prunable``.
         layers: a name in ``PRESETS``, for what is left dense.
-        include: names or kinds of what is made sparse instead of every ``PRUNABLE`` layer.
+        include: names or kinds of what is made sparse instead of every layer that is by default.
         exclude: names or kinds of what is left dense besides.
 
     Raises: InputError for an unknown preset, and for a pattern that matches nothing.
     """
     if layers not in PRESETS:
         raise unknown("choice of layers", layers, PRESETS)
-    default = {name: module for name, module in modules.items() if isinstance(module, PRUNABLE)}
-    names = _matching(include, modules, "include") if include else set(default)
+    default = {name: module for name, module in modules.items() if by_default(name, module)}
+    names = matching(include, modules, "include") if include else set(default)
     for left_dense in PRESETS[layers]:
         names -= left_dense(default)
-    return names - _matching(exclude, modules, "exclude")
+    return names - matching(exclude, modules, "exclude")
+
+
+def span(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage from where to where a strided tensor lies."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return start, start + int(extent) * tensor.element_size()
+
+
+def _convolutions(modules: Modules) -> dict[str, nn.modules.conv._ConvNd]:
+    return {name: module for name, module in modules.items() if isinstance(module, nn.modules.conv._ConvNd)}
+
+
+def _fits(pattern: Pattern, name: str, module: nn.Module) -> bool:
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    told = name, name.rpartition(".")[0], type(module).__name__
+    return any(fnmatch.fnmatchcase(text, pattern) for text in told)
+
+
+def check_exact(name: str, module: nn.Module) -> None:
+    """Raise InputError when zeros of a matrix are not zeros of the weight that its parametrization makes of it.
+
+    Tried out: with every other entry of a copy at 0, and its first row, the made weight must be 0 there and finite.
+    """
+    leaf = name.rpartition(".")[2]
+    if _is_normed(leaf, module):
+        exact = False
+    elif not isinstance(module, ParametrizationList) or (tensor := getattr(module, leaf)).is_meta:
+        return
+    else:
+        twin = copy.deepcopy(module).eval()
+        mask = (torch.arange(tensor.numel(), device=tensor.device) % 2 == 0).view(tensor.shape)
+        mask[0] = False
+        with torch.no_grad():
+            getattr(twin, leaf).copy_(torch.where(mask, tensor, 0))
+            made = twin()
+        exact = made.shape == tensor.shape and bool((made.isfinite() & (mask | (made == 0))).all())
+    if not exact:
+        raise InputError(
+            f"'{name}' is no weight but what a parametrization makes one of, and zeros in it are not zeros of the weight"
+            " (a row of zeros may be NaN): remove the parametrization first (torch.nn.utils.remove_weight_norm, or"
+            " parametrize.remove_parametrizations)"
+        )
+
+
+def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense: Iterable[str]) -> None:
+    """Tell once of matrices that stay dense although nobody asked for it.
+
+    These are what parametrizations own, and matrices of unknown kinds that are ``NOTICED`` of all.
+
+    Args:
+        matrices: see ``prunable``.
+        dense: the names of those that are trained and were neither chosen nor left out by name.
+    """
+    owned = [name for name in dense if _is_owned(name, matrices[name][1])]
+    other = [
+        name
+        for name in dense
+        if name not in owned and not isinstance(matrices[name][1], DENSE) and not by_default(name, matrices[name][1])
+    ]
+    whole = sum(p.numel() for p, _ in matrices.values())
+    if sum(matrices[name][0].numel() for name in other) < NOTICED * whole:
+        other = []
+    if not owned + other:
+        return
+    share = sum(matrices[name][0].numel() for name in owned + other) / whole
+    why = [f"a parametrization owns {_listed(owned)}"] * bool(owned)
+    why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
+    warnings.warn(
+        f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
+        " layers that shall be sparse, or in exclude= to leave them dense without this warning",
+        stacklevel=4,
+    )
+
+
+def kinds(modules: Modules) -> str:
+    """The kinds of layers that own matrices, with how many, as a phrase."""
+    owned = "a parametrization"
+    counts = Counter(owned if _is_owned(name, m) else type(m).__name__ for name, m in modules.items())
+    return ", ".join(f"{count} of {kind}" for kind, count in counts.items())
+
+
+def matching(patterns: Sequence[Pattern] | Pattern, modules: Modules, argument: str) -> set[str]:
+    """The names of the weights that one of several patterns fits; InputError, which names the argument, if one fits none."""
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
+        hits = {name for name, module in modules.items() if _fits(pattern, name, module)}
+        if not hits:
+            known: Iterable[str] = [name.rpartition(".")[0] for name in modules]
+            shown = pattern if isinstance(pattern, str) else pattern.__name__
+            raise InputError(f"{argument} pattern '{shown}' matches no layer ({nearest(shown, known)})")
+        found |= hits
+    return found
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
@@ -96,24 +271,54 @@ def plain_names(names: Sequence[str]) -> list[str]:
     return names
 
 
-def _convolutions(modules: Modules) -> dict[str, nn.modules.conv._ConvNd]:
-    return {name: module for name, module in modules.items() if isinstance(module, nn.modules.conv._ConvNd)}
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is the Conv1D of transformers, a linear layer that stores (inputs, outputs); known by its structure."""
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    weight = getattr(module, "weight", None)
+    return named and isinstance(weight, Tensor) and weight.ndim == 2 and getattr(module, "nf", None) == weight.shape[1]
 
 
-def _matching(patterns: Sequence[Pattern] | Pattern, modules: Modules, argument: str) -> set[str]:
-    found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
-        hits = {name for name, module in modules.items() if _fits(pattern, name, module)}
-        if not hits:
-            known: Iterable[str] = [name.rpartition(".")[0] for name in modules]
-            shown = pattern if isinstance(pattern, str) else pattern.__name__
-            raise InputError(f"{argument} pattern '{shown}' matches no layer ({nearest(shown, known)})")
-        found |= hits
-    return found
+def _is_vector(leaf: str, module: nn.Module) -> bool:
+    """Whether a parameter is none of a layer's matrices, whatever its shape."""
+    if leaf == "bias" or (isinstance(module, nn.MultiheadAttention) and leaf in ("bias_k", "bias_v")):
+        return True
+    if isinstance(module, ParametrizationList):
+        return leaf == "original0" and type(module[0]).__name__ == "_WeightNorm"
+    return leaf.endswith("_g") and _is_normed(leaf, module)
 
 
-def _fits(pattern: Pattern, name: str, module: nn.Module) -> bool:
-    if isinstance(pattern, type):
-        return isinstance(module, pattern)
-    told = name, name.rpartition(".")[0], type(module).__name__
-    return any(fnmatch.fnmatchcase(text, pattern) for text in told)
+def _is_normed(name: str, module: nn.Module) -> bool:
+    """Whether ``torch.nn.utils.weight_norm`` owns a parameter of a layer."""
+    leaf = name.rpartition(".")[2]
+    normed = [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
+    return leaf in [f"{own}_{part}" for own in normed for part in "gv"]
+
+
+def _is_owned(name: str, module: nn.Module) -> bool:
+    return isinstance(module, ParametrizationList) or _is_normed(name, module)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """The address of a tensor's memory; None for one without any."""
+    try:
+        held = local(tensor.detach())
+        return None if held.is_meta or not held.numel() else held.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # kinds of tensors that have none of their own
+        return None
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors on one storage have a byte in common."""
+    (first, last), (start, end) = span(a), span(b)
+    if last <= start or end <= first:
+        return False
+    if a.dtype != b.dtype or (a.is_contiguous() and b.is_contiguous()):
+        return True
+    touched = torch.zeros(max(last, end) // a.element_size(), dtype=torch.bool)  # such as columns of one matrix
+    touched.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(touched.as_strided(b.shape, b.stride(), b.storage_offset()).any())

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.errors import InputError
-from flatsparse.layers import PRUNABLE, Pattern, chosen, prunable
+from flatsparse.layers import (
+    Pattern,
+    check_exact,
+    chosen,
+    inputs_first,
+    kinds,
+    matching,
+    plain_names,
+    prunable,
+    shared_storage,
+    warn_of_dense,
+)
 from flatsparse.seeds import generator
 from flatsparse.selection import budget
 from flatsparse.shards import is_sharded, local, spread, whole
@@ -44,10 +55,12 @@ class MaskedWeight:
         generator: the source of this layer's random choices at this step.
         momentum: the running average of the dense gradient, kept only for a plan that asks for it.
         room: where entries may become live, bool; None is everywhere.
+        inputs_first: how many groups of inputs the weight begins with; 0 where it begins with the outputs.
     """
 
-    def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0) -> None:
+    def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0, inputs_first: int = 0) -> None:
         self.name, self.weight, self.index, self.seed = name, weight, index, seed
+        self.inputs_first = inputs_first
         self.mask = torch.ones_like(weight, dtype=torch.bool)
         self.active = weight.numel()
         self.dense_grad: Tensor | None = None
@@ -110,7 +123,11 @@ class MaskedWeight:
         if not is_sharded(self.weight):
             return self
         full = MaskedWeight(
-            self.name, nn.Parameter(whole(self.weight.detach()), requires_grad=False), self.index, self.seed
+            self.name,
+            nn.Parameter(whole(self.weight.detach()), requires_grad=False),
+            self.index,
+            self.seed,
+            self.inputs_first,
         )
         full.mask, full.active, full.generator = whole(self.mask), self.active, self.generator
         full.dense_grad = None if self.dense_grad is None else whole(self.dense_grad)
@@ -133,7 +150,7 @@ class Masks(Sequence[MaskedWeight]):
 
     Args:
         weights: the prunable weights that are masked.
-        overall: how many weights the model has in all prunable layers, chosen or not.
+        overall: how many weights all matrices of the model have, masked or not.
 
     Attributes:
         memory: numbers that rules keep from one update to the next, by name; saved with the masks.
@@ -163,10 +180,12 @@ class Masks(Sequence[MaskedWeight]):
             trained: the parameters an optimizer holds; others are left alone.
             include, exclude: shell patterns (``layer1.*``) matched against parameter names, layer names and the names of
                 layers' classes; or the classes themselves. ``include`` may name any matrix; without it all matrices of
-                linear, convolutional, recurrent and attention layers are taken.
+                linear, convolutional, recurrent and attention layers are taken, and a warning names matrices that stay
+                dense because a parametrization owns them or, where they are many, because their kind is unknown.
             layers: leaves dense what a paper does; a name in ``layers.PRESETS``.
 
-        Raises: InputError when a pattern matches nothing, or nothing is left.
+        Raises: InputError when a pattern matches nothing, or nothing is left; for a weight that shares its memory with
+            another parameter, for one whose parametrization does not keep zeros, and for a lazy layer.
         """
         held = {id(p) for p in trained if p.requires_grad}
         every = prunable(model)
@@ -174,13 +193,33 @@ class Masks(Sequence[MaskedWeight]):
         names = chosen(modules, layers, include, exclude)
         picked = {name: p for name, (p, _) in every.items() if name in names and id(p) in held}
         if not picked:
-            raise InputError(
-                f"no weight to make sparse: {len(names)} of {len(every)} matrices match, and the optimizer holds none"
-                " of them; check include=, exclude=, layers= and the optimizer's parameters"
+            why = (
+                f"none of the model's {len(every)} matrices matches (kinds: {kinds(modules)})"
+                if every and not names
+                else f"the optimizer holds none of the {len(names)} matrices that match"
+                if every
+                else "the model has no matrix with entries"
             )
-        weights = [MaskedWeight(name, p, index, seed) for index, (name, p) in enumerate(picked.items())]
-        overall = {name for name, module in modules.items() if isinstance(module, PRUNABLE)} | set(picked)
-        return cls(weights, overall=sum(every[name][0].numel() for name in overall))
+            raise InputError(
+                f"no weight to make sparse: {why}; check include=, exclude=, layers= and the optimizer's parameters"
+            )
+        named = list(model.named_parameters())
+        for one, other in shared_storage(zip(plain_names([n for n, _ in named]), [p for _, p in named], strict=True)):
+            if one in picked or other in picked:
+                raise InputError(
+                    f"'{one}' and '{other}' are two parameters on the same memory, so that no mask of one would hold:"
+                    " tie them as one (b.weight = a.weight, not b.weight.data = a.weight.data), or clone one of them"
+                )
+        for name in picked:
+            check_exact(name, modules[name])
+        if not include:
+            left_out = matching(exclude, modules, "exclude")
+            warn_of_dense(every, [n for n, (p, _) in every.items() if id(p) in held and n not in names | left_out])
+        weights = [
+            MaskedWeight(name, p, index, seed, inputs_first(modules[name]))
+            for index, (name, p) in enumerate(picked.items())
+        ]
+        return cls(weights, overall=sum(p.numel() for p, _ in every.values()))
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
         return self._weights[index]

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from flatsparse.errors import InputError, check_count
+from flatsparse.layers import outputs_first
 
 
 @dataclass(frozen=True)
 class Pattern:
     """Of each ``of`` neighbours along a layer's inputs exactly ``live`` are live (N:M sparsity: Zhou et al. 2021).
 
-    Neighbours are input features of a linear layer, and input channels at one position of a convolution's kernel.
+    Neighbours are input features of a linear layer, and input channels at one position of a convolution's kernel,
+    whichever way round a layer stores them; in a layer with groups they are of one group.
 
     >>> Pattern(2, of=4).keep(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist()
     [[False, True, True, False]]
@@ -46,15 +48,17 @@ class Pattern:
             raise InputError(f"pattern {pattern.live}:{pattern.of} is {own} sparse, not {given}: give sparsity={own}")
         return pattern
 
-    def keep(self, scores: Tensor, layer: str = "weight") -> Tensor:
+    def keep(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
         """A mask of the largest scores of each group; ties go to the lower index, NaN ranks lowest.
 
         Args:
-            scores: (outputs, inputs, …).
+            scores: (outputs, inputs, …), or as ``inputs_first`` says.
             layer: its name, for the error.
+            inputs_first: how the layer stores its weight; see ``layers.inputs_first``.
 
         Raises: InputError when the inputs do not divide into groups.
         """
+        scores = outputs_first(scores, inputs_first)
         if scores.shape[1] % self.of:
             raise InputError(
                 f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self.live}:{self.of} does not divide:"
@@ -64,8 +68,8 @@ class Pattern:
         ranked = torch.where(groups.isnan(), -torch.inf, groups).reshape(-1, self.of)
         best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.live]
         kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, best, True)
-        return kept.view(groups.shape).movedim(-1, 1)
+        return outputs_first(kept.view(groups.shape).movedim(-1, 1), inputs_first)
 
-    def rewired(self, kept: Tensor, grow: Tensor, layer: str) -> Tensor:
+    def rewired(self, kept: Tensor, grow: Tensor, layer: str, inputs_first: int = 0) -> Tensor:
         """What is kept, and in each group as many of the largest scores as are missing."""
-        return self.keep(torch.where(kept, torch.inf, grow), layer)
+        return self.keep(torch.where(kept, torch.inf, grow), layer, inputs_first)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flatsparse.criteria import Saliency
 from flatsparse.distributions import Distribution
-from flatsparse.errors import InputError, check_count
+from flatsparse.errors import InputError, as_number, check_count
 from flatsparse.masks import Masks
 from flatsparse.patterns import Pattern
 from flatsparse.rounds import Rounds
@@ -60,7 +60,7 @@ class Plan:
                 return room
         scores = self.initial(masks, model)
         if self.pattern is not None:
-            return {name: self.pattern.keep(s, name) for name, s in scores.items()}
+            return {w.name: self.pattern.keep(scores[w.name], w.name, w.inputs_first) for w in masks}
         counts = self.distribution(scores, masks.budget(self.sparsity))
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
@@ -90,11 +90,12 @@ def updates(every: int, until: float, steps: int, *, spare: int = 0) -> Every:
 
     Raises: InputError when ``every`` or ``until`` is out of range, or no step is left: none updates at the first.
     """
-    check_count("every", every)
-    if isinstance(until, float) and 0 < until <= 1:
-        end = min(steps, max(2, round(until * steps)))
-    elif isinstance(until, int) and until >= 1:
-        end = min(until, steps)
+    every = check_count("every", every)
+    number = as_number(until)
+    if isinstance(number, float) and 0 < number <= 1:
+        end = min(steps, max(2, round(number * steps)))
+    elif isinstance(number, int) and number >= 1:
+        end = min(number, steps)
     else:
         raise InputError(
             f"until {until!r} is not usable: give a step (a whole number) or a share of the steps in (0.0, 1.0]"

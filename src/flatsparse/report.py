@@ -42,7 +42,7 @@ class Report:
 
     @property
     def overall_sparsity(self) -> float:
-        """Over the weights of all layers of a prunable kind, chosen or not."""
+        """Over the weights of all matrices, chosen or not."""
         return (self.total - self.active) / self.overall_total
 
     def __iter__(self) -> Iterator[LayerReport]:

@@ -72,7 +72,7 @@ class Rewire:
             return w.mask
         kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
         if self.pattern is not None:
-            return self.pattern.rewired(kept, self.grow(w), w.name)
+            return self.pattern.rewired(kept, self.grow(w), w.name, w.inputs_first)
         return kept | keep_top(self.grow(w), moved, among=~kept if w.room is None else ~kept & w.room.to(kept.device))
 
 

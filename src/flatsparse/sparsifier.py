@@ -68,7 +68,7 @@ def sparsify(
     >>> training.sparsity, int((model.weight != 0).sum())
     (0.9, 20)
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
         raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
@@ -93,7 +93,7 @@ def sparsify(
     if given and plan.thinning is not None:
         raise InputError(f"method '{name_of(chosen)}' chooses its own channels to start with: leave out masks=")
     if given:
-        _check_start(given, sparsity, plan, name_of(chosen))
+        _check_start(given, masked, sparsity, plan, name_of(chosen))
         initial = given
     else:
         check_budget(masked.budget(sparsity), masked.total, len(masked))
@@ -146,16 +146,17 @@ def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) ->
             )
 
 
-def _check_start(given: Mapping[str, Tensor], sparsity: float, plan: Plan, method: str) -> None:
+def _check_start(given: Mapping[str, Tensor], masked: Masks, sparsity: float, plan: Plan, method: str) -> None:
     """Raises InputError when a method cannot start from these masks."""
     if plan.sparsity != sparsity or plan.rounds:
         raise InputError(f"method '{method}' starts denser than it ends, not from masks=: give 'static', or 'rigl'")
     if plan.pattern is not None:
-        for name, mask in given.items():
-            if not torch.equal(plan.pattern.keep(mask.float(), name), mask):
+        for w in masked:
+            mask = given[w.name]
+            if not torch.equal(plan.pattern.keep(mask.float(), w.name, w.inputs_first), mask):
                 pair = f"{plan.pattern.live}:{plan.pattern.of}"
                 raise InputError(
-                    f"the mask of '{name}' does not keep to {pair}: leave out pattern=, or give other masks"
+                    f"the mask of '{w.name}' does not keep to {pair}: leave out pattern=, or give other masks"
                 )
     if plan.rules and (held := [name for name in given if name.endswith("_orig")]):
         raise InputError(

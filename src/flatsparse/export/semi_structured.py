@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.export.dense import with_zeros
+from flatsparse.layers import inputs_first, outputs_first, prunable
 from flatsparse.pruned import fitting
 
 
-def check_two_four(masks: Mapping[str, Tensor]) -> None:
+def check_two_four(masks: Mapping[str, Tensor], model: nn.Module) -> None:
     """Raises InputError for the first mask with more than two live weights among four neighbours along the inputs."""
+    owners = {name: module for name, (_, module) in prunable(model).items()}
     for name, mask in masks.items():
-        groups = mask.movedim(1, -1)
+        groups = outputs_first(mask, inputs_first(owners[name])).movedim(1, -1)
         if groups.shape[-1] % 4 or int(groups.unflatten(-1, (-1, 4)).sum(-1).max()) > 2:
             raise InputError(
                 f"the mask of '{name}' does not keep 2 of each 4 inputs: train with --pattern 2 4 (pattern=(2, 4))"
@@ -39,7 +41,7 @@ def to_semi_structured(
     Raises: InputError for masks of another pattern, without a GPU, and when no linear layer is masked or can be packed.
     """
     found = fitting(masks, model)
-    check_two_four(found)
+    check_two_four(found, model)
     twin = with_zeros(model, masks).to(dtype)
     layers = {
         name: module

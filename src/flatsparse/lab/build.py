@@ -25,6 +25,7 @@ from flatsparse.lab.task import NETWORKS, check_fit, loss
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
+from flatsparse.schedules import DueSteps
 from flatsparse.seeds import derive
 from flatsparse.sharpness import S2SAM, SAM
 from flatsparse.sparsifier import sparsify
@@ -194,7 +195,7 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
 def _updates(method: Any, every: int, run: Run, steps: int) -> int:
     assert run.sparsity is not None  # resolved
     rules = dataclasses.replace(method, every=every).plan(run.sparsity, steps).rules
-    return sum(any(rule.when(step) for rule in rules) for step in range(2, steps + 1))
+    return DueSteps([rule.when for rule in rules], first=2, last=steps).count(0, steps)
 
 
 def describe(parts: Parts) -> str:
@@ -202,7 +203,8 @@ def describe(parts: Parts) -> str:
     when = ""
     if parts.training.plan.rules:
         steps = parts.run.whole_epochs * parts.steps_per_epoch
-        when = f", masks updated {sum(bool(parts.training.due(step)) for step in range(steps + 1))} times"
+        due = DueSteps([rule.when for rule in parts.training.plan.rules], first=2, last=steps)
+        when = f", masks updated {due.count(0, steps)} times"
     if parts.run.every is not None and parts.run.every != parts.own_period:
         when += f", every {parts.run.every} steps, not {parts.own_period}, so that {parts.run.epochs} epochs have ten"
     if parts.training.rounds > 1:

@@ -165,7 +165,7 @@ def _epoch(
     team.sum(losses, correct)
     looking = progress.epoch % run.validate_every == 0 or progress.epoch == run.whole_epochs * training.rounds
     looked = evaluate(run, parts.model, splits.validation, splits) if looking and team.leads else (None, None)
-    found = health(training.masks)
+    found = health(training.masks, parts.model)
     accuracy, loss_there = team.told(looked)
     return {
         "epoch": progress.epoch,
@@ -296,7 +296,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
-    found = health(parts.training.masks)
+    found = health(parts.training.masks, parts.model)
     samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
         "method": run.method,

@@ -9,7 +9,7 @@ from flatsparse.distributions import Distribution, uniform
 from flatsparse.errors import check_finite, check_fraction
 from flatsparse.plan import Plan, updates
 from flatsparse.redistribution import BelowThreshold, Redistribute, survivors
-from flatsparse.schedules import At
+from flatsparse.schedules import AnyOf, Every
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ class DSR:
         check_finite("threshold", self.threshold, above=True)
         whole = updates(self.every, self.until, steps, spare=1)
         lengthens = [round(share * steps) for share in (0.125, 0.4, 0.7)]
-        acts, step = set(), whole.period
-        while step <= whole.until:
-            acts.add(step)
-            step += whole.period << sum(step >= start for start in lengthens)
-        when = At(frozenset(acts))
+        stretches, step = [], whole.period  # the first update of the stretch that comes next
+        for doubled, end in enumerate([*lengthens, whole.until + 1]):
+            period = whole.period << doubled
+            stretch = Every(period, until=min(end - 1, whole.until), start=step - period)
+            if step <= stretch.until:
+                stretches.append(stretch)
+                step = stretch.last + period
+        when = AnyOf(tuple(stretches))
         rule = Redistribute(when, BelowThreshold(self.threshold, self.drop_fraction), survivors, random_elsewhere)
         return Plan(sparsity, each(random), self.distribution, rules=(rule,))
