@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from flatsparse.errors import InputError
+from flatsparse.layers import shared_storage
 from flatsparse.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
         raise InputError(
             f"the optimizer holds none of the parameters of this {type(model).__name__}: make it of model.parameters(),"
             " after fully_shard, which replaces them"
+        )
+    for one, other in shared_storage(model.named_parameters()):
+        raise InputError(
+            f"'{one}' and '{other}' are two parameters on the same memory, which the windows would part: tie them as one"
+            " (b.weight = a.weight, not b.weight.data = a.weight.data), or clone one of them"
         )
     _Follower(model, optimizer).attach()
 

@@ -28,8 +28,6 @@ from flatsparse.shards import is_sharded, local, spread, whole
 if TYPE_CHECKING:
     from flatsparse.widths import Widths
 
-State = Mapping[Any, Mapping[str, Any]]  # an optimizer's: what it keeps for each parameter
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -91,11 +89,14 @@ class MaskedWeight:
             self.momentum = self.momentum.to(grad).lerp_(grad, 1 - decay)
 
     @torch.no_grad()
-    def set_mask(self, mask: Tensor) -> None:
-        """Take over the contents of another mask (bool, the shape of the weight)."""
+    def set_mask(self, mask: Tensor) -> Tensor:
+        """Take over the contents of another mask (bool, the shape of the weight). Returns where it became live."""
         self.active = int(whole(mask.sum()))
-        self.mask.copy_(spread(mask, like=self.mask))
+        mask = spread(mask.to(self.mask.device), like=self.mask)
+        grown = mask & ~self.mask
+        self.mask.copy_(mask)
         self._live = None
+        return grown
 
     @property
     def live(self) -> Tensor:
@@ -136,9 +137,14 @@ class MaskedWeight:
 
     def restore(self) -> None:
         """Zero the weight outside the mask if anything has written to it since the last look."""
-        if mark(self.weight) != self._seen:
+        if not self.is_as_seen:
             self.zero_outside(self.weight)
             self.look()
+
+    @property
+    def is_as_seen(self) -> bool:
+        """Whether nothing has written to the weight since the last look."""
+        return mark(self.weight) == self._seen
 
     def look(self) -> None:
         """Remember that the weight is known to be zero outside the mask as it is now."""
@@ -228,9 +234,7 @@ class Masks(Sequence[MaskedWeight]):
         """Itself, or of weights that are spread over processes a view that gathers each layer when it is looked at."""
         if not any(is_sharded(w.weight) for w in self):
             return self
-        gathered = _Gathered(self._weights, self.overall)
-        gathered.memory = self.memory
-        return gathered
+        return self._view(_Gathered, self._weights)
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -257,30 +261,40 @@ class Masks(Sequence[MaskedWeight]):
         for w in self:
             w.generator = generator(w.seed, step, w.index)
 
-    def rewire(self, new: Mapping[str, Tensor], state: State) -> None:
-        """Take over new masks and zero, outside them, the weights, their gradients and all optimizer state of their shape.
+    def trained(self) -> Masks:
+        """Itself, or without the weights that were frozen since, which no rule shall touch."""
+        left = [w for w in self._weights if w.weight.requires_grad]
+        return self if len(left) == len(self._weights) else self._view(Masks, left)
 
-        Entries that become live start from 0 in weight and state, because both were 0 while they were masked; those of
-        channels that are restored, from the weight they last had.
+    def rewire(self, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take over new masks and zero the weights and their gradients outside them.
+
+        Entries that become live start from 0, because they were 0 while they were masked; those of channels that are
+        restored, from the weight they last had.
+
+        Returns: where entries became live, of the layers that have new masks.
         """
+        grown = {}
         for w in self:
             if w.name in new:
-                w.set_mask(new[w.name])
+                grown[w.name] = w.set_mask(new[w.name])
             if w.weight.grad is not None:
                 w.zero_outside(w.weight.grad)
-        self.clean(state)
+        self.clean()
         if self.widths is not None:
             self.widths.restore(self)
+        return grown
 
-    def clean(self, state: State) -> None:
-        """Zero the weights and all optimizer state of their shape outside the masks."""
+    def clean(self) -> None:
+        """Zero the weights outside the masks."""
         for w in self:
             w.zero_outside(w.weight)
             w.look()
-            # By shape, so that no optimizer is named: momentum, Adam's moments and a kept neighbour alike.
-            for entry in state.get(w.weight, {}).values():
-                if isinstance(entry, Tensor) and entry.shape == w.weight.shape:
-                    w.zero_outside(entry)
+
+    def _view(self, kind: type[Masks], weights: Sequence[MaskedWeight]) -> Masks:
+        view = kind(weights, self.overall)
+        view.memory, view.widths = self.memory, self.widths
+        return view
 
 
 class _Gathered(Masks):

@@ -21,7 +21,7 @@ from flatsparse.plan import Method, Plan
 from flatsparse.pruned import fitting
 from flatsparse.shards import whole
 from flatsparse.training import SparseTraining
-from flatsparse.wrappers import chain, innermost
+from flatsparse.wrappers import chain, check_dense, check_hooks, innermost
 
 
 def sparsify(
@@ -36,6 +36,7 @@ def sparsify(
     exclude: Sequence[Pattern] = (),
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
+    fresh_state: bool = True,
     **options: Any,
 ) -> SparseTraining:
     """Make a model sparse now and keep it so through every step of the optimizer.
@@ -56,6 +57,9 @@ def sparsify(
             classifier too; ``"grasp"`` and ``"all"`` nothing.
         masks: to start from in place of the method's own, bool tensors by parameter name, such as ``masks_from`` gives;
             they stand for ``sparsity`` and the choice of layers. ``"static"`` keeps them, so that a pruned model stays sparse.
+        fresh_state: let a weight that grows take steps as under a new optimizer. Adam and its kin correct their averages by one
+            step count for the whole tensor, so its first steps would else be several times as long; ``False`` is the
+            behaviour of published code.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
@@ -72,6 +76,8 @@ def sparsify(
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         got = f"{type(model).__name__} and {type(optimizer).__name__}"
         raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
+    check_hooks(innermost(optimizer))
+    check_dense(innermost(optimizer))
     chosen = as_method(method, options)
     given = {} if masks is None else fitting(masks, model)
     if given:
@@ -111,7 +117,7 @@ def sparsify(
     for wrapper in chain(optimizer):
         if hasattr(wrapper, "follow"):
             wrapper.follow(model)
-    return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial)
+    return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial, fresh_state=fresh_state)
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,21 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.errors import InputError
-from flatsparse.masks import Masks
+from flatsparse.grown import GrownWeights
+from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.optimizer_state import ELEMENTWISE, begin_outside
 from flatsparse.plan import Plan
 from flatsparse.report import LayerReport, Report
+from flatsparse.resuming import TRAINING, AfterModelLoad, LoadedWeights, left_masks, with_training, without_training
 from flatsparse.rounds import go_back, snapshot
 from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
 from flatsparse.wrappers import chain, innermost
-
-# Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
-# Any other kind (Muon mixes rows and columns) has its weights masked after the step as well.
-ELEMENTWISE = (
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
-)
-
 
 @dataclass
 class _Step:
@@ -58,6 +54,8 @@ class SparseTraining:
         plan: Plan,
         method: str,
         initial: Mapping[str, Tensor],
+        *,
+        fresh_state: bool = True,
     ) -> None:
         self.method = method
         self.plan = plan
@@ -72,16 +70,29 @@ class SparseTraining:
         self._explored: dict[str, Tensor] = {}  # where masks were ever true; from the first update on
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
         self._state_loaded = False
-        self._loaded: dict[str, Tensor] = {}  # weights as they were loaded, for masks that may be loaded after them
+        self._loaded = LoadedWeights()
+        self._unknown = ""  # what a loaded state of the optimizer did not bring with the masks
         self._optimizer = optimizer
         self._group = processes(model)
         self._agreed = False
         if plan.momentum is not None:
             for w in masks:
                 w.momentum = torch.zeros_like(w.weight, requires_grad=False)
+        self._grown = GrownWeights(self._base) if fresh_state else None
         self._attach(model)
-        masks.rewire(initial, self._base.state)
+        self._start(initial)
         self._note_rewind_point()
+
+    @torch.no_grad()
+    def _start(self, initial: Mapping[str, Tensor]) -> None:
+        """Take up the first masks. What they cost is kept until the first step, for others may be loaded yet."""
+        for w in self._masks:
+            if w.name in initial:
+                w.set_mask(initial[w.name])
+        self._loaded.zero(self._masks, sparse=self.plan.sparsity)
+        self._rewire({})
+        if masks := left_masks(self._base, self._masks):
+            self._take_masks(masks)
 
     # -- what a user looks at -------------------------------------------------------------------------------------
 
@@ -89,6 +100,11 @@ class SparseTraining:
     def masks(self) -> dict[str, Tensor]:
         """Each prunable weight's mask by name, bool, in the order of ``named_parameters``."""
         return {w.name: w.mask for w in self._masks}
+
+    @property
+    def masked_weights(self) -> Masks:
+        """The prunable weights with their masks, as rules see them."""
+        return self._masks
 
     @property
     def sparsity(self) -> float:
@@ -138,16 +154,19 @@ class SparseTraining:
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
         # Loading nothing forgets the momentum of whatever optimizer this is, and closes a window.
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {}})
+        now = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**{key: now[key] for key in now if key != TRAINING}, "state": {}})
+        if self._grown is not None:
+            self._grown.clear()
         self.round += 1
         for wrapper in chain(self._optimizer):
             if hasattr(wrapper, "restart"):
                 wrapper.restart()
         self._explored = self._explored or {name: mask.clone() for name, mask in self.masks.items()}
-        kept = rounds.prune(self._masks.whole(), self.round)
+        kept = rounds.prune(self._masks.trained().whole(), self.round)
         if rounds.rewind is not None:
             go_back(model, self._rewind)
-        self._masks.rewire(kept, self._base.state)
+        self._rewire(kept)
 
     def due(self, step: int) -> list[Rule]:
         """The rules that act at an optimizer step, counted from 1.
@@ -177,6 +196,7 @@ class SparseTraining:
             "explored": {k: m.clone() for k, m in self._explored.items()},
             "momentum": {w.name: w.momentum.clone() for w in self._masks if w.momentum is not None},
             "memory": dict(self._masks.memory),
+            "grown": {} if self._grown is None else self._grown.state_dict(),
         }
         if self._masks.widths is not None:
             state["channels"] = self._masks.widths.state_dict()
@@ -212,15 +232,31 @@ class SparseTraining:
         self._masks.memory = dict(state.get("memory", {}))
         self.round = state.get("round", 0)
         self._rewind = {name: value.clone() for name, value in state.get("rewind", {}).items()}
-        with torch.no_grad():
-            for w in self._masks:
-                w.set_mask(state["masks"][w.name])
-                if w.momentum is not None and w.name in state.get("momentum", {}):
-                    w.momentum.copy_(state["momentum"][w.name])
-                if w.name in self._loaded:
-                    w.weight.copy_(self._loaded[w.name])
+        for w in self._masks:
+            if w.momentum is not None and w.name in state.get("momentum", {}):
+                w.momentum.copy_(state["momentum"][w.name])
+        if self._grown is not None:
+            self._grown.load_state_dict(state.get("grown", {}), self._masks)
+        self._take_masks(state["masks"])
+        self._unknown = ""
+
+    @torch.no_grad()
+    def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Take over loaded masks, and give the weights back that were zeroed outside the masks before them."""
+        for w in self._masks:
+            if w.name in masks:
+                w.set_mask(masks[w.name])
+                self._loaded.give_back(w)
                 w.zero_outside(w.weight)
+                w.look()
         self._state_loaded, self._agreed = True, False
+        self._unknown = "how many steps were taken, and what its rules remember"
+
+    def __reduce__(self) -> Any:
+        raise InputError("a sparse training cannot be pickled, because it lives on a model and an optimizer: save its state_dict()")
+
+    def __deepcopy__(self, memo: Any) -> SparseTraining:
+        return self  # copies of a model, such as an average of its weights, are not trained by it
 
     def detach(self) -> None:
         """Let go of model and optimizer: from now on nothing keeps the masks."""
@@ -243,10 +279,16 @@ class SparseTraining:
         self._handles = [
             self._base.register_step_pre_hook(self._before_step),
             self._base.register_step_post_hook(self._after_step),
+            self._base.register_load_state_dict_pre_hook(self._before_load),
             self._base.register_load_state_dict_post_hook(self._after_load),
-            model.register_load_state_dict_post_hook(_AfterModelLoad(self)),
+            self._base.register_state_dict_post_hook(self._after_save),
         ]
+        for module in model.modules():  # a part of the model may be loaded by itself
+            own = {id(p) for p in module.parameters(recurse=False)}
+            if weights := [w for w in self._masks if id(w.weight) in own]:
+                self._handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced hook would count one step for all
     def _before_step(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -266,9 +308,16 @@ class SparseTraining:
         self._now = _Step(skipped=self._scaler_skips() or self._pretended())
         if self._now.skipped:
             return
-        self._loaded = {}
+        if self._loaded:
+            self._loaded.forget()
+        if self._unknown:
+            warnings.warn(
+                f"the masks came with the optimizer's state, but not {self._unknown}: load training.state_dict() too",
+                stacklevel=7,
+            )
+            self._unknown = ""
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
-            self._masks.clean(self._base.state)
+            self._rewire({})
             self._state_loaded = False
         for w in self._masks:
             w.restore()
@@ -279,11 +328,16 @@ class SparseTraining:
                 w.average(self.plan.momentum)
         if any(not rule.weight_step for rule in self._now.due):
             self._withhold()
+        if self._grown is not None:
+            self._grown.before_step(self._masks)
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _after_step(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._now.skipped:
             return
+        if self._grown is not None:
+            self._grown.after_step(self._masks)
         self._release()
         if not self._elementwise:
             for w in self._masks:
@@ -293,7 +347,9 @@ class SparseTraining:
             self._masks.prepare(self.steps_taken)
             self._explored = self._explored or {name: mask.clone() for name, mask in self.masks.items()}
         for rule in self._now.due:
-            self._masks.rewire(rule(self._masks.whole(), self.steps_taken), self._base.state)
+            trained = self._masks.trained()
+            if len(trained):
+                self._rewire(rule(trained.whole(), self.steps_taken))
             for name, mask in self.masks.items():
                 self._explored[name] = self._explored[name].to(mask.device) | mask
         if self._now.due:
@@ -328,15 +384,33 @@ class SparseTraining:
             )
         self._agreed = True
 
+    def _rewire(self, new: Mapping[str, Tensor]) -> None:
+        """Take over new masks, and let what has grown begin as new: weights, gradients and the optimizer's state."""
+        names = {w.name for w in self._masks.trained()}
+        grown = self._masks.rewire({name: mask for name, mask in new.items() if name in names})
+        begin_outside(self._masks, self._base)
+        for w in self._masks:
+            if self._grown is not None and w.name in grown:
+                self._grown.note(w, grown[w.name])
+
+    def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return with_training(state, base, self)
+
+    def _before_load(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        plain, masks, rest = without_training(state, base, self._masks)
+        if rest is not None:
+            self.load_state_dict(rest)
+        elif masks:
+            self._take_masks(masks)
+        return plain
+
     def _after_load(self, base: Optimizer) -> None:
         self._state_loaded = True
 
     @torch.no_grad()
-    def after_model_load(self) -> None:
+    def after_model_load(self, weights: list[MaskedWeight]) -> None:
         """Zero loaded weights outside the masks, but remember them: their own masks may be loaded next."""
-        for w in self._masks:
-            self._loaded[w.name] = w.weight.detach().clone()
-            w.zero_outside(w.weight)
+        self._loaded.zero(weights)
 
     @torch.no_grad()
     def _mask_gradients(self, scale: Tensor | None) -> None:
@@ -376,17 +450,3 @@ class SparseTraining:
             return False
         gradients = [p.grad for group in self._base.param_groups for p in group["params"] if p.grad is not None]
         return not any(bool((local(g) != 0).any()) for g in gradients)
-
-
-class _AfterModelLoad:
-    """A model's hook that dies with its training and in copies of the model."""
-
-    def __init__(self, training: SparseTraining | None) -> None:
-        self._training = weakref.ref(training) if training is not None else None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _AfterModelLoad, (None,)
-
-    def __call__(self, model: nn.Module, keys: Any) -> None:
-        if self._training is not None and (training := self._training()) is not None:
-            training.after_model_load()

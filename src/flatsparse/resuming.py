@@ -1,0 +1,133 @@
+"""Loading model, optimizer and sparse training in any order, and what is said when one of them is missing.
+
+The masks and everything else that a sparse training remembers also travel in the optimizer's ``state_dict``, because
+trainers save that and know of nothing else.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.shards import whole
+
+if TYPE_CHECKING:
+    from flatsparse.training import SparseTraining
+
+MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
+TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
+
+
+class LoadedWeights:
+    """Weights as they were before they were zeroed outside masks that may not be theirs, until the first step."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._lost: dict[str, int] = {}  # how many live weights that cost, where they look like those of a sparse net
+
+    def zero(self, weights: Iterable[MaskedWeight], *, sparse: float | None = None) -> None:
+        """Zero weights outside the masks, and remember them as they are.
+
+        Args:
+            sparse: the sparsity that a weight must have to count as pruned before, and so as damaged; with None any has.
+        """
+        for w in weights:
+            self._kept[w.name] = w.weight.detach().clone()
+            live = int(whole(w.weight.detach().ne(0).sum()))
+            w.zero_outside(w.weight)
+            w.look()
+            pruned = sparse is None or live <= (1 - 0.9 * sparse) * w.weight.numel()
+            self._lost[w.name] = live - int(whole(w.weight.detach().ne(0).sum())) if pruned else 0
+
+    def give_back(self, w: MaskedWeight) -> None:
+        """Put a weight back as it was, if nothing has written to it since; its mask has changed."""
+        if w.name in self._kept and w.is_as_seen:
+            w.weight.copy_(self._kept[w.name])
+        self._lost.pop(w.name, None)
+
+    def forget(self) -> None:
+        """The first step comes: say what was lost, and let go."""
+        if lost := sum(self._lost.values()):
+            warnings.warn(
+                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to go on with a sparse"
+                " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
+                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
+                stacklevel=8,
+            )
+        self._kept, self._lost = {}, {}
+
+    def __bool__(self) -> bool:
+        return bool(self._kept)
+
+
+def with_training(state: dict[str, Any], base: Optimizer, training: SparseTraining) -> dict[str, Any]:
+    """An optimizer's saved state with that of a sparse training in it: masks beside each parameter's own state."""
+    saved = training.state_dict()
+    entries = dict(state["state"])
+    for key, name in _names(state, base, training.masked_weights).items():
+        if key in entries or isinstance(base, torch.optim.SGD):  # others take an entry for a sign that they have begun
+            entries[key] = {**entries.get(key, {}), MASK: saved["masks"][name]}
+    return {**state, "state": entries, TRAINING: saved}
+
+
+def without_training(
+    state: dict[str, Any], base: Optimizer, masked: Masks
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
+    """An optimizer's saved state as it would be by itself; the masks that were in it, by name; and the rest, if there."""
+    names = _names(state, base, masked)
+    masks, entries = {}, {}
+    for key, entry in state["state"].items():
+        if isinstance(entry, dict) and MASK in entry:
+            entry = dict(entry)
+            mask = entry.pop(MASK)
+            if key in names:
+                masks[names[key]] = mask.bool()
+        if entry:
+            entries[key] = entry
+    rest = state.get(TRAINING)
+    return {k: v for k, v in state.items() if k != TRAINING} | {"state": entries}, masks, rest
+
+
+def left_masks(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
+    """The masks of a state that an optimizer loaded before it trained sparsely, taken out of its state."""
+    found = {}
+    for w in masked:
+        entry = base.state.get(w.weight, {})
+        if MASK in entry:
+            found[w.name] = entry.pop(MASK).bool()
+            if not entry:
+                del base.state[w.weight]
+    return found
+
+
+def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, str]:
+    """The names of masked weights by their keys in a saved state."""
+    by_parameter = {w.weight: w.name for w in masked}
+    return {
+        key: by_parameter[p]
+        for packed, group in zip(state["param_groups"], base.param_groups, strict=False)
+        for key, p in zip(packed["params"], group["params"], strict=False)
+        if p in by_parameter
+    }
+
+
+class AfterModelLoad:
+    """The hook of a layer that dies with its training and in copies of the model."""
+
+    def __init__(self, training: SparseTraining | None, weights: list[MaskedWeight]) -> None:
+        self._training = weakref.ref(training) if training is not None else None
+        self._weights = weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AfterModelLoad, (None, [])
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        if self._training is not None and (training := self._training()) is not None:
+            training.after_model_load(self._weights)
