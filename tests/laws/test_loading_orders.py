@@ -18,8 +18,8 @@ STEPS, STOP = 10, 6  # masks have moved at 2, 4 and 6, do so at 8 (but for stati
 METHODS = ("rigl", "static", "set", "gmp")
 
 
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+def sgd(model: nn.Module, momentum: float = 0.9) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-2)
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -28,6 +28,8 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
 
 OPTIMIZERS = {
     "sgd": sgd,
+    "sgd-without-state": lambda model: sgd(model, momentum=0),
+    "adam": adam,
     "s2sam-sgd": lambda model: fs.S2SAM(sgd(model), rho=0.5),
     "s2sam-adam": lambda model: fs.S2SAM(adam(model), rho=0.5),
 }
@@ -58,14 +60,14 @@ def started(optimizer: str, method: str) -> Run:
     return Run(model, made, sparse(model, made, method)).train(STOP)
 
 
-def resumed(optimizer: str, method: str, order: tuple[str, ...], file: dict[str, Any]) -> Run:
-    """A run from other weights, and of ``static`` from other masks, that does and loads in an order what it names."""
+def resumed(optimizer: str, method: str, order: tuple[str, ...], file: dict[str, Any], seed: int = 0) -> Run:
+    """A run from other weights that does and loads in an order what it names; masks that never move are others too."""
     model = mlp(1)
     made, training = OPTIMIZERS[optimizer](model), None
     for act in order:
         if act == "sparsify":
-            # The source of later random choices is the seed, which is no part of what is saved.
-            training = sparse(model, made, method, seed=1 if method == "static" else 0)
+            # Of those that move the seed decides later random choices too, and is no part of what is saved.
+            training = sparse(model, made, method, seed=1 if method == "static" else seed)
         else:
             part = {"model": model, "optimizer": made, "training": training}[act]
             part.load_state_dict(file[act])
@@ -134,7 +136,7 @@ def test_weights_and_masks_are_back_without_the_optimizers_state(method, optimiz
 def test_weights_that_disagree_with_fresh_masks_are_told_of(method, optimizer, order):
     run = started(optimizer, method)
     with pytest.warns(UserWarning, match="training"):
-        resumed(optimizer, method, order, run.states()).train(1)
+        resumed(optimizer, method, order, run.states(), seed=1).train(1)
 
 
 @optimizers
