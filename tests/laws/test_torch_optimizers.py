@@ -269,8 +269,24 @@ def test_a_copy_goes_on_as_the_original(setting, sharpness, how):
     if sharpness != "none":
         twin.follow(other)
     for pair in ((model, optimizer), (other, twin)):
-        train(*pair, start=STOP)
+        train(*pair, STOP + 2, start=STOP)
     assert same(states(model, optimizer), states(other, twin))
+
+
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_with_its_training_is_as_sparse_as_the_original_or_refused(sharpness, how):
+    parts = made(Setting("SGD", "momentum", {"lr": 0.1, "momentum": 0.9}), sharpness)
+    train(*parts[:2], STOP)
+    try:
+        twins = COPIES[how](parts)
+    except fs.InputError:
+        return
+    if sharpness != "none":
+        twins[1].follow(twins[0])
+    for one in (parts, twins):
+        train(*one[:2], start=STOP)
+    assert same(states(*parts), states(*twins))
 
 
 @cells(without=NO_GROUPS)
@@ -308,7 +324,7 @@ def test_a_group_added_on_the_way_is_the_bases_without_a_radius(setting, sharpne
         optimizer = wrapped(setting, kind, model, model[0].parameters(), rho=0.0)
         train(model, optimizer, 2)
         optimizer.add_param_group({"params": list(model[2].parameters())})
-        train(model, optimizer, start=2, steps=STOP + 2)
+        train(model, optimizer, STOP + 2, start=2)
         ran.append([*states(model), optimizer.state_dict()["state"]])
     assert same(*ran)
 
@@ -329,7 +345,7 @@ def test_a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness):
             optimizer = wrapped(setting, sharpness, model, groups)
             for part, file in zip((model, optimizer), files, strict=True):
                 part.load_state_dict(file)
-        train(model, optimizer, start=STOP)
+        train(model, optimizer, STOP + 2, start=STOP)
         ran.append(states(model, optimizer))
     assert same(*ran)
 
