@@ -100,18 +100,15 @@ def test_restore_zeroes_what_was_written_since_the_last_look():
     assert torch.equal(w.weight.detach(), w.mask * 3.0)
 
 
-def test_cleaning_zeroes_weight_and_state_of_the_shape_only():
+def test_cleaning_zeroes_the_weight_and_no_gradient():
     model = tiny_net()
     masks = Masks.of(model, model.parameters())
     w = masks[0]
     w.set_mask(torch.zeros_like(w.mask))
     w.weight.grad = torch.ones_like(w.weight)
-    state = {"buffer": torch.ones_like(w.weight), "row": torch.ones(6), "step": torch.tensor(3.0), "count": 3}
-    masks.clean({w.weight: state})
+    masks.clean()
     assert is_plus_zero(w.weight)
     assert w.weight.grad.all()  # a rule may yet want it dense
-    assert is_plus_zero(state["buffer"])
-    assert (state["row"].sum(), state["step"], state["count"]) == (6, 3, 3)
 
 
 def test_the_dense_gradient_counts_what_is_not_finite_as_zero():

@@ -24,7 +24,7 @@ def half_live(seed=0):
     model = tiny_net(seed)
     masks = Masks.of(model, model.parameters(), seed=seed)
     source = torch.Generator().manual_seed(seed)
-    masks.rewire({w.name: torch.rand(w.weight.shape, generator=source) < 0.5 for w in masks}, {})
+    masks.rewire({w.name: torch.rand(w.weight.shape, generator=source) < 0.5 for w in masks})
     for w in masks:
         w.dense_grad = torch.randn(w.weight.shape, generator=source)
     return masks
@@ -52,7 +52,7 @@ def test_rewiring_keeps_each_layers_count(fraction, seed, grow):
 def test_a_fraction_of_zero_changes_nothing(grow):
     masks = half_live()
     before = now(masks)
-    masks.rewire(rewire(0.0, grow)(masks, 2), {})
+    masks.rewire(rewire(0.0, grow)(masks, 2))
     assert all(torch.equal(w.mask, before[w.name]) for w in masks)
 
 
@@ -68,18 +68,15 @@ def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed, fres
 
 
 @GROWTH
-def test_grown_entries_start_from_zero_in_weight_and_state(grow):
+def test_grown_entries_start_from_zero_and_are_told(grow):
     masks = half_live()
-    state = {w.weight: {"buffer": torch.ones_like(w.weight)} for w in masks}
-    masks.clean(state)
     before = now(masks)
-    masks.rewire(rewire(0.5, grow)(masks, 2), state)
+    told = masks.rewire(rewire(0.5, grow)(masks, 2))
     for w in masks:
         grown = w.mask & ~before[w.name]
         assert grown.any()
         assert not w.weight[grown].any()
-        assert not state[w.weight]["buffer"][grown].any()
-        assert (state[w.weight]["buffer"][w.mask & before[w.name]] == 1).all()
+        assert torch.equal(told[w.name], grown)
 
 
 def test_a_weight_dropped_and_grown_at_once_keeps_its_value():
@@ -89,7 +86,7 @@ def test_a_weight_dropped_and_grown_at_once_keeps_its_value():
     smallest = tuple(live[w.weight[w.mask].abs().argmin()])
     w.dense_grad[smallest] = 1e6
     value = w.weight[smallest].item()
-    masks.rewire(rewire(0.3)(masks, 2), {})
+    masks.rewire(rewire(0.3)(masks, 2))
     assert w.mask[smallest]
     assert w.weight[smallest].item() == value != 0
 
@@ -162,7 +159,7 @@ def test_pruning_never_brings_a_weight_back_and_ends_on_target(shapes, distribut
     prune = PruneTo(ALWAYS, Cubic(0.0, 0.6, until=updates), criteria.magnitude, DISTRIBUTIONS[distribution])
     for step in range(1, updates + 1):
         before = now(masks)
-        masks.rewire(prune(masks, step), {})
+        masks.rewire(prune(masks, step))
         assert masks.active == masks.budget(prune.sparsity(step))
         assert all((before[w.name] | ~w.mask).all() for w in masks)
     assert masks.active == masks.budget(0.6)
@@ -173,7 +170,7 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
     masks = dense_net([(3, 3), (7, 1), (3, 1)])
     for live in (10, 9):
         before = now(masks)
-        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), criteria.magnitude, uniform)(masks, 2), {})
+        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), criteria.magnitude, uniform)(masks, 2))
         assert masks.active == live
         assert all((before[w.name] | ~w.mask).all() for w in masks)
 
@@ -181,7 +178,7 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
 @pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
 def test_pruning_tells_a_live_zero_from_a_dead_one(distribution):
     masks = dense_net([(4, 5), (5, 4)])
-    masks.rewire({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks}, {})
+    masks.rewire({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks})
     for w in masks:
         w.weight.data.zero_()
     new = PruneTo(ALWAYS, Constant(0.5), criteria.magnitude, DISTRIBUTIONS[distribution])(masks, 2)
@@ -214,10 +211,10 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
     source = torch.Generator().manual_seed(seed)
     densities = torch.rand(3, generator=source).tolist()
     masks.rewire(
-        {w.name: torch.rand(w.weight.shape, generator=source) < d for w, d in zip(masks, densities, strict=True)}, {}
+        {w.name: torch.rand(w.weight.shape, generator=source) < d for w, d in zip(masks, densities, strict=True)}
     )
     before, live = now(masks), masks.active
-    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), criteria.random, DISTRIBUTIONS[distribution])(masks, 2), {})
+    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), criteria.random, DISTRIBUTIONS[distribution])(masks, 2))
     assert masks.active == max(live, masks.budget(sparsity))
     assert all((w.mask | ~before[w.name]).all() for w in masks)
 
@@ -225,7 +222,7 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
 def test_growing_brings_the_best_of_the_dead():
     masks = half_live()
     before = now(masks)
-    masks.rewire(GrowTo(ALWAYS, Constant(0.3), criteria.gradient, uniform)(masks, 2), {})
+    masks.rewire(GrowTo(ALWAYS, Constant(0.3), criteria.gradient, uniform)(masks, 2))
     for w in masks:
         grown = w.mask & ~before[w.name]
         assert w.grad.abs()[grown].min() >= w.grad.abs()[~w.mask].max()

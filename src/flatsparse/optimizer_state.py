@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from flatsparse.errors import InputError
 from flatsparse.masks import MaskedWeight, Masks
-from flatsparse.shards import is_sharded, local
+from flatsparse.shards import PLAIN, is_sharded, local
 
 # Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
 # Any other kind (Muon mixes rows and columns) has its weights masked after the step as well.
@@ -59,8 +58,8 @@ def begin_outside(masks: Masks, optimizer: Optimizer) -> None:
 
 
 def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group: Group) -> None:
-    if type(value) is not Tensor and is_traceable_wrapper_subclass(value) and not is_sharded(value):
-        raise _unwritable(key, f"a {type(value).__name__}", optimizer)
+    if type(value) not in PLAIN and not is_sharded(value):
+        raise _unwritable(key, f"as a {type(value).__name__}", optimizer)
     first = next((begin(group) for kind, name, begin in BEGINNINGS if name == key and isinstance(optimizer, kind)), 0.0)
     if not (value.is_floating_point() or value.is_complex()) and value.dtype != torch.bool:
         meanings = optimizer.state[w.weight].get(CODES.get(key, ""))
@@ -75,7 +74,7 @@ def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group
 
 def _unwritable(key: str, kind: str, optimizer: Optimizer) -> InputError:
     return InputError(
-        f"{type(optimizer).__name__} keeps '{key}' as {kind}, in which no 0 can be written for pruned weights: use an"
+        f"{type(optimizer).__name__} keeps '{key}' {kind}, in which no 0 can be written for pruned weights: use an"
         " optimizer that keeps its state as plain floating-point tensors"
     )
 
@@ -84,7 +83,7 @@ def step_correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any]
     """By what a step must be multiplied that a weight takes ``age`` steps after it began with no state.
 
     Adam's averages are divided by ``1 − β^t``; a new optimizer's, at t = age. For NAdam, whose first average is weighted
-    by step too, the correction of the second average alone is given, which keeps steps shorter than a new one's; RAdam's
+    by step too, the correction of the second average alone is given, which keeps steps about as short as a new one's; RAdam's
     first steps, which it takes without the second average, are taken like the first that has it.
 
     Returns: None for an optimizer that corrects nothing.
@@ -102,33 +101,35 @@ def step_correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any]
         return second
     first = (1 - beta1**t) / (1 - beta1**age)
     if isinstance(optimizer, torch.optim.RAdam):
-        return _rectified(age, t, beta1, beta2)
+        return first * _rectification_ratio(age, t, beta2)
     return first * second
 
 
-def _rectified(age: float, t: float, beta1: float, beta2: float) -> float:
-    """RAdam's (Liu et al. 2020, Alg. 2), whose second average counts only from the step at which its variance is known."""
+def _rectification_ratio(age: float, t: float, beta2: float) -> float:
+    """What RAdam's second average divides by (Liu et al. 2020, Alg. 2) at an age, over what it does at t.
+
+    The average counts from the step on at which its variance is known.
+    """
     most = 2 / (1 - beta2) - 1
 
     def length(step: float) -> float:
         return most - 2 * step * beta2**step / (1 - beta2**step)
 
-    def rectification(step: float) -> float:
+    def divisor(step: float) -> float:
         n = length(step)
-        return math.sqrt((n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n))
+        return math.sqrt((n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n) * (1 - beta2**step))
 
     if length(t) <= 5:
         return 1.0
     while length(age) <= 5:
         age += 1
-    ratio = rectification(age) / rectification(t) * math.sqrt((1 - beta2**age) / (1 - beta2**t))
-    return ratio * (1 - beta1**t) / (1 - beta1**age)
+    return divisor(age) / divisor(t)
 
 
 def settling_age(group: Group) -> float:
-    """From which age on a correction would be within a hundredth of 1, and is no longer made."""
+    """From which age on a correction would be within a thousandth of 1, and is no longer made."""
     slowest = max(map(float, group["betas"][:2]))
-    return math.log(0.02) / math.log(slowest) if slowest > 0 else 1.0
+    return math.log(0.002) / math.log(slowest) if slowest > 0 else 1.0
 
 
 def decay_factor(optimizer: Optimizer, group: Group) -> float:

@@ -30,26 +30,40 @@ class LoadedWeights:
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
-        self._lost: dict[str, int] = {}  # how many live weights that cost, where they look like those of a sparse net
+        self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
+        self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
 
-    def zero(self, weights: Iterable[MaskedWeight], *, sparse: float | None = None) -> None:
-        """Zero weights outside the masks, and remember them as they are.
+    def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
+        """Remember weights as they are; they are about to be zeroed.
 
         Args:
-            sparse: the sparsity that a weight must have to count as pruned before, and so as damaged; with None any has.
+            may_be_dense: that a weight with fewer zeros than its mask is no sign of a loss: a dense net is made sparse.
         """
         for w in weights:
             self._kept[w.name] = w.weight.detach().clone()
-            live = int(whole(w.weight.detach().ne(0).sum()))
-            w.zero_outside(w.weight)
-            w.look()
-            pruned = sparse is None or live <= (1 - 0.9 * sparse) * w.weight.numel()
-            self._lost[w.name] = live - int(whole(w.weight.detach().ne(0).sum())) if pruned else 0
+            nonzero = w.weight.detach().ne(0)
+            looks_sparse = w.weight.numel() - int(whole(nonzero.sum())) >= w.weight.numel() - w.active
+            lost = int(whole((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
+            self._lost[w.name] = lost
 
-    def give_back(self, w: MaskedWeight) -> None:
-        """Put a weight back as it was, if nothing has written to it since; its mask has changed."""
+    def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
+        """Remember what an optimizer keeps for weights."""
+        for w in weights:
+            entry = optimizer.state.get(w.weight, {})
+            alike = {k: v.clone() for k, v in entry.items() if isinstance(v, Tensor) and v.shape == w.weight.shape}
+            self._state[w.name] = alike
+
+    def forget_state(self) -> None:
+        """The optimizer has loaded another."""
+        self._state = {}
+
+    def give_back(self, w: MaskedWeight, optimizer: Optimizer) -> None:
+        """Put a weight and its state back as they were, if nothing has written to it since; its mask has changed."""
         if w.name in self._kept and w.is_as_seen:
             w.weight.copy_(self._kept[w.name])
+        for key, value in self._state.get(w.name, {}).items():
+            if key in optimizer.state.get(w.weight, {}):
+                optimizer.state[w.weight][key].copy_(value)
         self._lost.pop(w.name, None)
 
     def forget(self) -> None:
@@ -61,7 +75,7 @@ class LoadedWeights:
                 " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
                 stacklevel=8,
             )
-        self._kept, self._lost = {}, {}
+        self._kept, self._state, self._lost = {}, {}, {}
 
     def __bool__(self) -> bool:
         return bool(self._kept)

@@ -89,10 +89,12 @@ class SparseTraining:
         for w in self._masks:
             if w.name in initial:
                 w.set_mask(initial[w.name])
-        self._loaded.zero(self._masks, sparse=self.plan.sparsity)
+        loaded = left_masks(self._base, self._masks)
+        self._loaded.keep(self._masks, may_be_dense=True)
+        self._loaded.keep_state(self._masks, self._base)
         self._rewire({})
-        if masks := left_masks(self._base, self._masks):
-            self._take_masks(masks)
+        if loaded:
+            self._take_masks(loaded)
 
     # -- what a user looks at -------------------------------------------------------------------------------------
 
@@ -246,17 +248,17 @@ class SparseTraining:
         for w in self._masks:
             if w.name in masks:
                 w.set_mask(masks[w.name])
-                self._loaded.give_back(w)
+                self._loaded.give_back(w, self._base)
                 w.zero_outside(w.weight)
                 w.look()
         self._state_loaded, self._agreed = True, False
         self._unknown = "how many steps were taken, and what its rules remember"
 
     def __reduce__(self) -> Any:
-        raise InputError("a sparse training cannot be pickled, because it lives on a model and an optimizer: save its state_dict()")
-
-    def __deepcopy__(self, memo: Any) -> SparseTraining:
-        return self  # copies of a model, such as an average of its weights, are not trained by it
+        raise InputError(
+            "a sparse training cannot be copied or pickled, because it lives on a model and an optimizer: save its"
+            " state_dict(), and load it into what sparsify gives for the copies"
+        )
 
     def detach(self) -> None:
         """Let go of model and optimizer: from now on nothing keeps the masks."""
@@ -296,6 +298,8 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
+            for w in self._masks:  # LBFGS calls it several times, along directions that it has from other masks
+                w.restore()
             loss = closure()
             self._prepare()
             return loss
@@ -317,7 +321,8 @@ class SparseTraining:
             )
             self._unknown = ""
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
-            self._rewire({})
+            self._masks.clean()
+            begin_outside(self._masks, self._base)
             self._state_loaded = False
         for w in self._masks:
             w.restore()
@@ -406,11 +411,15 @@ class SparseTraining:
 
     def _after_load(self, base: Optimizer) -> None:
         self._state_loaded = True
+        self._loaded.forget_state()
 
     @torch.no_grad()
     def after_model_load(self, weights: list[MaskedWeight]) -> None:
         """Zero loaded weights outside the masks, but remember them: their own masks may be loaded next."""
-        self._loaded.zero(weights)
+        self._loaded.keep(weights)
+        for w in weights:
+            w.zero_outside(w.weight)
+            w.look()
 
     @torch.no_grad()
     def _mask_gradients(self, scale: Tensor | None) -> None:

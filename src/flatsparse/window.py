@@ -354,7 +354,9 @@ class SharpnessAware(Optimizer):
 
     @torch.no_grad()
     def _make_neighbours(self, directions: Mapping[nn.Parameter, Tensor], *, downhill: bool = False) -> None:
-        """Write ``u = w + ρ d/‖d‖`` (downhill, minus) for each parameter with a direction; the others have no neighbour.
+        """Write ``u = w + ρ d/‖d‖`` for each parameter with a direction; the others have no neighbour.
+
+        Downhill it is minus, and so it is along gradients of what a group's base maximizes.
 
         The norm stays a tensor on its device, so the host never waits for it, and no other buffer is made.
         """
@@ -367,18 +369,19 @@ class SharpnessAware(Optimizer):
                     self._forget_neighbour(p)
                     continue
                 where = self._live(p)
-                rows.append((rho, p, d, where, self._buffer(p, where)))
+                reach = -rho if downhill or group.get("maximize") else rho
+                rows.append((reach, p, d, where, self._buffer(p, where)))
         if self.adaptive:  # u holds T d until its norm is known
             for _, p, d, where, u in rows:
                 torch.mul(_take(p.detach(), where).abs().add_(self.eta), _take(d, where), out=u)
         length = norm([u if self.adaptive else d for _, _, d, _, u in rows])
         scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
-        for rho, p, d, where, u in rows:
+        for reach, p, d, where, u in rows:
             assert length is not None
-            kind = rho, p.device, p.dtype
+            kind = reach, p.device, p.dtype
             if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
-                scale = (rho / length.clamp(min=TINY)).clamp(max=torch.finfo(p.dtype).max).to(*kind[1:])
-                scales[kind] = scale.neg_() if downhill else scale
+                most = torch.finfo(p.dtype).max
+                scales[kind] = (reach / length.clamp(min=TINY)).clamp(-most, most).to(*kind[1:])
             w, out = _take(local(p).detach(), where), local(u)
             if self.adaptive:
                 torch.addcmul(w, out.mul_(w.abs().add_(self.eta)), scales[kind], out=out)
