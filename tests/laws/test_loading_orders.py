@@ -120,8 +120,10 @@ def test_the_masks_travel_with_the_optimizer(method, optimizer, order):
         until, told = STOP + 1, pytest.warns(UserWarning, match=r"how many steps .* training.state_dict\(\)")
     with told:
         again.train(until, STOP)
-    assert same(again.states()["model"], run.train(until, STOP).states()["model"])
+    run.train(until, STOP)
     assert same(again.states()["training"]["masks"], run.states()["training"]["masks"])
+    if until == STEPS or "adam" not in optimizer:  # which weights grew lately is lost with the rest, and Adam asks for it
+        assert same(again.states()["model"], run.states()["model"])
 
 
 @methods
