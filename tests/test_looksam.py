@@ -150,3 +150,20 @@ def test_options_that_cannot_be_are_refused(options, line):
         LookSAM(sgd(mlp().parameters()), **options)
     with pytest.raises(fs.InputError, match="needs a closure"):
         LookSAM(sgd(mlp().parameters())).step()
+
+
+def test_a_second_closure_without_gradients_leaves_nothing_to_keep():
+    model = mlp()
+    optimizer = LookSAM(sgd(model.parameters()), rho=0.05, every=2)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        calls.append(loss_at(model))
+        if len(calls) % 3 != 2:
+            calls[-1].backward()
+        return calls[-1]
+
+    for _ in range(4):
+        optimizer.step(closure)
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -31,8 +31,8 @@ def is_inspected(step: int) -> bool:
 class ArrivalWatch:
     """Hooks on parameters that warn when a gradient arrives after the window that its forward used was closed."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], optimizer: SharpnessAware, message: str) -> None:
-        self._optimizer, self._message = weakref.ref(optimizer), message
+    def __init__(self, parameters: Iterable[nn.Parameter], optimizer: SharpnessAware) -> None:
+        self._optimizer = weakref.ref(optimizer)
         self.early = False  # whether a gradient came before any window was opened
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters if p.requires_grad]
 
@@ -46,7 +46,11 @@ class ArrivalWatch:
             self.early = True
 
     def warn(self, optimizer: SharpnessAware) -> None:
-        optimizer._warn("arrival", self._message)
+        partly = (
+            "a part of a step's gradient was taken while the parameters held w, not w + e: run every forward and backward"
+            " of the step inside optimizer.perturbed(), or through calls of the followed model"
+        )
+        optimizer._warn("arrival", optimizer._interrupted or partly)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -62,12 +66,7 @@ class Inspection:
     def __init__(self, optimizer: S2SAM) -> None:
         models = following.followed(optimizer)
         perturbed = [p for group in optimizer.param_groups for p in group["params"] if optimizer._neighbour(p) is not None]
-        self._arrivals = ArrivalWatch(
-            perturbed,
-            optimizer,
-            "a part of a step's gradient was taken while the parameters held w, not w + e: run every forward and backward"
-            " of the step inside optimizer.perturbed(), or through calls of the followed model",
-        )
+        self._arrivals = ArrivalWatch(perturbed, optimizer)
         self._handles = []
         for model in models:
             for module in _eager_modules(model):

@@ -65,6 +65,7 @@ class LookSAM(SAM):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "every": self.every, "alpha": self.alpha}
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take a step.
@@ -94,7 +95,7 @@ class LookSAM(SAM):
             assert length is not None
             assert own is not None
             for p, v in self._live_only(kept).items():
-                gradients[p].add_(v * (self.alpha * length / (own + TINY)).to(v))
+                gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
         self._looked = False
         self.base.step()
         # Only now: Adam takes an entry that is there before its first step for its own, and the masks may just have changed.
@@ -121,10 +122,13 @@ class LookSAM(SAM):
 
 
 def _orthogonal(ours: dict[nn.Parameter, Tensor], first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """The part of one gradient that is orthogonal to another."""
+    """The part of one gradient that is orthogonal to another; nothing where one of them is missing."""
     both = [p for p in ours if p in first]
+    if not both:
+        return {}
     length = norm([first[p] for p in both])
     assert length is not None
-    product = sum(whole((ours[p] * first[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
-    share = product / (length.square() + TINY)
-    return {p: ours[p] - first[p] * share.to(first[p]) for p in both}
+    unit = {p: first[p] / length.clamp(min=TINY).to(first[p]) for p in both}  # first, so that no square overflows
+    share = sum(whole((ours[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
+    assert isinstance(share, Tensor)
+    return {p: ours[p] - unit[p] * share.to(first[p]) for p in both}

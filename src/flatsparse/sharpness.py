@@ -231,6 +231,7 @@ class S2SAM(SharpnessAware):
         if self._inspection is not None:
             self._inspection.end(self)
         self._watch = self._inspection = None
+        self._interrupted = ""
 
     def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
         """Keep directions within masks; neighbours made under others no longer count."""
@@ -255,6 +256,8 @@ class S2SAM(SharpnessAware):
             return
         made: list[Look] = []
         length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
+        if not 1e-15 < length < 1e18:  # its squares are of float32
+            length = float(norm([g for _, _, gradients, _, _ in rows for g in gradients]) or 0.0)
         for group, live, gradients, momenta, neighbours in rows:
             group["neighbour_rho"] = rho = self._radius(group)
             kernel.step(group, live, gradients, momenta, neighbours, rho / max(length, TINY))

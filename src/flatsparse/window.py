@@ -93,6 +93,7 @@ class SharpnessAware(Optimizer):
         self._window: list[Look] = []  # the true w of every perturbed parameter, while open
         self._looked = False  # whether a perturbed forward has run since the last step
         self._missed = ""  # why a forward of a followed model was not perturbed
+        self._interrupted = ""  # what closed a window between a forward and its backward
         self._versions: list[int] = []  # of the perturbed parameters, when the window opened
         self._watch: ArrivalWatch | None = None  # of gradients that come after the window was closed from outside
         self._warned: set[str] = set()
@@ -170,7 +171,7 @@ class SharpnessAware(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         chosen = ("defaults", "base", "mask_perturbation", "compact", "in_place", "adaptive", "eta", "_schedule", "_key")
-        now = ("_window", "_looked", "_missed", "_warned", "_made", "_drops")
+        now = ("_window", "_looked", "_missed", "_interrupted", "_warned", "_made", "_drops")
         return {name: self.__dict__[name] for name in (*chosen, *now)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -236,13 +237,12 @@ class SharpnessAware(Optimizer):
         """Close a window that a forward has used. A gradient that comes after that belongs to no point: it is warned of."""
         perturbed = [p for p, _, _ in self._window]
         self._close()
-        if perturbed and self._looked and self._watch is None:
-            self._watch = ArrivalWatch(
-                perturbed,
-                self,
+        if perturbed and self._looked:
+            self._interrupted = (
                 f"{cause} came between a forward at w + e and its backward, whose gradient then belongs to no point: take"
-                " the backward first, or evaluate under torch.no_grad()",
+                " the backward first, or evaluate under torch.no_grad()"
             )
+            self._watch = self._watch or ArrivalWatch(perturbed, self)
 
     @property
     def is_open(self) -> bool:
