@@ -19,7 +19,7 @@ from flatsparse.schedules import AnyOf
 from flatsparse.thinning import Explore
 from tests.sparse_helpers import tiny_net
 
-DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
+DEVICES = pytest.mark.parametrize("device", ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])])
 TOKENS = 7  # of one sample
 
 
@@ -153,6 +153,16 @@ def test_the_products_of_a_weight_that_is_made_of_a_matrix_are_the_matrixs(chang
     assert (list(found.layers.values()), found.other) == ([48], 0)
 
 
+def test_matrices_in_one_storage_are_told_apart():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    flat = torch.randn(48)
+    net[0].weight, net[1].weight = nn.Parameter(flat[:24].view(6, 4)), nn.Parameter(flat[24:].view(4, 6))
+    assert cost(net, torch.ones(3, 4)).layers == {
+        "0.weight": 48,
+        "1.weight": 48,
+    }
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
 def test_convolutional_nets_cost_what_torch_counts(name, context):
@@ -216,6 +226,12 @@ def test_an_estimate_has_the_overall_sparsity_of_the_training():
     found = estimate(net, torch.zeros(1, 3, dtype=torch.long), "static", sparsity=0.5, steps=10)
     training = fs.sparsify(net, torch.optim.SGD(net.parameters()), "static", sparsity=0.5, steps=10)
     assert found.overall_sparsity == training.report().overall_sparsity == 8 / 52
+
+
+def test_an_estimate_lays_patterns_along_the_inputs():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2))  # 2:4 divides the inputs, not the outputs
+    choice = {"sparsity": 0.5, "steps": 10, "pattern": (2, 4), "include": ["1"]}
+    assert estimate(net, torch.zeros(1, 3, 2, 2), "static", **choice).sparsity == 0.5
 
 
 # -- runs of any length -----------------------------------------------------------------------------------------------

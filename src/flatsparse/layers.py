@@ -231,7 +231,10 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
     if not owned + other:
         return
     share = sum(matrices[name][0].numel() for name in owned + other) / whole
-    why = [f"a parametrization owns {_listed(owned)}"] * bool(owned)
+    why = [
+        f"a parametrization owns {_listed(owned)} (one that keeps zeros, such as spectral_norm, may stay; remove others,"
+        " such as weight_norm, first)"
+    ] * bool(owned)
     why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
     warnings.warn(
         f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
