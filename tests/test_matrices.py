@@ -82,7 +82,7 @@ def test_matrices_of_known_layers_are_taken_and_vectors_are_not(layer, names):
 def test_another_module_by_the_name_of_conv1d_is_not_taken():
     layer = Conv1D(6, 4)
     layer.nf = 4  # it stores (outputs, inputs), or is something else
-    with pytest.raises(fs.InputError, match=r"none of the model's 1 matrices matches \(kinds: 1 of Conv1D\)"):
+    with pytest.raises(fs.InputError, match=r"none of the model's 1 matrices matches \(1 of Conv1D\)"):
         static(layer)
 
 
@@ -99,6 +99,12 @@ def test_an_embedding_stays_dense_with_all_that_is_tied_to_it_whichever_comes_fi
         training = silently(Tied(order))
         assert list(training.masks) == ["between.weight"]
         assert training.report().overall_total == 16 + 36
+
+
+def test_another_name_for_a_weight_changes_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.register_parameter("alias", model[1].weight)
+    assert list(silently(model).masks) == ["alias", "0.weight"]
 
 
 # -- left dense, with a word ------------------------------------------------------------------------------------------
@@ -157,6 +163,7 @@ class Symmetric(nn.Module):
     [
         (parametrizations.weight_norm(nn.Linear(4, 4)), "*original1"),
         (parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "*original1"),
+        (parametrizations.weight_norm(nn.Linear(4, 4), dim=1), "*original1"),
         (old_weight_norm(nn.Linear(4, 4)), "weight_v"),
         (parametrizations.orthogonal(nn.Linear(4, 4)), "*original"),
         (parametrize.register_parametrization(nn.Linear(4, 4), "weight", Symmetric()), "*original"),
@@ -182,7 +189,7 @@ def test_a_parametrization_that_does_not_keep_zeros_is_refused_and_nothing_chang
         (nn.BatchNorm1d(4), "the model has no matrix with entries"),
         (
             nn.Sequential(nn.Embedding(4, 4), Own(2, 2), old_weight_norm(nn.Linear(4, 4))),
-            r"none of the model's 3 matrices matches \(kinds: 1 of Embedding, 1 of Own, 1 of a parametrization\)",
+            r"none of the model's 3 matrices matches \(1 of Embedding, 1 of Own, 1 owned by a parametrization\)",
         ),
     ],
 )

@@ -57,7 +57,7 @@ class Cost:
         """The forward pass with such a share of live weights in each layer; layers that are not named are dense."""
         if strange := [name for name in density if name not in self.layers]:
             raise InputError(
-                f"the net that was counted has no matrix '{strange[0]}' for layer '{strange[0]}': give the masks of that net"
+                f"layer '{strange[0]}' is none of the net whose operations were counted: give masks of that net"
             )
         return sum(flops * density.get(name, 1.0) for name, flops in self.layers.items()) + self.other
 
