@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 import flatsparse as fs
 from flatsparse.health import churn, health
@@ -10,16 +11,17 @@ def test_filters_without_a_live_weight_are_dead():
     conv, fc = torch.ones(4, 2, 3, 3, dtype=torch.bool), torch.zeros(20, 5, dtype=torch.bool)
     conv[1] = False
     fc[7, 0] = True
-    found = health({"conv": conv, "fc": fc})
+    model = nn.ModuleDict({"conv": nn.Conv2d(2, 4, 3), "fc": nn.Linear(5, 20)})
+    found = health({"conv.weight": conv, "fc.weight": fc}, model)
     assert (found.dead, found.filters) == (1 + 19, 24)
-    assert found.collapsed == {"fc": 0.95}
+    assert found.collapsed == {"fc.weight": 0.95}
 
 
 def test_a_dead_filter_gives_the_same_for_every_input():
     model = tiny_net()
     training = fs.sparsify(model, sgd(model), "static", sparsity=0.9, steps=10)
     dead = ~training.masks["3.weight"].flatten(1).any(1)
-    assert health({"3.weight": training.masks["3.weight"]}).dead == dead.sum()
+    assert health({"3.weight": training.masks["3.weight"]}, model).dead == dead.sum()
     inputs = torch.randn(2, 6, 8, 8)
     outputs = model[3](inputs)
     constant = torch.stack([outputs[:, i].std() < 1e-6 for i in range(8)])

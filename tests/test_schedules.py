@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatsparse.schedules import Constant, Cosine, Cubic, Every, Linear
+from flatsparse.schedules import AnyOf, At, Constant, Cosine, Cubic, DueSteps, Every, Linear
 
 RAMPS = [Linear, Cosine, Cubic]
 
@@ -57,3 +57,40 @@ def test_every_acts_once_a_period_after_start_up_to_until(period, until, start):
     acts = [step for step in range(until + 2 * period + start) if every(step)]
     assert acts == list(range(start + period, until + 1, period))
     assert every.last == (acts[-1] if acts else start)
+
+
+EVERYS = st.builds(Every, st.integers(1, 12), st.integers(0, 60), st.integers(-9, 20))
+ATS = st.builds(At, st.frozensets(st.integers(1, 70), max_size=5))
+TIMETABLES = st.recursive(
+    EVERYS | ATS | st.integers(1, 9).map(lambda period: lambda step: step % period == 0),
+    lambda inner: st.lists(inner, max_size=3).map(lambda some: AnyOf(tuple(some))),
+    max_leaves=5,
+)
+
+
+@given(st.lists(TIMETABLES, max_size=4), st.integers(1, 30), st.integers(0, 60), st.integers(0, 70), st.integers(0, 70))
+def test_due_steps_are_those_of_a_walk_through_the_run(timetables, first, length, after, until):
+    last = first + length
+    walked = [step for step in range(first, last + 1) if any(timetable(step) for timetable in timetables)]
+    due = DueSteps(timetables, first, last)
+    assert list(due.thinned()) == walked
+    assert due.count(after, until) == sum(after < step <= until for step in walked)
+
+
+@given(st.lists(TIMETABLES, max_size=4), st.integers(1, 9))
+def test_thinned_due_steps_are_due_and_keep_the_last_ones(timetables, stride):
+    due = DueSteps(timetables, 1, 60)
+    whole, thinned = list(due.thinned()), list(due.thinned(stride))
+    assert set(thinned) <= set(whole)
+    assert thinned == sorted(set(thinned))
+    assert thinned[-1:] == whole[-1:]
+
+
+def test_a_run_of_any_length_is_counted_at_once():
+    steps = 10**15
+    due = DueSteps(
+        [Every(6, until=steps), Every(10, until=steps), AnyOf((Every(15, until=steps), At(frozenset({7}))))], 2, steps
+    )
+    alone = steps // 6 + steps // 10 + steps // 15
+    assert due.count(0, steps) == alone - 2 * (steps // 30) + 1
+    assert len(list(due.thinned(10**12))) < 10**4

@@ -57,7 +57,7 @@ class Cost:
         """The forward pass with such a share of live weights in each layer; layers that are not named are dense."""
         if strange := [name for name in density if name not in self.layers]:
             raise InputError(
-                f"the net that was counted has no matrix '{strange[0]}' for layer '{strange[0]}': give the masks of that net"
+                f"layer '{strange[0]}' is none of the net whose operations were counted: give masks of that net"
             )
         return sum(flops * density.get(name, 1.0) for name, flops in self.layers.items()) + self.other
 
@@ -360,7 +360,7 @@ def estimate(
     >>> static.inference, round(static.train(batch_size=8) / dense.train(batch_size=8), 3)
     (40.0, 0.1)
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     chosen = as_method(method, options)
     plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
     masks = Masks.of(model, model.parameters(), include, exclude, layers=layers)
@@ -402,7 +402,9 @@ class _Walk:
         if plan.thinning is not None and plan.thinning.first:
             self.live = self._thinned(plan.thinning.first)
         elif plan.pattern is not None:
-            self.live = {name: int(plan.pattern.keep(s, name).sum()) for name, s in self.scores.items()}
+            self.live = {
+                w.name: int(plan.pattern.keep(self.scores[w.name], w.name, w.inputs_first).sum()) for w in masks
+            }
         else:
             self.live = plan.distribution(self.scores, budget(total, plan.sparsity))
 

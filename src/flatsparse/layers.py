@@ -66,9 +66,9 @@ PRESETS: dict[str, tuple[Callable[[Modules], set[str]], ...]] = {
 def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
     """Every matrix of a model by its plain name, with the module that owns it.
 
-    A weight that several modules share goes by its first name; where one of them is not made sparse by default, such as
-    an embedding, that one owns it. What has no entries is no matrix, nor are biases of any shape and the lengths of a
-    weight normalization.
+    A weight that several modules share goes by its first name; an embedding among them owns it, and stays dense by
+    default, or else a layer that is made sparse. What has no entries is no matrix, nor are biases of any shape and the
+    lengths of a weight normalization.
 
     Raises: InputError for a lazy layer, whose weight has no shape yet.
     """
@@ -83,8 +83,7 @@ def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
     found = {}
     for name, (_, p) in zip(plain, named, strict=True):
         if p.ndim >= 2 and p.numel() and not any(_is_vector(*owner) for owner in owners[id(p)]):
-            dense = [module for leaf, module in owners[id(p)] if not by_default(leaf, module)]
-            found[name] = p, (dense or [module for _, module in owners[id(p)]])[0]
+            found[name] = p, min(owners[id(p)], key=lambda o: (not isinstance(o[1], DENSE), not by_default(*o)))[1]
     return found
 
 
@@ -187,7 +186,8 @@ def _fits(pattern: Pattern, name: str, module: nn.Module) -> bool:
 def check_exact(name: str, module: nn.Module) -> None:
     """Raise InputError when zeros of a matrix are not zeros of the weight that its parametrization makes of it.
 
-    Tried out: with every other entry of a copy at 0, and its first row, the made weight must be 0 there and finite.
+    Tried out: with every other entry of a copy at 0, and its first row and column, the made weight must be 0 there and
+    finite.
     """
     leaf = name.rpartition(".")[2]
     if _is_normed(leaf, module):
@@ -197,7 +197,7 @@ def check_exact(name: str, module: nn.Module) -> None:
     else:
         twin = copy.deepcopy(module).eval()
         mask = (torch.arange(tensor.numel(), device=tensor.device) % 2 == 0).view(tensor.shape)
-        mask[0] = False
+        mask[0], mask[:, 0], mask.view(-1)[-1] = False, False, True  # a layer keeps a weight
         with torch.no_grad():
             getattr(twin, leaf).copy_(torch.where(mask, tensor, 0))
             made = twin()
@@ -231,7 +231,10 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
     if not owned + other:
         return
     share = sum(matrices[name][0].numel() for name in owned + other) / whole
-    why = [f"a parametrization owns {_listed(owned)}"] * bool(owned)
+    why = [
+        f"a parametrization owns {_listed(owned)} (one that keeps zeros, such as spectral_norm, may stay; remove others,"
+        " such as weight_norm, first)"
+    ] * bool(owned)
     why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
     warnings.warn(
         f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
@@ -242,9 +245,9 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
 
 def kinds(modules: Modules) -> str:
     """The kinds of layers that own matrices, with how many, as a phrase."""
-    owned = "a parametrization"
-    counts = Counter(owned if _is_owned(name, m) else type(m).__name__ for name, m in modules.items())
-    return ", ".join(f"{count} of {kind}" for kind, count in counts.items())
+    owned = "owned by a parametrization"
+    counts = Counter(owned if _is_owned(name, m) else f"of {type(m).__name__}" for name, m in modules.items())
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def matching(patterns: Sequence[Pattern] | Pattern, modules: Modules, argument: str) -> set[str]:

@@ -199,13 +199,11 @@ class Masks(Sequence[MaskedWeight]):
         names = chosen(modules, layers, include, exclude)
         picked = {name: p for name, (p, _) in every.items() if name in names and id(p) in held}
         if not picked:
-            why = (
-                f"none of the model's {len(every)} matrices matches (kinds: {kinds(modules)})"
-                if every and not names
-                else f"the optimizer holds none of the {len(names)} matrices that match"
-                if every
-                else "the model has no matrix with entries"
-            )
+            why = f"none of the model's {len(every)} matrices matches ({kinds(modules)})"
+            if names:
+                why = f"the optimizer holds none of the {len(names)} matrices that match, or they are frozen"
+            elif not every:
+                why = "the model has no matrix with entries"
             raise InputError(
                 f"no weight to make sparse: {why}; check include=, exclude=, layers= and the optimizer's parameters"
             )

@@ -157,6 +157,13 @@ def test_the_command_line_period_leaves_ten_updates(method):
     assert "masks updated 1" in describe(parts) or "masks updated 2" in describe(parts) or method == "snfs"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_any_length_is_prepared_and_described_without_a_walk(method):
+    parts = build(small(method, epochs=10**12).resolved())
+    assert parts.steps_per_epoch * parts.run.whole_epochs == 4 * 10**12
+    assert bool(parts.training.plan.rules) == ("masks updated" in describe(parts))
+
+
 @pytest.mark.parametrize("multiplier", [0.5, 5.0])
 def test_longer_training_scales_everything_but_the_period(tmp_path, multiplier):
     once, longer = (build(small("rigl", epochs=10, multiplier=m).resolved()) for m in (1.0, multiplier))
