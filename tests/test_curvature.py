@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +141,81 @@ def test_masks_of_another_model_and_too_many_eigenvalues_are_refused():
         Hessian(net, loss_of(net), {"0.weight": torch.ones(6, 8, dtype=torch.bool)})
     with pytest.raises(InputError, match="not below"):
         eigenvalues(Hessian(net, loss_of(net)), 200)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 4, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x):
+        return self.encoder(x, src_key_padding_mask=torch.arange(3).expand(len(x), 3) == 2)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.TransformerDecoderLayer(4, 2, 4, activation="gelu", batch_first=True)
+
+    def forward(self, x):
+        return self.decoder(x, x, tgt_is_causal=True, tgt_mask=nn.Transformer.generate_square_subsequent_mask(3).to(x))
+
+
+def compiled_attention():
+    return torch.compile(Attention(), backend="aot_eager")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("make", [Attention, Padded, Decoder, pytest.param(compiled_attention, marks=pytest.mark.slow)])
+def test_products_through_attention_are_differences_of_gradients(make):
+    torch.manual_seed(0)
+    net, inputs = make().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    parameters = list(net.parameters())
+    hessian = Hessian(net, lambda: net(inputs)[:, :2].square().sum())
+    vector = torch.randn(hessian.size, dtype=torch.float64)
+
+    def gradient(step):
+        moved = torch.cat([p.detach().flatten() for p in parameters]) + step * vector
+        named = zip(net.state_dict(), moved.split([p.numel() for p in parameters]), strict=True)
+        weights = {name: piece.view_as(p).requires_grad_() for (name, piece), p in zip(named, parameters, strict=True)}
+        loss = torch.func.functional_call(net, weights, (inputs,))[:, :2].square().sum()
+        return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights.values())])
+
+    torch.testing.assert_close(hessian @ vector, (gradient(1e-5) - gradient(-1e-5)) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_without_second_derivative_is_an_input_error():
+    net, length = nn.Linear(2, 3), torch.tensor([1])
+
+    def loss():
+        scores = net(torch.ones(4, 1, 2)).square().log_softmax(-1)
+        return F.ctc_loss(scores, torch.tensor([[1]]), 4 * length, length)
+
+    with pytest.raises(InputError, match=r"no second derivative \(.*ctc_loss_backward is not implemented\): give"):
+        Hessian(net, loss) @ torch.ones(9)
+
+
+def test_without_scipy_products_remain_and_the_rest_names_the_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("scipy", "scipy.sparse.linalg", "scipy.special"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "flatsparse.curvature")
+    curvature = importlib.import_module("flatsparse.curvature")
+    net, _ = smooth_net()
+    hessian = curvature.Hessian(net, loss_of(net))
+    assert (hessian @ hessian.vector()).norm() == 0
+    assert len(curvature.spectrum(hessian, steps=2).nodes) == 6
+    for estimate in (curvature.eigenvalues, curvature.trace):
+        with pytest.raises(InputError, match=r"need 'scipy': install it with pip install 'flatsparse\[lab\]'$"):
+            estimate(hessian)

@@ -355,3 +355,22 @@ def test_what_cannot_be_done_is_refused_in_a_line():
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)
     refused("no channels to remove", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
     refused("no channels to remove", include=["stem"])
+
+
+@pytest.mark.parametrize("method", [chex, chase])
+def test_channels_of_a_transposed_convolution_are_its_outputs(method):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        up = nn.ConvTranspose2d(6, 9, 2, stride=2)
+        model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), up, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.append(nn.Linear(9, 5))
+    optimizer = sgd(model)
+    training = method(model, optimizer, channels=0.4)
+    train(model, optimizer, 20)
+    alive = live(training)["2.weight"]
+    assert len(alive) == 9
+    assert not training.masks["2.weight"][:, ~alive].any()
+    assert not training.masks["2.weight"][~live(training)["0.weight"]].any()
+    small, inputs = shrink(model, training.masks), torch.randn(3, 1, 8, 8)
+    assert small[2].in_channels + small[2].out_channels <= 9
+    torch.testing.assert_close(small.eval()(inputs), model.eval()(inputs))

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from flatsparse.operations import evaluated, kind_of, writes_in_place
+from flatsparse.operations import (
+    concatenated,
+    drops_always,
+    evaluated,
+    inputs_first,
+    kind_of,
+    writes_in_place,
+)
 from flatsparse.tracing import Part, Trace
 
 UNKNOWN = math.nan  # a channel that varies, or may
@@ -38,16 +45,18 @@ def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Te
             module: Any = trace.modules[str(node.target)]
             features = _features(trace, node, module, sources)
             found = _layer(module, str(node.target), features, tensors)
-            if module.weight.shape[1] == len(features):
+            if getattr(module, "groups", 1) == 1:
                 read[f"{node.target}.weight"] = features
         elif kind == "norm":
             found = _norm(trace.modules[str(node.target)], str(node.target), sources[0], tensors)
         elif kind == "cat":
-            found = torch.cat(sources)
+            found = torch.cat([seen[source] for source in concatenated(node)])
         elif kind in ("unary", "join"):
             found = _elementwise(node, trace.modules, seen)
+        elif kind == "pool":
+            found = _pooled(node, trace.modules, sources[0])
         else:
-            found = sources[0] if kind != "pool" else _pooled(node, trace.modules, sources[0])
+            found = torch.full_like(sources[0], UNKNOWN) if drops_always(node) else sources[0]
         changes = kind in ("unary", "join") and writes_in_place(node, trace.modules)
         source = node.all_input_nodes[0]
         storage[node] = storage.get(source, source) if changes or kind in ("same", "flatten") else node
@@ -65,7 +74,7 @@ def _is_kept(part: Part) -> Tensor:
 
 
 def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -> Tensor:
-    """One number for each feature that a layer takes in, and unknown what zero padding makes vary."""
+    """One number for each feature that a layer takes in, and unknown what zero padding or the gaps of a transposed one vary."""
     if not sources:
         count = getattr(module, "in_features", None) or module.in_channels
         return torch.full((count,), UNKNOWN, dtype=torch.float64)
@@ -77,21 +86,21 @@ def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -
     features = torch.cat(spread)
     padding = getattr(module, "padding", "valid")  # a word, or a number for each dimension
     padded = padding == "same" if isinstance(padding, str) else any(padding)
-    if padded and module.padding_mode == "zeros":
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or (padded and module.padding_mode == "zeros"):
         features = features.where(features == 0, UNKNOWN)
     return features
 
 
 def _layer(module: Any, name: str, features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """What the outputs of a convolution or linear layer always are."""
-    weight = tensors[f"{name}.weight"].flatten(2) if module.weight.ndim > 2 else tensors[f"{name}.weight"][..., None]
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and not groups == module.in_channels == module.out_channels:
+        return features.new_full((module.out_channels,), UNKNOWN)
+    weight = tensors[f"{name}.weight"].transpose(0, 1) if inputs_first(module) else tensors[f"{name}.weight"]
+    weight = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
     kernels, used = weight.double().sum(2).cpu(), weight.ne(0).any(2).cpu()
-    if weight.shape[1] == 1 < len(features):  # depthwise: a row for each channel
-        if len(features) != len(weight):
-            return features.new_full((len(weight),), UNKNOWN)
+    if groups > 1:  # depthwise: a row for each channel
         outputs, varies = kernels[:, 0] * features.nan_to_num(), used[:, 0] & features.isnan()
-    elif weight.shape[1] != len(features):
-        return features.new_full((len(weight),), UNKNOWN)
     else:
         outputs, varies = kernels @ features.nan_to_num(), (used & features.isnan()).any(1)
     if (bias := tensors.get(f"{name}.bias")) is not None:

@@ -1,19 +1,22 @@
 """How a loss is curved at the weights: Hessian products, extreme eigenvalues, trace and spectral density.
 
-Needs scipy, which ``pip install 'flatsparse[lab]'`` brings.
+Eigenvalues and the trace need scipy, which ``pip install 'flatsparse[lab]'`` brings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-from scipy.special import stdtrit
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatsparse.errors import InputError, check_count, unknown
 from flatsparse.seeds import generator
@@ -25,7 +28,8 @@ class Hessian:
     """The Hessian of a loss at a model's weights, known by its products with vectors (Pearlmutter 1994).
 
     Rows are the entries of ``model.parameters()`` that are trained, one parameter after the other in row-major order; with
-    masks only the live ones of them, biases and norms included: the sub-matrix that sparse training sees.
+    masks only the live ones of them, biases and norms included: the sub-matrix that sparse training sees. Attention is computed
+    by its formula and compiled models run as they were written, because the fast forms have no second derivative.
 
     Args:
         model: the network; a product is taken at the weights as they are, and changes nothing.
@@ -33,7 +37,8 @@ class Hessian:
             at a time. It must be the same function at every call: the same images, evaluation mode.
         masks: by the parameter's name, true where it is live; parameters without one are live.
 
-    Raises: InputError for a mask without a parameter of its name and shape.
+    Raises: InputError for a mask without a parameter of its name and shape, and at a product when the loss has no second
+    derivative.
 
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> hessian = Hessian(net, lambda: (net(torch.tensor([[1.0, 2.0]])) ** 2).sum())
@@ -74,7 +79,7 @@ class Hessian:
         pieces = whole.split([p.numel() for p in self.parameters])
         along = [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
         product = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        with torch.enable_grad():
+        with torch.enable_grad(), _twice_differentiable():
             terms = self.loss()
             for term in [terms] if isinstance(terms, Tensor) else terms:
                 slopes = torch.autograd.grad(term, self.parameters, create_graph=True, allow_unused=True)
@@ -88,6 +93,22 @@ class Hessian:
                     if part is not None:
                         total += part
         return torch.cat([total.flatten() for total in product])[places].to(vector)
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """A context in which second derivatives exist wherever torch has them; elsewhere an InputError says what has none."""
+    compiled = "torch._dynamo" in sys.modules  # else nothing is, and importing it takes seconds
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
+    except RuntimeError as problem:
+        line = str(problem).partition("\n")[0]
+        if not re.search(r"derivative .*not implemented|double backward|once_differentiable", line):
+            raise
+        raise InputError(
+            f"the loss has no second derivative ({line}): give a loss or a model without that operation"
+        ) from problem
 
 
 @dataclass(frozen=True)
@@ -114,8 +135,9 @@ def eigenvalues(
         tolerance: relative accuracy.
         seed: of the vector to start from.
 
-    Raises: InputError for as many as there are rows, or when they do not settle.
+    Raises: InputError for as many as there are rows, when they do not settle, or without scipy.
     """
+    linalg = _scipy("sparse.linalg")
     check_count("count", count)
     if count >= hessian.size:
         raise InputError(f"count {count} is not below the Hessian's {hessian.size} rows: give fewer")
@@ -125,12 +147,12 @@ def eigenvalues(
         product = hessian @ torch.as_tensor(vector.reshape(-1)).to(like)
         return np.asarray(product.cpu().numpy())
 
-    operator = LinearOperator((hessian.size, hessian.size), matvec=times, dtype=np.float64)
+    operator = linalg.LinearOperator((hessian.size, hessian.size), matvec=times, dtype=np.float64)
     start = torch.randn(hessian.size, generator=generator(seed, "eigenvalues"), dtype=torch.float64).numpy()
     which = {"largest": "LA", "smallest": "SA", "both": "BE"}[ends]
     try:
-        found = eigsh(operator, k=count, which=which, v0=start, tol=tolerance, return_eigenvectors=False)
-    except ArpackNoConvergence:
+        found = linalg.eigsh(operator, k=count, which=which, v0=start, tol=tolerance, return_eigenvectors=False)
+    except linalg.ArpackNoConvergence:
         raise InputError(
             f"the {ends} eigenvalues did not settle to {tolerance:g}: give a larger tolerance, or fewer of them"
         ) from None
@@ -143,14 +165,15 @@ def trace(hessian: Hessian, samples: int = 30, seed: int = 0) -> Estimate:
     Args:
         samples: how many products are averaged; at least two, for the interval.
 
-    Raises: InputError for fewer.
+    Raises: InputError for fewer, or without scipy.
     """
+    special = _scipy("special")
     check_count("samples", samples, minimum=2)
     source, found = generator(seed, "trace"), []
     for _ in range(samples):
         signs = _signs(hessian, source)
         found.append(float(signs @ (hessian @ signs)))
-    half = stdtrit(samples - 1, 0.975) * np.std(found, ddof=1) / samples**0.5
+    half = special.stdtrit(samples - 1, 0.975) * np.std(found, ddof=1) / samples**0.5
     return Estimate(float(np.mean(found)), float(half))
 
 
@@ -223,6 +246,13 @@ def extremes(
             "trace_half": sum_of_all.half,
         }
     return told
+
+
+def _scipy(part: str) -> Any:
+    try:
+        return importlib.import_module(f"scipy.{part}")
+    except ModuleNotFoundError:
+        raise InputError("eigenvalues and traces need 'scipy': install it with pip install 'flatsparse[lab]'") from None
 
 
 def _signs(hessian: Hessian, source: torch.Generator) -> Tensor:

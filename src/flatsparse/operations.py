@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 # Element by element, so that channels stay where they are.
 _UNARY = (
@@ -39,6 +39,7 @@ _FUNCTIONS = {
 }
 _MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv"),
     nn.Linear: "linear",
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), "norm"),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), "same"),
@@ -62,16 +63,20 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         module: Any = modules[str(node.target)]
         kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
         plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
-        plain = plain and (kind not in ("conv", "linear") or "weight" in module._parameters)  # not reparametrized
+        plain = plain and (kind not in ("conv", "linear", "norm") or _is_ordinary(module))
         return kind if plain and len(node.all_input_nodes) == 1 else None
     if _is_size(node):
         return "size"
     if node.op == "call_method" and str(node.target) in ("view", "reshape"):
         return "flatten" if _keeps_batch(node, modules) else None
     kind = _FUNCTIONS.get(_name(node))
+    if not {"out", "axis", "keepdims"}.isdisjoint(node.kwargs):  # written elsewhere, or by NumPy's names
+        return None
     if kind == "flatten" and _arguments(node, ("start_dim", "end_dim"), (0, -1)) != [1, -1]:
         return None
     if kind == "join" and not all(isinstance(a, (fx.Node, int, float)) for a in node.args):
+        return None
+    if kind == "cat" and not isinstance(_joined(node), (list, tuple)):
         return None
     several = kind in ("join", "cat")
     return kind if several or len(node.all_input_nodes) == 1 else None
@@ -92,6 +97,11 @@ def mean_dims(node: fx.Node) -> tuple[Sequence[int] | None, bool]:
     return ([dims] if isinstance(dims, int) else dims), bool(keep)
 
 
+def concatenated(node: fx.Node) -> list[fx.Node]:
+    """What a concatenation joins, in order and as often as it does."""
+    return [source for source in _joined(node) if isinstance(source, fx.Node)]
+
+
 def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
     """What a unary node or a join computes, as a function of its arguments."""
     if node.op == "call_module":
@@ -102,12 +112,42 @@ def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., 
     return node.target
 
 
+def pool_dims(node: fx.Node, modules: Mapping[str, nn.Module]) -> int:
+    """Over how many last dimensions a pool goes."""
+    name = type(modules[str(node.target)]).__name__ if node.op == "call_module" else _name(node)
+    return int(name[-2])
+
+
+def drops_always(node: fx.Node) -> bool:
+    """Whether a node is a dropout that goes on in evaluation mode, as ``F.dropout`` does unless it is told."""
+    name = _name(node)
+    if node.op != "call_function" or "dropout" not in name:
+        return False
+    _, training = _arguments(node, ("p", "training"), (0.5, name != "alpha_dropout"))
+    return training is not False
+
+
+def inputs_first(module: Any) -> bool:
+    """Whether a layer's weight is (inputs, outputs, …), as that of a transposed convolution."""
+    return isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1
+
+
 def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
-    """The modules that hold a parameter which is used by more than one call."""
-    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    calls += [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
-    uses = Counter(id(p) for name in calls for p in modules[name].parameters(recurse=False))
-    return {name for name in calls if any(uses[id(p)] > 1 for p in modules[name].parameters(recurse=False))}
+    """The modules that hold a parameter or buffer whose memory is used by more than one call."""
+    used: list[tuple[str, set[int]]] = []
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            whole, name = node.op == "call_module", str(node.target)
+            module = modules[name if whole else name.rpartition(".")[0]]
+            tensors = (*module.parameters(recurse=whole), *module.buffers(recurse=whole))
+            used.append((name, {_memory(tensor) for tensor in tensors}))
+    uses = Counter(memory for _, own in used for memory in own)
+    return {name for name, own in used if any(uses[memory] > 1 for memory in own)}
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor begins: parameters may be tied through their ``.data`` alone."""
+    return tensor.data_ptr() or id(tensor)  # none on the device meta, say
 
 
 def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
@@ -117,12 +157,23 @@ def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
+def _is_ordinary(layer: Any) -> bool:
+    """Whether a layer's tensors are its own, not computed from others (parametrized, pruned by torch), and real numbers."""
+    own = {**layer._parameters, **layer._buffers}
+    tensors = [(name, getattr(layer, name, None)) for name in ("weight", "bias", "running_mean", "running_var")]
+    return all(t is None or (not t.is_complex() and t is own.get(name)) for name, t in tensors)
+
+
 def _name(node: fx.Node) -> str:
     """The plain name of torch's functions and of methods; empty for functions of others."""
     if node.op == "call_method":
         return str(node.target).rstrip("_")
     home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
     return getattr(node.target, "__name__", "").rstrip("_") if home in ("torch", "_operator", "builtins") else ""
+
+
+def _joined(node: fx.Node) -> Any:
+    return node.args[0] if node.args else node.kwargs.get("tensors")
 
 
 def _arguments(node: fx.Node, names: Sequence[str], defaults: Sequence[Any]) -> list[Any]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatsparse.channels import Group, Slot, bare, channel_groups
+from flatsparse.channels import Group, Slot, bare, channel_groups, copied
 from flatsparse.constants import constant_inputs
 from flatsparse.errors import InputError
 from flatsparse.layers import plain_names
+from flatsparse.operations import inputs_first
 from flatsparse.tracing import Trace
 
 
@@ -34,7 +35,7 @@ def live_channels(
         masks: bool by the weight's name, as in ``SparseTraining.masks``; weights are taken as 0 outside. None: as they are.
         example: as for ``channel_groups``.
     """
-    return _settle(Trace(bare(model), example), groups, _tensors(model, masks))
+    return _settle(Trace(bare(model), example), groups, masked_state(model, masks))
 
 
 def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Tensor | None = None) -> nn.Module:
@@ -47,7 +48,7 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example:
     Args:
         model, masks, example: as for ``live_channels``; the model stays as it is.
 
-    Raises: InputError as ``channel_groups`` does.
+    Raises: InputError as ``channel_groups`` does, and for a model that computes with its layers' widths as numbers.
 
     >>> net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> with torch.no_grad():
@@ -59,11 +60,17 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example:
       (2): Linear(in_features=4, out_features=3, bias=True)
     )
     """
-    groups, tensors = channel_groups(model, example), _tensors(model, masks)
-    live = _settle(Trace(bare(model), example), groups, tensors)
-    small = copy.deepcopy(bare(model))
-    small.load_state_dict(tensors)  # the true weights, even inside a window, with what was folded
-    return _cut(small, groups, live)
+    groups, tensors, trace = channel_groups(model, example), masked_state(model, masks), Trace(bare(model), example)
+    live = _settle(trace, groups, tensors)
+    small = copied(model)
+    small.load_state_dict({**small.state_dict(), **tensors})  # true weights, even in a window, with what was folded
+    small = _cut(small, groups, live)
+    if str(Trace(small).graph) != str(trace.graph):
+        raise InputError(
+            f"{type(small).__name__} computes with the widths of its layers as numbers, which change when channels go: take"
+            " them from a tensor's shape in its forward"
+        )
+    return small
 
 
 def widths(model: nn.Module, example: Tensor | None = None) -> dict[str, int]:
@@ -102,13 +109,17 @@ def narrow(model: nn.Module, widths: Mapping[str, int], example: Tensor | None =
         )
     kept = [widths.get(group.writes[0].name, group.size) for group in groups]
     live = [torch.arange(group.size) < count for group, count in zip(groups, kept, strict=True)]
-    return _cut(copy.deepcopy(bare(model)), groups, live)
+    return _cut(copied(model), groups, live)
 
 
-def _tensors(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Copies of a model's parameters and buffers by the names that they have in the bare model, masked."""
+def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Copies of a model's parameters and buffers, masked, by the names that they have in the bare model.
+
+    Raises: InputError for a mask that fits none of them.
+    """
     inner, state = bare(model), model.state_dict()
-    tensors = {name: t.detach().clone() for name, t in zip(inner.state_dict(), state.values(), strict=True)}
+    named = {name: t for name, t in zip(inner.state_dict(), state.values(), strict=True) if isinstance(t, Tensor)}
+    tensors = copy.deepcopy(named)  # at once, so that names that share memory still do
     own = [name for name, _ in inner.named_parameters(remove_duplicate=False)]
     names = dict(zip(plain_names(own), own, strict=True))
     for plain, mask in (masks or {}).items():
@@ -116,9 +127,6 @@ def _tensors(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, 
         if name not in tensors or tensors[name].shape != mask.shape:
             raise InputError(f"the mask of '{name}' fits no weight of the model: give the masks of this model")
         tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
-    first: dict[int, str] = {}
-    for name, p in inner.named_parameters(remove_duplicate=False):  # a tied weight is masked by its first name
-        tensors[name] = tensors[first.setdefault(id(p), name)]
     return tensors
 
 
@@ -152,7 +160,7 @@ def _settle(trace: Trace, groups: Sequence[Group], tensors: dict[str, Tensor]) -
 def _harmless(slot: Slot, size: int, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
     """The channels that a layer does not read, or that always send it what it can do without."""
     where = slice(slot.offset, slot.offset + size * slot.block)
-    unread = tensors[slot.name].transpose(0, 1).flatten(1).eq(0).all(1)[where].cpu()
+    unread = tensors[slot.name].movedim(slot.dim, 0).flatten(1).eq(0).all(1)[where].cpu()
     sent = constants[slot.name][where]
     spare = ~sent.isnan() if _bias(slot) in tensors else sent == 0
     return (unread | spare).view(size, slot.block).all(1)
@@ -162,7 +170,7 @@ def _fold(slot: Slot, dead: Tensor, tensors: dict[str, Tensor], constants: Mappi
     """Let a layer's bias say what dead channels always sent it, and the layer read them no more."""
     weight, places = tensors[slot.name], _places(slot, dead)
     if (bias := tensors.get(_bias(slot))) is not None:
-        kernels = weight[:, places.to(weight.device)].double()
+        kernels = weight.movedim(slot.dim, 1)[:, places.to(weight.device)].double()
         kernels = kernels.flatten(2).sum(2) if kernels.ndim > 2 else kernels
         sent = constants[slot.name][places].nan_to_num().to(kernels.device)
         bias += (kernels @ sent).to(bias.dtype)
@@ -212,5 +220,7 @@ def _say(module: Any) -> None:
         told = module.running_mean if module.weight is None else module.weight
         module.num_features = len(told)
     else:
-        module.groups = len(module.weight) if module.groups > 1 else 1  # only depthwise ones are cut
-        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+        first, second = module.weight.shape[:2]
+        if module.groups > 1:  # depthwise; no other is cut
+            module.groups, second = first, first
+        module.out_channels, module.in_channels = (second, first) if inputs_first(module) else (first, second)

@@ -12,7 +12,16 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from flatsparse.errors import InputError
-from flatsparse.operations import called, is_batch_size, kind_of, mean_dims, shared
+from flatsparse.operations import (
+    called,
+    concatenated,
+    inputs_first,
+    is_batch_size,
+    kind_of,
+    mean_dims,
+    pool_dims,
+    shared,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class NotUnderstood(Exception):
 
 
 class Trace:
-    """A model's graph and the channels of every node's value.
+    """A model's graph in evaluation mode, and the channels of every node's value.
 
     Attributes:
         graph, modules: as ``torch.fx`` found them; modules by name.
@@ -130,7 +139,10 @@ class Trace:
         if node.op == "output":
             raise NotUnderstood("the model's output")
         kind, odd = kind_of(node, self.modules), NotUnderstood(f"{called(node, self.modules)} is not understood")
-        inputs = [self.values[source] for source in node.all_input_nodes if not is_batch_size(source)]
+        if kind is not None and node.op == "call_module" and _has_hooks(self.modules[str(node.target)]):
+            raise NotUnderstood(f"{called(node, self.modules)} has a hook, which may change what it gives")
+        sources = concatenated(node) if kind == "cat" else node.all_input_nodes
+        inputs = [self.values[source] for source in sources if not is_batch_size(source)]
         if kind in ("conv", "linear", "norm"):
             if str(node.target) in self._shared:
                 raise NotUnderstood(f"the weights of '{node.target}' are used more than once")
@@ -153,7 +165,9 @@ class Trace:
             raise odd
         if kind == "flatten":
             return self._flatten(node, value)
-        return _mean(node, value, odd) if kind == "mean" else value  # else it is pooling
+        if kind == "pool" and value.rank != pool_dims(node, self.modules) + 2:  # torch takes the batch for channels
+            raise odd
+        return _mean(node, value, odd) if kind == "mean" else value
 
     def _conv(self, node: fx.Node, value: Value | None) -> Value:
         conv: Any = self.modules[str(node.target)]
@@ -185,10 +199,12 @@ class Trace:
     def _norm(self, node: fx.Node, value: Value | None) -> Value | None:
         if value is None:
             return None
-        if value.axis != 1 and value.rank is not None:
+        norm: Any = self.modules[str(node.target)]
+        names = [name for name in ("weight", "bias", "running_mean", "running_var") if getattr(norm, name) is not None]
+        if (value.axis != 1 and value.rank is not None) or not names:  # one without tensors cannot be narrowed
             raise NotUnderstood(f"batch norm '{node.target}' is not over channels")
-        for offset, part in self._resolved(value, self._features(node, 0)):
-            slots = self._slots(node, ("weight", "bias", "running_mean", "running_var"), self.block(part), offset)
+        for offset, part in self._resolved(value, norm.num_features):
+            slots = self._slots(node, names, self.block(part), offset)
             part.channels.root().norms += slots
         return Value(value.parts, value.rank or 2)
 
@@ -217,17 +233,17 @@ class Trace:
 
     def _read(self, node: fx.Node, value: Value | None) -> None:
         if value is not None:
-            for offset, part in self._resolved(value, self._features(node, 1)):
-                part.channels.root().reads += self._slots(node, ("weight",), self.block(part), offset, dim=1)
+            module: Any = self.modules[str(node.target)]
+            dim = 0 if inputs_first(module) else 1
+            for offset, part in self._resolved(value, module.weight.shape[dim]):
+                part.channels.root().reads += self._slots(node, ("weight",), self.block(part), offset, dim)
 
     def _written(self, node: fx.Node, size: int) -> Channels:
-        written = Channels(size, len(self._all), self._slots(node, ("weight", "bias")))
+        dim = 1 if inputs_first(self.modules[str(node.target)]) else 0
+        slots = self._slots(node, ("weight",), dim=dim) + self._slots(node, ("bias",))
+        written = Channels(size, len(self._all), slots)
         self._all.append(written)
         return written
-
-    def _features(self, node: fx.Node, dim: int) -> int:
-        module: Any = self.modules[str(node.target)]
-        return module.num_features if dim == 0 else module.weight.shape[1]
 
     def _resolved(self, value: Value, features: int) -> list[tuple[int, Part]]:
         """Each part and where it starts among so many features, which tell the H·W of a flatten."""
@@ -248,27 +264,37 @@ class Trace:
 
 
 def _graph(model: nn.Module, example: Tensor | None) -> fx.Graph:
+    modes = {module: module.training for module in model.modules()}
     try:
-        graph = fx.Tracer().trace(model)
+        graph = fx.Tracer().trace(model.eval())
+        if example is not None:
+            _propagate(fx.GraphModule(model, graph), example)
+    except InputError:
+        raise
     except Exception as problem:  # a model may fail in any way when its inputs have no values
         line = str(problem).strip().partition("\n")[0]
         raise InputError(
             f"channels of {type(model).__name__} cannot be followed, as torch.fx cannot trace it ({line}): choose another"
             " model, or write what depends on the input's values as a module of its own"
         ) from None
-    if example is not None:
-        modes = {module: module.training for module in model.modules()}
-        try:
-            with torch.no_grad():
-                ShapeProp(fx.GraphModule(model.eval(), graph)).propagate(example)
-        except Exception:
-            raise InputError(
-                f"the example {tuple(example.shape)} is no input of the model: give one that it takes"
-            ) from None
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return graph
+
+
+@torch.no_grad()
+def _propagate(model: fx.GraphModule, example: Tensor) -> None:
+    try:
+        ShapeProp(model).propagate(example)
+    except Exception:
+        raise InputError(
+            f"the example {tuple(example.shape)} is no input of the model: give one that it takes"
+        ) from None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _rank(node: fx.Node, rank: int | None) -> int | None:

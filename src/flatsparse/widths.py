@@ -52,7 +52,7 @@ class Explored:
         return torch.cat([v.flatten(1) for v in values], dim=1).T
 
     def _rows(self, tensor: Tensor, slot: Slot) -> Tensor:
-        rows = tensor.narrow(0, slot.offset, self.group.size * slot.block)
+        rows = tensor.narrow(slot.dim, slot.offset, self.group.size * slot.block).movedim(slot.dim, 0)
         return rows.reshape(self.group.size, slot.block * rows.shape[1], *rows.shape[2:])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsparse.channels import bare
+from flatsparse.channels import copied
 from flatsparse.errors import InputError
-from flatsparse.export.dense import with_zeros
+from flatsparse.export.dense import contents, with_zeros
 from flatsparse.pruned import fitting
 from flatsparse.storage import load_tensors, save_tensors
 
@@ -119,8 +118,7 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 def save_csr(file: Path, model: nn.Module) -> None:
     """Write what ``to_csr`` gave as safetensors; docs/export.md describes the file."""
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
-    save_tensors(Path(file), tensors, {"format": CSR_FORMAT})
+    save_tensors(Path(file), contents(model), {"format": CSR_FORMAT})
 
 
 def load_csr(file: Path, model: nn.Module) -> nn.Module:
@@ -134,7 +132,7 @@ def load_csr(file: Path, model: nn.Module) -> nn.Module:
     names = [name.removesuffix("crow_indices").rstrip(".") for name in tensors if name.endswith("crow_indices")]
     try:
         parts = {n: {part: tensors[f"{n}.{part}".lstrip(".")] for part in PARTS} for n in names}
-        twin = _replaced(copy.deepcopy(bare(model)).eval(), parts)
+        twin = _replaced(copied(model).eval(), parts)
         twin.load_state_dict(tensors)
         for rows in twin.modules():
             if isinstance(rows, SparseRows):  # indices from a stranger's file must not reach beyond the matrix

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from flatsparse.channels import bare
-from flatsparse.layers import prunable
+from flatsparse.channels import copied
+from flatsparse.errors import InputError
 from flatsparse.pruned import fitting
+from flatsparse.shrinking import masked_state
 from flatsparse.storage import save_tensors
 
 
-@torch.no_grad()
 def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model, in evaluation mode, with the true weights and exactly zero outside the masks.
 
     Wrappers (``torch.compile``, ``DistributedDataParallel``) are left behind.
 
-    Raises: InputError when the masks are not the model's.
+    Raises: InputError when the masks are not the model's, and for a model that torch cannot copy.
     """
     found = fitting(masks, model)
-    twin = copy.deepcopy(bare(model)).eval()
-    state = model.state_dict()  # true weights even amid a step of S²-SAM, as the model that it follows is asked
-    twin.load_state_dict(dict(zip(twin.state_dict(), state.values(), strict=True)))
-    for name, (p, _) in prunable(twin).items():
-        if name in found:
-            p.masked_fill_(~found[name].to(p.device), 0)
+    twin = copied(model).eval()
+    twin.load_state_dict({**twin.state_dict(), **masked_state(model, found)})  # true weights even amid a step of S²-SAM
     return twin
 
 
@@ -38,5 +32,12 @@ def save_dense(file: Path, model: nn.Module, masks: Mapping[str, Tensor]) -> Non
 
     A weight that is tied, or a buffer that shares its memory with another, is written under each of its names.
     """
-    tensors = {name: value.clone() for name, value in with_zeros(model, masks).state_dict().items()}
-    save_tensors(Path(file), tensors, {"format": "pt"})
+    save_tensors(Path(file), contents(with_zeros(model, masks)), {"format": "pt"})
+
+
+def contents(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state dict. Raises InputError when it holds anything but tensors, as safetensors cannot."""
+    state = model.state_dict()
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"'{odd[0]}' in the model's state is no tensor: a safetensors file can hold nothing else")
+    return {name: value.clone() for name, value in state.items()}

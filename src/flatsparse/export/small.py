@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flatsparse.errors import InputError
+from flatsparse.export.dense import contents
 from flatsparse.shrinking import narrow, shrink, widths
 from flatsparse.storage import damaged, load_tensors, save_tensors
 
@@ -21,8 +22,7 @@ def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], exampl
     Raises: InputError as ``shrink`` does.
     """
     small = shrink(model, masks, example)
-    tensors = {name: value.clone() for name, value in small.state_dict().items()}
-    save_tensors(Path(file), tensors, {"format": SMALL_FORMAT, "widths": json.dumps(widths(small, example))})
+    save_tensors(Path(file), contents(small), {"format": SMALL_FORMAT, "widths": json.dumps(widths(small, example))})
 
 
 def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:
