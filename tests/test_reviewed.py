@@ -33,6 +33,7 @@ def plain_sgd(parameters):
 @pytest.mark.parametrize("order", list(itertools.permutations(["model", "optimizer", "training"])), ids="-".join)
 @pytest.mark.parametrize("base", [plain_sgd, sgd, adamw])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "s2sam"])
+@pytest.mark.filterwarnings("error:the masks came")
 def test_distributed_checkpoints_load_in_any_order(order, base, wrapped):
     def make(seed):
         model = mlp(seed)

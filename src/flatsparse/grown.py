@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatsparse.masks import MaskedWeight, Masks
-from flatsparse.optimizer_state import decay_factor, groups_by_parameter, settling_age, step_correction
+from flatsparse.optimizer_state import Group, correction, decay_factor, groups_by_parameter, settling_age
 from flatsparse.shards import local
 
 
@@ -20,24 +20,35 @@ class _Young:
     """A layer's weights that grew not long ago.
 
     Attributes:
-        places: in row-major order, int64; those that grew together lie together.
-        counts, born: how many grew at one update, and the optimizer's step count then.
+        places: in row-major order, int64.
+        cohorts: at which update each grew, an index into ``born``, int32.
+        born: the optimizer's step count at those updates.
+        now: its step count by now. It is counted here, because to read it makes a host wait for an accelerator.
     """
 
     places: Tensor
-    counts: list[int]
+    cohorts: Tensor
     born: list[float]
+    now: float
 
-    def keep(self, live: Tensor) -> None:
-        """Forget those that were pruned (bool, an entry a weight)."""
-        alive = live[self.places]
-        self.counts = [int(part.sum()) for part in alive.split(self.counts)]
-        self.places = self.places[alive]
+    def keep(self, which: Tensor) -> None:
+        """Forget all but some (bool, an entry a place)."""
+        self.places, self.cohorts = self.places[which], self.cohorts[which]
 
-    def forget(self, groups: int) -> None:
-        """Forget the oldest groups."""
-        self.places = self.places[sum(self.counts[:groups]) :]
-        del self.counts[:groups], self.born[:groups]
+    def add(self, places: Tensor) -> None:
+        """Some have just grown."""
+        self.places = torch.cat([self.places.to(places.device), places])
+        cohort = torch.full_like(places, len(self.born), dtype=torch.int32)
+        self.cohorts = torch.cat([self.cohorts.to(places.device), cohort])
+        self.born.append(self.now)
+
+    def forget(self, age: float) -> None:
+        """Forget those that are as old as that; they come first."""
+        if self.born and self.now - self.born[0] >= age:
+            old = sum(self.now - born >= age for born in self.born)
+            self.keep(self.cohorts >= old)
+            self.cohorts -= old
+            del self.born[:old]
 
 
 class GrownWeights:
@@ -57,15 +68,13 @@ class GrownWeights:
         """Weights of a layer have grown (bool, its shape), others may have gone."""
         state = self._optimizer.state.get(w.weight, {})
         group = groups_by_parameter(self._optimizer).get(w.weight, {})
-        if (young := self._young.get(w.name)) is not None:
-            young.keep(local(w.mask).reshape(-1))
-        if step_correction(self._optimizer, group, state, 1.0) is None:
+        if correction(self._optimizer, group, state, 1.0) is None:
             return
-        places = local(grown).reshape(-1).nonzero().squeeze(1)
-        young = self._young.setdefault(w.name, _Young(places[:0], [], []))
-        young.places = torch.cat([young.places.to(places.device), places])
-        young.counts.append(len(places))
-        young.born.append(float(state.get("step", group.get("step", 0))))
+        now, places = float(state.get("step", group.get("step"))), local(grown).reshape(-1).nonzero().squeeze(1)
+        young = self._young.setdefault(w.name, _Young(places[:0], places[:0].int(), [], now))
+        young.now = now
+        young.keep(local(w.mask).reshape(-1)[young.places])
+        young.add(places)
 
     @torch.no_grad()
     def before_step(self, masks: Masks) -> None:
@@ -73,7 +82,7 @@ class GrownWeights:
         self._before = {
             w.name: local(w.weight.detach()).reshape(-1)[young.places]
             for w in masks
-            if (young := self._young.get(w.name)) is not None and len(young.places) and w.weight.grad is not None
+            if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
         }
 
     @torch.no_grad()
@@ -87,28 +96,28 @@ class GrownWeights:
                 self._correct(w, before, self._young[w.name], groups[w.weight])
         self._before = {}
 
-    def _correct(self, w: MaskedWeight, before: Tensor, young: _Young, group: Mapping[str, Any]) -> None:
-        state = self._optimizer.state[w.weight]
-        now = float(state.get("step", group.get("step", 0)))
-        factors = [step_correction(self._optimizer, group, state, max(1.0, now - born)) or 1.0 for born in young.born]
-        counts = torch.tensor(young.counts, device=before.device)
-        factor = torch.tensor(factors, dtype=before.dtype, device=before.device).repeat_interleave(counts)
+    def _correct(self, w: MaskedWeight, before: Tensor, young: _Young, group: Group) -> None:
+        young.now += 1
+        own, state = correction, self._optimizer.state[w.weight]
+        old = own(self._optimizer, group, state, young.now)
+        factors = [own(self._optimizer, group, state, young.now - born) / old for born in young.born]  # type: ignore[operator]
+        factor = torch.tensor(factors, dtype=before.dtype, device=before.device)[young.cohorts]
         weight = local(w.weight.detach())
         decayed = before * decay_factor(self._optimizer, group)
         flat = weight.reshape(-1)
         flat[young.places] = torch.lerp(decayed, flat[young.places], factor)
         if not weight.is_contiguous():  # then it was a copy (channels-last weights)
             weight.copy_(flat.view(weight.shape))
-        young.forget(sum(now - born >= settling_age(group) for born in young.born))
+        young.forget(settling_age(group))
 
     def clear(self) -> None:
         """The optimizer's state is new: nobody is younger than it."""
         self._young = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """By layer: places, counts and births."""
+        """Places, cohorts and step counts by layer."""
         return {
-            name: {"places": young.places.clone(), "counts": list(young.counts), "born": list(young.born)}
+            name: {**vars(young), "places": young.places.clone(), "cohorts": young.cohorts.clone(), "born": [*young.born]}
             for name, young in self._young.items()
         }
 
@@ -116,6 +125,8 @@ class GrownWeights:
         """Take over what ``state_dict`` gave."""
         devices = {w.name: w.weight.device for w in masks}
         self._young = {
-            name: _Young(saved["places"].to(devices[name]), list(saved["counts"]), list(saved["born"]))
+            name: _Young(
+                saved["places"].to(devices[name]), saved["cohorts"].to(devices[name], copy=True), [*saved["born"]], saved["now"]
+            )
             for name, saved in state.items()
         }

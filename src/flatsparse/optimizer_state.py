@@ -79,51 +79,48 @@ def _unwritable(key: str, kind: str, optimizer: Optimizer) -> InputError:
     )
 
 
-def step_correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any], age: float) -> float | None:
-    """By what a step must be multiplied that a weight takes ``age`` steps after it began with no state.
+def correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any], step: float) -> float | None:
+    """By what an optimizer multiplies the quotient of its averages at its ``step``-th step, to make up for their start at 0.
 
-    Adam's averages are divided by ``1 − β^t``; a new optimizer's, at t = age. For NAdam, whose first average is weighted
-    by step too, the correction of the second average alone is given, which keeps steps about as short as a new one's; RAdam's
-    first steps, which it takes without the second average, are taken like the first that has it.
+    Adam's averages are divided by ``1 − β^t``. A weight that has grown since takes its own age for t, and so a step that is
+    multiplied by the quotient of the two. NAdam weights its first average by step too: for it the second's part alone is
+    given, which keeps steps about as short as a new one's. RAdam's first steps, which it takes without the second average,
+    count as the first that has it.
+
+    Args:
+        state: the optimizer's of one weight, after its first step.
 
     Returns: None for an optimizer that corrects nothing.
     """
-    betas, step = group.get("betas"), state.get("step", group.get("step"))
-    if betas is None or step is None or len(betas) < 2 or group.get("bias_correction") is False:
+    betas = group.get("betas")
+    if betas is None or len(betas) < 2 or group.get("bias_correction") is False or not ("step" in state or "step" in group):
         return None
-    t, (beta1, beta2) = float(step), map(float, betas[:2])
+    beta1, beta2 = map(float, betas[:2])
+    first = 1 / (1 - beta1**step)
     if isinstance(optimizer, torch.optim.Adamax):
-        return (1 - beta1**t) / (1 - beta1**age)
-    if not any(first in state and second in state for first, second in (("exp_avg", "exp_avg_sq"), ("state1", "state2"))):
+        return first
+    if not any(one in state and two in state for one, two in (("exp_avg", "exp_avg_sq"), ("state1", "state2"))):
         return None
-    second = math.sqrt((1 - beta2**age) / (1 - beta2**t))
     if isinstance(optimizer, torch.optim.NAdam):
-        return second
-    first = (1 - beta1**t) / (1 - beta1**age)
+        return math.sqrt(1 - beta2**step)
     if isinstance(optimizer, torch.optim.RAdam):
-        return first * _rectification_ratio(age, t, beta2)
-    return first * second
+        return first * _rectified(step, beta2)
+    return first * math.sqrt(1 - beta2**step)
 
 
-def _rectification_ratio(age: float, t: float, beta2: float) -> float:
-    """What RAdam's second average divides by (Liu et al. 2020, Alg. 2) at an age, over what it does at t.
-
-    The average counts from the step on at which its variance is known.
-    """
+def _rectified(step: float, beta2: float) -> float:
+    """The second average's part in RAdam (Liu et al. 2020, Alg. 2): it counts from the step on at which its variance is known."""
     most = 2 / (1 - beta2) - 1
+    if most <= 5:
+        return 1.0
 
     def length(step: float) -> float:
         return most - 2 * step * beta2**step / (1 - beta2**step)
 
-    def divisor(step: float) -> float:
-        n = length(step)
-        return math.sqrt((n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n) * (1 - beta2**step))
-
-    if length(t) <= 5:
-        return 1.0
-    while length(age) <= 5:
-        age += 1
-    return divisor(age) / divisor(t)
+    while length(step) <= 5:
+        step += 1
+    n = length(step)
+    return math.sqrt((n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n) * (1 - beta2**step))
 
 
 def settling_age(group: Group) -> float:

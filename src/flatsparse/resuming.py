@@ -85,9 +85,12 @@ def with_training(state: dict[str, Any], base: Optimizer, training: SparseTraini
     """An optimizer's saved state with that of a sparse training in it: masks beside each parameter's own state."""
     saved = training.state_dict()
     entries = dict(state["state"])
-    for key, name in _names(state, base, training.masked_weights).items():
-        if key in entries or isinstance(base, torch.optim.SGD):  # others take an entry for a sign that they have begun
-            entries[key] = {**entries.get(key, {}), MASK: saved["masks"][name]}
+    names = _names(state, base, training.masked_weights)
+    if isinstance(base, torch.optim.SGD):  # it may keep nothing; others take an entry for a sign that they have begun
+        everything = [key for group in state["param_groups"] for key in group["params"]]
+        entries = {key: {MASK: torch.ones((), dtype=torch.bool)} for key in everything if key not in entries} | entries
+    for key in names.keys() & entries.keys():
+        entries[key] = {**entries[key], MASK: saved["masks"][names[key]]}
     return {**state, "state": entries, TRAINING: saved}
 
 
@@ -111,14 +114,11 @@ def without_training(
 
 def left_masks(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
     """The masks of a state that an optimizer loaded before it trained sparsely, taken out of its state."""
-    found = {}
-    for w in masked:
-        entry = base.state.get(w.weight, {})
-        if MASK in entry:
-            found[w.name] = entry.pop(MASK).bool()
-            if not entry:
-                del base.state[w.weight]
-    return found
+    names = {w.weight: w.name for w in masked}
+    left = {p: entry.pop(MASK) for p, entry in base.state.items() if isinstance(entry, dict) and MASK in entry}
+    for p in [p for p in left if not base.state[p]]:
+        del base.state[p]
+    return {names[p]: mask.bool() for p, mask in left.items() if p in names}
 
 
 def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, str]:

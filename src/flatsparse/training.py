@@ -71,7 +71,7 @@ class SparseTraining:
         self._kept_from: dict[str, Tensor] = {}  # the gradients that dense copies were made from
         self._state_loaded = False
         self._loaded = LoadedWeights()
-        self._unknown = ""  # what a loaded state of the optimizer did not bring with the masks
+        self._masks_came, self._all_came = False, False  # what was loaded since the last step
         self._optimizer = optimizer
         self._group = processes(model)
         self._agreed = False
@@ -240,7 +240,7 @@ class SparseTraining:
         if self._grown is not None:
             self._grown.load_state_dict(state.get("grown", {}), self._masks)
         self._take_masks(state["masks"])
-        self._unknown = ""
+        self._all_came = True
 
     @torch.no_grad()
     def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
@@ -252,7 +252,7 @@ class SparseTraining:
                 w.zero_outside(w.weight)
                 w.look()
         self._state_loaded, self._agreed = True, False
-        self._unknown = "how many steps were taken, and what its rules remember"
+        self._masks_came = True
 
     def __reduce__(self) -> Any:
         raise InputError(
@@ -314,12 +314,13 @@ class SparseTraining:
             return
         if self._loaded:
             self._loaded.forget()
-        if self._unknown:
+        if self._masks_came and not self._all_came:
             warnings.warn(
-                f"the masks came with the optimizer's state, but not {self._unknown}: load training.state_dict() too",
+                "the masks came with the optimizer's state, but not how many steps were taken and what rules remember: load"
+                " training.state_dict() too",
                 stacklevel=7,
             )
-            self._unknown = ""
+        self._masks_came = self._all_came = False
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
             self._masks.clean()
             begin_outside(self._masks, self._base)
