@@ -187,7 +187,7 @@ class SparseTraining:
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """For each masked parameter, what zeroes a tensor of its shape outside its mask, in place."""
-        return {w.weight: w.zero_outside for w in self._masks}
+        return {w.weight: w.zero_outside for w in self._masks.everything}
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, counts, what rules remember and rounds go back to; everything else is in the model and the optimizer."""
@@ -248,6 +248,8 @@ class SparseTraining:
         for w in self._masks:
             if w.name in masks:
                 w.set_mask(masks[w.name])
+        for w in self._masks.everything:
+            if w.name in masks or w.weight.ndim == 1:
                 self._loaded.give_back(w, self._base)
                 w.zero_outside(w.weight)
                 w.look()
@@ -274,7 +276,7 @@ class SparseTraining:
         """Tell the wrappers of the masks, which also makes them put the true weights in place."""
         for wrapper in chain(self._optimizer):
             if hasattr(wrapper, "confine"):
-                wrapper.confine({w.weight: w for w in self._masks})
+                wrapper.confine({w.weight: w for w in self._masks.everything})
 
     def _attach(self, model: nn.Module) -> None:
         self._confine()
@@ -324,7 +326,7 @@ class SparseTraining:
             self._masks.clean()
             begin_outside(self._masks, self._base)
             self._state_loaded = False
-        for w in self._masks:
+        for w in self._masks.everything:
             w.restore()
         self._now.due = self.due(self.steps_taken + 1)
         self._mask_gradients(scale=getattr(self._base, "grad_scale", None))
@@ -345,7 +347,7 @@ class SparseTraining:
             self._grown.after_step(self._masks)
         self._release()
         if not self._elementwise:
-            for w in self._masks:
+            for w in self._masks.everything:
                 w.zero_outside(w.weight)
         self.steps_taken += 1
         if self._now.due:
@@ -361,7 +363,7 @@ class SparseTraining:
             self._confine()
         if self._group is not None and (self._now.due or not self._agreed):
             self._agree()
-        for w in self._masks:
+        for w in self._masks.everything:
             w.dense_grad = None
             w.look()
         self._kept_from = {}
@@ -425,7 +427,7 @@ class SparseTraining:
     def _mask_gradients(self, scale: Tensor | None) -> None:
         due = self.due(self.steps_taken + 1)
         keep_dense = self.plan.momentum is not None or any(rule.dense_gradient for rule in due)
-        for w in self._masks:
+        for w in self._masks.everything:
             grad = w.weight.grad
             if grad is None:
                 continue
