@@ -64,6 +64,18 @@ def test_a_key_stands_for_what_decides_a_run(tmp_path):
     assert len({key(SMALL), *(key(dataclasses.replace(SMALL, **{k: v})) for k, v in changes.items())}) == 7
 
 
+def test_a_key_tells_what_a_method_does_now_from_what_it_did_once():
+    for method in ("chex", "chase"):
+        run = Run(method=method)
+        assert key(run) == key(dataclasses.replace(run, explore="published"))
+        assert key(run) != key(dataclasses.replace(run, explore="removable"))
+        summed = dataclasses.replace(run, sums=True)
+        assert key(summed) == key(dataclasses.replace(summed, explore="removable")) != key(run)
+    chase = Run(method="chase")
+    differs = {"last_phase": "layer", "first_phase": "layer", "channel_offset": 0.0}
+    assert len({key(chase), *(key(dataclasses.replace(chase, **{k: v})) for k, v in differs.items())}) == 4
+
+
 def test_a_key_changes_with_the_code_of_a_method_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     code = "from flatsparse.methods import SET\nclass Mine(SET):\n    pass\n"

@@ -24,6 +24,8 @@ from flatsparse.lab.run import Run
 from flatsparse.storage import read, read_json
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones
+# What runs did before they could choose. It does not count either, so that the keys of those runs stay true.
+ONCE = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
 AGAIN = 2.0  # seconds until a run that another process is at is looked at once more
 
 
@@ -53,7 +55,11 @@ def key(run: Run) -> str:
     True
     """
     usual = Run().as_dict()  # what is left as it is does not count, so that a new option keeps old keys
-    told = {n: v for n, v in _settled(run).as_dict().items() if n != "data_dir" and v != usual[n]}
+    told = {
+        n: v
+        for n, v in _settled(run).as_dict().items()
+        if n != "data_dir" and v not in (usual[n], ONCE.get(n, usual[n]))
+    }
     file = run.method.rpartition(":")[0]
     code = hashlib.sha256(read(Path(file))).hexdigest() if file else ""
     return hashlib.sha256(json.dumps([RESULTS, told, code], sort_keys=True).encode()).hexdigest()[:16]
@@ -62,6 +68,8 @@ def key(run: Run) -> str:
 def _settled(run: Run) -> Run:
     """The run in the one form that equal runs share."""
     run = run.resolved()
+    if run.sums:  # which says it all
+        run = dataclasses.replace(run, explore=None)
     if run.sharpness == "none":
         run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False)
     return run

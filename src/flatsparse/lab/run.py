@@ -35,6 +35,8 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
     "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
+# Choices of what is done to channels, and who has them.
+OF_CHANNELS = {"explore": "chex or chase", **dict.fromkeys(("first_phase", "last_phase", "channel_offset"), "chase")}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Setting:
     """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     sums: bool = False
     """For chex and chase, also remove channels that several layers write, as those of a residual stream; the papers do not."""
+    explore: Literal["published", "removable"] | None = None
+    """For chex and chase, which channels: those that the authors' code removes, or all that one layer writes and that can go."""
+    first_phase: Literal["net", "layer"] | None = None
+    """For chase, what weights are ranked in as long as channels go. By default net, as on CIFAR; its ImageNet script has layer."""
+    last_phase: Literal["net", "layer"] | None = None
+    """For chase, the same afterwards."""
+    channel_offset: float | None = None
+    """For chase, how long before an update of the masks channels go, in shares of --every. By default 0.5; 0 is together."""
     distribution: str | None = None
     """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
@@ -176,6 +186,12 @@ class Run(Setting):
             raise InputError(
                 f"--sums cannot be asked of '{method}', which removes no channels: give --method chex or chase"
             )
+        for name, methods in OF_CHANNELS.items():
+            if getattr(self, name) is not None and not hasattr(kind, name):
+                flag = name.replace("_", "-")
+                raise InputError(
+                    f"--{flag} cannot be asked of '{method}', which has no such choice: give --method {methods}"
+                )
         default = 0.0 if method == "dense" or by_channels else 0.9
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
@@ -206,6 +222,7 @@ class Run(Setting):
             model=model,
             sparsity=sparsity,
             channels=getattr(kind, "channels", None) if self.channels is None else self.channels,
+            **{n: getattr(kind, n, None) if getattr(self, n) is None else getattr(self, n) for n in OF_CHANNELS},
             device=usable_device(self.device),
         )
 
