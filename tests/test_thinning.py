@@ -251,8 +251,10 @@ def test_a_shortcut_that_returns_takes_up_its_batch_norm_again():
     assert returned >= 3
 
 
-@pytest.mark.parametrize("order", ["model first", "masks first"])
-def test_a_shortcut_resumes_to_the_bit(order):
+@pytest.mark.parametrize("parts", [(0, 2, 1), (2, 0, 1), (1, 0), (0, 1)])
+def test_a_shortcut_resumes_to_the_bit(parts):
+    """In any order, also when a trainer saves the model and the optimizer only."""
+
     def made(seed):
         model = residual(seed, net=Widening)
         optimizer = fs.S2SAM(sgd(model), rho=0.1)
@@ -263,10 +265,8 @@ def test_a_shortcut_resumes_to_the_bit(order):
     saved = copied(model.state_dict()), optimizer.state_dict(), training.state_dict()
     saved = torch.load(pickled(saved), weights_only=True)
     again, other, resumed = made(1)
-    parts = [lambda: again.load_state_dict(saved[0]), lambda: resumed.load_state_dict(saved[2])]
-    for load in parts if order == "model first" else parts[::-1]:
-        load()
-    other.load_state_dict(saved[1])
+    for part in parts:
+        (again, other, resumed)[part].load_state_dict(saved[part])
     for step in range(8, 21):
         take_step(model, optimizer, step)
         take_step(again, other, step)
@@ -294,13 +294,6 @@ def test_a_net_with_silent_shortcuts_can_still_be_shrunk():
     assert small.one.weight.shape[0] <= int(live(training)["one.weight"].sum())
 
 
-def part(masks, *names):
-    """What a rule sees when only some weights are trained."""
-    seen = Masks([w for w in masks if w.name in names], overall=masks.overall)
-    seen.memory, seen.widths = masks.memory, masks.widths
-    return seen
-
-
 @pytest.mark.parametrize(
     ("method", "net", "frozen", "still"),
     [
@@ -314,39 +307,52 @@ def test_channels_of_a_layer_that_is_no_longer_trained_stay_as_they_are(method, 
     model = residual(net=net)
     training = method(model, optimizer := sgd(model), every=2)
     train(model, optimizer, 3)
-    alive, masks, weights = live(training), copied(training.masks), copied(model.state_dict())
+    weight = model.get_parameter(frozen)
+    weight.requires_grad_(False)
+    weight.grad = None
+    alive, masks, value = live(training), copied(training.masks), weight.clone()
     moved = set()
-    for step in range(4, 15):
-        training._masks.prepare(step)
-        for rule in training.due(step):
-            training._masks.rewire(rule(part(training._masks, *(set(masks) - {frozen})), step), {})
+    for step in range(4, 21):
+        take_step(model, optimizer, step)
         moved |= {name for name, now in live(training).items() if not torch.equal(now, alive[name])}
     assert torch.equal(training.masks[frozen], masks[frozen])
-    assert torch.equal(model.get_parameter(frozen), weights[frozen])
+    assert torch.equal(weight, value)
     assert moved == set(alive) - {still}
 
 
 @pytest.mark.parametrize("method", [chex, chase])
-def test_where_nothing_is_trained_any_longer_no_channel_moves(method):
+def test_where_no_group_is_trained_any_longer_no_channel_moves(method):
     model = residual()
-    training = method(model, sgd(model), every=2)
+    training = method(model, optimizer := sgd(model), every=2)
+    train(model, optimizer, 3)
     before = live(training)
-    rule = next(rule for rule in training.plan.rules if hasattr(rule, "removed"))
-    assert rule(part(training._masks), 10) == {}
+    model.two.weight.requires_grad_(False)  # one group writes it, the other reads it
+    model.two.weight.grad = None
+    train(model, optimizer, 20)
     assert all(torch.equal(alive, before[name]) for name, alive in live(training).items())
 
 
-def test_weights_that_were_frozen_since_they_were_noted_keep_their_value():
+def test_a_weight_that_was_frozen_since_it_was_noted_keeps_its_value():
     model = residual(net=Widening)
     training = chex(model, optimizer := sgd(model), every=2)
-    train(model, optimizer, 2)  # notes all
-    with torch.no_grad():
-        model.head.weight += 1
-    trained = [name for name in training.masks if name != "head.weight"]
-    before = model.head.weight.clone()
-    training._masks.prepare(4)
-    training._masks.rewire(training.plan.rules[0](part(training._masks, *trained), 4), {})
+    train(model, optimizer, 3)  # noted at 2, moved at 3
+    model.head.weight.requires_grad_(False)
+    model.head.weight.grad = None
+    before, alive = model.head.weight.clone(), live(training)
+    for step in (4, 5):
+        take_step(model, optimizer, step)
+    assert not torch.equal(live(training)["past.weight"], alive["past.weight"])
     assert torch.equal(model.head.weight, before)
+
+
+@pytest.mark.parametrize("net", [Residual, Widening])
+@pytest.mark.parametrize("method", [chex, chase])
+def test_a_run_of_a_new_net_warns_of_nothing(method, net, recwarn):
+    model = residual(net=net)
+    optimizer = sgd(model)
+    method(model, optimizer)
+    take_step(model, optimizer, 1)
+    assert not recwarn.list
 
 
 class WithMore:

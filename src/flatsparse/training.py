@@ -24,6 +24,7 @@ from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
 from flatsparse.wrappers import chain, innermost
 
+
 @dataclass
 class _Step:
     """What one optimizer step has set in motion and must finish."""
@@ -90,8 +91,10 @@ class SparseTraining:
             if w.name in initial:
                 w.set_mask(initial[w.name])
         loaded = left_masks(self._base, self._masks)
-        self._loaded.keep(self._masks, may_be_dense=True)
-        self._loaded.keep_state(self._masks, self._base)
+        if self._masks.widths is not None:
+            self._masks.widths.mask_vectors()
+        self._loaded.keep(self._masks.everything, may_be_dense=True)
+        self._loaded.keep_state(self._masks.everything, self._base)
         self._rewire({})
         if loaded:
             self._take_masks(loaded)
@@ -238,18 +241,18 @@ class SparseTraining:
             if w.momentum is not None and w.name in state.get("momentum", {}):
                 w.momentum.copy_(state["momentum"][w.name])
         if self._grown is not None:
-            self._grown.load_state_dict(state.get("grown", {}), self._masks)
+            self._grown.load_state_dict(state.get("grown", {}), self._masks.everything)
         self._take_masks(state["masks"])
         self._unknown = ""
 
     @torch.no_grad()
     def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Take over loaded masks, and give the weights back that were zeroed outside the masks before them."""
-        for w in self._masks:
-            if w.name in masks:
-                w.set_mask(masks[w.name])
+        left_out = set(self.masks) - set(masks)
         for w in self._masks.everything:
-            if w.name in masks or w.weight.ndim == 1:
+            if w.name not in left_out:
+                if w.name in masks:  # those of vectors follow from the channels
+                    w.set_mask(masks[w.name])
                 self._loaded.give_back(w, self._base)
                 w.zero_outside(w.weight)
                 w.look()
@@ -289,7 +292,7 @@ class SparseTraining:
         ]
         for module in model.modules():  # a part of the model may be loaded by itself
             own = {id(p) for p in module.parameters(recurse=False)}
-            if weights := [w for w in self._masks if id(w.weight) in own]:
+            if weights := [w for w in self._masks.everything if id(w.weight) in own]:
                 self._handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced hook would count one step for all
@@ -324,7 +327,7 @@ class SparseTraining:
             self._unknown = ""
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
             self._masks.clean()
-            begin_outside(self._masks, self._base)
+            begin_outside(self._masks.everything, self._base)
             self._state_loaded = False
         for w in self._masks.everything:
             w.restore()
@@ -336,7 +339,7 @@ class SparseTraining:
         if any(not rule.weight_step for rule in self._now.due):
             self._withhold()
         if self._grown is not None:
-            self._grown.before_step(self._masks)
+            self._grown.before_step(self._masks.everything)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -344,7 +347,7 @@ class SparseTraining:
         if self._now.skipped:
             return
         if self._grown is not None:
-            self._grown.after_step(self._masks)
+            self._grown.after_step(self._masks.everything)
         self._release()
         if not self._elementwise:
             for w in self._masks.everything:
@@ -395,8 +398,8 @@ class SparseTraining:
         """Take over new masks, and let what has grown begin as new: weights, gradients and the optimizer's state."""
         names = {w.name for w in self._masks.trained()}
         grown = self._masks.rewire({name: mask for name, mask in new.items() if name in names})
-        begin_outside(self._masks, self._base)
-        for w in self._masks:
+        begin_outside(self._masks.everything, self._base)
+        for w in self._masks.everything:
             if self._grown is not None and w.name in grown:
                 self._grown.note(w, grown[w.name])
 
