@@ -20,12 +20,10 @@ from flatsparse.lab.cluster import OnRay
 from flatsparse.lab.crew import PATIENCE, Alone, Crew, End, Processes, Task
 from flatsparse.lab.live import Board
 from flatsparse.lab.pool import default_jobs
-from flatsparse.lab.run import Run
+from flatsparse.lab.run import ONCE, Run
 from flatsparse.storage import read, read_json
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones
-# What runs did before they could choose. It does not count either, so that the keys of those runs stay true.
-ONCE = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
 AGAIN = 2.0  # seconds until a run that another process is at is looked at once more
 
 
@@ -54,7 +52,8 @@ def key(run: Run) -> str:
     >>> key(Run(seed=1)) == key(Run(seed=1, data_dir=Path("elsewhere"))) != key(Run(seed=2))
     True
     """
-    usual = Run().as_dict()  # what is left as it is does not count, so that a new option keeps old keys
+    # What is left as it is does not count, nor what was done before there was a choice, so that old keys stay true.
+    usual = Run().as_dict()
     told = {
         n: v
         for n, v in _settled(run).as_dict().items()
