@@ -390,6 +390,7 @@ def test_redistribution_moves_weights_between_layers_and_keeps_the_total(method)
     ],
 )
 @pytest.mark.parametrize("odd", ["no entry", "all dead", "all live"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_redistribution_goes_on_beside_a_layer_that_has_nothing_to_drop_or_to_grow(rule, odd):
     model = nn.ModuleList([nn.Linear(20, 10), nn.Linear(0 if odd == "no entry" else 5, 4), nn.Linear(10, 3)])
     weights = [MaskedWeight(f"{i}.weight", layer.weight, i) for i, layer in enumerate(model)]
