@@ -10,8 +10,10 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse import criteria
-from flatsparse.masks import Masks
-from flatsparse.redistribution import BelowThreshold
+from flatsparse.distributions import ranked_together
+from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.redistribution import BelowThreshold, Redistribute, SmallestOfEach, survivors
+from flatsparse.schedules import At, Constant
 from flatsparse.seeds import generator
 from flatsparse.selection import apportion, keep_top
 from tests.sparse_helpers import batch, copied, same, take_step, tiny_net
@@ -376,6 +378,57 @@ def test_redistribution_moves_weights_between_layers_and_keeps_the_total(method)
     assert after != counts
     assert sum(after.values()) == sum(counts.values())
     assert min(after.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Redistribute(At(frozenset({2})), BelowThreshold(1e-6, 0.1), survivors, criteria.random_elsewhere),
+        Redistribute(At(frozenset({2})), BelowThreshold(1e6, 0.1), survivors, criteria.random_elsewhere),
+        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(0.5)), survivors, criteria.random),
+        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(1.0)), survivors, criteria.random),
+    ],
+)
+@pytest.mark.parametrize("odd", ["no entry", "all dead", "all live"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_redistribution_goes_on_beside_a_layer_that_has_nothing_to_drop_or_to_grow(rule, odd):
+    model = nn.ModuleList([nn.Linear(20, 10), nn.Linear(0 if odd == "no entry" else 5, 4), nn.Linear(10, 3)])
+    weights = [MaskedWeight(f"{i}.weight", layer.weight, i) for i, layer in enumerate(model)]
+    masks = Masks(weights, overall=0)
+    for w in (weights[0], weights[2]):
+        w.set_mask(torch.arange(w.weight.numel()).view(w.weight.shape) % 4 == 0)
+    weights[1].set_mask(torch.full_like(weights[1].mask, odd == "all live"))
+    total = masks.active
+    masks.prepare(2)
+    new = rule(masks, 2)
+    assert sum(int(mask.sum()) for mask in new.values()) == total
+    assert all(new[w.name].any() for w in weights if w.active)
+
+
+@pytest.mark.parametrize("frozen", ["0.weight", "3.weight"])
+@pytest.mark.parametrize("name", ["dsr", "snfs", "gmp", "acdc", "chase", "mest"])
+def test_a_budget_is_of_the_weights_that_a_rule_is_given(name, frozen):
+    """Those that are no longer trained take no part: their masks stay, and the others keep to the sparsity."""
+    model = tiny_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    method = fs.METHODS[name]
+    options = {"every": 2} if hasattr(method, "every") else {}
+    options |= {"distribution": ranked_together} if name == "gmp" else {}
+    training = fs.sparsify(model, optimizer, name, sparsity=0.7, steps=40, **options)
+    for step in range(1, 4):
+        take_step(model, optimizer, step)
+    before, weight = copied(training.masks), model.get_parameter(frozen)
+    weight.requires_grad_(False)
+    weight.grad = None
+    seen = [w for w in training.masked_weights if w.name != frozen]
+    total, active = sum(w.weight.numel() for w in seen), sum(w.active for w in seen)
+    for step in range(4, 41):
+        take_step(model, optimizer, step)
+        if name in ("dsr", "snfs"):
+            assert sum(w.active for w in seen) == active
+    assert torch.equal(training.masks[frozen], before[frozen])
+    if name in ("gmp", "acdc", "chase", "mest"):
+        assert sum(w.active for w in seen) == total - round(0.7 * total)
 
 
 def test_momentum_is_kept_only_for_the_method_that_grows_by_it():

@@ -57,6 +57,13 @@ def test_every_run_is_of_the_cells_it_stands_for():
             assert record["key"] == ("share-" if name in shares else "") + key(run)
 
 
+def test_the_settings_of_a_line_say_all_that_its_run_was():
+    """Also what a method did by itself when they were run, and does no longer."""
+    for record in RECORDS:
+        settings = {n: tuple(v) if isinstance(v, list) else v for n, v in record["settings"].items()}
+        assert record["key"].removeprefix("share-") == key(Run(**{**settings, "seed": record["seed"]}))
+
+
 def test_a_sweep_has_every_rho_with_the_same_seeds():
     cells = study.by_cell(RECORDS)
     for data, (sweep, *_) in study.SWEEPS.items():

@@ -30,6 +30,7 @@ LAYERS = [
         "constants",
         "shrinking",
         "masks",
+        "eligible",
         "widths",
         "pruned",
         "health",

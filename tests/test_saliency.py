@@ -68,11 +68,14 @@ def test_sensitivity_is_the_gradient_with_respect_to_a_mask_at_one(net):
     assert float(scores[first].flatten()[5]) == pytest.approx(abs(float(moved - still)) / 1e-6, rel=1e-3, abs=1e-8)
 
 
-def gradient_at(model, sample, parameters=None):
+EVERY_OTHER = slice(None, None, 2), slice(1, None, 2)
+
+
+def gradient_at(model, sample, parameters=None, parts=EVERY_OTHER):
     """The gradient of GraSP's loss over both halves, as one vector, at given weights."""
     weights = {n: p for n, p in model.named_parameters() if p.ndim > 1} if parameters is None else parameters
     x, y = sample
-    loss = sum(F.cross_entropy(functional_call(model, weights, (x[i::2],)) / 200, y[i::2]) for i in (0, 1))
+    loss = sum(F.cross_entropy(functional_call(model, weights, (x[part],)) / 200, y[part]) for part in parts)
     return torch.autograd.grad(loss, list(weights.values()), create_graph=True)
 
 
@@ -158,6 +161,23 @@ def test_what_is_missing_is_said_with_the_call(method):
         with pytest.raises(fs.InputError, match=said):
             made(method, model, **options)
     assert same(before, model.state_dict())
+
+
+def test_the_sample_of_grasp_can_be_split_in_the_middle_as_published():
+    model = smooth_net().double()
+    x, y = SAMPLE[0].double(), SAMPLE[1]
+    plain, scores = (
+        GradientFlow([(x, y)], F.cross_entropy, per_class=4, halves=halves)(masks_of(model), model)
+        for halves in ("alternate", "middle")
+    )
+    g = gradient_at(model, balanced([(x, y)], 4), parts=(slice(10), slice(10, None)))  # the sorted classes
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    doubled = torch.autograd.grad(g, weights, grad_outputs=[d.detach() for d in g])
+    for name, w, product in zip(scores, weights, doubled, strict=True):
+        torch.testing.assert_close(scores[name], w.detach() * product)
+        assert not torch.allclose(scores[name], plain[name])
+    with pytest.raises(fs.InputError, match="unknown halves= 'half'"):
+        made("grasp", halves="half")
 
 
 @methods

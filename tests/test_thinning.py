@@ -1,6 +1,7 @@
 """CHEX and Chase on small nets: which channels, how many, what they take up again, and what is refused."""
 
 import dataclasses
+import io
 import math
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.criteria import magnitude
-from flatsparse.distributions import ranked_together
+from flatsparse.distributions import ranked_together, uniform
+from flatsparse.eligible import removable
 from flatsparse.filters import drawn, leverage, live_fraction, residuals
 from flatsparse.masks import Masks
 from flatsparse.rules import PruneTo
@@ -40,19 +42,37 @@ class Residual(nn.Module):
         return self.head(F.relu(x + y).mean((2, 3)))
 
 
-def residual(seed=0):
+class Widening(nn.Module):
+    """A stem, and a block of two convolutions past which a third one leads: 8x8 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.one, self.first = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.two, self.second = nn.Conv2d(8, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10)
+        self.past, self.third = nn.Conv2d(6, 10, 1), nn.BatchNorm2d(10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.second(self.two(F.relu(self.first(self.one(x)))))
+        y += self.third(self.past(x))
+        return self.head(F.relu(y).mean((2, 3)))
+
+
+def residual(seed=0, net=Residual):
     """One whose batch norms have scales to rank by."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Residual()
+        model = net()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, -1, 1)
         return model
 
 
-def widths_of(model, sums=False):
-    return Widths.of(model, Masks.of(model, model.parameters()), sums=sums, restores=False)
+def widths_of(model, eligible=removable):
+    return Widths.of(model, Masks.of(model, model.parameters()), eligible=eligible, restores=False)
 
 
 def chex(model, optimizer, **options):
@@ -65,19 +85,6 @@ def chase(model, optimizer, **options):
 
 def live(training):
     return {g.name: g.live.clone() for g in training._masks.widths}
-
-
-def test_channels_of_residual_sums_are_left_unless_asked_for():
-    assert [g.name for g in widths_of(residual())] == ["one.weight", "two.weight"]
-    assert [g.name for g in widths_of(residual(), sums=True)] == ["stem.weight", "one.weight", "two.weight"]
-
-
-def test_of_a_resnet_50_conv1_and_conv2_of_each_bottleneck_are_explored():
-    with torch.device("meta"):
-        names = [g.name for g in widths_of(fs.models.resnet50())]
-    inner = [name for name in names if name.endswith(("conv1.weight", "conv2.weight"))]
-    assert len(inner) >= 2 * 16
-    assert not any("conv3" in name or "shortcut" in name for name in names)
 
 
 @pytest.mark.parametrize("channels", [0.3, 0.5, 0.7])
@@ -101,7 +108,7 @@ def test_chex_has_its_channels_to_the_channel_at_every_step(channels, sums):
 
 def test_masks_of_chex_are_rows_and_columns_of_its_channels():
     model = tiny_net()
-    training = chex(model, sgd(model))
+    training = chex(model, sgd(model), explore="removable")
     one, two = live(training).values()
     plain = {
         "0.weight": [[bool(one[i])] * 9 for i in range(6)],
@@ -178,6 +185,176 @@ def test_what_returns_has_the_values_that_it_last_had():
     assert returned >= 3
 
 
+SHARP = {
+    "none": sgd,
+    "s2sam": lambda model: fs.S2SAM(sgd(model), rho=0.3),
+    "random": lambda model: fs.S2SAM(sgd(model), rho=0.3, direction="random"),
+    "compact": lambda model: fs.S2SAM(sgd(model), rho=0.3, direction="random", compact=True),
+    "sam": lambda model: fs.SAM(sgd(model), rho=0.3),
+    "not element by element": lambda model: SpreadsOut(model.parameters(), lr=0.1),
+}
+
+
+class SpreadsOut(torch.optim.SGD):
+    """A base that moves every entry, also those without a gradient."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p += 0.01
+
+
+@pytest.mark.parametrize("sharpness", SHARP)
+def test_a_removed_channel_of_a_shortcut_adds_nothing(sharpness):
+    model = residual(net=Widening)
+    optimizer = SHARP[sharpness](model)
+    training = chex(model, optimizer, channels=0.6)
+    added = []
+    model.third.register_forward_hook(lambda module, inputs, output: added.append(output.detach()))
+    for step in range(1, 21):
+        alive = live(training)["past.weight"]
+        take_step(model, optimizer, step)
+        assert added
+        assert not any(output[:, ~alive].any() for output in added)  # also of the perturbed net
+        assert any(output[:, i].any() for output in added for i in alive.nonzero())
+        added.clear()
+        gone = ~live(training)["past.weight"]
+        tensors = [model.past.weight, model.past.bias, model.third.weight, model.third.bias]
+        state = [optimizer.state[p].get("momentum_buffer") for p in tensors]
+        gradients = [p.grad for p in tensors]
+        if sharpness != "not element by element":
+            assert not any(t[gone].any() for t in (*state, *gradients) if t is not None)
+        assert not any(p[gone].any() for p in tensors)
+    assert gone.sum() == 10 - live(training)["past.weight"].sum() > 0
+
+
+def test_a_shortcut_that_returns_takes_up_its_batch_norm_again():
+    model = residual(net=Widening)
+    optimizer = sgd(model)
+    training = chex(model, optimizer, channels=0.6, regrow=0.6, every=2, steps=60)
+    names = ["past.weight", "past.bias", "third.weight", "third.bias", "third.running_var"]
+    state, last, returned = model.state_dict(), {}, 0
+    alive = live(training)["past.weight"]
+    for step in range(1, 43):
+        take_step(model, optimizer, step)
+        now = live(training)["past.weight"]
+        for i in range(10):
+            if now[i] and not alive[i] and i in last:
+                returned += 1
+                assert all(torch.equal(state[name][i], last[i][name]) for name in names)
+                assert state["third.weight"][i] != 0
+            elif alive[i] and not now[i]:
+                last[i] = {name: training._masks.widths.latest[name][i].clone() for name in names}
+        alive = now
+    assert returned >= 3
+
+
+@pytest.mark.parametrize("parts", [(0, 2, 1), (2, 0, 1), (1, 0), (0, 1)])
+def test_a_shortcut_resumes_to_the_bit(parts):
+    """In any order, also when a trainer saves the model and the optimizer only."""
+
+    def made(seed):
+        model = residual(seed, net=Widening)
+        optimizer = fs.S2SAM(sgd(model), rho=0.1)
+        return model, optimizer, chex(model, optimizer, seed=3)
+
+    model, optimizer, training = made(0)
+    train(model, optimizer, 7)
+    saved = copied(model.state_dict()), optimizer.state_dict(), training.state_dict()
+    saved = torch.load(pickled(saved), weights_only=True)
+    again, other, resumed = made(1)
+    for part in parts:
+        (again, other, resumed)[part].load_state_dict(saved[part])
+    for step in range(8, 21):
+        take_step(model, optimizer, step)
+        take_step(again, other, step)
+    wanted = model.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
+
+
+def pickled(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return file
+
+
+def test_a_net_with_silent_shortcuts_can_still_be_shrunk():
+    model = residual(net=Widening)
+    optimizer = sgd(model)
+    training = chex(model, optimizer)
+    train(model, optimizer, 20)
+    small, x = shrink(model, training.masks).eval(), torch.randn(4, 1, 8, 8)
+    assert torch.allclose(small(x), model.eval()(x), atol=1e-5)
+    gone = int((~live(training)["past.weight"]).sum())
+    assert gone > 0
+    assert small.past.weight.shape[0] == 10
+    assert small.one.weight.shape[0] <= int(live(training)["one.weight"].sum())
+
+
+@pytest.mark.parametrize(
+    ("method", "net", "frozen", "still"),
+    [
+        (chex, Widening, "past.weight", "past.weight"),
+        (chex, Residual, "three.weight", "two.weight"),  # which it reads
+        (chase, Residual, "three.weight", "two.weight"),
+        (chase, Residual, "one.weight", "one.weight"),
+    ],
+)
+def test_channels_of_a_layer_that_is_no_longer_trained_stay_as_they_are(method, net, frozen, still):
+    model = residual(net=net)
+    training = method(model, optimizer := sgd(model), every=2)
+    train(model, optimizer, 3)
+    weight = model.get_parameter(frozen)
+    weight.requires_grad_(False)
+    weight.grad = None
+    alive, masks, value = live(training), copied(training.masks), weight.clone()
+    moved = set()
+    for step in range(4, 21):
+        take_step(model, optimizer, step)
+        moved |= {name for name, now in live(training).items() if not torch.equal(now, alive[name])}
+    assert torch.equal(training.masks[frozen], masks[frozen])
+    assert torch.equal(weight, value)
+    assert moved == set(alive) - {still}
+
+
+@pytest.mark.parametrize("method", [chex, chase])
+def test_where_no_group_is_trained_any_longer_no_channel_moves(method):
+    model = residual()
+    training = method(model, optimizer := sgd(model), every=2)
+    train(model, optimizer, 3)
+    before = live(training)
+    model.two.weight.requires_grad_(False)  # one group writes it, the other reads it
+    model.two.weight.grad = None
+    train(model, optimizer, 20)
+    assert all(torch.equal(alive, before[name]) for name, alive in live(training).items())
+
+
+def test_a_weight_that_was_frozen_since_it_was_noted_keeps_its_value():
+    model = residual(net=Widening)
+    training = chex(model, optimizer := sgd(model), every=2)
+    train(model, optimizer, 3)  # noted at 2, moved at 3
+    model.head.weight.requires_grad_(False)
+    model.head.weight.grad = None
+    before, alive = model.head.weight.clone(), live(training)
+    for step in (4, 5):
+        take_step(model, optimizer, step)
+    assert not torch.equal(live(training)["past.weight"], alive["past.weight"])
+    assert torch.equal(model.head.weight, before)
+
+
+@pytest.mark.parametrize("net", [Residual, Widening])
+@pytest.mark.parametrize("method", [chex, chase])
+def test_a_run_of_a_new_net_warns_of_nothing(method, net, recwarn):
+    model = residual(net=net)
+    optimizer = sgd(model)
+    method(model, optimizer)
+    take_step(model, optimizer, 1)
+    assert not recwarn.list
+
+
 class WithMore:
     """CHEX, and a rule of another kind at other steps."""
 
@@ -235,13 +412,13 @@ def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
         assert_zero_outside(model, training, optimizer)
         for g in training._masks.widths:
             assert not any(mask[~g.live].any() for _, mask in g.filters())
-        at = step // 3 * 3
+        at, thinned = step // 3 * 3, (step + 1) // 3 * 3 - 1  # channels go a step before, about half a period
         if at <= last:
-            removed = 0.4 - 0.4 * (1 - at / last) ** 3
-            beyond = 0.1 * (1 + math.cos(math.pi * at / last)) / 2
+            removed = 0.4 - 0.4 * (1 - max(0, min(thinned, 14)) / 14) ** 3
             assert training.channels == round(removed * 16) / 16
-            denser = total - round((0.8 - beyond) * total)
-            assert sum(int(m.sum()) for m in training.masks.values()) == (denser if at else total - round(0.8 * total))
+        if at <= last and step == at:
+            beyond = 0.1 * (1 + math.cos(math.pi * at / last)) / 2
+            assert sum(int(m.sum()) for m in training.masks.values()) == total - round((0.8 - beyond) * total)
     assert training.channels == round(0.4 * 16) / 16
     assert training.sparsity == 1 - (total - round(0.8 * total)) / total
 
@@ -258,6 +435,62 @@ def test_chase_removes_the_filters_that_are_emptiest():
     bar = pooled[5][0]
     assert {(name, i) for share, name, i in pooled if share < bar} <= gone
     assert all(float(parts[name][i]) <= bar for name, i in gone)
+
+
+def acting(rule, steps):
+    return [step for step in range(2, steps + 1) if rule.when(step)]
+
+
+def test_chase_keeps_the_time_of_the_published_script():
+    remove, prune, grow, drop, regrow = fs.methods.Chase().plan(0.9, 160 * 500).rules  # 160 epochs, batches of 100
+    assert acting(remove, 80_000) == list(range(500, 65_000, 1000))
+    assert acting(prune, 80_000) == acting(grow, 80_000) == list(range(1000, 65_001, 1000))
+    assert acting(drop, 80_000) == acting(regrow, 80_000) == list(range(66_000, 80_000, 1000))
+    assert remove.removed(64_500) == 0.3
+    vgg = fs.methods.Chase(channel_every=8000).plan(0.9, 80_000).rules[0]
+    assert acting(vgg, 80_000) == list(range(7500, 65_000, 8000))
+    together = fs.methods.Chase(channel_offset=0.0).plan(0.9, 80_000).rules
+    assert acting(together[0], 80_000) == acting(together[1], 80_000)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [4, 11, 20])
+def test_chase_removes_all_it_shall_before_the_last_update_of_the_first_phase(every, offset, steps):
+    every = min(every, steps // 2)
+    remove, prune, *_ = fs.methods.Chase(every=every, channel_offset=offset).plan(0.9, steps).rules
+    assert acting(remove, steps)
+    assert acting(remove, steps)[-1] <= acting(prune, steps)[-1]
+    assert remove.removed(acting(remove, steps)[-1]) == 0.3
+
+
+@pytest.mark.parametrize("scope", ["net", "layer"])
+def test_the_last_phase_of_chase_moves_weights_within_its_scope(scope):
+    model = residual()
+    optimizer = sgd(model)
+    training = chase(model, optimizer, steps=40, every=2, until=0.3, last_phase=scope)
+    train(model, optimizer, 12)
+    total, counts = training._masks.total, {name: int(mask.sum()) for name, mask in training.masks.items()}
+    for step in range(13, 41):
+        before = copied(training.masks)
+        take_step(model, optimizer, step)
+        assert training.sparsity == 1 - (total - round(0.8 * total)) / total
+        moved = any(not torch.equal(mask, before[name]) for name, mask in training.masks.items())
+        assert moved or step % 2 or step > 30  # at the end it is less than a weight a layer
+        assert not moved or (step % 2 == 0 and step < 40)
+    same = {name: int(mask.sum()) for name, mask in training.masks.items()} == counts
+    assert same == (scope == "layer")
+
+
+def test_in_the_first_phase_of_chase_layers_may_go_by_the_distribution():
+    model = residual()
+    optimizer = sgd(model)
+    training = chase(model, optimizer, every=2, first_phase="layer", distribution=uniform, channels=0.0, bound=0.1)
+    train(model, optimizer, 4)
+    shares = {name: float(mask.float().mean()) for name, mask in training.masks.items()}
+    overall = 1 - training.sparsity
+    assert overall > 0.2
+    assert all(abs(share - overall) <= 1 / training.masks[name].numel() + 1e-6 for name, share in shares.items())
 
 
 def test_chase_keeps_its_floors():
@@ -355,6 +588,10 @@ def test_what_cannot_be_done_is_refused_in_a_line():
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)
     refused("no channels to remove", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
     refused("no channels to remove", include=["stem"])
+    refused("unknown choice of channels explore= 'stem'", explore="stem")
+    refused("unknown last_phase= 'nets' .nearest: net", "chase", sparsity=0.8, last_phase="nets")
+    refused("channel_every 90 leaves no removal of channels in the 15 steps", "chase", sparsity=0.8, channel_every=90)
+    refused("channel_offset 2 is not usable", "chase", sparsity=0.8, channel_offset=2)
 
 
 @pytest.mark.parametrize("method", [chex, chase])

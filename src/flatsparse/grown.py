@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.masks import MaskedWeight
 from flatsparse.optimizer_state import Group, correction, decay_factor, groups_by_parameter, settling_age
 from flatsparse.shards import local
 
@@ -77,21 +77,21 @@ class GrownWeights:
         young.add(places)
 
     @torch.no_grad()
-    def before_step(self, masks: Masks) -> None:
+    def before_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Remember where the young weights are."""
         self._before = {
             w.name: local(w.weight.detach()).reshape(-1)[young.places]
-            for w in masks
+            for w in weights
             if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
         }
 
     @torch.no_grad()
-    def after_step(self, masks: Masks) -> None:
+    def after_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Make the steps of young weights those of a new optimizer."""
         if not self._before:
             return
         groups = groups_by_parameter(self._optimizer)
-        for w in masks:
+        for w in weights:
             if (before := self._before.get(w.name)) is not None:
                 self._correct(w, before, self._young[w.name], groups[w.weight])
         self._before = {}
@@ -121,9 +121,9 @@ class GrownWeights:
             for name, young in self._young.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], masks: Masks) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[MaskedWeight]) -> None:
         """Take over what ``state_dict`` gave."""
-        devices = {w.name: w.weight.device for w in masks}
+        devices = {w.name: w.weight.device for w in weights}
         self._young = {
             name: _Young(
                 saved["places"].to(devices[name]), saved["cohorts"].to(devices[name], copy=True), [*saved["born"]], saved["now"]

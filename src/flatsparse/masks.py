@@ -234,6 +234,13 @@ class Masks(Sequence[MaskedWeight]):
             return self
         return self._view(_Gathered, self._weights)
 
+    @property
+    def everything(self) -> Iterator[MaskedWeight]:
+        """The weights, and the vectors that are zero where channels are removed (``Explored.vectors``); no rule sees those."""
+        yield from self
+        if self.widths is not None:
+            yield from self.widths.vectors
+
     def __len__(self) -> int:
         return len(self._weights)
 
@@ -276,6 +283,9 @@ class Masks(Sequence[MaskedWeight]):
         for w in self:
             if w.name in new:
                 grown[w.name] = w.set_mask(new[w.name])
+        if self.widths is not None:
+            grown |= self.widths.mask_vectors()
+        for w in self.everything:
             if w.weight.grad is not None:
                 w.zero_outside(w.weight.grad)
         self.clean()
@@ -285,7 +295,7 @@ class Masks(Sequence[MaskedWeight]):
 
     def clean(self) -> None:
         """Zero the weights outside the masks."""
-        for w in self:
+        for w in self.everything:
             w.zero_outside(w.weight)
             w.look()
 

@@ -8,7 +8,7 @@ grows late would take steps several times too long (SMET, arXiv 2606.00888, name
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.errors import InputError
-from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.masks import MaskedWeight
 from flatsparse.shards import PLAIN, is_sharded, local
 
 # Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
@@ -43,7 +43,7 @@ def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
 
 
 @torch.no_grad()
-def begin_outside(masks: Masks, optimizer: Optimizer) -> None:
+def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
     """Make all state of a masked weight's shape, outside its mask, what a new optimizer would make it.
 
     By shape, so that few optimizers need be named: momentum, Adam's moments and S²-SAM's perturbed weights alike.
@@ -51,7 +51,7 @@ def begin_outside(masks: Masks, optimizer: Optimizer) -> None:
     Raises: InputError for state of a kind in which that value cannot be written.
     """
     groups = groups_by_parameter(optimizer)
-    for w in masks:
+    for w in weights:
         for key, value in optimizer.state.get(w.weight, {}).items():
             if isinstance(value, Tensor) and value.shape == w.weight.shape:
                 _begin(key, value, w, optimizer, groups.get(w.weight, {}))

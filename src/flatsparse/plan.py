@@ -49,7 +49,7 @@ class Plan:
     def widths(self, model: nn.Module, masks: Masks) -> Widths | None:
         """The channels that its rules may remove, all of them live; None for a plan that removes none."""
         thin = self.thinning
-        return None if thin is None else Widths.of(model, masks, sums=thin.sums, restores=thin.restores)
+        return None if thin is None else Widths.of(model, masks, eligible=thin.eligible, restores=thin.restores)
 
     def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         """The masks to start from."""

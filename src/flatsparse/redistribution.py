@@ -21,7 +21,7 @@ Share = Callable[[MaskedWeight, Tensor], float]  # a layer before the drop, what
 class Redistribute:
     """Drop live weights, and grow as many in the whole net, shared out anew between the layers; the total stays.
 
-    A layer takes at most what it has room for; the rest goes to the others. Every layer keeps a weight.
+    A layer takes at most what it has room for; the rest goes to the others. Every layer that has live weights keeps one.
 
     Attributes:
         when: at which steps.
@@ -47,7 +47,7 @@ class Redistribute:
             masks.active - sum(left.values()),
             [self.share(w, kept[w.name]) for w in masks],
             caps=[w.weight.numel() - left[w.name] for w in masks],
-            floors=[int(left[w.name] == 0) for w in masks],
+            floors=[int(left[w.name] == 0 < w.active) for w in masks],
         )
         return {
             w.name: kept[w.name] | keep_top(self.grow(w), count, among=~kept[w.name])
@@ -72,7 +72,7 @@ class BelowThreshold:
     """Drop what is smaller than one threshold for the whole net, which adapts (DSR: Mostafa & Wang 2019, Alg. 1).
 
     When more than 1.1 times the target was dropped the threshold halves, when less than 0.9 times it doubles. Of each
-    layer at least the largest weight is kept. The threshold is remembered as ``memory["threshold"]``.
+    layer that has live weights at least the largest is kept. The threshold is remembered as ``memory["threshold"]``.
 
     Attributes:
         first: the threshold to begin with.
@@ -97,7 +97,7 @@ class BelowThreshold:
 
 def _above(w: MaskedWeight, threshold: float) -> Tensor:
     kept = w.mask & (magnitude(w) >= threshold)
-    return kept if kept.any() else keep_top(magnitude(w), 1, among=w.mask)
+    return kept if kept.any() else keep_top(magnitude(w), min(1, w.active), among=w.mask)
 
 
 def survivors(w: MaskedWeight, kept: Tensor) -> float:

@@ -18,6 +18,11 @@ from flatsparse.shards import is_sharded
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets
 Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets, a scalar
+# Every other input, so that both halves hold every class; or what comes before and after the middle.
+HALVES: dict[str, Callable[[int], tuple[slice, slice]]] = {
+    "alternate": lambda size: (slice(0, None, 2), slice(1, None, 2)),
+    "middle": lambda size: (slice(size // 2), slice(size // 2, None)),
+}
 
 
 @dataclass(frozen=True)
@@ -63,17 +68,19 @@ class GradientFlow:
         loss_fn: of outputs and targets.
         per_class: how many of each class make the sample, the first in the batches; None takes everything.
         temperature: T, which the outputs are divided by.
+        halves: of the sample, which goes class by class: a name in ``HALVES``.
     """
 
     batches: Iterable[Batch] | None
     loss_fn: Loss | None
     per_class: int | None = 10
     temperature: float = 200.0
+    halves: str = "alternate"
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         batches, loss_fn = _given("grasp", self.batches, self.loss_fn)
         inputs, targets = balanced(batches, self.per_class)
-        halves = [(inputs[i::2], targets[i::2]) for i in (0, 1)]  # every other, so that both hold every class
+        halves = [(inputs[part], targets[part]) for part in HALVES[self.halves](len(inputs))]
         weights = [w.weight for w in masks]
 
         def gradients(half: Batch, create_graph: bool) -> tuple[Tensor, ...]:

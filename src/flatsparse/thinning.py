@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from flatsparse.eligible import Eligible, removable
 from flatsparse.errors import InputError, check_fraction
 from flatsparse.filters import FilterScore, drawn, finite, leverage, ranked_channels, residuals
 from flatsparse.masks import Masks
@@ -24,14 +26,14 @@ class Thinning:
         removed: the fraction of all channels that may be removed which is at the end, to the channel.
         first: the same at the start, of every group alike; the filters with the smallest L1 norm go.
         least: the share of a group's channels that always stay, rounded down, but one at least.
-        sums: also remove channels that several layers write, such as those of a residual stream.
+        eligible: which channels may be removed.
         restores: channels that return take up the values that they last had.
     """
 
     removed: float
     first: float = 0.0
     least: float = 0.0
-    sums: bool = False
+    eligible: Eligible = removable
     restores: bool = False
 
     def __post_init__(self) -> None:
@@ -41,9 +43,9 @@ class Thinning:
                 f"channels {self.removed} is not in [0, 1): give the fraction of channels to remove, e.g. 0.5"
             )
 
-    def floors(self, widths: Widths) -> list[int]:
+    def floors(self, groups: Sequence[Explored]) -> list[int]:
         """The fewest channels that each group keeps."""
-        return [max(1, math.floor(self.least * g.group.size + 1e-9)) for g in widths]  # 0.2 · 20 may be 3.99…
+        return [max(1, math.floor(self.least * g.group.size + 1e-9)) for g in groups]  # 0.2 · 20 may be 3.99…
 
     def start(self, masks: Masks) -> dict[str, Tensor]:
         """Remove the first channels, and say where weights may be live.
@@ -78,6 +80,7 @@ class Explore:
     How many each group has, after removing and after regrowing, follows from one ranking of all channels that are live
     (``Widths.scales``). Which go is decided by leverage. Which return is drawn with the softmax of the residual norms of
     all filters that are not kept, those just removed among them; every filter is taken as it last was, which is our reading.
+    Groups some of whose weights the masks lack, because they are no longer trained, keep their channels.
 
     Attributes:
         when: at which steps.
@@ -96,14 +99,15 @@ class Explore:
         assert widths is not None
         assert widths.latest is not None
         widths.note(masks)
-        scales, floors = widths.scales(), [1] * len(widths)
-        fewer = ranked_channels(scales, budget(widths.total, self.removed), floors)
-        more = ranked_channels(scales, budget(widths.total, self.removed - self.regrown(step)), floors)
+        groups = widths.among(masks)
+        scales, floors = widths.scales(groups), [1] * len(groups)
+        fewer = _ranked(groups, scales, self.removed, floors)
+        more = _ranked(groups, scales, self.removed_by(step), floors)
         chosen = [
             self._explored(g, int(few.sum()), int(many.sum()), widths)
-            for g, few, many in zip(widths, fewer, more, strict=True)
+            for g, few, many in zip(groups, fewer, more, strict=True)
         ]
-        for g, live in zip(widths, chosen, strict=True):
+        for g, live in zip(groups, chosen, strict=True):
             g.live = live
         return widths.masks({w.name: w.weight.shape for w in masks})
 
@@ -125,6 +129,8 @@ class Explore:
 class RemoveChannels:
     """Remove the channels with the lowest scores of the whole net for good (Chase: Yin et al. 2023).
 
+    Groups some of whose weights the masks lack, because they are no longer trained, keep their channels.
+
     Attributes:
         when: at which steps.
         removed: the fraction of all channels that may be removed, by step; exact.
@@ -142,9 +148,20 @@ class RemoveChannels:
     def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
         widths = masks.widths
         assert widths is not None
-        scores = [finite(self.keep(g.filters()).cpu()).masked_fill(~g.live, float("-inf")) for g in widths]
-        lives = ranked_channels(scores, budget(widths.total, self.removed(step)), self.thinning.floors(widths))
-        for g, live in zip(widths, lives, strict=True):
+        groups = widths.among(masks)
+        scores = [finite(self.keep(g.filters()).cpu()).masked_fill(~g.live, float("-inf")) for g in groups]
+        lives = _ranked(groups, scores, self.removed(step), self.thinning.floors(groups))
+        for g, live in zip(groups, lives, strict=True):
             g.live = live
         widths.confine(masks)
         return {w.name: w.mask if w.room is None else w.mask & w.room for w in masks}
+
+
+def _ranked(
+    groups: Sequence[Explored], scores: Sequence[Tensor], removed: float, floors: Sequence[int]
+) -> list[Tensor]:
+    """What is live of each group when a share of the channels of all is removed, those with the lowest scores."""
+    if not groups:
+        return []
+    left = budget(sum(g.group.size for g in groups), removed)
+    return ranked_channels(scores, max(left, sum(floors)), floors)

@@ -24,6 +24,7 @@ from flatsparse.rules import Rule
 from flatsparse.shards import differing, fingerprint, is_sharded, local, processes, whole
 from flatsparse.wrappers import chain, innermost
 
+
 @dataclass
 class _Step:
     """What one optimizer step has set in motion and must finish."""
@@ -90,8 +91,10 @@ class SparseTraining:
             if w.name in initial:
                 w.set_mask(initial[w.name])
         loaded = left_masks(self._base, self._masks)
-        self._loaded.keep(self._masks, may_be_dense=True)
-        self._loaded.keep_state(self._masks, self._base)
+        if self._masks.widths is not None:
+            self._masks.widths.mask_vectors()
+        self._loaded.keep(self._masks.everything, may_be_dense=True)
+        self._loaded.keep_state(self._masks.everything, self._base)
         self._rewire({})
         if loaded:
             self._take_masks(loaded)
@@ -187,7 +190,7 @@ class SparseTraining:
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """For each masked parameter, what zeroes a tensor of its shape outside its mask, in place."""
-        return {w.weight: w.zero_outside for w in self._masks}
+        return {w.weight: w.zero_outside for w in self._masks.everything}
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, counts, what rules remember and rounds go back to; everything else is in the model and the optimizer."""
@@ -238,16 +241,18 @@ class SparseTraining:
             if w.momentum is not None and w.name in state.get("momentum", {}):
                 w.momentum.copy_(state["momentum"][w.name])
         if self._grown is not None:
-            self._grown.load_state_dict(state.get("grown", {}), self._masks)
+            self._grown.load_state_dict(state.get("grown", {}), self._masks.everything)
         self._take_masks(state["masks"])
         self._all_came = True
 
     @torch.no_grad()
     def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Take over loaded masks, and give the weights back that were zeroed outside the masks before them."""
-        for w in self._masks:
-            if w.name in masks:
-                w.set_mask(masks[w.name])
+        left_out = set(self.masks) - set(masks)
+        for w in self._masks.everything:
+            if w.name not in left_out:
+                if w.name in masks:  # those of vectors follow from the channels
+                    w.set_mask(masks[w.name])
                 self._loaded.give_back(w, self._base)
                 w.zero_outside(w.weight)
                 w.look()
@@ -274,7 +279,7 @@ class SparseTraining:
         """Tell the wrappers of the masks, which also makes them put the true weights in place."""
         for wrapper in chain(self._optimizer):
             if hasattr(wrapper, "confine"):
-                wrapper.confine({w.weight: w for w in self._masks})
+                wrapper.confine({w.weight: w for w in self._masks.everything})
 
     def _attach(self, model: nn.Module) -> None:
         self._confine()
@@ -287,7 +292,7 @@ class SparseTraining:
         ]
         for module in model.modules():  # a part of the model may be loaded by itself
             own = {id(p) for p in module.parameters(recurse=False)}
-            if weights := [w for w in self._masks if id(w.weight) in own]:
+            if weights := [w for w in self._masks.everything if id(w.weight) in own]:
                 self._handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced hook would count one step for all
@@ -298,7 +303,7 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
-            for w in self._masks:  # LBFGS calls it several times, along directions that it has from other masks
+            for w in self._masks.everything:  # LBFGS calls it several times, along directions that it has from other masks
                 w.restore()
             loss = closure()
             self._prepare()
@@ -323,9 +328,9 @@ class SparseTraining:
         self._masks_came = self._all_came = False
         if self._state_loaded:  # whatever was loaded, in whatever order, the masks hold again before it is used
             self._masks.clean()
-            begin_outside(self._masks, self._base)
+            begin_outside(self._masks.everything, self._base)
             self._state_loaded = False
-        for w in self._masks:
+        for w in self._masks.everything:
             w.restore()
         self._now.due = self.due(self.steps_taken + 1)
         self._mask_gradients(scale=getattr(self._base, "grad_scale", None))
@@ -335,7 +340,7 @@ class SparseTraining:
         if any(not rule.weight_step for rule in self._now.due):
             self._withhold()
         if self._grown is not None:
-            self._grown.before_step(self._masks)
+            self._grown.before_step(self._masks.everything)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -343,10 +348,10 @@ class SparseTraining:
         if self._now.skipped:
             return
         if self._grown is not None:
-            self._grown.after_step(self._masks)
+            self._grown.after_step(self._masks.everything)
         self._release()
         if not self._elementwise:
-            for w in self._masks:
+            for w in self._masks.everything:
                 w.zero_outside(w.weight)
         self.steps_taken += 1
         if self._now.due:
@@ -362,7 +367,7 @@ class SparseTraining:
             self._confine()
         if self._group is not None and (self._now.due or not self._agreed):
             self._agree()
-        for w in self._masks:
+        for w in self._masks.everything:
             w.dense_grad = None
             w.look()
         self._kept_from = {}
@@ -394,8 +399,8 @@ class SparseTraining:
         """Take over new masks, and let what has grown begin as new: weights, gradients and the optimizer's state."""
         names = {w.name for w in self._masks.trained()}
         grown = self._masks.rewire({name: mask for name, mask in new.items() if name in names})
-        begin_outside(self._masks, self._base)
-        for w in self._masks:
+        begin_outside(self._masks.everything, self._base)
+        for w in self._masks.everything:
             if self._grown is not None and w.name in grown:
                 self._grown.note(w, grown[w.name])
 
@@ -426,7 +431,7 @@ class SparseTraining:
     def _mask_gradients(self, scale: Tensor | None) -> None:
         due = self.due(self.steps_taken + 1)
         keep_dense = self.plan.momentum is not None or any(rule.dense_gradient for rule in due)
-        for w in self._masks:
+        for w in self._masks.everything:
             grad = w.weight.grad
             if grad is None:
                 continue

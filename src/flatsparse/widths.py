@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatsparse.channels import Group, Slot, channel_groups
+from flatsparse.channels import Group, Slot
+from flatsparse.eligible import Eligible, removable
 from flatsparse.errors import InputError
 from flatsparse.filters import Filters, finite
 from flatsparse.masks import MaskedWeight, Masks
@@ -20,14 +21,19 @@ from flatsparse.shards import is_sharded
 class Explored:
     """A group of channels that may be removed, and which of them are live.
 
+    What is removed is read by no layer. A group that no layer reads by itself is a term of a sum, which goes on without its
+    removed channels: their biases and the weights and biases of their batch norms are 0 too (``vectors``).
+
     Attributes:
         group: where its channels lie in the model's tensors.
         writes: the weights that write it, by slot; all of them masked.
+        vectors: the biases, and batch norms' weights and biases, that are 0 where a channel is removed.
         live: bool, (channels,), on the CPU wherever the model is.
     """
 
     group: Group
     writes: tuple[tuple[Slot, MaskedWeight], ...]
+    vectors: tuple[MaskedWeight, ...]
     live: Tensor
 
     @property
@@ -68,14 +74,11 @@ class Widths(Sequence[Explored]):
         self._groups = list(groups)
         self._owners = owners  # modules, since moving a model replaces its buffers
         self.latest: dict[str, Tensor] | None = {} if restores else None
-        self._noted = False  # whether what is live has not changed since it was noted
+        self._noted: set[str] = set()  # whose values have not changed since they were noted
 
     @classmethod
-    def of(cls, model: nn.Module, masks: Masks, *, sums: bool, restores: bool) -> Widths:
-        """All-live channels of a model: the groups that may be removed whose weights are all masked.
-
-        Args:
-            sums: also those that several layers write, such as the channels of a residual stream.
+    def of(cls, model: nn.Module, masks: Masks, *, eligible: Eligible = removable, restores: bool) -> Widths:
+        """All-live channels of a model: the eligible groups whose weights are all masked.
 
         Raises: InputError when the model's weights are sharded, when it cannot be traced, or no group is left.
         """
@@ -86,20 +89,21 @@ class Widths(Sequence[Explored]):
         by_name = {w.name: w for w in masks}
         modules = dict(model.named_modules())
         found, owners = [], {}
-        for group in channel_groups(model):
-            slots = [slot for slot in group.writes if slot.name in by_name]
+        for group in eligible(model):
             names = {slot.name for slot in (*group.writes, *group.reads)}
             matrices = {name for name in names if _tensor(modules, name).ndim > 1}
-            alone = sum(getattr(modules[s.name.rpartition(".")[0]], "groups", 1) == 1 for s in slots) == 1
-            if group.why_kept is None and group.reads and matrices <= set(by_name) and (sums or alone):
-                writes = tuple((slot, by_name[slot.name]) for slot in slots)
-                found.append(Explored(group, writes, torch.ones(group.size, dtype=torch.bool)))
+            if matrices <= set(by_name):
+                writes = tuple((slot, by_name[slot.name]) for slot in group.writes if slot.name in by_name)
+                summed = () if group.reads else (*group.writes, *group.norms)
+                own = ((slot.name, _tensor(modules, slot.name)) for slot in summed)
+                vectors = tuple(MaskedWeight(n, t, 0) for n, t in own if t.ndim == 1 and isinstance(t, nn.Parameter))
+                found.append(Explored(group, writes, vectors, torch.ones(group.size, dtype=torch.bool)))
                 everything = (*group.writes, *group.norms, *group.reads)
                 owners.update({slot.name: modules[slot.name.rpartition(".")[0]] for slot in everything})
         if not found:
             raise InputError(
                 "no channels to remove: all are kept, summed or read by layers without a mask; check include=, exclude="
-                " and layers=, and give sums=True for the channels of residual sums"
+                " and layers=, and give explore='removable', or sums=True for the channels of residual sums"
             )
         return cls(found, owners, restores)
 
@@ -112,6 +116,20 @@ class Widths(Sequence[Explored]):
     def __len__(self) -> int:
         return len(self._groups)
 
+    def among(self, masks: Masks) -> list[Explored]:
+        """The groups all of whose weights are among these masks; a rule may move only them."""
+        names = {w.name for w in masks}
+        return [g for g in self if names.issuperset(self._matrices(g))]
+
+    @property
+    def vectors(self) -> tuple[MaskedWeight, ...]:
+        """Those of all groups."""
+        return tuple(w for g in self for w in g.vectors)
+
+    def mask_vectors(self) -> dict[str, Tensor]:
+        """Let the vectors' masks be what is live. Returns where they became live, by name."""
+        return {w.name: w.set_mask(g.live) for g in self for w in g.vectors}
+
     @property
     def total(self) -> int:
         """How many channels may be removed."""
@@ -122,22 +140,23 @@ class Widths(Sequence[Explored]):
         """The fraction of them that is removed."""
         return sum(int((~g.live).sum()) for g in self) / self.total
 
-    def scales(self) -> list[Tensor]:
-        """What ranks the channels of the whole net: ``|γ|`` of their batch norms (CHEX: Hou et al. 2022).
+    def scales(self, groups: Sequence[Explored] | None = None) -> list[Tensor]:
+        """What ranks the channels of all groups, or of some: ``|γ|`` of their batch norms (CHEX: Hou et al. 2022).
 
         Where a group has no batch norm with a scale, every group is ranked by the L1 norm of its filters over the mean
         of its layer instead: that is ours, since the two do not compare. Channels that are not live come last.
         """
-        found = [[slot for slot in g.group.norms if slot.name.endswith("weight")] for g in self]
+        groups = self if groups is None else groups
+        found = [[slot for slot in g.group.norms if slot.name.endswith("weight")] for g in groups]
         if all(found):
             scales = [
                 torch.cat([self._entries(slot, g, self.tensor(slot.name)).abs().cpu() for slot in slots], 1).mean(1)
-                for g, slots in zip(self, found, strict=True)
+                for g, slots in zip(groups, found, strict=True)
             ]
         else:
-            norms = [finite(g.matrix()).abs().sum(0).cpu() for g in self]
-            scales = [norm / norm[g.live].mean() for g, norm in zip(self, norms, strict=True)]
-        return [torch.where(g.live, finite(s), -torch.inf) for g, s in zip(self, scales, strict=True)]
+            norms = [finite(g.matrix()).abs().sum(0).cpu() for g in groups]
+            scales = [norm / norm[g.live].mean() for g, norm in zip(groups, norms, strict=True)]
+        return [torch.where(g.live, finite(s), -torch.inf) for g, s in zip(groups, scales, strict=True)]
 
     def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Where weights of such shapes may be live: what no removed channel writes or reads; on the CPU."""
@@ -163,16 +182,17 @@ class Widths(Sequence[Explored]):
         for name, live in self._vectors().items():
             value = self.tensor(name)
             self.latest[name] = torch.where(live, value, self.latest.get(name, value).to(value.device))
-        self._noted = True
+        self._noted = {w.name for w in masks}
 
     @torch.no_grad()
     def restore(self, masks: Masks) -> None:
         """After a rule that noted what was live: give all that now is the value it last had. What stayed has it already."""
         if self.latest is None or not self._noted:
             return
-        self._noted = False
         for w in masks:
-            w.weight.copy_(torch.where(w.mask, self.latest[w.name], 0))
+            if w.name in self._noted:
+                w.weight.copy_(torch.where(w.mask, self.latest[w.name], 0))
+        self._noted = set()
         for name, live in self._vectors().items():
             value = self.tensor(name)
             value.copy_(torch.where(live, self.latest[name], value))
@@ -195,12 +215,18 @@ class Widths(Sequence[Explored]):
         """
         if {name: len(live) for name, live in state["live"].items()} != {g.name: g.group.size for g in self}:
             raise InputError(
-                "saved channels are of other groups: load them with the same model, sums=, include= and exclude="
+                "saved channels are of other groups: load them with the same model, explore=, sums=, include= and exclude="
             )
         for g in self:
             g.live = state["live"][g.name].cpu().clone()
+        self.mask_vectors()
         if self.latest is not None:
             self.latest = {name: value.clone() for name, value in state["latest"].items()}
+
+    def _matrices(self, g: Explored) -> set[str]:
+        """The names of the weights that write and read a group."""
+        names = {slot.name for slot in (*g.group.writes, *g.group.reads)}
+        return {name for name in names if self.tensor(name).ndim > 1}
 
     def _vectors(self) -> dict[str, Tensor]:
         """Where the entries of biases and batch norms belong to live channels, or to none of ours."""

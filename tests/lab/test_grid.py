@@ -13,6 +13,7 @@ from rich.console import Console
 
 from flatsparse.errors import InputError
 from flatsparse.lab import cluster, crew, grid, training
+from flatsparse.lab.finished import run_of
 from flatsparse.lab.grid import key, outcomes, run_grid
 from flatsparse.lab.live import Board
 from flatsparse.lab.run import Run
@@ -62,6 +63,31 @@ def test_a_key_stands_for_what_decides_a_run(tmp_path):
     assert key(SMALL) == key(dataclasses.replace(SMALL, rho=0.7, adaptive=True))  # without sharpness neither has a part
     changes = {"seed": 1, "lr": 0.2, "method": "set", "sharpness": "s2sam", "label_noise": 0.1, "include": ("conv*",)}
     assert len({key(SMALL), *(key(dataclasses.replace(SMALL, **{k: v})) for k, v in changes.items())}) == 7
+
+
+def test_a_key_tells_what_a_method_does_now_from_what_it_did_once():
+    for method in ("chex", "chase"):
+        run = Run(method=method)
+        assert key(run) == key(dataclasses.replace(run, explore="published"))
+        assert key(run) != key(dataclasses.replace(run, explore="removable"))
+        summed = dataclasses.replace(run, sums=True)
+        assert key(summed) == key(dataclasses.replace(summed, explore="removable")) != key(run)
+    chase = Run(method="chase")
+    differs = {"last_phase": "layer", "first_phase": "layer", "channel_offset": 0.0}
+    assert len({key(chase), *(key(dataclasses.replace(chase, **{k: v})) for k, v in differs.items())}) == 4
+
+
+@pytest.mark.parametrize("method", ["chex", "chase", "rigl"])
+def test_a_folder_from_before_there_was_a_choice_is_of_what_was_done_then(method, tmp_path):
+    run = Run(method=method, seed=3).resolved()
+    assert run_of(run.as_dict(), tmp_path) == run
+    before = {
+        n: v for n, v in run.as_dict().items() if n not in ("explore", "first_phase", "last_phase", "channel_offset")
+    }
+    found = run_of(before, tmp_path)
+    assert found.explore == (None if method == "rigl" else "removable")
+    assert found.last_phase == ("layer" if method == "chase" else None)
+    assert (key(found) == key(run)) == (method == "rigl")
 
 
 def test_a_key_changes_with_the_code_of_a_method_of_ones_own(tmp_path):

@@ -203,6 +203,26 @@ def test_sums_also_remove_channels_of_the_residual_stream():
         dataclasses.replace(run, method="rigl", sums=True).resolved()
 
 
+def test_which_channels_are_removed_and_when_can_be_chosen():
+    run = Run(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
+    published, alone = (build(dataclasses.replace(run, explore=x).resolved()) for x in ("published", "removable"))
+    assert "stage2.0.shortcut.0.weight" in rows_gone(published)
+    assert "stage2.0.shortcut.0.weight" not in rows_gone(alone)
+    assert build(run.resolved()).run.explore == "published"
+    chosen = {"first_phase": "layer", "last_phase": "layer", "channel_offset": 0.0}
+    parts = build(dataclasses.replace(run, method="chase", **chosen).resolved())
+    assert [type(rule).__name__ for rule in parts.training.plan.rules] == [
+        "RemoveChannels",
+        "PruneTo",
+        "GrowTo",
+        "Rewire",
+    ]
+    for name, methods in {"explore": "chex or chase", "last_phase": "chase", "channel_offset": "chase"}.items():
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(InputError, match=f"{flag} cannot be asked of 'rigl', .* give --method {methods}"):
+            dataclasses.replace(run, method="rigl", **{name: {"explore": "removable", **chosen}[name]}).resolved()
+
+
 def rows_gone(parts):
     """The weights of which the masks leave out a whole filter."""
     return {name for name, mask in parts.training.masks.items() if not mask.flatten(1).any(1).all()}

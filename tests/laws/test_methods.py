@@ -25,6 +25,7 @@ ROUND = 4  # steps; with half of the weights pruned after each, four rounds reac
 PRUNE_ON_THE_WAY = {"gmp", *IN_ROUNDS}
 DENSER_ON_THE_WAY = {"acdc", "mest-ems", "chex", "chase"}
 BY_CHANNELS = {"chex"}  # told how many channels to remove; sparsity comes out
+REFILLED_LATER = {"chase"}  # channels go half a period before the update that fills what they leave
 RESTORE = {"chex"}  # what returns takes up its last value
 SCORED_ON_DATA = {"snip", "grasp"}
 NEVER_MOVE = {"dense", "static", *SCORED_ON_DATA}
@@ -40,6 +41,7 @@ START_AT_WILL = {
 }  # dense or by magnitude: no seed of ours decides
 OPTIONS = {
     "dsr": {"threshold": 0.1, "drop_fraction": 0.3},  # a threshold near the weights, for so short a run
+    "chex": {"explore": "removable"},  # of the tiny net's two convolutions both
     **{method: {"drop_fraction": 0.5} for method in IN_ROUNDS},
 }
 
@@ -120,7 +122,7 @@ def test_sparsity_is_exact_and_nothing_lives_outside_the_masks_after_every_step(
         assert training.sparsity == 1 - live(training) / total
         if method not in PRUNE_ON_THE_WAY | DENSER_ON_THE_WAY:
             assert live(training) == target
-        assert live(training) >= target or method in BY_CHANNELS
+        assert live(training) >= target or method in BY_CHANNELS | REFILLED_LATER
 
     assert_zero_outside(model, training, optimizer)
     train(model, optimizer, STEPS, after=look, training=training)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.lab.data import Splits, split
-from flatsparse.lab.run import Run
+from flatsparse.lab.run import Run, once
 from flatsparse.lab.sources import load
 from flatsparse.lab.task import NETWORKS
 from flatsparse.storage import damaged, load_masks, load_tensors, read, read_json
@@ -95,7 +95,7 @@ def run_of(settings: dict[str, Any], folder: Path) -> Run:
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
-    return Run(**plain)
+    return Run(**once(settings), **plain)
 
 
 def _digest(folder: Path, settings: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from flatsparse.lab.cluster import OnRay
 from flatsparse.lab.crew import PATIENCE, Alone, Crew, End, Processes, Task
 from flatsparse.lab.live import Board
 from flatsparse.lab.pool import default_jobs
-from flatsparse.lab.run import Run
+from flatsparse.lab.run import ONCE, Run
 from flatsparse.storage import read, read_json
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones
@@ -52,8 +52,13 @@ def key(run: Run) -> str:
     >>> key(Run(seed=1)) == key(Run(seed=1, data_dir=Path("elsewhere"))) != key(Run(seed=2))
     True
     """
-    usual = Run().as_dict()  # what is left as it is does not count, so that a new option keeps old keys
-    told = {n: v for n, v in _settled(run).as_dict().items() if n != "data_dir" and v != usual[n]}
+    # What is left as it is does not count, nor what was done before there was a choice, so that old keys stay true.
+    usual = Run().as_dict()
+    told = {
+        n: v
+        for n, v in _settled(run).as_dict().items()
+        if n != "data_dir" and v not in (usual[n], ONCE.get(n, usual[n]))
+    }
     file = run.method.rpartition(":")[0]
     code = hashlib.sha256(read(Path(file))).hexdigest() if file else ""
     return hashlib.sha256(json.dumps([RESULTS, told, code], sort_keys=True).encode()).hexdigest()[:16]
@@ -62,6 +67,8 @@ def key(run: Run) -> str:
 def _settled(run: Run) -> Run:
     """The run in the one form that equal runs share."""
     run = run.resolved()
+    if run.sums:  # which says it all
+        run = dataclasses.replace(run, explore=None)
     if run.sharpness == "none":
         run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False)
     return run

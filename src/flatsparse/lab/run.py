@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.lab.task import NETWORKS
 from flatsparse.layers import PRESETS
-from flatsparse.methods import LRR, LTH, kind_of, name_of_kind
+from flatsparse.methods import LRR, LTH, METHODS, kind_of, name_of_kind
 from flatsparse.rounds import by_magnitude
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
@@ -35,6 +35,10 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
     "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
+# Choices of what is done to channels, and who has them.
+OF_CHANNELS = {"explore": "chex or chase", **dict.fromkeys(("first_phase", "last_phase", "channel_offset"), "chase")}
+# What those methods did before there was a choice.
+ONCE = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Setting:
     """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     sums: bool = False
     """For chex and chase, also remove channels that several layers write, as those of a residual stream; the papers do not."""
+    explore: Literal["published", "removable"] | None = None
+    """For chex and chase, which channels: those that the authors' code removes, or all that one layer writes and that can go."""
+    first_phase: Literal["net", "layer"] | None = None
+    """For chase, what weights are ranked in as long as channels go. By default net, as on CIFAR; its ImageNet script has layer."""
+    last_phase: Literal["net", "layer"] | None = None
+    """For chase, the same afterwards."""
+    channel_offset: float | None = None
+    """For chase, how long before an update of the masks channels go, in shares of --every. By default 0.5; 0 is together."""
     distribution: str | None = None
     """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
@@ -176,6 +188,13 @@ class Run(Setting):
             raise InputError(
                 f"--sums cannot be asked of '{method}', which removes no channels: give --method chex or chase"
             )
+        for name, methods in OF_CHANNELS.items():
+            if getattr(self, name) is not None and not hasattr(kind, name):
+                flag = name.replace("_", "-")
+                raise InputError(
+                    f"--{flag} cannot be asked of '{method}', which has no such choice: give --method {methods}"
+                )
+        own: dict[str, Any] = {n: getattr(kind, n, None) for n in OF_CHANNELS if getattr(self, n) is None}
         default = 0.0 if method == "dense" or by_channels else 0.9
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
@@ -206,6 +225,7 @@ class Run(Setting):
             model=model,
             sparsity=sparsity,
             channels=getattr(kind, "channels", None) if self.channels is None else self.channels,
+            **own,
             device=usable_device(self.device),
         )
 
@@ -255,6 +275,12 @@ class Run(Setting):
         assert self.sparsity is not None
         fraction = method.drop_fraction if self.drop_fraction is None else self.drop_fraction
         return by_magnitude(fraction, self.sparsity, None, steps=1).count
+
+
+def once(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method of recorded settings did where they do not say, because there was no choice yet."""
+    kind = METHODS.get(str(settings.get("method")))
+    return {name: value for name, value in ONCE.items() if name not in settings and hasattr(kind, name)}
 
 
 def usable_device(name: str) -> str:

@@ -26,7 +26,8 @@ class DSR:
         drop_fraction: of the net's live weights, wanted at each update. The paper gives counts: 20,000 for its
             CIFAR net and 400,000 for ResNet-50, which at 80 to 90 % sparsity are 8 to 16 % of the live weights.
         threshold: to begin with (H).
-        distribution: how the live weights are shared out between layers at the start; uniform is our reading.
+        distribution: how the live weights are shared out between layers at the start; uniform, as in its code, which
+            starts linear layers at a sparsity of their own.
     """
 
     every: int = 100

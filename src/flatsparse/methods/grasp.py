@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flatsparse.distributions import Distribution, ranked_together
-from flatsparse.errors import check_count, check_finite
+from flatsparse.errors import check_count, check_finite, unknown
 from flatsparse.plan import Plan
-from flatsparse.saliency import Batch, GradientFlow, Loss
+from flatsparse.saliency import HALVES, Batch, GradientFlow, Loss
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,18 @@ class GraSP:
     The score of a weight is ``w · H∂L/∂w``, H the Hessian: what its removal does to the norm of the gradient, to first
     order. All weights of the net are ranked together, on a sample with as many images of each class.
 
+    The sample is passed in two halves. The published code splits it in the middle, class by class as it is sorted, so that
+    each half holds half of the classes; here each takes every other image. With batch norm, whose statistics are a half's
+    own, that matters: on digits, at 90 to 98 %, 81 to 84 % of the live weights are the same for a net of three
+    convolutions, and 47 to 60 % for ResNet-20. That code also scores with newly drawn weights (Xavier) in linear layers, by
+    default; here the weights that will be trained are scored.
+
     Attributes:
         batches: pairs of inputs and targets that the sample is taken from, on the model's device.
         loss_fn: of outputs and targets.
         per_class: of each class in the sample (10 on CIFAR-10 in the published code); None takes all batches whole.
         temperature: what the outputs are divided by (T in the published code).
+        halves: ``alternate``, or ``middle`` as in the published code.
         distribution: the paper ranks all weights together.
     """
 
@@ -30,11 +37,14 @@ class GraSP:
     loss_fn: Loss | None = None
     per_class: int | None = 10
     temperature: float = 200.0
+    halves: str = "alternate"
     distribution: Distribution = ranked_together
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         if self.per_class is not None:
             check_count("per_class", self.per_class, minimum=2)  # a half each
         check_finite("temperature", self.temperature, above=True)
-        flow = GradientFlow(self.batches, self.loss_fn, self.per_class, self.temperature)
+        if self.halves not in HALVES:
+            raise unknown("halves=", self.halves, HALVES)
+        flow = GradientFlow(self.batches, self.loss_fn, self.per_class, self.temperature, self.halves)
         return Plan(sparsity, flow, self.distribution)

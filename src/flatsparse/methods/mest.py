@@ -23,7 +23,8 @@ class MEST:
     """MEST(EM), elastic mutation: prune a little beyond the target, grow back to it at random, ever less.
 
     The start is dense weights pruned by magnitude. From the last phase on masks stay. As in the published code what
-    was just pruned may grow again, and starts from 0.
+    was just pruned may grow again, and starts from 0. That code also mutates once before the first step; here the first
+    mutation comes after ``every`` steps.
 
     Attributes:
         every: steps between mutations; by default 1/32 of the run (5 epochs of 160).
@@ -60,7 +61,9 @@ class MEST:
 class MESTSoft:
     """MEST(EM&S), elastic mutation with a soft memory bound: train denser than the target, ever closer to it.
 
-    A mutation prunes to the target and grows beyond it at random. From the last phase on the net is at the target.
+    A mutation prunes to the target and grows beyond it at random. From the last phase on the net is at the target. The
+    published code mutates once before the first step, so that it starts with the largest weights at the target and random
+    ones beyond it; here all that is live at the start are the largest weights.
 
     Attributes:
         bounds: how much denser than the target each phase but the last trains, in fractions of all weights; see ``MEST``

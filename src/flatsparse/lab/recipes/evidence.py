@@ -62,9 +62,14 @@ def on_cifar(scale: Scale, method: str = "rigl", sparsity: float = 0.9, **chosen
 
 
 def on_digits(scale: Scale, method: str = "rigl", sparsity: float = 0.95, **chosen: Any) -> Run:
-    """The same at every scale but smoke. Rounds prune a half, not a fifth, so that there are 5 of them, not 14."""
+    """The same at every scale but smoke. Rounds prune a half, not a fifth, so that there are 5 of them, not 14.
+
+    CHEX and Chase explore all channels that can be taken out; Chase removes them together with its updates, and ends layer by
+    layer.
+    """
     of_method: dict[str, dict[str, Any]] = {
-        "chex": {"channels": 0.5},
+        "chex": {"channels": 0.5, "explore": "removable"},
+        "chase": {"explore": "removable", "last_phase": "layer", "channel_offset": 0.0},
         "lth": {"drop_fraction": 0.5},
         "lrr": {"drop_fraction": 0.5},
     }
