@@ -88,12 +88,20 @@ def live(training):
 
 
 @pytest.mark.parametrize("channels", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("sums", [False, True])
-def test_chex_has_its_channels_to_the_channel_at_every_step(channels, sums):
-    model = residual()
+@pytest.mark.parametrize(
+    ("net", "options", "total"),
+    [
+        (Residual, {}, 16),
+        (Residual, {"sums": True}, 22),
+        (Widening, {}, 18),  # with the shortcut's ten, without the stem's six
+        (Widening, {"explore": "removable"}, 14),
+    ],
+)
+def test_chex_has_its_channels_to_the_channel_at_every_step(channels, net, options, total):
+    model = residual(net=net)
     optimizer = fs.S2SAM(sgd(model), rho=0.1)
-    training = chex(model, optimizer, channels=channels, sums=sums)
-    total, last = (22 if sums else 16), 12  # steps 3, 6, 9 and 12 update
+    training = chex(model, optimizer, channels=channels, **options)
+    last = 12  # steps 3, 6, 9 and 12 update
 
     def wanted(step):
         share = 0.4 * channels * (1 + math.cos(math.pi * (step // 3 * 3) / last)) / 2 if step < last else 0.0
@@ -531,8 +539,9 @@ def test_removed_channels_can_be_taken_out(method):
     assert torch.allclose(small(x), model.eval()(x), atol=1e-5)
 
 
-def test_what_chex_costs_is_told_beforehand():
-    model, sample = residual(), torch.zeros(1, 1, 8, 8)
+@pytest.mark.parametrize("net", [Residual, Widening])
+def test_what_chex_costs_is_told_beforehand(net):
+    model, sample = residual(net=net), torch.zeros(1, 1, 8, 8)
     told = fs.estimate(model, sample, "chex", channels=0.5, regrow=0.0, steps=20, every=3)
     optimizer = sgd(model)
     training = chex(model, optimizer, regrow=0.0)  # nothing returns, so that groups keep what they start with

@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from flatsparse.errors import InputError
+from flatsparse.lab import recipes
 from flatsparse.lab import training as loop
 from flatsparse.lab.build import build
 from flatsparse.lab.data import batches
@@ -221,6 +222,15 @@ def test_which_channels_are_removed_and_when_can_be_chosen():
         flag = f"--{name.replace('_', '-')}"
         with pytest.raises(InputError, match=f"{flag} cannot be asked of 'rigl', .* give --method {methods}"):
             dataclasses.replace(run, method="rigl", **{name: {"explore": "removable", **chosen}[name]}).resolved()
+
+
+def test_table_3_explores_what_the_authors_code_does():
+    for cell in recipes.load("table3").cells("paper"):
+        run = cell.run.resolved()
+        assert run.explore == "published"
+        assert (run.first_phase, run.last_phase) == (("layer", "layer") if run.method == "chase" else (None, None))
+    laptop = {cell.run.resolved().last_phase for cell in recipes.load("table3").cells("laptop")}
+    assert laptop == {"net", None}  # CIFAR stands in, and so does its script
 
 
 def rows_gone(parts):

@@ -58,11 +58,11 @@ class Setting:
     channels: float | None = None
     """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
     sums: bool = False
-    """For chex and chase, also remove channels that several layers write, as those of a residual stream; the papers do not."""
+    """For chex and chase, remove all channels that can go, whatever --explore says, as those of a residual stream, too."""
     explore: Literal["published", "removable"] | None = None
     """For chex and chase, which channels: those that the authors' code removes, or all that one layer writes and that can go."""
     first_phase: Literal["net", "layer"] | None = None
-    """For chase, what weights are ranked in as long as channels go. By default net, as on CIFAR; its ImageNet script has layer."""
+    """For chase, what weights are ranked in while channels go. By default net, as on CIFAR; its ImageNet script has layer."""
     last_phase: Literal["net", "layer"] | None = None
     """For chase, the same afterwards."""
     channel_offset: float | None = None

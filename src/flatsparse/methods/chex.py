@@ -26,8 +26,8 @@ class CHEX:
     shortcuts' convolutions, 11,392 channels in all, never the stem and never conv3. A removed channel of a shortcut is 0, with
     its batch norm's weight and bias, but cannot be taken out of the net, because the sum goes on without it. Of other nets
     these are the channels that one layer writes and that can be removed alone, but for those of the first convolution, and
-    the outputs of shortcuts' convolutions. The published code rounds each layer's count down, and may draw a returning
-    channel twice, so that it has fewer live than was asked for.
+    the outputs of shortcuts' convolutions. The published code rounds each layer's count down, so that it has a few channels
+    less than asked for, and none at least; here the count is met, and every group keeps a channel.
 
     Attributes:
         channels: the fraction removed (S; 0.5 and 0.7 for the paper's ResNet-50).
