@@ -167,11 +167,15 @@ def write_between(model, optimizer, step):
 def test_a_gradient_that_was_not_taken_at_w_plus_e_is_told_of_once_with_its_cause(loop, cause):
     model = mlp(norm=False)
     optimizer = s2sam(model, sgd, rho=0.5)
-    with pytest.warns(UserWarning, match=cause) as told:
+
+    def train():
         for step in range(6):
             loop(model, optimizer, step)
             optimizer.step()
             optimizer.zero_grad()
+
+    with pytest.warns(UserWarning, match=cause) as told:
+        train()
     assert len([w for w in told if "S2SAM" in str(w.message)]) <= 2
     assert len({str(w.message) for w in told}) == len(told)
 
@@ -423,7 +427,9 @@ class Prepared(torch.optim.Optimizer):
 
 @pytest.mark.parametrize("wrap", [fs.S2SAM, fs.SAM, lambda o: fs.sparsify(mlp(), o, sparsity=0.5, steps=10)])
 def test_an_incomplete_optimizer_is_refused_with_the_cure(wrap):
-    with pytest.raises(fs.InputError, match=r"\APrepared is no complete .*'optimizer', before it is wrapped or prepared\Z"):
+    with pytest.raises(
+        fs.InputError, match=r"\APrepared is no complete .*'optimizer', before it is wrapped or prepared\Z"
+    ):
         wrap(Prepared(sgd(mlp().parameters())))
 
 

@@ -1,5 +1,7 @@
 """What an optimizer keeps for a weight that grows is what a new optimizer would, and so are its steps."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -36,7 +38,9 @@ def trained(base, *, steps=STEPS, shape=(12, 10), sharpness=None, **options):
     model = nn.Linear(shape[1], shape[0], bias=False)
     optimizer = base(model.parameters())
     optimizer = sharpness(optimizer) if sharpness else optimizer
-    training = fs.sparsify(model, optimizer, "set", sparsity=0.5, steps=2 * UPDATE - 1, every=UPDATE, until=1.0, **options)
+    training = fs.sparsify(
+        model, optimizer, "set", sparsity=0.5, steps=2 * UPDATE - 1, every=UPDATE, until=1.0, **options
+    )
     before = training.masks["weight"].clone()
     way = []
     for step in range(1, steps + 1):
@@ -57,7 +61,9 @@ def test_a_grown_weight_goes_the_way_it_would_go_under_a_new_optimizer(kind):
     for step, after in enumerate(way[1:], start=UPDATE + 1):
         alone.grad = gradient(step, grown.shape)[grown]
         new.step()
-        torch.testing.assert_close(after[grown], alone.detach(), rtol=2e-3, atol=1e-4 if kind == "fast averages" else 2e-6)
+        torch.testing.assert_close(
+            after[grown], alone.detach(), rtol=2e-3, atol=1e-4 if kind == "fast averages" else 2e-6
+        )
 
 
 @pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.RAdam])
@@ -71,8 +77,7 @@ def test_where_a_new_optimizer_cannot_be_met_steps_are_not_longer_than_its_longe
         new.step()
         goes.append(alone.detach().clone())
     longest, ours = (
-        max((b - a).abs().max() for a, b in zip(places, places[1:], strict=False))
-        for places in (goes, [w[grown] for w in way])
+        max((b - a).abs().max() for a, b in itertools.pairwise(places)) for places in (goes, [w[grown] for w in way])
     )
     assert ours <= 1.01 * longest
 
@@ -80,7 +85,9 @@ def test_where_a_new_optimizer_cannot_be_met_steps_are_not_longer_than_its_longe
 def test_published_behaviour_is_an_option():
     grown, way, _, _ = trained(KINDS["adam"], fresh_state=False)
     first = (way[1] - way[0])[grown].abs()
-    torch.testing.assert_close(first, torch.full_like(first, 1e-2 * 0.1 / (0.001**0.5) * (1 - 0.999 ** (UPDATE + 1)) ** 0.5), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        first, torch.full_like(first, 1e-2 * 0.1 / (0.001**0.5) * (1 - 0.999 ** (UPDATE + 1)) ** 0.5), rtol=0.05, atol=0
+    )
 
 
 def test_weights_that_stay_are_not_touched():
@@ -92,7 +99,7 @@ def test_weights_that_stay_are_not_touched():
 
 
 def test_the_youth_of_weights_resumes():
-    grown, way, _, _ = trained(KINDS["adam"])
+    _, way, _, _ = trained(KINDS["adam"])
     _, _, training, optimizer = trained(KINDS["adam"], steps=UPDATE + 3)
     model = nn.Linear(10, 12, bias=False)
     new = KINDS["adam"](model.parameters())
@@ -113,7 +120,7 @@ def test_a_weight_that_is_old_enough_is_let_go():
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_under_s2sam_the_perturbed_weights_are_around_the_corrected_ones(kind):
-    grown, way, _, optimizer = trained(KINDS[kind], sharpness=lambda o: fs.S2SAM(o, rho=0.1))
+    _, way, _, optimizer = trained(KINDS[kind], sharpness=lambda o: fs.S2SAM(o, rho=0.1))
     with optimizer.perturbed():
         distance = (optimizer.param_groups[0]["params"][0] - way[-1]).norm().item()
     assert distance == pytest.approx(0.1, rel=1e-4)

@@ -127,7 +127,9 @@ class _Follower:
         self._pauses: list[ExitStack] = []
         self._unrecorded = False  # whether the last forward in training mode ran without gradients
         self._handles: list[Any] = []
-        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []  # where the model holds the optimizer's parameters
+        self._places: list[
+            tuple[dict[str, Any], str, nn.Parameter]
+        ] = []  # where the model holds the optimizer's parameters
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()
@@ -135,8 +137,9 @@ class _Follower:
         assert optimizer is not None
         held = {p for group in optimizer.param_groups for p in group["params"]}
         for module in model.modules():
-            own = [(module._parameters, name, p) for name, p in module._parameters.items() if p in held]
-            self._places += [place for place in own if not is_sharded(place[2])]  # those are others while they are gathered
+            own = [(name, p) for name, p in module._parameters.items() if p is not None and p in held]
+            # Sharded ones are others while they are gathered.
+            self._places += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
             if own or module is model:  # a part may be loaded by itself
                 self._keep(module.register_load_state_dict_pre_hook(self.before_load))
         # torch marks this hook by setting an attribute, which a bound method does not take.

@@ -65,7 +65,9 @@ class Inspection:
 
     def __init__(self, optimizer: S2SAM) -> None:
         models = following.followed(optimizer)
-        perturbed = [p for group in optimizer.param_groups for p in group["params"] if optimizer._neighbour(p) is not None]
+        perturbed = [
+            p for group in optimizer.param_groups for p in group["params"] if optimizer._neighbour(p) is not None
+        ]
         self._arrivals = ArrivalWatch(perturbed, optimizer)
         self._handles = []
         for model in models:
@@ -88,17 +90,21 @@ class _ModuleHook:
     """A module's hook that is dead in copies."""
 
     def __init__(self, model: nn.Module | None, module: nn.Module | None, optimizer: S2SAM | None) -> None:
-        self._live = None if model is None else tuple(map(weakref.ref, (model, module, optimizer)))
+        self._model, self._module, self._optimizer = map(_reference, (model, module, optimizer))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ModuleHook, (None, None, None)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if self._live is None or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not module.training:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not module.training:
             return
-        model, mine, optimizer = (reference() for reference in self._live)
-        if module is mine and model is not None and optimizer is not None and not optimizer.is_open:
+        model, optimizer = self._model(), self._optimizer()
+        if module is self._module() and model is not None and optimizer is not None and not optimizer.is_open:
             following.enter(model, module, args, optimizer)
+
+
+def _reference(thing: Any) -> Callable[[], Any]:
+    return (lambda: None) if thing is None else weakref.ref(thing)
 
 
 def _eager_modules(model: nn.Module) -> Iterator[nn.Module]:

@@ -117,7 +117,12 @@ class GrownWeights:
     def state_dict(self) -> dict[str, Any]:
         """Places, cohorts and step counts by layer."""
         return {
-            name: {**vars(young), "places": young.places.clone(), "cohorts": young.cohorts.clone(), "born": [*young.born]}
+            name: {
+                **vars(young),
+                "places": young.places.clone(),
+                "cohorts": young.cohorts.clone(),
+                "born": [*young.born],
+            }
             for name, young in self._young.items()
         }
 
@@ -126,7 +131,10 @@ class GrownWeights:
         devices = {w.name: w.weight.device for w in weights}
         self._young = {
             name: _Young(
-                saved["places"].to(devices[name]), saved["cohorts"].to(devices[name], copy=True), [*saved["born"]], saved["now"]
+                saved["places"].to(devices[name]),
+                saved["cohorts"].to(devices[name], copy=True),
+                [*saved["born"]],
+                saved["now"],
             )
             for name, saved in state.items()
         }

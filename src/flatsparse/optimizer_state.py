@@ -93,7 +93,12 @@ def correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any], ste
     Returns: None for an optimizer that corrects nothing.
     """
     betas = group.get("betas")
-    if betas is None or len(betas) < 2 or group.get("bias_correction") is False or not ("step" in state or "step" in group):
+    if (
+        betas is None
+        or len(betas) < 2
+        or group.get("bias_correction") is False
+        or not ("step" in state or "step" in group)
+    ):
         return None
     beta1, beta2 = map(float, betas[:2])
     first = 1 / (1 - beta1**step)

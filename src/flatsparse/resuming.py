@@ -114,7 +114,7 @@ def without_training(
 
 def left_masks(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
     """The masks of a state that an optimizer loaded before it trained sparsely, taken out of its state."""
-    names = {w.weight: w.name for w in masked}
+    names: dict[Tensor, str] = {w.weight: w.name for w in masked}
     left = {p: entry.pop(MASK) for p, entry in base.state.items() if isinstance(entry, dict) and MASK in entry}
     for p in [p for p in left if not base.state[p]]:
         del base.state[p]

@@ -303,7 +303,9 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
-            for w in self._masks.everything:  # LBFGS calls it several times, along directions that it has from other masks
+            for (
+                w
+            ) in self._masks.everything:  # LBFGS calls it several times, along directions that it has from other masks
                 w.restore()
             loss = closure()
             self._prepare()
@@ -410,7 +412,8 @@ class SparseTraining:
     def _before_load(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         plain, masks, rest = without_training(state, base, self._masks)
         if rest is not None:
-            self.load_state_dict(rest)
+            if rest.get("method") == self.method:  # that of another is no state of ours, but its momentum may serve
+                self.load_state_dict(rest)
         elif masks:
             self._take_masks(masks)
         return plain

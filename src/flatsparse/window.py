@@ -129,7 +129,9 @@ class SharpnessAware(Optimizer):
     def _check_group(self, group: dict[str, Any], rho: float = 0.0) -> None:
         """Raise InputError for a group whose ρ, or whose parameters, a perturbation cannot have."""
         if check_finite("rho", group.get(self._key, rho)) and any(p.is_complex() for p in group["params"]):
-            raise InputError("complex parameters cannot be perturbed: give their group rho=0, or hold them as pairs of reals")
+            raise InputError(
+                "complex parameters cannot be perturbed: give their group rho=0, or hold them as pairs of reals"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may carry its own ``rho``."""
@@ -138,7 +140,9 @@ class SharpnessAware(Optimizer):
             return
         given = param_group["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
-        self._check_group({**param_group, "params": [p[1] if isinstance(p, tuple) else p for p in params]}, self.defaults[self._key])
+        self._check_group(
+            {**param_group, "params": [p[1] if isinstance(p, tuple) else p for p in params]}, self.defaults[self._key]
+        )
         self.base.add_param_group({**param_group, "params": params})
         for group in self.param_groups:
             self._radius(group)
@@ -170,7 +174,17 @@ class SharpnessAware(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        chosen = ("defaults", "base", "mask_perturbation", "compact", "in_place", "adaptive", "eta", "_schedule", "_key")
+        chosen = (
+            "defaults",
+            "base",
+            "mask_perturbation",
+            "compact",
+            "in_place",
+            "adaptive",
+            "eta",
+            "_schedule",
+            "_key",
+        )
         now = ("_window", "_looked", "_missed", "_interrupted", "_warned", "_made", "_drops")
         return {name: self.__dict__[name] for name in (*chosen, *now)}
 

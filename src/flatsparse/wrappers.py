@@ -28,14 +28,22 @@ def check_hooks(optimizer: Optimizer) -> None:
     """Raises InputError for an optimizer without hooks on its steps: a wrapper of others that torch has not made ready."""
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         inside = next((name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)), None)
-        cure = f"give the optimizer in its '{inside}', before it is wrapped or prepared" if inside else "call its constructor"
-        raise InputError(f"{type(optimizer).__name__} is no complete torch.optim.Optimizer (its steps take no hooks): {cure}")
+        cure = (
+            f"give the optimizer in its '{inside}', before it is wrapped or prepared"
+            if inside
+            else "call its constructor"
+        )
+        raise InputError(
+            f"{type(optimizer).__name__} is no complete torch.optim.Optimizer (its steps take no hooks): {cure}"
+        )
 
 
 def check_dense(optimizer: Optimizer) -> None:
     """Raises InputError for an optimizer that takes sparse gradients only, which have no place outside a mask."""
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise InputError("SparseAdam takes sparse gradients only: use torch.optim.Adam, with sparse=False in embeddings")
+        raise InputError(
+            "SparseAdam takes sparse gradients only: use torch.optim.Adam, with sparse=False in embeddings"
+        )
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

@@ -122,7 +122,9 @@ def test_the_masks_travel_with_the_optimizer(method, optimizer, order):
         again.train(until, STOP)
     run.train(until, STOP)
     assert same(again.states()["training"]["masks"], run.states()["training"]["masks"])
-    if until == STEPS or "adam" not in optimizer:  # which weights grew lately is lost with the rest, and Adam asks for it
+    if (
+        until == STEPS or "adam" not in optimizer
+    ):  # which weights grew lately is lost with the rest, and Adam asks for it
         assert same(again.states()["model"], run.states()["model"])
 
 
