@@ -611,7 +611,7 @@ def test_channels_of_a_transposed_convolution_are_its_outputs(method):
         model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), up, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         model.append(nn.Linear(9, 5))
     optimizer = sgd(model)
-    training = method(model, optimizer, channels=0.4)
+    training = method(model, optimizer, channels=0.4, explore="removable")
     train(model, optimizer, 20)
     alive = live(training)["2.weight"]
     assert len(alive) == 9
