@@ -94,7 +94,8 @@ def test_torchs_own_masks_count_not_zeros(wrap):
     mask[:, 1] = 0
     prune.custom_from_mask(model[0], "weight", mask)
     prune.custom_from_mask(model[3], "bias", torch.tensor([1.0, 0.0, 1.0]))  # no matrix
-    masks = fs.masks_from(wrap(model))
+    with pytest.warns(UserWarning, match=r"masks of biases and norms are left out.*: 3\.bias$"):
+        masks = fs.masks_from(wrap(model))
     assert equal(masks, {"0.weight": mask.bool()})
 
 
@@ -110,6 +111,55 @@ def test_the_zeros_of_a_models_buffers_are_its_own():
     model = pruned(mlp())
     model.register_buffer("positions", torch.zeros(3, 4))
     assert list(fs.masks_from(model)) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda state: {"net": state, "acc": 93.1, "epoch": 3},
+        lambda state: {"weights": state, "mean": torch.zeros(3)},
+        lambda state: {"epoch": 3, "module": {"ema": state}, "optimizer": {"state": {"0.weight": {"m": torch.eye(3)}}}},
+        lambda state: {"state_dict": state, "state_dict_ema": state, "classes": torch.eye(3)},
+        lambda state: {"model": state, "ema": state},
+    ],
+)
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_state_dict_is_found_under_any_key(nest, saved, tmp_path):
+    model = pruned(mlp())
+    source = nest(model.state_dict())
+    if saved:
+        torch.save(source, tmp_path / "it.pt")
+        source = tmp_path / "it.pt"
+    assert equal(fs.masks_from(source), zeros(model))
+
+
+@pytest.mark.parametrize(
+    ("nest", "told"),
+    [
+        (lambda state: {"net": state, "ema": state}, r"holds several state dicts, 'net', 'ema': give one"),
+        (lambda state: {"epoch": 3, "args": {"lr": 0.1}}, r"holds no state dict; its keys are 'epoch', 'args': give"),
+    ],
+)
+def test_a_checkpoint_of_several_state_dicts_or_none_gets_one_line(nest, told):
+    with pytest.raises(InputError, match=told):
+        fs.masks_from(nest(pruned(mlp()).state_dict()))
+
+
+def test_a_checkpoint_that_holds_itself_comes_to_an_end():
+    source = {"net": pruned(mlp()).state_dict()}
+    source["again"] = source
+    with pytest.raises(InputError, match="several state dicts, 'net', 'again'"):
+        fs.masks_from(source)
+
+
+@pytest.mark.parametrize("front", ["net.", "model.module.", "module._orig_mod."])
+def test_masks_from_a_checkpoint_with_names_of_another_module_fit(front):
+    model = pruned(mlp())
+    masks = fs.masks_from({"state_dict": {front + name: tensor for name, tensor in model.state_dict().items()}})
+    assert equal(fs.sparsify(model, sgd(model.parameters()), "static", masks=masks, steps=1).masks, zeros(model))
+    masks["other.weight"] = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(InputError, match="masks do not fit the model"):
+        fs.sparsify(model, sgd(model.parameters()), "static", masks=masks, steps=1)
 
 
 class Head(nn.Module):

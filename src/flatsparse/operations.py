@@ -63,7 +63,7 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         module: Any = modules[str(node.target)]
         kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
         plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
-        plain = plain and (kind not in ("conv", "linear", "norm") or _is_ordinary(module))
+        plain = plain and (kind not in ("conv", "linear", "norm") or is_ordinary(module))
         return kind if plain and len(node.all_input_nodes) == 1 else None
     if _is_size(node):
         return "size"
@@ -157,11 +157,16 @@ def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
-def _is_ordinary(layer: Any) -> bool:
+def is_ordinary(layer: Any) -> bool:
     """Whether a layer's tensors are its own, not computed from others (parametrized, pruned by torch), and real numbers."""
     own = {**layer._parameters, **layer._buffers}
     tensors = [(name, getattr(layer, name, None)) for name in ("weight", "bias", "running_mean", "running_var")]
     return all(t is None or (not t.is_complex() and t is own.get(name)) for name, t in tensors)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else has its say when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _name(node: fx.Node) -> str:

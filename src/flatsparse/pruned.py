@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -16,6 +17,8 @@ from flatsparse.layers import plain_names, prunable
 from flatsparse.storage import MASK_FORMAT, damaged, load_masks, load_tensors, read
 
 INDEX = "model.safetensors.index.json"  # what Hugging Face calls the list of a checkpoint's parts
+USUAL = ("state_dict", "model_state_dict", "model")  # where a checkpoint's weights are, before any other key
+DEPTH = 5  # of what is looked into for them; a file may hold itself
 
 
 def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
@@ -23,14 +26,17 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
 
     Ours, because a pruned net is often all there is. A matrix that ``torch.nn.utils.prune`` holds has its own mask; of any
     other matrix the zeros are masked, and one without a zero is left out, so that it stays dense. Zeros cannot tell a pruned
-    weight from one that happens to be zero: where there are masks, give those.
+    weight from one that happens to be zero: where there are masks, give those. Masks of biases and norms are left out, with a
+    warning.
 
     Args:
-        source: a model, its state dict, or the path of one: a ``.safetensors`` file, the folder of a Hugging Face
-            checkpoint (in one part or several), what ``torch.save`` wrote, a ``masks.safetensors`` or a run's folder.
+        source: a model, its state dict or a checkpoint that holds one under any key, or the path of one: a ``.safetensors``
+            file, the folder of a Hugging Face checkpoint (in one part or several), what ``torch.save`` wrote, a
+            ``masks.safetensors`` or a run's folder.
 
     Returns: bool tensors by parameter name, without what wrappers put before it.
-    Raises: InputError when nothing is pruned there, or a file is damaged or of no known kind.
+    Raises: InputError when nothing is pruned there, a checkpoint holds several state dicts, or a file is damaged or of no
+    known kind.
 
     >>> model = nn.Linear(4, 2)
     >>> from torch.nn.utils import prune
@@ -47,7 +53,7 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
         weights = {name for name, _ in source.named_parameters(remove_duplicate=False)}  # a buffer's zeros are its own
         masks = _masks((n, t) for n, t in source.state_dict().items() if n in weights or n.endswith("_mask"))
     elif isinstance(source, Mapping):
-        masks = _masks(iter(source.items()))
+        masks = _masks(iter(_state_dict(source, "this checkpoint").items()))
     else:
         raise InputError(f"masks_from got {type(source).__name__}: give a model, its state dict or the path of one")
     if not masks:
@@ -62,7 +68,8 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
 def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The masks by the names that the model's matrices have now; a tied matrix has its first, and a buffer's is left out.
 
-    A layer that ``torch.nn.utils.prune`` still holds calls its weight ``weight_orig``.
+    A layer that ``torch.nn.utils.prune`` still holds calls its weight ``weight_orig``. A name that all masks share at their
+    front, as ``net.`` in a checkpoint of Lightning, is passed over where none of them fits otherwise.
 
     Raises: InputError for a name or a shape that the model does not have, for what is no mask and for no live weight.
     """
@@ -77,7 +84,8 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     }
     buffers = set(plain_names([name for name, _ in model.named_buffers()]))
     found = {}
-    for name, mask in masks.items():
+    known = {*buffers, *names, *(name.removesuffix("_orig") for name in names)}
+    for name, mask in _without_front(masks, known).items():
         own = names.get(name, names.get(f"{name}_orig"))
         if own is None and name in buffers:  # a checkpoint does not say which of its matrices are weights
             continue
@@ -94,6 +102,16 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def _without_front(masks: Mapping[str, Tensor], known: set[str]) -> Mapping[str, Tensor]:
+    """The masks without the names before their own, where the model knows all of them then and none as they are."""
+    inner = masks
+    while known.isdisjoint(inner) and all("." in name for name in inner):
+        if len({name.partition(".")[0] for name in inner}) != 1:
+            break
+        inner = {name.partition(".")[2]: mask for name, mask in inner.items()}
+    return inner if known.issuperset(inner) else masks
+
+
 def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     held: dict[str, Tensor] = {}
     zeros: dict[str, Tensor] = {}
@@ -108,6 +126,11 @@ def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         elif tensor.ndim >= 2 and tensor.is_floating_point():
             zeros[name] = _live(name, tensor)
     orig = {name.removesuffix("_orig") for name in zeros if name.endswith("_orig")}
+    if left := [name for name in named if name in held and f"{name}_orig" in named and name not in orig]:
+        warnings.warn(
+            f"masks of biases and norms are left out, and what they hold will be trained: {', '.join(sorted(set(left)))}",
+            stacklevel=3,
+        )
     found = {}
     for name, live in zeros.items():
         plain = name.removesuffix("_orig")
@@ -158,12 +181,37 @@ def _in_files(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise InputError(
             f"'{path}' is no state dict that can be read safely ({why}): save model.state_dict() with torch.save"
         ) from None
-    for inner in ("state_dict", "model_state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(inner), dict):
-            value = value[inner]
     if not isinstance(value, dict):
         raise InputError(f"'{path}' holds {type(value).__name__}, no state dict: save model.state_dict()")
-    yield from value.items()
+    yield from _state_dict(value, f"'{path}'").items()
+
+
+def _state_dict(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The one state dict in a checkpoint, itself or under any key. Raises InputError where there are several, or none."""
+    for _ in range(DEPTH):
+        inner = [
+            key
+            for key, part in value.items()
+            if isinstance(part, Mapping) and "optim" not in str(key) and _leads_to_matrix(part)
+        ]
+        usual = [key for key in USUAL if key in inner]
+        if not inner:
+            break
+        if len(inner) > 1 and not usual:
+            raise InputError(f"{where} holds several state dicts, {', '.join(map(repr, inner))}: give one of them")
+        value = value[(usual or inner)[0]]
+    if value and not any(isinstance(part, Tensor) for part in value.values()):
+        keys = ", ".join(map(repr, list(value)[:10]))
+        raise InputError(f"{where} holds no state dict; its keys are {keys}: give a model's state dict")
+    return value
+
+
+def _leads_to_matrix(value: object, depth: int = DEPTH) -> bool:
+    """Whether a matrix by a name lies somewhere within; an optimizer's state has numbers for names."""
+    if isinstance(value, Tensor):
+        return value.ndim >= 2 and value.is_floating_point()
+    named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    return named and depth > 0 and any(_leads_to_matrix(part, depth - 1) for part in value.values())  # type: ignore[attr-defined]
 
 
 def _in_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ from flatsparse.errors import InputError
 from flatsparse.operations import (
     called,
     concatenated,
+    has_hooks,
     inputs_first,
     is_batch_size,
     kind_of,
@@ -139,7 +140,7 @@ class Trace:
         if node.op == "output":
             raise NotUnderstood("the model's output")
         kind, odd = kind_of(node, self.modules), NotUnderstood(f"{called(node, self.modules)} is not understood")
-        if kind is not None and node.op == "call_module" and _has_hooks(self.modules[str(node.target)]):
+        if kind is not None and node.op == "call_module" and has_hooks(self.modules[str(node.target)]):
             raise NotUnderstood(f"{called(node, self.modules)} has a hook, which may change what it gives")
         sources = concatenated(node) if kind == "cat" else node.all_input_nodes
         inputs = [self.values[source] for source in sources if not is_batch_size(source)]
@@ -291,10 +292,6 @@ def _propagate(model: fx.GraphModule, example: Tensor) -> None:
         raise InputError(
             f"the example {tuple(example.shape)} is no input of the model: give one that it takes"
         ) from None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _rank(node: fx.Node, rank: int | None) -> int | None:

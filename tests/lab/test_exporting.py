@@ -59,6 +59,10 @@ def test_every_format_that_needs_no_gpu(run, capsys):
         assert found["low"] <= found["ratio"] <= found["high"]
         assert found["rounds"] == 3
     assert "training" in record["formats"]["small"]
+    small = record["formats"]["small"]
+    for removed in (0, 1):
+        line = exporting.line("small", {**small, "parameters_removed": removed})
+        assert ("no channel could go" in line) == (removed == 0)
     assert {name: text for name, text in contents(run).items() if not name.startswith("export/")} == before
     plain = fs.models.digitnet()
     plain.load_state_dict(load_file(run / "export" / "dense.safetensors"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flatsparse.channels import copied
 from flatsparse.errors import InputError
 from flatsparse.export.dense import contents, with_zeros
+from flatsparse.operations import has_hooks, is_ordinary
 from flatsparse.pruned import fitting
 from flatsparse.storage import load_tensors, save_tensors
 
@@ -24,8 +25,9 @@ class SparseRows(nn.Module):
 
     Attributes:
         crow_indices, col_indices: int32, as ``torch.sparse_csr_tensor`` takes them.
-        values: the live weights row by row, those among them that happen to be zero too.
-        bias: (rows,), or none.
+        values: the live weights row by row, those among them that happen to be zero too; a parameter that takes no gradient.
+        bias: (rows,), or none; the same.
+        weight: the layer's dense weight, made anew for whoever looks into it.
     """
 
     crow_indices: Tensor
@@ -36,9 +38,11 @@ class SparseRows(nn.Module):
     def __init__(self, rows: int, columns: int, parts: Mapping[str, Tensor], bias: Tensor | None) -> None:
         super().__init__()
         self.rows, self.columns = rows, columns
-        for name in PARTS:
+        for name in ("crow_indices", "col_indices"):
             self.register_buffer(name, parts[name])
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        # Parameters, as others ask a model's first one for its type and device.
+        self.values = nn.Parameter(parts["values"], requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def matrix(self, *, check: bool = False) -> Tensor:
         """The sparse tensor (rows, columns). Raises RuntimeError when it is asked to check and the indices are none."""
@@ -52,12 +56,19 @@ class SparseRows(nn.Module):
 
 
 class CSRLinear(SparseRows):
-    """A linear layer. Input (…, in_features), output (…, out_features)."""
+    """A linear layer. Input (…, in_features), output (…, out_features); nested tensors too."""
 
     def __init__(self, layer: nn.Linear, parts: Mapping[str, Tensor]) -> None:
         super().__init__(layer.out_features, layer.in_features, parts, layer.bias)
+        self.out_features, self.in_features = layer.out_features, layer.in_features
+
+    @property
+    def weight(self) -> Tensor:
+        return self.matrix().to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_nested:  # as nn.TransformerEncoder passes on padded inputs
+            return torch.nested.as_nested_tensor([self(part) for part in x.unbind()], layout=x.layout)
         found = self.times(x.reshape(-1, self.columns).T.contiguous())
         return found.T.reshape(*x.shape[:-1], self.rows)
 
@@ -70,21 +81,33 @@ class CSRConv2d(SparseRows):
 
     def __init__(self, layer: nn.Conv2d, parts: Mapping[str, Tensor]) -> None:
         super().__init__(layer.out_channels, layer.in_channels * layer.weight[0, 0].numel(), parts, layer.bias)
-        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding = layer._reversed_padding_repeated_twice  # what F.pad takes; known for 'same' too
-        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self.out_channels, self.in_channels, self.groups = layer.out_channels, layer.in_channels, layer.groups
+        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding, self.padding_mode = layer.padding, layer.padding_mode
+        self.pad = layer._reversed_padding_repeated_twice  # what F.pad takes; known for 'same' too
+        self.pad_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    @property
+    def weight(self) -> Tensor:
+        kernels = self.matrix().to_dense().view(self.groups, self.rows // self.groups, self.groups, -1)
+        own = kernels.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # each group's block
+        return own.reshape(self.rows, -1, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if any(self.padding):
-            x = F.pad(x, self.padding, mode=self.padding_mode)
+        if x.ndim == 3:  # without a batch
+            return self(x[None])[0]
+        if any(self.pad):
+            x = F.pad(x, self.pad, mode=self.pad_mode)
         height, width = (
             (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
+            for size, kernel, stride, dilation in zip(
+                x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
         )
-        if max(self.kernel) == 1:
+        if max(self.kernel_size) == 1:
             columns = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
         else:
-            columns = F.unfold(x, self.kernel, dilation=self.dilation, stride=self.stride)
+            columns = F.unfold(x, self.kernel_size, dilation=self.dilation, stride=self.stride)
         found = self.times(columns.transpose(0, 1).reshape(self.columns, -1))
         return found.view(self.rows, len(x), height, width).transpose(0, 1).contiguous()
 
@@ -95,8 +118,9 @@ KINDS: dict[type[nn.Module], type[CSRLinear] | type[CSRConv2d]] = {nn.Linear: CS
 def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model for inference whose masked linear layers and 2D convolutions run on ``torch.sparse``.
 
-    Ours, because hardware that skips zeros is rare. Other kinds of masked layers keep zeros, and so does attention, which
-    reads its weights itself. Whether it is faster depends on sparsity and shape: measure it.
+    Ours, because hardware that skips zeros is rare. Other kinds of masked layers keep zeros, and so do attention, which
+    reads its weights itself, and layers with hooks or whose tensors are computed. Who looks into a sparse layer finds a dense
+    ``weight``. Whether it is faster depends on sparsity and shape: measure it.
 
     Args:
         model: the network; it is left alone.
@@ -111,9 +135,8 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     found = fitting(masks, model)
     twin = with_zeros(model, masks)
     named = {name: module for name, module in twin.named_modules() if f"{name}.weight".lstrip(".") in found}
-    return _multiplying(
-        _replaced(twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in named.items() if type(m) in KINDS})
-    )
+    plain = {name: m for name, m in named.items() if type(m) in KINDS and is_ordinary(m) and not has_hooks(m)}
+    return _multiplying(_replaced(twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in plain.items()}))
 
 
 def save_csr(file: Path, model: nn.Module) -> None:

@@ -16,13 +16,15 @@ from flatsparse.storage import damaged, load_tensors, save_tensors
 SMALL_FORMAT = "flatsparse-small-1"
 
 
-def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> None:
+def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> int:
     """Write ``shrink(model, masks)`` as safetensors: its state dict, and the widths of its layers in the metadata.
 
+    Returns: how many parameters went; 0 says that no channel could, and that the file is as large as a dense one.
     Raises: InputError as ``shrink`` does.
     """
     small = shrink(model, masks, example)
     save_tensors(Path(file), contents(small), {"format": SMALL_FORMAT, "widths": json.dumps(widths(small, example))})
+    return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in small.parameters())
 
 
 def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:

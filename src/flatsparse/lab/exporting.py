@@ -53,13 +53,13 @@ class Form:
 
     Attributes:
         file: its name in the folder.
-        write: the run, into the file, given a batch of images.
+        write: the run, into the file, given a batch of images; of the small form it gives how many parameters went.
         load: what computes outputs, from the file and a model of the run's kind whose numbers are all missing.
         tolerance: the largest difference of outputs from the run's, as a share of its largest output; 0 is bit for bit.
     """
 
     file: str
-    write: Callable[[Finished, Path, Tensor], None]
+    write: Callable[[Finished, Path, Tensor], int | None]
     load: Callable[[Finished, Path, nn.Module], Runs]
     tolerance: float
 
@@ -162,7 +162,7 @@ def export(
 def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor) -> dict[str, Any]:
     """Write one form, read it back and compare. Raises InputError when its outputs are not those that are wanted."""
     form, batch = FORMS[name], next(iter(batches(test, run.splits, size=BATCH)))
-    form.write(run, file, batch[0])
+    removed = form.write(run, file, batch[0])
     runs = form.load(run, file, _empty(run.model))
     outputs = _outputs(runs, run, test)
     difference = float((outputs - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
@@ -186,6 +186,7 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
         found["measured_on"] = environment(device=device)
         found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]))
     if name == "small":
+        found["parameters_removed"] = removed
         ours, base = copy.deepcopy(runs), copy.deepcopy(run.model)
         found["training"] = _time_ratio(_training_step(ours, batch), _training_step(base, batch, run.masks))
     return found
@@ -245,6 +246,8 @@ def line(name: str, found: dict[str, Any]) -> str:
         if work in found:
             ratio = found[work]
             text += f", {work} in {ratio['ratio']:.2f} [{ratio['low']:.2f}–{ratio['high']:.2f}] of the run's time"
+    if found.get("parameters_removed") == 0:
+        text += "; no channel could go, so that it is as large as the dense model"
     return text
 
 
