@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,13 +111,29 @@ class DataSet:
         for images in (self.pool, self.test, *([] if self.validation is None else [self.validation])):
             told.update(repr((tuple(images.stored.shape), self.classes)).encode())
             for tensor in (images.labels, images.stored):
-                told.update(tensor.contiguous().numpy())
+                told.update(tensor.contiguous().numpy().data)
         return told.hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """What was read, in a line."""
+        apart = "" if self.validation is None else f", {len(self.validation):,} validation images"
+        of_what = ("sequences",) * 2 if self.pool.are_tokens else (f"images of {self.classes} classes", "images")
+        return f"{self.name}: {len(self.pool):,} training {of_what[0]}{apart}, {len(self.test):,} test {of_what[1]}"
 
     @property
     def identity(self) -> dict[str, str]:
         """What a run's files say of it."""
         return {"name": self.name, "source": self.source, "fingerprint": self.fingerprint}
+
+    def check_same(self, record: Mapping[str, Any], place: str) -> None:
+        """Raise InputError when a place's record tells of other images or labels; records of old tell of none."""
+        theirs = record.get("data_set")
+        if theirs is not None and theirs["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"{place} is of other data: '{self.name}' from {self.source} is not what it was made on, from"
+                f" {theirs['source']}: put that back, or name its place with --data-dir"
+            )
 
 
 @dataclass(frozen=True)
