@@ -85,7 +85,7 @@ def _found(folder: Path) -> tuple[dict[str, _There], list[str]]:
         for path in entries:
             there = _there(path)
             if there is None:
-                left += [path.name] if path.is_dir() or path.suffix.lower() in (".npz", ".parquet") else []
+                left += [path.name] if os.path.isdir(path) or path.suffix.lower() in (".npz", ".parquet") else []
             elif (before := found.get(there.part)) is None:
                 found[there.part] = there
             elif before.kind == there.kind == "tables" and before.stem == there.stem:
@@ -94,7 +94,7 @@ def _found(folder: Path) -> tuple[dict[str, _There], list[str]]:
                 raise InputError(f"'{place}' has its {there.part} part twice, {before.stem} and {there.stem}: keep one")
         if found:
             return found, left
-        folders = [path for path in entries if path.is_dir()]
+        folders = [path for path in entries if os.path.isdir(path)]
         inner = [path for path in folders if path.name == "data"] or folders
         if len(inner) != 1:
             break
@@ -104,12 +104,12 @@ def _found(folder: Path) -> tuple[dict[str, _There], list[str]]:
 
 def _there(path: Path) -> _There | None:
     """The part that a file or folder is, or is a piece of."""
-    if path.is_dir():
+    if os.path.isdir(path):
         if (part := part_of(path.name)) is None:
             return None
         inside = _entries(path)
-        tables = tuple(file for file in inside if file.suffix.lower() == ".parquet" and not file.is_dir())
-        if tables and any(entry.is_dir() for entry in inside):
+        tables = tuple(file for file in inside if file.suffix.lower() == ".parquet" and not os.path.isdir(file))
+        if tables and any(os.path.isdir(entry) for entry in inside):
             raise InputError(f"'{path}' holds both parquet files and folders: keep the one or the other")
         return _There(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
     kind = path.suffix.lower()
@@ -124,6 +124,7 @@ def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, in one order on every machine, less what is hidden."""
     try:
         names = os.listdir(folder)
+        os.stat(os.path.join(folder, "."))  # which may be closed where the names are not
     except OSError as problem:
         raise InputError(f"folder '{folder}' cannot be read ({problem.strerror}): make it readable") from None
     shown = (name for name in names if not name.startswith(".") and name.lower() not in LITTER)
@@ -155,7 +156,7 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
     others: list[str] = []
     seen: dict[str, Path] = {}
     for place in _entries(folder):
-        if not place.is_dir():
+        if not os.path.isdir(place):
             if place.suffix.lower() in suffixes():
                 raise InputError(f"'{place}' lies in no class: put it into '{folder}/CLASS/'")
             others.append(place.name)
@@ -164,7 +165,7 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
         if (other := seen.setdefault(label, place)) is not place:
             raise InputError(f"'{other}' and '{place}' are written alike: put them into one folder")
         inside = _entries(place)
-        if deeper := next((entry for entry in inside if entry.is_dir()), None):
+        if deeper := next((entry for entry in inside if os.path.isdir(entry)), None):
             raise InputError(f"'{deeper}' is a folder in a class: put its images into '{place}', or make it a class")
         images = [entry for entry in inside if entry.suffix.lower() in suffixes()]
         others += [f"{place.name}/{entry.name}" for entry in inside if entry.suffix.lower() not in suffixes()]
@@ -181,7 +182,7 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
 
 
 def _content(file: Path) -> bytes:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} is not a file (a link that leads nowhere?): replace it or take it out")
     return read(file)
 

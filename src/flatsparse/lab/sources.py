@@ -39,7 +39,7 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     named = data_dir or os.environ.get("FLATSPARSE_DATA")
     if name in SOURCES:
         folder = _path(str(named or "data"))
-        if named and not folder.is_dir() and name not in EMBEDDED:
+        if named and not os.path.isdir(folder) and name not in EMBEDDED:
             raise InputError(
                 f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir"
             )
@@ -91,7 +91,7 @@ def _digits(data_dir: Path) -> DataSet:
 @functools.cache
 def _cifar10(data_dir: Path) -> DataSet:
     """CIFAR-10 (Krizhevsky 2009) from the classic folder, local parquet files or the hub, whichever is there first."""
-    classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if (p / "test_batch").is_file()), None)
+    classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if os.path.isfile(p / "test_batch")), None)
     if classic is None:
         return _cifar_elsewhere("cifar10", "cifar-10-batches-py", "uoft-cs/cifar10", data_dir, classes=10)
     train = [_cifar_batch(classic / f"data_batch_{i}", b"labels", 10) for i in range(1, 6)]
@@ -103,7 +103,7 @@ def _cifar10(data_dir: Path) -> DataSet:
 def _cifar100(data_dir: Path) -> DataSet:
     """CIFAR-100 (Krizhevsky 2009), fine labels, from the same kinds of places."""
     classic = data_dir / "cifar-100-python"
-    if not (classic / "test").is_file():
+    if not os.path.isfile(classic / "test"):
         return _cifar_elsewhere("cifar100", "cifar-100-python", "uoft-cs/cifar100", data_dir, classes=100)
     pool, test = (_cifar_batch(classic / part, b"fine_labels", 100) for part in ("train", "test"))
     return _cifar("cifar100", classic, pool, test, classes=100)
@@ -126,9 +126,11 @@ def _cifar_elsewhere(name: str, classic: str, hub: str, data_dir: Path, *, class
     """A known set in a folder of its own name, or from the hub; another's name stands for another set."""
     local = data_dir / name
     try:
-        found = read_folder(local, name) if local.is_dir() else assembled(name, f"hub:{hub}", hub_parts(hub, name))
+        found = (
+            read_folder(local, name) if os.path.isdir(local) else assembled(name, f"hub:{hub}", hub_parts(hub, name))
+        )
     except InputError as problem:
-        if local.is_dir():
+        if os.path.isdir(local):
             raise
         like = next(iter(sorted(data_dir.glob(f"{name}_*"))), None)
         hint = f"; '{like}' is another set, which --data {like} takes" if like else ""
