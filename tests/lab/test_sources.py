@@ -112,6 +112,7 @@ def test_a_named_set_may_lie_there_as_arrays_under_its_very_name(tmp_path):
     found = load("cifar100", tmp_path)
     assert (found.name, found.classes, found.validation_size) == ("cifar100", 100, 5000)
     assert found.source == str(tmp_path / "cifar100")
+    assert "has 30 and 30" in found.notes[-1]  # which CIFAR-100 has not
 
 
 @pytest.fixture

@@ -165,7 +165,11 @@ def test_a_path_in_a_table_is_never_opened(tmp_path, where):
     [
         ([{"bytes": png(), "path": None}, None], "image 1 of .* is null"),
         ([{"bytes": png(), "path": None}, {"bytes": None, "path": None}], "image 1 of .* is null"),
-        ([{"bytes": png(), "path": "a.png"}, {"bytes": b"x", "path": "b.png"}], r"b\.png\) is not a whole image"),
+        ([{"bytes": png(), "path": "a.png"}, {"bytes": b"x", "path": "b.png"}], r"b\.png'\) is not a whole image"),
+        (
+            [{"bytes": png(), "path": None}, {"bytes": b"x", "path": "b\n" * 999}],
+            r"image 1 of .*b.n.* is not a whole image",
+        ),
         ([[1, 2], [3, 4]], "is of type list"),
         (["a.png", "b.png"], "is of type str"),
     ],

@@ -119,34 +119,44 @@ SOURCES: dict[str, Callable[[Path], DataSet]] = {
 
 def _cifar(name: str, place: Path, pool: Images, test: Images, classes: int) -> DataSet:
     source = str(place.resolve())
-    return DataSet(name, pool, test, classes=classes, augmented=True, validation_size=5000, source=source)
+    return _counted(DataSet(name, pool, test, classes=classes, augmented=True, validation_size=5000, source=source))
+
+
+def _counted(found: DataSet) -> DataSet:
+    """The same, with a note when it has not as many images as CIFAR."""
+    counts = len(found.pool), len(found.test)
+    if counts == (50_000, 10_000):
+        return found
+    note = (
+        f"{found.name} has 50,000 training and 10,000 test images; '{found.source}' has {counts[0]:,} and {counts[1]:,}"
+    )
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def _cifar_elsewhere(name: str, classic: str, hub: str, data_dir: Path, *, classes: int) -> DataSet:
     """A known set in a folder of its own name, or from the hub; another's name stands for another set."""
     local = data_dir / name
-    try:
-        found = (
-            read_folder(local, name) if os.path.isdir(local) else assembled(name, f"hub:{hub}", hub_parts(hub, name))
+    found = read_folder(local, name) if os.path.isdir(local) else _cifar_of_hub(name, classic, hub, data_dir)
+    if found.pool.shape != (32, 32, 3) or found.classes > classes:
+        shape = "x".join(map(str, found.pool.shape))
+        raise InputError(
+            f"'{found.source}' is not {name}: it has {found.classes} classes of images of {shape}, wanted {classes} of"
+            " 32x32x3; give its folder another name, and --data its path"
         )
+    held_out = 5000 if found.validation is None else found.validation_size
+    return _counted(dataclasses.replace(found, classes=classes, validation_size=held_out))
+
+
+def _cifar_of_hub(name: str, classic: str, hub: str, data_dir: Path) -> DataSet:
+    try:
+        return assembled(name, f"hub:{hub}", hub_parts(hub, name))
     except InputError as problem:
-        if os.path.isdir(local):
-            raise
         like = next(iter(sorted(data_dir.glob(f"{name}_*"))), None)
         hint = f"; '{like}' is another set, which --data {like} takes" if like else ""
         raise InputError(
             f"no {name} under '{data_dir}': put the folder {classic}, {name}/*.parquet or {name}/train.npz and test.npz"
             f" there and name the place with --data-dir or FLATSPARSE_DATA ({problem}){hint}"
         ) from None
-    if found.pool.shape != (32, 32, 3) or found.classes > classes:
-        shape = "x".join(map(str, found.pool.shape))
-        raise InputError(
-            f"'{local}' is not {name}: it has {found.classes} classes of images of {shape}, wanted {classes} of 32x32x3;"
-            " give another folder its own name, and --data its path"
-        )
-    return dataclasses.replace(
-        found, classes=classes, validation_size=found.validation_size if found.validation else 5000
-    )
 
 
 class _PlainUnpickler(pickle.Unpickler):

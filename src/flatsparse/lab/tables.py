@@ -138,14 +138,19 @@ def _content(value: Any, where: str, within: Sequence[Path]) -> tuple[str, bytes
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
     if isinstance(value, bytes):
-        return f"{where} ({path})" if path else where, value
+        return where if path is None else f"{where} ({_shown(path)})", value
     if value is not None:
         raise InputError(f"{where} is of type {type(value).__name__}: give the bytes of an image file")
     if path is None:
         raise InputError(f"{where} is null: take its row out")
     if isinstance(path, str) and any(_leads_into(path, folder) for folder in within):
-        return f"{where} ({path})", read(Path(path))
-    raise InputError(f"{where} has no bytes, and its path '{path}' is not opened: put the images into the table")
+        return f"{where} ({_shown(path)})", read(Path(path))
+    raise InputError(f"{where} has no bytes, and its path {_shown(path)} is not opened: put the images into the table")
+
+
+def _shown(path: Any) -> str:
+    """What a table says, on one line and no more than that."""
+    return repr(path)[:150]
 
 
 def _leads_into(path: str, folder: Path) -> bool:
