@@ -67,7 +67,12 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
 
 @dataclass(frozen=True)
 class _There:
-    """Where a part lies: the folder, or the first of its files, and all of them."""
+    """Where a part lies.
+
+    Attributes:
+        stem: what its files, or its folder, are called.
+        paths: the files, or the folder of the classes.
+    """
 
     part: str
     kind: Literal["arrays", "tables", "images"]
