@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flatsparse.errors import InputError
-from flatsparse.lab.data import DataSet, Images, batches, split, with_label_noise
+from flatsparse.lab.data import DataSet, Images, at_once, batches, split, with_label_noise
 
 
 def toy(n=40, side=6):
@@ -82,3 +82,42 @@ def test_augmentation_is_a_padded_crop_and_a_flip():
         matches = [n for crop in crops for n in range(8) if torch.allclose(crop[n], image, atol=1e-5)]
         assert matches
         assert all(one.labels[n] == label for n in matches[:1])
+
+
+def test_splits_share_the_memory_of_their_set():
+    data = toy()
+    splits = split(data, train_size=None, validation_size=None, label_noise=0.5, seed=0)
+    for images in (splits.train, splits.validation):
+        assert images.stored.data_ptr() == data.pool.stored.data_ptr()
+    again = splits.train.part(torch.tensor([3, 1]))
+    assert torch.equal(again.images, splits.train.images[[3, 1]])
+    assert torch.equal(again.take(torch.tensor([1])).images, splits.train.images[[1]])
+    assert torch.equal(again.labels, splits.train.labels[[3, 1]])
+
+
+def test_training_needs_no_second_copy_of_the_images(monkeypatch):
+    """The largest thing that is made on the way is a batch."""
+    splits = whole()
+    made = []
+    pad = torch.nn.functional.pad
+    monkeypatch.setattr(
+        torch.nn.functional, "pad", lambda images, *rest: made.append(len(images)) or pad(images, *rest)
+    )
+    list(batches(splits.train, splits, size=7, augment=True, seed=0))
+    assert max(made) == 7
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "wanted"),
+    [
+        ((8, 8, 1), 1000, 1000),
+        ((32, 32, 3), 1000, 1000),
+        ((64, 64, 3), 1000, 1000),
+        ((224, 224, 3), 1000, 81),
+        ((224, 224, 3), 40, 3),
+        ((4000, 3000, 3), 1000, 1),
+        ((12,), 1000, 1000),
+    ],
+)
+def test_the_larger_images_are_the_fewer_are_computed_at_once(shape, most, wanted):
+    assert at_once(Images(torch.empty(0, *shape), torch.empty(0)), most) == wanted

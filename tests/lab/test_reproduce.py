@@ -24,7 +24,7 @@ from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
 from flatsparse.lab.run import Run
 from flatsparse.lab.statistics import deviation, seeds_needed
 from flatsparse.methods import kind_of
-from flatsparse.storage import read_json
+from flatsparse.storage import read_json, write_json
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
@@ -242,7 +242,7 @@ def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path)
 
 
 def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("flatsparse.lab.sources._tables", unreachable)
+    monkeypatch.setattr("flatsparse.lab.sources.hub_parts", unreachable)
     gone = dataclasses.replace(SMALL, data="cifar10", model="resnet20")
     cells = (Cell("a", "here", SMALL), Cell("b", "gone", gone))
     (tmp_path / "data").mkdir()
@@ -252,6 +252,19 @@ def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, mon
     assert "cifar-10-batches-py" in record["rows"][1]["needs"]
     with pytest.raises(InputError, match="cifar-10-batches-py"):
         made(Recipe("none", "", "", lambda scale: cells[1:]), tmp_path / "out", data_dir=tmp_path / "data")
+
+
+def test_a_table_says_what_its_runs_saw_and_when_that_is_not_one_set(tmp_path):
+    recipe = Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)])
+    record = made(recipe, tmp_path, seeds=2)
+    assert [told["name"] for told in record["data_sets"]] == ["digits"]
+    assert record["said"] == []
+    (result, *_) = sorted((tmp_path / "runs").glob("*/result.json"))
+    told = read_json(result)
+    write_json(result, {**told, "data_set": {**told["data_set"], "fingerprint": "another"}})
+    record = made(recipe, tmp_path, seeds=2)
+    assert len(record["data_sets"]) == 2
+    assert "digits saw unlike images" in record["said"][0]
 
 
 def test_what_is_finished_stays_in_the_table_when_its_data_is_gone(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from flatsparse.errors import InputError
-from flatsparse.lab.sources import load
+from flatsparse.lab.sources import load, slug
 
 
 def test_digits_are_the_real_scans_apart_from_their_test():
@@ -95,9 +95,96 @@ def test_a_folder_of_arrays_is_a_data_set(tmp_path):
     assert np.array_equal(found.pool.images.numpy(), arrays["images"])
 
 
-def test_a_named_set_may_lie_there_as_arrays(tmp_path):
-    write_arrays(tmp_path / "cifar100_lossy")
-    assert load("cifar100", tmp_path).pool.images.shape == (30, 9, 7, 3)
+def coloured(side=32, classes=3):
+    images = np.random.default_rng(0).integers(0, 256, (30, side, side, 3), dtype=np.uint8)
+    return {"images": images, "labels": np.arange(30) % classes}
+
+
+def write_set(folder, arrays):
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        np.savez(folder / f"{part}.npz", **arrays)
+    return str(folder)
+
+
+def test_a_named_set_may_lie_there_as_arrays_under_its_very_name(tmp_path):
+    write_set(tmp_path / "cifar100", coloured())
+    found = load("cifar100", tmp_path)
+    assert (found.name, found.classes, found.validation_size) == ("cifar100", 100, 5000)
+    assert found.source == str(tmp_path / "cifar100")
+    assert "has 30 and 30" in found.notes[-1]  # which CIFAR-100 has not
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub to be reached, which its libraries otherwise try for long."""
+    import datasets
+    import huggingface_hub
+
+    for settings in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_set_of_another_name_is_not_taken_for_a_known_one(tmp_path):
+    place = write_set(tmp_path / "cifar100_lossy", coloured())
+    with pytest.raises(InputError, match=f"no cifar100 under .*; '{place}' is another set, which --data {place} takes"):
+        load("cifar100", tmp_path)
+    assert load(place).name == "cifar100_lossy"
+
+
+@pytest.mark.parametrize("arrays", [coloured(side=31), coloured(classes=11)])
+def test_a_set_that_cannot_be_the_known_one_is_not_taken_for_it(tmp_path, arrays):
+    write_set(tmp_path / "cifar10", arrays)
+    with pytest.raises(InputError, match="is not cifar10"):
+        load("cifar10", tmp_path)
+
+
+def test_a_fingerprint_is_of_images_and_labels_and_not_of_the_form(tmp_path):
+    arrays = coloured(classes=10)
+    one = load("cifar10", write_and_parent(tmp_path / "a", arrays))
+    (tmp_path / "b" / "cifar-10-batches-py").mkdir(parents=True)
+    for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        rows = slice(None) if name == "test_batch" else slice(6 * index, 6 * index + 6)
+        pixels, labels = arrays["images"][rows].transpose(0, 3, 1, 2), arrays["labels"][rows].tolist()
+        batch = {b"data": np.ascontiguousarray(pixels).reshape(-1, 3072), b"labels": labels}
+        (tmp_path / "b" / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=2))
+    other = load("cifar10", tmp_path / "b")
+    assert one.source != other.source
+    assert one.fingerprint == other.fingerprint
+    arrays["images"][3, 4, 5, 0] ^= 1
+    pixel = load("cifar10", write_and_parent(tmp_path / "c", arrays))
+    arrays["labels"][0] = 5
+    label = load("cifar10", write_and_parent(tmp_path / "d", arrays))
+    assert len({found.fingerprint for found in (one, pixel, label)}) == 3
+
+
+def write_and_parent(folder, arrays):
+    write_set(folder / "cifar10", arrays)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("digits", "digits"), ("owner/pets", "owner_pets"), ("../up", ".._up"), ("a b$/c", "a_b_c")]
+)
+def test_a_name_becomes_a_piece_of_a_files_name(name, wanted):
+    assert slug(name) == wanted
+
+
+def test_a_folders_piece_is_its_own_name_alone(tmp_path, monkeypatch):
+    (tmp_path / "my [set]").mkdir()
+    monkeypatch.chdir(tmp_path / "my [set]")
+    assert slug(str(tmp_path / "my [set]")) == slug(".") == slug("../my [set]") == "my_set_"
+
+
+def test_without_a_home_its_sign_is_one_line(monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    for name, place in (("~/mine", None), ("cifar10", "~/sets")):
+        with pytest.raises(InputError, match="give the whole path"):
+            load(name, place)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +196,9 @@ def test_a_named_set_may_lie_there_as_arrays(tmp_path):
         ({"images": np.zeros((30, 8, 8, 3), np.uint8)}, "one size"),
         ({"labels": np.arange(29)}, r"\(29,\)"),
         ({"labels": np.zeros(30)}, "float64"),
-        ({"labels": np.full(30, 3)}, "0 … 2"),
-        ({"labels": np.full(30, -1)}, "0 … 2"),
+        ({"labels": np.full(30, 3)}, "no image of .* has, 3"),
+        ({"labels": np.full(30, -1)}, "withheld"),
+        ({"labels": np.arange(30) - 1}, "missing"),
         ({"labels": np.array([{}] * 30)}, "cannot be read"),
     ],
 )
@@ -192,8 +280,8 @@ def test_parquet_without_labels_names_its_columns(tmp_path):
         load(str(tmp_path))
 
 
-def test_a_hub_id_that_cannot_be_reached_is_one_line(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_that_cannot_be_reached_is_one_line():
     with pytest.raises(InputError, match="nobody/nothing") as caught:
         load("nobody/nothing")
     assert "\n" not in str(caught.value)

@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
-from flatsparse.lab.data import Splits, batches, split
+from flatsparse.lab.data import DataSet, Splits, batches, split
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import OF_CHANNELS, RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
-from flatsparse.lab.task import NETWORKS, check_fit, loss
+from flatsparse.lab.task import NETWORKS, check_fit, check_takes, loss
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.looksam import LookSAM
 from flatsparse.methods import kind_of
@@ -43,6 +43,7 @@ class Parts:
         own_period: the steps between updates that the method would have had, or that were asked for.
         net: the model, or what wraps it for several processes; training goes through it.
         fresh: makes another such model, with weights of its own.
+        data: what the splits were taken from.
         gradient: of the step before, on steps that compare the two.
     """
 
@@ -59,6 +60,7 @@ class Parts:
     classes: int
     steps_per_epoch: int
     fresh: Callable[[], nn.Module]
+    data: DataSet
     gradient: Tensor | None = None
 
 
@@ -83,18 +85,19 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     )
     torch.manual_seed(derive(run.seed, "model"))
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    channels = splits.train.images.shape[-1]  # or tokens in a sequence
+    channels = splits.train.shape[-1]  # or tokens in a sequence
     fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=channels)
+    smallest = min((len(splits.train) - 1) % run.batch_size + 1, run.batch_size)
+    if smallest < team.size:
+        raise InputError(
+            f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
+        )
     model = fresh()
+    check_takes(run.model, model, data.pool, smallest // team.size)
     model.to(device=device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
     steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
     steps = run.whole_epochs * steps_per_epoch
-    smallest = (len(splits.train) - 1) % run.batch_size + 1
-    if min(smallest, run.batch_size) < team.size:
-        raise InputError(
-            f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
-        )
     net = team.parallel(model)
     if run.compile:
         torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's windows
@@ -133,6 +136,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         data.classes,
         steps_per_epoch,
         fresh,
+        data,
     )
 
 
@@ -210,8 +214,9 @@ def describe(parts: Parts) -> str:
     if parts.training.rounds > 1:
         when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
     report = parts.training.report()
-    what = "sequences" if parts.splits.train.are_tokens else "images"
+    what = "sequences" if parts.splits.train.are_tokens else f"images of {parts.classes} classes"
+    notes = "".join(f"\nwarning: {note}" for note in parts.data.notes)
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"
-        f" {what}; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}"
+        f" {what}; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}{notes}"
     )

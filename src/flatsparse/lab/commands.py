@@ -46,7 +46,7 @@ class Train(Run):
         run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
         method = name_of_kind(kind_of(run.method))
         thin = "" if run.channels is None else f"-channels{run.channels:g}"
-        name = f"{run.data}-{run.model}-{method}{run.sparsity:g}{thin}-{run.sharpness}-seed{run.seed}"
+        name = f"{sources.slug(run.data)}-{run.model}-{method}{run.sparsity:g}{thin}-{run.sharpness}-seed{run.seed}"
         out = self.out or Path("runs") / name
         with joined(run.device) as team:
             console = Console(quiet=not team.leads)

@@ -16,8 +16,9 @@ from flatsparse.errors import InputError, check_count, check_finite, unknown
 from flatsparse.lab.files import claim
 from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
+from flatsparse.lab.sources import load
 from flatsparse.lab.statistics import Difference, deviation, paired_difference
-from flatsparse.storage import write_json
+from flatsparse.storage import read_json, write_json
 
 TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
 
@@ -129,9 +130,13 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
+    data = load(comparison.data, comparison.data_dir)
+    about = {"data_set": data.identity}
     claim(
-        out, "comparison.json", comparison.as_dict(), resume=resume, free=("data_dir",)
+        out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=("data_dir",)
     )  # jobs share out the cores, and the number of threads is felt in the last bits
+    data.check_same(read_json(out / "comparison.json"), f"'{out}'")
+    console.print(data.summary, *(f"warning: {note}" for note in data.notes), sep="\n", markup=False, highlight=False)
     assert comparison.jobs is not None  # resolved
     with workers(comparison.jobs) as pool:
         radii, tried = _radii(comparison, out, pool, console)
@@ -151,7 +156,9 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
             name: [jobs[noise, name, seed].result for seed in range(comparison.seeds)] for name in comparison.sharpness
         }
         tables.append(tabulate(noise, results, tried.get(noise, {})))
-    write_json(out / "compare.json", {"comparison": comparison.as_dict(), "tables": [as_dict(t) for t in tables]})
+    write_json(
+        out / "compare.json", {"comparison": comparison.as_dict(), **about, "tables": [as_dict(t) for t in tables]}
+    )
     return tables
 
 

@@ -54,11 +54,13 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         raise InputError(f"'{folder}' is no run's folder: give one that flatsparse train wrote")
     if not (folder / "result.json").is_file():
         raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
-    settings = read_json(folder / "config.json")["settings"]
+    config = read_json(folder / "config.json")
+    settings = config["settings"]
     run = run_of(settings, folder)
     masks, _ = load_masks(folder / "masks.safetensors")
     tensors, _ = load_tensors(folder / "model.safetensors")
     data = load(run.data, data_dir or run.data_dir)
+    data.check_same(config, f"'{folder}'")
     splits = split(
         data,
         train_size=run.train_size,
@@ -66,7 +68,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         label_noise=run.label_noise,
         seed=run.seed,
     )
-    model = NETWORKS[str(run.model)](num_classes=data.classes, in_channels=splits.train.images.shape[-1])
+    model = NETWORKS[str(run.model)](num_classes=data.classes, in_channels=splits.train.shape[-1])
     try:
         model.load_state_dict(tensors)
     except RuntimeError:

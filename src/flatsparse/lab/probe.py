@@ -13,7 +13,7 @@ from torch import Tensor
 from flatsparse.curvature import extremes
 from flatsparse.lab import around, task
 from flatsparse.lab.build import Parts
-from flatsparse.lab.data import batches
+from flatsparse.lab.data import at_once, batches
 from flatsparse.lab.folder import Progress
 from flatsparse.seeds import generator
 
@@ -38,7 +38,7 @@ class Probe:
         count = min(len(train), max(1, around.IMAGES // run.batch_size) * run.batch_size)
         images = train.take(torch.arange(count))
         self.batches = list(batches(images, parts.splits, run.batch_size))
-        self.chunks, self.targets = list(batches(images, parts.splits, size=256)), images.targets
+        self.chunks, self.targets = list(batches(images, parts.splits, size=at_once(images, 256))), images.targets
         with torch.random.fork_rng(devices=[]):
             self.model = parts.fresh().to(run.device)
 

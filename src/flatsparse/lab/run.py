@@ -133,6 +133,8 @@ class Setting:
     """Where to train: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs forward and backward under autocast; weights stay float32."""
+    eval_batch_size: int | None = None
+    """Images computed at once in evaluations; a quarter with gradients. By default 1,000, fewer if larger than 64x64."""
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
     compile: bool = False
@@ -201,7 +203,7 @@ class Run(Setting):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.probe is not None and self.probe_every is None:
             raise InputError(f"--probe '{self.probe}' is not every=N with N at least 1: give e.g. every=100")
-        for name in ("train_size", "every"):
+        for name in ("train_size", "every", "eval_batch_size"):
             if getattr(self, name) is not None:
                 check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         check_finite("--multiplier", self.multiplier, above=True)

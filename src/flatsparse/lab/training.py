@@ -20,7 +20,7 @@ from flatsparse.health import churn, health
 from flatsparse.lab import task
 from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
-from flatsparse.lab.data import Images, Splits, batches
+from flatsparse.lab.data import DataSet, Images, Splits, at_once, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.parent import has_parent, load_parent, save_parent
@@ -84,8 +84,8 @@ def train(
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    about = environment(team, run.device)
-    team.lead(lambda: claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)))
+    about = {"data_set": parts.data.identity, **environment(team, run.device)} if team.leads else {}
+    team.lead(lambda: _claim(out, run, parts.data, resume=resume, about=about))
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
@@ -120,6 +120,12 @@ def train(
             saved = time.monotonic()
         watcher.finished_epoch(record)
     return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
+
+
+def _claim(out: Path, run: Run, data: DataSet, *, resume: bool, about: dict[str, Any]) -> None:
+    """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
+    claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",))
+    data.check_same(read_json(out / "config.json"), f"'{out}'")
 
 
 def _epoch(
@@ -238,7 +244,7 @@ def evaluate(
         return None, None
     model.eval()
     correct, loss = 0, 0.0
-    for inputs, targets in batches(images, splits, size=1000):
+    for inputs, targets in batches(images, splits, run.eval_batch_size or at_once(images)):
         with _precision(run):
             outputs = model(inputs).float()
         correct += int(task.correct(outputs, targets))
@@ -261,11 +267,12 @@ def _renew_statistics(run: Run, parts: Parts) -> None:
 def _ball_increase(run: Run, parts: Parts) -> float:
     """How much the loss on training images can rise near the final weights; see ``ball.DEFINITION``."""
     images = parts.splits.train.take(torch.arange(min(BALL_IMAGES, len(parts.splits.train))))
+    size = max(1, (run.eval_batch_size or at_once(images)) // 4)
 
     def gradient() -> float:
         parts.model.zero_grad()
         total = 0.0
-        for inputs, targets in batches(images, parts.splits, size=250):
+        for inputs, targets in batches(images, parts.splits, size):
             loss = task.loss(parts.model(inputs).float(), targets, reduction="sum") / images.targets
             loss.backward()
             total += float(loss.detach())
@@ -304,6 +311,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "rho": run.rho if run.sharpness != "none" else 0.0,
         "model": run.model,
         "data": run.data,
+        "data_set": parts.data.identity,
         "seed": run.seed,
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatsparse.curvature import Hessian, extremes, spectrum
 from flatsparse.lab import around, task
-from flatsparse.lab.data import batches
+from flatsparse.lab.data import at_once, batches
 from flatsparse.lab.finished import Finished
 from flatsparse.seeds import generator
 
@@ -27,7 +27,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
     """
     count = min(images, len(run.splits.train))
     chosen = run.splits.train.take(torch.arange(count))
-    chunks = list(batches(chosen, run.splits, size=32))  # larger ones leave the caches
+    chunks = list(batches(chosen, run.splits, size=at_once(chosen, 32)))  # larger ones leave the caches
 
     def terms() -> Iterator[Tensor]:
         for inputs, targets in chunks:

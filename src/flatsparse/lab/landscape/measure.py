@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flatsparse import landscape
 from flatsparse.lab import task
-from flatsparse.lab.data import batches
+from flatsparse.lab.data import at_once, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.finished import Finished, load_run
 from flatsparse.lab.landscape import curved
@@ -231,7 +231,7 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
     ``bf16`` under autocast.
     """
     chosen = run.splits.train.take(torch.arange(min(images, len(run.splits.train))))
-    parts = list(batches(chosen, run.splits, size=BATCH))
+    parts = list(batches(chosen, run.splits, size=at_once(chosen, BATCH)))
     model, fold = folded(run.model)
 
     def outputs(weights: Weights, inputs: Tensor) -> Tensor:

@@ -82,6 +82,9 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     if drawn is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
         drawn.savefig(pictures[-1], dpi=160)
+    data_sets = _data_sets(lines)
+    names = [told["name"] for told in data_sets]
+    mixed = sorted({name for name in names if names.count(name) > 1})
     record = {
         "name": recipe.name,
         "scale": choice.scale,
@@ -94,11 +97,22 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "seeds": seeds,
         "controls": choice.controls,
         "rows": rows,
-        "said": [] if measured is None else list(measured.said),
+        "data_sets": data_sets,
+        "said": [
+            *([] if measured is None else measured.said),
+            *(f"runs on {name} saw unlike images under that name: make them anew on one copy" for name in mixed),
+        ],
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
     write_json(out / f"{recipe.name}-{choice.scale}.json", record)
     return record
+
+
+def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """What the finished runs were made on, each once; results of old do not say it."""
+    results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
+    found = {told["fingerprint"]: told for result in results if (told := result.get("data_set")) is not None}
+    return list(found.values())
 
 
 def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
