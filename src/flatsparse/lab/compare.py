@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatsparse.errors import InputError, check_count, check_finite, unknown
+from flatsparse.lab.display import Console
 from flatsparse.lab.files import claim
 from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
@@ -129,9 +128,13 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
-    claim(
-        out, "comparison.json", comparison.as_dict(), resume=resume, free=("data_dir",)
-    )  # jobs share out the cores, and the number of threads is felt in the last bits
+    # Jobs share out the cores, and the number of threads is felt in the last bits.
+    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, free=("data_dir",)):
+        return _compare(comparison, out, console)
+
+
+def _compare(comparison: Comparison, out: Path, console: Console) -> list[Table]:
+    """Run a resolved comparison in its folder."""
     assert comparison.jobs is not None  # resolved
     with workers(comparison.jobs) as pool:
         radii, tried = _radii(comparison, out, pool, console)
@@ -239,7 +242,7 @@ def _radii(
         if name == "none" or name in comparison.rhos:
             continue
         accuracy = {
-            rho: statistics.fmean(jobs[noise, name, rho, seed].result["validation_accuracy"] for seed in seeds)
+            rho: statistics.fmean(jobs[noise, name, rho, seed].validation_accuracy for seed in seeds)
             for rho in comparison.rho_grid
         }
         radii[noise, name] = max(accuracy, key=lambda rho: accuracy[rho])

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from flatsparse.errors import InputError
 from flatsparse.lab.data import Splits, split
+from flatsparse.lab.folder import read_config, read_result
 from flatsparse.lab.run import Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.task import NETWORKS
-from flatsparse.storage import damaged, load_masks, load_tensors, read, read_json
+from flatsparse.storage import damaged, load_masks, load_tensors, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Finished:
         model: with the true weights, in evaluation mode.
         masks: bool tensors by parameter name.
         result: what ``result.json`` says.
-        digest: of the weights, the masks and the settings: two runs that share it are the same.
+        digest: of the weights, the masks and the settings, not of the files that hold them: two runs that share it are the
+            same.
     """
 
     folder: Path
@@ -54,9 +56,9 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         raise InputError(f"'{folder}' is no run's folder: give one that flatsparse train wrote")
     if not (folder / "result.json").is_file():
         raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
-    settings = read_json(folder / "config.json")["settings"]
+    settings = read_config(folder)["settings"]
     run = run_of(settings, folder)
-    masks, _ = load_masks(folder / "masks.safetensors")
+    masks, about = load_masks(folder / "masks.safetensors")
     tensors, _ = load_tensors(folder / "model.safetensors")
     data = load(run.data, data_dir or run.data_dir)
     splits = split(
@@ -80,9 +82,9 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         run,
         model.to(place).eval(),
         {name: mask.to(place) for name, mask in masks.items()},
-        read_json(folder / "result.json"),
+        read_result(folder),
         splits,
-        _digest(folder, settings),
+        _digest(tensors, masks, about, settings),
     )
 
 
@@ -98,7 +100,9 @@ def run_of(settings: dict[str, Any], folder: Path) -> Run:
     return Run(**plain)
 
 
-def _digest(folder: Path, settings: dict[str, Any]) -> str:
-    content = [read(folder / name) for name in ("model.safetensors", "masks.safetensors")]
-    told = json.dumps({name: value for name, value in settings.items() if name != "data_dir"}, sort_keys=True)
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (*content, told.encode()))).hexdigest()
+def _digest(
+    tensors: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, str], settings: dict[str, Any]
+) -> str:
+    told = {name: value for name, value in settings.items() if name != "data_dir"}
+    parts = [tensor_digest(tensors, {}), tensor_digest(masks, about), told]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

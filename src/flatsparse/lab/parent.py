@@ -11,9 +11,9 @@ import torch
 
 from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
-from flatsparse.lab.folder import Progress, restore, state_of
+from flatsparse.lab.folder import Progress, load_checked, restore, state_of
 from flatsparse.lab.run import Run
-from flatsparse.storage import load_state, save_state
+from flatsparse.storage import save_state
 
 # What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
 FREE = ("method", "sparsity", "drop_fraction", "data_dir")
@@ -47,12 +47,12 @@ def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
     file = _file(folder, run)
     if not file.is_file():
         return None
-    state = load_state(file)
+    state = load_checked(file)
     check_same(_settings(run), state["settings"], f"'{file}'")
     training = {**state["training"], "method": parts.training.method}
     if not run.rewind:  # what made the file may have kept nothing to go back to; our own start is that of the seed
         training["rewind"] = parts.training.state_dict()["rewind"]
-    return restore({**state, "training": training}, parts)
+    return restore({**state, "training": training}, parts, file)
 
 
 def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> None:

@@ -22,14 +22,26 @@ from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
-from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
+from flatsparse.lab.folder import (
+    CHECKPOINT,
+    CURVE,
+    RESULT,
+    Progress,
+    environment,
+    load_checkpoint,
+    read_metrics,
+    read_probes,
+    read_result,
+    save_checkpoint,
+    write_metrics,
+)
 from flatsparse.lab.parent import has_parent, load_parent, save_parent
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
 from flatsparse.lab.scores import REACHED, confusion, macro, steps_to
 from flatsparse.lab.team import ALONE, Team
-from flatsparse.storage import read_json, save_masks, save_tensors, write_json
+from flatsparse.storage import save_masks, save_tensors, write_json
 
 CHECKPOINT_SECONDS = 0.0  # between checkpoints, at least: none, so that a kill costs only the epoch in hand
 BALL_RADIUS, BALL_IMAGES = 0.1, 1000  # of the sharpness figure: the same for every run, so that runs compare
@@ -80,14 +92,32 @@ def train(
         parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
             put there. The result counts it as if the run had trained it.
 
-    Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
+    Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
+        loss that is not finite.
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    about = environment(team, run.device)
-    team.lead(lambda: claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)))
-    if (out / "result.json").is_file():
-        return read_json(out / "result.json")
+    mine: dict[str, Any] = {"about": environment(team, run.device), "free": ("data_dir",)}
+    with contextlib.ExitStack() as held:
+        team.lead(lambda: held.enter_context(claim(out, "config.json", run.as_dict(), resume=resume, **mine)))
+        if (out / RESULT).is_file():
+            return _finished(run, out, parts)
+        return _train(parts, out, watcher, test, team, parent)
+
+
+def _finished(run: Run, out: Path, parts: Parts) -> dict[str, Any]:
+    """The result of a run that is finished; a curve that was deleted is written anew, and one that is damaged refused."""
+    result = read_result(out)
+    if not (out / CURVE).is_file():
+        write_metrics(out, load_checkpoint(out, run, parts))
+    read_metrics(out, result)
+    read_probes(out, result)
+    return result
+
+
+def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, parent: Path | None) -> dict[str, Any]:
+    """Train a run on, from where its folder has it, to its result."""
+    run = parts.run
     progress = load_checkpoint(out, run, parts)
     shares = parent if parts.training.rounds > 1 else None
     if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
@@ -339,9 +369,10 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         },
         "seconds": {"train": progress.seconds, "step_median": statistics.median(progress.step_seconds)},
         "images_per_second": len(splits.train) * progress.epoch / progress.seconds,
+        **({"probes": len(progress.probes)} if progress.probes else {}),
     }
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})
     save_masks(out / "masks.safetensors", parts.training.masks, method=run.method, step=progress.step)
-    write_json(out / "result.json", result)
+    write_json(out / RESULT, result)
     return result

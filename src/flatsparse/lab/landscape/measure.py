@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flatsparse import landscape
 from flatsparse.lab import task
 from flatsparse.lab.data import batches
+from flatsparse.lab.display import Console
 from flatsparse.lab.files import claim
 from flatsparse.lab.finished import Finished, load_run
 from flatsparse.lab.landscape import curved
@@ -104,7 +104,12 @@ def measure(
     settings, console = settings.resolved(), console or Console(stderr=True)
     about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
     # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
-    claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs"))
+    with claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs")):
+        return _measure(settings, about, out, console)
+
+
+def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, console: Console) -> list[dict[str, Any]]:
+    """Measure with resolved settings in their folder; ``about`` is what is known of each run."""
     (out / "pieces").mkdir(exist_ok=True)
     remove_halves(out / "pieces")
     surfaces = {

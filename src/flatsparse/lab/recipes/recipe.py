@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
+from flatsparse.lab.display import Console
 from flatsparse.lab.run import Run
 
 Scale = Literal["smoke", "laptop", "paper"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from flatsparse.lab.display import Console
 from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.report.page import write
 from flatsparse.lab.report.store import records

@@ -82,7 +82,7 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to '{out.parent}' ({problem.strerror}): give another --out") from None
-    write_whole(out, whole.encode())
+    write_whole(out, whole.encode(errors="replace"))
     return out
 
 

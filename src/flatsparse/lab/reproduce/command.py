@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from flatsparse.errors import InputError
+from flatsparse.lab.display import Console
 from flatsparse.lab.recipes import load, recipes
 from flatsparse.lab.reproduce.making import Choice, make
 from flatsparse.lab.reproduce.telling import print_record

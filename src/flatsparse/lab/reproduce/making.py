@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatsparse.errors import InputError, check_count
+from flatsparse.lab.display import Console, save
 from flatsparse.lab.grid import outcomes, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
@@ -81,7 +80,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     drawn = pareto(rows, recipe.metric)
     if drawn is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
-        drawn.savefig(pictures[-1], dpi=160)
+        save(drawn, pictures[-1])
     record = {
         "name": recipe.name,
         "scale": choice.scale,
