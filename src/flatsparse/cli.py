@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -32,12 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as problem:
         if problem.filename is not None:
             _fail(f"cannot use '{problem.filename}' ({problem.strerror}): what was saved before is untouched")
-        try:
-            _flush()
-        except OSError as told:
-            _be_quiet()
-            _fail(f"cannot write to standard output ({told.strerror}): what was saved before is untouched")
-        raise
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+            raise
+        _be_quiet()
+        _fail(f"cannot write, perhaps to standard output ({problem.strerror}): what was saved before is untouched")
 
 
 def _flush() -> None:

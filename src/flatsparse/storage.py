@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,28 +130,38 @@ def misfit(value: Any, form: Form, name: str = "it") -> str | None:
     """Tell where a JSON value departs from a form, or None where it does not.
 
     Ours, because a checksum says that a file is what was written, and not who wrote it. A form is a type (``float`` is any
-    number), None, a tuple of forms of which one must fit, a list of one form for all entries, or a dict with the forms of
-    keys that must be there; its key ``str`` stands for every other key.
+    number), None, a set of texts, a tuple of forms of which one must fit, a list of one form for all entries or of one for
+    each, or a dict with the forms of keys that must be there; its key ``str`` stands for every other key.
 
     >>> misfit({"a": [1, "x"]}, {"a": [float]})
     'a[1] is of the wrong kind'
     >>> misfit({}, {"a": int})
     "it has no 'a'"
     """
+    wrong = f"{name} is of the wrong kind"
     if isinstance(form, tuple):
-        return None if any(misfit(value, one) is None for one in form) else f"{name} is of the wrong kind"
-    if isinstance(form, list) and isinstance(value, list):
-        parts = [(entry, form[0], f"{name}[{place}]") for place, entry in enumerate(value)]
-    elif isinstance(form, dict) and isinstance(value, dict):
+        return None if any(misfit(value, one) is None for one in form) else wrong
+    if isinstance(form, set):
+        return None if isinstance(value, str) and value in form else wrong
+    if form is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return None if number and not (isinstance(value, int) and abs(value) > sys.float_info.max) else wrong
+    if not isinstance(form, (list, dict)):
+        kind = type(None) if form is None else form
+        return None if isinstance(value, kind) and (form is bool or not isinstance(value, bool)) else wrong
+    if not isinstance(value, type(form)):
+        return wrong
+    if isinstance(form, list):
+        forms = form * len(value) if len(form) == 1 else form
+        if len(value) != len(forms):
+            return f"{name} has {len(value)} entries, not {len(forms)}"
+        parts = [(entry, forms[place], f"{name}[{place}]") for place, entry in enumerate(value)]
+    else:
         missing = next((key for key in form if key is not str and key not in value), None)
         if missing is not None:
             return f"{name} has no '{missing}'"
         known = [key for key in value if key in form or str in form]
         parts = [(value[key], form.get(key, form.get(str)), key if name == "it" else f"{name}.{key}") for key in known]
-    else:
-        kinds = (int, float) if form is float else type(None) if form is None else form
-        fits = isinstance(kinds, (type, tuple)) and isinstance(value, kinds)
-        return None if fits and (form is bool or not isinstance(value, bool)) else f"{name} is of the wrong kind"
     return next((odd for part in parts if (odd := misfit(*part)) is not None), None)
 
 

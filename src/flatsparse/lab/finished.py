@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from flatsparse.lab.folder import read_config, read_result
 from flatsparse.lab.run import Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.task import NETWORKS
-from flatsparse.storage import damaged, load_masks, load_tensors, tensor_digest
+from flatsparse.storage import Form, damaged, load_masks, load_tensors, misfit, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,29 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
 
 def run_of(settings: dict[str, Any], folder: Path) -> Run:
     """The run that a folder's settings are of. Raises InputError for settings that this version does not have."""
-    odd = sorted(settings.keys() - {field.name for field in dataclasses.fields(Run)})  # one that is missing is younger
-    if odd or settings.get("model") not in NETWORKS:
+    kinds = get_type_hints(Run)
+    odd = sorted(settings.keys() - kinds.keys())  # one that is missing is younger
+    if odd or settings.get("model") not in list(NETWORKS):
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
+    if (wrong := misfit(settings, {name: _form(kinds[name]) for name in settings})) is not None:
+        raise damaged(folder / "config.json", wrong)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
     return Run(**plain)
+
+
+def _form(kind: Any) -> Form:
+    """What JSON has for a field of a kind."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return set(parts)
+    if get_origin(kind) is tuple:
+        return [_form(part) for part in parts if part is not Ellipsis]
+    if parts:
+        return tuple(_form(part) for part in parts)
+    return {Path: str, type(None): None}.get(kind, kind)
 
 
 def _digest(

@@ -28,7 +28,7 @@ from flatsparse.lab.landscape.records import tabulate
 from flatsparse.lab.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.lab.pool import workers
 from flatsparse.landscape import Plane, Weights
-from flatsparse.storage import load_tensors, read_json, remove_halves, save_tensors, write_json
+from flatsparse.storage import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
 
 PIECE = 25  # points: what a kill may cost
 BATCH = 40  # images; with many more, what is between layers leaves the caches
@@ -252,9 +252,16 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
 
 
 def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
-    values = torch.cat([load_tensors(piece.file)[0][what] for piece in pieces])
+    values = torch.cat([_losses(piece, what) for piece in pieces])
     side = math.isqrt(len(values))
     return values.view(side, side)
+
+
+def _losses(piece: Piece, what: str) -> Tensor:
+    found = load_tensors(piece.file)[0].get(what)
+    if found is None or len(found) != len(piece.points):
+        raise damaged(piece.file, f"it has not the {what} of its points")
+    return found
 
 
 def _centre(values: Tensor) -> Tensor:
