@@ -160,7 +160,9 @@ def test_a_folder_that_cannot_be_had_is_a_line_and_left_as_it_was(called, name, 
     assert (contents(tmp_path / "some"), sorted((tmp_path / "some").rglob("*"))) == before
 
 
-@pytest.mark.parametrize("kind", ["a link", "relative", "below others that are not there", "a dot at its end", "left empty"])
+@pytest.mark.parametrize(
+    "kind", ["a link", "relative", "below others that are not there", "a dot at its end", "left empty"]
+)
 def test_a_folder_that_can_be_had_is_used(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
