@@ -13,6 +13,7 @@ from torch import nn
 
 from flatsparse.errors import InputError
 from flatsparse.storage import (
+    POSITIVE,
     load_masks,
     load_state,
     load_tensors,
@@ -257,8 +258,25 @@ def test_numbers_that_are_none_are_refused_where_none_are_written(tmp_path):
         assert str(read_json_lines(tmp_path / "file")[0]["a"][0]) == str(value)  # a curve may have them
 
 
-FORM = {"a": float, "b": [int], "c": (None, {"d": str}), "e": {str: bool}, "f": [float, float], "g": {"x", "y"}}
-FITS = {"a": 1, "b": [1, 2], "c": {"d": "", "more": 1}, "e": {"p": True}, "f": [0, 0.5], "g": "x", "more": None}
+FORM = {
+    "p": POSITIVE,
+    "a": float,
+    "b": [int],
+    "c": (None, {"d": str}),
+    "e": {str: bool},
+    "f": [float, float],
+    "g": {"x", "y"},
+}
+FITS = {
+    "p": 0.5,
+    "a": 1,
+    "b": [1, 2],
+    "c": {"d": "", "more": 1},
+    "e": {"p": True},
+    "f": [0, 0.5],
+    "g": "x",
+    "more": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -267,6 +285,7 @@ FITS = {"a": 1, "b": [1, 2], "c": {"d": "", "more": 1}, "e": {"p": True}, "f": [
         ({}, None),
         ({"c": None, "b": [], "e": {}}, None),
         ({"a": "1"}, "a is of the wrong kind"),
+        ({"p": 0}, "p is of the wrong kind"),
         ({"a": True}, "a is of the wrong kind"),
         ({"a": 10**400}, "a is of the wrong kind"),
         ({"b": [1, 2.5]}, "b[1] is of the wrong kind"),

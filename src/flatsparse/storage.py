@@ -29,6 +29,7 @@ from flatsparse.errors import InputError
 MASK_FORMAT = "flatsparse-masks-1"
 
 Form = Any  # of a JSON value, see misfit
+POSITIVE = object()  # the form of numbers above 0
 
 
 def damaged(file: Path, why: str) -> InputError:
@@ -130,8 +131,8 @@ def misfit(value: Any, form: Form, name: str = "it") -> str | None:
     """Tell where a JSON value departs from a form, or None where it does not.
 
     Ours, because a checksum says that a file is what was written, and not who wrote it. A form is a type (``float`` is any
-    number), None, a set of texts, a tuple of forms of which one must fit, a list of one form for all entries or of one for
-    each, or a dict with the forms of keys that must be there; its key ``str`` stands for every other key.
+    number), ``POSITIVE``, None, a set of texts, a tuple of forms of which one must fit, a list of one form for all entries
+    or of one for each, or a dict with the forms of keys that must be there; its key ``str`` stands for every other key.
 
     >>> misfit({"a": [1, "x"]}, {"a": [float]})
     'a[1] is of the wrong kind'
@@ -143,9 +144,10 @@ def misfit(value: Any, form: Form, name: str = "it") -> str | None:
         return None if any(misfit(value, one) is None for one in form) else wrong
     if isinstance(form, set):
         return None if isinstance(value, str) and value in form else wrong
-    if form is float:
+    if form is float or form is POSITIVE:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return None if number and not (isinstance(value, int) and abs(value) > sys.float_info.max) else wrong
+        fits = number and not (isinstance(value, int) and abs(value) > sys.float_info.max)
+        return None if fits and (form is float or value > 0) else wrong
     if not isinstance(form, (list, dict)):
         kind = type(None) if form is None else form
         return None if isinstance(value, kind) and (form is bool or not isinstance(value, bool)) else wrong

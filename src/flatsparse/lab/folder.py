@@ -24,6 +24,7 @@ from flatsparse.lab.files import check_same
 from flatsparse.lab.run import Run
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import (
+    POSITIVE,
     damaged,
     load_state,
     misfit,
@@ -43,7 +44,8 @@ FORMS: dict[str, Any] = {
     "config.json": {"settings": dict, "versions": dict, "machine": {"threads": int}},
     RESULT: {
         **dict.fromkeys(("method", "sharpness", "model", "data"), str),
-        **dict.fromkeys(("seed", "epochs", "steps", "gradient_evaluations"), int),
+        **dict.fromkeys(("seed", "epochs", "gradient_evaluations"), int),
+        "steps": POSITIVE,
         **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy", "train_loss", "generalization_gap"), SOME),
         **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
         **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
@@ -52,8 +54,8 @@ FORMS: dict[str, Any] = {
         "ball": {"radius": float, "increase": SOME},
         "sparsity": {"prunable": float, "overall": float},
         "health": {"churn": SOME, "dead_filters": int, "filters": int, "collapsed": {str: float}},
-        "flops": dict.fromkeys(("train", "train_dense", "inference", "inference_dense"), float),
-        "seconds": {"train": float, "step_median": float},
+        "flops": {"train": float, "train_dense": POSITIVE, "inference": float, "inference_dense": POSITIVE},
+        "seconds": {"train": float, "step_median": POSITIVE},
     },
     FAILURE: {"reason": str},
     CURVE: {
@@ -157,14 +159,16 @@ def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
         return Progress()
     try:
         state = load_checked(file)
-    except InputError as problem:
-        with contextlib.suppress(InputError):
+    except InputError:
+        try:
             epoch = load_checked(before)["progress"].get("epoch")
-            raise InputError(
-                f"{str(problem).partition(': ')[0]}: rename '{before}', which is whole, to {CHECKPOINT} to go on after"
-                f" epoch {epoch}"
-            ) from None
-        raise
+        except InputError:
+            epoch = None
+        if epoch is None:
+            raise
+        raise InputError(
+            f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to go on after epoch {epoch}"
+        ) from None
     check_same(run.as_dict(), state["settings"], f"'{file}'", free=("data_dir",))
     return restore(state, parts, file)
 

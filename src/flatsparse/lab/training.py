@@ -25,6 +25,7 @@ from flatsparse.lab.files import claim
 from flatsparse.lab.folder import (
     CHECKPOINT,
     CURVE,
+    PROBES,
     RESULT,
     Progress,
     environment,
@@ -108,7 +109,7 @@ def train(
 def _finished(run: Run, out: Path, parts: Parts) -> dict[str, Any]:
     """The result of a run that is finished; a curve that was deleted is written anew, and one that is damaged refused."""
     result = read_result(out)
-    if not (out / CURVE).is_file():
+    if not (out / CURVE).is_file() or (result.get("probes") and not (out / PROBES).is_file()):
         write_metrics(out, load_checkpoint(out, run, parts))
     read_metrics(out, result)
     read_probes(out, result)

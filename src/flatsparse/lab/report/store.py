@@ -23,7 +23,7 @@ from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.reporting import told_of_topology
 from flatsparse.lab.reproduce.verdict import VERDICTS
-from flatsparse.storage import damaged, misfit, read_json
+from flatsparse.storage import POSITIVE, damaged, misfit, read_json
 
 SOME, WORD = (float, None), (str, None)
 # What is read of a table's record and of surfaces, see storage.misfit.
@@ -50,7 +50,8 @@ ROW = {
     "also": dict,
 }
 ALSO = {
-    **dict.fromkeys(("train_accuracy", "generalization_gap", "flops_train", "flops_inference"), float),
+    **dict.fromkeys(("train_accuracy", "generalization_gap", "flops_inference"), float),
+    "flops_train": POSITIVE,
     **dict.fromkeys(("sparsity", "seconds"), float),
     "macro": {str: SOME},
     "steps_to": {str: SOME},
@@ -117,6 +118,8 @@ def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -
 
 def _record(file: Path) -> dict[str, Any]:
     record = read_json(file, RECORD)
+    if not record["rows"]:
+        raise damaged(file, "it has no rows")
     for number, row in enumerate(record["rows"]):
         odd = misfit(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
         if odd is None and len(row["seeds"]) != len(row["values"]):
