@@ -218,3 +218,17 @@ def test_a_folder_that_we_may_not_write_to_is_a_line(called, name, tmp_path, cap
             assert str(out) in fails(capsys, *arguments, str(out))
         finally:
             out.chmod(0o700)
+
+
+def test_a_folder_of_first_rounds_that_cannot_be_had_is_refused_before_any_is_trained(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    lth = ["--method", "lth", "--sparsity", "0.5", "--out", str(tmp_path / "run"), "--parent"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", *QUICK, *lth, str(tmp_path / "file")])
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert (
+        said.err == f"flatsparse: error: cannot write to '{tmp_path / 'file'}' (File exists): give another --parent\n"
+    )
+    assert "epoch" not in said.out
+    assert (tmp_path / "file").read_text() == "mine"

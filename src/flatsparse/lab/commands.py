@@ -20,13 +20,14 @@ from flatsparse.errors import InputError, check_count, unknown
 from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import exporting, page, reporting, sources
-from flatsparse.lab.display import Console, save
+from flatsparse.lab.figures import save
 from flatsparse.lab.files import plain_name
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.recipes import recipes
 from flatsparse.lab.run import SHARPNESS, Run, usable_device
 from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
+from flatsparse.lab.terminal import Console
 from flatsparse.lab.training import train
 from flatsparse.layers import PRESETS
 from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind

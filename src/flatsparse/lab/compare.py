@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.errors import InputError, check_count, check_finite, unknown
-from flatsparse.lab.display import Console
 from flatsparse.lab.files import claim
 from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
 from flatsparse.lab.statistics import Difference, deviation, paired_difference
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import write_json
 
 TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared

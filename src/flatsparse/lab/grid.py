@@ -15,12 +15,12 @@ from typing import Any
 from flatsparse.errors import InputError, check_count
 from flatsparse.lab.cluster import OnRay
 from flatsparse.lab.crew import PATIENCE, Alone, Crew, End, Processes, Task
-from flatsparse.lab.display import Console
 from flatsparse.lab.files import plain_name
 from flatsparse.lab.folder import RESULT, read_failure, read_result
 from flatsparse.lab.live import Board
 from flatsparse.lab.pool import default_jobs
 from flatsparse.lab.run import Run
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import read
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones

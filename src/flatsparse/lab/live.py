@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flatsparse.lab.crew import Task
-from flatsparse.lab.display import Console
 from flatsparse.lab.folder import read_result
 from flatsparse.lab.pool import epochs_done
 from flatsparse.lab.run import Run
+from flatsparse.lab.terminal import Console
 
 SHOWN = 12  # runs at work; a cluster may have hundreds
 

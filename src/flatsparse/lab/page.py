@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import io
 import math
 import shlex
 import statistics
@@ -19,6 +18,7 @@ from flatsparse.lab.ball import DEFINITION
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
+from flatsparse.lab.figures import svg
 from flatsparse.lab.folder import read_metrics, read_probes, read_result
 from flatsparse.lab.landscape import pictures, telling
 from flatsparse.lab.landscape.settings import KINDS, Landscape
@@ -328,10 +328,5 @@ def _settings(settings: Any) -> str:
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg")
-    drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    return (
-        f'<figure role="img" aria-label="{_text(caption)}">{drawing}<figcaption>{_text(caption)}</figcaption></figure>'
-    )
+    told = _text(caption)
+    return f'<figure role="img" aria-label="{told}">{svg(figure)}<figcaption>{told}</figcaption></figure>'

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flatsparse.errors import InputError
 from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
 from flatsparse.lab.folder import Progress, load_checked, restore, state_of
@@ -32,6 +33,14 @@ def first_round(run: Run) -> str:
 
 def _file(folder: Path, run: Run) -> Path:
     return folder / f"dense-{first_round(run)}.pt"
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, before a round is trained that is to go there. Raises InputError when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{folder}' ({problem.strerror}): give another --parent") from None
 
 
 def has_parent(folder: Path, run: Run) -> bool:
@@ -59,5 +68,4 @@ def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> Non
     """Keep the first round for others, unless it is there."""
     file = _file(folder, run)
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         save_state(file, state_of(_settings(run), parts, progress))

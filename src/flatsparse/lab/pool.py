@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flatsparse.lab.display import Console
 from flatsparse.lab.folder import CURVE, FAILURE, RESULT, read_result, write_failure
 from flatsparse.lab.run import Run
+from flatsparse.lab.terminal import Console
 from flatsparse.lab.training import Diverged, train
 
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from flatsparse.flops import Estimate
 from flatsparse.lab.compare import Row, Table
-from flatsparse.lab.display import Console
 from flatsparse.lab.statistics import Difference
+from flatsparse.lab.terminal import Console
 from flatsparse.layers import PRESETS
 
 LABELS: dict[str, str] = {

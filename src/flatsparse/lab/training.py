@@ -36,7 +36,7 @@ from flatsparse.lab.folder import (
     save_checkpoint,
     write_metrics,
 )
-from flatsparse.lab.parent import has_parent, load_parent, save_parent
+from flatsparse.lab.parent import has_parent, load_parent, prepare, save_parent
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
@@ -121,6 +121,8 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
     run = parts.run
     progress = load_checkpoint(out, run, parts)
     shares = parent if parts.training.rounds > 1 else None
+    if shares:
+        team.lead(lambda: prepare(shares))
     if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
         progress = load_parent(shares, run, parts) or progress
     if team.leads:

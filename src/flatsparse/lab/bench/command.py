@@ -24,12 +24,12 @@ from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.lab.data import batches
-from flatsparse.lab.display import Console
 from flatsparse.lab.files import alone_in, in_use
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
+from flatsparse.lab.terminal import Console
 from flatsparse.methods import METHODS
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.storage import write_json

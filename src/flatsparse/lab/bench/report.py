@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from rich.table import Table as Grid
 
 from flatsparse.lab.bench.results import Table
-from flatsparse.lab.display import Console, caption
+from flatsparse.lab.figures import caption
+from flatsparse.lab.terminal import Console
 
 COLORS = {"wall": "#999999", "implied": "#d55e00", "throughput": "#0072b2"}
 COLORS |= {"inference": "#0072b2", "training": "#d55e00"}

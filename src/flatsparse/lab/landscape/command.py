@@ -11,10 +11,11 @@ from rich.table import Table as Grid
 
 from flatsparse.errors import InputError
 from flatsparse.lab import page
-from flatsparse.lab.display import Console, save
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape import pictures, settings, telling
 from flatsparse.lab.landscape.measure import measure
 from flatsparse.lab.team import started_together
+from flatsparse.lab.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from flatsparse import landscape
 from flatsparse.lab import task
 from flatsparse.lab.data import batches
-from flatsparse.lab.display import Console
 from flatsparse.lab.files import claim
 from flatsparse.lab.finished import Finished, load_run
 from flatsparse.lab.landscape import curved
@@ -27,6 +26,7 @@ from flatsparse.lab.landscape.folding import folded
 from flatsparse.lab.landscape.records import tabulate
 from flatsparse.lab.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.lab.pool import workers
+from flatsparse.lab.terminal import Console
 from flatsparse.landscape import Plane, Weights
 from flatsparse.storage import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
 

@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from flatsparse.curvature import Spectrum
-from flatsparse.lab.display import caption
+from flatsparse.lab.figures import caption
 from flatsparse.lab.landscape.records import of_kind
 from flatsparse.lab.reporting import LABELS
 

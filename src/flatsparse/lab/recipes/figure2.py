@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flatsparse.lab.display import save
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
 from flatsparse.lab.recipes.recipe import Measured, Metric, Reading, Recipe, Work
 

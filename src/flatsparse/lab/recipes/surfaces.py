@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flatsparse.lab.display import save
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape import measure, pictures
 from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Scale, Work

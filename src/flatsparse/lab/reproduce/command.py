@@ -9,11 +9,11 @@ from pathlib import Path
 import tyro
 
 from flatsparse.errors import InputError
-from flatsparse.lab.display import Console
 from flatsparse.lab.recipes import load, recipes
 from flatsparse.lab.reproduce.making import Choice, make
 from flatsparse.lab.reproduce.telling import print_record
 from flatsparse.lab.team import started_together
+from flatsparse.lab.terminal import Console
 
 
 @dataclass(frozen=True)

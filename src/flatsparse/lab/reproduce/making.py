@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.errors import InputError, check_count
-from flatsparse.lab.display import Console, save
+from flatsparse.lab.figures import save
 from flatsparse.lab.grid import outcomes, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
 from flatsparse.lab.run import Run, usable_device
 from flatsparse.lab.sources import load
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import write_json
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flatsparse.lab.display import caption
+from flatsparse.lab.figures import caption
 from flatsparse.lab.recipes.recipe import Metric
 from flatsparse.lab.reporting import COLORS, LABELS
 

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table as Grid
 from rich.text import Text
 
-from flatsparse.lab.display import Console
 from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.reproduce.verdict import VERDICTS
+from flatsparse.lab.terminal import Console
 
 UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
 STYLES = {"reproduces": "green", "contradicts": "red"}

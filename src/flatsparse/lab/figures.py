@@ -1,29 +1,14 @@
-"""Texts as they are, on terminals and in pictures, whatever names of files and folders they hold."""
+"""Where the laboratory's pictures get their names and their files."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rich import console
 
 from flatsparse.storage import write_whole
-
-
-class Console(console.Console):
-    """A terminal, or what stands in for it, on which brackets are no markup and ``:words:`` no pictures; styles are told.
-
-    Every console of the laboratory is one.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)
-
-    def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which knows how to end."""
-        raise BrokenPipeError
 
 
 def caption(text: str) -> str:
@@ -41,3 +26,12 @@ def save(figure: Figure, file: Path) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160)
     write_whole(file, stream.getvalue())
+
+
+def svg(figure: Figure) -> str:
+    """A picture as SVG to put into a page; equal pictures are equal texts."""
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": "flatsparse"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    drawing = stream.getvalue()
+    return drawing[drawing.index("<svg") :]

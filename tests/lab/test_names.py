@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 import flatsparse
 from flatsparse.cli import main
 from flatsparse.errors import InputError
-from flatsparse.lab import display, exporting
-from flatsparse.lab.display import Console, caption
+from flatsparse.lab import exporting, figures
+from flatsparse.lab.figures import caption
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import read_json
 
 from .test_cli import QUICK
@@ -76,15 +77,24 @@ def test_every_console_is_ours_and_every_picture_is_written_whole():
             assert not {"rich.console", "rich.console.Console", "rich.print", "rich.markup.escape"} & set(imported), (
                 file
             )
-        if file.name not in ("display.py", "page.py"):  # which draws into a text
             assert "savefig" not in called, file
 
 
 def test_a_picture_that_cannot_be_written_is_a_line(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
-        display.save(Figure(), tmp_path / "absent" / "a.png")
-    display.save(Figure(), tmp_path / "a.png")
+        figures.save(Figure(), tmp_path / "absent" / "a.png")
+    figures.save(Figure(), tmp_path / "a.png")
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_equal_pictures_are_equal_texts():
+    drawn = set()
+    for _ in range(2):
+        figure = Figure()
+        figure.subplots().plot([0, 1], [1, 2], label="a")
+        drawn.add(figures.svg(figure))
+    assert len(drawn) == 1
+    assert drawn.pop().startswith("<svg")
 
 
 @pytest.fixture
