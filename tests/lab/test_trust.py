@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from flatsparse.errors import InputError
 from flatsparse.lab import training as loop
 from flatsparse.lab.files import alone_in
+from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import load_checked, read_metrics, read_probes, read_result
 from flatsparse.lab.run import Run
-from flatsparse.storage import read_json, save_state, sealed, write_json
+from flatsparse.storage import load_tensors, read_json, save_state, save_tensors, sealed, write_json
 
 RUN = Run(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
 
@@ -286,3 +287,19 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
     for file, state in zip(kept, states, strict=True):
         save_state(file, state)
     assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_a_run_that_diverges_at_its_last_step_has_no_result(tmp_path):
+    """Nothing looks at the weights after it but the end itself, where no images are held out."""
+    once = Run(train_size=64, validation_size=0, batch_size=64, epochs=1, method="dense", lr=1e30, momentum=0.0)
+    with pytest.raises(InputError, match="the loss became (nan|inf) in epoch 1: lower --lr 1e\\+30"):
+        loop.train(once, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_whose_weights_are_not_finite_is_not_read(done):
+    tensors, about = load_tensors(done / "model.safetensors")
+    tensors["0.weight"][0] = float("nan")
+    save_tensors(done / "model.safetensors", tensors, about)
+    with pytest.raises(InputError, match="weights that are not finite"):
+        load_run(done)

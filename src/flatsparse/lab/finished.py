@@ -73,6 +73,8 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
         model.load_state_dict(tensors)
     except RuntimeError:
         raise damaged(folder / "model.safetensors", f"its weights are not those of {run.model}") from None
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     place = torch.device(device)
     splits = dataclasses.replace(
         splits, train=splits.train.to(place), validation=splits.validation.to(place), test=splits.test.to(place)

@@ -136,13 +136,7 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
             parts.training.next_round()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
-        losses = [loss for loss in (record["train_loss"], record["validation_loss"]) if loss is not None]
-        if not all(map(math.isfinite, losses)):
-            kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
-            raise Diverged(
-                f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}:"
-                f" lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
-            )
+        _check(run, out, progress, record["train_loss"], record["validation_loss"])
         progress.records.append(record)
         if team.leads:
             write_metrics(out, progress)
@@ -153,6 +147,16 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
             saved = time.monotonic()
         watcher.finished_epoch(record)
     return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
+
+
+def _check(run: Run, out: Path, progress: Progress, *losses: float | None) -> None:
+    """Raise Diverged when a loss is not finite."""
+    odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
+    if odd:
+        kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
+        raise Diverged(
+            f"the loss became {odd[0]} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
+        )
 
 
 def _epoch(
@@ -329,6 +333,9 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
+    _check(
+        run, out, progress, train_loss, validation_loss, test_loss
+    )  # the last step may be the one, and nothing looked
     found = health(parts.training.masks)
     samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
