@@ -292,7 +292,7 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
 def test_a_run_that_diverges_at_its_last_step_has_no_result(tmp_path):
     """Nothing looks at the weights after it but the end itself, where no images are held out."""
     once = Run(train_size=64, validation_size=0, batch_size=64, epochs=1, method="dense", lr=1e30, momentum=0.0)
-    with pytest.raises(InputError, match="the loss became (nan|inf) in epoch 1: lower --lr 1e\\+30"):
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 1: lower --lr 1e\+30"):
         loop.train(once, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
 

@@ -136,7 +136,7 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
             parts.training.next_round()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
-        _check(run, out, progress, record["train_loss"], record["validation_loss"])
+        _check(run, progress, record["train_loss"], record["validation_loss"], out=out)
         progress.records.append(record)
         if team.leads:
             write_metrics(out, progress)
@@ -149,11 +149,11 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
     return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
 
 
-def _check(run: Run, out: Path, progress: Progress, *losses: float | None) -> None:
-    """Raise Diverged when a loss is not finite."""
+def _check(run: Run, progress: Progress, *losses: float | None, out: Path | None = None) -> None:
+    """Raise Diverged when a loss is not finite; ``out`` is where the checkpoint is from before that."""
     odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
     if odd:
-        kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
+        kept = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
         raise Diverged(
             f"the loss became {odd[0]} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
         )
@@ -333,9 +333,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
-    _check(
-        run, out, progress, train_loss, validation_loss, test_loss
-    )  # the last step may be the one, and nothing looked
+    _check(run, progress, train_loss, validation_loss, test_loss)  # nothing may have looked since the last step
     found = health(parts.training.masks)
     samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
