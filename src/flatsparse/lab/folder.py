@@ -195,9 +195,8 @@ def read_metrics(out: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return _read_lines(out / CURVE, result["epochs"], "epochs")
 
 
-def read_probes(out: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a finished run probed. Raises InputError when it is damaged, or probes are missing."""
-    count = result.get("probes", 0)
+def read_probes(out: Path, count: int = 0) -> list[dict[str, Any]]:
+    """What a run probed, if it did. Raises InputError when it is damaged, or has not as many probes as it should."""
     return _read_lines(out / PROBES, count, "probes") if count or (out / PROBES).is_file() else []
 
 

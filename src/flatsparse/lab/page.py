@@ -138,7 +138,7 @@ def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
         _figure(reporting.curves({run.sharpness: [records]}), CURVES),
         "<h2>Topology</h2>",
         _figure(reporting.topology(records), TOPOLOGY),
-        *_probes(out, result),
+        *_probes(out),
         "<h2>Sparsity by layer</h2>",
         _layers(out),
         "<h2>What was run</h2>",
@@ -303,8 +303,8 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     return read_metrics(folder, read_result(folder))
 
 
-def _probes(folder: Path, result: Mapping[str, Any]) -> list[str]:
-    records = read_probes(folder, result)
+def _probes(folder: Path) -> list[str]:
+    records = read_probes(folder)
     if not records:
         return []
     figure = _figure(reporting.probes(records), "Every dot is one look at the loss around the weights.")

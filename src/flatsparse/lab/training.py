@@ -109,10 +109,12 @@ def train(
 def _finished(run: Run, out: Path, parts: Parts) -> dict[str, Any]:
     """The result of a run that is finished; a curve that was deleted is written anew, and one that is damaged refused."""
     result = read_result(out)
-    if not (out / CURVE).is_file() or (result.get("probes") and not (out / PROBES).is_file()):
-        write_metrics(out, load_checkpoint(out, run, parts))
+    if run.probe_every or not (out / CURVE).is_file():
+        progress = load_checkpoint(out, run, parts)  # which alone knows how many probes there were
+        if not (out / CURVE).is_file() or (progress.probes and not (out / PROBES).is_file()):
+            write_metrics(out, progress)
+        read_probes(out, len(progress.probes))
     read_metrics(out, result)
-    read_probes(out, result)
     return result
 
 
@@ -377,7 +379,6 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         },
         "seconds": {"train": progress.seconds, "step_median": statistics.median(progress.step_seconds)},
         "images_per_second": len(splits.train) * progress.epoch / progress.seconds,
-        **({"probes": len(progress.probes)} if progress.probes else {}),
     }
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})
