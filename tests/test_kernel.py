@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 import torch
 from torch import nn
@@ -143,3 +146,109 @@ def test_without_a_compiler_one_line_says_so(compiler, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"\A.*cannot be built here.*install a C compiler.*\Z"):
         kernel.library.__wrapped__()
+
+
+# -- what is kept of it -----------------------------------------------------------------------------------------------
+
+build = kernel.library.__wrapped__
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of our own, with the count of compilations."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls = []
+    run = subprocess.run
+    monkeypatch.setattr(kernel.subprocess, "run", lambda *a, **k: (calls.append(a), run(*a, **k))[-1])
+    return tmp_path / "cache" / "flatsparse", lambda: len(calls) // 2
+
+
+def kept(folder):
+    (file,) = folder.iterdir()
+    return file
+
+
+def works(library):
+    numbers = torch.ones(5)
+    return library.flatsparse_square(1, kernel._pointers([numbers]), kernel._sizes([numbers]), 1) == 5
+
+
+def test_it_is_built_once_and_nobody_else_may_write_to_what_is_kept(cache):
+    folder, builds = cache
+    assert works(build())
+    assert works(build())
+    assert builds() == 1
+    assert folder.stat().st_mode & 0o777 == kept(folder).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("spoil", ["cut", "emptied", "other bytes", "another library"])
+def test_what_is_not_what_was_built_is_built_anew(cache, spoil):
+    folder, builds = cache
+    build()
+    file = kept(folder)
+    whole = file.read_bytes()
+    content = {
+        "cut": whole[:2000],
+        "emptied": b"",
+        "other bytes": bytes(len(whole)),
+        "another library": whole.replace(b"flatsparse_step", b"flatsparse_stop"),
+    }
+    file.unlink()  # as it is loaded
+    file.write_bytes(content[spoil])
+    file.chmod(0o700)
+    assert works(build())
+    assert builds() == 2
+    assert kept(folder).read_bytes() == whole
+    assert works(build())
+    assert builds() == 2
+
+
+def test_a_library_that_cannot_be_loaded_is_built_anew_once(cache):
+    folder, builds = cache
+    folder.mkdir(parents=True, mode=0o700)
+    content = b"no library"
+    file = folder / f"{kernel._name()}{kernel.hashlib.sha256(content).hexdigest()[:16]}.so"
+    file.write_bytes(content)
+    file.chmod(0o700)
+    assert works(build())
+    assert builds() == 1
+    assert not file.exists()
+
+
+def test_a_folder_that_programs_may_not_run_from_is_said_and_no_compiler_blamed(cache, monkeypatch):
+    def never(name):
+        raise OSError(f"{name}: failed to map segment from shared object")
+
+    monkeypatch.setattr(kernel.ctypes, "CDLL", never)
+    with pytest.raises(InputError, match=r"\A.*cannot be loaded \(.*failed to map.*XDG_CACHE_HOME.*\Z") as caught:
+        build()
+    assert "install" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no users")
+@pytest.mark.parametrize("which", ["folder", "file"])
+@pytest.mark.parametrize("whose", ["all may write", "another's", "a link"])
+def test_what_others_could_have_put_there_is_not_loaded(cache, which, whose, monkeypatch, tmp_path):
+    folder, builds = cache
+    build()
+    place = folder if which == "folder" else kept(folder)
+    if whose == "all may write":
+        place.chmod(0o777)
+    elif whose == "another's":
+        own = os.lstat
+
+        def lstat(path, **how):
+            about = own(path, **how)
+            return os.stat_result((*about[:4], about.st_uid + 1, *about[5:])) if str(path) == str(place) else about
+
+        monkeypatch.setattr(os, "lstat", lstat)
+        monkeypatch.setattr(kernel.Path, "lstat", lambda self: lstat(self))
+    else:
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(tmp_path / "elsewhere")
+    loaded = []
+    load = kernel.ctypes.CDLL
+    monkeypatch.setattr(kernel.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[-1])
+    assert works(build())
+    assert builds() == 2
+    assert which == "file" or not loaded[0].startswith(str(folder))

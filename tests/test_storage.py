@@ -2,22 +2,29 @@ import hashlib
 import json
 import os
 import re
+import stat
 
 import numpy as np
 import pytest
+import safetensors
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from flatsparse.errors import InputError
 from flatsparse.storage import (
+    POSITIVE,
     load_masks,
     load_state,
     load_tensors,
+    misfit,
     read_json,
     read_json_lines,
     save_masks,
     save_state,
     save_tensors,
     sealed,
+    tensor_digest,
     write_json,
     write_whole,
 )
@@ -157,3 +164,157 @@ def test_a_mask_file_whose_shapes_do_not_fit_gets_one_line(tmp_path, shapes):
     with pytest.raises(InputError, match="damaged") as caught:
         load_masks(file)
     assert "\n" not in str(caught.value)
+
+
+def test_equal_contents_give_equal_files_whatever_their_order(tmp_path):
+    tensors = {f"t{n}": torch.randn(3, n + 1).to((torch.float32, torch.float16, torch.int64)[n % 3]) for n in range(9)}
+    about = {f"key{n}": "é" * n for n in range(9)}
+    written = set()
+    for turn in range(5):
+        for number, what in enumerate((tensors, about)):
+            names = list(what)
+            what = {name: what[name] for name in names[turn:] + names[:turn]}
+            tensors, about = (what, about) if number == 0 else (tensors, what)
+        save_tensors(tmp_path / "t", tensors, about)
+        save_masks(tmp_path / "m", MASKS, method="rigl", step=turn // 9)
+        save_state(tmp_path / "s", STATE)
+        written.add(tuple((tmp_path / name).read_bytes() for name in "tms"))
+    assert len(written) == 1
+    header = int.from_bytes((tmp_path / "t").read_bytes()[:8], "little")
+    assert header % 8 == 0  # readers map the numbers as they lie
+    assert all(torch.equal(tensors[name], read) for name, read in load_file(tmp_path / "t").items())
+    with safetensors.safe_open(tmp_path / "t", "pt") as file:
+        assert {k: v for k, v in file.metadata().items() if k != "sha256"} == about
+
+
+def test_a_digest_is_of_contents(tmp_path):
+    tensors = {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.bool)}
+    digest = tensor_digest(tensors, {"x": "1", "y": "2"})
+    assert digest == tensor_digest(dict(reversed(tensors.items())), {"y": "2", "x": "1"})
+    for other in ({**tensors, "a": torch.arange(4.0) + 1}, {**tensors, "a": torch.arange(4)}, {"a": tensors["a"]}):
+        assert digest != tensor_digest(other, {"x": "1", "y": "2"})
+
+
+def tied(kind):
+    """A net with a weight that two layers share."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    if kind == "parameter":
+        net[1].weight = net[0].weight
+    elif kind == "data":
+        net[1].weight.data = net[0].weight.data
+    elif kind == "turned":
+        net[1].weight.data = net[0].weight.data.t()
+    else:
+        both = torch.randn(6, 4)
+        net[0].weight.data, net[1].weight.data = both[:4], both[2:]
+    return net
+
+
+@pytest.mark.parametrize("kind", ["parameter", "data", "turned", "overlapping"])
+def test_weights_that_share_memory_are_saved_and_loaded_under_each_name(tmp_path, kind):
+    net, other = tied(kind), tied(kind)
+    wanted = {name: value.clone() for name, value in net.state_dict().items()}
+    save_tensors(tmp_path / "t", net.state_dict(), {"format": "pt"})
+    for found in (load_tensors(tmp_path / "t")[0], load_file(tmp_path / "t")):
+        other.load_state_dict(found)
+        assert all(torch.equal(wanted[name], value) for name, value in other.state_dict().items())
+    assert other[0].weight.untyped_storage().data_ptr() == other[1].weight.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "file", b"x")
+        (tmp_path / "plain").write_bytes(b"x")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "plain")]
+    assert modes[0] == modes[1] == 0o666 & ~umask
+
+
+def test_a_name_as_long_as_the_system_takes_is_written(tmp_path):
+    write_whole(tmp_path / ("x" * 255), b"x")
+    with pytest.raises(InputError, match="too long"):
+        write_whole(tmp_path / ("x" * 256), b"x")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("read", [read_json, read_json_lines])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "{" * 5 + "1" * 5000, '"x"', "[1]", "1" * 5000, '{"sha256": null}']
+)
+def test_json_of_any_shape_is_read_or_refused_in_a_line(tmp_path, read, text):
+    (tmp_path / "file").write_text(text + "\n")
+    with pytest.raises(InputError, match=r"\A[^\n]*file' is damaged[^\n]*\Z"):
+        read(tmp_path / "file")
+
+
+def test_numbers_that_are_none_are_refused_where_none_are_written(tmp_path):
+    for value in (float("nan"), float("inf")):
+        (tmp_path / "file").write_text(json.dumps(sealed({"a": [value]})) + "\n")
+        with pytest.raises(InputError, match="damaged"):
+            read_json(tmp_path / "file")
+        assert str(read_json_lines(tmp_path / "file")[0]["a"][0]) == str(value)  # a curve may have them
+
+
+FORM = {
+    "p": POSITIVE,
+    "a": float,
+    "b": [int],
+    "c": (None, {"d": str}),
+    "e": {str: bool},
+    "f": [float, float],
+    "g": {"x", "y"},
+}
+FITS = {
+    "p": 0.5,
+    "a": 1,
+    "b": [1, 2],
+    "c": {"d": "", "more": 1},
+    "e": {"p": True},
+    "f": [0, 0.5],
+    "g": "x",
+    "more": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "odd"),
+    [
+        ({}, None),
+        ({"c": None, "b": [], "e": {}}, None),
+        ({"a": "1"}, "a is of the wrong kind"),
+        ({"p": 0}, "p is of the wrong kind"),
+        ({"a": True}, "a is of the wrong kind"),
+        ({"a": 10**400}, "a is of the wrong kind"),
+        ({"b": [1, 2.5]}, "b[1] is of the wrong kind"),
+        ({"b": {}}, "b is of the wrong kind"),
+        ({"c": {}}, "c is of the wrong kind"),
+        ({"e": {"p": 1}}, "e.p is of the wrong kind"),
+        ({"f": [1.0]}, "f has 1 entries, not 2"),
+        ({"g": "z"}, "g is of the wrong kind"),
+        ({"g": ["x"]}, "g is of the wrong kind"),
+    ],
+)
+def test_a_form_is_met_or_the_first_thing_that_is_not_is_named(tmp_path, change, odd):
+    assert misfit({**FITS, **change}, FORM) == odd
+    write_json(tmp_path / "file", {**FITS, **change})
+    if odd is None:
+        read_json(tmp_path / "file", FORM)
+    else:
+        with pytest.raises(InputError, match=re.escape(f"damaged ({odd}")):
+            read_json(tmp_path / "file", FORM)
+
+
+def test_a_key_that_is_missing_is_named():
+    assert misfit({k: v for k, v in FITS.items() if k != "f"}, FORM) == "it has no 'f'"
+    assert misfit([], FORM) == "it is of the wrong kind"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(16), b"not a zip", b"\x80\x02}q\x00."])
+def test_a_sealed_file_that_is_no_checkpoint_is_damaged(tmp_path, content):
+    size = (64).to_bytes(2, "little")
+    (tmp_path / "c.pt").write_bytes(content + size + hashlib.sha256(content).hexdigest().encode())
+    with pytest.raises(InputError, match=r"\A[^\n]*damaged[^\n]*\Z"):
+        load_state(tmp_path / "c.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -19,13 +20,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 errors="replace"
             )  # a terminal without UTF-8 shows a question mark for ρ, not a traceback
     try:
-        _run(sys.argv[1:] if arguments is None else arguments)
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            _flush()
     except KeyboardInterrupt:
-        print(
-            "flatsparse: stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any",
-            file=sys.stderr,
-        )
+        _tell("stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any")
         sys.exit(130)
+    except BrokenPipeError:  # whoever read what was told has had enough
+        _be_quiet()
+        sys.exit(141)  # as any other program that a pipe ends
+    except OSError as problem:
+        if problem.filename is not None:
+            _fail(f"cannot use '{problem.filename}' ({problem.strerror}): what was saved before is untouched")
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+            raise
+        _be_quiet()
+        _fail(f"cannot write, perhaps to standard output ({problem.strerror}): what was saved before is untouched")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _be_quiet() -> None:
+    """Let what is still to be told go nowhere, or the end of the process would fail on it once more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -86,8 +115,16 @@ def _one_line(boxed: str) -> str:
 
 def _fail(message: str) -> Any:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":  # torchrun's others say the same
-        print(f"flatsparse: error: {message}", file=sys.stderr)
+        _tell(f"error: {message}")
     sys.exit(2)
+
+
+def _tell(message: str) -> None:
+    """Say something in one line on standard error, whatever it quotes; where that is gone, there is nobody to tell."""
+    try:
+        print("flatsparse: " + "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr, flush=True)
+    except OSError:
+        _be_quiet()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from flatsparse.errors import InputError
-from flatsparse.lab import reporting
+from flatsparse.lab import pool, reporting
 from flatsparse.lab.compare import TUNING_SEEDS, Comparison, compare, tabulate
+from flatsparse.storage import read_json
 
 SMALL = Comparison(
     train_size=64,
@@ -147,7 +148,7 @@ def test_radii_are_chosen_on_validation_images_of_other_seeds(tmp_path):
         assert json.loads(file.read_text())["seed"] >= TUNING_SEEDS
 
 
-def test_a_radius_that_diverges_is_the_worst_and_stops_nothing(tmp_path):
+def test_a_radius_that_diverges_is_the_worst_and_stops_nothing(tmp_path, monkeypatch):
     chosen = dataclasses.replace(
         SMALL,
         tune=True,
@@ -162,6 +163,13 @@ def test_a_radius_that_diverges_is_the_worst_and_stops_nothing(tmp_path):
     (table,) = compare(chosen, tmp_path / "out", console=Console(quiet=True))
     assert table.row("sam").rho == 0.1
     assert table.tried["sam"]["1e+30"] == 0.0
+    (failed,) = (tmp_path / "out" / "tuning").glob("*1e+30*")  # as in a grid, and no finished run
+    assert "the loss became" in read_json(failed / "failure.json")["reason"]
+    assert not (failed / "result.json").exists()
+    trained = []
+    monkeypatch.setattr(pool, "train", lambda *job, **how: trained.append(job))
+    (again,) = compare(chosen, tmp_path / "out", resume=True, console=Console(quiet=True))
+    assert (again.rows[1].rho, again.tried, trained) == (0.1, table.tried, [])
 
 
 def test_a_radius_that_was_given_is_not_chosen(tmp_path):

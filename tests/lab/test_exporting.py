@@ -1,5 +1,6 @@
 """``flatsparse export``: written, read back, compared; nothing else touched."""
 
+import json
 import shutil
 import time
 
@@ -142,6 +143,33 @@ def test_the_folder_of_another_run_is_not_touched(run, capsys):
     capsys.readouterr()
     assert "another run" in fails(capsys, "export", str(run), "--out", str(run / "there"))
     assert contents(run / "there") == before
+
+
+def test_a_run_that_was_trained_again_to_the_same_bits_is_the_run(run, trained, tmp_path):
+    """Whatever its files look like: older ones have their metadata in any order."""
+    main(["export", str(run), "--images", "50", "--out", str(tmp_path / "there")])
+    again = tmp_path / "again"
+    main(["train", "--data", "digits", "--method", "static", "--sparsity", "0.9", *QUICK, "--out", str(again)])
+    for name in ("model.safetensors", "masks.safetensors"):
+        content = (again / name).read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        header["__metadata__"] = dict(reversed(header["__metadata__"].items()))
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        (again / name).write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        assert (again / name).read_bytes() != (run / name).read_bytes()
+    assert load_run(again).digest == load_run(run).digest
+    main(["export", str(again), "--images", "50", "--out", str(tmp_path / "there")])
+
+
+@pytest.mark.parametrize(
+    "spoil", [{"lr": "x"}, {"model": ["digitnet"]}, {"include": 3}, {"data": None}, {"optimizer": "?"}]
+)
+def test_settings_that_no_run_can_have_are_a_line(run, spoil, capsys):
+    config = read_json(run / "config.json")
+    fs.storage.write_json(run / "config.json", {**config, "settings": {**config["settings"], **spoil}})
+    fails(capsys, "export", str(run))
 
 
 @pytest.mark.parametrize("name", ["dense", "csr", "small"])

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
 
 from flatsparse.cli import main
+from flatsparse.errors import InputError
 from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
 from flatsparse.lab.report import drawing, page
 from flatsparse.lab.report.store import MOST_POINTS, records, run, thinned
 from flatsparse.lab.reproduce.making import Choice, make
+from flatsparse.lab.reproduce.telling import print_record
 from flatsparse.lab.run import Run
 from flatsparse.storage import load_tensors, read_json, read_json_lines, sealed, write_json
 
@@ -399,3 +402,86 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_answers_a_finger(brows
     browser.tap("document.querySelector('dialog .close')")
     assert not browser.value("document.querySelector('dialog').open")
     assert browser.problems == []
+
+
+# -- stores that others may have made ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crafted(store, tmp_path):
+    """A store with one table, and what writes it anew with a change and tells it."""
+    shutil.copytree(store / "runs", tmp_path / "store" / "runs")
+    record = read_json(store / "table1-smoke.json")
+
+    def told(**change):
+        write_json(tmp_path / "store" / "table1-smoke.json", {**record, **change})
+        return page.write(records(tmp_path / "store"), tmp_path / "store", tmp_path / "report.html").read_text()
+
+    return told, record
+
+
+def picture(file):
+    Image.new("RGB", (8, 8), "red").save(file)
+    return file
+
+
+def test_no_picture_from_outside_the_store_gets_onto_the_page(crafted, tmp_path):
+    told, _ = crafted
+    secret = picture(tmp_path / "secret.png")
+    (tmp_path / "store" / "link.png").symlink_to(secret)
+    (tmp_path / "store" / "folder").symlink_to(tmp_path)
+    picture(tmp_path / "store" / "mine.png")
+    assert told(pictures=["mine.png"]).count("data:image/png") == 1
+    for name in ("link.png", "folder/secret.png"):
+        assert "data:image/png" not in told(pictures=[name])
+    for name in (str(secret), "../secret.png", "runs/../../secret.png"):
+        with pytest.raises(InputError, match=r"table1-smoke\.json' is damaged .*not in the folder"):
+            told(pictures=[name])
+
+
+def test_no_run_from_outside_the_store_gets_onto_the_page(crafted, tmp_path):
+    told, record = crafted
+    for folder in (str(tmp_path), "..", "runs/../.."):
+        with pytest.raises(InputError, match="not in the folder"):
+            told(rows=[{**record["rows"][0], "folders": [folder]}])
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_a_damaged_picture_is_told_of(crafted, tmp_path, content):
+    (tmp_path / "store" / "mine.png").write_bytes(content)
+    assert "The picture mine.png is damaged." in crafted[0](pictures=["mine.png"])
+
+
+def places(value, place=()):
+    """Every place in nested values."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value[:1]):
+        yield (*place, key)
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*place, key))
+
+
+def test_a_record_with_anything_missing_or_of_another_kind_is_told_or_named_in_a_line(crafted, tmp_path):
+    _, record = crafted
+    record["rows"] = [next(row for row in record["rows"] if row["difference"] and row["published"])]
+    file, quiet, refused = tmp_path / "store" / "table1-smoke.json", Console(quiet=True), 0
+    for n, place in enumerate(places(record)):
+        for wrong in ("missing", ["x", -1, None, [], {"a": 1}][n % 5]):
+            spoilt = json.loads(json.dumps(record))
+            inner = spoilt
+            for key in place[:-1]:
+                inner = inner[key]
+            if wrong == "missing":
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = wrong
+            write_json(file, spoilt)
+            said = None
+            try:
+                (found,) = records(tmp_path / "store")
+            except InputError as problem:
+                said, refused = str(problem), refused + 1
+            else:
+                print_record(found, quiet)
+                page.write([found], tmp_path / "store", tmp_path / "report.html")
+            assert said is None or (f"'{file}' is damaged (" in said and "\n" not in said)
+    assert refused > 60

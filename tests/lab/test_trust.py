@@ -1,7 +1,10 @@
 """Runs that meet damage, kills and missing folders."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,11 @@ from safetensors.torch import load_file
 
 from flatsparse.errors import InputError
 from flatsparse.lab import training as loop
+from flatsparse.lab.files import alone_in
+from flatsparse.lab.finished import load_run
+from flatsparse.lab.folder import load_checked, read_metrics, read_probes, read_result
 from flatsparse.lab.run import Run
+from flatsparse.storage import load_tensors, read_json, save_state, save_tensors, sealed, write_json
 
 RUN = Run(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
 
@@ -144,3 +151,155 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
         loop.train(RUN, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["epoch"] == 2
+
+
+# -- what damage says, and what else may be amiss -------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_s_message_names_the_good_one_before_it(stopped):
+    flip(stopped / "checkpoint.pt")
+    told = (
+        rf"checkpoint\.pt' is damaged: rename '{stopped}/checkpoint\.previous\.pt', which is whole, .* after epoch 2\Z"
+    )
+    with pytest.raises(InputError, match=told):
+        loop.train(RUN, stopped, resume=True)
+    flip(stopped / "checkpoint.previous.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt' is damaged .*: restore it from a copy") as caught:
+        loop.train(RUN, stopped, resume=True)
+    assert "previous" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_gone_does_not_make_the_run_begin_anew(stopped):
+    (stopped / "checkpoint.pt").unlink()
+    with pytest.raises(InputError, match=r"checkpoint\.pt' is gone: rename .*previous"):
+        loop.train(RUN, stopped, resume=True)
+
+
+def test_a_checkpoint_of_something_else_is_named(stopped):
+    state = load_checked(stopped / "checkpoint.pt")
+    for spoilt in (
+        {**state, "model": {}},
+        {**state, "progress": {"colour": "red"}},
+        {k: v for k, v in state.items() if k != "training"},
+        {**state, "torch": "no state of a generator"},
+    ):
+        save_state(stopped / "checkpoint.pt", spoilt)
+        with pytest.raises(InputError, match=r"\A[^\n]*checkpoint\.pt' is damaged[^\n]*\Z"):
+            loop.train(RUN, stopped, resume=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    gain = dict.fromkeys(("worst", "sam", "previous", "random"), 0.1)
+    seen = {"rho": 0.05, "gain": gain, "cosine": 0.5, "curvature": {"all": {"largest": 1.0}, "live": {"largest": 1.0}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Probe, "look", lambda self, parts, step: {"step": step, **seen})  # which takes its time
+        loop.train(Run(**{**vars(RUN), "probe": "every=8"}), out)
+    return out
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl"])
+def test_a_curve_cut_at_a_line_s_end_is_named(done, name):
+    run, lines = Run(**{**vars(RUN), "probe": "every=8"}), (done / name).read_text().splitlines(keepends=True)
+    assert loop.train(run, done, resume=True) == read_result(done)
+    for left in {0, 1, len(lines) - 1}:
+        (done / name).write_text("".join(lines[:left]))
+        with pytest.raises(InputError, match=rf"{name}' is damaged \(it has {left} of {len(lines)} "):
+            loop.train(run, done, resume=True)
+    (done / name).unlink()
+    loop.train(run, done, resume=True)  # as the message says: from the checkpoint
+    assert (done / name).read_text() == "".join(lines)
+    assert len(read_metrics(done, read_result(done))) == 4
+    assert len(read_probes(done, 2)) == 2
+
+
+def test_what_was_written_by_others_is_named_and_no_traceback(done):
+    run = Run(**{**vars(RUN), "probe": "every=8"})
+    result = read_json(done / "result.json")
+    for key in result.keys() - {"rounds"}:  # which nothing reads
+        write_json(done / "result.json", {name: value for name, value in result.items() if name != key})
+        with pytest.raises(InputError, match=rf"result\.json' is damaged \(it has no '{key}'"):
+            loop.train(run, done, resume=True)
+    write_json(done / "result.json", result)
+    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    lines[1] = sealed({"epoch": 2})
+    (done / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"metrics\.jsonl' is damaged .line 2: it has no 'step'"):
+        loop.train(run, done, resume=True)
+
+
+def test_two_processes_do_not_train_one_run(stopped):
+    before = {file.name: file.read_bytes() for file in stopped.iterdir()}
+    with alone_in(stopped), pytest.raises(InputError, match="another process is at work"):
+        loop.train(RUN, stopped, resume=True)
+    assert {file.name: file.read_bytes() for file in stopped.iterdir()} == before
+    assert loop.train(RUN, stopped, resume=True)["epochs"] == 4
+
+
+def test_a_run_keeps_others_out_while_it_trains(tmp_path):
+    met = []
+
+    def second():
+        with pytest.raises(InputError, match="another process is at work"):
+            loop.train(RUN, tmp_path / "run", resume=True)
+        met.append(True)
+
+    loop.train(RUN, tmp_path / "run", watcher=After(2, second))
+    assert met == [True]
+
+
+def test_equal_runs_leave_equal_files(tmp_path):
+    for name in "ab":
+        loop.train(RUN, tmp_path / name)
+    for name in ("config.json", "model.safetensors", "masks.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
+    """All but what holds times: checkpoints, the result, the curve and the page."""
+    code = """if True:
+        import sys, torch
+        from pathlib import Path
+        from flatsparse.lab.run import Run
+        from flatsparse.lab.training import train
+        torch.set_num_threads(1)
+        train(Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sharpness="s2sam"), Path(sys.argv[1]))
+    """
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / seed], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    for name in ("config.json", "model.safetensors", "masks.safetensors"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+    timed = {"seconds", "step_seconds", "records"}
+    states = [load_checked(tmp_path / seed / "checkpoint.pt") for seed in ("1", "2")]
+    for state in states:
+        state["progress"] = {name: value for name, value in state["progress"].items() if name not in timed}
+    kept = [tmp_path / f"{number}.pt" for number in (1, 2)]
+    for file, state in zip(kept, states, strict=True):
+        save_state(file, state)
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_a_run_that_diverges_at_its_last_step_has_no_result(tmp_path):
+    """Nothing looks at the weights after it but the end itself, where no images are held out."""
+    once = Run(train_size=64, validation_size=0, batch_size=64, epochs=1, method="dense", lr=1e30, momentum=0.0)
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 1: lower --lr 1e\+30"):
+        loop.train(once, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_whose_weights_are_not_finite_is_not_read(done):
+    tensors, about = load_tensors(done / "model.safetensors")
+    tensors["0.weight"][0] = float("nan")
+    save_tensors(done / "model.safetensors", tensors, about)
+    with pytest.raises(InputError, match="weights that are not finite"):
+        load_run(done)

@@ -11,20 +11,23 @@ from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Grid
+from rich.text import Text
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, unknown
 from flatsparse.flops import estimate
 from flatsparse.lab import compare as comparing
 from flatsparse.lab import exporting, page, reporting, sources
+from flatsparse.lab.figures import save
+from flatsparse.lab.files import plain_name
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.recipes import recipes
 from flatsparse.lab.run import SHARPNESS, Run, usable_device
 from flatsparse.lab.task import NETWORKS
 from flatsparse.lab.team import joined, started_together
+from flatsparse.lab.terminal import Console
 from flatsparse.lab.training import train
 from flatsparse.layers import PRESETS
 from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind
@@ -47,7 +50,7 @@ class Train(Run):
         method = name_of_kind(kind_of(run.method))
         thin = "" if run.channels is None else f"-channels{run.channels:g}"
         name = f"{sources.slug(run.data)}-{run.model}-{method}{run.sparsity:g}{thin}-{run.sharpness}-seed{run.seed}"
-        out = self.out or Path("runs") / name
+        out = self.out or Path("runs") / plain_name(name).strip("._")  # data may be a path, and lie elsewhere
         with joined(run.device) as team:
             console = Console(quiet=not team.leads)
             with _RunBar(console) as watcher:
@@ -56,14 +59,16 @@ class Train(Run):
             return
         flops, seconds = result["flops"], result["seconds"]
         thinned = f", {result['channels']:.1%} of the channels removed" if "channels" in result else ""
-        console.print(
-            f"test accuracy [bold]{result['test_accuracy']:.2f} %[/bold], training accuracy {result['train_accuracy']:.2f} %,"
+        told = Text.assemble(
+            "test accuracy ",
+            (f"{result['test_accuracy']:.2f} %", "bold"),
+            f", training accuracy {result['train_accuracy']:.2f} %,"
             f" sparsity {result['sparsity']['prunable']:.4f} ({result['sparsity']['overall']:.4f} of all matrices){thinned}\n"
             f"training took {seconds['train']:.1f} s at {result['images_per_second']:.0f} images/s, "
             f"{result['gradient_evaluations']} gradients, {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs\n"
             f"report: {page.write_run(run, result, out)}",
-            highlight=False,
         )
+        console.print(told)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Compare(comparing.Comparison):
         console = Console()
         tables = comparing.compare(comparing.Comparison(**chosen), self.out, resume=self.resume, console=console)
         reporting.print_tables(tables, console)
-        reporting.differences(tables).savefig(self.out / "compare.png", dpi=160)
+        save(reporting.differences(tables), self.out / "compare.png")
         report = page.write_comparison(tables, comparing.Comparison(**chosen).resolved(), self.out)
         console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)
 
@@ -166,7 +171,7 @@ class List:
         grid = Grid(box=None, show_header=False, pad_edge=False)
         for section, entries in sections.items():
             if self.what in ("all", section):
-                grid.add_row(f"[bold]{section}[/bold]")
+                grid.add_row(Text(section, style="bold"))
                 for name, thing in entries.items():
                     aliases = [alias for alias, known in ALIASES.items() if section == "methods" and known == name]
                     grid.add_row("  " + ", ".join([name, *aliases]), _first_line(thing))

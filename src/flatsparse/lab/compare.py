@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatsparse.errors import InputError, check_count, check_finite, unknown
 from flatsparse.lab.files import claim
 from flatsparse.lab.pool import Job, default_jobs, run_all, workers
 from flatsparse.lab.run import SHARPNESS, Run, Setting, Sharpness
 from flatsparse.lab.sources import load
 from flatsparse.lab.statistics import Difference, deviation, paired_difference
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import read_json, write_json
 
 TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
@@ -131,12 +130,16 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
     data = load(comparison.data, comparison.data_dir)
-    about = {"data_set": data.identity}
-    claim(
-        out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=("data_dir",)
-    )  # jobs share out the cores, and the number of threads is felt in the last bits
-    data.check_same(read_json(out / "comparison.json"), f"'{out}'")
-    console.print(data.summary, *(f"warning: {note}" for note in data.notes), sep="\n", markup=False, highlight=False)
+    mine: dict[str, Any] = {"about": {"data_set": data.identity}, "free": ("data_dir",)}
+    # Jobs share out the cores, and the number of threads is felt in the last bits.
+    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, **mine):
+        data.check_same(read_json(out / "comparison.json"), f"'{out}'")
+        console.print(data.summary, *(f"warning: {note}" for note in data.notes), sep="\n", highlight=False)
+        return _compare(comparison, out, console, about=mine["about"])
+
+
+def _compare(comparison: Comparison, out: Path, console: Console, about: dict[str, Any]) -> list[Table]:
+    """Run a resolved comparison in its folder."""
     assert comparison.jobs is not None  # resolved
     with workers(comparison.jobs) as pool:
         radii, tried = _radii(comparison, out, pool, console)
@@ -246,7 +249,7 @@ def _radii(
         if name == "none" or name in comparison.rhos:
             continue
         accuracy = {
-            rho: statistics.fmean(jobs[noise, name, rho, seed].result["validation_accuracy"] for seed in seeds)
+            rho: statistics.fmean(jobs[noise, name, rho, seed].validation_accuracy for seed in seeds)
             for rho in comparison.rho_grid
         }
         radii[noise, name] = max(accuracy, key=lambda rho: accuracy[rho])

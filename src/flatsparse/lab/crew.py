@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import fcntl
 import multiprocessing
 import signal
 import threading
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +17,12 @@ from typing import Any
 import torch
 
 from flatsparse.errors import InputError
+from flatsparse.lab.files import Busy, locked
+from flatsparse.lab.folder import FAILURE, RESULT, read_failure, write_failure
 from flatsparse.lab.parent import first_round, has_parent
 from flatsparse.lab.pool import end_with_parent
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import Silent, train
-from flatsparse.storage import read_json, write_json
 
 PATIENCE = 0.5  # seconds between looks at how far runs are
 
@@ -79,12 +77,12 @@ def work(task: Task) -> End:
         with contextlib.ExitStack() as held:
             if not held.enter_context(_lock(task.store, task.folder.name)):
                 return End(busy=True)
-            if (task.folder / "result.json").is_file():
+            if (task.folder / RESULT).is_file():
                 return End()
-            failed = task.folder / "failure.json"
-            if failed.is_file() and not task.retry:  # in another process, since the grid began
-                return End(read_json(failed)["reason"])
-            failed.unlink(missing_ok=True)
+            failure = None if task.retry else read_failure(task.folder)
+            if failure is not None:  # in another process, since the grid began
+                return End(failure)
+            (task.folder / FAILURE).unlink(missing_ok=True)
             first = contextlib.ExitStack()
             if task.run.rounds > 1:
                 held.enter_context(first)
@@ -98,6 +96,8 @@ def work(task: Task) -> End:
                     parent=task.store / "parents",
                     watcher=_Sharing(task.store / "parents", first),
                 )
+            except Busy:  # with flatsparse train
+                return End(busy=True)
             except Exception as problem:  # whatever it is, the other runs go on
                 return fail(task.folder, _reason(problem), problem)
     except (InputError, OSError) as problem:
@@ -108,16 +108,9 @@ def work(task: Task) -> End:
 
 
 def fail(folder: Path, reason: str, problem: BaseException | None = None) -> End:
-    """Write down why a run failed, when, and the line it failed at."""
-    where = traceback.extract_tb(problem.__traceback__)[-1] if problem else None
-    told = {
-        "reason": reason,
-        "where": f"{Path(where.filename).name}, line {where.lineno}, in {where.name}" if where else None,
-        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    """The end of a task that failed, which is written down."""
     with contextlib.suppress(InputError, OSError):  # a full disk is a reason to fail, and no place to say so
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "failure.json", told)
+        write_failure(folder, reason, problem)
     return End(reason)
 
 
@@ -146,22 +139,10 @@ class _Sharing(Silent):
 
 @contextlib.contextmanager
 def _lock(store: Path, name: str) -> Iterator[bool]:
-    """Whether this process has got a lock of the store. It goes with the process, however that ends.
-
-    Raises: InputError on a file system that has no locks.
-    """
+    """Whether this process has got a lock of the store. Raises InputError on a file system that has no locks."""
     (store / "locks").mkdir(parents=True, exist_ok=True)
-    with (store / "locks" / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as problem:
-            raise InputError(
-                f"'{store}' is on a file system without locks ({problem.strerror}): give another --out"
-            ) from None
-        yield True
+    with locked(store / "locks" / name, keep=True) as got:
+        yield got
 
 
 class Alone(Crew):

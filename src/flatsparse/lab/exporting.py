@@ -33,6 +33,7 @@ from flatsparse.export import (
 )
 from flatsparse.lab import task
 from flatsparse.lab.data import Images, batches
+from flatsparse.lab.files import alone_in
 from flatsparse.lab.finished import Finished
 from flatsparse.lab.folder import environment
 from flatsparse.lab.statistics import median
@@ -142,6 +143,14 @@ def export(
     for name in formats:
         if name not in FORMS:
             raise unknown("format", name, FORMS)
+    with alone_in(out):
+        return _export(run, formats, out, images, tell)
+
+
+def _export(
+    run: Finished, formats: tuple[str, ...], out: Path, images: int, tell: Callable[[str, dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Write a run in forms that there are, into a folder that is there."""
     record = _claimed(run, formats, out)
     test = run.splits.test.take(torch.arange(min(images, len(run.splits.test)), device=run.splits.test.labels.device))
     wanted = _outputs(run.model, run, test)
@@ -197,8 +206,8 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
     mine = {"digest": run.digest, "method": run.run.method, "model": run.run.model, "data": run.run.data}
     before: dict[str, Any] = {"run": mine, "formats": {}}
     if (out / RECORD).exists():
-        before = read_json(out / RECORD)
-        if before.get("run", {}).get("digest") != run.digest or "formats" not in before:
+        before = read_json(out / RECORD, {"run": {"digest": str}, "formats": {str: {"sha256": str}}})
+        if before["run"]["digest"] != run.digest:
             raise InputError(f"'{out}' holds the export of another run: give another --out")
     coming = before.pop("coming", None)  # what a killed export was about to put in its place
     for name in formats:
@@ -206,13 +215,8 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
         known = before["formats"].get(name, {}).get("sha256"), coming
         if file.exists() and (not file.is_file() or hashlib.sha256(read(file)).hexdigest() not in known):
             raise InputError(f"'{file}' is there and not what an export wrote: move it away, or give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(f"{UNFINISHED}*"):  # by a killed export
-            shutil.rmtree(left, ignore_errors=True)
-        tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED).cleanup()
-    except OSError as problem:
-        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+    for left in out.glob(f"{UNFINISHED}*"):  # by a killed export
+        shutil.rmtree(left, ignore_errors=True)
     return before
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import platform
 import shutil
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +18,60 @@ from typing import Any
 import torch
 
 import flatsparse
+from flatsparse.errors import InputError
 from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
 from flatsparse.lab.run import Run
 from flatsparse.lab.team import ALONE, Team
-from flatsparse.storage import load_state, save_state, sealed, write_whole
+from flatsparse.storage import (
+    POSITIVE,
+    damaged,
+    load_state,
+    misfit,
+    read_json,
+    read_json_lines,
+    save_state,
+    sealed,
+    write_json,
+    write_whole,
+)
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+RESULT, FAILURE, CURVE, PROBES = "result.json", "failure.json", "metrics.jsonl", "probes.jsonl"
+SOME = (float, None)
+# What is read again of each file, see storage.misfit.
+FORMS: dict[str, Any] = {
+    "config.json": {"settings": dict, "versions": dict, "machine": {"threads": int}},
+    RESULT: {
+        **dict.fromkeys(("method", "sharpness", "model", "data"), str),
+        **dict.fromkeys(("seed", "epochs", "gradient_evaluations"), int),
+        "steps": POSITIVE,
+        **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy", "train_loss", "generalization_gap"), SOME),
+        **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
+        **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
+        "macro": (None, {str: SOME}),
+        "steps_to": {str: SOME},
+        "ball": {"radius": float, "increase": SOME},
+        "sparsity": {"prunable": float, "overall": float},
+        "health": {"churn": SOME, "dead_filters": int, "filters": int, "collapsed": {str: float}},
+        "flops": {"train": float, "train_dense": POSITIVE, "inference": float, "inference_dense": POSITIVE},
+        "seconds": {"train": float, "step_median": POSITIVE},
+    },
+    FAILURE: {"reason": str},
+    CURVE: {
+        **dict.fromkeys(("epoch", "step", "updates"), int),
+        **dict.fromkeys(("train_loss", "train_accuracy", "lr", "sparsity", "exploration", "dead_filters"), float),
+        **dict.fromkeys(("validation_loss", "validation_accuracy", "churn"), SOME),
+        "collapsed": {str: float},
+    },
+    PROBES: {
+        "step": int,
+        **dict.fromkeys(("rho", "cosine"), float),
+        "gain": dict.fromkeys(("worst", "sam", "previous", "random"), float),
+        "curvature": {space: {"largest": float} for space in ("all", "live")},
+    },
+    CHECKPOINT: dict.fromkeys(("settings", "model", "optimizer", "training", "schedule", "progress"), dict),
+}
 
 
 @dataclass
@@ -61,14 +110,26 @@ def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict
     }
 
 
-def restore(state: dict[str, Any], parts: Parts) -> Progress:
-    """Put the parts where a state left them."""
-    parts.model.load_state_dict(state["model"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.training.load_state_dict(state["training"])
-    parts.schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["torch"])
-    return Progress(**state["progress"])
+def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
+    """Put the parts where a state left them. Raises InputError when the state, which is that of a file, is not theirs."""
+    try:
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.training.load_state_dict(state["training"])
+        parts.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["torch"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
+        told = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise damaged(file, f"its state is not this run's: {told}") from None
+
+
+def load_checked(file: Path) -> dict[str, Any]:
+    """A state that ``save_state`` wrote of parts. Raises InputError when it is damaged, or none."""
+    state: dict[str, Any] = load_state(file)
+    if (odd := misfit(state, FORMS[CHECKPOINT])) is not None:
+        raise damaged(file, odd)
+    return state
 
 
 def _keep(file: Path, name: Path) -> None:
@@ -87,21 +148,81 @@ def _keep(file: Path, name: Path) -> None:
 def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
     """Put the parts where the last checkpoint left them, or leave them as they are when there is none.
 
-    Raises: InputError when the checkpoint is damaged or another run's.
+    Raises: InputError when the checkpoint is damaged, with the good one before it if there is one, or another run's.
     """
-    file = out / CHECKPOINT
+    file, before = out / CHECKPOINT, out / PREVIOUS
     if not file.is_file():
+        if before.is_file():
+            raise InputError(
+                f"'{file}' is gone: rename '{before}', the one before it, to {CHECKPOINT} to go on from there"
+            )
         return Progress()
-    state = load_state(file)
+    try:
+        state = load_checked(file)
+    except InputError:
+        try:
+            epoch = load_checked(before)["progress"].get("epoch")
+        except InputError:
+            epoch = None
+        if epoch is None:
+            raise
+        raise InputError(
+            f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to go on after epoch {epoch}"
+        ) from None
     check_same(run.as_dict(), state["settings"], f"'{file}'", free=("data_dir",))
-    return restore(state, parts)
+    return restore(state, parts, file)
 
 
 def write_metrics(out: Path, progress: Progress) -> None:
     """Write the curve, a line an epoch, and what was probed, if anything, a line a probe."""
-    _write_lines(out / "metrics.jsonl", progress.records)
+    _write_lines(out / CURVE, progress.records)
     if progress.probes:
-        _write_lines(out / "probes.jsonl", progress.probes)
+        _write_lines(out / PROBES, progress.probes)
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """What ``config.json`` says. Raises InputError when it is damaged."""
+    return read_json(out / "config.json", FORMS["config.json"])
+
+
+def read_result(out: Path) -> dict[str, Any]:
+    """What a finished run came to. Raises InputError when it is damaged."""
+    return read_json(out / RESULT, FORMS[RESULT])
+
+
+def read_metrics(out: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The curve of a finished run, an epoch each. Raises InputError when it is damaged, or epochs are missing."""
+    return _read_lines(out / CURVE, result["epochs"], "epochs")
+
+
+def read_probes(out: Path, count: int = 0) -> list[dict[str, Any]]:
+    """What a run probed, if it did. Raises InputError when it is damaged, or has not as many probes as it should."""
+    return _read_lines(out / PROBES, count, "probes") if count or (out / PROBES).is_file() else []
+
+
+def _read_lines(file: Path, count: int, what: str) -> list[dict[str, Any]]:
+    lines = read_json_lines(file, FORMS[file.name])
+    if len(lines) < count:
+        raise damaged(file, f"it has {len(lines)} of {count} {what}")
+    return lines
+
+
+def write_failure(out: Path, reason: str, problem: BaseException | None = None) -> None:
+    """Write down why a run failed, when, and the line it failed at."""
+    where = traceback.extract_tb(problem.__traceback__)[-1] if problem else None
+    told = {
+        "reason": reason,
+        "where": f"{Path(where.filename).name}, line {where.lineno}, in {where.name}" if where else None,
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / FAILURE, told)
+
+
+def read_failure(out: Path) -> str | None:
+    """Why a run failed; None when it did not. Raises InputError when what is written there is damaged."""
+    file = out / FAILURE
+    return str(read_json(file, FORMS[FAILURE])["reason"]) if file.is_file() else None
 
 
 def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -6,22 +6,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatsparse.errors import InputError, check_count
 from flatsparse.lab.cluster import OnRay
 from flatsparse.lab.crew import PATIENCE, Alone, Crew, End, Processes, Task
+from flatsparse.lab.files import plain_name
+from flatsparse.lab.folder import RESULT, read_failure, read_result
 from flatsparse.lab.live import Board
 from flatsparse.lab.pool import default_jobs
 from flatsparse.lab.run import ONCE, Run
-from flatsparse.storage import read, read_json
+from flatsparse.lab.terminal import Console
+from flatsparse.storage import read
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones
 AGAIN = 2.0  # seconds until a run that another process is at is looked at once more
@@ -162,9 +162,8 @@ def _look(run: Run, store: Path) -> Outcome:
         settled, stands = _settled(run), key(run)
     except InputError as problem:
         return Outcome(run, store / "runs", None, str(problem))
-    name = re.sub(r"[^\w.-]+", "_", f"{settled.data}-{settled.model}-{settled.method}-{settled.sharpness}")
-    folder = store / "runs" / f"{name[-150:]}-{stands}"  # data and method may be paths
-    if (folder / "result.json").is_file():
-        return Outcome(run, folder, read_json(folder / "result.json"), None)
-    failure = folder / "failure.json"
-    return Outcome(run, folder, None, read_json(failure)["reason"] if failure.is_file() else None)
+    name = plain_name(f"{settled.data}-{settled.model}-{settled.method}-{settled.sharpness}")
+    folder = store / "runs" / f"{name}-{stands}"
+    if (folder / RESULT).is_file():
+        return Outcome(run, folder, read_result(folder), None)
+    return Outcome(run, folder, None, read_failure(folder))

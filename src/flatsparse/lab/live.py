@@ -6,15 +6,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from flatsparse.lab.crew import Task
+from flatsparse.lab.folder import read_result
 from flatsparse.lab.pool import epochs_done
 from flatsparse.lab.run import Run
-from flatsparse.storage import read_json
+from flatsparse.lab.terminal import Console
 
 SHOWN = 12  # runs at work; a cluster may have hundreds
 
@@ -77,7 +78,7 @@ class Board:
         if failure is not None:
             self.console.print(Text(f"{place} failed: {failure}", style="red"), soft_wrap=True)
         elif not self.console.is_terminal:
-            accuracy = read_json(folder / "result.json")["test_accuracy"]
+            accuracy = read_result(folder)["test_accuracy"]
             self.console.print(Text(f"{place}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
 
     def table(self) -> Group:
@@ -91,7 +92,7 @@ class Board:
             made, took = mark.done - mark.before, now - (mark.since or now)
             speed = made / took if took else 0.0
             when = _time((mark.whole - mark.done) / speed) if speed else ""
-            grid.add_row(mark.name, f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
+            grid.add_row(Text(mark.name), f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
         # An epoch takes the time of its gradients; nets of other sizes are not told apart.
         behind = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
         left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())

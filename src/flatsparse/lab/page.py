@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import io
 import math
 import shlex
 import statistics
@@ -19,11 +18,13 @@ from flatsparse.lab.ball import DEFINITION
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.results import Table as BenchTable
 from flatsparse.lab.compare import Comparison, Row, Table
+from flatsparse.lab.figures import svg
+from flatsparse.lab.folder import read_metrics, read_probes, read_result
 from flatsparse.lab.landscape import pictures, telling
 from flatsparse.lab.landscape.settings import KINDS, Landscape
 from flatsparse.lab.landscape.viewer import viewer
 from flatsparse.lab.run import Run
-from flatsparse.storage import load_masks, read_json_lines, write_whole
+from flatsparse.storage import load_masks, write_whole
 
 CURVES = "Thick lines are means, thin ones seeds. Training loss is that of the gradients taken, so at w + e where there is an e."
 TOPOLOGY = "How much an update replaces, how much was ever tried, and filters that no live weight feeds."
@@ -56,7 +57,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         for table in tables
     ]
     curves = {
-        (noise, name): [read_json_lines(runs[noise, name, seed] / "metrics.jsonl") for seed in range(comparison.seeds)]
+        (noise, name): [_metrics(runs[noise, name, seed]) for seed in range(comparison.seeds)]
         for noise, name, _ in runs
     }
     parts = [
@@ -114,7 +115,7 @@ def _question(comparison: Comparison) -> str:
 
 def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
     """Write a single run's report. Returns the file."""
-    records = read_json_lines(out / "metrics.jsonl")
+    records = read_metrics(out, result)
     title = (
         f"{run.model} on {run.data}: {run.method} at {result['sparsity']['prunable']:.1%}, sharpness {run.sharpness}"
     )
@@ -219,7 +220,7 @@ def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
     )
     body = "\n".join([f"<h1>{_text(title)}</h1>", *parts])
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    write_whole(file, page.encode())
+    write_whole(file, page.encode(errors="replace"))  # a path may be no text
     return file
 
 
@@ -298,11 +299,15 @@ def _tuning(tables: Sequence[Table]) -> list[str]:
     return parts
 
 
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return read_metrics(folder, read_result(folder))
+
+
 def _probes(folder: Path) -> list[str]:
-    file = folder / "probes.jsonl"
-    if not file.is_file():
+    records = read_probes(folder)
+    if not records:
         return []
-    figure = _figure(reporting.probes(read_json_lines(file)), "Every dot is one look at the loss around the weights.")
+    figure = _figure(reporting.probes(records), "Every dot is one look at the loss around the weights.")
     return ["<h2>Around the weights</h2>", figure, _note(f"Seen: {probe.DEFINITION}.")]
 
 
@@ -323,10 +328,5 @@ def _settings(settings: Any) -> str:
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg")
-    drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    return (
-        f'<figure role="img" aria-label="{_text(caption)}">{drawing}<figcaption>{_text(caption)}</figcaption></figure>'
-    )
+    told = _text(caption)
+    return f'<figure role="img" aria-label="{told}">{svg(figure)}<figcaption>{told}</figcaption></figure>'

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from flatsparse.errors import InputError
 from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
-from flatsparse.lab.folder import Progress, restore, state_of
+from flatsparse.lab.folder import Progress, load_checked, restore, state_of
 from flatsparse.lab.run import Run
-from flatsparse.storage import load_state, save_state
+from flatsparse.storage import save_state
 
 # What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
 FREE = ("method", "sparsity", "drop_fraction", "data_dir")
@@ -34,6 +35,14 @@ def _file(folder: Path, run: Run) -> Path:
     return folder / f"dense-{first_round(run)}.pt"
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder, before a round is trained that is to go there. Raises InputError when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{folder}' ({problem.strerror}): give another --parent") from None
+
+
 def has_parent(folder: Path, run: Run) -> bool:
     """Whether another run has left such a round there."""
     return _file(folder, run).is_file()
@@ -47,17 +56,16 @@ def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
     file = _file(folder, run)
     if not file.is_file():
         return None
-    state = load_state(file)
+    state = load_checked(file)
     check_same(_settings(run), state["settings"], f"'{file}'")
     training = {**state["training"], "method": parts.training.method}
     if not run.rewind:  # what made the file may have kept nothing to go back to; our own start is that of the seed
         training["rewind"] = parts.training.state_dict()["rewind"]
-    return restore({**state, "training": training}, parts)
+    return restore({**state, "training": training}, parts, file)
 
 
 def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> None:
     """Keep the first round for others, unless it is there."""
     file = _file(folder, run)
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         save_state(file, state_of(_settings(run), parts, progress))

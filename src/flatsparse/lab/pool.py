@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flatsparse.lab.folder import CURVE, FAILURE, RESULT, read_result, write_failure
 from flatsparse.lab.run import Run
+from flatsparse.lab.terminal import Console
 from flatsparse.lab.training import Diverged, train
-from flatsparse.storage import read_json, write_json
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run and where it goes; ``test`` as for ``train``."""
+    """A run and where it goes; ``test`` as for ``train``. One that is not tested is for choices, and may diverge."""
 
     run: Run
     out: Path
@@ -31,12 +31,21 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.out / "result.json").is_file()
+        return (self.out / RESULT).is_file() or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        return not self.test and (self.out / FAILURE).is_file()
 
     @property
     def result(self) -> dict[str, Any]:
         """What the finished run wrote."""
-        return read_json(self.out / "result.json")
+        return read_result(self.out)
+
+    @property
+    def validation_accuracy(self) -> float:
+        """What choices go by: in percent, and 0, the worst there is, for a run that diverged."""
+        return 0.0 if self.diverged else float(self.result["validation_accuracy"])
 
 
 def cores() -> int:
@@ -77,7 +86,11 @@ def end_with_parent() -> None:
 
 def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, console: Console) -> None:
     """Run every job that is not finished, with a bar; a failing job stops the rest and its error is raised."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[runs]}/{task.fields[of]} runs"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[runs]}/{task.fields[of]} runs"),
+    )
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
         whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
@@ -119,12 +132,10 @@ def _run(job: Job) -> None:
     except Diverged as problem:
         if job.test:
             raise
-        # A choice of ρ goes on without this one: what diverges is the worst.
-        told = {"sharpness": job.run.sharpness, "rho": job.run.rho, "seed": job.run.seed, "diverged": str(problem)}
-        write_json(job.out / "result.json", {**told, "validation_accuracy": 0.0, "test_accuracy": None})
+        write_failure(job.out, str(problem), problem)  # and the choice goes on
 
 
 def epochs_done(folder: Path) -> int:
     """How many epochs a run has finished, as its folder tells."""
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / CURVE
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0

@@ -8,12 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from flatsparse.flops import Estimate
 from flatsparse.lab.compare import Row, Table
 from flatsparse.lab.statistics import Difference
+from flatsparse.lab.terminal import Console
 from flatsparse.layers import PRESETS
 
 LABELS: dict[str, str] = {
@@ -76,7 +77,7 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
     for heading in ("test %", "against plain", "train %", "grads", "time", "cos"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for table in tables:
-        grid.add_row(f"[bold]{setting(table)}[/bold]")
+        grid.add_row(Text(setting(table), style="bold"))
         for row in table.rows:
             grid.add_row(*_cells(row))
         grid.add_row()
@@ -87,12 +88,12 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
         style="dim",
     )
     for table in tables:
-        console.print(f"\n[bold]{setting(table)[0].upper()}{setting(table)[1:]}[/bold]")
+        console.print(f"\n{setting(table)[0].upper()}{setting(table)[1:]}", style="bold")
         for sentence in sentences(table):
             console.print(f"- {sentence}", highlight=False)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str | Text]:
     spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
     d = row.difference
     told = "" if d is None else f"{d.mean:+.2f} ± {d.half:.2f}"
@@ -107,9 +108,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _styled(text: str, verdict: str) -> str:
-    color = {"helps": "green", "hurts": "red"}.get(verdict)
-    return f"[{color}]{text}[/{color}]" if color else text
+def _styled(text: str, verdict: str) -> Text:
+    return Text(text, style={"helps": "green", "hurts": "red"}.get(verdict, ""))
 
 
 def sentences(table: Table) -> list[str]:

@@ -44,8 +44,11 @@ class Team:
             for count in counts:
                 dist.all_reduce(count)
 
-    def lead(self, act: Callable[[], None]) -> None:
+    def lead(self, act: Callable[[], object]) -> None:
         """Let the leader do something for all; all wait, and have its InputError when it has one."""
+        if self.size == 1:
+            act()
+            return
         problem = None
         if self.leads:
             try:

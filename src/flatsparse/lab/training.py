@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,21 @@ from flatsparse.lab.ball import ball_increase
 from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import DataSet, Images, Splits, at_once, batches
 from flatsparse.lab.files import claim
-from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
-from flatsparse.lab.parent import has_parent, load_parent, save_parent
+from flatsparse.lab.folder import (
+    CHECKPOINT,
+    CURVE,
+    PROBES,
+    RESULT,
+    Progress,
+    environment,
+    load_checkpoint,
+    read_metrics,
+    read_probes,
+    read_result,
+    save_checkpoint,
+    write_metrics,
+)
+from flatsparse.lab.parent import has_parent, load_parent, prepare, save_parent
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
@@ -80,16 +93,38 @@ def train(
         parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
             put there. The result counts it as if the run had trained it.
 
-    Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
+    Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
+        loss that is not finite.
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
     about = {"data_set": parts.data.identity, **environment(team, run.device)} if team.leads else {}
-    team.lead(lambda: _claim(out, run, parts.data, resume=resume, about=about))
-    if (out / "result.json").is_file():
-        return read_json(out / "result.json")
+    with contextlib.ExitStack() as held:
+        team.lead(lambda: held.enter_context(_claimed(out, run, parts.data, resume=resume, about=about)))
+        if (out / RESULT).is_file():
+            return _finished(run, out, parts)
+        return _train(parts, out, watcher, test, team, parent)
+
+
+def _finished(run: Run, out: Path, parts: Parts) -> dict[str, Any]:
+    """The result of a run that is finished; a curve that was deleted is written anew, and one that is damaged refused."""
+    result = read_result(out)
+    if run.probe_every or not (out / CURVE).is_file():
+        progress = load_checkpoint(out, run, parts)  # which alone knows how many probes there were
+        if not (out / CURVE).is_file() or (progress.probes and not (out / PROBES).is_file()):
+            write_metrics(out, progress)
+        read_probes(out, len(progress.probes))
+    read_metrics(out, result)
+    return result
+
+
+def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, parent: Path | None) -> dict[str, Any]:
+    """Train a run on, from where its folder has it, to its result."""
+    run = parts.run
     progress = load_checkpoint(out, run, parts)
     shares = parent if parts.training.rounds > 1 else None
+    if shares:
+        team.lead(lambda: prepare(shares))
     if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
         progress = load_parent(shares, run, parts) or progress
     if team.leads:
@@ -103,13 +138,7 @@ def train(
             parts.training.next_round()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
-        losses = [loss for loss in (record["train_loss"], record["validation_loss"]) if loss is not None]
-        if not all(map(math.isfinite, losses)):
-            kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
-            raise Diverged(
-                f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}:"
-                f" lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
-            )
+        _check(run, progress, record["train_loss"], record["validation_loss"], out=out)
         progress.records.append(record)
         if team.leads:
             write_metrics(out, progress)
@@ -122,10 +151,22 @@ def train(
     return team.told(_finish(run, out, parts, progress, test) if team.leads else None)
 
 
-def _claim(out: Path, run: Run, data: DataSet, *, resume: bool, about: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _claimed(out: Path, run: Run, data: DataSet, *, resume: bool, about: dict[str, Any]) -> Iterator[None]:
     """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
-    claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",))
-    data.check_same(read_json(out / "config.json"), f"'{out}'")
+    with claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)):
+        data.check_same(read_json(out / "config.json"), f"'{out}'")
+        yield
+
+
+def _check(run: Run, progress: Progress, *losses: float | None, out: Path | None = None) -> None:
+    """Raise Diverged when a loss is not finite; ``out`` is where the checkpoint is from before that."""
+    odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
+    if odd:
+        kept = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
+        raise Diverged(
+            f"the loss became {odd[0]} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
+        )
 
 
 def _epoch(
@@ -303,6 +344,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
+    _check(run, progress, train_loss, validation_loss, test_loss)  # nothing may have looked since the last step
     found = health(parts.training.masks, parts.model)
     samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
     result = {
@@ -351,5 +393,5 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})
     save_masks(out / "masks.safetensors", parts.training.masks, method=run.method, step=progress.step)
-    write_json(out / "result.json", result)
+    write_json(out / RESULT, result)
     return result

@@ -8,10 +8,10 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.errors import InputError, check_count, check_fraction, check_sparsity, unknown
@@ -24,10 +24,12 @@ from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
 from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.lab.data import batches
+from flatsparse.lab.files import alone_in, in_use
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
+from flatsparse.lab.terminal import Console
 from flatsparse.methods import METHODS
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.storage import write_json
@@ -76,8 +78,11 @@ class Bench:
             else:
                 Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
         about = environment(device=bench.device)
-        if bench.out is not None:
-            _make_empty(bench.out)
+        with contextlib.nullcontext() if bench.out is None else _empty(bench.out):
+            self._measure(bench, about, console)
+
+    def _measure(self, bench: Bench, about: dict[str, Any], console: Console) -> None:
+        """Measure what is resolved, and tell it."""
         with _threads(bench.threads):
             threads = about["machine"]["threads"] = torch.get_num_threads()
             tables = measure(bench, console)
@@ -198,7 +203,7 @@ def measure(bench: Bench, console: Console) -> list[Table]:
         "memory": variants,
         "sparse": len(counts) * len(RUNS) * rounds,
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(cases) * steps[bench.what])
         tables = []
@@ -226,14 +231,13 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
     return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
 
 
-def _make_empty(out: Path) -> None:
-    """Make a folder, or find it empty, before any time is spent on measuring."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"'{out}' exists and holds something: give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+@contextlib.contextmanager
+def _empty(out: Path) -> Iterator[None]:
+    """Make a folder, or find it empty, before any time is spent on measuring; a context that keeps others out."""
+    with alone_in(out):
+        if in_use(out):
+            raise InputError(f"'{out}' exists and holds something: give another --out")
+        yield
 
 
 @contextlib.contextmanager

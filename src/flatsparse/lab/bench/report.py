@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table as Grid
 
 from flatsparse.lab.bench.results import Table
+from flatsparse.lab.figures import caption
+from flatsparse.lab.terminal import Console
 
 COLORS = {"wall": "#999999", "implied": "#d55e00", "throughput": "#0072b2"}
 COLORS |= {"inference": "#0072b2", "training": "#d55e00"}
@@ -26,7 +27,7 @@ NOTES = {
 def print_tables(name: str, tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences."""
     for table in tables:
-        console.print(f"[bold]{table.title}[/bold]", highlight=False)
+        console.print(table.title, style="bold", highlight=False, markup=False)
         grid = Grid(box=None, pad_edge=False)
         for place, heading in enumerate(table.head):
             grid.add_column(heading, justify="right" if place else "left", no_wrap=True)
@@ -52,7 +53,7 @@ def picture(table: Table) -> Figure:
             axis.errorbar([ratio.value], [height], xerr=reach, fmt="D", color=COLORS[kind], capsize=3, label=label)
             shown.add(kind)
     axis.axvline(1, color="#333333", linewidth=1)
-    axis.set_yticks(range(len(table.ratios)), list(table.ratios)[::-1])
+    axis.set_yticks(range(len(table.ratios)), [caption(name) for name in reversed(table.ratios)])
     axis.set_xlabel("ratio")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.3)

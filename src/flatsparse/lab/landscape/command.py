@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table as Grid
 
 from flatsparse.errors import InputError
 from flatsparse.lab import page
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape import pictures, settings, telling
 from flatsparse.lab.landscape.measure import measure
 from flatsparse.lab.team import started_together
+from flatsparse.lab.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Landscape(settings.Landscape):
         asked = asked.resolved()
         for kind in asked.kinds:
             surfaces = [pictures.surface(record, asked.clip, kind) for record in records]
-            pictures.in_space(surfaces).savefig(self.out / f"surface-{kind}.png", dpi=160)
-            pictures.contours(surfaces).savefig(self.out / f"contour-{kind}.png", dpi=160)
+            save(pictures.in_space(surfaces), self.out / f"surface-{kind}.png")
+            save(pictures.contours(surfaces), self.out / f"contour-{kind}.png")
             _print(console, settings.KINDS[kind], telling.head(records), telling.rows(records, kind))
             for told in telling.sentences(records, kind):
                 console.print(f"- {told}", highlight=False)
         if asked.hessian_images:
-            pictures.spectra(records).savefig(self.out / "spectrum.png", dpi=160)
+            save(pictures.spectra(records), self.out / "spectrum.png")
             _print(console, "curvature at the weights", telling.CURVATURE, telling.curvature(records))
             _print(console, "rise of the loss a step of ρ away", telling.GAINS, telling.gains(records))
         report = page.write_landscape(records, asked, self.out)

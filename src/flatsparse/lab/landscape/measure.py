@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -27,8 +26,9 @@ from flatsparse.lab.landscape.folding import folded
 from flatsparse.lab.landscape.records import tabulate
 from flatsparse.lab.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.lab.pool import workers
+from flatsparse.lab.terminal import Console
 from flatsparse.landscape import Plane, Weights
-from flatsparse.storage import load_tensors, read_json, remove_halves, save_tensors, write_json
+from flatsparse.storage import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
 
 PIECE = 25  # points: what a kill may cost
 BATCH = 40  # images; with many more, what is between layers leaves the caches
@@ -104,7 +104,12 @@ def measure(
     settings, console = settings.resolved(), console or Console(stderr=True)
     about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
     # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
-    claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs"))
+    with claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs")):
+        return _measure(settings, about, out, console)
+
+
+def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, console: Console) -> list[dict[str, Any]]:
+    """Measure with resolved settings in their folder; ``about`` is what is known of each run."""
     (out / "pieces").mkdir(exist_ok=True)
     remove_halves(out / "pieces")
     surfaces = {
@@ -247,9 +252,16 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
 
 
 def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
-    values = torch.cat([load_tensors(piece.file)[0][what] for piece in pieces])
+    values = torch.cat([_losses(piece, what) for piece in pieces])
     side = math.isqrt(len(values))
     return values.view(side, side)
+
+
+def _losses(piece: Piece, what: str) -> Tensor:
+    found = load_tensors(piece.file)[0].get(what)
+    if found is None or len(found) != len(piece.points):
+        raise damaged(piece.file, f"it has not the {what} of its points")
+    return found
 
 
 def _centre(values: Tensor) -> Tensor:

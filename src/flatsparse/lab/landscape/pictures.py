@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from flatsparse.curvature import Spectrum
+from flatsparse.lab.figures import caption
 from flatsparse.lab.landscape.records import of_kind
 from flatsparse.lab.reporting import LABELS
 
@@ -63,7 +64,7 @@ def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
         axis.contourf(shown.places, shown.places, shown.heights.T, levels=heights, cmap=MAP, norm=common)
         axis.contour(shown.places, shown.places, shown.heights.T, levels=heights, colors="#00000055", linewidths=0.4)
         axis.plot(0, 0, ".", color="#d55e00")
-        axis.set_title(shown.title, fontsize=9)
+        axis.set_title(caption(shown.title), fontsize=9)
         axis.set_aspect("equal")
     _color_bar(figure, common, list(axes))
     return figure
@@ -80,7 +81,7 @@ def spectra(records: Sequence[Mapping[str, Any]]) -> Figure:
     places = torch.linspace(low - 4 * width, high + 4 * width, 1000, dtype=torch.float64)
     for number, (record, seen) in enumerate(zip(records, told, strict=True)):
         points = {name: torch.tensor(values, dtype=torch.float64) for name, values in seen["spectrum"].items()}
-        axis.plot(places, Spectrum(**points).density(places, width), color=f"C{number}", label=record["name"])
+        axis.plot(places, Spectrum(**points).density(places, width), color=f"C{number}", label=caption(record["name"]))
         axis.axvline(seen["live"]["largest"], color=f"C{number}", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_ylim(bottom=1e-7 / width)
@@ -124,7 +125,9 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) ->
     figure = Figure(figsize=(1 + 3.2 * len(cells[0]), 0.4 + 3.0 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(cells[0]), squeeze=False, subplot_kw={"projection": "3d"})
     for y, row in enumerate(cells):
-        axes[y, 0].text2D(-0.05, 0.5, rows[y], transform=axes[y, 0].transAxes, rotation=90, va="center", fontsize=9)
+        axes[y, 0].text2D(
+            -0.05, 0.5, caption(rows[y]), transform=axes[y, 0].transAxes, rotation=90, va="center", fontsize=9
+        )
         for axis, shown in zip(axes[y], row, strict=True):
             if shown is None:
                 axis.set_axis_off()
@@ -133,7 +136,7 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) ->
             axis.plot_surface(one, other, shown.heights, cmap=MAP, norm=common, rcount=60, ccount=60, linewidth=0)
             axis.set_zlim(common.vmin, common.vmax)
             axis.tick_params(labelsize=6, pad=-2)
-            axis.set_title(shown.title, fontsize=9)
+            axis.set_title(caption(shown.title), fontsize=9)
     _color_bar(figure, common, axes.ravel().tolist())
     return figure
 

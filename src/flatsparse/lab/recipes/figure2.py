@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
 from flatsparse.lab.recipes.recipe import Measured, Metric, Reading, Recipe, Work
 
@@ -19,7 +20,7 @@ def measured(runs: object, work: Work) -> Measured:
             away = float((place - torch.tensor([at, 0.0])).norm())
             readings.append(Reading("last step", f"distance to the {valley} valley", name, (away,)))
     picture = work.out / "mechanism.png"
-    figure2().savefig(picture, dpi=160)
+    save(figure2(), picture)
     return Measured(readings=readings, pictures=[picture])
 
 

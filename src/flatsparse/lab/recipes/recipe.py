@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from flatsparse.lab.run import Run
+from flatsparse.lab.terminal import Console
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: dict[Scale, str] = {

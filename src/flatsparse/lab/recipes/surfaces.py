@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from flatsparse.lab.figures import save
 from flatsparse.lab.landscape import measure, pictures
 from flatsparse.lab.landscape.settings import Landscape
 from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Scale, Work
@@ -55,7 +56,7 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
             if cell.control is None  # which would stand where the cell it joins does
         }
         picture = work.out / "surfaces.png"
-        draw(shown).savefig(picture, dpi=160)
+        save(draw(shown), picture)
         return Measured({folder: record["ra"]["value"] for folder, record in by_folder.items()}, pictures=[picture])
 
     return measured

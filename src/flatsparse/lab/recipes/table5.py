@@ -32,7 +32,7 @@ def measured(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measure
         kept = work.out / f"{folder.name}.json"
         if not kept.is_file():
             write_json(kept, robustness(load_run(folder, device=work.device, data_dir=work.data_dir)))
-        values[folder] = read_json(kept)["mean"]
+        values[folder] = read_json(kept, {"mean": float})["mean"]
     return Measured(values)
 
 

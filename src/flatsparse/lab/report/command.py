@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.report.page import write
 from flatsparse.lab.report.store import records
 from flatsparse.lab.reproduce.telling import print_record
+from flatsparse.lab.terminal import Console
 
 
 @dataclass(frozen=True)

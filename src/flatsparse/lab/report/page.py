@@ -82,7 +82,7 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to '{out.parent}' ({problem.strerror}): give another --out") from None
-    write_whole(out, whole.encode())
+    write_whole(out, whole.encode(errors="replace"))
     return out
 
 
@@ -189,13 +189,17 @@ def _pictures(record: Mapping[str, Any], store: Path) -> Iterable[str]:
     for name in record["pictures"]:
         if name == f"{_anchor(record)}-flops.png":
             continue
-        if not (store / name).is_file():
+        file, stream = (store / name).resolve(), io.BytesIO()
+        if not file.is_file() or not file.is_relative_to(store.resolve()):  # a link may lead to a picture of others
             yield _note(f"The picture {name} is not there any more.")
             continue
-        stream = io.BytesIO()
-        with Image.open(store / name) as picture:
-            picture.thumbnail((WIDEST, 4 * WIDEST))
-            picture.convert("RGB").quantize(COLORS).save(stream, "png", optimize=True)
+        try:
+            with Image.open(file, formats=("png",)) as picture:
+                picture.thumbnail((WIDEST, 4 * WIDEST))
+                picture.convert("RGB").quantize(COLORS).save(stream, "png", optimize=True)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            yield _note(f"The picture {name} is damaged.")
+            continue
         told, shown = _text(Path(name).stem), embedded(stream.getvalue())
         yield f'<figure><img src="{shown}" alt="{told}"><figcaption>{told}</figcaption></figure>'
 

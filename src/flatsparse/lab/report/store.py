@@ -16,15 +16,60 @@ from matplotlib.image import imsave
 
 from flatsparse.errors import InputError, unknown
 from flatsparse.lab.finished import run_of
+from flatsparse.lab.folder import read_config, read_metrics, read_result
 from flatsparse.lab.landscape import pictures
 from flatsparse.lab.page import flags
 from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.reporting import told_of_topology
-from flatsparse.storage import read_json, read_json_lines
+from flatsparse.lab.reproduce.verdict import VERDICTS
+from flatsparse.storage import POSITIVE, damaged, misfit, read_json
 
-KEYS = {"name", "scale", "title", "source", "notes", "metric", "better", "comparable", "seeds", "controls"}
-KEYS |= {"rows", "said", "pictures"}
+SOME, WORD = (float, None), (str, None)
+# What is read of a table's record and of surfaces, see storage.misfit.
+ROW = {
+    **dict.fromkeys(("row", "column", "sharpness"), str),
+    **dict.fromkeys(("control", "needs"), WORD),
+    "verdict": (set(VERDICTS), None),
+    **dict.fromkeys(("mean", "std"), SOME),
+    "seeds": [int],
+    "values": [float],
+    "folders": [str],
+    "failures": [str],
+    "published": (None, {"value": float, "std": SOME, "flops": SOME, "source": WORD}),
+    "difference": (
+        None,
+        {
+            **dict.fromkeys(("mean", "effect"), float),
+            **dict.fromkeys(("p_holm", "published"), SOME),
+            "interval95": ([None, None], [float, float]),
+            "pairs": int,
+            "seeds_needed": (int, None),
+        },
+    ),
+    "also": dict,
+}
+ALSO = {
+    **dict.fromkeys(("train_accuracy", "generalization_gap", "flops_inference"), float),
+    "flops_train": POSITIVE,
+    **dict.fromkeys(("sparsity", "seconds"), float),
+    "macro": {str: SOME},
+    "steps_to": {str: SOME},
+}
+RECORD = {
+    **dict.fromkeys(("name", "title", "source", "metric", "better"), str),
+    "scale": set(get_args(Scale)),
+    **dict.fromkeys(("comparable", "controls"), bool),
+    "notes": [str],
+    "said": [str],
+    "pictures": [str],
+    "seeds": int,
+    "rows": [ROW],
+}
+LANDSCAPE = {
+    "settings": {"kinds": [str], "clip": SOME},
+    "runs": [{"run": str, "name": str, "grid": [float], "losses": [[SOME]], "ra": {"value": float}, "also": dict}],
+}
 CURVES = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy, %",
@@ -72,20 +117,28 @@ def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -
 
 
 def _record(file: Path) -> dict[str, Any]:
-    record = read_json(file)
-    if not record.keys() >= KEYS:
-        raise InputError(
-            f"'{file}' is no table of this version: make it again with flatsparse reproduce, or move it away"
-        )
+    record = read_json(file, RECORD)
+    if not record["rows"]:
+        raise damaged(file, "it has no rows")
+    for number, row in enumerate(record["rows"]):
+        odd = misfit(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
+        if odd is None and len(row["seeds"]) != len(row["values"]):
+            odd = f"rows[{number}] has not a value for each seed"
+        if odd is not None:
+            raise damaged(file, f"{odd}, so it is not of this version")
+    names = [*record["pictures"], *(folder for row in record["rows"] for folder in row["folders"])]
+    away = next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None)
+    if away is not None:
+        raise damaged(file, f"'{away}' is not in the folder")
     return record
 
 
 def run(folder: Path) -> dict[str, Any]:
     """What a page shows of a run: seed, settings, the command that repeats it, curves, topology; or why it cannot."""
     try:
-        config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
+        config, result = read_config(folder), read_result(folder)
         settings = run_of(config["settings"], folder)
-        lines = read_json_lines(folder / "metrics.jsonl")
+        lines = read_metrics(folder, result)
     except InputError as problem:
         return {"folder": folder.name, "problem": str(problem)}
     anywhere = dataclasses.replace(settings, data_dir=None)
@@ -126,11 +179,14 @@ def surfaces(store: Path) -> dict[str, dict[str, str]]:
     """Surfaces of every ``landscape.json`` in a folder of the store, by the name of the run's folder, as small pictures."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted(store.glob("*/landscape.json")):
-        record = read_json(file)
-        kind, clip = record["settings"]["kinds"][0], record["settings"]["clip"]
-        drawn = {Path(told["run"]).name: pictures.surface(told, clip, kind) for told in record["runs"]}
-        low = min(surface.heights.min() for surface in drawn.values())
-        high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
+        record = read_json(file, LANDSCAPE)
+        try:
+            kind, clip = record["settings"]["kinds"][0], record["settings"]["clip"]
+            drawn = {Path(told["run"]).name: pictures.surface(told, clip, kind) for told in record["runs"]}
+            low = min(surface.heights.min() for surface in drawn.values())
+            high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise damaged(file, "its losses are no surfaces") from None
         for name, surface in drawn.items():
             told = (
                 f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from flatsparse.errors import InputError
 from flatsparse.lab.recipes import load, recipes
 from flatsparse.lab.reproduce.making import Choice, make
 from flatsparse.lab.reproduce.telling import print_record
 from flatsparse.lab.team import started_together
+from flatsparse.lab.terminal import Console
 
 
 @dataclass(frozen=True)

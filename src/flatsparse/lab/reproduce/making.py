@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatsparse.errors import InputError, check_count
+from flatsparse.lab.figures import save
 from flatsparse.lab.grid import outcomes, run_grid
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
 from flatsparse.lab.run import Run, usable_device
 from flatsparse.lab.sources import load
+from flatsparse.lab.terminal import Console
 from flatsparse.storage import write_json
 
 
@@ -81,7 +81,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     drawn = pareto(rows, recipe.metric)
     if drawn is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
-        drawn.savefig(pictures[-1], dpi=160)
+        save(drawn, pictures[-1])
     data_sets = _data_sets(lines)
     names = [told["name"] for told in data_sets]
     mixed = sorted({name for name in names if names.count(name) > 1})

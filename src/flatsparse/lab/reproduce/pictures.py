@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from flatsparse.lab.figures import caption
 from flatsparse.lab.recipes.recipe import Metric
 from flatsparse.lab.reporting import COLORS, LABELS
 
@@ -45,7 +46,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
         axis.plot(
             [cost for cost, _ in best], [metric.sign * value for _, value in best], "-", color="#cccccc", zorder=0
         )
-        axis.set_title(column, fontsize=9)
+        axis.set_title(caption(column), fontsize=9)
         axis.set_xscale("log")
         axis.tick_params(labelsize=7)
     for axis in axes[len(columns) :]:
@@ -54,5 +55,5 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
         axes[0].plot([], [], "o", color=COLORS.get(sharpness, "#333333"), label=LABELS.get(sharpness, sharpness))
     axes[0].legend(frameon=False, fontsize=7)
     figure.supxlabel("FLOPs of training, as a share of one dense training", fontsize=9)
-    figure.supylabel(metric.name, fontsize=9)
+    figure.supylabel(caption(metric.name), fontsize=9)
     return figure

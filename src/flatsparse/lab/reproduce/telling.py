@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as Grid
+from rich.text import Text
 
 from flatsparse.lab.reporting import LABELS
 from flatsparse.lab.reproduce.making import meets
 from flatsparse.lab.reproduce.verdict import VERDICTS
+from flatsparse.lab.terminal import Console
 
 UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
 STYLES = {"reproduces": "green", "contradicts": "red"}
@@ -32,7 +32,7 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     for row in rows:
         place = f"{row['row']}, {row['column']}"
         if place != before:
-            grid.add_row(f"[bold]{escape(place)}[/bold]")
+            grid.add_row(Text(place, style="bold"))
         grid.add_row(*_cells(row, record))
         before = place
     console.print(grid, highlight=False)
@@ -77,7 +77,7 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return told + [f"{count} runs failed: {reason}" for reason, count in failed.items()]
 
 
-def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text]:
     d = row["difference"]
     if d is None:
         gap = gap_printed = ""
@@ -85,15 +85,15 @@ def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
         low, high = d["interval95"]
         gap = f"{d['mean']:+.2f}" + ("" if high is None else f" ± {(high - low) / 2:.2f}")
         gap_printed = printed_difference(record, row)
-    style, verdict = STYLES.get(row["verdict"] or ""), row["verdict"] or ""
+    verdict = row["verdict"] or ""
     return [
-        " " + escape(label(row)),
+        Text(f" {label(row)}"),
         mean(row["mean"], row["std"]),
         str(len(row["values"])),
         printed(record, row),
         gap,
         gap_printed,
-        f"[{style}]{verdict}[/{style}]" if style else verdict,
+        Text(verdict, style=STYLES.get(verdict, "")),
     ]
 
 
