@@ -54,6 +54,10 @@ def _run(arguments: Sequence[str]) -> None:
         command()
     except InputError as problem:
         _fail(str(problem))
+    except SystemExit as end:  # no command of ours exits by itself
+        _fail(
+            f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
+        )
 
 
 def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:

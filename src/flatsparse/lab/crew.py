@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from flatsparse.errors import InputError
-from flatsparse.lab.parent import first_round, has_parent
+from flatsparse.lab.parent import first_round, has_parent, shared
 from flatsparse.lab.pool import end_with_parent
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import Silent, train
@@ -86,7 +86,7 @@ def work(task: Task) -> End:
                 return End(read_json(failed)["reason"])
             failed.unlink(missing_ok=True)
             first = contextlib.ExitStack()
-            if task.run.rounds > 1:
+            if shares := shared(task.run.plan()):
                 held.enter_context(first)
                 if not first.enter_context(_lock(task.store, f"first-{first_round(task.run)}")):
                     return End(busy=True)
@@ -96,9 +96,9 @@ def work(task: Task) -> End:
                     task.folder,
                     resume=True,
                     parent=task.store / "parents",
-                    watcher=_Sharing(task.store / "parents", first),
+                    watcher=_Sharing(task.store / "parents", first) if shares else None,
                 )
-            except Exception as problem:  # whatever it is, the other runs go on
+            except (Exception, SystemExit) as problem:  # whatever it is, the other runs go on
                 return fail(task.folder, _reason(problem), problem)
     except (InputError, OSError) as problem:
         return End(_reason(problem))
@@ -121,7 +121,7 @@ def fail(folder: Path, reason: str, problem: BaseException | None = None) -> End
     return End(reason)
 
 
-def _reason(problem: Exception) -> str:
+def _reason(problem: BaseException) -> str:
     first = next(iter(str(problem).splitlines()), "")
     return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
 

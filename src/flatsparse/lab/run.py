@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,10 @@ from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.lab.task import NETWORKS
 from flatsparse.layers import PRESETS
-from flatsparse.methods import LRR, LTH, kind_of, name_of_kind
-from flatsparse.rounds import by_magnitude
+from flatsparse.methods import kind_of, name_of_kind, named
+from flatsparse.plan import Plan
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
+from flatsparse.scripts import errors_of
 
 Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average", "looksam"]
 SHARPNESS: dict[Sharpness, str] = {
@@ -35,6 +38,9 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
     "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
+
+METHOD_OPTIONS = ("channels", "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
+AMPLE = 10**6  # steps: no method finds such a run too short
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ class Run(Setting):
             check_count("--validation-size", self.validation_size, minimum=0)
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
-        return dataclasses.replace(
+        found = dataclasses.replace(
             self,
             method=method,
             model=model,
@@ -208,6 +214,8 @@ class Run(Setting):
             channels=getattr(kind, "channels", None) if self.channels is None else self.channels,
             device=usable_device(self.device),
         )
+        found.plan()
+        return found
 
     def _check_training(self) -> None:
         check_finite("--momentum", self.momentum)
@@ -246,15 +254,26 @@ class Run(Setting):
             return 1
         return {"sam": 2.0, "looksam": 1 + 1 / self.look_every}.get(self.sharpness, 1.0)
 
+    def plan(self) -> Plan:
+        """What the method of a resolved run does, told before the length of the run is known; its rounds do not hang on that.
+
+        Raises: InputError for options that the method refuses, and when its own code does not run.
+        """
+        own = {f.name for f in dataclasses.fields(kind_of(self.method))}  # type: ignore[arg-type]  # methods are dataclasses
+        chosen = {n: value for n in METHOD_OPTIONS if n in own and (value := getattr(self, n)) is not None}
+        assert self.sparsity is not None  # resolved
+        with contextlib.ExitStack() as around:
+            if ".py:" in self.method:
+                around.enter_context(errors_of(Path(self.method.rpartition(":")[0])))
+            around.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # they are of this length, and the plan of the true one has its own
+            return named(self.method, chosen).plan(self.sparsity, max(AMPLE, self.rewind or 0))
+
     @property
     def rounds(self) -> int:
-        """Rounds of a run whose sparsity is resolved."""
-        method = kind_of(self.method)()
-        if not isinstance(method, (LTH, LRR)):
-            return 1
-        assert self.sparsity is not None
-        fraction = method.drop_fraction if self.drop_fraction is None else self.drop_fraction
-        return by_magnitude(fraction, self.sparsity, None, steps=1).count
+        """Rounds of a run that is resolved."""
+        rounds = self.plan().rounds
+        return rounds.count if rounds else 1
 
 
 def usable_device(name: str) -> str:

@@ -23,7 +23,7 @@ from flatsparse.lab.build import Parts, build, describe
 from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
-from flatsparse.lab.parent import has_parent, load_parent, save_parent
+from flatsparse.lab.parent import has_parent, load_parent, save_parent, shared
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
@@ -77,7 +77,7 @@ def train(
         test: read the test set at the end. Without it the result is for choices, on the validation images.
         team: the processes that train it together, each on its part of every batch; all must see the folder, and the leader
             writes it. Batch norm's statistics are each process's own, and the leader's are kept.
-        parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
+        parent: a folder of dense first rounds, for methods in rounds whose first is dense: the run's own is taken from there, or
             put there. The result counts it as if the run had trained it.
 
     Raises: InputError for what cannot be run, a folder that holds another run, or a loss that is not finite.
@@ -89,7 +89,7 @@ def train(
     if (out / "result.json").is_file():
         return read_json(out / "result.json")
     progress = load_checkpoint(out, run, parts)
-    shares = parent if parts.training.rounds > 1 else None
+    shares = parent if shared(parts.training.plan) else None
     if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
         progress = load_parent(shares, run, parts) or progress
     if team.leads:
