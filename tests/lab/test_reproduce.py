@@ -17,7 +17,7 @@ from flatsparse.lab.grid import Outcome
 from flatsparse.lab.recipes import load, recipes, surfaces
 from flatsparse.lab.recipes.recipe import ACCURACY, SCALES, Cell, Metric, Published, Recipe, Work, both, controls
 from flatsparse.lab.reproduce import telling
-from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
+from flatsparse.lab.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
 from flatsparse.lab.reproduce.pictures import front, pareto
 from flatsparse.lab.reproduce.table import Line, tabulate
 from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
@@ -306,7 +306,7 @@ def outcome(cell, seed, accuracy):
         "sparsity": {"prunable": 0.9},
         "seconds": {"train": 1.0},
     }
-    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.label}{seed}", result, None)
+    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
 
 
 def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
@@ -328,6 +328,66 @@ def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale()
     assert paper["verdict"] == "contradicts"  # but by 0.3, not by 1
     base = rows_of("paper", plain, ours)[0]
     assert base["difference"] is base["verdict"] is None
+
+
+EDGE = (81.0, 80.6, 81.5, 80.5)  # of 80: p = 0.03 alone
+
+
+def table_of(cells, scale="laptop", folders=lambda cell, seed: f"{cell.row}-{cell.label}{seed}"):
+    """A table whose plain runs are at 80 %, and those with S²-SAM at its edge."""
+    lines = []
+    for cell in cells:
+        values = EDGE if cell.run.sharpness == "s2sam" else (80.0,) * 4
+        found = [outcome(cell, seed, value) for seed, value in enumerate(values)]
+        lines.append(Line(cell, [dataclasses.replace(o, folder=folders(cell, n)) for n, o in enumerate(found)]))
+    return tabulate(Recipe("x", "", ""), scale, lines, None, ".")
+
+
+def shown(rows):
+    record = {"title": "", "source": "", "scale": "laptop", "metric": "m", "better": "higher", "notes": [], "said": []}
+    console = Console(record=True, width=150, file=io.StringIO())
+    telling.print_record({**record, "rows": rows}, console)
+    return console.export_text()
+
+
+def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
+    cells = [cell for n in range(6) for cell in both(f"r{n}", "c", Run())]
+    rows = table_of(cells, folders=lambda cell, seed: f"{cell.label}{seed}")
+    (alone,) = table_of(cells[:2])[1:]
+    ours = rows[1::2]
+    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"reproduces"}
+    assert {row["difference"]["p_holm"] for row in ours} == {alone["difference"]["p_holm"]}
+    assert {row["difference"]["seeds_needed"] for row in ours} == {alone["difference"]["seeds_needed"]}
+    assert len({row["claim"] for row in ours}) == 1
+    assert [row["same_runs"] for row in rows] == [None] * 2 + ["r0, c"] * 10
+    assert "reproduces (1)" in shown(rows)
+    assert shown(rows).count("same runs as r0, c") == 10
+    distinct = table_of(cells)  # the same numbers of other runs are other claims
+    assert {row["verdict"] for row in distinct[1::2]} == {"consistent with no effect"}
+    assert "consistent with no effect (6)" in shown(distinct)
+    assert not any(row["same_runs"] for row in distinct)
+
+
+def test_the_same_runs_against_another_number_or_another_base_are_another_claim():
+    first = both("r0", "c", Run(), Published(90.0), Published(91.0))
+    other = both("r1", "c", Run(), Published(90.0), Published(95.0))
+    for scale, claims in (("laptop", 1), ("paper", 2)):
+        rows = table_of([*first, *other], scale, folders=lambda cell, seed: f"{cell.label}{seed}")
+        assert len({row["claim"] for row in rows[1::2]}) == claims
+    ours = [*first, *other]
+    rows = table_of(ours, folders=lambda cell, n: f"{cell.row if cell.run.sharpness == 'none' else ''}{cell.label}{n}")
+    assert len({row["claim"] for row in rows[1::2]}) == 2
+
+
+@pytest.mark.parametrize(("name", "others"), [("tableA1", "table1"), ("imagenet95", "table1's and of tableA1")])
+def test_a_table_whose_runs_are_all_anothers_says_so(name, others):
+    (told,) = elsewhere(load(name), "laptop")
+    assert f"Every run here is one of {others}'s too" in told
+
+
+@pytest.mark.parametrize(("name", "scale"), [("tableA1", "paper"), ("figure3", "laptop"), ("table2", "laptop")])
+def test_a_table_with_runs_or_a_measure_of_its_own_does_not(name, scale):
+    assert elsewhere(load(name), scale) == []
 
 
 def test_a_seed_without_its_pair_does_not_count():

@@ -63,7 +63,9 @@ def _settled(run: Run) -> Run:
     """The run in the one form that equal runs share."""
     run = run.resolved()
     if run.sharpness == "none":
-        run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False)
+        run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
+    if run.sharpness != "looksam":
+        run = dataclasses.replace(run, look_every=Run.look_every, look_alpha=Run.look_alpha)
     return run
 
 

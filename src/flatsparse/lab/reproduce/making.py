@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from flatsparse.errors import InputError, check_count
-from flatsparse.lab.grid import outcomes, run_grid
+from flatsparse.lab.grid import key, outcomes, run_grid
+from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
@@ -94,7 +97,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "seeds": seeds,
         "controls": choice.controls,
         "rows": rows,
-        "said": [] if measured is None else list(measured.said),
+        "said": elsewhere(recipe, choice.scale) + ([] if measured is None else list(measured.said)),
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
     write_json(out / f"{recipe.name}-{choice.scale}.json", record)
@@ -157,6 +160,34 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
     if missing and all(cell.needs or cell.run.data in missing for cell in asked):
         raise InputError(next(iter(missing.values())))
     return missing
+
+
+def elsewhere(recipe: Recipe, scale: Scale) -> list[str]:
+    """A sentence when tables that measure the same have all runs of this one, which then adds no evidence to theirs."""
+    mine = _keys(recipe, scale)
+    if not mine:
+        return []
+    tables = {name: theirs for name, (theirs, alike) in _tables(scale).items() if alike == _alike(recipe)}
+    same = [f"{name}'s" for name, theirs in tables.items() if name != recipe.name and mine <= theirs]
+    if not same:
+        return []
+    return [f"Every run here is one of {' and of '.join(same)} too, so that its claims are no evidence beside those."]
+
+
+@functools.cache
+def _tables(scale: Scale) -> dict[str, tuple[frozenset[str], Hashable]]:
+    return {name: (_keys(recipe, scale), _alike(recipe)) for name, recipe in recipes().items()}
+
+
+def _alike(recipe: Recipe) -> Hashable:
+    return recipe.metric, recipe.measure, recipe.first_seed
+
+
+def _keys(recipe: Recipe, scale: Scale) -> frozenset[str]:
+    """Those of a table's runs, of one seed."""
+    with contextlib.suppress(InputError):  # a run that cannot be is told of where it fails
+        return frozenset(key(cell.run) for cell in recipe.cells(scale) if cell.needs is None)
+    return frozenset()
 
 
 def _run(
