@@ -131,6 +131,18 @@ def test_imagenet_says_what_it_needs_and_the_rest_runs():
     assert "ImageNet-1k" in needs["ImageNet"]
 
 
+@pytest.mark.parametrize("name", ["table2", "table3", "table5", "table6", "imagenet95", "set5x", "wmt14"])
+def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed_one(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("flatsparse.lab.reproduce.making.load", unreachable)
+    recipe = load(name)
+    locked = [cell for cell in recipe.cells("paper") if cell.needs]
+    assert {cell.run.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
+    opened = [dataclasses.replace(cell, needs=None) for cell in locked]
+    with pytest.raises(InputError, match="no network here"):
+        made(dataclasses.replace(recipe, cells=lambda scale: opened, measure=None), tmp_path, scale="paper")
+    assert {cell.run.data for cell in recipe.cells("laptop")} <= {"cifar10", "pairs"}
+
+
 def test_a_new_table_is_one_file(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
