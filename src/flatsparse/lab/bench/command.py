@@ -18,7 +18,7 @@ from flatsparse.errors import InputError, check_count, check_fraction, check_spa
 from flatsparse.lab import page
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Batch, Case, images
-from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
+from flatsparse.lab.bench.results import Table, memory_table, step_table, there, throughput_table, timed, updates
 from flatsparse.lab.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
@@ -28,7 +28,6 @@ from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
-from flatsparse.methods import METHODS
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.storage import write_json
 
@@ -189,12 +188,11 @@ def measure(bench: Bench, console: Console) -> list[Table]:
     assert bench.sparsity is not None  # resolved
     cases = bench.cases()
     variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
-    methods = sum(method in METHODS for method in TABLE_4)
     counts = dict.fromkeys((1, torch.get_num_threads()) if bench.threads is None else (bench.threads,))
     rounds = bench.rounds + WARM_UP
     steps = {
         "step": rounds,
-        "throughput": methods * rounds,
+        "throughput": sum(WARM_UP + timed(bench.rounds, updates(method, bench.sparsity)) for method in there()),
         "memory": variants,
         "sparse": len(counts) * len(RUNS) * rounds,
     }
