@@ -234,7 +234,14 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
     assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
     console = Console(record=True, width=150, file=io.StringIO())
     telling.print_record(record, console)
-    assert "n: rounds" in console.export_text()
+    text = console.export_text()
+    assert "n: rounds" in text
+    for valley in ("narrow", "wide"):  # who ends nearest is said, whoever it is
+        column = f"distance to the {valley} valley"
+        rows = [row for row in record["rows"] if row["column"] == column]
+        (first,) = [row for row in rows if row["mean"] == min(r["mean"] for r in rows)]
+        name = telling.LABELS[first["sharpness"]]
+        assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 
 def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
