@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(
                 errors="replace"
             )  # a terminal without UTF-8 shows a question mark for ρ, not a traceback
+    warnings.formatwarning = _warning
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -26,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def _warning(message: Warning | str, *place: Any) -> str:
+    """A warning in one line, without the line of code that gave it."""
+    return f"flatsparse: warning: {' '.join(str(message).split())}\n"
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -77,15 +85,26 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
     except SystemExit as end:
         if end.code == 0:
             raise
-        _fail(_one_line(said.getvalue()))
+        _fail(_one_line(said.getvalue()) + _hint(list(arguments)))
 
 
 def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
-    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
+    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}|\[/?bold\]", " ", boxed.partition("\n")[2])
     kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
     told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
     return told or "the arguments do not fit"
+
+
+def _hint(arguments: list[str]) -> str:
+    """What several radii for ``compare`` may mean, if they were given."""
+    if arguments[:1] != ["compare"] or "--rho" not in arguments:
+        return ""
+    after = arguments[arguments.index("--rho") + 1 :]
+    radii = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    if len(radii) > 1:
+        return ": --rho is one radius for all; --tune chooses among --rho-grid " + " ".join(radii)
+    return ""
 
 
 def _fail(message: str) -> Any:

@@ -51,21 +51,38 @@ class Comparison(Setting):
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
             check_count("--jobs", self.jobs)
+        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
+        if everyone == ("none",):
+            raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
         for name, rho in self.rhos.items():
             if name not in SHARPNESS:
                 raise unknown("sharpness in --rhos", name, SHARPNESS)
+            if name == "none" or name not in everyone:
+                raise InputError(
+                    f"--rhos {name} is of no use: plain training has no ρ, and others must be in --sharpness"
+                )
             check_finite(f"--rhos {name}", rho)
         for rho in self.rho_grid:
             check_finite("--rho-grid", rho, above=True)
         if self.tune and (not self.rho_grid or self.validation_size == 0):
             raise InputError("--tune needs radii in --rho-grid and validation images: give some of both")
+        if self.tune and self.seeds > TUNING_SEEDS:
+            raise InputError(
+                f"--seeds {self.seeds} would compare seeds that ρ is chosen by, which begin at {TUNING_SEEDS}: give fewer"
+            )
         if not self.label_noise:
             raise InputError("--label-noise got no fraction: give at least one, e.g. 0")
         for noise in self.label_noise:
             first = self.run("none", 0.0, noise, 0).resolved()
         common = {f.name: getattr(first, f.name) for f in dataclasses.fields(Setting)}
-        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
-        return dataclasses.replace(self, **common, sharpness=everyone, jobs=self.jobs or default_jobs(first))
+        return dataclasses.replace(
+            self,
+            **common,
+            sharpness=everyone,
+            label_noise=tuple(dict.fromkeys(self.label_noise)),  # twice the same is no more evidence
+            rho_grid=tuple(dict.fromkeys(self.rho_grid)),
+            jobs=self.jobs or default_jobs(first),
+        )
 
     def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> Run:
         """One of the runs."""

@@ -161,7 +161,8 @@ class Run(Setting):
         Raises: InputError for anything that cannot be run.
         """
         method = self.method if ".py:" in self.method else name_of_kind(kind_of(self.method))
-        model = self.model or {"digits": "digitnet", "pairs": "pair_transformer"}.get(self.data, "resnet20")
+        usual = {"digits": "digitnet", "pairs": "pair_transformer"}.get(self.data, "resnet20")
+        model = usual if self.model is None else self.model
         if model not in NETWORKS:
             raise unknown("model", model, NETWORKS)
         if self.layers not in PRESETS:
@@ -221,6 +222,10 @@ class Run(Setting):
         check_finite("--momentum", self.momentum)
         check_fraction("--label-smoothing", self.label_smoothing)
         check_count("--warmup", self.warmup, minimum=0)
+        if self.warmup >= self.epochs:
+            raise InputError(
+                f"--warmup {self.warmup} leaves none of {self.epochs} epochs at the full learning rate: give less"
+            )
         check_count("--look-every", self.look_every)
         check_count("--validate-every", self.validate_every)
         check_finite("--look-alpha", self.look_alpha)
