@@ -417,6 +417,22 @@ def test_a_seed_without_its_pair_does_not_count():
     assert rows_of("paper", {}, {0: 81.0})[1]["verdict"] == "not run at this scale"
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdict(which):
+    cells = both("r", "c", Run())
+    lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
+    odd = list(lines[which].outcomes)
+    odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
+    odd[3] = dataclasses.replace(odd[3], result={**odd[3].result, "test_accuracy": float("nan")})
+    lines[which] = dataclasses.replace(lines[which], outcomes=odd)
+    rows = tabulate(Recipe("x", "", ""), "laptop", lines, None, ".")
+    assert rows[1]["difference"]["pairs"] == 2
+    assert rows[1]["unpaired"] == 2
+    assert rows[which]["failures"] == ["seed 1: the loss became nan", "seed 3: what was measured is nan"]
+    assert "without 2 seeds that failed" in shown(rows)
+    assert "1 runs failed: the loss became nan" in shown(rows)
+
+
 def test_verdicts_are_what_their_definitions_say():
     sure, unsure = (1.0, 1.1, 0.9, 1.05), (1.0, -0.5, 0.2, -0.3)
     assert judge([Claim(sure)])[0].verdict == "reproduces"

@@ -16,6 +16,7 @@ from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Recipe, Scale
 from flatsparse.lab.reproduce.verdict import Claim, judge
 from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
 
+NOTHING = {"difference": None, "verdict": None, "claim": None, "same_runs": None, "unpaired": 0}  # until it is judged
 MACRO = ("precision", "recall", "f1")
 
 
@@ -44,7 +45,16 @@ class Line:
         return tuple(o.folder for o in self.outcomes if o.result is not None)
 
     def values(self, measured: Measured | None) -> dict[int, float]:
-        """What was measured, by seed."""
+        """What was measured and is finite, by seed."""
+        return {seed: value for seed, value in self._measured(measured).items() if math.isfinite(value)}
+
+    def failures(self, measured: Measured | None) -> dict[int, str]:
+        """Why a seed has no value, where it was run."""
+        failed = {o.run.seed: o.failure for o in self.outcomes if o.failure is not None}
+        odd = {seed: value for seed, value in self._measured(measured).items() if not math.isfinite(value)}
+        return failed | {seed: f"what was measured is {value}" for seed, value in odd.items()}
+
+    def _measured(self, measured: Measured | None) -> dict[int, float]:
         done = {o.run.seed: o for o in self.outcomes if o.result is not None}
         if measured is None:
             return {seed: o.result["test_accuracy"] for seed, o in done.items() if o.result is not None}
@@ -55,6 +65,8 @@ def tabulate(
     recipe: Recipe, scale: Scale, lines: Sequence[Line], measured: Measured | None, out: Path
 ) -> list[dict[str, Any]]:
     """The rows of a table, in the order of its cells.
+
+    A seed whose run failed, here or in plain training, has no pair; ``unpaired`` counts them.
 
     A printed difference is what is claimed at the paper's own scale; at the others, which are other settings, the claim is
     its sign alone. Cells of the same runs make one claim, which is tested and counted once: ``claim`` is its number, and
@@ -78,14 +90,8 @@ def tabulate(
             claim_of[number] = (runs, judged) if gaps else number
             claims[claim_of[number]] = Claim(tuple(sign * gap for gap in gaps), judged)
         gaps_of.append((gaps, printed))
-        row = {
-            **_about(line, out),
-            **summed(mine),
-            "difference": None,
-            "verdict": None,
-            "claim": None,
-            "same_runs": None,
-        }
+        failed = line.failures(measured) | (base.failures(measured) if base else {})
+        row = {**_about(line, out, measured), **summed(mine), **NOTHING, "unpaired": len(failed) if base else 0}
         if mine and (there := first.setdefault(runs, line.place)) != line.place:
             row["same_runs"] = ", ".join(there)
         rows.append(row)
@@ -122,10 +128,8 @@ def readings(recipe: Recipe, measured: Measured) -> list[dict[str, Any]]:
                 "folders": [],
                 "also": {},
                 **summed(dict(enumerate(found.values))),
+                **NOTHING,
                 "difference": compared(gaps, None, recipe.metric) if gaps else None,
-                "verdict": None,
-                "claim": None,
-                "same_runs": None,
             }
         )
     return rows
@@ -166,7 +170,7 @@ def _printed(mine: Cell, base: Cell) -> float | None:
     return mine.published.value - base.published.value
 
 
-def _about(line: Line, out: Path) -> dict[str, Any]:
+def _about(line: Line, out: Path, measured: Measured | None) -> dict[str, Any]:
     cell = line.cell
     done = [o for o in line.outcomes if o.result is not None]
     return {
@@ -177,7 +181,7 @@ def _about(line: Line, out: Path) -> dict[str, Any]:
         "rho": cell.run.rho if cell.run.sharpness != "none" else 0.0,
         "published": None if cell.published is None else dataclasses.asdict(cell.published),
         "needs": cell.needs,
-        "failures": [f"seed {o.run.seed}: {o.failure}" for o in line.outcomes if o.failure is not None],
+        "failures": [f"seed {seed}: {reason}" for seed, reason in line.failures(measured).items()],
         "folders": [os.path.relpath(o.folder, out) for o in done],
         "also": _also([o.result for o in done if o.result is not None]),
     }

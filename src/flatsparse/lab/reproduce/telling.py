@@ -62,8 +62,11 @@ def counted(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 
 def judged(row: Mapping[str, Any]) -> str:
-    """A row's verdict, if it has one, and where else its runs stand."""
-    return ", ".join(filter(None, (row["verdict"], row["same_runs"] and f"same runs as {row['same_runs']}")))
+    """A row's verdict, if it has one, which seeds it leaves out, and where else its runs stand."""
+    told = [row["verdict"]] if row["verdict"] else []
+    if row["verdict"] and row["unpaired"]:
+        told.append(f"without {row['unpaired']} seed{'' if row['unpaired'] == 1 else 's'} that failed")
+    return ", ".join([*told, *([f"same runs as {row['same_runs']}"] if row["same_runs"] else [])])
 
 
 def printed(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
