@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -191,3 +192,13 @@ def test_a_terminal_without_utf8_gets_no_traceback():
     done = subprocess.run(command, capture_output=True, env=plain, check=False)
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
+
+
+def test_flags_that_turn_something_off_are_told_as_what_they_do(capsys):
+    for command in ("train", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+        assert "--no-augmentation Take training images as they are, neither cropped nor flipped. -" in told
+        assert "--no-mask-perturbation Perturb pruned weights too" in told
+        assert "default: True" not in told

@@ -123,12 +123,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One setting's rows, and what S²-SAM gains over a random direction of the same norm."""
+    """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
+
+    Attributes:
+        learned: whether any net does better than naming the commonest class; where none does, differences mean nothing.
+    """
 
     label_noise: float
     rows: tuple[Row, ...]
     over_random: Difference | None
     tried: dict[str, dict[str, float]]
+    learned: bool = True
 
     def row(self, sharpness: str) -> Row:
         return next(row for row in self.rows if row.sharpness == sharpness)
@@ -201,7 +206,10 @@ def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried
     if "s2sam" in results and "random" in results:
         ours, control = ([r["test_accuracy"] for r in results[name]] for name in ("s2sam", "random"))
         over_random = paired_difference(ours, control)
-    return Table(noise, tuple(rows), over_random, tried)
+    learned = any(
+        r.get("above_chance") is not False for found in results.values() for r in found
+    )  # older results lack it
+    return Table(noise, tuple(rows), over_random, tried, learned)
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -216,14 +224,19 @@ def as_dict(table: Table) -> dict[str, Any]:
         values |= {"mean": row.mean, "std": None if math.isnan(row.std) else row.std}
         values["cosine"] = None if math.isnan(row.cosine) else row.cosine
         if row.difference is not None:
-            values["difference"] = _difference(row.difference)
-    plain["over_random"] = None if table.over_random is None else _difference(table.over_random)
+            values["difference"] = _difference(row.difference, table.learned)
+    plain["over_random"] = None if table.over_random is None else _difference(table.over_random, table.learned)
     return plain
 
 
-def _difference(d: Difference) -> dict[str, Any]:
+def _difference(d: Difference, learned: bool) -> dict[str, Any]:
     bounds = [d.low, d.high] if d.bounded else [None, None]
-    return {"mean": d.mean, "interval95": bounds, "pairs": d.pairs, "verdict": d.verdict}
+    return {
+        "mean": d.mean,
+        "interval95": bounds,
+        "pairs": d.pairs,
+        "verdict": d.verdict if learned else "nothing learned",
+    }
 
 
 def _radii(

@@ -118,7 +118,7 @@ def _run(job: Job) -> None:
         train(job.run, job.out, resume=True, test=job.test)
     except Diverged as problem:
         if job.test:
-            raise
+            raise Diverged(f"run {job.out.name}: {problem}") from None
         # A choice of ρ goes on without this one: what diverges is the worst.
         told = {"sharpness": job.run.sharpness, "rho": job.run.rho, "seed": job.run.seed, "diverged": str(problem)}
         write_json(job.out / "result.json", {**told, "validation_accuracy": 0.0, "test_accuracy": None})

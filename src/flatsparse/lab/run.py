@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
@@ -38,6 +39,12 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
     "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
+
+
+def _without(told: str) -> Any:
+    """What the flag --no-… of an option that is on by default does, as --help shall tell it."""
+    return tyro.conf.arg(help=told, help_behavior_hint="")
+
 
 METHOD_OPTIONS = ("channels", "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 AMPLE = 10**6  # steps: no method finds such a run too short
@@ -109,7 +116,7 @@ class Setting:
     """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
     validate_every: int = 1
     """Epochs from one look at the images held out to the next; there is always one at the end."""
-    augmentation: bool = True
+    augmentation: Annotated[bool, _without("Take training images as they are, neither cropped nor flipped.")] = True
     """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
@@ -119,7 +126,9 @@ class Setting:
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
     """How much of the kept direction looksam adds in between, α, in lengths of the gradient."""
-    mask_perturbation: bool = True
+    mask_perturbation: Annotated[bool, _without("Perturb pruned weights too, as in the released code of S²-SAM.")] = (
+        True
+    )
     """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
     batch_norm: Literal["training", "final"] = "training"
     """Running statistics of the trained net: as training left them (taken at w + e), or taken anew at the final weights."""

@@ -27,7 +27,7 @@ from flatsparse.lab.parent import has_parent, load_parent, save_parent, shared
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
-from flatsparse.lab.scores import REACHED, confusion, macro, steps_to
+from flatsparse.lab.scores import REACHED, above_chance, confusion, macro, steps_to
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
@@ -308,6 +308,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,
         "macro": macro(counts) if test else None,
+        "above_chance": above_chance(counts) if test else None,
         "train_accuracy": train_accuracy,
         "train_loss": train_loss,
         "generalization_gap": None
