@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flatsparse.lab.progress import ProgressLines
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import Diverged, train
 from flatsparse.storage import read_json, write_json
@@ -79,13 +80,16 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
     """Run every job that is not finished, with a bar; a failing job stops the rest and its error is raised."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[runs]}/{task.fields[of]} runs"))
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
-        whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
+    whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
+    with (
+        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, title, whole) as lines,
+    ):
         task = bar.add_task(title, total=whole, runs=0, of=len(jobs))
 
         def tell() -> None:
-            epochs = sum(epochs_done(job.out) * job.run.passes for job in jobs)
-            bar.update(task, completed=epochs, runs=sum(job.finished for job in jobs))
+            lines.done = sum(epochs_done(job.out) * job.run.passes for job in jobs)
+            bar.update(task, completed=lines.done, runs=sum(job.finished for job in jobs))
 
         tell()
         todo = [job for job in jobs if not job.finished]

@@ -26,6 +26,7 @@ from flatsparse.lab.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.lab.data import batches
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
+from flatsparse.lab.progress import ProgressLines
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
 from flatsparse.models import IMAGES, MODELS
@@ -184,7 +185,7 @@ class Bench:
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:
-    """Measure every case, one after the other, with a bar."""
+    """Measure every case, one after the other, with a bar, or a line now and then."""
     assert bench.sparsity is not None  # resolved
     cases = bench.cases()
     variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
@@ -197,14 +198,23 @@ def measure(bench: Bench, console: Console) -> list[Table]:
         "sparse": len(counts) * len(RUNS) * rounds,
     }
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(cases) * steps[bench.what])
+    whole = len(cases) * steps[bench.what]
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, f"bench {bench.what}", whole) as lines,
+    ):
+        task = bar.add_task("", total=whole)
+
+        def tell() -> None:
+            bar.advance(task)
+            lines.done += 1
+
         tables = []
         for name, case in cases.items():
             bar.update(task, description=name)
             for threads in counts if bench.what == "sparse" else (None,):
                 with _threads(threads):
-                    tables.append(_table(bench, name, case, lambda: bar.advance(task)))
+                    tables.append(_table(bench, name, case, tell))
     return tables
 
 
