@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from flatsparse.lab.data import Images, Splits, batches
 from flatsparse.lab.files import claim
 from flatsparse.lab.folder import CHECKPOINT, Progress, environment, load_checkpoint, save_checkpoint, write_metrics
 from flatsparse.lab.parent import has_parent, load_parent, save_parent, shared
+from flatsparse.lab.precision import has_bf16
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
@@ -84,6 +86,11 @@ def train(
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
+    if run.precision == "bf16" and not has_bf16(run.device) and team.leads:
+        warnings.warn(
+            "--precision bf16 on a device without units for it, which takes several times as long as float32: leave it out",
+            stacklevel=2,
+        )
     about = environment(team, run.device)
     team.lead(lambda: claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)))
     if (out / "result.json").is_file():

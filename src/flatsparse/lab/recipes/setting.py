@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any
 
+from flatsparse.lab.precision import has_bf16
 from flatsparse.lab.recipes.recipe import Scale
 from flatsparse.lab.run import Run
 
@@ -62,17 +61,7 @@ def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar
     elif scale == "laptop":
         common |= {"data": STANDS_IN.get(data, data), "model": "resnet20", "train_size": 10_000}
         common |= {"epochs": 20, "batch_size": 64}
-        common |= {"precision": fast_precision(), "channels_last": True}
+        common |= {"precision": "bf16" if has_bf16("cpu") else "float32", "channels_last": True}
     else:
         common |= {"data": data, "model": model, "validation_size": 0, "epochs": 160, "batch_size": 64}
     return Run(**{"weight_decay": 1e-4, **common, **chosen})
-
-
-@functools.cache
-def fast_precision() -> str:
-    """bf16 on a processor with instructions for it (AMX or AVX-512), else float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "float32"
-    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
