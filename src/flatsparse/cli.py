@@ -43,6 +43,7 @@ def _run(arguments: Sequence[str]) -> None:
         from flatsparse.lab.landscape.command import Landscape
         from flatsparse.lab.report.command import Report
         from flatsparse.lab.reproduce.command import Reproduce
+        from flatsparse.lab.team import Unanswered
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
@@ -61,7 +62,7 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         command()
     except InputError as problem:
-        _fail(str(problem))
+        _fail(str(problem), by_all=isinstance(problem, Unanswered))
     except SystemExit as end:  # no command of ours exits by itself
         _fail(
             f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
@@ -107,8 +108,10 @@ def _hint(arguments: list[str]) -> str:
     return ""
 
 
-def _fail(message: str) -> Any:
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":  # torchrun's others say the same
+def _fail(message: str, *, by_all: bool = False) -> Any:
+    if (
+        by_all or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+    ):  # torchrun's others say the same
         print(f"flatsparse: error: {message}", file=sys.stderr)
     sys.exit(2)
 
