@@ -4,8 +4,11 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -302,3 +305,28 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
     found = run_grid([*RUNS, DIVERGES], tmp_path, jobs=2, cluster="local", console=quiet())
     same(found[:4], alone)
     assert "the loss became" in found[4].failure
+
+
+LISTENING = """
+from pathlib import Path
+from flatsparse.lab.cluster import OnRay
+
+def listening():
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {(row[1], row[9]) for row in rows if row[3] == "0A"}  # address, inode
+
+before = listening()
+cluster = OnRay("local", 1)
+print(*(address for address, _ in listening() - before))
+cluster.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="only Linux tells who listens")
+def test_a_cluster_of_this_machine_listens_to_this_machine_alone():
+    pytest.importorskip("ray")
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True, timeout=120)
+    found = {address.rpartition(":")[0] for address in done.stdout.split()}
+    assert found
+    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
