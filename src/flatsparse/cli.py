@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _warning(message: Warning | str, *place: Any) -> str:
+def _warning(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
     """A warning in one line, without the line of code that gave it."""
     return f"flatsparse: warning: {' '.join(str(message).split())}\n"
 

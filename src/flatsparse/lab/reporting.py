@@ -101,7 +101,7 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
 def _cells(row: Row, learned: bool) -> list[str]:
     spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
     d = row.difference
-    told = "" if d is None else f"{d.mean:+.2f} ± {d.half:.2f}"
+    told = "" if d is None else f"{d.mean:+.2f}" + (f" ± {d.half:.2f}" if d.bounded else "")
     return [
         f" {LABELS[row.sharpness]}" + (f" ρ={row.rho:g}" if row.rho else ""),
         f"{row.mean:.2f}{spread}",

@@ -115,7 +115,7 @@ def train(
             kept = f"; the last good checkpoint is kept in {out}" if (out / CHECKPOINT).is_file() else ""
             raise Diverged(
                 f"the loss became {max(losses, key=abs)} in epoch {progress.epoch}:"
-                f" lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
+                f" lower --lr {run.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{kept}"
             )
         progress.records.append(record)
         if team.leads:

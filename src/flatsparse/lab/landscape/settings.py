@@ -64,7 +64,8 @@ class Landscape:
         """With the defaults filled in. Raises InputError for anything that cannot be measured."""
         if not self.runs:
             raise InputError("landscape got no run: give one or more folders that flatsparse train wrote")
-        twice = next((run for run in self.runs if self.runs.count(run) > 1), None)
+        places = [run.resolve() for run in self.runs]
+        twice = next((run for run in self.runs if places.count(run.resolve()) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice}' is given twice: give each run once")
         for kind in self.kinds:

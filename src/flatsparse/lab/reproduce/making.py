@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from flatsparse.errors import InputError, check_count
+from flatsparse.lab.compare import TUNING_SEEDS
 from flatsparse.lab.grid import key, outcomes, run_grid
 from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
@@ -65,6 +66,10 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     seeds = recipe.seeds.get(choice.scale) if choice.seeds is None else check_count("--seeds", choice.seeds)
     if seeds is None:
         raise InputError(f"recipe '{recipe.name}' does not say how many seeds it has in {choice.scale}: give --seeds")
+    if recipe.first_seed < TUNING_SEEDS < recipe.first_seed + seeds:
+        raise InputError(
+            f"--seeds {seeds} would judge seeds that ρ is chosen by, which begin at {TUNING_SEEDS}: give fewer"
+        )
     missing = _missing_data(cells, choice)
     try:
         out.mkdir(parents=True, exist_ok=True)
