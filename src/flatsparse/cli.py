@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -20,7 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(
                 errors="replace"
             )  # a terminal without UTF-8 shows a question mark for ρ, not a traceback
-    warnings.formatwarning = _warning
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -31,9 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _warning(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
-    """A warning in one line, without the line of code that gave it."""
-    return f"flatsparse: warning: {' '.join(str(message).split())}\n"
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A context in which a warning is one line, without the line of code that gave it."""
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return f"flatsparse: warning: {' '.join(str(message).split())}\n"
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -60,7 +71,8 @@ def _run(arguments: Sequence[str]) -> None:
     }
     command = _parse(commands, arguments)
     try:
-        command()
+        with _plain_warnings():
+            command()
     except InputError as problem:
         _fail(str(problem), by_all=isinstance(problem, Unanswered))
     except SystemExit as end:  # no command of ours exits by itself
