@@ -196,6 +196,18 @@ def test_cells_of_ones_own_that_cannot_be_made_are_told_in_one_line(tmp_path, ce
         load(str(file)).cells("smoke")
 
 
+@pytest.mark.parametrize("problem", ["ValueError('odd')", "SystemExit(0)"])
+def test_a_measure_of_ones_own_that_fails_is_told_in_one_line(tmp_path, problem):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from flatsparse.lab.recipes.recipe import Recipe\n"
+        f"def measure(runs, work):\n    raise {problem}\n"
+        "RECIPE = Recipe('own', '', '', measure=measure)\n"
+    )
+    with pytest.raises(InputError, match=rf"does not run: {problem.partition('(')[0]}"):
+        load(str(file)).measure([], None)
+
+
 def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_ones():
     cells = load("table1").cells("smoke")
     assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
