@@ -20,6 +20,7 @@ from flatsparse.errors import InputError, check_finite
 
 TIMEOUT = "FLATSPARSE_TIMEOUT"  # seconds that processes wait for each other
 USUAL = 1800.0  # an evaluation by the leader, for which all wait, may be long
+LONGEST = 1e8  # three years; a longer time has no form that torch takes
 
 
 class Unanswered(InputError):
@@ -96,7 +97,7 @@ def _seconds() -> float:
         seconds = float(given or USUAL)
     except ValueError:
         seconds = math.nan
-    return check_finite(f"{TIMEOUT}={given}", seconds, above=True)
+    return min(check_finite(f"{TIMEOUT}={given}", seconds, above=True), LONGEST)
 
 
 @contextlib.contextmanager
