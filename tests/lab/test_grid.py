@@ -308,16 +308,38 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
 
 
 LISTENING = """
+import os
 from pathlib import Path
 from flatsparse.lab.cluster import OnRay
 
-def listening():
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {(row[1], row[9]) for row in rows if row[3] == "0A"}  # address, inode
+def family():
+    "This process and those that come of it."
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            pass
+    ours, before = {os.getpid()}, set()
+    while ours != before:
+        before = set(ours)
+        ours |= {child for child, parent in parents.items() if parent in before}
+    return ours
 
-before = listening()
+def sockets(process):
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            yield os.readlink(file)
+        except OSError:
+            pass
+
 cluster = OnRay("local", 1)
-print(*(address for address, _ in listening() - before))
+ours = {name for process in family() for name in sockets(process)}
+for name in ("tcp", "tcp6"):
+    for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+        _, address, _, state, *_, inode = row.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in ours:
+            print(address)
 cluster.close()
 """
 
