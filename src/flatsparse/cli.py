@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -57,6 +59,23 @@ def _be_quiet() -> None:
                 os.close(nowhere)
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A context in which a warning is one line, without the line of code that gave it."""
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return f"flatsparse: warning: {' '.join(str(message).split())}\n"
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.lab.bench.command import Bench
@@ -64,6 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
         from flatsparse.lab.landscape.command import Landscape
         from flatsparse.lab.report.command import Report
         from flatsparse.lab.reproduce.command import Reproduce
+        from flatsparse.lab.team import Unanswered
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.errors import InputError
@@ -80,9 +100,14 @@ def _run(arguments: Sequence[str]) -> None:
     }
     command = _parse(commands, arguments)
     try:
-        command()
+        with _plain_warnings():
+            command()
     except InputError as problem:
-        _fail(str(problem))
+        _fail(str(problem), by_all=isinstance(problem, Unanswered))
+    except SystemExit as end:  # no command of ours exits by itself
+        _fail(
+            f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
+        )
 
 
 def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
@@ -102,19 +127,31 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
     except SystemExit as end:
         if end.code == 0:
             raise
-        _fail(_one_line(said.getvalue()))
+        _fail(_one_line(said.getvalue()) + _hint(list(arguments)))
 
 
 def _one_line(boxed: str) -> str:
     """What the parser said, without the box around it and the hint below it."""
-    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}", " ", boxed.partition("\n")[2])
+    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}|\[/?bold\]", " ", boxed.partition("\n")[2])
     kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
     told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
     return told or "the arguments do not fit"
 
 
-def _fail(message: str) -> Any:
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":  # torchrun's others say the same
+def _hint(arguments: list[str]) -> str:
+    """What several radii for ``compare`` may mean, if they were given."""
+    if arguments[:1] != ["compare"] or "--rho" not in arguments:
+        return ""
+    after = arguments[arguments.index("--rho") + 1 :]
+    radii = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    if len(radii) > 1:
+        return ": --rho is one radius for all; --tune chooses among --rho-grid " + " ".join(radii)
+    return ""
+
+
+def _fail(message: str, *, by_all: bool = False) -> Any:
+    leads = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+    if by_all or leads:  # torchrun's others say the same
         _tell(f"error: {message}")
     sys.exit(2)
 

@@ -28,7 +28,7 @@ def executed(file: Path, kind: str) -> ModuleType:
     try:
         with errors_of(file):
             spec.loader.exec_module(module)
-    except InputError:
+    except BaseException:
         del sys.modules[name]
         raise
     return module
@@ -36,9 +36,11 @@ def executed(file: Path, kind: str) -> ModuleType:
 
 @contextlib.contextmanager
 def errors_of(file: Path) -> Iterator[None]:
-    """While a file's code runs, any error of it is one line. Raises InputError."""
+    """While a file's code runs, any error of it is one line, and so is its wish to exit. Raises InputError."""
     try:
         yield
-    except Exception as problem:
+    except (InputError, KeyboardInterrupt):  # told already; the user's, not the file's
+        raise
+    except BaseException as problem:
         reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
         raise InputError(f"'{file}' does not run: {reason}") from problem

@@ -1,7 +1,10 @@
 """`flatsparse train` by several processes."""
 
 import json
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -13,7 +16,7 @@ from flatsparse.lab import training as loop
 from flatsparse.lab.data import batches, split
 from flatsparse.lab.run import Run
 from flatsparse.lab.sources import load
-from flatsparse.lab.team import ALONE, Team
+from flatsparse.lab.team import ALONE, Team, Unanswered, joined
 from flatsparse.storage import load_masks, load_tensors
 
 from .processes import together
@@ -96,3 +99,45 @@ def test_what_cannot_be_run_is_said_once(tmp_path):
     done = torchrun("compare", "--out", str(tmp_path / "comparison"))
     assert done.returncode != 0
     assert done.stderr.count("flatsparse: error: compare starts its own processes") == 1
+
+
+def left_alone(rank, port, told):
+    """One of two processes of a run, of which the second answers once and never again."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "FLATSPARSE_TIMEOUT": "3"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "x"}
+    try:
+        with joined("cpu") as team:
+            team.told("here")
+            if rank == 1:
+                signal.raise_signal(signal.SIGSTOP)
+            team.sum(torch.ones(1))
+    except InputError as problem:
+        told.put((type(problem), str(problem)))
+
+
+def test_a_process_that_stopped_is_not_waited_for_without_end():
+    fork = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = fork.Queue()
+    members = [fork.Process(target=left_alone, args=(rank, port, told)) for rank in (0, 1)]
+    for member in members:
+        member.start()
+    try:
+        kind, message = told.get(timeout=60)
+    finally:
+        for member in members:
+            member.kill()
+    assert kind is Unanswered
+    assert "did not answer within 3 s (FLATSPARSE_TIMEOUT" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "soon", "inf"])
+def test_a_time_that_is_none_is_refused(monkeypatch, given):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FLATSPARSE_TIMEOUT", given)
+    with pytest.raises(InputError, match="FLATSPARSE_TIMEOUT"), joined("cpu"):
+        raise AssertionError("joined")

@@ -16,7 +16,7 @@ from flatsparse.cli import main
 from flatsparse.lab.bench import results, trainer
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images, loss
 from flatsparse.lab.bench.memory import LiveBytes, memory
-from flatsparse.lab.bench.results import against_target, memory_table
+from flatsparse.lab.bench.results import against_target, memory_table, throughput_table, timed
 from flatsparse.lab.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
 from flatsparse.lab.bench.trainer import Timing, Trainer
 from flatsparse.lab.bench.variants import VARIANTS, Variant, variants_for
@@ -258,7 +258,42 @@ def test_throughput_compares_each_method_of_table_4_that_there_is(tmp_path, caps
             ratios = [ours / plain for ours, plain in zip(kinds[name]["each"], kinds["sgd"]["each"], strict=True)]
             assert kinds[name]["ratio"]["value"] == pytest.approx(statistics.median(ratios))
         assert all(len(kind["each"]) == 6 and min(kind["each"]) > 0 for kind in kinds.values())
-    assert "no mask updates among the steps" in said
+        assert all(seconds > 0 for kind in kinds.values() for seconds in kind["update_seconds"])
+    assert {name for name, kinds in methods.items() if kinds["sgd"]["update_seconds"]} == {"rigl", "mest"}
+    assert "grasp: S²-SAM" in said
+    assert "its masks never change" in said
+    assert said.count("a step with an update of the masks takes") == 2
+
+
+@pytest.mark.parametrize(("method", "share"), [("grasp", 0.0), ("rigl", 0.01)])
+def test_throughput_counts_updates_of_the_masks_by_their_share_of_a_run(monkeypatch, method, share):
+    class Steady:
+        """Two seconds a step, twelve with an update."""
+
+        def __init__(self, *_, every=None, **__):
+            self.device, self.every, self.taken = "cpu", every, 0
+
+        def due(self, step):
+            return self.every is not None and step % self.every == 0
+
+        def step(self, batch):
+            self.taken += 1
+            return Timing(12.0 if self.due(self.taken) else 2.0, None)
+
+    monkeypatch.setattr(results, "Trainer", Steady)
+    monkeypatch.setattr(results, "TABLE_4", (method,))
+    monkeypatch.setattr(results, "updates", lambda *_: round(share * results.RUN))
+    ticks = []
+    table = throughput_table("x", TINY, rounds=6, sparsity=0.9, device="cpu", tell=lambda: ticks.append(1))
+    each = table.record["methods"][method]["sgd"]["each"]
+    assert each == pytest.approx([4 / (2.0 + share * 10.0)] * 6, rel=1e-4)  # four images
+    assert len(ticks) == WARM_UP + timed(6, share)
+    assert ("6.00 times as long, and counts as one in 100" in table.found[0]) == bool(share)
+
+
+def test_updates_of_a_run_are_those_of_its_plan():
+    assert results.updates("rigl", 0.9) == int(0.75 * results.RUN) // 100
+    assert results.updates("grasp", 0.9) == 0
 
 
 def test_memory_counts_dense_and_sparse(tmp_path, capsys):

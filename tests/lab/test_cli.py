@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -54,12 +55,27 @@ def fails(capsys, *arguments):
         ("train --sede 3", "--seed"),
         ("trane", "train"),
         ("compare --rhos flat 1", "flat"),
+        ("compare --rhos none 0.5", "--rhos none"),
+        ("compare --sharpness sam --rhos momentum 0.5", "--rhos momentum"),
+        ("compare --rho 0.05 0.2", "--tune chooses among --rho-grid 0.05 0.2"),
+        ("compare --rho 1e-3 0.2 --seeds 1", "--tune chooses among --rho-grid 1e-3 0.2"),
+        ("compare --sharpness none", "nothing to compare"),
+        ("compare --sharpness", "nothing to compare"),
+        ("compare --tune --seeds 1001", "--seeds 1001"),
+        ("train --warmup 30", "--warmup 30"),
+        ("train --model=", "unknown model ''"),
+        ("train --pattern 2", "did not match expected argument count 2 of ` INT INT `"),
         ("compare --seeds 0", "--seeds 0"),
         ("compare --tune --validation-size 0", "--tune"),
         ("compare --jobs 0", "--jobs 0"),
         ("list method", "methods"),
         ("list layers --model resnet23", "resnet32"),
         ("list layers --layers mst", "mest"),
+        ("list layers --image 3 0 32", "--image 0"),
+        ("list layers --image -3 32 32", "--image -3"),
+        ("list layers --model vgg19 --image 3 4 4", "--image 3 4 4 does not fit 'vgg19'"),
+        ("reproduce evidence-main --seeds 1001", "--seeds 1001"),
+        ("landscape a b/../a", "given twice"),
         ("list layers --exclude nothing*", "matches no layer"),
         ("list layers --sparsity 1", "[0, 1)"),
         ("train --layers mst", "mest"),
@@ -70,6 +86,42 @@ def test_bad_input_is_one_line_and_status_two_and_leaves_nothing_behind(capsys, 
     monkeypatch.chdir(tmp_path)
     assert told in fails(capsys, *arguments.split())
     assert not list(tmp_path.iterdir())
+
+
+EXITS, ODD = ("SystemExit(0)", "SystemExit('done')"), ("BaseException('odd')", "GeneratorExit()")
+
+
+@pytest.mark.parametrize(
+    ("when", "problem"),
+    [(when, problem) for when in ("loaded", "made", "planned") for problem in (*EXITS, *ODD)]
+    + [("training", problem) for problem in EXITS],
+)
+def test_code_of_ones_own_that_ends_the_process_is_an_error_in_one_line(capsys, tmp_path, when, problem):
+    lines = {
+        "loaded": f"raise {problem}",
+        "made": f"class M:\n    def __post_init__(self): raise {problem}\n    def plan(self, s, n): pass",
+        "planned": f"class M:\n    def plan(self, s, n): raise {problem}",
+        "training": "from flatsparse.methods import SET\nclass M:\n    def plan(self, s, n):\n"
+        f"        if n < 100: raise {problem}\n        return SET().plan(s, n)",
+    }[when]
+    decorated = lines.replace("class M", "@dataclass(frozen=True)\nclass M")
+    (tmp_path / "own.py").write_text(f"from dataclasses import dataclass\n{decorated}\n")
+    told = fails(capsys, "train", *QUICK, "--method", f"{tmp_path}/own.py:M", "--out", str(tmp_path / "run"))
+    assert problem.partition("(")[0] in told
+
+
+def test_a_stop_while_code_of_ones_own_is_loaded_is_a_stop(tmp_path, capsys):
+    (tmp_path / "own.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--method", f"{tmp_path}/own.py:M"])
+    assert end.value.code == 130
+
+
+def test_a_warning_is_one_line_without_code(tmp_path):
+    command = [sys.executable, "-m", "flatsparse", "train", *QUICK, "--every", "1000", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("flatsparse: warning: every=1000 leaves no update")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_output_folder_with_another_run_is_left_alone(capsys, tmp_path):
@@ -145,3 +197,13 @@ def test_a_terminal_without_utf8_gets_no_traceback():
     done = subprocess.run(command, capture_output=True, env=plain, check=False)
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
+
+
+def test_flags_that_turn_something_off_are_told_as_what_they_do(capsys):
+    for command in ("train", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+        assert "--no-augmentation Take training images as they are, neither cropped nor flipped. -" in told
+        assert "--no-mask-perturbation Perturb pruned weights too" in told
+        assert "default: True" not in told

@@ -8,11 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
 from rich.console import Console
 
 from flatsparse.errors import InputError
 from flatsparse.lab import pool, reporting
-from flatsparse.lab.compare import TUNING_SEEDS, Comparison, compare, tabulate
+from flatsparse.lab.compare import TUNING_SEEDS, Comparison, as_dict, compare, tabulate
+from flatsparse.lab.scores import above_chance
 from flatsparse.storage import read_json
 
 SMALL = Comparison(
@@ -61,6 +63,39 @@ def test_rows_are_paired_seed_by_seed():
     told = " ".join(reporting.sentences(table))
     assert "S²-SAM (ρ = 0.1) helps: +1.03 points" in told
     assert "random (ρ = 0) is within noise" in told
+
+
+def test_nets_that_learned_nothing_are_not_compared():
+    results = {
+        name: [{**result(10.0 + step * n), "above_chance": False} for n in range(3)]
+        for name, step in (("none", 0.0), ("s2sam", 1.0), ("random", 1.0))
+    }
+    table = tabulate(0.0, results, {})
+    assert reporting.sentences(table) == [reporting.UNLEARNED]
+    plain = as_dict(table)
+    told = [row["difference"]["verdict"] for row in plain["rows"] if row["difference"]]
+    assert {*told, plain["over_random"]["verdict"]} == {"nothing learned"}
+    results["s2sam"][2]["above_chance"] = True  # one that did is a difference
+    assert reporting.UNLEARNED not in reporting.sentences(tabulate(0.0, results, {}))
+
+
+def test_above_chance_is_above_the_commonest_class_by_more_than_luck():
+    always = torch.tensor([[60, 0], [40, 0]])  # names class 0 each time
+    assert not above_chance(always)
+    assert not above_chance(torch.tensor([[60, 0], [30, 10]]))  # 70 of 100, by luck
+    assert above_chance(torch.tensor([[60, 0], [20, 20]]))
+
+
+def test_a_run_that_diverges_is_named(tmp_path):
+    wild = dataclasses.replace(SMALL, lr=1e30, seeds=1, label_noise=(0.0,), sharpness=("sam",), jobs=1)
+    with pytest.raises(InputError, match=r"run noise0-none-seed0: the loss became .* lower --lr"):
+        compare(wild, tmp_path / "out", console=Console(quiet=True))
+
+
+def test_the_same_twice_is_compared_once():
+    twice = dataclasses.replace(SMALL, label_noise=(0.2, 0.0, 0.2), rho_grid=(0.1, 0.1, 0.2), sharpness=("sam", "sam"))
+    found = twice.resolved()
+    assert (found.label_noise, found.rho_grid, found.sharpness) == ((0.2, 0.0), (0.1, 0.2), ("none", "sam"))
 
 
 def test_a_radius_at_the_edge_of_its_grid_is_told():

@@ -4,8 +4,11 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -328,3 +331,50 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
     found = run_grid([*RUNS, DIVERGES], tmp_path, jobs=2, cluster="local", console=quiet())
     same(found[:4], alone)
     assert "the loss became" in found[4].failure
+
+
+LISTENING = """
+import os
+from pathlib import Path
+from flatsparse.lab.cluster import OnRay
+
+def family():
+    "This process and those that come of it."
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            pass
+    ours, before = {os.getpid()}, set()
+    while ours != before:
+        before = set(ours)
+        ours |= {child for child, parent in parents.items() if parent in before}
+    return ours
+
+def sockets(process):
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            yield os.readlink(file)
+        except OSError:
+            pass
+
+cluster = OnRay("local", 1)
+ours = {name for process in family() for name in sockets(process)}
+for name in ("tcp", "tcp6"):
+    for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+        _, address, _, state, *_, inode = row.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in ours:
+            print(address)
+cluster.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="only Linux tells who listens")
+def test_a_cluster_of_this_machine_listens_to_this_machine_alone():
+    pytest.importorskip("ray")
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True, timeout=120)
+    found = {address.rpartition(":")[0] for address in done.stdout.split()}
+    assert found
+    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}

@@ -16,7 +16,8 @@ from flatsparse.lab.landscape import curved, mechanism, pictures, telling
 from flatsparse.lab.landscape import measure as measuring
 from flatsparse.lab.landscape.folding import folded
 from flatsparse.lab.landscape.measure import measure
-from flatsparse.lab.landscape.settings import Landscape, has_bf16
+from flatsparse.lab.landscape.settings import Landscape
+from flatsparse.lab.precision import has_bf16
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import train
 from flatsparse.models import MODELS

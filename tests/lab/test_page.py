@@ -86,7 +86,7 @@ def test_the_command_in_a_report_repeats_the_comparison():
     import tyro
 
     asked = dataclasses.replace(
-        SMALL, rhos={"sam": 0.2}, include=("3*", "[56]"), channels_last=True, mask_perturbation=False
+        SMALL, rhos={"s2sam": 0.2}, include=("3*", "[56]"), channels_last=True, mask_perturbation=False
     )
     told = page.flags(asked)
     again = tyro.cli(Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff,))

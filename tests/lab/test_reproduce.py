@@ -17,7 +17,7 @@ from flatsparse.lab.grid import Outcome
 from flatsparse.lab.recipes import load, recipes, surfaces
 from flatsparse.lab.recipes.recipe import ACCURACY, SCALES, Cell, Metric, Published, Recipe, Work, both, controls
 from flatsparse.lab.reproduce import telling
-from flatsparse.lab.reproduce.making import Choice, chosen, make, meets, with_controls
+from flatsparse.lab.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
 from flatsparse.lab.reproduce.pictures import front, pareto
 from flatsparse.lab.reproduce.table import Line, tabulate
 from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
@@ -131,6 +131,18 @@ def test_imagenet_says_what_it_needs_and_the_rest_runs():
     assert "ImageNet-1k" in needs["ImageNet"]
 
 
+@pytest.mark.parametrize("name", ["table2", "table3", "table5", "table6", "imagenet95", "set5x", "wmt14"])
+def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed_one(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("flatsparse.lab.reproduce.making.load", unreachable)
+    recipe = load(name)
+    locked = [cell for cell in recipe.cells("paper") if cell.needs]
+    assert {cell.run.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
+    opened = [dataclasses.replace(cell, needs=None) for cell in locked]
+    with pytest.raises(InputError, match="no network here"):
+        made(dataclasses.replace(recipe, cells=lambda scale: opened, measure=None), tmp_path, scale="paper")
+    assert {cell.run.data for cell in recipe.cells("laptop")} <= {"cifar10", "pairs"}
+
+
 def test_a_new_table_is_one_file(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -184,6 +196,18 @@ def test_cells_of_ones_own_that_cannot_be_made_are_told_in_one_line(tmp_path, ce
         load(str(file)).cells("smoke")
 
 
+@pytest.mark.parametrize("problem", ["ValueError('odd')", "SystemExit(0)"])
+def test_a_measure_of_ones_own_that_fails_is_told_in_one_line(tmp_path, problem):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from flatsparse.lab.recipes.recipe import Recipe\n"
+        f"def measure(runs, work):\n    raise {problem}\n"
+        "RECIPE = Recipe('own', '', '', measure=measure)\n"
+    )
+    with pytest.raises(InputError, match=rf"does not run: {problem.partition('(')[0]}"):
+        load(str(file)).measure([], None)
+
+
 def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_ones():
     cells = load("table1").cells("smoke")
     assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
@@ -222,7 +246,14 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
     assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
     console = Console(record=True, width=150, file=io.StringIO())
     telling.print_record(record, console)
-    assert "n: rounds" in console.export_text()
+    text = console.export_text()
+    assert "n: rounds" in text
+    for valley in ("narrow", "wide"):  # who ends nearest is said, whoever it is
+        column = f"distance to the {valley} valley"
+        rows = [row for row in record["rows"] if row["column"] == column]
+        (first,) = [row for row in rows if row["mean"] == min(r["mean"] for r in rows)]
+        name = telling.LABELS[first["sharpness"]]
+        assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 
 def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
@@ -319,7 +350,7 @@ def outcome(cell, seed, accuracy):
         "sparsity": {"prunable": 0.9},
         "seconds": {"train": 1.0},
     }
-    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.label}{seed}", result, None)
+    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
 
 
 def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
@@ -343,12 +374,88 @@ def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale()
     assert base["difference"] is base["verdict"] is None
 
 
+EDGE = (81.0, 80.6, 81.5, 80.5)  # of 80: p = 0.03 alone
+
+
+def table_of(cells, scale="laptop", folders=lambda cell, seed: f"{cell.row}-{cell.label}{seed}"):
+    """A table whose plain runs are at 80 %, and those with S²-SAM at its edge."""
+    lines = []
+    for cell in cells:
+        values = EDGE if cell.run.sharpness == "s2sam" else (80.0,) * 4
+        found = [outcome(cell, seed, value) for seed, value in enumerate(values)]
+        lines.append(Line(cell, [dataclasses.replace(o, folder=folders(cell, n)) for n, o in enumerate(found)]))
+    return tabulate(Recipe("x", "", ""), scale, lines, None, ".")
+
+
+def shown(rows):
+    record = {"title": "", "source": "", "scale": "laptop", "metric": "m", "better": "higher", "notes": [], "said": []}
+    console = Console(record=True, width=150, file=io.StringIO())
+    telling.print_record({**record, "rows": rows}, console)
+    return console.export_text()
+
+
+def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
+    cells = [cell for n in range(6) for cell in both(f"r{n}", "c", Run())]
+    rows = table_of(cells, folders=lambda cell, seed: f"{cell.label}{seed}")
+    (alone,) = table_of(cells[:2])[1:]
+    ours = rows[1::2]
+    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"reproduces"}
+    assert {row["difference"]["p_holm"] for row in ours} == {alone["difference"]["p_holm"]}
+    assert {row["difference"]["seeds_needed"] for row in ours} == {alone["difference"]["seeds_needed"]}
+    assert len({row["claim"] for row in ours}) == 1
+    assert [row["same_runs"] for row in rows] == [None] * 2 + ["r0, c"] * 10
+    assert "reproduces (1)" in shown(rows)
+    assert shown(rows).count("same runs as r0, c") == 10
+    distinct = table_of(cells)  # the same numbers of other runs are other claims
+    assert {row["verdict"] for row in distinct[1::2]} == {"consistent with no effect"}
+    assert "consistent with no effect (6)" in shown(distinct)
+    assert not any(row["same_runs"] for row in distinct)
+
+
+def test_the_same_runs_against_another_number_or_another_base_are_another_claim():
+    first = both("r0", "c", Run(), Published(90.0), Published(91.0))
+    other = both("r1", "c", Run(), Published(90.0), Published(95.0))
+    for scale, claims in (("laptop", 1), ("paper", 2)):
+        rows = table_of([*first, *other], scale, folders=lambda cell, seed: f"{cell.label}{seed}")
+        assert len({row["claim"] for row in rows[1::2]}) == claims
+    ours = [*first, *other]
+    rows = table_of(ours, folders=lambda cell, n: f"{cell.row if cell.run.sharpness == 'none' else ''}{cell.label}{n}")
+    assert len({row["claim"] for row in rows[1::2]}) == 2
+
+
+@pytest.mark.parametrize(("name", "others"), [("tableA1", "table1"), ("imagenet95", "table1's and of tableA1")])
+def test_a_table_whose_runs_are_all_anothers_says_so(name, others):
+    (told,) = elsewhere(load(name), "laptop")
+    assert f"Every run here is one of {others}'s too" in told
+
+
+@pytest.mark.parametrize(("name", "scale"), [("tableA1", "paper"), ("figure3", "laptop"), ("table2", "laptop")])
+def test_a_table_with_runs_or_a_measure_of_its_own_does_not(name, scale):
+    assert elsewhere(load(name), scale) == []
+
+
 def test_a_seed_without_its_pair_does_not_count():
     row = rows_of("paper", {0: 80.0}, {0: 81.0, 1: 99.0})[1]
     assert row["difference"]["pairs"] == 1
     assert row["difference"]["interval95"] == [None, None]
     assert row["verdict"] == "consistent with no effect"
     assert rows_of("paper", {}, {0: 81.0})[1]["verdict"] == "not run at this scale"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdict(which):
+    cells = both("r", "c", Run())
+    lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
+    odd = list(lines[which].outcomes)
+    odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
+    odd[3] = dataclasses.replace(odd[3], result={**odd[3].result, "test_accuracy": float("nan")})
+    lines[which] = dataclasses.replace(lines[which], outcomes=odd)
+    rows = tabulate(Recipe("x", "", ""), "laptop", lines, None, ".")
+    assert rows[1]["difference"]["pairs"] == 2
+    assert rows[1]["unpaired"] == 2
+    assert rows[which]["failures"] == ["seed 1: the loss became nan", "seed 3: what was measured is nan"]
+    assert "without 2 seeds that failed" in shown(rows)
+    assert "1 runs failed: the loss became nan" in shown(rows)
 
 
 def test_verdicts_are_what_their_definitions_say():

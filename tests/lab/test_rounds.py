@@ -86,3 +86,78 @@ def test_a_shared_dense_round_is_trained_once_and_changes_nothing(tmp_path, rewi
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="checksum"):
         loop.train(run, tmp_path / "damaged", parent=parent)
+
+
+OWN = """
+from dataclasses import dataclass, replace
+
+from flatsparse.criteria import each, magnitude
+from flatsparse.distributions import uniform
+from flatsparse.methods import LTH, SET
+from flatsparse.plan import Plan
+
+
+@dataclass(frozen=True)
+class Late(LTH):
+    "As lth, and its rounds are not named in our code."
+
+
+@dataclass(frozen=True)
+class Early:
+    "A first round that is half sparse."
+
+    def plan(self, sparsity, steps):
+        return replace(LTH(0.3).plan(sparsity, steps), sparsity=0.5)
+
+
+@dataclass(frozen=True)
+class Moving:
+    "A first round whose masks move."
+
+    def plan(self, sparsity, steps):
+        return replace(LTH(0.3).plan(sparsity, steps), rules=SET(every=2).plan(sparsity, steps).rules)
+
+
+@dataclass(frozen=True)
+class Kept:
+    "A first round whose momentum is that of dense gradients."
+
+    def plan(self, sparsity, steps):
+        return replace(LTH(0.3).plan(sparsity, steps), momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Rewound:
+    "A step to rewind to that is no option."
+
+    def plan(self, sparsity, steps):
+        return LTH(0.3, rewind=3).plan(sparsity, steps)
+"""
+
+
+def own_run(file, name):
+    file.write_text(OWN)
+    drop = {} if name == "Late" else {"drop_fraction": None}
+    return run_of(f"{file}:{name}", **drop)
+
+
+@pytest.mark.parametrize("name", ["Late", "Early", "Moving", "Kept", "Rewound"])
+def test_rounds_of_a_method_of_ones_own_share_a_first_round_only_when_it_is_the_same(tmp_path, name):
+    parent, run = tmp_path / "parent", own_run(tmp_path / "own.py", name)
+    loop.train(run_of("lth"), tmp_path / "first", parent=parent)
+    count = Count()
+    loop.train(run, tmp_path / "shared", parent=parent, watcher=count)
+    loop.train(run, tmp_path / "alone")
+    assert count.epochs[0] == (3 if name == "Late" else 1)
+    assert [r["sparsity"] for r in records(tmp_path / "shared")] == [r["sparsity"] for r in records(tmp_path / "alone")]
+    assert same_weights(tmp_path / "shared", tmp_path / "alone")
+    assert run.resolved().rounds == json.loads((tmp_path / "alone" / "result.json").read_text())["rounds"] == 5
+
+
+def test_code_of_a_method_that_does_not_plan_is_one_line_before_anything_is_run(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Odd:\n    depth: int\n"
+        "    def plan(self, sparsity, steps):\n        return 1 / 0\n"
+    )
+    with pytest.raises(InputError, match="does not run: TypeError"):
+        run_of(f"{tmp_path}/odd.py:Odd").resolved()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flatsparse.errors import InputError
 from flatsparse.lab.statistics import deviation, holm, median, p_value, paired_difference, seeds_needed
 
 
@@ -34,6 +35,13 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
         d = paired_difference(source.normal(1.0, 2.0, 5), np.zeros(5))
         hits += d.low <= 1.0 <= d.high
     assert 0.935 < hits / 2000 < 0.965
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("found", [lambda v: paired_difference(v, [0.0] * 3), p_value, median])
+def test_a_value_that_is_not_finite_does_not_pass_for_noise(found, odd):
+    with pytest.raises(InputError, match="not finite"):
+        found([1.0, odd, 2.0])
 
 
 def test_one_value_has_no_deviation():

@@ -19,7 +19,7 @@ from flatsparse.errors import InputError
 from flatsparse.flops import Cost, cost
 from flatsparse.lab.data import DataSet, Splits, batches, split
 from flatsparse.lab.rates import start_schedule
-from flatsparse.lab.run import OF_CHANNELS, RHO_SCHEDULES, Run
+from flatsparse.lab.run import METHOD_OPTIONS, RHO_SCHEDULES, Run
 from flatsparse.lab.sources import load
 from flatsparse.lab.task import NETWORKS, check_fit, check_takes, loss
 from flatsparse.lab.team import ALONE, Team
@@ -32,7 +32,6 @@ from flatsparse.sparsifier import sparsify
 from flatsparse.training import SparseTraining
 
 UPDATES = 10  # a run has at least so many mask updates
-METHOD_OPTIONS = ("channels", *OF_CHANNELS, "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 
 
 @dataclass

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import warnings
 from typing import Any
 
 from flatsparse.errors import InputError
 from flatsparse.lab.crew import PATIENCE, Crew, End, Task, fail, work
 from flatsparse.storage import write_whole
+
+LOOPBACK = "127.0.0.1"
+CLUSTERS = (
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's own: without clusters of machines it keeps to the loopback address
+)
 
 
 class OnRay(Crew):
@@ -20,7 +26,7 @@ class OnRay(Crew):
     are off.
 
     Args:
-        address: ``auto``, ``ray://HOST:PORT``, or ``local`` for a cluster on this machine alone.
+        address: ``auto``, ``ray://HOST:PORT``, or ``local`` for a cluster on this machine alone, which no other can reach.
         jobs: runs at once; by default as many as the cluster has CPUs.
 
     Raises: InputError when Ray is not installed, or the cluster cannot be joined.
@@ -29,6 +35,8 @@ class OnRay(Crew):
     def __init__(self, address: str, jobs: int | None) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks without a GPU keep their view of them
+        if address == "local":  # who reaches Ray's ports can run code: let them be this machine's alone
+            os.environ[CLUSTERS] = "0"
         try:
             import ray
         except ImportError:
@@ -42,6 +50,8 @@ class OnRay(Crew):
             raise InputError(
                 f"--cluster {address} cannot be joined ({reason}): give local, auto or ray://HOST:PORT"
             ) from None
+        if address == "local" and ray.util.get_node_ip_address() != LOOPBACK:  # Ray was imported before
+            warnings.warn("Ray's ports are open to other machines: close them by a firewall", stacklevel=2)
         self.ray: Any = ray
         self.running: dict[Any, Task] = {}
         self.limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -181,23 +181,29 @@ class List:
     def _layers(self) -> None:
         if self.model not in MODELS:
             raise unknown("model", self.model, MODELS)
-        image = self.image or IMAGES[self.model]
+        image = IMAGES[self.model] if self.image is None else self.image
+        for size in image:
+            check_count("--image", size)
         with torch.device("meta"):  # shapes are enough
             model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
         own = {"distribution": self.distribution, "channels": self.channels}
         shared: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         by_channels = hasattr(kind_of(self.method), "by_channels")
-        found = estimate(
-            model,
-            sample,
-            self.method,
-            sparsity=0.9 if self.sparsity is None and not by_channels else self.sparsity,
-            steps=self.steps,
-            layers=self.layers,
-            include=self.include,
-            exclude=self.exclude,
-            **shared,
-        )
+        try:
+            found = estimate(
+                model,
+                sample,
+                self.method,
+                sparsity=0.9 if self.sparsity is None and not by_channels else self.sparsity,
+                steps=self.steps,
+                layers=self.layers,
+                include=self.include,
+                exclude=self.exclude,
+                **shared,
+            )
+        except RuntimeError as problem:  # torch's, of shapes
+            reason = str(problem).splitlines()[0]
+            raise InputError(f"--image {' '.join(map(str, image))} does not fit '{self.model}': {reason}") from None
         print(reporting.layer_table(found))
 
 

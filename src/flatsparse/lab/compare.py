@@ -51,21 +51,38 @@ class Comparison(Setting):
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
             check_count("--jobs", self.jobs)
+        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
+        if everyone == ("none",):
+            raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
         for name, rho in self.rhos.items():
             if name not in SHARPNESS:
                 raise unknown("sharpness in --rhos", name, SHARPNESS)
+            if name == "none" or name not in everyone:
+                raise InputError(
+                    f"--rhos {name} is of no use: plain training has no ρ, and others must be in --sharpness"
+                )
             check_finite(f"--rhos {name}", rho)
         for rho in self.rho_grid:
             check_finite("--rho-grid", rho, above=True)
         if self.tune and (not self.rho_grid or self.validation_size == 0):
             raise InputError("--tune needs radii in --rho-grid and validation images: give some of both")
+        if self.tune and self.seeds > TUNING_SEEDS:
+            raise InputError(
+                f"--seeds {self.seeds} would compare seeds that ρ is chosen by, which begin at {TUNING_SEEDS}: give fewer"
+            )
         if not self.label_noise:
             raise InputError("--label-noise got no fraction: give at least one, e.g. 0")
         for noise in self.label_noise:
             first = self.run("none", 0.0, noise, 0).resolved()
         common = {f.name: getattr(first, f.name) for f in dataclasses.fields(Setting)}
-        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
-        return dataclasses.replace(self, **common, sharpness=everyone, jobs=self.jobs or default_jobs(first))
+        return dataclasses.replace(
+            self,
+            **common,
+            sharpness=everyone,
+            label_noise=tuple(dict.fromkeys(self.label_noise)),  # twice the same is no more evidence
+            rho_grid=tuple(dict.fromkeys(self.rho_grid)),
+            jobs=self.jobs or default_jobs(first),
+        )
 
     def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> Run:
         """One of the runs."""
@@ -106,12 +123,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One setting's rows, and what S²-SAM gains over a random direction of the same norm."""
+    """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
+
+    Attributes:
+        learned: whether any net does better than naming the commonest class; where none does, differences mean nothing.
+    """
 
     label_noise: float
     rows: tuple[Row, ...]
     over_random: Difference | None
     tried: dict[str, dict[str, float]]
+    learned: bool = True
 
     def row(self, sharpness: str) -> Row:
         return next(row for row in self.rows if row.sharpness == sharpness)
@@ -194,7 +216,10 @@ def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried
     if "s2sam" in results and "random" in results:
         ours, control = ([r["test_accuracy"] for r in results[name]] for name in ("s2sam", "random"))
         over_random = paired_difference(ours, control)
-    return Table(noise, tuple(rows), over_random, tried)
+    learned = any(
+        r.get("above_chance") is not False for found in results.values() for r in found
+    )  # older results lack it
+    return Table(noise, tuple(rows), over_random, tried, learned)
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -209,14 +234,19 @@ def as_dict(table: Table) -> dict[str, Any]:
         values |= {"mean": row.mean, "std": None if math.isnan(row.std) else row.std}
         values["cosine"] = None if math.isnan(row.cosine) else row.cosine
         if row.difference is not None:
-            values["difference"] = _difference(row.difference)
-    plain["over_random"] = None if table.over_random is None else _difference(table.over_random)
+            values["difference"] = _difference(row.difference, table.learned)
+    plain["over_random"] = None if table.over_random is None else _difference(table.over_random, table.learned)
     return plain
 
 
-def _difference(d: Difference) -> dict[str, Any]:
+def _difference(d: Difference, learned: bool) -> dict[str, Any]:
     bounds = [d.low, d.high] if d.bounded else [None, None]
-    return {"mean": d.mean, "interval95": bounds, "pairs": d.pairs, "verdict": d.verdict}
+    return {
+        "mean": d.mean,
+        "interval95": bounds,
+        "pairs": d.pairs,
+        "verdict": d.verdict if learned else "nothing learned",
+    }
 
 
 def _radii(

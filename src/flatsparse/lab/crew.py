@@ -19,7 +19,7 @@ import torch
 from flatsparse.errors import InputError
 from flatsparse.lab.files import Busy, locked
 from flatsparse.lab.folder import FAILURE, RESULT, read_failure, write_failure
-from flatsparse.lab.parent import first_round, has_parent
+from flatsparse.lab.parent import first_round, has_parent, shared
 from flatsparse.lab.pool import end_with_parent
 from flatsparse.lab.run import Run
 from flatsparse.lab.training import Silent, train
@@ -84,7 +84,7 @@ def work(task: Task) -> End:
                 return End(failure)
             (task.folder / FAILURE).unlink(missing_ok=True)
             first = contextlib.ExitStack()
-            if task.run.rounds > 1:
+            if shares := shared(task.run.plan()):
                 held.enter_context(first)
                 if not first.enter_context(_lock(task.store, f"first-{first_round(task.run)}")):
                     return End(busy=True)
@@ -94,11 +94,11 @@ def work(task: Task) -> End:
                     task.folder,
                     resume=True,
                     parent=task.store / "parents",
-                    watcher=_Sharing(task.store / "parents", first),
+                    watcher=_Sharing(task.store / "parents", first) if shares else None,
                 )
             except Busy:  # with flatsparse train
                 return End(busy=True)
-            except Exception as problem:  # whatever it is, the other runs go on
+            except (Exception, SystemExit) as problem:  # whatever it is, the other runs go on
                 return fail(task.folder, _reason(problem), problem)
     except (InputError, OSError) as problem:
         return End(_reason(problem))
@@ -114,7 +114,7 @@ def fail(folder: Path, reason: str, problem: BaseException | None = None) -> End
     return End(reason)
 
 
-def _reason(problem: Exception) -> str:
+def _reason(problem: BaseException) -> str:
     first = next(iter(str(problem).splitlines()), "")
     return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
 

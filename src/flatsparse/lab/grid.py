@@ -70,7 +70,9 @@ def _settled(run: Run) -> Run:
     if run.sums:  # which says it all
         run = dataclasses.replace(run, explore=None)
     if run.sharpness == "none":
-        run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False)
+        run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
+    if run.sharpness != "looksam":
+        run = dataclasses.replace(run, look_every=Run.look_every, look_alpha=Run.look_alpha)
     return run
 
 

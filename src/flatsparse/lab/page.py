@@ -251,7 +251,7 @@ def _accuracy(table: Table) -> str:
     rows = []
     for row in table.rows:
         d = row.difference
-        style = d.verdict.replace(" ", "-") if d else ""
+        style = d.verdict.replace(" ", "-") if d and table.learned else ""
         told = (
             [f'<span class="{style}">{text}</span>' for text in (f"{d.mean:+.2f}", reporting.interval(d))]
             if d

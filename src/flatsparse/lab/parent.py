@@ -14,15 +14,27 @@ from flatsparse.lab.build import Parts
 from flatsparse.lab.files import check_same
 from flatsparse.lab.folder import Progress, load_checked, restore, state_of
 from flatsparse.lab.run import Run
+from flatsparse.plan import Plan
 from flatsparse.storage import save_state
 
 # What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
 FREE = ("method", "sparsity", "drop_fraction", "data_dir")
 
 
+def shared(plan: Plan) -> bool:
+    """Whether a method's first round is plain dense training, and so the same as any other such method's."""
+    own = plan.rules or plan.thinning or plan.pattern or plan.momentum is not None
+    return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
+
+
 def _settings(run: Run) -> dict[str, Any]:
     settings = {name: value for name, value in run.as_dict().items() if name not in FREE}
-    return {**settings, "rewind": run.rewind or 0, "torch": str(torch.__version__)}
+    return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
+
+
+def _rewind(run: Run) -> int:
+    rounds = run.plan().rounds
+    return (rounds.rewind or 0) if rounds else 0
 
 
 def first_round(run: Run) -> str:
@@ -59,7 +71,7 @@ def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
     state = load_checked(file)
     check_same(_settings(run), state["settings"], f"'{file}'")
     training = {**state["training"], "method": parts.training.method}
-    if not run.rewind:  # what made the file may have kept nothing to go back to; our own start is that of the seed
+    if not _rewind(run):  # what made the file may have kept nothing to go back to; our own start is that of the seed
         training["rewind"] = parts.training.state_dict()["rewind"]
     return restore({**state, "training": training}, parts, file)
 

@@ -16,6 +16,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.lab.folder import CURVE, FAILURE, RESULT, read_result, write_failure
+from flatsparse.lab.progress import ProgressLines
 from flatsparse.lab.run import Run
 from flatsparse.lab.terminal import Console
 from flatsparse.lab.training import Diverged, train
@@ -92,13 +93,16 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
         TextColumn("{task.fields[runs]}/{task.fields[of]} runs"),
     )
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
-        whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
+    whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
+    with (
+        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, title, whole) as lines,
+    ):
         task = bar.add_task(title, total=whole, runs=0, of=len(jobs))
 
         def tell() -> None:
-            epochs = sum(epochs_done(job.out) * job.run.passes for job in jobs)
-            bar.update(task, completed=epochs, runs=sum(job.finished for job in jobs))
+            lines.done = sum(epochs_done(job.out) * job.run.passes for job in jobs)
+            bar.update(task, completed=lines.done, runs=sum(job.finished for job in jobs))
 
         tell()
         todo = [job for job in jobs if not job.finished]
@@ -131,7 +135,7 @@ def _run(job: Job) -> None:
         train(job.run, job.out, resume=True, test=job.test)
     except Diverged as problem:
         if job.test:
-            raise
+            raise Diverged(f"run {job.out.name}: {problem}") from None
         write_failure(job.out, str(problem), problem)  # and the choice goes on
 
 

@@ -37,6 +37,12 @@ COLORS: dict[str, str] = {
 }
 
 
+UNLEARNED = (
+    "No net does better than naming the commonest class each time, so nothing was learned and nothing can be compared: give more"
+    " --epochs, another --lr or less --sparsity."
+)
+
+
 def left_dense(preset: str) -> str:
     """What a choice of layers leaves dense, in words."""
     kept = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
@@ -79,7 +85,7 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
     for table in tables:
         grid.add_row(Text(setting(table), style="bold"))
         for row in table.rows:
-            grid.add_row(*_cells(row))
+            grid.add_row(*_cells(row, table.learned))
         grid.add_row()
     console.print(grid)
     console.print(
@@ -93,14 +99,14 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
             console.print(f"- {sentence}", highlight=False)
 
 
-def _cells(row: Row) -> list[str | Text]:
+def _cells(row: Row, learned: bool) -> list[str | Text]:
     spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
     d = row.difference
-    told = "" if d is None else f"{d.mean:+.2f} ± {d.half:.2f}"
+    told = "" if d is None else f"{d.mean:+.2f}" + (f" ± {d.half:.2f}" if d.bounded else "")
     return [
         f" {LABELS[row.sharpness]}" + (f" ρ={row.rho:g}" if row.rho else ""),
         f"{row.mean:.2f}{spread}",
-        told if d is None else _styled(told, d.verdict),
+        told if d is None or not learned else _styled(told, d.verdict),
         f"{row.train_accuracy:.1f}",
         f"{row.gradients_per_step:g}",
         f"{row.step_time:.2f}×",
@@ -114,6 +120,8 @@ def _styled(text: str, verdict: str) -> Text:
 
 def sentences(table: Table) -> list[str]:
     """The table in words."""
+    if not table.learned:
+        return [UNLEARNED]
     told = [_sentence(row) + _edge(row, table) for row in table.rows if row.difference is not None]
     return told + _control(table)
 

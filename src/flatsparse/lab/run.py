@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from flatsparse.distributions import DISTRIBUTIONS
 from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.lab.task import NETWORKS
 from flatsparse.layers import PRESETS
-from flatsparse.methods import LRR, LTH, METHODS, kind_of, name_of_kind
-from flatsparse.rounds import by_magnitude
+from flatsparse.methods import METHODS, kind_of, name_of_kind, named
+from flatsparse.plan import Plan
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
+from flatsparse.scripts import errors_of
 
 Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average", "looksam"]
 SHARPNESS: dict[Sharpness, str] = {
@@ -39,6 +43,15 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
 OF_CHANNELS = {"explore": "chex or chase", **dict.fromkeys(("first_phase", "last_phase", "channel_offset"), "chase")}
 # What those methods did before there was a choice.
 ONCE = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
+
+
+def _without(told: str) -> Any:
+    """What the flag --no-… of an option that is on by default does, as --help shall tell it."""
+    return tyro.conf.arg(help=told, help_behavior_hint="")
+
+
+METHOD_OPTIONS = ("channels", *OF_CHANNELS, "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
+AMPLE = 10**6  # steps: no method finds such a run too short
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class Setting:
     """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
     validate_every: int = 1
     """Epochs from one look at the images held out to the next; there is always one at the end."""
-    augmentation: bool = True
+    augmentation: Annotated[bool, _without("Take training images as they are, neither cropped nor flipped.")] = True
     """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
@@ -125,7 +138,9 @@ class Setting:
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
     """How much of the kept direction looksam adds in between, α, in lengths of the gradient."""
-    mask_perturbation: bool = True
+    mask_perturbation: Annotated[bool, _without("Perturb pruned weights too, as in the released code of S²-SAM.")] = (
+        True
+    )
     """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
     batch_norm: Literal["training", "final"] = "training"
     """Running statistics of the trained net: as training left them (taken at w + e), or taken anew at the final weights."""
@@ -169,7 +184,8 @@ class Run(Setting):
         Raises: InputError for anything that cannot be run.
         """
         method = self.method if ".py:" in self.method else name_of_kind(kind_of(self.method))
-        model = self.model or {"digits": "digitnet", "pairs": "pair_transformer"}.get(self.data, "resnet20")
+        usual = {"digits": "digitnet", "pairs": "pair_transformer"}.get(self.data, "resnet20")
+        model = usual if self.model is None else self.model
         if model not in NETWORKS:
             raise unknown("model", model, NETWORKS)
         if self.layers not in PRESETS:
@@ -221,7 +237,7 @@ class Run(Setting):
             check_count("--validation-size", self.validation_size, minimum=0)
         if not 0 <= self.label_noise < 1:
             raise InputError(f"--label-noise {self.label_noise} is not in [0, 1): give the fraction of wrong labels")
-        return dataclasses.replace(
+        found = dataclasses.replace(
             self,
             method=method,
             model=model,
@@ -230,11 +246,17 @@ class Run(Setting):
             **own,
             device=usable_device(self.device),
         )
+        found.plan()
+        return found
 
     def _check_training(self) -> None:
         check_finite("--momentum", self.momentum)
         check_fraction("--label-smoothing", self.label_smoothing)
         check_count("--warmup", self.warmup, minimum=0)
+        if self.warmup >= self.epochs:
+            raise InputError(
+                f"--warmup {self.warmup} leaves none of {self.epochs} epochs at the full learning rate: give less"
+            )
         check_count("--look-every", self.look_every)
         check_count("--validate-every", self.validate_every)
         check_finite("--look-alpha", self.look_alpha)
@@ -268,15 +290,26 @@ class Run(Setting):
             return 1
         return {"sam": 2.0, "looksam": 1 + 1 / self.look_every}.get(self.sharpness, 1.0)
 
+    def plan(self) -> Plan:
+        """What the method of a resolved run does, told before the length of the run is known; its rounds do not hang on that.
+
+        Raises: InputError for options that the method refuses, and when its own code does not run.
+        """
+        own = {f.name for f in dataclasses.fields(kind_of(self.method))}  # type: ignore[arg-type]  # methods are dataclasses
+        chosen = {n: value for n in METHOD_OPTIONS if n in own and (value := getattr(self, n)) is not None}
+        assert self.sparsity is not None  # resolved
+        with contextlib.ExitStack() as around:
+            if ".py:" in self.method:
+                around.enter_context(errors_of(Path(self.method.rpartition(":")[0])))
+            around.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # they are of this length, and the plan of the true one has its own
+            return named(self.method, chosen).plan(self.sparsity, max(AMPLE, self.rewind or 0))
+
     @property
     def rounds(self) -> int:
-        """Rounds of a run whose sparsity is resolved."""
-        method = kind_of(self.method)()
-        if not isinstance(method, (LTH, LRR)):
-            return 1
-        assert self.sparsity is not None
-        fraction = method.drop_fraction if self.drop_fraction is None else self.drop_fraction
-        return by_magnitude(fraction, self.sparsity, None, steps=1).count
+        """Rounds of a run that is resolved."""
+        rounds = self.plan().rounds
+        return rounds.count if rounds else 1
 
 
 def once(settings: Mapping[str, Any]) -> dict[str, Any]:

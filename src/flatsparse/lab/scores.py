@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,6 +39,17 @@ def macro(counts: Tensor) -> dict[str, float]:
         "f1": 2 * hits / (predicted + actual),
     }
     return {name: 100 * float(value.mean()) for name, value in parts.items()}
+
+
+def above_chance(counts: Tensor) -> bool:
+    """Whether more is right than naming the commonest class each time gets right, by over three standard deviations (ours).
+
+    Args:
+        counts: see ``confusion``.
+    """
+    total, commonest = int(counts.sum()), int(counts.sum(1).max())
+    spread = math.sqrt(commonest * (1 - commonest / total))
+    return int(counts.diagonal().sum()) > commonest + 3 * spread
 
 
 def steps_to(records: Iterable[Mapping[str, Any]], accuracy: float) -> int | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from flatsparse.errors import InputError
+
 FEWEST = 6  # values that could tell anything by their signs alone: 2 · 0.5⁶ is the first below one in twenty
 
 
@@ -49,14 +51,23 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     """The mean of ``ours - theirs``, seed by seed, with Student's 95 % interval (a paired t-test turned around).
 
     Differences that are all alike have no spread that can be known: see ``p_value``.
+
+    Raises: InputError for a value that is not finite.
     """
-    gaps = np.subtract(ours, theirs)
+    gaps = np.subtract(_finite(ours), _finite(theirs))
     n, mean = len(gaps), float(gaps.mean())
     if n < FEWEST and _alike(gaps.tolist()):
         half = math.inf
     else:
         half = float(stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n))
     return Difference(mean, mean - half, mean + half, n)
+
+
+def _finite(values: Sequence[float]) -> Sequence[float]:
+    """The values; one that is not finite would make any interval, and pass for noise."""
+    if not np.isfinite(values).all():
+        raise InputError("a value that is not finite cannot be compared: leave its run out, and say so")
+    return values
 
 
 def _alike(values: Sequence[float]) -> bool:
@@ -87,7 +98,7 @@ def median(values: Sequence[float], seed: int = 0) -> Median:
     >>> median([1.0, 1.1, 1.2, 1.3, 1.4, 5.0])
     Median(value=1.25, low=1.05, high=3.2)
     """
-    drawn = np.random.default_rng(seed).choice(np.asarray(values), size=(RESAMPLES, len(values)))
+    drawn = np.random.default_rng(seed).choice(np.asarray(_finite(values)), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return Median(float(np.median(values)), float(low), float(high))
 
@@ -101,7 +112,7 @@ def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
     >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0]), p_value([0.5, 0.5])
     (0.0742, 1.0, 0.5)
     """
-    away = float(np.mean(gaps)) - against
+    away = float(np.mean(_finite(gaps))) - against
     if _alike(gaps):
         return 1.0 if away == 0 else 2.0 ** (1 - len(gaps))
     error = deviation(gaps) / math.sqrt(len(gaps))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import gc
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flatsparse.errors import InputError
+from flatsparse.errors import InputError, check_finite
+
+TIMEOUT = "FLATSPARSE_TIMEOUT"  # seconds that processes wait for each other
+USUAL = 1800.0  # an evaluation by the leader, for which all wait, may be long
+LONGEST = 1e8  # three years; a longer time has no form that torch takes
+
+
+class Unanswered(InputError):
+    """Another process of the run has stopped or ended. Each process says so, for it may be the leader."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,30 @@ def started_together() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+# What the backends say, and what it means.
+LOST = {
+    "timed out": f"did not answer within {{:g}} s ({TIMEOUT} is how long is waited)",
+    "timeout": f"did not answer within {{:g}} s ({TIMEOUT} is how long is waited)",
+    "connection closed": "has ended",
+    "connection reset": "has ended",
+}
+
+
+def _seconds() -> float:
+    """How long processes wait for each other. Raises InputError for what is no time."""
+    given = os.environ.get(TIMEOUT, "")
+    try:
+        seconds = float(given or USUAL)
+    except ValueError:
+        seconds = math.nan
+    return min(check_finite(f"{TIMEOUT}={given}", seconds, above=True), LONGEST)
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Team]:
     """A context in which the processes that ``torchrun`` started are one team.
 
-    Raises: InputError when there are more processes on a machine than devices.
+    Raises: InputError when there are more processes on a machine than devices, and when another does not answer in time.
     """
     if not started_together():
         yield ALONE
@@ -91,11 +120,21 @@ def joined(device: str) -> Iterator[Team]:
                 " as many processes with torchrun --nproc-per-node"
             )
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    seconds = _seconds()
     # Of filters of one pixel or one channel, whose strides can be told in two ways; nothing is wrong or slow.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
     try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=seconds))
         yield Team(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as problem:
+        what = next((told for said, told in LOST.items() if said in str(problem).lower()), None)
+        if what is None:
+            raise
+        raise Unanswered(
+            f"another process of this run {what.format(seconds)}: start all anew with --resume, which goes on from the last"
+            " checkpoint"
+        ) from None
     finally:
         gc.collect()  # a wrapped model that outlives the group's threads brings the process down at its exit
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

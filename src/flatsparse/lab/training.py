@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,11 +37,12 @@ from flatsparse.lab.folder import (
     save_checkpoint,
     write_metrics,
 )
-from flatsparse.lab.parent import has_parent, load_parent, prepare, save_parent
+from flatsparse.lab.parent import has_parent, load_parent, prepare, save_parent, shared
+from flatsparse.lab.precision import has_bf16
 from flatsparse.lab.probe import Probe
 from flatsparse.lab.rates import start_schedule
 from flatsparse.lab.run import Run
-from flatsparse.lab.scores import REACHED, confusion, macro, steps_to
+from flatsparse.lab.scores import REACHED, above_chance, confusion, macro, steps_to
 from flatsparse.lab.team import ALONE, Team
 from flatsparse.storage import read_json, save_masks, save_tensors, write_json
 
@@ -90,7 +92,7 @@ def train(
         test: read the test set at the end. Without it the result is for choices, on the validation images.
         team: the processes that train it together, each on its part of every batch; all must see the folder, and the leader
             writes it. Batch norm's statistics are each process's own, and the leader's are kept.
-        parent: a folder of dense first rounds, for methods that have rounds: the run's own is taken from there, or
+        parent: a folder of dense first rounds, for methods in rounds whose first is dense: the run's own is taken from there, or
             put there. The result counts it as if the run had trained it.
 
     Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
@@ -98,6 +100,11 @@ def train(
     """
     parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
+    if run.precision == "bf16" and not has_bf16(run.device) and team.leads:
+        warnings.warn(
+            "--precision bf16 on a device without units for it, which takes several times as long as float32: leave it out",
+            stacklevel=2,
+        )
     about = {"data_set": parts.data.identity, **environment(team, run.device)} if team.leads else {}
     with contextlib.ExitStack() as held:
         team.lead(lambda: held.enter_context(_claimed(out, run, parts.data, resume=resume, about=about)))
@@ -122,7 +129,7 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
     """Train a run on, from where its folder has it, to its result."""
     run = parts.run
     progress = load_checkpoint(out, run, parts)
-    shares = parent if parts.training.rounds > 1 else None
+    shares = parent if shared(parts.training.plan) else None
     if shares:
         team.lead(lambda: prepare(shares))
     if shares and progress.epoch == 0 and team.told(has_parent(shares, run)):
@@ -165,7 +172,8 @@ def _check(run: Run, progress: Progress, *losses: float | None, out: Path | None
     if odd:
         kept = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
         raise Diverged(
-            f"the loss became {odd[0]} in epoch {progress.epoch}: lower --lr {run.lr:g} or --rho {run.rho:g}{kept}"
+            f"the loss became {odd[0]} in epoch {progress.epoch}:"
+            f" lower --lr {run.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{kept}"
         )
 
 
@@ -358,6 +366,7 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,
         "macro": macro(counts) if test else None,
+        "above_chance": above_chance(counts) if test else None,
         "train_accuracy": train_accuracy,
         "train_loss": train_loss,
         "generalization_gap": None

@@ -18,7 +18,7 @@ from flatsparse.errors import InputError, check_count, check_fraction, check_spa
 from flatsparse.lab import page
 from flatsparse.lab.bench import report
 from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Batch, Case, images
-from flatsparse.lab.bench.results import TABLE_4, Table, memory_table, step_table, throughput_table
+from flatsparse.lab.bench.results import Table, memory_table, step_table, there, throughput_table, timed, updates
 from flatsparse.lab.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.lab.bench.timing import WARM_UP
 from flatsparse.lab.bench.trainer import Trainer
@@ -27,10 +27,10 @@ from flatsparse.lab.data import batches
 from flatsparse.lab.files import alone_in, in_use
 from flatsparse.lab.finished import load_run
 from flatsparse.lab.folder import environment
+from flatsparse.lab.progress import ProgressLines
 from flatsparse.lab.run import usable_device
 from flatsparse.lab.statistics import FEWEST
 from flatsparse.lab.terminal import Console
-from flatsparse.methods import METHODS
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.storage import write_json
 
@@ -190,28 +190,36 @@ class Bench:
 
 
 def measure(bench: Bench, console: Console) -> list[Table]:
-    """Measure every case, one after the other, with a bar."""
+    """Measure every case, one after the other, with a bar, or a line now and then."""
     assert bench.sparsity is not None  # resolved
     cases = bench.cases()
     variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
-    methods = sum(method in METHODS for method in TABLE_4)
     counts = dict.fromkeys((1, torch.get_num_threads()) if bench.threads is None else (bench.threads,))
     rounds = bench.rounds + WARM_UP
     steps = {
         "step": rounds,
-        "throughput": methods * rounds,
+        "throughput": sum(WARM_UP + timed(bench.rounds, updates(method, bench.sparsity)) for method in there()),
         "memory": variants,
         "sparse": len(counts) * len(RUNS) * rounds,
     }
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(cases) * steps[bench.what])
+    whole = len(cases) * steps[bench.what]
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, f"bench {bench.what}", whole) as lines,
+    ):
+        task = bar.add_task("", total=whole)
+
+        def tell() -> None:
+            bar.advance(task)
+            lines.done += 1
+
         tables = []
         for name, case in cases.items():
             bar.update(task, description=name)
             for threads in counts if bench.what == "sparse" else (None,):
                 with _threads(threads):
-                    tables.append(_table(bench, name, case, lambda: bar.advance(task)))
+                    tables.append(_table(bench, name, case, tell))
     return tables
 
 

@@ -16,7 +16,8 @@ COLORS |= {"inference": "#0072b2", "training": "#d55e00"}
 NOTES = {
     "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
     " which the noise of forward and backward does not reach; wall: of whole steps.",
-    "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals.",
+    "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
+    " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
     " parameters' size.",
     "sparse": "How many times as fast as the dense net, medians over rounds with bootstrap intervals. Masked: zeros are"

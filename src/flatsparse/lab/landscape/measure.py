@@ -26,6 +26,7 @@ from flatsparse.lab.landscape.folding import folded
 from flatsparse.lab.landscape.records import tabulate
 from flatsparse.lab.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.lab.pool import workers
+from flatsparse.lab.progress import ProgressLines
 from flatsparse.lab.terminal import Console
 from flatsparse.landscape import Plane, Weights
 from flatsparse.storage import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
@@ -178,12 +179,17 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     todo = [piece for piece in pieces if not piece.file.is_file()]
     whole = sum(piece.work for piece in pieces)
-    with Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=whole, completed=whole - sum(piece.work for piece in todo))
+    with (
+        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, "measuring", whole) as lines,
+    ):
+        lines.done = whole - sum(piece.work for piece in todo)
+        task = bar.add_task("", total=whole, completed=lines.done)
         assert settings.jobs is not None  # resolved
         with workers(settings.jobs) as pool:
             for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
                 bar.advance(task, done)
+                lines.done += done
     if not console.is_terminal:
         told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
         console.print(f"measured {len(todo)} pieces{told}")

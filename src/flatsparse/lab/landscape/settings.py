@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 import tyro
 
 from flatsparse import landscape
 from flatsparse.errors import InputError, check_count, check_finite, unknown
 from flatsparse.lab.pool import cores
+from flatsparse.lab.precision import has_bf16
 from flatsparse.lab.run import usable_device
 
 Kind = Literal["live", "full"]
@@ -64,7 +64,8 @@ class Landscape:
         """With the defaults filled in. Raises InputError for anything that cannot be measured."""
         if not self.runs:
             raise InputError("landscape got no run: give one or more folders that flatsparse train wrote")
-        twice = next((run for run in self.runs if self.runs.count(run) > 1), None)
+        places = [run.resolve() for run in self.runs]
+        twice = next((run for run in self.runs if places.count(run.resolve()) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice}' is given twice: give each run once")
         for kind in self.kinds:
@@ -106,10 +107,3 @@ class Landscape:
     def axis(self, pair: int) -> tuple[float, ...]:
         """The places along each direction: all for the pair that is drawn, fewer for the others."""
         return tuple(landscape.axis(self.points, self.reach)[:: self.stride if pair else 1])
-
-
-def has_bf16(device: str) -> bool:
-    """Whether a device multiplies in bf16 itself, and does not only pretend to."""
-    if device == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -9,10 +9,11 @@ import dataclasses
 import importlib
 import pkgutil
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from flatsparse.errors import InputError, unknown
-from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.lab.recipes.recipe import Cell, Measured, Recipe, Scale, Work
 from flatsparse.scripts import errors_of, executed
 
 
@@ -33,7 +34,7 @@ def load(name: str) -> Recipe:
     """A recipe by name, or of a Python file that has ``RECIPE``; the file is executed.
 
     Raises: InputError for an unknown name, and a file without a recipe or with one whose name cannot be used. So do the
-    ``cells`` of a recipe from a file, when they cannot be made.
+    ``cells`` of a recipe from a file, when they cannot be made, and its ``measure``.
     """
     if not name.endswith(".py"):
         known = recipes()
@@ -60,4 +61,9 @@ def load(name: str) -> Recipe:
             )
         return found
 
-    return dataclasses.replace(recipe, cells=cells)
+    def measure(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measured:
+        assert recipe.measure is not None  # or this is not asked
+        with errors_of(file):
+            return recipe.measure(runs, work)
+
+    return dataclasses.replace(recipe, cells=cells, measure=recipe.measure and measure)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from flatsparse.lab.figures import save
 from flatsparse.lab.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
 from flatsparse.lab.recipes.recipe import Measured, Metric, Reading, Recipe, Work
+from flatsparse.lab.reporting import LABELS
 
 NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first weight
 
@@ -15,13 +18,27 @@ def measured(runs: object, work: Work) -> Measured:
     """Draw the steps, and read off the loss at the last and how far it is from either valley."""
     last = {sharpness: torch.from_numpy(walk(sharpness).weights[-1]) for sharpness in WRAPPERS}
     readings = [Reading("last step", "loss", name, (float(two_valleys(place)),)) for name, place in last.items()]
+    said = []
     for valley, at in NAMES.items():
-        for name, place in last.items():
-            away = float((place - torch.tensor([at, 0.0])).norm())
-            readings.append(Reading("last step", f"distance to the {valley} valley", name, (away,)))
+        away = {name: float((place - torch.tensor([at, 0.0])).norm()) for name, place in last.items()}
+        readings += [
+            Reading("last step", f"distance to the {valley} valley", name, (far,)) for name, far in away.items()
+        ]
+        said.append(nearest(valley, away))
     picture = work.out / "mechanism.png"
     save(figure2(), picture)
-    return Measured(readings=readings, pictures=[picture])
+    return Measured(readings=readings, pictures=[picture], said=said)
+
+
+def nearest(valley: str, away: Mapping[str, float]) -> str:
+    """Who ends nearest a valley, in a sentence, whoever it is.
+
+    >>> nearest("wide", {"none": 1.5, "sam": 0.5})
+    'SAM ends nearest the wide valley, 0.50 away; plain 1.50.'
+    """
+    (first, least), *others = sorted(away.items(), key=lambda found: found[1])
+    rest = ", ".join(f"{LABELS[name]} {far:.2f}" for name, far in others)
+    return f"{LABELS[first]} ends nearest the {valley} valley, {least:.2f} away; {rest}."
 
 
 RECIPE = Recipe(

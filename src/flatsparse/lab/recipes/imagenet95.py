@@ -16,7 +16,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
         for cell in both(
             LABELS[method],
             "95%",
-            run_at(scale, method, 0.95, model="resnet50", small="resnet20"),
+            run_at(scale, method, 0.95, "imagenet", model="resnet50", small="resnet20"),
             Published(plain, source=REVIEW),
             Published(ours, source=REVIEW),
             needs=IMAGENET if scale == "paper" else None,

@@ -16,7 +16,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
         for cell in both(
             "SET 5×",
             f"{sparsity:.0%}",
-            run_at(scale, "set", sparsity, model="resnet50", small="resnet20", multiplier=5.0),
+            run_at(scale, "set", sparsity, "imagenet", model="resnet50", small="resnet20", multiplier=5.0),
             Published(plain, source=REVIEW),
             Published(ours, source=REVIEW),
             needs=IMAGENET if scale == "paper" else None,

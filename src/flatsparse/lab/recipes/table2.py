@@ -40,7 +40,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
             plain = None if top1 is None else Published(top1[place], source=source)
             if plain is not None and flops is not None:
                 plain = Published(plain.value, flops=flops[place], source=source)
-            run = run_at(scale, method, sparsity, **{"model": "resnet50", "small": "resnet20", **differs})
+            run = run_at(scale, method, sparsity, "imagenet", **{"model": "resnet50", "small": "resnet20", **differs})
             found += both(row, f"{sparsity:.0%}", run, plain, needs=IMAGENET if scale == "paper" else None)
     return tuple(found)
 

@@ -30,11 +30,11 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     needs = IMAGENET if scale == "paper" else None
     found: list[Cell] = []
     for model, removed, column, top1 in BY_CHANNELS:
-        run = run_at(scale, "chex", None, model=model, small="resnet20", channels=removed)
+        run = run_at(scale, "chex", None, "imagenet", model=model, small="resnet20", channels=removed)
         found += both("CHEX", column, run, Published(top1, source=CHEX), needs=needs)
     for removed, numbers in BY_BOTH.items():
         for sparsity, top1 in zip((0.8, 0.9), numbers, strict=True):
-            run = run_at(scale, "chase", sparsity, model="resnet50", small="resnet20", channels=removed)
+            run = run_at(scale, "chase", sparsity, "imagenet", model="resnet50", small="resnet20", channels=removed)
             run = dataclasses.replace(run, **BY_LAYER) if scale == "paper" else run
             row = f"Chase, {removed:.0%} of channels"
             found += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)

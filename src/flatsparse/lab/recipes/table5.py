@@ -19,7 +19,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
         for cell in both(
             LABELS[method],
             "80%",
-            run_at(scale, method, 0.8, model="resnet50", small="resnet20"),
+            run_at(scale, method, 0.8, "imagenet", model="resnet50", small="resnet20"),
             needs=f"ImageNet-C, {IMAGENET}" if scale == "paper" else None,
         )
     )

@@ -19,6 +19,7 @@ PRINTED = {
     "ResNet-34": ("ImageNet", "resnet34", 150, 74.09, 74.58, 74.77),
     "ResNet-50": ("ImageNet", "resnet50", 150, 76.90, 77.32, 77.58),
 }
+NAMES = {"CIFAR-10": "cifar10", "ImageNet": "imagenet"}
 SMALL = {"ResNet-32": "resnet20", "ResNet-34": "resnet20", "ResNet-50": "resnet20"}
 
 
@@ -27,7 +28,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     for network, (data, model, epochs, plain, ours, sam) in PRINTED.items():
         needs = IMAGENET if scale == "paper" and data == "ImageNet" else None
         long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
-        run = run_at(scale, "dense", 0.0, model=model, small=SMALL.get(network, "digitnet"), **long)
+        run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"), **long)
         found += both(network, data, run, Published(plain, source=TABLE), Published(ours, source=TABLE), needs=needs)
         sharp = dataclasses.replace(run, sharpness="sam")
         found.append(Cell(network, data, sharp, Published(sam, source=REVIEW), needs=needs))

@@ -13,7 +13,7 @@ PRINTED = {0.0: (27.6, 27.9), 0.8: (27.1, 27.5), 0.9: (26.4, 27.2)}
 SIZES: dict[Scale, dict[str, Any]] = {
     "smoke": {"train_size": 500, "epochs": 6, "batch_size": 50},
     "laptop": {"epochs": 30, "batch_size": 100},
-    "paper": {},
+    "paper": {"data": "wmt14"},
 }
 NEEDS = "WMT14 English-German (4.5M pairs), an encoder-decoder Transformer with its tokenizer and BLEU, and GPUs"
 

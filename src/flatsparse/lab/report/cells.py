@@ -70,6 +70,7 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
             told.append(("seeds it would take", f"with {d['seeds_needed']}, {found}"))
     if row["verdict"]:
         told.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
+    told += [("same runs as", row["same_runs"])] if row["same_runs"] else []
     told += [("needs", row["needs"])] if row["needs"] else []
     told += [("failed", failure) for failure in row["failures"]]
     return told + (_also(row["also"]) if row["also"] else [])

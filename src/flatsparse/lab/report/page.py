@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from flatsparse.lab.report import drawing
 from flatsparse.lab.report.cells import Told, command, measured
 from flatsparse.lab.report.script import SCRIPT, STYLE
 from flatsparse.lab.report.store import CURVES, embedded
-from flatsparse.lab.reproduce.telling import claim, label, printed, printed_difference, reasons
+from flatsparse.lab.reproduce.telling import ONCE, claim, counted, judged, label, printed, printed_difference, reasons
 from flatsparse.lab.reproduce.verdict import VERDICTS
 from flatsparse.storage import read, write_whole
 
@@ -87,7 +86,7 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
 
 
 def _entry(record: Mapping[str, Any]) -> str:
-    counts = Counter(row["verdict"] for row in record["rows"] if row["verdict"])
+    counts = counted(record["rows"])
     told = ", ".join(f"{counts[name]} {_verdict(name)}" for name in VERDICTS if counts[name]) or "no claim judged"
     return f'<li><a href="#{_text(_anchor(record))}">{_text(record["name"])}, {_text(record["scale"])}</a>: {told}</li>'
 
@@ -112,7 +111,8 @@ def _section(record: Mapping[str, Any], told: Told) -> list[str]:
     counts = sorted({len(row["values"]) for row in rows})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     title = f"{record['name']}: {record['title']}"
-    notes = [*record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(rows))]
+    once = [_sentence(f"{ONCE}.")] if any(row["same_runs"] for row in rows) else []
+    notes = [*once, *record["said"], *record["notes"], *(f"Not run: {reason}." for reason in reasons(rows))]
     return [
         f'<h2 id="{_text(_anchor(record))}">{_text(title)}</h2>',
         _text_of("p", f"{record['source']}. Scale {record['scale']}: {SCALES[record['scale']]}."),
@@ -149,7 +149,7 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: fl
         _number(gap, d and d["mean"]),
         _number(drawing.interval(d, far, record["comparable"]) if d else "", d and d["mean"], style),
         _number(printed_difference(record, row) if d else "–", d and d["published"]),
-        f'<td class="word">{_verdict(verdict) if verdict else "–"}</td>',
+        f'<td class="word">{_verdict(verdict, judged(row)) if verdict else _text(judged(row)) or "–"}</td>',
     ]
     if costs:
         cost = row["also"].get("flops_train")
@@ -208,8 +208,8 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _verdict(name: str) -> str:
-    return f'<span class="verdict {_class(name)}">{_text(name)}</span>'
+def _verdict(name: str, told: str | None = None) -> str:
+    return f'<span class="verdict {_class(name)}">{_text(told or name)}</span>'
 
 
 def _class(verdict: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flatsparse.errors import InputError, check_count
+from flatsparse.lab.compare import TUNING_SEEDS
 from flatsparse.lab.figures import save
-from flatsparse.lab.grid import outcomes, run_grid
+from flatsparse.lab.grid import key, outcomes, run_grid
+from flatsparse.lab.recipes import recipes
 from flatsparse.lab.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.lab.reproduce.pictures import pareto
 from flatsparse.lab.reproduce.table import Line, readings, tabulate
@@ -62,6 +66,10 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
     seeds = recipe.seeds.get(choice.scale) if choice.seeds is None else check_count("--seeds", choice.seeds)
     if seeds is None:
         raise InputError(f"recipe '{recipe.name}' does not say how many seeds it has in {choice.scale}: give --seeds")
+    if recipe.first_seed < TUNING_SEEDS < recipe.first_seed + seeds:
+        raise InputError(
+            f"--seeds {seeds} would judge seeds that ρ is chosen by, which begin at {TUNING_SEEDS}: give fewer"
+        )
     missing = _missing_data(cells, choice)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -99,6 +107,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "rows": rows,
         "data_sets": data_sets,
         "said": [
+            *elsewhere(recipe, choice.scale),
             *([] if measured is None else measured.said),
             *(f"runs on {name} saw unlike images under that name: make them anew on one copy" for name in mixed),
         ],
@@ -171,6 +180,34 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
     if missing and all(cell.needs or cell.run.data in missing for cell in asked):
         raise InputError(next(iter(missing.values())))
     return missing
+
+
+def elsewhere(recipe: Recipe, scale: Scale) -> list[str]:
+    """A sentence when tables that measure the same have all runs of this one, which then adds no evidence to theirs."""
+    mine = _keys(recipe, scale)
+    if not mine:
+        return []
+    tables = {name: theirs for name, (theirs, alike) in _tables(scale).items() if alike == _alike(recipe)}
+    same = [f"{name}'s" for name, theirs in tables.items() if name != recipe.name and mine <= theirs]
+    if not same:
+        return []
+    return [f"Every run here is one of {' and of '.join(same)} too, so that its claims are no evidence beside those."]
+
+
+@functools.cache
+def _tables(scale: Scale) -> dict[str, tuple[frozenset[str], Hashable]]:
+    return {name: (_keys(recipe, scale), _alike(recipe)) for name, recipe in recipes().items()}
+
+
+def _alike(recipe: Recipe) -> Hashable:
+    return recipe.metric, recipe.measure, recipe.first_seed
+
+
+def _keys(recipe: Recipe, scale: Scale) -> frozenset[str]:
+    """Those of a table's runs, of one seed."""
+    with contextlib.suppress(InputError):  # a run that cannot be is told of where it fails
+        return frozenset(key(cell.run) for cell in recipe.cells(scale) if cell.needs is None)
+    return frozenset()
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,7 @@ from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Recipe, Scale
 from flatsparse.lab.reproduce.verdict import Claim, judge
 from flatsparse.lab.statistics import deviation, paired_difference, seeds_needed
 
+NOTHING = {"difference": None, "verdict": None, "claim": None, "same_runs": None, "unpaired": 0}  # until it is judged
 MACRO = ("precision", "recall", "f1")
 
 
@@ -38,8 +39,22 @@ class Line:
     def makes_claim(self) -> bool:
         return self.cell.control is None and self.cell.run.sharpness == "s2sam"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those of the finished runs, which stand for the runs."""
+        return tuple(o.folder for o in self.outcomes if o.result is not None)
+
     def values(self, measured: Measured | None) -> dict[int, float]:
-        """What was measured, by seed."""
+        """What was measured and is finite, by seed."""
+        return {seed: value for seed, value in self._measured(measured).items() if math.isfinite(value)}
+
+    def failures(self, measured: Measured | None) -> dict[int, str]:
+        """Why a seed has no value, where it was run."""
+        failed = {o.run.seed: o.failure for o in self.outcomes if o.failure is not None}
+        odd = {seed: value for seed, value in self._measured(measured).items() if not math.isfinite(value)}
+        return failed | {seed: f"what was measured is {value}" for seed, value in odd.items()}
+
+    def _measured(self, measured: Measured | None) -> dict[int, float]:
         done = {o.run.seed: o for o in self.outcomes if o.result is not None}
         if measured is None:
             return {seed: o.result["test_accuracy"] for seed, o in done.items() if o.result is not None}
@@ -51,32 +66,46 @@ def tabulate(
 ) -> list[dict[str, Any]]:
     """The rows of a table, in the order of its cells.
 
+    A seed whose run failed, here or in plain training, has no pair; ``unpaired`` counts them.
+
     A printed difference is what is claimed at the paper's own scale; at the others, which are other settings, the claim is
-    its sign alone.
+    its sign alone. Cells of the same runs make one claim, which is tested and counted once: ``claim`` is its number, and
+    ``same_runs`` the place that had these runs first.
     """
     sign = recipe.metric.sign
     bases = {line.place: line for line in lines if line.is_base}
-    rows, claims, gaps_of = [], {}, {}
-    for place, line in enumerate(lines):
+    rows, gaps_of = [], []
+    claims: dict[Hashable, Claim] = {}
+    claim_of: dict[int, Hashable] = {}
+    first: dict[Hashable, tuple[str, str]] = {}
+    for number, line in enumerate(lines):
         base = None if line.is_base else bases.get(line.place)
         mine, theirs = line.values(measured), base.values(measured) if base else {}
         seeds = [seed for seed in mine if seed in theirs]
         gaps = [mine[seed] - theirs[seed] for seed in seeds]
         printed = _printed(line.cell, base.cell) if base else None
+        runs = line.folders, base.folders if base else None
         if line.makes_claim:
             judged = None if printed is None or scale != "paper" or not recipe.metric.comparable else sign * printed
-            claims[place] = Claim(tuple(sign * gap for gap in gaps), judged)
-        gaps_of[place] = gaps, printed
-        rows.append({**_about(line, out), **summed(mine), "difference": None, "verdict": None})
+            claim_of[number] = (runs, judged) if gaps else number
+            claims[claim_of[number]] = Claim(tuple(sign * gap for gap in gaps), judged)
+        gaps_of.append((gaps, printed))
+        failed = line.failures(measured) | (base.failures(measured) if base else {})
+        row = {**_about(line, out, measured), **summed(mine), **NOTHING, "unpaired": len(failed) if base else 0}
+        if mine and (there := first.setdefault(runs, line.place)) != line.place:
+            row["same_runs"] = ", ".join(there)
+        rows.append(row)
     at_once = sum(bool(claim.gaps) for claim in claims.values())
-    for place, (gaps, printed) in gaps_of.items():
+    for number, (gaps, printed) in enumerate(gaps_of):
         if gaps:
-            judged_with = at_once if place in claims else 1
-            rows[place]["difference"] = compared(gaps, printed, recipe.metric, judged_with)
-    for place, found in zip(claims, judge(list(claims.values())), strict=True):
-        rows[place]["verdict"] = found.verdict
-        if rows[place]["difference"]:
-            rows[place]["difference"]["p_holm"] = found.p
+            judged_with = at_once if number in claim_of else 1
+            rows[number]["difference"] = compared(gaps, printed, recipe.metric, judged_with)
+    found = dict(zip(claims, enumerate(judge(list(claims.values()))), strict=True))
+    for number, claim in claim_of.items():
+        rows[number]["claim"], told = found[claim]
+        rows[number]["verdict"] = told.verdict
+        if rows[number]["difference"]:
+            rows[number]["difference"]["p_holm"] = told.p
     return rows
 
 
@@ -99,8 +128,8 @@ def readings(recipe: Recipe, measured: Measured) -> list[dict[str, Any]]:
                 "folders": [],
                 "also": {},
                 **summed(dict(enumerate(found.values))),
+                **NOTHING,
                 "difference": compared(gaps, None, recipe.metric) if gaps else None,
-                "verdict": None,
             }
         )
     return rows
@@ -141,7 +170,7 @@ def _printed(mine: Cell, base: Cell) -> float | None:
     return mine.published.value - base.published.value
 
 
-def _about(line: Line, out: Path) -> dict[str, Any]:
+def _about(line: Line, out: Path, measured: Measured | None) -> dict[str, Any]:
     cell = line.cell
     done = [o for o in line.outcomes if o.result is not None]
     return {
@@ -152,7 +181,7 @@ def _about(line: Line, out: Path) -> dict[str, Any]:
         "rho": cell.run.rho if cell.run.sharpness != "none" else 0.0,
         "published": None if cell.published is None else dataclasses.asdict(cell.published),
         "needs": cell.needs,
-        "failures": [f"seed {o.run.seed}: {o.failure}" for o in line.outcomes if o.failure is not None],
+        "failures": [f"seed {seed}: {reason}" for seed, reason in line.failures(measured).items()],
         "folders": [os.path.relpath(o.folder, out) for o in done],
         "also": _also([o.result for o in done if o.result is not None]),
     }

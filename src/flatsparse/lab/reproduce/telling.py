@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as Grid
@@ -15,6 +15,7 @@ from flatsparse.lab.reproduce.verdict import VERDICTS
 from flatsparse.lab.terminal import Console
 
 UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
+ONCE = "same runs as another place: one claim with it, tested and counted once"
 STYLES = {"reproduces": "green", "contradicts": "red"}
 
 
@@ -38,8 +39,9 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     console.print(grid, highlight=False)
     unit = "seed" if any("rho" in row for row in rows) else "round"  # a reading has no run
     told = [f"n: {unit}s; difference: to plain, paired by {unit}, ± half of the 95 % interval", UNKNOWN]
-    verdicts = Counter(row["verdict"] for row in rows if row["verdict"])
+    verdicts = counted(rows)
     told += [claim(record)] if verdicts else []
+    told += [ONCE] if any(row["same_runs"] for row in rows) else []
     told += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
     told += [*record["notes"], *record["said"]]
     told += [f"not run: {reason}" for reason in reasons(rows)]
@@ -52,6 +54,19 @@ def claim(record: Mapping[str, Any]) -> str:
     does = "raises" if record["better"] == "higher" else "lowers"
     how_far = "by what was printed where we know it, else at all" if record["scale"] == "paper" else "at all"
     return f"the claim of a cell: S²-SAM {does} {record['metric']}, {how_far}"
+
+
+def counted(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many claims have each verdict; cells of the same runs make one."""
+    return Counter({row["claim"]: row["verdict"] for row in rows if row["verdict"]}.values())
+
+
+def judged(row: Mapping[str, Any]) -> str:
+    """A row's verdict, if it has one, which seeds it leaves out, and where else its runs stand."""
+    told = [row["verdict"]] if row["verdict"] else []
+    if row["verdict"] and row["unpaired"]:
+        told.append(f"without {row['unpaired']} seed{'' if row['unpaired'] == 1 else 's'} that failed")
+    return ", ".join([*told, *([f"same runs as {row['same_runs']}"] if row["same_runs"] else [])])
 
 
 def printed(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -85,7 +100,7 @@ def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text
         low, high = d["interval95"]
         gap = f"{d['mean']:+.2f}" + ("" if high is None else f" ± {(high - low) / 2:.2f}")
         gap_printed = printed_difference(record, row)
-    verdict = row["verdict"] or ""
+    verdict, style = judged(row), STYLES.get(row["verdict"] or "", "")
     return [
         Text(f" {label(row)}"),
         mean(row["mean"], row["std"]),
@@ -93,7 +108,7 @@ def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text
         printed(record, row),
         gap,
         gap_printed,
-        Text(verdict, style=STYLES.get(verdict, "")),
+        Text(verdict, style=style),
     ]
 
 

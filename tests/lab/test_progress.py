@@ -1,0 +1,71 @@
+"""Long work tells how far it is without a terminal too."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from flatsparse.lab import progress
+from flatsparse.lab.bench.command import Bench, measure
+from flatsparse.lab.compare import Comparison, compare
+from flatsparse.lab.landscape import measure as landscape
+from flatsparse.lab.landscape.settings import Landscape
+from flatsparse.lab.run import Run
+from flatsparse.lab.training import train
+
+SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
+
+
+def until_told(console, lines):
+    for _ in range(200):
+        if lines in console.file.getvalue():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.01)
+
+
+def test_a_line_comes_while_one_piece_of_the_work_goes_on_and_none_after(often):
+    console = Console(file=io.StringIO(), width=100)
+    with progress.ProgressLines(console, "some [b]work[/b]", 8) as lines:
+        lines.done = 2
+        assert until_told(console, "some [b]work[/b]: 25% after 0 s\n")
+    told = console.file.getvalue()
+    time.sleep(0.05)
+    assert console.file.getvalue() == told
+
+
+def test_a_terminal_has_its_bar_and_no_lines(often):
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with progress.ProgressLines(console, "work", 8):
+        time.sleep(0.05)
+    assert console.file.getvalue() == ""
+
+
+def bench(tmp_path, console):
+    measure(Bench("step", case=("resnet32",), quick=True, device="cpu").resolved(), console)
+    return "bench step: "
+
+
+def comparison(tmp_path, console):
+    compare(Comparison(**SMALL, sharpness=("sam",), seeds=1, jobs=1), tmp_path / "out", console=console)
+    return "comparing: "
+
+
+def surface(tmp_path, console):
+    train(Run(**SMALL), tmp_path / "run")
+    asked = Landscape((tmp_path / "run",), points=5, images=20, pairs=1, hessian_images=0, device="cpu", jobs=1)
+    landscape.measure(asked, tmp_path / "out", console=console)
+    return "measuring: "
+
+
+@pytest.mark.parametrize("work", [bench, comparison, surface])
+def test_what_takes_minutes_tells_how_far_it_is(often, tmp_path, work):
+    console = Console(file=io.StringIO(), width=100)
+    told = work(tmp_path, console)
+    assert any(line.startswith(told) and "% after" in line for line in console.file.getvalue().splitlines())
