@@ -50,7 +50,9 @@ def test_a_run_says_which_data_it_is_of_and_goes_on_with_no_other(tmp_path):
 
 def test_a_comparison_says_it_too(tmp_path, capsys):
     data = write_arrays(tmp_path / "mine")
-    told = Comparison(data=data, model="digitnet", epochs=1, batch_size=32, seeds=1, sharpness=("none",), jobs=1)
+    told = Comparison(
+        data=data, model="digitnet", epochs=1, batch_size=32, seeds=1, sharpness=("none", "s2sam"), jobs=1
+    )
     compare(told, tmp_path / "out")
     assert "mine: 60 training images of 3 classes, 60 test images" in capsys.readouterr().err
     assert read_json(tmp_path / "out" / "compare.json")["data_set"] == sources.load(data).identity

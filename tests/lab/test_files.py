@@ -96,7 +96,7 @@ def commands(run, folder):
     return {
         "train": (["train", *QUICK, "--out"], folder),
         "resume": (["train", *QUICK, "--method", "static", "--resume", "--out"], run),
-        "compare": (["compare", *QUICK, "--seeds", "1", "--sharpness", "none", *quick, "--out"], folder),
+        "compare": (["compare", *QUICK, "--seeds", "1", "--sharpness", "none", "s2sam", *quick, "--out"], folder),
         "landscape": (["landscape", str(run), *surface, *quick, "--out"], folder),
         "export": (["export", str(run), "--images", "20", "--out"], folder),
         "bench": (["bench", "memory", "--quick", "--case", "resnet32", "--device", "cpu", "--out"], folder),

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from rich.console import Console
+from flatsparse.lab.terminal import Console
 
 SECONDS = 30.0  # between two lines
 
