@@ -24,7 +24,8 @@ BASES = {
 
 def net(device="cuda", dtype=torch.float32):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)).to(device, dtype)
+    # Smooth, and no batch norm: of a unit without inputs it would make the sign of a rounding error.
+    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3)).to(device, dtype)
 
 
 def loss(model, step):
@@ -202,7 +203,7 @@ def test_a_captured_forward_is_told_of_or_perturbed_in_place():
         return [(a - b).abs().max().item() for a, b in zip(weights(model), weights(plain), strict=True)]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message="S2SAM")
         assert max(moved(in_place=True)) < 1e-5
     with pytest.warns(UserWarning, match="in_place=True"):
         moved(in_place=False)

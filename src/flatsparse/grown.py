@@ -101,7 +101,8 @@ class GrownWeights:
         own, state = correction, self._optimizer.state[w.weight]
         old = own(self._optimizer, group, state, young.now)
         factors = [own(self._optimizer, group, state, young.now - born) / old for born in young.born]  # type: ignore[operator]
-        factor = torch.tensor(factors, dtype=before.dtype, device=before.device)[young.cohorts]
+        # Moved without blocking, for a tensor that is made on an accelerator makes the host wait.
+        factor = torch.tensor(factors, dtype=before.dtype).to(before.device, non_blocking=True)[young.cohorts]
         weight = local(w.weight.detach())
         decayed = before * decay_factor(self._optimizer, group)
         flat = weight.reshape(-1)

@@ -50,9 +50,9 @@ def reshard(model: nn.Module) -> None:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The L2 norm over all tensors together, in float64, on the first one's device; None of nothing.
+    """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing.
 
-    No host waits for it. Of sharded tensors every process gets the norm of the whole.
+    Squares beyond float32 do not overflow or vanish, and no host waits for an accelerator. Of sharded tensors every process gets the norm of the whole.
     """
     if not tensors:
         return None
@@ -66,18 +66,30 @@ def norm(tensors: Sequence[Tensor]) -> Tensor | None:
     for layout, parts in spreads.items():
         total = _together(parts).to(device)
         totals.append(total if layout is None else _over_shards(total, *layout))
-    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
+    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack([t.double() for t in totals]))
+
+
+# Between these a sum of float32 squares neither overflows nor loses what counts.
+_SAFE = 1e-15, 1e18
 
 
 def _together(tensors: list[Tensor]) -> Tensor:
-    double = torch.float32 if tensors[0].device.type == "mps" else torch.float64  # whose exponent no square outgrows
-    norms = torch._foreach_norm(tensors, 2, dtype=double)
+    kind = tensors[0].device.type
+    if kind != "cpu":  # to look at a result would make the host wait for it; MPS has no float64
+        return _summed(tensors, torch.float32 if kind == "mps" else torch.float64)
+    found = _summed(tensors, torch.float32)  # twice as fast there as float64
+    return found if _SAFE[0] < found.numpy() < _SAFE[1] else _summed(tensors, torch.float64)
+
+
+def _summed(tensors: list[Tensor], wide: torch.dtype) -> Tensor:
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else wide
+    norms = torch._foreach_norm(tensors, 2, dtype=wide)
     device = norms[0].device
     return torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
 
 
 def _over_shards(part: Tensor, mesh: Any, placements: Any) -> Tensor:
-    square = part.square()
+    square = part.double().square()
     for dimension, placement in enumerate(placements):
         if not placement.is_replicate():
             dist.all_reduce(square, group=mesh.get_group(dimension))

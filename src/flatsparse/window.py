@@ -308,7 +308,7 @@ class SharpnessAware(Optimizer):
                 "weights were written to while they held w + e, and the write is lost: write them after optimizer.step(),"
                 " or call optimizer.eval() before",
             )
-        self._exchange(self._window)
+        self._exchange([(p, _as(p, w), where) for p, w, where in self._window])
         self._window = []
 
     @contextmanager
@@ -329,8 +329,6 @@ class SharpnessAware(Optimizer):
                 reshard(model)
         turned: list[Look] = []
         for p, other, where in looks:
-            if other.dtype != p.dtype or other.device != p.device:  # the model was moved or cast inside a window
-                other = other.to(p.device, p.dtype)
             if where is None and not self.in_place and not is_sharded(p):
                 before = p.data
                 p.data = other
@@ -525,6 +523,11 @@ def _put(tensor: Tensor, where: Tensor | None, values: Tensor) -> None:
     flat.index_copy_(0, where.long(), values)
     if not tensor.is_contiguous():
         tensor.copy_(flat.view(tensor.shape))
+
+
+def _as(p: Tensor, w: Tensor) -> Tensor:
+    """A true weight as its parameter is by now: a model may be cast or moved inside a window."""
+    return w if w.dtype is p.dtype and w.is_cpu == p.is_cpu else w.to(p.device, p.dtype)
 
 
 def _with_copy(entry: Any, key: str) -> Any:

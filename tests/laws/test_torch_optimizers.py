@@ -33,8 +33,11 @@ REFUSED = {
     ("SparseAdam", "sam"): "it takes sparse gradients only, and those have no neighbour",
     ("SparseAdam", "none"): "it takes sparse gradients only, and those of a masked weight are dense",
 }
-NO_COPIES = {"LBFGS"}  # torch's own copies lack the list of parameters
-NO_GROUPS = {"LBFGS"}  # torch's own takes one group
+OLDER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+# torch's own copies of LBFGS lack the list of parameters, and before 2.13 those of Adafactor an entry of their groups.
+NO_COPIES = {"LBFGS"} | ({"Adafactor"} if OLDER else set())
+# torch's own LBFGS takes one group, and before 2.13 Adagrad makes no state for those that come later.
+NO_GROUPS = {"LBFGS"} | ({"Adagrad"} if OLDER else set())
 NON_ZERO = {  # state that is not zero where nothing has happened, and so not outside the masks either
     "Adagrad": ("sum",),  # starts from initial_accumulator_value
     "Adamax": ("exp_inf",),  # at least eps
