@@ -52,7 +52,8 @@ def reshard(model: nn.Module) -> None:
 def norm(tensors: Sequence[Tensor]) -> Tensor | None:
     """The L2 norm over all tensors together, in float32 at least, on the first one's device; None of nothing.
 
-    Squares beyond float32 do not overflow or vanish, and no host waits for an accelerator. Of sharded tensors every process gets the norm of the whole.
+    Squares beyond float32 do not overflow or vanish, and no host waits for an accelerator. Of sharded tensors every process
+    gets the norm of the whole.
     """
     if not tensors:
         return None
