@@ -59,10 +59,11 @@ def sharpness(name, base, **options):
     }[name](base)
 
 
-def sparse(device="cuda", base="sgd", aware="s2sam", method="rigl", dtype=torch.float32, **options):
+def sparse(device="cuda", base="sgd", aware="s2sam", method="rigl", dtype=torch.float32, **sharp):
     model = net(device, dtype)
-    optimizer = sharpness(aware, BASES[base](model.parameters()), **options)
-    training = fs.sparsify(model, optimizer, method, sparsity=0.8, steps=40, every=4, until=30)
+    optimizer = sharpness(aware, BASES[base](model.parameters()), **sharp)
+    options = {"every": 4} if method == "mest" else {"every": 4, "until": 30}
+    training = fs.sparsify(model, optimizer, method, sparsity=0.8, steps=40, **options)
     return model, optimizer, training
 
 

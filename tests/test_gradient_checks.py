@@ -385,6 +385,8 @@ def test_a_model_that_is_cast_in_a_window_is_of_one_kind_after_it(in_place):
     loss_at(model).backward()
     model.half()
     optimizer.zero_grad()
+    with torch.no_grad():
+        model.eval()(batch()[0].half())
     optimizer.eval()
     assert all(p.dtype == torch.float16 for p in model.parameters())
     assert same(weights(model), [w.half() for w in true])

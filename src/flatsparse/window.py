@@ -300,26 +300,31 @@ class SharpnessAware(Optimizer):
         return looks
 
     def _close(self) -> None:
-        if not self._window:
-            return
-        if [p._version for p, _, _ in self._window] != self._versions:
+        looks, self._window = self._true(), []
+        if [p._version for p, _, _ in looks] != self._versions:
             self._warn(
                 "written",
                 "weights were written to while they held w + e, and the write is lost: write them after optimizer.step(),"
                 " or call optimizer.eval() before",
             )
-        self._exchange([(p, _as(p, w), where) for p, w, where in self._window])
-        self._window = []
+        self._exchange(looks)
+        self._versions = []
 
     @contextmanager
     def _closed(self) -> Iterator[None]:
         """A context in which an open window is shut, and after which it is open again as it was."""
-        looks = self._exchange(self._window)
+        looks = self._exchange(self._true())
         self._window = []
         try:
             yield
         finally:
             self._window = self._exchange(looks)
+
+    def _true(self) -> list[Look]:
+        """The true weights as their parameters are by now, for a model may be cast or moved inside a window."""
+        if all(w.dtype is p.dtype for p, w, _ in self._window):
+            return self._window
+        return [(p, w.to(p.device, p.dtype), where) for p, w, where in self._window]
 
     @torch.no_grad()
     def _exchange(self, looks: list[Look]) -> list[Look]:
@@ -523,11 +528,6 @@ def _put(tensor: Tensor, where: Tensor | None, values: Tensor) -> None:
     flat.index_copy_(0, where.long(), values)
     if not tensor.is_contiguous():
         tensor.copy_(flat.view(tensor.shape))
-
-
-def _as(p: Tensor, w: Tensor) -> Tensor:
-    """A true weight as its parameter is by now: a model may be cast or moved inside a window."""
-    return w if w.dtype is p.dtype and w.is_cpu == p.is_cpu else w.to(p.device, p.dtype)
 
 
 def _with_copy(entry: Any, key: str) -> Any:
