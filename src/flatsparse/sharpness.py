@@ -28,8 +28,8 @@ def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
 def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
     """Down the base's momentum, as far as it has one (MSAM: Becker et al., arXiv 2401.12033, whose code looks down the descent).
 
-    The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay. The published MSAM applies
-    the decay at the perturbed point; here it acts at w.
+    The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay. The published MSAM
+    applies the decay at the perturbed point; here it acts at w.
     """
     kept = {p: optimizer.state.get(p, {}) for p in gradients}
     found = {p: entry.get("momentum_buffer", entry.get("exp_avg")) for p, entry in kept.items()}
