@@ -127,9 +127,8 @@ class _Follower:
         self._pauses: list[ExitStack] = []
         self._unrecorded = False  # whether the last forward in training mode ran without gradients
         self._handles: list[Any] = []
-        self._places: list[
-            tuple[dict[str, Any], str, nn.Parameter]
-        ] = []  # where the model holds the optimizer's parameters
+        # Where the model holds the optimizer's parameters.
+        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()

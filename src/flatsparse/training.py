@@ -303,9 +303,7 @@ class SparseTraining:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
-            for (
-                w
-            ) in self._masks.everything:  # LBFGS calls it several times, along directions that it has from other masks
+            for w in self._masks.everything:  # LBFGS comes several times, along directions that it has from other masks
                 w.restore()
             loss = closure()
             self._prepare()
