@@ -23,7 +23,9 @@ def timeless(result):
     return {k: v for k, v in result.items() if k not in ("seconds", "images_per_second")}
 
 
-@pytest.mark.parametrize("sharpness", ["none", "sam", "s2sam", "random"])
+@pytest.mark.parametrize(
+    "sharpness", ["s2sam", *(pytest.param(s, marks=pytest.mark.slow) for s in ("none", "sam", "random"))]
+)
 def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
     run = dataclasses.replace(SMALL, sharpness=sharpness)
     plain = loop.train(run, tmp_path / "plain")

@@ -75,6 +75,9 @@ class Setting(NamedTuple):
         return "sam_rho" if self.name == "Adadelta" else "rho"
 
 
+IMPLEMENTATIONS = ("foreach", "fused")  # tried in `make test-all`
+
+
 def settings() -> list[Setting]:
     """Torch's settings, and each optimizer's other implementations (differentiable ones cannot change leaf tensors)."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", READ], capture_output=True)
@@ -84,7 +87,7 @@ def settings() -> list[Setting]:
     found = []
     for name, implementations, tried in pickle.loads(done.stdout):
         found += [Setting(name, description, options) for description, options in tried]
-        found += [Setting(name, way, {way: True}) for way in implementations if way != "differentiable"]
+        found += [Setting(name, way, {way: True}) for way in implementations if way in IMPLEMENTATIONS]
     return found
 
 
@@ -95,7 +98,12 @@ CELLS = [(setting, sharpness) for setting in SETTINGS for sharpness in SHARPNESS
 def cells(*, without: set[str] = frozenset(), sharpness: tuple[str, ...] = tuple(SHARPNESS)) -> Any:
     """All settings under all kinds of sharpness, but for what is refused and optimizers that are left out."""
     chosen = [
-        pytest.param(setting, kind, id=f"{setting.name}-{setting.description}-{kind}")
+        pytest.param(
+            setting,
+            kind,
+            id=f"{setting.name}-{setting.description}-{kind}",
+            marks=pytest.mark.slow if setting.description in IMPLEMENTATIONS else (),
+        )
         for setting, kind in CELLS
         if kind in sharpness and setting.name not in without and (setting.name, kind) not in REFUSED
     ]
@@ -356,7 +364,12 @@ def test_a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness):
 @pytest.mark.parametrize(
     ("setting", "sharpness"),
     [
-        pytest.param(setting, kind, id=f"{setting.name}-{setting.description}-{kind}")
+        pytest.param(
+            setting,
+            kind,
+            id=f"{setting.name}-{setting.description}-{kind}",
+            marks=pytest.mark.slow if setting.description in IMPLEMENTATIONS else (),
+        )
         for setting, kind in CELLS
         if (setting.name, kind) in REFUSED
     ],
