@@ -5,11 +5,14 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from flatsparse.errors import InputError
 from flatsparse.lab.pixels import gathered
+
+PILLOW = int(PIL.__version__.partition(".")[0])
 
 
 def read(*images, kind="PNG", **options):
@@ -65,7 +68,8 @@ KINDS = {
     "RGBA": (Image.new("RGBA", (1, 1), (1, 2, 3, 255)), "PNG", [(1, 2, 3)]),
     "RGBA, transparent": (Image.new("RGBA", (1, 1), (1, 2, 3, 0)), "PNG", [WHITE]),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF", [RED]),
-    "YCbCr": (Image.new("YCbCr", (1, 1), (255, 128, 128)), "TIFF", [WHITE]),
+    # Pillow 12 does not read what it writes of this kind.
+    **({} if PILLOW < 13 else {"YCbCr": (Image.new("YCbCr", (1, 1), (255, 128, 128)), "TIFF", [WHITE])}),
     "LAB": (Image.new("LAB", (1, 1), (0, 128, 128)), "TIFF", [(0, 0, 0)]),
     "16 bits, PNG": (grey16(0, 128, 129, 257, 32896, 65535), "PNG", [[0], [0], [1], [1], [128], [255]]),
     "16 bits, TIFF": (grey16(0, 257, 65535), "TIFF", [[0], [1], [255]]),
