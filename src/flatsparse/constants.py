@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from flatsparse.layers import inputs_first
 from flatsparse.operations import (
     concatenated,
     drops_always,
     evaluated,
-    inputs_first,
     kind_of,
     writes_in_place,
 )
@@ -96,7 +96,7 @@ def _layer(module: Any, name: str, features: Tensor, tensors: Mapping[str, Tenso
     groups = getattr(module, "groups", 1)
     if groups > 1 and not groups == module.in_channels == module.out_channels:
         return features.new_full((module.out_channels,), UNKNOWN)
-    weight = tensors[f"{name}.weight"].transpose(0, 1) if inputs_first(module) else tensors[f"{name}.weight"]
+    weight = tensors[f"{name}.weight"].transpose(0, 1) if inputs_first(module) == 1 else tensors[f"{name}.weight"]
     weight = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
     kernels, used = weight.double().sum(2).cpu(), weight.ne(0).any(2).cpu()
     if groups > 1:  # depthwise: a row for each channel

@@ -127,11 +127,6 @@ def drops_always(node: fx.Node) -> bool:
     return training is not False
 
 
-def inputs_first(module: Any) -> bool:
-    """Whether a layer's weight is (inputs, outputs, …), as that of a transposed convolution."""
-    return isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1
-
-
 def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
     """The modules that hold a parameter or buffer whose memory is used by more than one call."""
     used: list[tuple[str, set[int]]] = []

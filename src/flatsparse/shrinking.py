@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from flatsparse.channels import Group, Slot, bare, channel_groups, copied
 from flatsparse.constants import constant_inputs
 from flatsparse.errors import InputError
-from flatsparse.layers import plain_names
-from flatsparse.operations import inputs_first
+from flatsparse.layers import inputs_first, plain_names
 from flatsparse.tracing import Trace
 
 
@@ -223,4 +222,4 @@ def _say(module: Any) -> None:
         first, second = module.weight.shape[:2]
         if module.groups > 1:  # depthwise; no other is cut
             module.groups, second = first, first
-        module.out_channels, module.in_channels = (second, first) if inputs_first(module) else (first, second)
+        module.out_channels, module.in_channels = (second, first) if inputs_first(module) == 1 else (first, second)

@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from flatsparse.errors import InputError
+from flatsparse.layers import inputs_first
 from flatsparse.operations import (
     called,
     concatenated,
     has_hooks,
-    inputs_first,
     is_batch_size,
     kind_of,
     mean_dims,
@@ -235,12 +235,12 @@ class Trace:
     def _read(self, node: fx.Node, value: Value | None) -> None:
         if value is not None:
             module: Any = self.modules[str(node.target)]
-            dim = 0 if inputs_first(module) else 1
+            dim = 0 if inputs_first(module) == 1 else 1
             for offset, part in self._resolved(value, module.weight.shape[dim]):
                 part.channels.root().reads += self._slots(node, ("weight",), self.block(part), offset, dim)
 
     def _written(self, node: fx.Node, size: int) -> Channels:
-        dim = 1 if inputs_first(self.modules[str(node.target)]) else 0
+        dim = 1 if inputs_first(self.modules[str(node.target)]) == 1 else 0
         slots = self._slots(node, ("weight",), dim=dim) + self._slots(node, ("bias",))
         written = Channels(size, len(self._all), slots)
         self._all.append(written)
