@@ -18,10 +18,10 @@ demo: setup
 		--label-noise 0 0.2 --tune --rho-grid 0.1 0.2 0.5 1 --tune-seeds 2 --seeds 8 --out demo --resume
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow' -n 2
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 test-all: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Two hundred SIGKILLs at random moments, over all methods; ten minutes.
 stress: setup

@@ -16,7 +16,8 @@ from tests.helpers import mlp, same, saved, train_steps
 from tests.sparse_helpers import assert_zero_outside
 
 STEPS, STOP = 10, 6  # masks have moved at 2, 4 and 6, do so at 8 (but for static ones), and not at the next step
-METHODS = ("rigl", "static", "set", "gmp")
+SLOW = pytest.mark.slow
+METHODS = ("rigl", "static", *(pytest.param(name, marks=SLOW) for name in ("set", "gmp")))
 
 
 def sgd(model: nn.Module, momentum: float = 0.9) -> torch.optim.Optimizer:

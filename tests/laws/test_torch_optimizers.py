@@ -271,17 +271,17 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.
 
 
 @cells(without=NO_COPIES)
-@pytest.mark.parametrize("how", COPIES)
-def test_a_copy_goes_on_as_the_original(setting, sharpness, how):
+def test_copies_go_on_as_the_original(setting, sharpness):
     model = net(setting)
     optimizer = wrapped(setting, sharpness, model)
     train(model, optimizer, STOP)
-    other, twin = COPIES[how]((model, optimizer))
-    if sharpness != "none":
-        twin.follow(other)
-    for pair in ((model, optimizer), (other, twin)):
-        train(*pair, STOP + 2, start=STOP)
-    assert same(states(model, optimizer), states(other, twin))
+    twins = {how: copied_by((model, optimizer)) for how, copied_by in COPIES.items()}
+    train(model, optimizer, STOP + 2, start=STOP)
+    for how, (other, twin) in twins.items():
+        if sharpness != "none":
+            twin.follow(other)
+        train(other, twin, STOP + 2, start=STOP)
+        assert same(states(model, optimizer), states(other, twin)), how
 
 
 @pytest.mark.parametrize("sharpness", SHARPNESS)
@@ -300,8 +300,7 @@ def test_a_copy_with_its_training_is_as_sparse_as_the_original_or_refused(sharpn
     assert same(states(*parts), states(*twins))
 
 
-@cells(without=NO_GROUPS)
-def test_a_group_added_later_is_a_group_of_the_base(setting, sharpness):
+def a_group_added_later_is_a_group_of_the_base(setting, sharpness):
     model = net(setting)
     optimizer = wrapped(setting, sharpness, model, model[0].parameters())
     plain = setting.base(model[0].parameters())
@@ -313,8 +312,7 @@ def test_a_group_added_later_is_a_group_of_the_base(setting, sharpness):
         assert mine[setting.rho] == RHO
 
 
-@cells(without=NO_GROUPS)
-def test_a_group_added_before_the_first_step_was_always_there(setting, sharpness):
+def a_group_added_before_the_first_step_was_always_there(setting, sharpness):
     ran = []
     for added in (False, True):
         model = net(setting)
@@ -327,8 +325,7 @@ def test_a_group_added_before_the_first_step_was_always_there(setting, sharpness
     assert same(*ran)
 
 
-@cells(without=NO_GROUPS, sharpness=("s2sam", "sam"))
-def test_a_group_added_on_the_way_is_the_bases_without_a_radius(setting, sharpness):
+def a_group_added_on_the_way_is_the_bases_without_a_radius(setting, sharpness):
     ran = []
     for kind in ("none", sharpness):
         model = net(setting)
@@ -340,8 +337,7 @@ def test_a_group_added_on_the_way_is_the_bases_without_a_radius(setting, sharpne
     assert same(*ran)
 
 
-@cells(without=NO_GROUPS, sharpness=("s2sam", "sam"))
-def test_a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness):
+def a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness):
     ran = []
     for resumed in (False, True):
         model = net(setting)
@@ -359,6 +355,15 @@ def test_a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness):
         train(model, optimizer, STOP + 2, start=STOP)
         ran.append(states(model, optimizer))
     assert same(*ran)
+
+
+@cells(without=NO_GROUPS)
+def test_a_group_may_be_added_at_any_time(setting, sharpness):
+    a_group_added_later_is_a_group_of_the_base(setting, sharpness)
+    a_group_added_before_the_first_step_was_always_there(setting, sharpness)
+    if sharpness != "none":
+        a_group_added_on_the_way_is_the_bases_without_a_radius(setting, sharpness)
+        a_group_added_on_the_way_is_saved_and_loaded(setting, sharpness)
 
 
 @pytest.mark.parametrize(
