@@ -226,7 +226,7 @@ def test_a_folder_that_programs_may_not_run_from_is_said_and_no_compiler_blamed(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no users")
-@pytest.mark.parametrize("which", ["folder", "file"])
+@pytest.mark.parametrize("which", [pytest.param("folder", marks=pytest.mark.slow), "file"])
 @pytest.mark.parametrize("whose", ["all may write", "another's", "a link"])
 def test_what_others_could_have_put_there_is_not_loaded(cache, which, whose, monkeypatch, tmp_path):
     folder, builds = cache

@@ -115,6 +115,7 @@ def left_alone(rank, port, told):
         told.put((type(problem), str(problem)))
 
 
+@pytest.mark.slow
 def test_a_process_that_stopped_is_not_waited_for_without_end():
     fork = multiprocessing.get_context("fork")
     with socket.socket() as free:

@@ -141,7 +141,9 @@ def own_run(file, name):
     return run_of(f"{file}:{name}", **drop)
 
 
-@pytest.mark.parametrize("name", ["Late", "Early", "Moving", "Kept", "Rewound"])
+@pytest.mark.parametrize(
+    "name", ["Late", "Early", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Moving", "Kept", "Rewound"))]
+)
 def test_rounds_of_a_method_of_ones_own_share_a_first_round_only_when_it_is_the_same(tmp_path, name):
     parent, run = tmp_path / "parent", own_run(tmp_path / "own.py", name)
     loop.train(run_of("lth"), tmp_path / "first", parent=parent)
