@@ -416,6 +416,15 @@ def test_modes_are_passed_on_to_a_base_that_has_them(kind):
     assert base.calls == ("train", "eval")
 
 
+def test_a_base_without_modes_keeps_its_window_when_a_trainer_asks_for_one():
+    model = mlp()
+    optimizer = s2sam(model, sgd, rho=0.5)
+    train_steps(model, optimizer, 2)
+    loss_at(model)
+    optimizer.train()
+    assert optimizer.is_open
+
+
 class Prepared(torch.optim.Optimizer):
     """An optimizer that wraps another and never calls its own constructor, as Accelerate's does."""
 

@@ -239,8 +239,9 @@ class SharpnessAware(Optimizer):
 
     def train(self) -> None:
         """Pass the call on to a base that has the method (the convention of schedule-free optimizers)."""
-        self.interrupt("optimizer.train()")
-        getattr(self.base, "train", lambda: None)()
+        if hasattr(self.base, "train"):  # some trainers call this before every forward
+            self.interrupt("optimizer.train()")  # the base may write the weights
+            self.base.train()
 
     def eval(self) -> None:
         """Make the parameters hold the true w, by closing the window; then pass the call on, as ``train`` does."""
