@@ -158,3 +158,37 @@ def test_inductor_sees_the_windows_too(net):
     train_steps(following(torch.compile(inner), ours), ours, 4)
     for a, b in zip(weights(eager), weights(inner), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*record_function")
+@pytest.mark.parametrize("sharpness", ["none", "s2sam", "sam"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_a_compiled_step_is_the_step(net, sharpness, sparse):
+    """PyTorch's own recipe, ``torch.compile(lambda: optimizer.step())``: each step is perturbed, counted and masked."""
+
+    def trained(compiled):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = net()
+        base = sgd(model.parameters())
+        optimizer = {"none": lambda o: o, "s2sam": fs.S2SAM, "sam": fs.SAM}[sharpness](base)
+        training = fs.sparsify(model, optimizer, "rigl", sparsity=0.5, steps=8, every=2, until=1.0) if sparse else None
+        if sharpness != "none" and not sparse:
+            optimizer.follow(model)
+        now = [0]
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_at(model, now[0])
+            loss.backward()
+            return loss
+
+        take = (lambda: optimizer.step(closure)) if sharpness == "sam" else (lambda: optimizer.step())
+        step = torch.compile(take, backend="eager") if compiled else take
+        for now[0] in range(8):
+            if sharpness != "sam":
+                closure()
+            step()
+        return weights(model), None if training is None else (training.steps_taken, dict(training.masks))
+
+    assert same(trained(compiled=True), trained(compiled=False))

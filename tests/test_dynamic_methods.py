@@ -515,3 +515,22 @@ def test_what_a_dynamic_method_cannot_do_is_one_line(options, says):
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in fs.METHODS if name not in ("lth", "lrr", "chex", "chase", "snip", "grasp")]
+)
+def test_a_layer_that_is_frozen_later_is_left_as_it_is(method):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparsity = {"dense": 0.0}.get(method, 0.8)
+    training = fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=60)
+    model[0].weight.requires_grad_(False)
+    before, mask = model[0].weight.detach().clone(), training.masks["0.weight"].clone()
+    for _ in range(60):
+        torch.nn.functional.mse_loss(model(torch.randn(8, 20)), torch.randn(8, 5)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(training.masks["0.weight"], mask)
