@@ -257,6 +257,23 @@ def test_sam_under_whole_model_checkpointing_is_told_of():
         optimizer.step(closure)
 
 
+def test_the_watch_of_a_window_that_sam_had_closed_ends_with_its_step():
+    model = mlp(norm=False)
+    optimizer = fs.SAM(sgd(model.parameters()), rho=0.5).follow(model)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_at(model)
+        loss.backward()
+        if optimizer.is_open:
+            optimizer.eval()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
 def test_parameters_outside_the_followed_model_are_told_of():
     model = mlp()
     optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.5)

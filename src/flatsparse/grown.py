@@ -64,10 +64,15 @@ class GrownWeights:
         self._young: dict[str, _Young] = {}
         self._before: dict[str, Tensor] = {}
 
-    def note(self, w: MaskedWeight, grown: Tensor) -> None:
-        """Weights of a layer have grown (bool, its shape), others may have gone."""
+    def note(self, weights: Iterable[MaskedWeight], grown: Mapping[str, Tensor]) -> None:
+        """Some have grown (by layer, bool, of its shape), others may have gone."""
+        groups = groups_by_parameter(self._optimizer)
+        for w in weights:
+            if w.name in grown:
+                self._note(w, grown[w.name], groups.get(w.weight, {}))
+
+    def _note(self, w: MaskedWeight, grown: Tensor, group: Group) -> None:
         state = self._optimizer.state.get(w.weight, {})
-        group = groups_by_parameter(self._optimizer).get(w.weight, {})
         if correction(self._optimizer, group, state, 1.0) is None:
             return
         now, places = float(state.get("step", group.get("step"))), local(grown).reshape(-1).nonzero().squeeze(1)

@@ -97,6 +97,7 @@ class LookSAM(SAM):
             for p, v in self._live_only(kept).items():
                 gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
         self._looked = False
+        self._end_watch()
         self.base.step()
         # Only now: Adam takes an entry that is there before its first step for its own, and the masks may just have changed.
         for p, v in self._live_only(fresh).items():

@@ -70,8 +70,9 @@ def norm(tensors: Sequence[Tensor]) -> Tensor | None:
     return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack([t.double() for t in totals]))
 
 
-# Between these a sum of float32 squares neither overflows nor loses what counts.
-_SAFE = 1e-15, 1e18
+def squares_fit(length: float) -> bool:
+    """Whether a norm was found right by a sum of float32 squares, which neither overflowed nor lost what counts."""
+    return 1e-15 < length < 1e18
 
 
 def _together(tensors: list[Tensor]) -> Tensor:
@@ -79,7 +80,7 @@ def _together(tensors: list[Tensor]) -> Tensor:
     if kind != "cpu":  # to look at a result would make the host wait for it; MPS has no float64
         return _summed(tensors, torch.float32 if kind == "mps" else torch.float64)
     found = _summed(tensors, torch.float32)  # twice as fast there as float64
-    return found if _SAFE[0] < found.numpy() < _SAFE[1] else _summed(tensors, torch.float64)
+    return found if squares_fit(float(found.numpy())) else _summed(tensors, torch.float64)
 
 
 def _summed(tensors: list[Tensor], wide: torch.dtype) -> Tensor:

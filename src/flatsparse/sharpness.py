@@ -16,7 +16,7 @@ from flatsparse.gradient_checks import Inspection, is_inspected
 from flatsparse.masks import MaskedWeight
 from flatsparse.schedules import Schedule
 from flatsparse.seeds import generator
-from flatsparse.shards import norm, spread
+from flatsparse.shards import norm, spread, squares_fit
 from flatsparse.window import NEIGHBOUR, TINY, Look, SharpnessAware
 
 
@@ -227,12 +227,10 @@ class S2SAM(SharpnessAware):
             self._inspection = Inspection(self)
 
     def _end_checks(self) -> None:
-        if self._watch is not None:
-            self._watch.remove()
+        self._end_watch()
         if self._inspection is not None:
             self._inspection.end(self)
-        self._watch = self._inspection = None
-        self._interrupted = ""
+        self._inspection = None
 
     def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
         """Keep directions within masks; neighbours made under others no longer count."""
@@ -257,7 +255,7 @@ class S2SAM(SharpnessAware):
             return
         made: list[Look] = []
         length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
-        if not 1e-15 < length < 1e18:  # its squares are of float32
+        if not squares_fit(length):
             length = float(norm([g for _, _, gradients, _, _ in rows for g in gradients]) or 0.0)
         for group, live, gradients, momenta, neighbours in rows:
             group["neighbour_rho"] = rho = self._radius(group)
@@ -352,6 +350,7 @@ class SAM(SharpnessAware):
                 " optimizer.perturbed(); S2SAM needs neither"
             )
         self._close()  # when the step is taken inside perturbed()
+        self._end_watch()
         self._looked = False
         self.base.step()
         self._advance()

@@ -400,9 +400,8 @@ class SparseTraining:
         names = {w.name for w in self._masks.trained()}
         grown = self._masks.rewire({name: mask for name, mask in new.items() if name in names})
         begin_outside(self._masks.everything, self._base)
-        for w in self._masks.everything:
-            if self._grown is not None and w.name in grown:
-                self._grown.note(w, grown[w.name])
+        if self._grown is not None:
+            self._grown.note(self._masks.everything, grown)
 
     def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return with_training(state, base, self)

@@ -259,6 +259,12 @@ class SharpnessAware(Optimizer):
             )
             self._watch = self._watch or ArrivalWatch(perturbed, self)
 
+    def _end_watch(self) -> None:
+        """The step comes: whatever closed its windows, its gradients are there."""
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch, self._interrupted = None, ""
+
     @property
     def is_open(self) -> bool:
         """Whether the parameters hold w + e at this moment."""
