@@ -22,20 +22,20 @@ import torch
 from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
 from evidence_pictures import PICTURES
 
-from flatsparse.lab.build import build
-from flatsparse.lab.data import batches, split
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.folder import environment
-from flatsparse.lab.grid import key, outcomes, run_grid
-from flatsparse.lab.landscape.measure import measure
-from flatsparse.lab.landscape.settings import Landscape
-from flatsparse.lab.recipes import load
-from flatsparse.lab.reproduce.making import meets
-from flatsparse.lab.run import Run
-from flatsparse.lab.sources import load as load_data
-from flatsparse.lab.team import ALONE
-from flatsparse.lab.training import _step
-from flatsparse.storage import read_json, read_json_lines, sealed, write_whole
+from flatsparse.common.files import read_json, read_json_lines, sealed, write_whole
+from flatsparse.experiments.data.sources import load as load_data
+from flatsparse.experiments.data.splits import batches, split
+from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.landscape.measure import measure
+from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.experiments.recipes import load
+from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.run.build import build
+from flatsparse.experiments.run.checkpoint import environment
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.ddp import ALONE
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.loop import _step
 
 Part = tuple[str, str | None, tuple[str, ...]]
 # By file of results: what is run, in order, as recipe, pattern of its cells, sharpnesses (all if none is named).

@@ -7,10 +7,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flatsparse.lab.recipes.evidence import DECAYS, RHO, labels
-from flatsparse.lab.reporting import LABELS
-from flatsparse.lab.statistics import holm, p_value, paired_difference
-from flatsparse.storage import read_json_lines
+from flatsparse.common.files import read_json_lines
+from flatsparse.experiments.recipes.evidence import DECAYS, RHO, labels
+from flatsparse.experiments.report.printing import LABELS
+from flatsparse.experiments.stats import holm, p_value, paired_difference
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"

@@ -10,9 +10,9 @@ from evidence_page import SWEEPS, Cells, by_rho, gaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatsparse.lab.recipes.evidence import NOISE, RHO, labels
-from flatsparse.lab.reporting import COLORS, LABELS
-from flatsparse.lab.statistics import paired_difference
+from flatsparse.experiments.recipes.evidence import NOISE, RHO, labels
+from flatsparse.experiments.report.printing import COLORS, LABELS
+from flatsparse.experiments.stats import paired_difference
 
 SHOWN = {**COLORS, "none": "black"}  # which grey noise would be taken for
 LOWEST = -10  # what lies below is told, not drawn

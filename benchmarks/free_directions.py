@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import flatsparse as fs
-from flatsparse.lab.ball import gains
-from flatsparse.lab.build import build
-from flatsparse.lab.data import batches
-from flatsparse.lab.run import Run
-from flatsparse.lab.statistics import paired_difference
-from flatsparse.lab.training import _step, evaluate
-from flatsparse.seeds import generator
-from flatsparse.storage import read_json_lines, sealed, write_whole
+from flatsparse.common.files import read_json_lines, sealed, write_whole
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.run.build import build
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.loop import _step, evaluate
+from flatsparse.experiments.stats import paired_difference
+from flatsparse.measure.sharpness import gains
 
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"

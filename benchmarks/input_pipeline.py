@@ -18,11 +18,11 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from flatsparse.errors import check_count
-from flatsparse.lab.data import Images, Splits, batches
-from flatsparse.lab.folder import processor
-from flatsparse.lab.run import usable_device
-from flatsparse.lab.statistics import FEWEST, median
+from flatsparse.common.errors import check_count
+from flatsparse.experiments.data.splits import Images, Splits, batches
+from flatsparse.experiments.run.checkpoint import processor
+from flatsparse.experiments.run.config import usable_device
+from flatsparse.experiments.stats import FEWEST, median
 from flatsparse.models import MODELS
 
 BATCH = 128

@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 import tyro
 
-from flatsparse.errors import check_count
-from flatsparse.lab.bench.cases import CASES
-from flatsparse.lab.bench.timing import WARM_UP, interleaved
-from flatsparse.lab.bench.trainer import Timing, Trainer
-from flatsparse.lab.bench.variants import BASE, VARIANTS
-from flatsparse.lab.folder import processor
-from flatsparse.lab.statistics import FEWEST, Median, median
+from flatsparse.common.errors import check_count
+from flatsparse.experiments.bench.cases import CASES
+from flatsparse.experiments.bench.timing import WARM_UP, interleaved
+from flatsparse.experiments.bench.trainer import Timing, Trainer
+from flatsparse.experiments.bench.variants import BASE, VARIANTS
+from flatsparse.experiments.run.checkpoint import processor
+from flatsparse.experiments.stats import FEWEST, Median, median
 
 PERIOD = 100  # steps between changes, RigL's own
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import flatsparse as fs
+from flatsparse.measure.theory import descent_bound, s2sam_rest, sam_rest
 from flatsparse.schedules import InverseSqrt
-from flatsparse.theory import descent_bound, s2sam_rest, sam_rest
 
 PAGE = Path(__file__).parent.parent / "docs" / "theory.md"
 Make = Callable[[list[nn.Parameter]], Optimizer]

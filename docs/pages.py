@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 import flatsparse as fs
-from flatsparse.distributions import ranked_together
-from flatsparse.flops import estimate
+from flatsparse.measure.flops import estimate
 from flatsparse.methods import ALIASES
-from flatsparse.redistribution import Redistribute
+from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.redistribution import Redistribute
 
 FOLDER = Path(__file__).parent / "methods"
 STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown

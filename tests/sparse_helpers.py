@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatsparse as fs
-from flatsparse.wrappers import innermost
+from flatsparse.common.optimizers import innermost
 
 
 def tiny_net(seed: int = 0) -> nn.Sequential:

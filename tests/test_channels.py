@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.channels import Group, Slot, channel_groups
+from flatsparse.graph.groups import Group, Slot, channel_groups
 from tests.random_nets import RandomNet
 
 

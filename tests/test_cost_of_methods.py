@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import flatsparse as fs
-from flatsparse.flops import cost, estimate
-from flatsparse.lab import training as loop
-from flatsparse.lab.run import Run
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.config import Run
+from flatsparse.measure.flops import cost, estimate
 from tests.helpers import conv_net, sgd
 
 STEPS, SPARSITY = 400, 0.8

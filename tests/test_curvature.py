@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flatsparse.curvature import Hessian, eigenvalues, extremes, spectrum, trace
-from flatsparse.errors import InputError
-from flatsparse.seeds import generator
+from flatsparse.common.errors import InputError
+from flatsparse.common.seeds import generator
+from flatsparse.measure.hessian import Hessian, eigenvalues, extremes, spectrum, trace
 from tests.helpers import batch
 
 
@@ -210,8 +210,8 @@ def test_without_scipy_products_remain_and_the_rest_names_the_extra(monkeypatch)
         monkeypatch.delitem(sys.modules, name)
     for name in ("scipy", "scipy.sparse.linalg", "scipy.special"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "flatsparse.curvature")
-    curvature = importlib.import_module("flatsparse.curvature")
+    monkeypatch.delitem(sys.modules, "flatsparse.measure.hessian")
+    curvature = importlib.import_module("flatsparse.measure.hessian")
     net, _ = smooth_net()
     hessian = curvature.Hessian(net, loss_of(net))
     assert (hessian @ hessian.vector()).norm() == 0

@@ -6,9 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import flatsparse as fs
-from flatsparse.distributions import DISTRIBUTIONS, erdos_renyi, erdos_renyi_kernel, ranked_together, uniform
-from flatsparse.flops import cost
-from flatsparse.masks import Masks
+from flatsparse.measure.flops import cost
+from flatsparse.sparse.distributions import DISTRIBUTIONS, erdos_renyi, erdos_renyi_kernel, ranked_together, uniform
+from flatsparse.sparse.masks import Masks
 
 
 def of_shapes(shapes):

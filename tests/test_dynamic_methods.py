@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse import criteria
-from flatsparse.distributions import ranked_together
-from flatsparse.masks import MaskedWeight, Masks
-from flatsparse.redistribution import BelowThreshold, Redistribute, SmallestOfEach, survivors
+from flatsparse.common.seeds import generator
 from flatsparse.schedules import At, Constant
-from flatsparse.seeds import generator
-from flatsparse.selection import apportion, keep_top
+from flatsparse.sparse import scores
+from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.redistribution import BelowThreshold, Redistribute, SmallestOfEach, survivors
+from flatsparse.sparse.topk import apportion, keep_top
 from tests.sparse_helpers import batch, copied, same, take_step, tiny_net
 
 STEPS, SPARSITY, LR, MOMENTUM = 16, 0.75, 0.1, 0.9
@@ -359,7 +359,7 @@ def test_dropping_by_sign_takes_the_same_share_of_either():
     w = masks[0]
     with torch.no_grad():
         w.weight.copy_(torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) + 0.7)
-    kept = keep_top(criteria.magnitude_by_sign(w), 700)
+    kept = keep_top(scores.magnitude_by_sign(w), 700)
     for side in (w.weight > 0, w.weight < 0):
         assert abs(int((side & ~kept).sum()) - 0.3 * int(side.sum())) <= 1
         assert w.weight.abs()[side & kept].min() > w.weight.abs()[side & ~kept].max()
@@ -383,10 +383,10 @@ def test_redistribution_moves_weights_between_layers_and_keeps_the_total(method)
 @pytest.mark.parametrize(
     "rule",
     [
-        Redistribute(At(frozenset({2})), BelowThreshold(1e-6, 0.1), survivors, criteria.random_elsewhere),
-        Redistribute(At(frozenset({2})), BelowThreshold(1e6, 0.1), survivors, criteria.random_elsewhere),
-        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(0.5)), survivors, criteria.random),
-        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(1.0)), survivors, criteria.random),
+        Redistribute(At(frozenset({2})), BelowThreshold(1e-6, 0.1), survivors, scores.random_elsewhere),
+        Redistribute(At(frozenset({2})), BelowThreshold(1e6, 0.1), survivors, scores.random_elsewhere),
+        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(0.5)), survivors, scores.random),
+        Redistribute(At(frozenset({2})), SmallestOfEach(Constant(1.0)), survivors, scores.random),
     ],
 )
 @pytest.mark.parametrize("odd", ["no entry", "all dead", "all live"])
@@ -441,7 +441,7 @@ def test_momentum_is_kept_only_for_the_method_that_grows_by_it():
 def test_growth_by_momentum_without_any_is_one_clear_line():
     model = nn.Linear(4, 4)
     with pytest.raises(fs.InputError, match=r"Plan\(momentum=0.9\)"):
-        criteria.momentum(Masks.of(model, model.parameters())[0])
+        scores.momentum(Masks.of(model, model.parameters())[0])
 
 
 @pytest.mark.parametrize("method", ["rigl-itop", "static", "gmp"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.eligible import between_convolutions, blocks_and_shortcuts, eligible, removable, with_sums
+from flatsparse.sparse.channel_choice import between_convolutions, blocks_and_shortcuts, eligible, removable, with_sums
 from tests.test_thinning import Residual, Widening
 
 

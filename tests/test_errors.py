@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.errors import InputError, check_count, check_finite, check_fraction, check_sparsity
+from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity
 from tests.sparse_helpers import sgd
 
 HALVES = [0.5, np.float16(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flatsparse.lab.grid import key
-from flatsparse.lab.recipes import evidence, load
-from flatsparse.lab.run import Run
+from flatsparse.experiments.grid.store import key
+from flatsparse.experiments.recipes import evidence, load
+from flatsparse.experiments.run.config import Run
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"

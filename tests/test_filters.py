@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import flatsparse as fs
-from flatsparse.filters import (
+from flatsparse.schedules import Cosine, Cubic
+from flatsparse.sparse.channel_scores import (
     drawn,
     leverage,
     live_fraction,
@@ -17,7 +18,6 @@ from flatsparse.filters import (
     ranked_channels,
     residuals,
 )
-from flatsparse.schedules import Cosine, Cubic
 
 sizes = pytest.mark.parametrize(("rows", "columns", "rank"), [(9, 4, 2), (12, 7, 5), (5, 5, 3), (30, 6, 1)])
 

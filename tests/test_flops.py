@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.errors import InputError
-from flatsparse.flops import cost, estimate, step_flops
+from flatsparse.common.errors import InputError
+from flatsparse.measure.flops import cost, estimate, step_flops
 from flatsparse.methods import RigL
 from flatsparse.models import digitnet, resnet32
-from flatsparse.rules import Rewire
+from flatsparse.sparse.rules import Rewire
 
 
 def test_a_multiply_add_counts_as_two():

@@ -11,12 +11,12 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import flatsparse as fs
-from flatsparse import flops
-from flatsparse.flops import cost, estimate
-from flatsparse.layers import prunable
+from flatsparse.measure import flops
+from flatsparse.measure.flops import cost, estimate
 from flatsparse.methods import METHODS
 from flatsparse.schedules import AnyOf
-from flatsparse.thinning import Explore
+from flatsparse.sparse.channel_rules import Explore
+from flatsparse.sparse.layers import prunable
 from tests.sparse_helpers import tiny_net
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.storage import read_json_lines
-from flatsparse.theory import s2sam_rest
+from flatsparse.common.files import read_json_lines
+from flatsparse.measure.theory import s2sam_rest
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_free_directions", Path(__file__).parent.parent / "benchmarks" / "free_directions.py"

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import flatsparse as fs
-from flatsparse.gradient_checks import address_holder, is_inspected
+from flatsparse.sam.gradient_checks import address_holder, is_inspected
 from tests.helpers import batch, gradients, loss_at, mlp, s2sam, same, sgd, train_steps, weights
 
 
@@ -487,7 +487,7 @@ def test_tied_storage_is_refused_by_name():
 @pytest.mark.parametrize("kind", ["s2sam", "adaptive", "kernel"])
 def test_a_perturbation_has_its_length_whatever_the_gradients_are(kind, size):
     if kind == "kernel":
-        pytest.importorskip("flatsparse.kernel").library()
+        pytest.importorskip("flatsparse.sam.kernel").library()
     torch.manual_seed(0)
     model = nn.Linear(8, 4)
     options = {"s2sam": {}, "adaptive": {"adaptive": True}, "kernel": {"kernel": True}}[kind]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.health import churn, health
+from flatsparse.measure.topology import churn, health
 from tests.sparse_helpers import copied, rigl, sgd, take_step, tiny_net
 
 

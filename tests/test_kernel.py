@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse import kernel
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.sam import kernel
 
 from .helpers import adamw, close, conv_net, loss_at, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
 

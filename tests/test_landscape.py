@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 
-from flatsparse import landscape as ls
+from flatsparse.measure import surface as ls
 
 from .helpers import same
 from .sparse_helpers import batch, is_plus_zero, tiny_net

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.errors import InputError
-from flatsparse.layers import PRESETS, chosen, classifier, first_convolution, prunable, shortcuts
+from flatsparse.common.errors import InputError
+from flatsparse.sparse.layers import PRESETS, chosen, classifier, first_convolution, prunable, shortcuts
 from tests.sparse_helpers import sgd, tiny_net
 
 

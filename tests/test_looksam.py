@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flatsparse as fs
-from flatsparse.looksam import ORTHOGONAL, LookSAM
+from flatsparse.sam.looksam import ORTHOGONAL, LookSAM
 
 from .helpers import backward, bases, gradients, loss_at, mlp, norm, same, saved, sgd, weights
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.layers import plain_names
-from flatsparse.masks import MaskedWeight, Masks
+from flatsparse.common.names import plain_names
+from flatsparse.sparse.masks import MaskedWeight, Masks
 from tests.sparse_helpers import is_plus_zero, tiny_net
 
 

@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import flatsparse as fs
-from flatsparse.health import health
-from flatsparse.landscape import direction
-from flatsparse.layers import inputs_first, outputs_first, prunable, shared_storage
+from flatsparse.common.tensors import shared_storage
+from flatsparse.common.weight_layout import inputs_first, outputs_first
+from flatsparse.measure.surface import direction
+from flatsparse.measure.topology import health
+from flatsparse.sparse.layers import prunable
 from tests.sparse_helpers import sgd
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.masks import Masks
+from flatsparse.sparse.masks import Masks
 
 
 def parameters(model):

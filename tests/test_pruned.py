@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import flatsparse as fs
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
 from tests.helpers import batch, conv_net, mlp, same, saved, sgd, train_steps
 
 

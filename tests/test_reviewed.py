@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import flatsparse as fs
-from flatsparse import kernel
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
 from flatsparse.models.causal_transformer import causal_transformer
+from flatsparse.sam import kernel
 from flatsparse.schedules import Linear
 
 from .helpers import adamw, backward, batch, loss_at, mlp, s2sam, same, saved, sgd, train_steps, weights

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import flatsparse as fs
+from flatsparse.common.optimizers import innermost
 from flatsparse.methods import LRR, LTH
-from flatsparse.rounds import Remaining
-from flatsparse.wrappers import innermost
+from flatsparse.sparse.rounds import Remaining
 from tests.sparse_helpers import BASES, assert_zero_outside, copied, same, sgd, take_step, tiny_net
 
 STEPS = 5

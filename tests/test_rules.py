@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import flatsparse as fs
-from flatsparse import criteria
-from flatsparse.distributions import DISTRIBUTIONS, uniform
-from flatsparse.masks import Masks
-from flatsparse.plan import updates
-from flatsparse.rules import GrowTo, PruneTo, Rewire
 from flatsparse.schedules import Constant, Cubic, Every
+from flatsparse.sparse import scores
+from flatsparse.sparse.distributions import DISTRIBUTIONS, uniform
+from flatsparse.sparse.masks import Masks
+from flatsparse.sparse.plan import updates
+from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
 from tests.sparse_helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
-GROWTH = pytest.mark.parametrize("grow", [criteria.random, criteria.gradient])
+GROWTH = pytest.mark.parametrize("grow", [scores.random, scores.gradient])
 
 
 def half_live(seed=0):
@@ -30,8 +30,8 @@ def half_live(seed=0):
     return masks
 
 
-def rewire(fraction, grow=criteria.gradient):
-    return Rewire(ALWAYS, Constant(fraction), drop=criteria.magnitude, grow=grow)
+def rewire(fraction, grow=scores.gradient):
+    return Rewire(ALWAYS, Constant(fraction), drop=scores.magnitude, grow=grow)
 
 
 def now(masks):
@@ -41,7 +41,7 @@ def now(masks):
 # -- Rewire -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(0, 1), st.integers(0, 5), st.sampled_from([criteria.random, criteria.gradient]))
+@given(st.floats(0, 1), st.integers(0, 5), st.sampled_from([scores.random, scores.gradient]))
 def test_rewiring_keeps_each_layers_count(fraction, seed, grow):
     masks = half_live(seed)
     new = rewire(fraction, grow)(masks, 2)
@@ -103,7 +103,7 @@ def grown_at(step, seed):
     for w in masks:
         w.seed = seed
     masks.prepare(step)
-    return rewire(0.5, criteria.random)(masks, step)
+    return rewire(0.5, scores.random)(masks, step)
 
 
 def test_random_growth_depends_on_seed_and_step_and_on_nothing_else():
@@ -118,21 +118,21 @@ def test_layers_of_one_shape_grow_at_different_places():
     model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
     masks = Masks.of(model, model.parameters())
     masks.prepare(2)
-    one, other = (criteria.random(w) for w in masks)
+    one, other = (scores.random(w) for w in masks)
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("grow", "reads"), [(criteria.gradient, True), (criteria.random, False)])
+@pytest.mark.parametrize(("grow", "reads"), [(scores.gradient, True), (scores.random, False)])
 def test_a_rule_says_whether_it_reads_the_dense_gradient(grow, reads):
     assert rewire(0.3, grow).dense_gradient is reads
-    assert Rewire(ALWAYS, Constant(0.3), drop=grow, grow=criteria.random).dense_gradient is reads
+    assert Rewire(ALWAYS, Constant(0.3), drop=grow, grow=scores.random).dense_gradient is reads
     assert PruneTo(ALWAYS, Constant(0.5), keep=grow, distribution=uniform).dense_gradient is reads
 
 
 def test_the_published_methods_drop_by_magnitude_and_grow_by_their_own_score():
     [rigl], [evolution] = (kind().plan(0.9, 1000).rules for kind in (fs.methods.RigL, fs.methods.SET))
-    assert (rigl.drop, rigl.grow, rigl.weight_step) == (criteria.magnitude, criteria.gradient, False)
-    assert (evolution.drop, evolution.grow, evolution.weight_step) == (criteria.magnitude, criteria.random, True)
+    assert (rigl.drop, rigl.grow, rigl.weight_step) == (scores.magnitude, scores.gradient, False)
+    assert (evolution.drop, evolution.grow, evolution.weight_step) == (scores.magnitude, scores.random, True)
     assert [rigl.fraction(step) for step in (0, 375, 750)] == pytest.approx([0.3, 0.15, 0.0])
     assert {evolution.fraction(step) for step in (0, 375, 750)} == {0.3}
     assert rigl.when == evolution.when == Every(100, until=750)
@@ -156,7 +156,7 @@ def dense_net(shapes, seed=0):
 )
 def test_pruning_never_brings_a_weight_back_and_ends_on_target(shapes, distribution, updates):
     masks = dense_net(shapes)
-    prune = PruneTo(ALWAYS, Cubic(0.0, 0.6, until=updates), criteria.magnitude, DISTRIBUTIONS[distribution])
+    prune = PruneTo(ALWAYS, Cubic(0.0, 0.6, until=updates), scores.magnitude, DISTRIBUTIONS[distribution])
     for step in range(1, updates + 1):
         before = now(masks)
         masks.rewire(prune(masks, step))
@@ -170,7 +170,7 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
     masks = dense_net([(3, 3), (7, 1), (3, 1)])
     for live in (10, 9):
         before = now(masks)
-        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), criteria.magnitude, uniform)(masks, 2))
+        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), scores.magnitude, uniform)(masks, 2))
         assert masks.active == live
         assert all((before[w.name] | ~w.mask).all() for w in masks)
 
@@ -181,14 +181,14 @@ def test_pruning_tells_a_live_zero_from_a_dead_one(distribution):
     masks.rewire({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks})
     for w in masks:
         w.weight.data.zero_()
-    new = PruneTo(ALWAYS, Constant(0.5), criteria.magnitude, DISTRIBUTIONS[distribution])(masks, 2)
+    new = PruneTo(ALWAYS, Constant(0.5), scores.magnitude, DISTRIBUTIONS[distribution])(masks, 2)
     assert sum(int(mask.sum()) for mask in new.values()) == 20
     assert all((w.mask | ~new[w.name]).all() for w in masks)
 
 
 def test_pruning_keeps_the_largest_weights_of_each_layer():
     masks = dense_net([(4, 5), (5, 4)])
-    new = PruneTo(ALWAYS, Constant(0.75), criteria.magnitude, uniform)(masks, 2)
+    new = PruneTo(ALWAYS, Constant(0.75), scores.magnitude, uniform)(masks, 2)
     for w in masks:
         assert w.weight.abs()[new[w.name]].min() > w.weight.abs()[~new[w.name]].max()
 
@@ -214,7 +214,7 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
         {w.name: torch.rand(w.weight.shape, generator=source) < d for w, d in zip(masks, densities, strict=True)}
     )
     before, live = now(masks), masks.active
-    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), criteria.random, DISTRIBUTIONS[distribution])(masks, 2))
+    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), scores.random, DISTRIBUTIONS[distribution])(masks, 2))
     assert masks.active == max(live, masks.budget(sparsity))
     assert all((w.mask | ~before[w.name]).all() for w in masks)
 
@@ -222,7 +222,7 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
 def test_growing_brings_the_best_of_the_dead():
     masks = half_live()
     before = now(masks)
-    masks.rewire(GrowTo(ALWAYS, Constant(0.3), criteria.gradient, uniform)(masks, 2))
+    masks.rewire(GrowTo(ALWAYS, Constant(0.3), scores.gradient, uniform)(masks, 2))
     for w in masks:
         grown = w.mask & ~before[w.name]
         assert w.grad.abs()[grown].min() >= w.grad.abs()[~w.mask].max()

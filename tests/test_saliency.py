@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 import flatsparse as fs
-from flatsparse.distributions import ranked_together
-from flatsparse.masks import Masks
-from flatsparse.saliency import GradientFlow, Sensitivity, balanced
+from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.masks import Masks
+from flatsparse.sparse.saliency import GradientFlow, Sensitivity, balanced
 from tests.sparse_helpers import batch, copied, same, sgd, tiny_net
 
 SAMPLE = batch(0, size=40)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatsparse import InputError
-from flatsparse.selection import apportion, keep_top
+from flatsparse.sparse.topk import apportion, keep_top
 
 # Few values, so that ties are the rule.
 SCORES = st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0, math.inf, math.nan]), min_size=1, max_size=30)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.channels import channel_groups
-from flatsparse.shrinking import live_channels, narrow, shrink, widths
+from flatsparse.graph.groups import channel_groups
+from flatsparse.graph.shrink import live_channels, narrow, shrink, widths
 from tests.helpers import same
 from tests.random_nets import RandomNet
 

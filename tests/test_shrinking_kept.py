@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import flatsparse as fs
-from flatsparse.channels import channel_groups
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
 from flatsparse.export import load_small, save_dense, save_small, to_csr, with_zeros
-from flatsparse.shrinking import shrink
+from flatsparse.graph.groups import channel_groups
+from flatsparse.graph.shrink import shrink
 from tests.test_shrinking import parameters, trained_norms
 
 

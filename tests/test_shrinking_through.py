@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flatsparse.channels import channel_groups
-from flatsparse.shrinking import narrow, shrink, widths
+from flatsparse.graph.groups import channel_groups
+from flatsparse.graph.shrink import narrow, shrink, widths
 from tests.test_shrinking import assert_equal_outputs, masked, trained_norms
 
 C, SIZE = 8, 6

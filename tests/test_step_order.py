@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.plan import Plan
+from flatsparse.sparse.plan import Plan
 from tests.sparse_helpers import (
     BASES,
     assert_zero_outside,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flatsparse.errors import InputError
-from flatsparse.storage import (
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import (
     POSITIVE,
     load_masks,
     load_state,

@@ -1,4 +1,4 @@
-"""Every statement of ``flatsparse.theory`` against the real optimizers; each check fails for a wrong update."""
+"""Every statement of ``flatsparse.measure.theory`` against the real optimizers; each check fails for a wrong update."""
 
 import importlib.util
 from pathlib import Path
@@ -8,8 +8,16 @@ import torch
 from torch.optim import SGD
 
 import flatsparse as fs
+from flatsparse.measure.theory import (
+    descent_bound,
+    descent_step,
+    s2sam_path,
+    s2sam_rest,
+    sam_path,
+    sam_rest,
+    stability_step,
+)
 from flatsparse.schedules import InverseSqrt
-from flatsparse.theory import descent_bound, descent_step, s2sam_path, s2sam_rest, sam_path, sam_rest, stability_step
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("benchmarks_theory", ROOT / "benchmarks" / "theory.py")

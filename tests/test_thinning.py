@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.criteria import magnitude
-from flatsparse.distributions import ranked_together, uniform
-from flatsparse.eligible import removable
-from flatsparse.filters import drawn, leverage, live_fraction, residuals
-from flatsparse.masks import Masks
-from flatsparse.rules import PruneTo
+from flatsparse.common.seeds import generator
+from flatsparse.graph.shrink import shrink
 from flatsparse.schedules import At, Constant
-from flatsparse.seeds import generator
-from flatsparse.shrinking import shrink
-from flatsparse.thinning import Thinning
-from flatsparse.widths import Widths
+from flatsparse.sparse.channel_choice import removable
+from flatsparse.sparse.channel_rules import Thinning
+from flatsparse.sparse.channel_scores import drawn, leverage, live_fraction, residuals
+from flatsparse.sparse.channel_state import Widths
+from flatsparse.sparse.distributions import ranked_together, uniform
+from flatsparse.sparse.masks import Masks
+from flatsparse.sparse.rules import PruneTo
+from flatsparse.sparse.scores import magnitude
 from tests.sparse_helpers import assert_zero_outside, copied, sgd, take_step, tiny_net, train
 
 

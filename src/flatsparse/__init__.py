@@ -1,15 +1,15 @@
 """flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
 
 from flatsparse import export, methods, models, schedules
-from flatsparse.errors import InputError
-from flatsparse.flops import estimate
+from flatsparse.api import rounds, sparsify
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_masks, save_masks
+from flatsparse.graph.shrink import narrow, shrink
+from flatsparse.measure.flops import estimate
 from flatsparse.methods import METHODS
-from flatsparse.pruned import masks_from
-from flatsparse.sharpness import S2SAM, SAM
-from flatsparse.shrinking import narrow, shrink
-from flatsparse.sparsifier import rounds, sparsify
-from flatsparse.storage import load_masks, save_masks
-from flatsparse.training import SparseTraining
+from flatsparse.sam.optimizers import S2SAM, SAM
+from flatsparse.sparse.import_masks import masks_from
+from flatsparse.sparse.training import SparseTraining
 
 __version__ = "0.1.0"
 

@@ -11,13 +11,13 @@ import sys
 import pytest
 import torch
 
-from flatsparse.errors import InputError
-from flatsparse.lab import training as loop
-from flatsparse.lab.data import batches, split
-from flatsparse.lab.run import Run
-from flatsparse.lab.sources import load
-from flatsparse.lab.team import ALONE, Team, Unanswered, joined
-from flatsparse.storage import load_masks, load_tensors
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_masks, load_tensors
+from flatsparse.experiments.data.sources import load
+from flatsparse.experiments.data.splits import batches, split
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.ddp import ALONE, Team, Unanswered, joined
 
 from .processes import together
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import flatsparse as fs
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
 
 from .processes import together
 
@@ -337,7 +337,7 @@ def test_rounds_of_a_sharded_model_rewind_after_an_evaluation():
 
 
 def refused(rank):
-    from flatsparse.lab.team import Team
+    from flatsparse.experiments.run.ddp import Team
 
     def fail():
         raise InputError("no such place")

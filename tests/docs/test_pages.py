@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import flatsparse as fs
-from flatsparse.cli import main
-from flatsparse.errors import InputError
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs"
 

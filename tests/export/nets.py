@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.layers import PRUNABLE, prunable
 from flatsparse.models import IMAGES, MODELS
+from flatsparse.sparse.layers import PRUNABLE, prunable
 
 
 class Awkward(nn.Module):

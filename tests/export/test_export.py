@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors, save_tensors
 from flatsparse.export import (
     load_csr,
     load_onnx,
@@ -24,8 +25,7 @@ from flatsparse.export import (
     with_zeros,
 )
 from flatsparse.export.csr import SparseRows
-from flatsparse.patterns import Pattern
-from flatsparse.storage import load_tensors, save_tensors
+from flatsparse.sparse.n_of_m import Pattern
 from tests.export.nets import NETS, masked, net
 
 LARGE = {"resnet34", "resnet50"}

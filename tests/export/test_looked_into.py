@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from flatsparse.export import to_csr, with_zeros
 from flatsparse.export.csr import SparseRows
-from flatsparse.layers import PRUNABLE, prunable
+from flatsparse.sparse.layers import PRUNABLE, prunable
 
 
 def random_masks(model):

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from flatsparse.lab import training
-from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.common.files import load_masks, load_tensors, read_json
+from flatsparse.experiments.run import loop
+from flatsparse.experiments.run.config import SHARPNESS, Run
 from flatsparse.methods import METHODS
-from flatsparse.storage import load_masks, load_tensors, read_json
 
 KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
 
@@ -38,8 +38,8 @@ def settings(method, sharpness):
 
 def child(run, out):
     torch.set_num_threads(1)
-    training.CHECKPOINT_SECONDS = 0.0
-    training.train(run, out, resume=True)
+    loop.CHECKPOINT_SECONDS = 0.0
+    loop.train(run, out, resume=True)
 
 
 def kill_until_done(run, out, whole_seconds, source, most):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.lab.ball import ball_increase, gains, m_sharpness
+from flatsparse.measure.sharpness import ball_increase, gains, m_sharpness
 
 
 class Bowl(nn.Module):

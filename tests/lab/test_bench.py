@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse import kernel
-from flatsparse.cli import main
-from flatsparse.lab.bench import results, trainer
-from flatsparse.lab.bench.cases import CASES, QUICK_CASES, Case, images, loss
-from flatsparse.lab.bench.memory import LiveBytes, memory
-from flatsparse.lab.bench.results import against_target, memory_table, throughput_table, timed
-from flatsparse.lab.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
-from flatsparse.lab.bench.trainer import Timing, Trainer
-from flatsparse.lab.bench.variants import VARIANTS, Variant, variants_for
-from flatsparse.lab.statistics import Median
+from flatsparse.cli.main import main
+from flatsparse.common.files import read_json
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.bench import results, trainer
+from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Case, images, loss
+from flatsparse.experiments.bench.memory import LiveBytes, memory
+from flatsparse.experiments.bench.results import against_target, memory_table, throughput_table, timed
+from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
+from flatsparse.experiments.bench.trainer import Timing, Trainer
+from flatsparse.experiments.bench.variants import VARIANTS, Variant, variants_for
+from flatsparse.experiments.stats import Median
 from flatsparse.methods import METHODS
-from flatsparse.seeds import generator
-from flatsparse.storage import read_json
+from flatsparse.sam import kernel
 
 from .test_cli import fails
 

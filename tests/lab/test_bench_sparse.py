@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import flatsparse as fs
-from flatsparse.channels import channel_groups
-from flatsparse.cli import main
-from flatsparse.export.csr import SparseRows
-from flatsparse.lab.bench.sparse import (
+from flatsparse.cli.main import main
+from flatsparse.common.files import read_json
+from flatsparse.experiments.bench.sparse import (
     CONTROL,
     CSR,
     DENSE,
@@ -22,11 +21,12 @@ from flatsparse.lab.bench.sparse import (
     verdict,
     without_channels,
 )
-from flatsparse.lab.run import Run
-from flatsparse.lab.statistics import Median
-from flatsparse.lab.training import train
-from flatsparse.shrinking import live_channels, shrink
-from flatsparse.storage import read_json
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.stats import Median
+from flatsparse.export.csr import SparseRows
+from flatsparse.graph.groups import channel_groups
+from flatsparse.graph.shrink import live_channels, shrink
 from tests.random_nets import RandomNet
 
 from .test_bench import bench

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_sample_image
 
-from flatsparse.errors import InputError
-from flatsparse.lab.corruptions import CORRUPTIONS, SEVERITIES, corrupt, robustness
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, robustness
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.loop import train
 
 
 @functools.cache

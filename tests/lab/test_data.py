@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flatsparse.errors import InputError
-from flatsparse.lab.data import DataSet, Images, at_once, batches, split, with_label_noise
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.splits import DataSet, Images, at_once, batches, split, with_label_noise
 
 
 def toy(n=40, side=6):

@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab import sources
-from flatsparse.lab import training as loop
-from flatsparse.lab.build import build, describe
-from flatsparse.lab.compare import Comparison, compare
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.grid import key
-from flatsparse.lab.run import Run
-from flatsparse.storage import read_json
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json
+from flatsparse.experiments.compare import Comparison, compare
+from flatsparse.experiments.data import sources
+from flatsparse.experiments.grid.store import key
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.build import build, describe
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import load_run
 from tests.lab.images import write_parts
 
 SMALL = Run(train_size=32, validation_size=8, batch_size=16, epochs=1)

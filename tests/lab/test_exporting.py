@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 import flatsparse as fs
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab import exporting
-from flatsparse.lab.finished import load_run
-from flatsparse.storage import read_json
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json
+from flatsparse.experiments import export
+from flatsparse.experiments.run.load import load_run
 
 from .test_cli import QUICK, fails
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "SECONDS", 0.0)
+    monkeypatch.setattr(export, "SECONDS", 0.0)
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -62,7 +62,7 @@ def test_every_format_that_needs_no_gpu(run, capsys):
     assert "training" in record["formats"]["small"]
     small = record["formats"]["small"]
     for removed in (0, 1):
-        line = exporting.line("small", {**small, "parameters_removed": removed})
+        line = export.line("small", {**small, "parameters_removed": removed})
         assert ("no channel could go" in line) == (removed == 0)
     assert {name: text for name, text in contents(run).items() if not name.startswith("export/")} == before
     plain = fs.models.digitnet()
@@ -73,7 +73,7 @@ def test_every_format_that_needs_no_gpu(run, capsys):
 
 
 def test_a_run_on_sequences_is_exported_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "SECONDS", 0.0)
+    monkeypatch.setattr(export, "SECONDS", 0.0)
     out = ["--train-size", "100", "--epochs", "2", "--out", str(tmp_path)]
     main(["train", "--data", "pairs", "--model", "pair_transformer", "--method", "chex", "--channels", "0.5", *out])
     main(["export", str(tmp_path), "--format", *FORMATS])
@@ -109,14 +109,14 @@ def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done,
             monkeypatch.undo()
             raise KeyboardInterrupt
 
-    replace = exporting.os.replace
+    replace = export.os.replace
     main(["export", str(run), "--images", "50"])
-    form = exporting.FORMS["masks"]
-    other = exporting.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
-    monkeypatch.setitem(exporting.FORMS, "masks", other)
-    monkeypatch.setattr(exporting.os, "replace", killed)
+    form = export.FORMS["masks"]
+    other = export.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
+    monkeypatch.setitem(export.FORMS, "masks", other)
+    monkeypatch.setattr(export.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        exporting.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
     (run / "export" / ".export-left").mkdir()  # what a real kill leaves
     main(["export", str(run), "--images", "50"])
     assert {f.name for f in (run / "export").iterdir()} == {"export.json", "dense.safetensors", "masks.safetensors"}
@@ -175,7 +175,7 @@ def test_settings_that_no_run_can_have_are_a_line(run, spoil, capsys):
 @pytest.mark.parametrize("name", ["dense", "csr", "small"])
 def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
     """The check can fail: one weight too many is enough."""
-    form = exporting.FORMS[name]
+    form = export.FORMS[name]
 
     def spoil(finished, file, sample):
         form.write(finished, file, sample)
@@ -184,9 +184,9 @@ def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
         tensors[key].view(-1)[0] += 3
         fs.storage.save_tensors(file, tensors, about)
 
-    monkeypatch.setitem(exporting.FORMS, name, exporting.Form(form.file, spoil, form.load, form.tolerance))
+    monkeypatch.setitem(export.FORMS, name, export.Form(form.file, spoil, form.load, form.tolerance))
     with pytest.raises(InputError, match="does not say what the run says"):
-        exporting.export(load_run(run), (name,), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), (name,), run / "export", images=50, tell=lambda *_: None)
     assert contents(run / "export") == {}
     assert list((run / "export").iterdir()) == []
 
@@ -195,10 +195,10 @@ def test_masks_that_changed_are_not_kept(run, monkeypatch):
     def spoil(finished, file, sample):
         fs.save_masks(file, {n: torch.ones_like(m) for n, m in finished.masks.items()})
 
-    form = exporting.FORMS["masks"]
-    monkeypatch.setitem(exporting.FORMS, "masks", exporting.Form(form.file, spoil, form.load, 0.0))
+    form = export.FORMS["masks"]
+    monkeypatch.setitem(export.FORMS, "masks", export.Form(form.file, spoil, form.load, 0.0))
     with pytest.raises(InputError, match="not the run's"):
-        exporting.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,6 @@ def test_without_the_extra_it_says_so(run, capsys, monkeypatch):
 
 
 def test_the_ratio_of_times_is_that_of_the_work():
-    found = exporting._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
+    found = export._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
     assert found["ratio"] == pytest.approx(2, rel=0.2)
-    assert 3 <= found["rounds"] <= exporting.ROUNDS
+    assert 3 <= found["rounds"] <= export.ROUNDS

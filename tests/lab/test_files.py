@@ -8,11 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab import crew, files
-from flatsparse.lab.files import LOCK, Busy, alone_in, claim, in_use, locked
-from flatsparse.lab.run import Run
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.experiments import claims
+from flatsparse.experiments.claims import LOCK, Busy, alone_in, claim, in_use, locked
+from flatsparse.experiments.grid import workers
+from flatsparse.experiments.run.config import Run
 
 from .test_cli import QUICK, fails
 
@@ -65,14 +66,14 @@ def test_a_lock_goes_with_its_process_however_that_ends(tmp_path):
 
 
 def test_a_lock_whose_file_was_removed_between_two_calls_is_taken_anew(tmp_path, monkeypatch):
-    file, lock = tmp_path / LOCK, files.fcntl.flock
+    file, lock = tmp_path / LOCK, claims.fcntl.flock
 
     def removed_first(stream, how):
         monkeypatch.undo()
         file.unlink()
         lock(stream, how)
 
-    monkeypatch.setattr(files.fcntl, "flock", removed_first)
+    monkeypatch.setattr(claims.fcntl, "flock", removed_first)
     with locked(file) as got, locked(file) as again:
         assert (got, again) == (True, False)
 
@@ -81,10 +82,10 @@ def test_where_there_are_no_locks_work_goes_on_alone_and_a_store_says_so(tmp_pat
     def none(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
+    monkeypatch.setattr(claims.fcntl, "flock", none)
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
-    end = crew.work(crew.Task(Run().resolved(), tmp_path / "runs" / "a", tmp_path))
+    end = workers.work(workers.Task(Run().resolved(), tmp_path / "runs" / "a", tmp_path))
     assert "without locks (No locks available)" in end.failure
     assert not (tmp_path / "runs").exists()
 
@@ -123,9 +124,9 @@ def test_a_second_process_ends_in_a_line_and_changes_nothing(called, name, tmp_p
 
 
 def test_a_run_that_another_process_trains_is_put_off_by_a_grid(tmp_path):
-    task = crew.Task(Run(train_size=64, epochs=2).resolved(), tmp_path / "runs" / "a", tmp_path)
+    task = workers.Task(Run(train_size=64, epochs=2).resolved(), tmp_path / "runs" / "a", tmp_path)
     with alone_in(task.folder):
-        assert crew.work(task) == crew.End(busy=True)
+        assert workers.work(task) == workers.End(busy=True)
     assert not (task.folder / "failure.json").exists()
 
 

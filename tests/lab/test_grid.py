@@ -15,13 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from flatsparse.errors import InputError
-from flatsparse.lab import cluster, crew, grid, training
-from flatsparse.lab.finished import run_of
-from flatsparse.lab.grid import key, outcomes, run_grid
-from flatsparse.lab.live import Board
-from flatsparse.lab.run import Run
-from flatsparse.storage import load_tensors, read_json
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors, read_json
+from flatsparse.experiments.grid import ray_cluster, store, workers
+from flatsparse.experiments.grid.progress import Board
+from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.run import loop
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import run_of
 
 SMALL = Run(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 DIVERGES = dataclasses.replace(SMALL, lr=1e30)
@@ -113,7 +114,7 @@ def test_processes_come_to_the_numbers_of_one(alone, tmp_path):
 
 
 def test_what_is_finished_is_not_run_again(alone, monkeypatch):
-    monkeypatch.setattr(crew, "train", lambda *args, **kwargs: pytest.fail("ran again"))
+    monkeypatch.setattr(workers, "train", lambda *args, **kwargs: pytest.fail("ran again"))
     store = alone[0].folder.parent.parent
     same(run_grid(RUNS[::-1], store, jobs=1, console=quiet())[::-1], alone)
 
@@ -139,7 +140,7 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
         raise MemoryError("no\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(crew, "train", burst)
+        patch.setattr(workers, "train", burst)
         assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
     assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
     again = run_grid([SMALL], tmp_path, jobs=1, retry=True, console=quiet())[0]
@@ -150,8 +151,8 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
 
 def test_rounds_share_their_first_one(tmp_path, monkeypatch):
     made = []
-    keep = training.save_parent
-    monkeypatch.setattr(training, "save_parent", lambda *args: made.append(args[1].method) or keep(*args))
+    keep = loop.save_parent
+    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].method) or keep(*args))
     found = run_grid(ROUNDS, tmp_path, jobs=1, console=quiet())
     assert made == ["lth"]
     assert [o.result["method"] for o in found] == ["lth", "lrr"]
@@ -167,17 +168,17 @@ def test_rounds_side_by_side_share_their_first_one(tmp_path):
 def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypatch):
     """The other run is let in after the first round, long before the first run ends."""
     let_in = []
-    stepped = crew._Sharing.finished_epoch
+    stepped = workers._Sharing.finished_epoch
 
     def look(self, record):
         stepped(self, record)
-        with crew._lock(tmp_path, f"first-{crew.first_round(ROUNDS[0].resolved())}") as got:
+        with workers._lock(tmp_path, f"first-{workers.first_round(ROUNDS[0].resolved())}") as got:
             let_in.append(got)
 
-    with crew._lock(tmp_path, f"first-{crew.first_round(ROUNDS[0].resolved())}") as got:
+    with workers._lock(tmp_path, f"first-{workers.first_round(ROUNDS[0].resolved())}") as got:
         assert got
-        assert crew.work(crew.Task(ROUNDS[0].resolved(), tmp_path / "runs" / "a", tmp_path)).busy
-    monkeypatch.setattr(crew._Sharing, "finished_epoch", look)
+        assert workers.work(workers.Task(ROUNDS[0].resolved(), tmp_path / "runs" / "a", tmp_path)).busy
+    monkeypatch.setattr(workers._Sharing, "finished_epoch", look)
     run_grid(ROUNDS[:1], tmp_path, jobs=1, console=quiet())
     assert let_in == [True] * ROUNDS[0].resolved().rounds  # of an epoch each
 
@@ -198,9 +199,9 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
                 os.kill(hand.process.pid, signal.SIGKILL)
 
     made, hands = [], lambda: list(made[0].hands)
-    begin = crew.Processes.__init__
+    begin = workers.Processes.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew.Processes, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
+        patch.setattr(workers.Processes, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
         found = run_grid([long, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
@@ -213,15 +214,15 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
 
 @pytest.mark.slow
 def test_an_idle_process_that_died_is_replaced(tmp_path):
-    hands = crew.Processes(1)
+    hands = workers.Processes(1)
     try:
         for seed in (0, 1):
             run = dataclasses.replace(SMALL, seed=seed).resolved()
-            hands.begin(crew.Task(run, tmp_path / "runs" / str(seed), tmp_path))
+            hands.begin(workers.Task(run, tmp_path / "runs" / str(seed), tmp_path))
             ends = []
             while not ends:
                 ends = hands.finished()
-            assert ends[0][1] == crew.End()
+            assert ends[0][1] == workers.End()
             os.kill(hands.hands[0].process.pid, signal.SIGKILL)
             hands.hands[0].process.join()
     finally:
@@ -229,7 +230,7 @@ def test_an_idle_process_that_died_is_replaced(tmp_path):
 
 
 def serve_grid(runs, store, jobs):
-    training.CHECKPOINT_SECONDS = 0.0
+    loop.CHECKPOINT_SECONDS = 0.0
     run_grid(runs, store, jobs=jobs, console=quiet())
 
 
@@ -282,18 +283,18 @@ def note_runs(folder, number):
     def noting(run, out, **options):
         with (folder / f"began{number}").open("a") as file:
             file.write(out.name + "\n")
-        return training.train(run, out, **options)
+        return loop.train(run, out, **options)
 
     (folder / f"began{number}").touch()
-    crew.train, grid.AGAIN = noting, 0.1
+    workers.train, store.AGAIN = noting, 0.1
     run_grid(RUNS, folder / "store", jobs=1, console=quiet())
 
 
 def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("flatsparse.lab.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flatsparse.experiments.grid.progress.time.monotonic", lambda: now[0])
     long = dataclasses.replace(SMALL, epochs=10).resolved()
-    tasks = [crew.Task(long, tmp_path / name, tmp_path) for name in "ab"]
+    tasks = [workers.Task(long, tmp_path / name, tmp_path) for name in "ab"]
     board = Board("table2", tasks, 3, quiet())
     board.begun(tmp_path / "a")
     (tmp_path / "a").mkdir()
@@ -308,14 +309,14 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
 def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
     """Where the store is not shared, all but checkpoints is carried over."""
     run = SMALL.resolved()
-    there = crew.Task(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
-    here = crew.Task(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
-    end, files = cluster.work_far_away(there)
-    assert end == crew.End()
-    cluster.bring(here, files)
+    there = workers.Task(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
+    here = workers.Task(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
+    end, files = ray_cluster.work_far_away(there)
+    assert end == workers.End()
+    ray_cluster.bring(here, files)
     same(
-        [grid.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
-        [grid.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
+        [store.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
+        [store.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
     )
 
 
@@ -336,7 +337,7 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
 LISTENING = """
 import os
 from pathlib import Path
-from flatsparse.lab.cluster import OnRay
+from flatsparse.experiments.grid.ray_cluster import OnRay
 
 def family():
     "This process and those that come of it."

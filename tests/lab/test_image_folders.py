@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from flatsparse.errors import InputError
-from flatsparse.lab.data import split
-from flatsparse.lab.sources import load
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.sources import load
+from flatsparse.experiments.data.splits import split
 from tests.lab.images import level, write_class, write_parts, write_table
 
 PETS = {"train": ("cat", "dog"), "test": ("cat", "dog")}

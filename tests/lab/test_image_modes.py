@@ -9,8 +9,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from flatsparse.errors import InputError
-from flatsparse.lab.pixels import gathered
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.pixels import gathered
 
 PILLOW = int(PIL.__version__.partition(".")[0])
 

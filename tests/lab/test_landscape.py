@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab.data import batches
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.landscape import curved, mechanism, pictures, telling
-from flatsparse.lab.landscape import measure as measuring
-from flatsparse.lab.landscape.folding import folded
-from flatsparse.lab.landscape.measure import measure
-from flatsparse.lab.landscape.settings import Landscape
-from flatsparse.lab.precision import has_bf16
-from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json, write_json
+from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.landscape import curved, mechanism, pictures, telling
+from flatsparse.experiments.landscape import measure as measuring
+from flatsparse.experiments.landscape.folding import folded
+from flatsparse.experiments.landscape.measure import measure
+from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.precision import has_bf16
 from flatsparse.models import MODELS
-from flatsparse.storage import read_json, write_json
 
 from .test_page import Outline
 

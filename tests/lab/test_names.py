@@ -11,12 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import flatsparse
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab import exporting, figures
-from flatsparse.lab.figures import caption
-from flatsparse.lab.terminal import Console
-from flatsparse.storage import read_json
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json
+from flatsparse.experiments import export
+from flatsparse.experiments.report import figures
+from flatsparse.experiments.report.figures import caption
+from flatsparse.experiments.terminal import Console
 
 from .test_cli import QUICK
 
@@ -101,7 +102,7 @@ def test_equal_pictures_are_equal_texts():
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     """A folder to work in, whose name and whose runs' names mean something everywhere."""
-    monkeypatch.setattr(exporting, "SECONDS", 0.0)
+    monkeypatch.setattr(export, "SECONDS", 0.0)
     folder = tmp_path / "[bold]$x$_[/b]\udcff :smile:"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)

@@ -9,15 +9,15 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from flatsparse.errors import InputError
-from flatsparse.lab import recipes
-from flatsparse.lab import training as loop
-from flatsparse.lab.build import build
-from flatsparse.lab.data import batches
-from flatsparse.lab.rates import start_schedule
-from flatsparse.lab.run import Run
-from flatsparse.lab.scores import confusion, macro, steps_to
-from flatsparse.storage import load_tensors
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors
+from flatsparse.experiments import recipes
+from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.build import build
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.lr import start_schedule
+from flatsparse.experiments.run.metrics import confusion, macro, steps_to
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 

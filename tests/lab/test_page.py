@@ -8,10 +8,10 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from flatsparse.lab import page
-from flatsparse.lab.compare import Comparison, compare
-from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
+from flatsparse.experiments.compare import Comparison, compare
+from flatsparse.experiments.report import pages
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.loop import train
 
 SMALL = Comparison(
     train_size=64, validation_size=50, batch_size=32, epochs=2, seeds=2, label_noise=(0.0, 0.2), tune=True, rho_grid=(0.1, 0.5),
@@ -51,14 +51,14 @@ class Outline(html.parser.HTMLParser):
 def comparison_report(tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "out"
     tables = compare(SMALL, out, console=Console(quiet=True))
-    return page.write_comparison(tables, SMALL.resolved(), out), tables
+    return pages.write_comparison(tables, SMALL.resolved(), out), tables
 
 
 @pytest.fixture(scope="module")
 def run_report(tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "run"
     run = Run(train_size=64, validation_size=50, batch_size=32, epochs=2, sharpness="s2sam").resolved()
-    return page.write_run(run, train(run, out), out)
+    return pages.write_run(run, train(run, out), out)
 
 
 @pytest.mark.parametrize("which", ["comparison_report", "run_report"])
@@ -88,7 +88,7 @@ def test_the_command_in_a_report_repeats_the_comparison():
     asked = dataclasses.replace(
         SMALL, rhos={"s2sam": 0.2}, include=("3*", "[56]"), channels_last=True, mask_perturbation=False
     )
-    told = page.flags(asked)
+    told = pages.flags(asked)
     again = tyro.cli(Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff,))
     assert again.resolved() == asked.resolved()
     assert "'3*'" in told  # as a shell must be given it

@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flatsparse.errors import InputError
-from flatsparse.flops import cost
-from flatsparse.lab import task
-from flatsparse.lab.build import build, describe
-from flatsparse.lab.data import IGNORED, batches, split
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.landscape.measure import mean_loss
-from flatsparse.lab.pairs import LENGTH, WORDS
-from flatsparse.lab.run import Run
-from flatsparse.lab.scores import confusion
-from flatsparse.lab.sources import load
-from flatsparse.lab.training import train
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.pairs import LENGTH, WORDS
+from flatsparse.experiments.data.sources import load
+from flatsparse.experiments.data.splits import IGNORED, batches, split
+from flatsparse.experiments.landscape.measure import mean_loss
+from flatsparse.experiments.run import task
+from flatsparse.experiments.run.build import build, describe
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.metrics import confusion
+from flatsparse.measure.flops import cost
 from flatsparse.models import pair_transformer
 
 SMALL = Run(data="pairs", train_size=200, validation_size=100, batch_size=20, epochs=3, distribution="uniform", lr=0.05)

@@ -2,9 +2,9 @@ import warnings
 
 import pytest
 
-from flatsparse.lab import precision
-from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
+from flatsparse.experiments.run import precision
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.loop import train
 
 SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
 

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from flatsparse.errors import InputError
-from flatsparse.lab import page
-from flatsparse.lab import training as loop
-from flatsparse.lab.build import build
-from flatsparse.lab.folder import Progress
-from flatsparse.lab.probe import Probe
-from flatsparse.lab.run import Run
-from flatsparse.storage import read_json_lines
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json_lines
+from flatsparse.experiments.report import pages
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.build import build
+from flatsparse.experiments.run.checkpoint import Progress
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.probe import Probe
 from tests.lab.test_training import KillAfter, Killed
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_is_not_looked_at():
 
 def test_the_report_shows_the_probes(tmp_path):
     run = dataclasses.replace(SMALL, epochs=1, probe="every=2").resolved()
-    text = page.write_run(run, loop.train(run, tmp_path / "run"), tmp_path / "run").read_text()
+    text = pages.write_run(run, loop.train(run, tmp_path / "run"), tmp_path / "run").read_text()
     assert "Around the weights" in text
     assert "--probe every=2" in text
 

@@ -6,13 +6,13 @@ import time
 import pytest
 from rich.console import Console
 
-from flatsparse.lab import progress
-from flatsparse.lab.bench.command import Bench, measure
-from flatsparse.lab.compare import Comparison, compare
-from flatsparse.lab.landscape import measure as landscape
-from flatsparse.lab.landscape.settings import Landscape
-from flatsparse.lab.run import Run
-from flatsparse.lab.training import train
+from flatsparse.experiments import progress
+from flatsparse.experiments.bench.suite import Bench, measure
+from flatsparse.experiments.compare import Comparison, compare
+from flatsparse.experiments.landscape import measure as landscape
+from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.loop import train
 
 SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
 

@@ -14,15 +14,15 @@ import tyro
 from PIL import Image
 from rich.console import Console
 
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
-from flatsparse.lab.report import drawing, page
-from flatsparse.lab.report.store import MOST_POINTS, records, run, thinned
-from flatsparse.lab.reproduce.making import Choice, make
-from flatsparse.lab.reproduce.telling import print_record
-from flatsparse.lab.run import Run
-from flatsparse.storage import load_tensors, read_json, read_json_lines, sealed, write_json
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors, read_json, read_json_lines, sealed, write_json
+from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
+from flatsparse.experiments.report import drawing, tables
+from flatsparse.experiments.report.store import MOST_POINTS, records, run, thinned
+from flatsparse.experiments.reproduce.making import Choice, make
+from flatsparse.experiments.reproduce.telling import print_record
+from flatsparse.experiments.run.config import Run
 
 from .browser import MISSING, Browser
 from .test_cli import fails
@@ -70,7 +70,7 @@ def store(tmp_path_factory):
 def written(store, tmp_path_factory):
     """The page with its tables; the store has a surface of one run."""
     name = surface(store)
-    file = page.write(records(store), store, tmp_path_factory.mktemp("written") / "new" / "report.html")
+    file = tables.write(records(store), store, tmp_path_factory.mktemp("written") / "new" / "report.html")
     return file, name
 
 
@@ -210,7 +210,7 @@ def test_a_table_of_a_hundred_cells_stays_small(store, tmp_path):
         (tmp_path / "runs" / f"digits-digitnet-set0.9-s2sam-{n:016}").symlink_to(folder)
     names = [f"runs/digits-digitnet-set0.9-s2sam-{n:016}" for n in range(300)]
     record["rows"] = [{**row, "folders": names[3 * n : 3 * n + 3]} for n in range(100)]
-    file = page.write([record], tmp_path, tmp_path / "report.html")
+    file = tables.write([record], tmp_path, tmp_path / "report.html")
     assert len(data(file)["runs"]) == 300
     assert max(len(found["epochs"]) for found in data(file)["runs"]) == MOST_POINTS
     assert data(file)["runs"][0]["epochs"][-1] == 160
@@ -416,7 +416,7 @@ def crafted(store, tmp_path):
 
     def told(**change):
         write_json(tmp_path / "store" / "table1-smoke.json", {**record, **change})
-        return page.write(records(tmp_path / "store"), tmp_path / "store", tmp_path / "report.html").read_text()
+        return tables.write(records(tmp_path / "store"), tmp_path / "store", tmp_path / "report.html").read_text()
 
     return told, record
 
@@ -483,6 +483,6 @@ def test_a_record_with_anything_missing_or_of_another_kind_is_told_or_named_in_a
                 said, refused = str(problem), refused + 1
             else:
                 print_record(found, quiet)
-                page.write([found], tmp_path / "store", tmp_path / "report.html")
+                tables.write([found], tmp_path / "store", tmp_path / "report.html")
             assert said is None or (f"'{file}' is damaged (" in said and "\n" not in said)
     assert refused > 60

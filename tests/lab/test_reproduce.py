@@ -11,20 +11,30 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from flatsparse.cli import main
-from flatsparse.errors import InputError
-from flatsparse.lab.grid import Outcome
-from flatsparse.lab.recipes import load, recipes, surfaces
-from flatsparse.lab.recipes.recipe import ACCURACY, SCALES, Cell, Metric, Published, Recipe, Work, both, controls
-from flatsparse.lab.reproduce import telling
-from flatsparse.lab.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
-from flatsparse.lab.reproduce.pictures import front, pareto
-from flatsparse.lab.reproduce.table import Line, tabulate
-from flatsparse.lab.reproduce.verdict import VERDICTS, Claim, judge
-from flatsparse.lab.run import Run
-from flatsparse.lab.statistics import deviation, seeds_needed
+from flatsparse.cli.main import main
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json, write_json
+from flatsparse.experiments.grid.store import Outcome
+from flatsparse.experiments.recipes import load, recipes, surfaces
+from flatsparse.experiments.recipes.recipe import (
+    ACCURACY,
+    SCALES,
+    Cell,
+    Metric,
+    Published,
+    Recipe,
+    Work,
+    both,
+    controls,
+)
+from flatsparse.experiments.reproduce import telling
+from flatsparse.experiments.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
+from flatsparse.experiments.reproduce.pictures import front, pareto
+from flatsparse.experiments.reproduce.table import Line, tabulate
+from flatsparse.experiments.reproduce.verdict import VERDICTS, Claim, judge
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
-from flatsparse.storage import read_json, write_json
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
@@ -133,7 +143,7 @@ def test_imagenet_says_what_it_needs_and_the_rest_runs():
 
 @pytest.mark.parametrize("name", ["table2", "table3", "table5", "table6", "imagenet95", "set5x", "wmt14"])
 def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed_one(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("flatsparse.lab.reproduce.making.load", unreachable)
+    monkeypatch.setattr("flatsparse.experiments.reproduce.making.load", unreachable)
     recipe = load(name)
     locked = [cell for cell in recipe.cells("paper") if cell.needs]
     assert {cell.run.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
@@ -146,8 +156,8 @@ def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed
 def test_a_new_table_is_one_file(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from flatsparse.lab.recipes.recipe import Published, Recipe, both\n"
-        "from flatsparse.lab.run import Run\n"
+        "from flatsparse.experiments.recipes.recipe import Published, Recipe, both\n"
+        "from flatsparse.experiments.run.config import Run\n"
         "RUN = Run(method='set', train_size=40, validation_size=20, batch_size=10, epochs=1)\n"
         "RECIPE = Recipe('mine', 'Mine', 'here', lambda scale: both('SET', '90%', RUN, Published(12.34)))\n"
     )
@@ -175,7 +185,7 @@ def test_files_without_a_recipe_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not run: ZeroDivisionError"):
         load(str(tmp_path / "broken.py"))
     for name in ("table1", "../x"):
-        named = f"from flatsparse.lab.recipes.recipe import Recipe\nRECIPE = Recipe({name!r}, '', '')\n"
+        named = f"from flatsparse.experiments.recipes.recipe import Recipe\nRECIPE = Recipe({name!r}, '', '')\n"
         (tmp_path / "named.py").write_text(named)
         with pytest.raises(InputError, match="cannot be used: give one of its own"):
             load(str(tmp_path / "named.py"))
@@ -190,7 +200,7 @@ def test_files_without_a_recipe_are_refused(tmp_path):
 def test_cells_of_ones_own_that_cannot_be_made_are_told_in_one_line(tmp_path, cells, told):
     file = tmp_path / "own.py"
     file.write_text(
-        f"from flatsparse.lab.recipes.recipe import Recipe\nRECIPE = Recipe('own', '', '', lambda scale: {cells})\n"
+        f"from flatsparse.experiments.recipes.recipe import Recipe\nRECIPE = Recipe('own', '', '', lambda scale: {cells})\n"
     )
     with pytest.raises(InputError, match=told):
         load(str(file)).cells("smoke")
@@ -200,7 +210,7 @@ def test_cells_of_ones_own_that_cannot_be_made_are_told_in_one_line(tmp_path, ce
 def test_a_measure_of_ones_own_that_fails_is_told_in_one_line(tmp_path, problem):
     file = tmp_path / "own.py"
     file.write_text(
-        "from flatsparse.lab.recipes.recipe import Recipe\n"
+        "from flatsparse.experiments.recipes.recipe import Recipe\n"
         f"def measure(runs, work):\n    raise {problem}\n"
         "RECIPE = Recipe('own', '', '', measure=measure)\n"
     )
@@ -273,7 +283,7 @@ def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path)
 
 
 def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("flatsparse.lab.sources.hub_parts", unreachable)
+    monkeypatch.setattr("flatsparse.experiments.data.sources.hub_parts", unreachable)
     gone = dataclasses.replace(SMALL, data="cifar10", model="resnet20")
     cells = (Cell("a", "here", SMALL), Cell("b", "gone", gone))
     (tmp_path / "data").mkdir()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flatsparse.errors import InputError
-from flatsparse.lab import training as loop
-from flatsparse.lab.build import build
-from flatsparse.lab.run import Run
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.build import build
+from flatsparse.experiments.run.config import Run
 from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
@@ -91,10 +91,10 @@ def test_a_shared_dense_round_is_trained_once_and_changes_nothing(tmp_path, rewi
 OWN = """
 from dataclasses import dataclass, replace
 
-from flatsparse.criteria import each, magnitude
-from flatsparse.distributions import uniform
+from flatsparse.sparse.scores import each, magnitude
+from flatsparse.sparse.distributions import uniform
 from flatsparse.methods import LTH, SET
-from flatsparse.plan import Plan
+from flatsparse.sparse.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatsparse.errors import InputError
-from flatsparse.lab.sources import load, slug
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.sources import load, slug
 
 
 def test_digits_are_the_real_scans_apart_from_their_test():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatsparse.errors import InputError
-from flatsparse.lab.statistics import deviation, holm, median, p_value, paired_difference, seeds_needed
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.stats import deviation, holm, median, p_value, paired_difference, seeds_needed
 
 
 def test_the_interval_is_that_of_a_paired_t_test():

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flatsparse.errors import InputError
-from flatsparse.lab.sources import load
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.sources import load
 from tests.lab.images import png, write_table
 
 LABELS = [0, 1, 2, 2, 1, 0]

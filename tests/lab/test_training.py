@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from flatsparse.errors import InputError
-from flatsparse.lab import training as loop
-from flatsparse.lab.build import build, describe
-from flatsparse.lab.run import SHARPNESS, Run
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_masks, read_json
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.build import build, describe
+from flatsparse.experiments.run.config import SHARPNESS, Run
 from flatsparse.methods import METHODS
-from flatsparse.storage import load_masks, read_json
 
 SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 

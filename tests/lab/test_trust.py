@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flatsparse.errors import InputError
-from flatsparse.lab import training as loop
-from flatsparse.lab.files import alone_in
-from flatsparse.lab.finished import load_run
-from flatsparse.lab.folder import load_checked, read_metrics, read_probes, read_result
-from flatsparse.lab.run import Run
-from flatsparse.storage import load_tensors, read_json, save_state, save_tensors, sealed, write_json
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors, read_json, save_state, save_tensors, sealed, write_json
+from flatsparse.experiments.claims import alone_in
+from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run.checkpoint import load_checked, read_metrics, read_probes, read_result
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.load import load_run
 
 RUN = Run(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
 
@@ -267,8 +267,8 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
     code = """if True:
         import sys, torch
         from pathlib import Path
-        from flatsparse.lab.run import Run
-        from flatsparse.lab.training import train
+        from flatsparse.experiments.run.config import Run
+        from flatsparse.experiments.run.loop import train
         torch.set_num_threads(1)
         train(Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sharpness="s2sam"), Path(sys.argv[1]))
     """

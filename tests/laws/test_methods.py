@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 import flatsparse as fs
-from flatsparse.criteria import needs_dense_gradient
-from flatsparse.window import NEIGHBOUR
+from flatsparse.sam.base import NEIGHBOUR
+from flatsparse.sparse.scores import needs_dense_gradient
 from tests import sparse_helpers
 from tests.sparse_helpers import assert_zero_outside, batch, copied, masked, same, state_of, take_step, tiny_net
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsparse.channels import copied
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import load_tensors, save_tensors
 from flatsparse.export.dense import contents, with_zeros
-from flatsparse.operations import has_hooks, is_ordinary
-from flatsparse.pruned import fitting
-from flatsparse.storage import load_tensors, save_tensors
+from flatsparse.graph.groups import copied
+from flatsparse.graph.ops import has_hooks, is_ordinary
+from flatsparse.sparse.import_masks import fitting
 
 CSR_FORMAT = "flatsparse-csr-1"
 PARTS = ("crow_indices", "col_indices", "values")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from flatsparse.channels import copied
-from flatsparse.errors import InputError
-from flatsparse.pruned import fitting
-from flatsparse.shrinking import masked_state
-from flatsparse.storage import save_tensors
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import save_tensors
+from flatsparse.graph.groups import copied
+from flatsparse.graph.shrink import masked_state
+from flatsparse.sparse.import_masks import fitting
 
 
 def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read, write_whole
 from flatsparse.export.dense import with_zeros
-from flatsparse.storage import read, write_whole
 
 
 def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.common.weight_layout import inputs_first, outputs_first
 from flatsparse.export.dense import with_zeros
-from flatsparse.layers import inputs_first, outputs_first, prunable
-from flatsparse.pruned import fitting
+from flatsparse.sparse.import_masks import fitting
+from flatsparse.sparse.layers import prunable
 
 
 def check_two_four(masks: Mapping[str, Tensor], model: nn.Module) -> None:

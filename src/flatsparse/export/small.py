@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from flatsparse.errors import InputError
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import damaged, load_tensors, save_tensors
 from flatsparse.export.dense import contents
-from flatsparse.shrinking import narrow, shrink, widths
-from flatsparse.storage import damaged, load_tensors, save_tensors
+from flatsparse.graph.shrink import narrow, shrink, widths
 
 SMALL_FORMAT = "flatsparse-small-1"
 

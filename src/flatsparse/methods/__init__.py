@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from flatsparse.distributions import DISTRIBUTIONS
-from flatsparse.errors import InputError, check_sparsity, unknown
+from flatsparse.common.errors import InputError, check_sparsity, unknown
+from flatsparse.common.plugins import executed, name_for
 from flatsparse.methods.acdc import ACDC
 from flatsparse.methods.chase import Chase
 from flatsparse.methods.chex import CHEX
@@ -23,8 +23,8 @@ from flatsparse.methods.set import SET, OriginalSET
 from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
-from flatsparse.plan import Method
-from flatsparse.scripts import executed, name_for
+from flatsparse.sparse.distributions import DISTRIBUTIONS
+from flatsparse.sparse.plan import Method
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, magnitude
-from flatsparse.distributions import Distribution, ranked_together, uniform
-from flatsparse.errors import InputError
-from flatsparse.plan import Plan
-from flatsparse.rules import GrowTo, PruneTo
+from flatsparse.common.errors import InputError
 from flatsparse.schedules import At, Constant
+from flatsparse.sparse.distributions import Distribution, ranked_together, uniform
+from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.rules import GrowTo, PruneTo
+from flatsparse.sparse.scores import each, magnitude
 
 
 @dataclass(frozen=True)

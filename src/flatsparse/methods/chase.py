@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, gradient, magnitude, random
-from flatsparse.distributions import Distribution, erdos_renyi_kernel, ranked_together
-from flatsparse.eligible import between_convolutions, eligible
-from flatsparse.errors import InputError, check_count, check_fraction, unknown
-from flatsparse.filters import FilterScore, mean_magnitude
-from flatsparse.plan import Plan, updates
-from flatsparse.rules import GrowTo, PruneTo, Rewire
+from flatsparse.common.errors import InputError, check_count, check_fraction, unknown
 from flatsparse.schedules import Constant, Cosine, Cubic, Every, Schedule
-from flatsparse.thinning import RemoveChannels, Thinning
+from flatsparse.sparse.channel_choice import between_convolutions, eligible
+from flatsparse.sparse.channel_rules import RemoveChannels, Thinning
+from flatsparse.sparse.channel_scores import FilterScore, mean_magnitude
+from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, ranked_together
+from flatsparse.sparse.plan import Plan, updates
+from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
+from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 SCOPES = ("net", "layer")
 
@@ -41,7 +41,7 @@ class Chase:
             run that ends at a hundredth of it.
         least: a group keeps at least this share of its share of channels, ``C(1 − S_c)·β`` rounded down (β; 0.5 for
             ResNet-50 on CIFAR, 0.2 for VGG-19 and ImageNet).
-        score: of channels; ``mean_magnitude`` is UMM. Others are in ``flatsparse.filters``.
+        score: of channels; ``mean_magnitude`` is UMM. Others are in ``flatsparse.sparse.channel_scores``.
         explore: ``published`` are the channels between two convolutions that one writes and only the other reads, so never
             a ResNet's stem or VGG-19's last convolution; linear layers between linear layers count too, which is ours.
             ``removable`` is all that one layer writes and that can be taken out.

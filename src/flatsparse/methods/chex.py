@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flatsparse.criteria import each, magnitude
-from flatsparse.distributions import uniform
-from flatsparse.eligible import blocks_and_shortcuts, eligible
-from flatsparse.errors import InputError, check_fraction
-from flatsparse.plan import Plan, share_of, updates
+from flatsparse.common.errors import InputError, check_fraction
 from flatsparse.schedules import Cosine
-from flatsparse.thinning import Explore, Thinning
+from flatsparse.sparse.channel_choice import blocks_and_shortcuts, eligible
+from flatsparse.sparse.channel_rules import Explore, Thinning
+from flatsparse.sparse.distributions import uniform
+from flatsparse.sparse.plan import Plan, share_of, updates
+from flatsparse.sparse.scores import each, magnitude
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, random, random_elsewhere
-from flatsparse.distributions import Distribution, uniform
-from flatsparse.errors import check_finite, check_fraction
-from flatsparse.plan import Plan, updates
-from flatsparse.redistribution import BelowThreshold, Redistribute, survivors
+from flatsparse.common.errors import check_finite, check_fraction
 from flatsparse.schedules import AnyOf, Every
+from flatsparse.sparse.distributions import Distribution, uniform
+from flatsparse.sparse.plan import Plan, updates
+from flatsparse.sparse.redistribution import BelowThreshold, Redistribute, survivors
+from flatsparse.sparse.scores import each, random, random_elsewhere
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, magnitude
-from flatsparse.distributions import Distribution, uniform
-from flatsparse.plan import Plan, updates
-from flatsparse.rules import PruneTo
 from flatsparse.schedules import Cubic
+from flatsparse.sparse.distributions import Distribution, uniform
+from flatsparse.sparse.plan import Plan, updates
+from flatsparse.sparse.rules import PruneTo
+from flatsparse.sparse.scores import each, magnitude
 
 
 @dataclass(frozen=True)

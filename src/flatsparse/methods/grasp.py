@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flatsparse.distributions import Distribution, ranked_together
-from flatsparse.errors import check_count, check_finite, unknown
-from flatsparse.plan import Plan
-from flatsparse.saliency import HALVES, Batch, GradientFlow, Loss
+from flatsparse.common.errors import check_count, check_finite, unknown
+from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.saliency import HALVES, Batch, GradientFlow, Loss
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import Score, each, gradient, magnitude, random
-from flatsparse.distributions import Distribution, erdos_renyi_kernel
-from flatsparse.errors import check_fraction
-from flatsparse.plan import Plan, updates
-from flatsparse.rules import Rewire
+from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
+from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
+from flatsparse.sparse.plan import Plan, updates
+from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.scores import Score, each, gradient, magnitude, random
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, magnitude
-from flatsparse.distributions import uniform
-from flatsparse.plan import Plan
-from flatsparse.rounds import by_magnitude
+from flatsparse.sparse.distributions import uniform
+from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.rounds import by_magnitude
+from flatsparse.sparse.scores import each, magnitude
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flatsparse.criteria import MagnitudeAndGradient, Score, each, magnitude, random
-from flatsparse.distributions import Distribution, uniform
-from flatsparse.errors import InputError, check_finite, check_fraction
-from flatsparse.plan import Plan, share_of, updates
-from flatsparse.rules import GrowTo, PruneTo
+from flatsparse.common.errors import InputError, check_finite, check_fraction
 from flatsparse.schedules import AnyOf, At, Constant, Stages
+from flatsparse.sparse.distributions import Distribution, uniform
+from flatsparse.sparse.plan import Plan, share_of, updates
+from flatsparse.sparse.rules import GrowTo, PruneTo
+from flatsparse.sparse.scores import MagnitudeAndGradient, Score, each, magnitude, random
 
 # How far a mutation goes from the target in each phase but the last, where it is 0: in fractions of all weights, from
 # a sparsity on. They are those of the S²-SAM paper's runs (ResNet-32 at 0.98).

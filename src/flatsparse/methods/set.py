@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, magnitude, magnitude_by_sign, random
-from flatsparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
-from flatsparse.errors import check_fraction
-from flatsparse.patterns import Pattern
-from flatsparse.plan import Plan, share_of, updates
-from flatsparse.rules import Rewire
+from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Constant
+from flatsparse.sparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
+from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.plan import Plan, share_of, updates
+from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.scores import each, magnitude, magnitude_by_sign, random
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import each, momentum, random
-from flatsparse.distributions import Distribution, uniform
-from flatsparse.errors import check_fraction
-from flatsparse.plan import Plan, share_of, updates
-from flatsparse.redistribution import Redistribute, SmallestOfEach, mean_momentum
+from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
+from flatsparse.sparse.distributions import Distribution, uniform
+from flatsparse.sparse.plan import Plan, share_of, updates
+from flatsparse.sparse.redistribution import Redistribute, SmallestOfEach, mean_momentum
+from flatsparse.sparse.scores import each, momentum, random
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flatsparse.distributions import Distribution, ranked_together
-from flatsparse.plan import Plan
-from flatsparse.saliency import Batch, Loss, Sensitivity
+from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.saliency import Batch, Loss, Sensitivity
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatsparse.criteria import Score, each, random
-from flatsparse.distributions import Distribution, erdos_renyi_kernel, uniform
-from flatsparse.errors import InputError
-from flatsparse.patterns import Pattern
-from flatsparse.plan import Plan
+from flatsparse.common.errors import InputError
+from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, uniform
+from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.scores import Score, each, random
 
 
 @dataclass(frozen=True)

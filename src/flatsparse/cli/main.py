@@ -1,0 +1,168 @@
+"""The command line. Exit status 0, or 2 with one line on standard error for input that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``flatsparse COMMAND …``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without UTF-8 shows a question mark for ρ, not a traceback
+    try:
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            _flush()
+    except KeyboardInterrupt:
+        _tell("stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any")
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read what was told has had enough
+        _be_quiet()
+        sys.exit(141)  # as any other program that a pipe ends
+    except OSError as problem:
+        if problem.filename is not None:
+            _fail(f"cannot use '{problem.filename}' ({problem.strerror}): what was saved before is untouched")
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+            raise
+        _be_quiet()
+        _fail(f"cannot write, perhaps to standard output ({problem.strerror}): what was saved before is untouched")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _be_quiet() -> None:
+    """Let what is still to be told go nowhere, or the end of the process would fail on it once more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A context in which a warning is one line, without the line of code that gave it."""
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return f"flatsparse: warning: {' '.join(str(message).split())}\n"
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def _run(arguments: Sequence[str]) -> None:
+    try:
+        from flatsparse.cli.commands import Compare, Export, List, Train
+        from flatsparse.cli.landscape import Landscape
+        from flatsparse.cli.report import Report
+        from flatsparse.cli.reproduce import Reproduce
+        from flatsparse.experiments.bench.suite import Bench
+        from flatsparse.experiments.run.ddp import Unanswered
+    except ModuleNotFoundError as missing:
+        _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
+    from flatsparse.common.errors import InputError
+
+    commands = {
+        "train": Train,
+        "compare": Compare,
+        "reproduce": Reproduce,
+        "report": Report,
+        "landscape": Landscape,
+        "bench": Bench,
+        "export": Export,
+        "list": List,
+    }
+    command = _parse(commands, arguments)
+    try:
+        with _plain_warnings():
+            command()
+    except InputError as problem:
+        _fail(str(problem), by_all=isinstance(problem, Unanswered))
+    except SystemExit as end:  # no command of ours exits by itself
+        _fail(
+            f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
+        )
+
+
+def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
+    """The chosen command with its options; the parser's boxed message becomes one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="flatsparse",
+                description="Train sparse networks, and find flat minima while you do.",
+                args=list(arguments) or ["--help"],
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        _fail(_one_line(said.getvalue()) + _hint(list(arguments)))
+
+
+def _one_line(boxed: str) -> str:
+    """What the parser said, without the box around it and the hint below it."""
+    text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}|\[/?bold\]", " ", boxed.partition("\n")[2])
+    kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
+    told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
+    return told or "the arguments do not fit"
+
+
+def _hint(arguments: list[str]) -> str:
+    """What several radii for ``compare`` may mean, if they were given."""
+    if arguments[:1] != ["compare"] or "--rho" not in arguments:
+        return ""
+    after = arguments[arguments.index("--rho") + 1 :]
+    radii = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    if len(radii) > 1:
+        return ": --rho is one radius for all; --tune chooses among --rho-grid " + " ".join(radii)
+    return ""
+
+
+def _fail(message: str, *, by_all: bool = False) -> Any:
+    leads = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+    if by_all or leads:  # torchrun's others say the same
+        _tell(f"error: {message}")
+    sys.exit(2)
+
+
+def _tell(message: str) -> None:
+    """Say something in one line on standard error, whatever it quotes; where that is gone, there is nobody to tell."""
+    try:
+        print("flatsparse: " + "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr, flush=True)
+    except OSError:
+        _be_quiet()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every package needs: errors, seeds, files, tensors of several processes."""

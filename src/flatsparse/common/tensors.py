@@ -1,0 +1,70 @@
+"""Tensors and their memory: versions of their contents, and tensors that share storage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.distributed import local
+
+Mark = tuple[int, int]
+
+
+def mark(p: Tensor) -> Mark:
+    """What changes whenever a tensor is written to in place or given other storage (but not by ``p.data.copy_``)."""
+    return p._version, local(p).data_ptr()
+
+
+def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
+    """The pairs of names whose tensors are distinct and lie on common memory, as after ``a.data = b.data``.
+
+    Each is stepped, masked and perturbed by itself, so that no mask of one holds. Tensors without memory, such as
+    those on ``meta``, have none in common.
+
+    >>> a, b = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2, 3))
+    >>> b.data = a.data.T
+    >>> shared_storage({"a": a, "b": b}.items())
+    [('a', 'b')]
+    """
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in {id(t): (n, t) for n, t in reversed(list(named))}.values():
+        place = _storage(tensor)
+        if place is not None:
+            by_storage.setdefault(place, []).insert(0, (name, local(tensor.detach())))
+    return [
+        (one, other)
+        for sharing in by_storage.values()
+        for (one, a), (other, b) in itertools.combinations(sharing, 2)
+        if _overlap(a, b)
+    ]
+
+
+def span(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage from where to where a strided tensor lies."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return start, start + int(extent) * tensor.element_size()
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """The address of a tensor's memory; None for one without any."""
+    try:
+        held = local(tensor.detach())
+        return None if held.is_meta or not held.numel() else held.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # kinds of tensors that have none of their own
+        return None
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors on one storage have a byte in common."""
+    (first, last), (start, end) = span(a), span(b)
+    if last <= start or end <= first:
+        return False
+    if a.dtype != b.dtype or (a.is_contiguous() and b.is_contiguous()):
+        return True
+    touched = torch.zeros(max(last, end) // a.element_size(), dtype=torch.bool)  # such as columns of one matrix
+    touched.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(touched.as_strided(b.shape, b.stride(), b.storage_offset()).any())

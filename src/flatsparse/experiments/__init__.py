@@ -1,0 +1,1 @@
+"""Experiments: runs, grids of runs, and what is reported of them. Needs the extra `lab`."""

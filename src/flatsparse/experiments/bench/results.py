@@ -1,0 +1,252 @@
+"""What the three measurements find, as tables: in cells, in sentences and as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median as middle
+from typing import Any
+
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.bench.cases import Case, loss
+from flatsparse.experiments.bench.memory import memory
+from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
+from flatsparse.experiments.bench.trainer import Timing, Trainer
+from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.experiments.stats import Median
+from flatsparse.methods import METHODS
+
+Tell = Callable[[], None]
+
+TABLE_4 = ("grasp", "rigl", "mest")  # the methods of Table 4 of Ji et al. (2024)
+RUN = 160 * 782  # steps of the paper's runs on CIFAR: 160 epochs of 50,000 images in batches of 64
+OFTEN = 4  # steps from one update to the next while they are timed
+# From a sparsity on, the most extra buffers at the peak.
+BUFFERS = {"s2sam": (0.0, 1.0), "s2sam kernel": (0.0, 1.0), "s2sam compact": (0.9, 0.25)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One case's findings.
+
+    Attributes:
+        title: what was measured.
+        head, rows: the cells, the first column names the row.
+        found: sentences.
+        ratios: what can be drawn, by row and kind.
+        record: all of it as plain numbers, raw timings included.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    found: list[str]
+    ratios: dict[str, dict[str, Median]]
+    record: dict[str, Any]
+
+
+def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
+    """The time of a whole step, every variant against the base, with a second base as control."""
+    variants = variants_for(sparsity, device)
+    trainers = {key: Trainer(case, v, sparsity=sparsity, device=device) for key, v in variants.items()}
+    timings = interleaved(trainers, case, rounds, tell=tell)
+    walls = {key: wall_ratio(found, timings[BASE]) for key, found in timings.items() if key != BASE}
+    implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
+    control = walls[CONTROL]
+    found = [
+        f"Noise: a second, identical SGD takes {told(control)} times the first one's wall time"
+        f" (implied {told(implied[CONTROL])}); differences of that size say nothing.",
+        *(
+            against_target(variants[key].label, ratio, case.targets.get(key))
+            for key, ratio in implied.items()
+            if key != CONTROL
+        ),
+        f"SAM takes {told(walls['sam'])} times SGD's wall time.",
+    ]
+    parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
+    return Table(
+        title=f"{case.title}, {_density(sparsity)}: {parameters / 1e6:.2f}M parameters",
+        head=("", "step ms", "optim. ms", "implied ratio", "wall ratio"),
+        rows=[
+            (variants[key].label, *_milliseconds(timings[key]), told(implied.get(key)), told(walls.get(key)))
+            for key in variants
+        ],
+        found=found,
+        ratios={
+            variants[key].label: {"wall": walls[key], **({"implied": implied[key]} if key in implied else {})}
+            for key in walls
+        },
+        record={
+            "case": name,
+            "title": case.title,
+            "sparsity": sparsity,
+            "parameters": parameters,
+            "targets": dict(case.targets),
+            "variants": {
+                key: {
+                    "label": variants[key].label,
+                    "wall_ratio": plain(walls.get(key)),
+                    "implied_ratio": plain(implied.get(key)),
+                    "step_seconds": [timing.step for timing in timings[key]],
+                    "optimizer_seconds": [timing.optimizer for timing in timings[key]],
+                }
+                for key in variants
+            },
+        },
+    )
+
+
+def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
+    """Samples a second under each method of Table 4: plain, SAM and S²-SAM (Ji et al. 2024, Table 4).
+
+    Updates of the masks are timed too, more often than a run has them, and count by their share of its steps (ours).
+    """
+    kinds = {BASE: "plain", "sam": "SAM", "s2sam": "S²-SAM"}
+    sample = case.batch(generator(0, "saliency"))
+    count = len(sample[0])
+    rows, found, record = [], [], {}
+    ratios: dict[str, dict[str, Median]] = {}
+    shares = {method: updates(method, sparsity) / RUN for method in there()}
+    for method, share in shares.items():
+        options: dict[str, Any] = (
+            {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss, "per_class": None}
+            if method == "grasp"
+            else {}
+        )
+        options |= {"every": OFTEN} if share else {}
+        trainers = {
+            key: Trainer(case, VARIANTS[key], sparsity=sparsity, method=method, device=device, **options)
+            for key in kinds
+        }
+        timings = interleaved(trainers, case, timed(rounds, share), tell=tell)
+        due = [trainers[BASE].due(WARM_UP + 1 + number) for number in range(timed(rounds, share))]
+        ordinary = {key: [t for t, d in zip(timings[key], due, strict=True) if not d] for key in kinds}
+        updating = {key: [t.step for t, d in zip(timings[key], due, strict=True) if d] for key in kinds}
+        spread = {key: _with_updates(ordinary[key], updating[key], share) for key in kinds}
+        speeds = {key: [count / timing.step for timing in spread[key]] for key in kinds}
+        # The speed as a ratio to plain: the time of plain as a ratio to ours.
+        against = {key: wall_ratio(spread[BASE], spread[key]) for key in kinds if key != BASE}
+        for key, label in kinds.items():
+            rows.append((f"{method}, {label}", f"{middle(speeds[key]):.1f}", told(against.get(key))))
+        ratios |= {f"{method}, {kinds[key]}": {"throughput": ratio} for key, ratio in against.items()}
+        found.append(
+            f"{method}: S²-SAM runs at {told(against['s2sam'])} of plain training's speed, SAM at"
+            f" {told(against['sam'])}; {_counted(ordinary[BASE], updating[BASE], share)}."
+        )
+        record[method] = {
+            key: {
+                "samples_per_second": middle(speeds[key]),
+                "ratio": plain(against.get(key)),
+                "each": speeds[key],
+                "update_seconds": updating[key],
+            }
+            for key in kinds
+        }
+    return Table(
+        title=f"{case.title}, {_density(sparsity)}",
+        head=("", "samples/s", "ratio to plain"),
+        rows=rows,
+        found=found,
+        ratios=ratios,
+        record={
+            "case": name,
+            "title": case.title,
+            "sparsity": sparsity,
+            "updates_a_step": shares,
+            "methods": record,
+        },
+    )
+
+
+def there() -> list[str]:
+    """The methods of Table 4 that there are."""
+    return [method for method in TABLE_4 if method in METHODS]
+
+
+@functools.cache
+def updates(method: str, sparsity: float) -> int:
+    """How many steps of the paper's run on CIFAR change a method's masks."""
+    rules = METHODS[method]().plan(sparsity, RUN).rules
+    return sum(any(rule.when(step) for rule in rules) for step in range(2, RUN + 1)) if rules else 0
+
+
+def timed(rounds: int, share: float) -> int:
+    """How many steps are timed so that as many as ``rounds`` have no update."""
+    number = rounds
+    while share and number - ((WARM_UP + number) // OFTEN - WARM_UP // OFTEN) < rounds:
+        number += 1
+    return number
+
+
+def _counted(ordinary: Sequence[Timing], updating: Sequence[float], share: float) -> str:
+    """How updates are counted, in words."""
+    if not share:
+        return "its masks never change"
+    longer = middle(updating) / middle(t.step for t in ordinary)
+    return f"a step with an update of the masks takes {longer:.2f} times as long, and counts as one in {1 / share:.0f}"
+
+
+def _with_updates(ordinary: Sequence[Timing], updating: Sequence[float], share: float) -> list[Timing]:
+    """Steps without an update, each longer by its share of one."""
+    longer = share * (middle(updating) - middle(t.step for t in ordinary)) if share else 0.0
+    return [Timing(timing.step + longer, None) for timing in ordinary]
+
+
+def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: Tell) -> Table:
+    """Bytes of live tensors, dense and sparse, and what every variant has over SGD, in buffers of the parameters' size."""
+    rows, found, record = [], [], []
+    for density in dict.fromkeys((0.0, sparsity)):
+        variants = {key: v for key, v in variants_for(density, device).items() if key != CONTROL}
+        base = None
+        for key, variant in variants.items():
+            used = memory(case, variant, sparsity=density, device=device)
+            tell()
+            base = base or used
+            kept, peak = (used.kept - base.kept) / used.parameters, (used.peak - base.peak) / used.parameters
+            label = f"{variant.label}, {_density(density)}"
+            rows.append((label, f"{used.kept / 1e6:.2f}", f"{used.peak / 1e6:.2f}", f"{kept:.2f}", f"{peak:.2f}"))
+            record.append({"variant": key, "sparsity": density, **dataclasses.asdict(used)})
+            record[-1] |= {"extra_kept": kept, "extra_peak": peak}
+            if case.targets and key in BUFFERS and density >= BUFFERS[key][0]:
+                most = BUFFERS[key][1]
+                verdict = "met" if round(peak, 2) <= most else "missed"
+                found.append(f"{label}: {peak:.2f} buffers at the peak; target at most {most:g}: {verdict}.")
+    return Table(
+        title=case.title,
+        head=("", "kept MB", "peak MB", "extra kept", "extra at peak"),
+        rows=rows,
+        found=found,
+        ratios={},
+        record={"case": name, "title": case.title, "variants": record},
+    )
+
+
+def against_target(label: str, ratio: Median, target: float | None) -> str:
+    """A variant's implied ratio in a sentence, with what the interval says of a target."""
+    said = f"{label}: implied ratio {told(ratio)}"
+    if target is None:
+        return f"{said}."
+    if ratio.low <= target < ratio.high:
+        return f"{said}; target at most {target:g}: open, the interval holds it."
+    return f"{said}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
+
+
+def _density(sparsity: float) -> str:
+    return f"{sparsity:.0%} sparse" if sparsity else "dense"
+
+
+def told(ratio: Median | None) -> str:
+    """A ratio with its interval, for a cell or a sentence."""
+    return "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}–{ratio.high:.3f}]"
+
+
+def _milliseconds(timings: list[Timing]) -> tuple[str, str]:
+    inside = [t.optimizer for t in timings if t.optimizer is not None]
+    return f"{1000 * middle(t.step for t in timings):.2f}", f"{1000 * middle(inside):.3f}" if inside else ""
+
+
+def plain(ratio: Median | None) -> Mapping[str, float] | None:
+    """A ratio with its interval, for a record."""
+    return None if ratio is None else dataclasses.asdict(ratio)

@@ -1,0 +1,226 @@
+"""What sparsity gains in time: channels that are gone, channels that are only masked, and single weights in CSR form."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median as middle
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.api import sparsify
+from flatsparse.common.errors import InputError
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.bench.cases import Batch, Case, loss
+from flatsparse.experiments.bench.results import Table, Tell, plain, told
+from flatsparse.experiments.bench.timing import interleaved, wall_ratio
+from flatsparse.experiments.bench.trainer import FOREVER, Timing, clock
+from flatsparse.experiments.bench.variants import fused_sgd
+from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.run import task
+from flatsparse.experiments.run.load import Finished
+from flatsparse.experiments.stats import Median
+from flatsparse.export import to_csr
+from flatsparse.graph.groups import channel_groups
+from flatsparse.graph.shrink import shrink
+from flatsparse.sparse.layers import prunable
+from flatsparse.sparse.topk import keep_top
+
+DENSE, CONTROL, MASKED, SMALL, CSR = "dense", "dense again", "channels masked", "channels gone", "CSR"
+TARGET = 1.6  # times as fast without half of the channels
+RUNS = (("inference", (DENSE, CONTROL, MASKED, SMALL, CSR)), ("training", (DENSE, CONTROL, MASKED, SMALL)))
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """A network and the channels it is to lose.
+
+    Attributes:
+        model: of the ordinary width.
+        masks: bool by weight; they leave out whole channels.
+        channels: the fraction of channels that go.
+        accuracy: tells a network's test accuracy in percent; None where nothing is trained.
+    """
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+    channels: float
+    accuracy: Callable[[nn.Module], float] | None = None
+
+
+def drawn(case: Case, channels: float) -> Thinned:
+    """A network as it is made, and a share of the channels of each group, drawn at random."""
+    torch.manual_seed(0)
+    model = case.model()
+    return Thinned(model, without_channels(model, channels), channels)
+
+
+def trained(run: Finished) -> Thinned:
+    """A finished run's network, and what its method removed.
+
+    Raises: InputError for a run that removed no channel.
+    """
+    if not run.result.get("channels"):
+        raise InputError(f"'{run.folder}' removed no channels: give a run of chex or chase")
+    return Thinned(run.model, run.masks, run.result["channels"], functools.partial(_accuracy, run))
+
+
+@torch.no_grad()
+def _accuracy(run: Finished, model: nn.Module) -> float:
+    test = run.splits.test
+    right = sum(int(task.correct(model(inputs), labels)) for inputs, labels in batches(test, run.splits, 250))
+    return 100 * right / test.targets
+
+
+def _agreement(accuracies: tuple[float, float]) -> str:
+    masked, small = accuracies
+    same = "the same" if masked == small else f"{small - masked:+.2f} points"
+    return f"Test accuracy: masked {masked:.2f} %, without the channels {small:.2f} %: {same}."
+
+
+def sparse_table(
+    name: str, case: Case, thinned: Thinned, *, sparsity: float, rounds: int, device: str, tell: Tell
+) -> Table:
+    """How many times as fast as the dense net the others are, in inference and in a training step with SGD.
+
+    Args:
+        name, case: the network and what it is fed.
+        thinned: which of its channels go.
+        sparsity: of the net in CSR form, which is only run, not trained; 0 leaves it out.
+        rounds, device, tell: as for the other tables. The threads are torch's at the moment.
+    """
+    dense, masks, channels = thinned.model.to(device), thinned.masks, thinned.channels
+    sample = case.batch(generator(0, "outputs"))[0].to(device)
+    apart = _apart(dense, masks, sample)
+    threads = torch.get_num_threads()
+    rows, record = [], {}
+    ratios: dict[str, dict[str, Median]] = {}
+    for kind, every in RUNS:
+        forms = [form for form in every if form != CSR or sparsity]
+        runners = {form: _runner(kind, form, dense, masks, sparsity, device) for form in forms}
+        timings = interleaved(runners, case, rounds, tell=tell)
+        against = {form: wall_ratio(timings[DENSE], timings[form]) for form in forms if form != DENSE}
+        for form in forms:
+            label = f"{sparsity:.0%} sparse, CSR" if form == CSR else form
+            milliseconds = f"{1000 * middle(timing.step for timing in timings[form]):.2f}"
+            rows.append((f"{kind}, {label}", milliseconds, told(against.get(form))))
+            if form != DENSE:
+                ratios.setdefault(label, {})[kind] = against[form]
+        record[kind] = {
+            form: {"speed": plain(against.get(form)), "seconds": [timing.step for timing in timings[form]]}
+            for form in forms
+        }
+    small = shrink(dense, masks).eval()
+    counts = {form: sum(p.numel() for p in net.parameters()) for form, net in ((DENSE, dense), (SMALL, small))}
+    accuracies = None if thinned.accuracy is None else (thinned.accuracy(dense.eval()), thinned.accuracy(small))
+    found = [verdict(kind, ratios[SMALL][kind], channels, case.targets.get(SMALL)) for kind, _ in RUNS]
+    found += [
+        f"Outputs without the channels differ from the masked net's by {apart:.1e} of the largest at most.",
+        *([] if accuracies is None else [_agreement(accuracies)]),
+        f"Noise: a second, identical dense net is {told(ratios[CONTROL]['inference'])} and"
+        f" {told(ratios[CONTROL]['training'])} times as fast; differences of that size say nothing.",
+    ]
+    return Table(
+        title=f"{case.title}, {threads} thread{'' if threads == 1 else 's'}: {channels:.0%} of the channels gone,"
+        f" {counts[DENSE] / 1e6:.2f}M to {counts[SMALL] / 1e6:.2f}M parameters",
+        head=("", "ms", "times as fast"),
+        rows=rows,
+        found=found,
+        ratios=ratios,
+        record={
+            "case": name,
+            "title": case.title,
+            "threads": threads,
+            "channels": channels,
+            "sparsity": sparsity,
+            "parameters": counts,
+            "outputs_apart": apart,
+            "test_accuracy": None if accuracies is None else {MASKED: accuracies[0], SMALL: accuracies[1]},
+            "target": case.targets.get(SMALL),
+            "runs": record,
+        },
+    )
+
+
+def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str, Tensor]:
+    """Masks of all prunable weights that leave out a share of each group's channels, at least one kept, drawn at random."""
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, (p, _) in prunable(model).items()}
+    for index, group in enumerate(channel_groups(model)):
+        if group.why_kept is None:
+            count = min(group.size - 1, round(share * group.size))
+            gone = keep_top(torch.rand(group.size, generator=generator(seed, "channels", index)), count)
+            for slot in (*group.writes, *group.reads):
+                if slot.name in masks:
+                    places = gone.repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
+                    masks[slot.name].index_fill_(slot.dim, places.to(masks[slot.name].device), False)
+    return masks
+
+
+def csr(model: nn.Module, sparsity: float) -> nn.Module:
+    """A copy with random static masks (ERK) that multiplies by live weights alone."""
+    sparse = copy.deepcopy(model)
+    training = sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER)
+    with warnings.catch_warnings():  # that CSR tensors are in beta
+        warnings.simplefilter("ignore", UserWarning)
+        return to_csr(sparse, training.masks)
+
+
+class Runner:
+    """A net whose forward passes, or training steps with SGD, are timed; with masks, they are kept true.
+
+    Attributes:
+        device: where it runs.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: str, *, trains: bool, masks: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.model, self.device, self.trains = model.train(trains), device, trains
+        self.optimizer = fused_sgd(model)
+        if masks is not None:
+            training = sparsify(model, self.optimizer, "static", sparsity=0.0, steps=FOREVER)
+            training.load_state_dict({**training.state_dict(), "masks": dict(masks)})
+            self._training = training  # or nothing would hold the masks
+
+    def step(self, batch: Batch) -> Timing:
+        """Run one batch and time it."""
+        inputs, targets = batch
+        began = clock(self.device)
+        if self.trains:
+            self.optimizer.zero_grad()
+            loss(self.model(inputs), targets).backward()
+            self.optimizer.step()
+        else:
+            with torch.inference_mode():
+                self.model(inputs)
+        return Timing(clock(self.device) - began, None)
+
+
+def _runner(
+    kind: str, form: str, dense: nn.Module, masks: Mapping[str, Tensor], sparsity: float, device: str
+) -> Runner:
+    make = {CSR: lambda: csr(dense, sparsity), SMALL: lambda: shrink(dense, masks)}
+    model = make.get(form, lambda: copy.deepcopy(dense))()
+    return Runner(model, device, trains=kind == "training", masks=masks if form == MASKED else None)
+
+
+def _apart(dense: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor) -> float:
+    """How far the shrunk net's outputs are from the masked one's, relative to the largest of those."""
+    masked = Runner(copy.deepcopy(dense), str(inputs.device), trains=False, masks=masks).model
+    with torch.inference_mode():
+        wanted, found = masked(inputs), shrink(dense, masks).eval()(inputs)
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def verdict(kind: str, speed: Median, channels: float, target: float | None) -> str:
+    """A speed in a sentence, with what its interval says of a target."""
+    said = f"Without {channels:.0%} of the channels {kind} is {told(speed)} times as fast"
+    if target is None:
+        return f"{said}."
+    if speed.low < target <= speed.high:
+        return f"{said}; target at least {target:g}: open, the interval holds it."
+    return f"{said}; target at least {target:g}: {'met' if speed.low >= target else 'missed'}."

@@ -1,0 +1,267 @@
+"""``flatsparse bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flatsparse.common.errors import InputError, check_count, check_fraction, check_sparsity, unknown
+from flatsparse.common.files import write_json
+from flatsparse.experiments.bench import report
+from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Batch, Case, images
+from flatsparse.experiments.bench.results import (
+    Table,
+    memory_table,
+    step_table,
+    there,
+    throughput_table,
+    timed,
+    updates,
+)
+from flatsparse.experiments.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
+from flatsparse.experiments.bench.timing import WARM_UP
+from flatsparse.experiments.bench.trainer import Trainer
+from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.experiments.claims import alone_in, in_use
+from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.progress import ProgressLines
+from flatsparse.experiments.report import pages
+from flatsparse.experiments.run.checkpoint import environment
+from flatsparse.experiments.run.config import usable_device
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.stats import FEWEST
+from flatsparse.experiments.terminal import Console
+from flatsparse.models import IMAGES, MODELS
+
+WHAT = ("step", "throughput", "memory", "sparse")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
+
+    what: tyro.conf.Positional[str]
+    """step, throughput, memory or sparse."""
+    case: tuple[str, ...] = ()
+    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput. Not for sparse."""
+    model: str | None = None
+    """The network of sparse, by the names that train takes. By default resnet32."""
+    channels: float | None = None
+    """Of sparse, the fraction removed of each group of channels. By default 0.5."""
+    run: Path | None = None
+    """Of sparse, the folder of a finished run of chex or chase, instead of --model and channels drawn at random."""
+    data_dir: Path | None = None
+    """For --run, where local copies of data sets lie. By default where the run found them."""
+    batch_size: int | None = None
+    """Images in a batch of sparse. By default 64."""
+    rounds: int = 20
+    """Steps of each variant that are timed."""
+    sparsity: float | None = None
+    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory, and in the CSR form of
+    sparse, where 0 leaves that out."""
+    threads: int | None = None
+    """Threads of torch. By default its own choice; sparse measures at one and at that."""
+    device: str = "auto"
+    """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
+    quick: bool = False
+    """Tiny networks and few rounds, to see that all works; the figures mean nothing."""
+    out: Path | None = None
+    """A folder for bench.json and report.html."""
+
+    def __call__(self) -> None:
+        bench, console = self.resolved(), Console()
+        assert bench.sparsity is not None  # resolved
+        for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
+            if bench.what == "sparse":
+                csr(case.model(), bench.sparsity)
+            else:
+                Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
+        about = environment(device=bench.device)
+        with contextlib.nullcontext() if bench.out is None else _empty(bench.out):
+            self._measure(bench, about, console)
+
+    def _measure(self, bench: Bench, about: dict[str, Any], console: Console) -> None:
+        """Measure what is resolved, and tell it."""
+        with _threads(bench.threads):
+            threads = about["machine"]["threads"] = torch.get_num_threads()
+            tables = measure(bench, console)
+        where = (
+            f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['machine']['processor']}"
+        )
+        where += "; quick, so the figures mean nothing" if bench.quick else ""
+        written = None
+        if bench.out is not None:
+            found = [{**table.record, "found": table.found} for table in tables]
+            record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": found}
+            write_json(bench.out / "bench.json", record)
+            written = pages.write_bench(
+                bench.what, report.NOTES[bench.what], tables, {"machine": where, **bench.as_dict()}, bench.out
+            )
+        report.print_tables(bench.what, tables, console)
+        console.print(where, highlight=False)
+        if bench.out is not None:
+            console.print(f"report: {written}, numbers: {bench.out / 'bench.json'}", highlight=False)
+
+    def resolved(self) -> Bench:
+        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        if self.what not in WHAT:
+            raise unknown("bench", self.what, WHAT)
+        for name in self.case:
+            if name not in CASES:
+                raise unknown("case", name, CASES)
+        check_count("--rounds", self.rounds, minimum=FEWEST)
+        if self.threads is not None:
+            check_count("--threads", self.threads)
+        if self.what == "sparse":
+            return self._resolved_sparse()
+        if any(value is not None for value in (self.model, self.channels, self.run, self.batch_size)):
+            raise InputError(
+                f"--model, --channels, --run and --batch-size are for sparse, not for {self.what}: choose with --case"
+            )
+        default = 0.0 if self.what == "step" else 0.9
+        sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
+        if self.what == "throughput" and not sparsity:
+            raise InputError("--sparsity 0 is not usable: throughput compares sparse methods; give e.g. 0.9")
+        return dataclasses.replace(
+            self,
+            case=tuple(dict.fromkeys(self.case)) or (("resnet32",) if self.what == "throughput" else tuple(CASES)),
+            rounds=FEWEST if self.quick else self.rounds,
+            sparsity=sparsity,
+            device=usable_device(self.device),
+        )
+
+    def _resolved_sparse(self) -> Bench:
+        if self.case:
+            raise InputError("--case is not for sparse: choose a network with --model")
+        if self.run is not None and (self.model is not None or self.channels is not None):
+            raise InputError("--run brings its own network and channels: leave out --model and --channels")
+        model = "resnet32" if self.model is None else self.model
+        if model not in MODELS:
+            raise unknown("model", model, MODELS)
+        channels = 0.5 if self.channels is None else check_fraction("--channels", self.channels)
+        if channels in (0, 1):
+            raise InputError(f"--channels {channels:g} is not usable: give the fraction that is removed, e.g. 0.5")
+        return dataclasses.replace(
+            self,
+            model=model if self.run is None else None,
+            channels=channels if self.run is None else None,
+            batch_size=check_count("--batch-size", 64 if self.batch_size is None else self.batch_size, minimum=2),
+            rounds=FEWEST if self.quick else self.rounds,
+            sparsity=0.9 if self.sparsity is None else check_sparsity(self.sparsity),
+            device=usable_device(self.device),
+        )
+
+    def cases(self) -> dict[str, Case]:
+        """The chosen networks by name."""
+        if self.what == "sparse":
+            return dict([self.subject()[:2]])
+        return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
+
+    def subject(self) -> tuple[str, Case, Thinned]:
+        """What sparse measures, by name. Raises InputError for a run that cannot be read, or removed no channels."""
+        assert self.batch_size is not None  # resolved
+        count = 4 if self.quick else self.batch_size
+        if self.run is not None:
+            finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
+            train, name = finished.splits.train, str(finished.run.model)
+            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} samples"
+
+            def batch(source: torch.Generator) -> Batch:
+                chosen = torch.randint(len(train), (count,), generator=source).to(train.labels.device)
+                return next(batches(train.take(chosen), finished.splits, size=count))
+
+            thinned = trained(finished)
+            targets = {SMALL: TARGET} if round(thinned.channels, 2) == 0.5 else {}
+            return name, Case(title, lambda: finished.model, batch, targets), thinned
+        assert self.model is not None  # resolved
+        assert self.channels is not None
+        name = "digitnet" if self.quick else self.model
+        height = IMAGES[name][1]
+        make = functools.partial(MODELS[name], in_channels=3)
+        targets = {SMALL: TARGET} if self.channels == 0.5 and not self.quick else {}
+        case = Case(f"{name}, {count} images of {height}×{height}", make, images(count, height, 10), targets)
+        return name, case, drawn(case, self.channels)
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings as plain values, without the folder."""
+        settings = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("out", "data_dir")}
+        return {**settings, "case": " ".join(self.case), "run": None if self.run is None else self.run.name}
+
+
+def measure(bench: Bench, console: Console) -> list[Table]:
+    """Measure every case, one after the other, with a bar, or a line now and then."""
+    assert bench.sparsity is not None  # resolved
+    cases = bench.cases()
+    variants = sum(len(set(variants_for(s, bench.device)) - {CONTROL}) for s in dict.fromkeys((0.0, bench.sparsity)))
+    counts = dict.fromkeys((1, torch.get_num_threads()) if bench.threads is None else (bench.threads,))
+    rounds = bench.rounds + WARM_UP
+    steps = {
+        "step": rounds,
+        "throughput": sum(WARM_UP + timed(bench.rounds, updates(method, bench.sparsity)) for method in there()),
+        "memory": variants,
+        "sparse": len(counts) * len(RUNS) * rounds,
+    }
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    whole = len(cases) * steps[bench.what]
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, f"bench {bench.what}", whole) as lines,
+    ):
+        task = bar.add_task("", total=whole)
+
+        def tell() -> None:
+            bar.advance(task)
+            lines.done += 1
+
+        tables = []
+        for name, case in cases.items():
+            bar.update(task, description=name)
+            for threads in counts if bench.what == "sparse" else (None,):
+                with _threads(threads):
+                    tables.append(_table(bench, name, case, tell))
+    return tables
+
+
+def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Table:
+    assert bench.sparsity is not None  # resolved
+    if bench.what == "memory":
+        return memory_table(name, case, sparsity=bench.sparsity, device=bench.device, tell=tell)
+    if bench.what == "sparse":
+        return sparse_table(
+            *bench.subject(),
+            sparsity=bench.sparsity,
+            rounds=bench.rounds,
+            device=bench.device,
+            tell=tell,
+        )
+    make = step_table if bench.what == "step" else throughput_table
+    return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
+
+
+@contextlib.contextmanager
+def _empty(out: Path) -> Iterator[None]:
+    """Make a folder, or find it empty, before any time is spent on measuring; a context that keeps others out."""
+    with alone_in(out):
+        if in_use(out):
+            raise InputError(f"'{out}' exists and holds something: give another --out")
+        yield
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """A context in which torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

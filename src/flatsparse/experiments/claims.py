@@ -1,0 +1,150 @@
+"""A folder belongs to one piece of work, and one process at a time is at it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import read_json, remove_halves, write_json
+
+try:
+    import fcntl
+except ImportError:  # not of this system: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+
+
+class Busy(InputError):
+    """Another process is at the work."""
+
+
+class NoLocks(InputError):
+    """A file system cannot lock."""
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
+    """Whether this process has got a lock, which the system takes back when the process ends, however it ends.
+
+    Args:
+        file: an empty file that stands for the lock; it is made, and its folder must be there.
+        keep: leave the file there.
+
+    Raises: NoLocks on a file system that has none, OSError where the file cannot be made.
+    """
+    while True:
+        stream = file.open("a")  # for writing: network file systems lock nothing else
+        try:
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(stream.fileno(), file):
+                break
+            stream.close()  # its last holder removed it between our two calls
+        except BlockingIOError:
+            stream.close()
+            yield False
+            return
+        except OSError as problem:
+            stream.close()
+            raise NoLocks(
+                f"'{file.parent}' is on a file system without locks ({problem.strerror}): give another --out"
+            ) from None
+    try:
+        yield True
+    finally:
+        if not keep:
+            with contextlib.suppress(OSError):
+                file.unlink()  # while it is held, so that no other process meets the name of a lock that is nobody's
+        stream.close()
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    return False
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep a folder, which is made where there is none, for this process; on a file system without locks from nobody.
+
+    Raises: Busy when another process is at work in it, InputError when nothing can be written there.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NoLocks):
+                if not held.enter_context(locked(out / LOCK)):
+                    raise Busy(f"another process is at work in '{out}': wait for it, or give another --out")
+        except FileExistsError:
+            raise InputError(f"'{out}' exists and is no folder: give another --out") from None
+        except OSError as problem:
+            raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+        yield
+
+
+def in_use(out: Path) -> bool:
+    """Whether a folder holds anything, but for its lock."""
+    return any(file.name != LOCK for file in out.iterdir())
+
+
+def plain_name(text: str) -> str:
+    """A text as the name of a file or folder, which it may not be as it is: data sets and methods may be paths."""
+    return re.sub(r"[^\w.-]+", "_", text)[-150:]
+
+
+@contextlib.contextmanager
+def claim(
+    out: Path,
+    record: str,
+    mine: Mapping[str, Any],
+    *,
+    resume: bool,
+    about: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
+) -> Iterator[None]:
+    """Make a folder the place of one piece of work, or find that it is so already; a context that keeps other processes out.
+
+    Args:
+        out: the folder; it may be absent or empty.
+        record: the file in it that says what the work is.
+        mine: the settings of the work.
+        resume: whether the folder may already hold this very work.
+        about: what else to write into a new record.
+        free: settings that may differ when work is resumed, because they change no result.
+
+    Raises: InputError for a folder that holds anything else, that another process is at work in, or that cannot be written.
+    """
+    file = out / record
+    plain = json.loads(json.dumps(mine))
+    with alone_in(out):
+        remove_halves(out)  # a kill may have come while the record itself was written
+        if not file.is_file():
+            if in_use(out):
+                raise InputError(f"'{out}' exists and holds something else: give another --out")
+            write_json(file, {"settings": plain, **(about or {})})
+        elif not resume:
+            raise InputError(f"'{out}' already holds such work: give another --out, or --resume to go on with it")
+        else:
+            check_same(plain, read_json(file, {"settings": dict})["settings"], f"'{out}'", free)
+        yield
+
+
+def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], place: str, free: Collection[str] = ()) -> None:
+    """Raise InputError, with the first difference, when what a place holds was made with other settings."""
+    plain, theirs = (json.loads(json.dumps(settings)) for settings in (mine, theirs))  # tuples become lists
+    odd = next((name for name in plain if name not in free and plain[name] != theirs.get(name)), None)
+    if odd is not None:
+        flag = f"--{odd.replace('_', '-')}"
+        raise InputError(
+            f"{place} holds work with {flag} {theirs.get(odd)}, not {plain[odd]}: resume it with its own settings, or give"
+            " another --out"
+        )

@@ -1,0 +1,173 @@
+"""The parts of a data set, and how a set is made of them: which is the test, and what the labels stand for."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.splits import DataSet, Images
+
+WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+VALIDATION_SHARE = 0.1  # of a pool whose source suggests nothing
+MOST_CLASSES = 2**20  # labels above are numbers of something else
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a data set, whose images are not read yet.
+
+    Attributes:
+        name: for messages.
+        labels: a class for each image: all names, or all whole numbers from 0. -1 or None stands for one that is withheld.
+        read: gives the images, uint8 (N, H, W, C), and what should be known of them, a sentence each.
+        names: of the classes that numbers stand for, of a source that has them.
+    """
+
+    name: str
+    labels: Sequence[Any]
+    read: Callable[[], tuple[Tensor, tuple[str, ...]]]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def is_withheld(self) -> bool:
+        return all(label is None or label == -1 for label in self.labels)
+
+
+def part_of(word: str) -> str | None:
+    """The part that the name of a file, folder or table stands for, in capitals or not: train, validation or test."""
+    return WORDS.get(word.lower())
+
+
+def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable[str] = ()) -> DataSet:
+    """A data set of its parts.
+
+    Classes are those of the training part: names in alphabetical order, or numbers. Tests are of the test part, or of the
+    validation part when there is no other or its labels are withheld. What is held out for choices is the validation part
+    where that is not the test, else a tenth of the training part.
+
+    Args:
+        name: the set's.
+        source: where it came from.
+        parts: train, and test or validation or both.
+        notes: what its reader should know already.
+
+    Raises: InputError for labels that cannot be used, a class without training images, and images of unequal size.
+    """
+    notes = list(notes)
+    for part in parts.values():
+        if len(part.labels) == 0:
+            raise InputError(f"'{part.name}' holds no images: add some, or take it away")
+    held = _held_out(name, parts, notes)
+    train, test = parts["train"], parts[held]
+    validation = parts.get("validation") if held == "test" else None
+    used = [train, test, *([] if validation is None or validation.is_withheld else [validation])]
+    labels, classes = _numbered(used, notes)
+    images = []
+    for part in used:
+        pixels, told = part.read()
+        notes += told
+        images.append(pixels)
+        if pixels.shape[1:] != images[0].shape[1:]:
+            mine, theirs = tuple(images[0].shape[1:]), tuple(pixels.shape[1:])
+            raise InputError(
+                f"images of '{train.name}' are {mine} and of '{part.name}' {theirs}: make them of one size"
+            )
+    pool, tested, *apart = (Images(*of_part) for of_part in zip(images, labels, strict=True))
+    return DataSet(
+        name,
+        pool,
+        tested,
+        classes,
+        augmented=True,
+        validation_size=len(apart[0]) if apart else round(VALIDATION_SHARE * len(pool)),
+        validation=apart[0] if apart else None,
+        source=source,
+        notes=tuple(notes),
+    )
+
+
+def listed(things: Collection[object]) -> str:
+    """The first few of some things, in words."""
+    first = ", ".join(str(thing) for thing in list(things)[:3])
+    return first if len(things) <= 3 else f"{first} and {len(things) - 3:,} more"
+
+
+def _held_out(name: str, parts: Mapping[str, Part], notes: list[str]) -> str:
+    """The part that is the test."""
+    withheld = [kind for kind in ("test", "validation") if kind in parts and parts[kind].is_withheld]
+    notes += [f"the labels of '{parts[kind].name}' are withheld, so that it is left out" for kind in withheld]
+    held = next((kind for kind in ("test", "validation") if kind in parts and kind not in withheld), None)
+    if "train" not in parts or held is None:
+        hidden = f" (withheld are the labels of {' and '.join(withheld)})" if withheld else ""
+        raise InputError(
+            f"'{name}' has the parts {', '.join(parts)}{hidden}: it needs train, and test or validation, with labels"
+        )
+    if held == "validation":
+        notes.append(f"'{name}' is tested on its validation part, as it has no other with labels")
+    return held
+
+
+def _numbered(parts: Sequence[Part], notes: list[str]) -> tuple[list[Tensor], int]:
+    """The labels of each part as numbers, and how many classes there are; the first part is the training's."""
+    for part in parts:
+        _check_labels(part)
+    train, *others = parts
+    for part in others:
+        if isinstance(part.labels[0], str) != isinstance(train.labels[0], str):
+            raise InputError(f"labels of '{train.name}' and '{part.name}' are not both names or both numbers")
+        if part.names and train.names and part.names != train.names:
+            raise InputError(
+                f"numbers stand for other classes in '{part.name}' than in '{train.name}': give both one list"
+            )
+    known = sorted(set(train.labels))
+    if len(known) == 1:
+        raise InputError(f"'{train.name}' holds one class, {_called(known[0], train)}: give images of at least two")
+    for part in others:
+        counts = collections.Counter(part.labels)
+        if strange := sorted(counts.keys() - set(known)):
+            told = listed([f"{_called(label, part)} ({counts[label]} images)" for label in strange])
+            raise InputError(
+                f"'{part.name}' has classes that no image of '{train.name}' has, {told}: add such images, or take these out"
+            )
+        if lacking := [label for label in known if label not in counts]:
+            notes.append(f"'{part.name}' has no images of class {listed([_called(label, train) for label in lacking])}")
+    if isinstance(known[0], str):
+        numbers = {name: number for number, name in enumerate(known)}
+        return [torch.tensor([numbers[label] for label in part.labels]) for part in parts], len(known)
+    return [torch.tensor([int(label) for label in part.labels]) for part in parts], int(known[-1]) + 1
+
+
+def _check_labels(part: Part) -> None:
+    """Raise InputError for labels that stand for no class."""
+    missing = sum(label is None or label == -1 for label in part.labels)
+    if missing:
+        raise InputError(
+            f"{missing} of the {len(part.labels)} labels of '{part.name}' are missing (-1 or null): take those images out"
+        )
+    kinds = {type(label) for label in part.labels}
+    if kinds == {str}:
+        return
+    if not kinds <= {int, bool}:
+        told = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise InputError(
+            f"labels of '{part.name}' are of type {told}: give one whole number from 0, or one name, an image"
+        )
+    low, high = min(part.labels), max(part.labels)
+    if low < 0 or high >= MOST_CLASSES:
+        raise InputError(f"labels of '{part.name}' run from {low} to {high}: number the classes 0, 1, 2, …")
+
+
+def _called(label: Any, part: Part) -> str:
+    if isinstance(label, str):
+        return f"'{label}'"
+    return f"'{part.names[label]}'" if part.names and label < len(part.names) else f"{label}"

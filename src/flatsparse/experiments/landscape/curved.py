@@ -1,0 +1,61 @@
+"""Curvature at the weights of a finished run, and what directions gain around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.data.splits import at_once, batches
+from flatsparse.experiments.run import task
+from flatsparse.experiments.run.load import Finished
+from flatsparse.measure import directions
+from flatsparse.measure.hessian import Hessian, extremes, spectrum
+
+STARTS, STEPS = 1, 24  # of the spectral density; one start is enough where weights are many (Ghorbani et al. 2019)
+PRODUCTS = 62 + STARTS * STEPS  # with the Hessian, about: the ends of the spectrum settle when they do
+
+
+def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
+    """``{"hessian": …, "around": …}``: the ends, trace and density of the spectrum, and the gains of directions.
+
+    Args:
+        images: the first training images, without augmentation, labels as trained on.
+        seed: of what is drawn.
+    """
+    count = min(images, len(run.splits.train))
+    chosen = run.splits.train.take(torch.arange(count))
+    chunks = list(batches(chosen, run.splits, size=at_once(chosen, 32)))  # larger ones leave the caches
+
+    def terms() -> Iterator[Tensor]:
+        for inputs, targets in chunks:
+            yield task.loss(run.model(inputs), targets, reduction="sum") / chosen.targets
+
+    run.model.eval()
+    ends = extremes(run.model, terms, run.masks, seed=seed)
+    density = spectrum(Hessian(run.model, terms, run.masks), STARTS, STEPS, seed)
+    points = {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()}
+    rho = run.run.rho if run.run.sharpness != "none" and run.run.rho > 0 else directions.RHO
+    pairs = _whole_batches(run)
+    statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+    run.model.train()
+    gained = directions.look_around(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
+    run.model.eval()
+    with torch.no_grad():
+        for name, buffer in run.model.named_buffers():
+            buffer.copy_(statistics[name])
+    return {
+        "hessian": {"images": count, **ends, "spectrum": points},
+        "around": {"images": sum(len(targets) for _, targets in pairs), "rho": rho, **gained},
+    }
+
+
+def _whole_batches(run: Finished) -> list[directions.Batch]:
+    """Training batches of the run's size, and at least two: one's gradient is the next one's previous."""
+    size = min(run.run.batch_size, max(1, len(run.splits.train) // 2))
+    count = max(2, directions.IMAGES // size) * size
+    chosen = run.splits.train.take(torch.arange(min(count, len(run.splits.train) // size * size)))
+    return list(batches(chosen, run.splits, size=size))

@@ -1,0 +1,274 @@
+"""Loss surfaces and curvature of finished runs, measured piece by piece; what is there is not measured again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from flatsparse.common.files import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
+from flatsparse.experiments.claims import claim
+from flatsparse.experiments.data.splits import at_once, batches
+from flatsparse.experiments.grid.pool import workers
+from flatsparse.experiments.landscape import curved
+from flatsparse.experiments.landscape.folding import folded
+from flatsparse.experiments.landscape.records import tabulate
+from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
+from flatsparse.experiments.progress import ProgressLines
+from flatsparse.experiments.run import task
+from flatsparse.experiments.run.load import Finished, load_run
+from flatsparse.experiments.terminal import Console
+from flatsparse.measure import surface
+from flatsparse.measure.surface import Plane, Weights
+
+PIECE = 25  # points: what a kill may cost
+BATCH = 40  # images; with many more, what is between layers leaves the caches
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some consecutive points of one surface, and the file that holds their losses once they are known."""
+
+    settings: Landscape
+    folder: Path
+    kind: Kind
+    pair: int
+    start: int
+    bf16: bool
+    file: Path
+
+    @property
+    def points(self) -> Tensor:
+        return surface.grid(self.settings.axis(self.pair))[self.start : self.start + PIECE]
+
+    @property
+    def work(self) -> int:
+        """Images that go through the network."""
+        return len(self.points) * self.settings.images
+
+    def measure(self) -> None:
+        """Measure the losses and keep them."""
+        chosen = self.settings
+        weights, loss = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, self.bf16)
+        plane = _plane(self.folder, chosen.device, chosen.data_dir, chosen.seed, self.pair, self.kind)
+        found = {"losses": surface.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
+        if self.bf16:
+            found["rounded"] = found["losses"].clone()
+            exact = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, False)[1]
+            for place in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
+                found["losses"][place] = exact(weights).cpu()
+        save_tensors(self.file, found, {})
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What the Hessian looks like at the weights of one run, and the file for it."""
+
+    settings: Landscape
+    folder: Path
+    file: Path
+
+    @property
+    def work(self) -> int:
+        """As of a piece, roughly: a product with the Hessian is worth four passes."""
+        return 4 * curved.PRODUCTS * self.settings.hessian_images
+
+    def measure(self) -> None:
+        """Look and keep what is seen."""
+        run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
+        write_json(self.file, curved.look(run, self.settings.hessian_images, self.settings.seed))
+
+
+def measure(
+    settings: Landscape, out: Path, *, resume: bool = False, console: Console | None = None
+) -> list[dict[str, Any]]:
+    """Measure surfaces and curvature of finished runs into a folder and return a record for each run.
+
+    Args:
+        settings: what to measure; see ``Landscape``.
+        out: the folder; ``landscape.json`` there holds the records, ``pieces`` what is measured so far.
+        resume: go on in the same folder, perhaps with other runs; what is measured is not measured again.
+        console: where progress is shown.
+
+    Raises: InputError for what cannot be measured, or a folder that holds something else.
+    """
+    settings, console = settings.resolved(), console or Console(stderr=True)
+    about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
+    # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
+    with claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs")):
+        return _measure(settings, about, out, console)
+
+
+def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, console: Console) -> list[dict[str, Any]]:
+    """Measure with resolved settings in their folder; ``about`` is what is known of each run."""
+    (out / "pieces").mkdir(exist_ok=True)
+    remove_halves(out / "pieces")
+    surfaces = {
+        (run, kind, pair): _pieces(settings, run, told, kind, pair, out / "pieces")
+        for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
+        for kind in settings.kinds
+        for pair in range(settings.pairs)
+    }
+    curvatures = [
+        Curvature(settings, run, out / "pieces" / f"{_curvature_key(settings, told)}-hessian.json")
+        for run, told in zip(settings.runs, about, strict=True)
+        if settings.hessian_images
+    ]
+    # Curvature first: it is one piece a run, and long.
+    _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
+    for told, looked in zip(about, curvatures, strict=False):
+        told |= read_json(looked.file)
+    for run, told in zip(settings.runs, about, strict=True):
+        if told["precision"] == "bf16":
+            told["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
+    values = {place: _assembled(pieces) for place, pieces in surfaces.items()}
+    records = tabulate(settings, about, values)
+    write_json(out / "landscape.json", {"settings": settings.as_dict(), "kinds": KINDS, "runs": records})
+    return records
+
+
+def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
+    """What a record says of a run, without the run's data."""
+    return {
+        "run": str(run.folder),
+        "digest": run.digest,
+        **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")},
+        "sparsity": run.result["sparsity"]["prunable"],
+        "images": min(settings.images, len(run.splits.train)),
+        "precision": "bf16" if settings.in_bf16(run.result["flops"]["inference_dense"]) else "float32",
+    }
+
+
+def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, pair: int, folder: Path) -> list[Piece]:
+    """A surface's pieces. A file's name stands for all that its losses hang on."""
+    axis = settings.axis(pair)
+    told = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
+    told += [settings.seed, settings.images, settings.at_once, settings.device]
+    key = _key(told)
+    starts = range(0, len(axis) ** 2, PIECE)
+    return [
+        Piece(settings, run, kind, pair, s, about["precision"] == "bf16", folder / f"{key}-{s:05}.safetensors")
+        for s in starts
+    ]
+
+
+def _curvature_key(settings: Landscape, about: dict[str, Any]) -> str:
+    told = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
+    return _key([*told, settings.seed, settings.hessian_images, settings.device])
+
+
+def _key(told: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, console: Console) -> None:
+    """Measure what is not there yet, with a bar; one that fails stops the rest and its error is raised."""
+    for cache in (_loaded, _ready, _plane):  # a folder may hold another run by now
+        cache.cache_clear()
+    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn())
+    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    todo = [piece for piece in pieces if not piece.file.is_file()]
+    whole = sum(piece.work for piece in pieces)
+    with (
+        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
+        ProgressLines(console, "measuring", whole) as lines,
+    ):
+        lines.done = whole - sum(piece.work for piece in todo)
+        task = bar.add_task("", total=whole, completed=lines.done)
+        assert settings.jobs is not None  # resolved
+        with workers(settings.jobs) as pool:
+            for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
+                bar.advance(task, done)
+                lines.done += done
+    if not console.is_terminal:
+        told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
+        console.print(f"measured {len(todo)} pieces{told}")
+
+
+def _side_by_side(pieces: Sequence[Piece | Curvature], pool: ProcessPoolExecutor) -> Iterator[int]:
+    waiting = {pool.submit(_measure_piece, piece) for piece in pieces}
+    try:
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield sum(future.result() for future in done)
+    finally:  # after a failure, or Ctrl-C, what has not begun shall not begin
+        for future in waiting:
+            future.cancel()
+
+
+def _measure_piece(piece: Piece | Curvature) -> int:
+    piece.measure()
+    return piece.work
+
+
+# A worker's pieces mostly belong to the surface that the last one belonged to.
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path, device: str, data_dir: Path | None) -> Finished:
+    run = load_run(folder, device=device, data_dir=data_dir)
+    run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images are
+    return run
+
+
+@functools.lru_cache(maxsize=2)
+def _ready(
+    folder: Path, images: int, device: str, data_dir: Path | None, bf16: bool
+) -> tuple[Weights, Callable[[Weights], Tensor]]:
+    run = _loaded(folder, device, data_dir)
+    return {name: p.detach() for name, p in run.model.named_parameters()}, mean_loss(run, images, bf16=bf16)
+
+
+@functools.lru_cache(maxsize=1)
+def _plane(folder: Path, device: str, data_dir: Path | None, seed: int, pair: int, kind: Kind) -> Plane:
+    run = _loaded(folder, device, data_dir)
+    masks = run.masks if kind == "live" else None
+    one, other = (surface.direction(run.model, seed, "landscape", pair, n, masks=masks) for n in (0, 1))
+    return one, other
+
+
+def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[Weights], Tensor]:
+    """The mean cross-entropy over a run's first training images, as a function of its weights.
+
+    In evaluation mode, so with the batch-norm statistics of training; without augmentation; labels as trained on; with
+    ``bf16`` under autocast.
+    """
+    chosen = run.splits.train.take(torch.arange(min(images, len(run.splits.train))))
+    parts = list(batches(chosen, run.splits, size=at_once(chosen, BATCH)))
+    model, fold = folded(run.model)
+
+    def outputs(weights: Weights, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
+            return torch.func.functional_call(model, weights, (inputs,)).float()
+
+    def loss(weights: Weights) -> Tensor:
+        weights = fold(weights)
+        sums = [task.loss(outputs(weights, inputs), targets, reduction="sum").double() for inputs, targets in parts]
+        return torch.stack(sums).sum() / chosen.targets
+
+    return loss
+
+
+def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
+    values = torch.cat([_losses(piece, what) for piece in pieces])
+    side = math.isqrt(len(values))
+    return values.view(side, side)
+
+
+def _losses(piece: Piece, what: str) -> Tensor:
+    found = load_tensors(piece.file)[0].get(what)
+    if found is None or len(found) != len(piece.points):
+        raise damaged(piece.file, f"it has not the {what} of its points")
+    return found
+
+
+def _centre(values: Tensor) -> Tensor:
+    return values[len(values) // 2, len(values) // 2]

@@ -1,0 +1,97 @@
+"""Figure 2: the steps of SGD, SAM and S²-SAM on a loss of two weights, taken by the optimizers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatsparse.experiments.report.printing import COLORS, LABELS
+from flatsparse.sam.optimizers import S2SAM, SAM
+
+WRAPPERS: dict[str, Callable[[Optimizer, float], Optimizer]] = {
+    "none": lambda base, rho: base,
+    "sam": lambda base, rho: SAM(base, rho=rho),
+    "s2sam": lambda base, rho: S2SAM(base, rho=rho),
+}
+
+
+@dataclass(frozen=True)
+class Path2D:
+    """Where an optimizer went, (steps + 1, 2), and where it took each step's gradient, (steps, 2)."""
+
+    weights: np.ndarray
+    looks: np.ndarray
+
+
+def two_valleys(w: Tensor) -> Tensor:
+    """A loss of two weights with a narrow valley at (−1, 0) and a wide one at (1, 0), equally deep (ours).
+
+    ``−log(e^(−n) + e^(−m))`` of the two bowls n and m: near either minimum it is that bowl.
+    """
+    narrow = 8 * (w[..., 0] + 1) ** 2 + 8 * w[..., 1] ** 2
+    wide = 0.8 * (w[..., 0] - 1) ** 2 + 0.8 * w[..., 1] ** 2
+    return -torch.logaddexp(-narrow, -wide)
+
+
+def walk(
+    sharpness: str,
+    loss: Callable[[Tensor], Tensor] = two_valleys,
+    *,
+    start: Sequence[float] = (-1.25, 0.35),
+    steps: int = 12,
+    lr: float = 0.08,
+    rho: float = 0.3,
+) -> Path2D:
+    """The steps of one optimizer, SGD without momentum or what is around it, on a loss of two weights.
+
+    Args:
+        sharpness: none, sam or s2sam.
+        loss: of a tensor (…, 2).
+        start, steps, lr, rho: ρ is in the units of the weights.
+    """
+    w = nn.Parameter(torch.tensor(start))
+    optimizer = WRAPPERS[sharpness](torch.optim.SGD([w], lr=lr), rho)
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(w)
+        value.backward()
+        seen.append(w.detach().clone())
+        return value
+
+    weights, looks = [w.detach().clone()], []
+    for _ in range(steps):
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
+        weights.append(w.detach().clone())
+        looks.append(seen[-1])  # SAM's first gradient only tells it where to look
+    return Path2D(torch.stack(weights).numpy(), torch.stack(looks).numpy())
+
+
+def figure2(loss: Callable[[Tensor], Tensor] = two_valleys, *, rho: float = 0.3, **options: object) -> Figure:
+    """Figure 2 of Ji et al. 2024, the mechanism: steps as lines, and from each weight an arrow to where its gradient was taken.
+
+    Args:
+        loss, rho, options: as for ``walk``.
+    """
+    paths = {name: walk(name, loss, rho=rho, **options) for name in WRAPPERS}  # type: ignore[arg-type]
+    every = np.concatenate([part for path in paths.values() for part in (path.weights, path.looks)])
+    low, high = every.min(0) - 0.3, every.max(0) + 0.3
+    places = [torch.linspace(float(a), float(b), 150) for a, b in zip(low, high, strict=True)]
+    heights = loss(torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)).numpy()
+    figure = Figure(figsize=(3.4 * len(paths), 3.4), layout="constrained")
+    for axis, (name, path) in zip(figure.subplots(1, len(paths), sharey=True), paths.items(), strict=True):
+        axis.contour(*(place.numpy() for place in places), heights, levels=25, cmap="Greys", linewidths=0.6)
+        axis.plot(*path.weights.T, "o-", color=COLORS[name], markersize=3, linewidth=1.2)
+        for here, there in zip(path.weights, path.looks, strict=False):
+            if not np.array_equal(here, there):
+                axis.annotate("", there, here, arrowprops={"arrowstyle": "->", "color": "#333333", "linewidth": 0.8})
+        axis.set_title(LABELS[name] + (f", ρ = {rho:g}" if name != "none" else ""), fontsize=10)
+        axis.set_aspect("equal")
+    return figure

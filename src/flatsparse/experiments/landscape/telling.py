@@ -1,0 +1,117 @@
+"""Roughness in a table and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flatsparse.experiments.landscape.records import of_kind
+from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.measure import directions
+
+MUCH = 0.05  # of the losses cut, above which Ra is no longer the network's alone
+
+
+def head(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The heading of the table."""
+    return ("", "loss", *(f"Ra to ±{inner['pairs_reach']:.2g}" for inner in records[0]["ra"]["by_range"]), "cut")
+
+
+def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...]]:
+    """A row for each run: Ra over the pairs of directions, with half of its interval."""
+    told = []
+    for record in records:
+        surface = of_kind(record, kind)
+        ranges = [_with_half(inner) for inner in surface["ra"]["by_range"]]
+        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
+    return told
+
+
+def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    """What may be said of each run against the first, along the same directions."""
+    told = []
+    for record in records[1:]:
+        both = (of_kind(who, kind)["ra"]["by_range"] for who in (record, records[0]))
+        ranges = [_against_first(ours, theirs) for ours, theirs in zip(*both, strict=True)]
+        told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
+    if len({record["model"] for record in records}) > 1:
+        told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
+    if len({record["data"] for record in records}) > 1:
+        told.append("The data sets differ, so one loss does not mean the same as another.")
+    return told
+
+
+def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    over = ra["over_first"]
+    low, high = over["interval95"]
+    if low is None:
+        verdict = "nothing can be said (one pair of directions, or all alike)"
+    elif low > 0:
+        verdict = "rougher"
+    else:
+        verdict = "smoother" if high < 0 else "cannot be told apart"
+    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
+    if max(ra["clipped"], first["clipped"]) > MUCH:
+        told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
+    return told
+
+
+CURVATURE = ("", "weights", "largest", "smallest", "trace")
+GAINS = ("", "ρ", "worst found", "own gradient (SAM)", "previous (S²-SAM)", "random", "cosine of the two")
+
+
+def curvature(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Two rows for each run: the Hessian's ends and trace over the live weights, and over all."""
+    told: list[tuple[str, ...]] = []
+    for record in records:
+        for space in ("live", "all"):
+            seen = record["hessian"][space]
+            ends = (f"{seen['largest']:.4g}", f"{seen['smallest']:.3g}")
+            trace = f"{seen['trace']:.4g} ± {seen['trace_half']:.2g}"
+            told.append((record["name"] if space == "live" else "", f"{space} ({seen['weights']:,})", *ends, trace))
+    return told
+
+
+def gains(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each run: what each direction gains, and how alike consecutive gradients are."""
+    told = []
+    for record in records:
+        seen = record["around"]
+        rises = [f"{seen['gain'][name]:.4f}" for name in ("worst", "sam", "previous", "random")]
+        told.append((record["name"], f"{seen['rho']:g}", *rises, f"{seen['cosine']:+.3f}"))
+    return told
+
+
+def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
+    """How that was measured, in full."""
+    images = sorted({record["hessian"]["images"] for record in records})
+    return (
+        f"On the first {' or '.join(map(str, images))} training images. The Hessian is that of their mean loss in evaluation"
+        " mode; its ends by Lanczos to 1 %, its trace by random signs, ± half of a 95 % interval, its density by Lanczos"
+        f" quadrature. {directions.DEFINITION}; the previous gradient is that of the batch before, at the same weights."
+    )
+
+
+def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
+    """How the figures were measured, in full."""
+    images = sorted({record["images"] for record in records})
+    coarse = records[0]["ra"]["pairs_points"]
+    rounded = [record for record in records if record["precision"] == "bf16"]
+    off = max((abs(record["rounded_centre"] - record["centre"]) for record in rounded), default=0.0)
+    precision = f" Points but the middle in bf16, which in the middle is off by {off:.2g}." if rounded else ""
+    cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
+    return (
+        f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
+        " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
+        f" biases and norms stay.{precision} {settings.points} × {settings.points} points on"
+        f" ±{settings.reach:g}. Ra is the mean absolute deviation of the losses, {cut}; how many of the drawn"
+        " ones are cut is told, for they decide Ra too. In tables it is"
+        f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
+        " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
+    )
+
+
+def _with_half(interval: Mapping[str, Any], sign: str = "") -> str:
+    """A mean with half of its interval."""
+    high = interval["interval95"][1]
+    return f"{interval['mean']:{sign}.4f}" + ("" if high is None else f" ± {high - interval['mean']:.4f}")

@@ -1,0 +1,59 @@
+"""The parts of S²-SAM taken apart, and plain regularisers as rivals."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.experiments.recipes.setting import STAND_IN, STUDY, run_at
+from flatsparse.experiments.run.config import SHARPNESS
+
+COLUMN = "RigL 90%"
+# row: what differs from S²-SAM, and, where plain training must differ too, what differs from it
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "S²-SAM as it is": ({}, {}),
+    "perturbation of all weights": ({"mask_perturbation": False}, {}),
+    **{f"ρ {rho:g}": ({"rho": rho}, {}) for rho in (0.01, 0.02, 0.1, 0.2, 0.5)},
+    **{f"ρ falls, {name}": ({"rho_schedule": name}, {}) for name in ("inverse-sqrt", "linear", "cosine")},
+    "ρ by weight": ({"adaptive": True, "rho": 0.5}, {}),
+    "batch norm at the end": ({"batch_norm": "final"}, {"batch_norm": "final"}),
+    "no momentum": ({"momentum": 0.0}, {"momentum": 0.0}),
+    "Nesterov's momentum": ({"nesterov": True}, {"nesterov": True}),
+}
+RIVALS: dict[str, dict[str, Any]] = {
+    "weight decay 5e-4": {"weight_decay": 5e-4},
+    "weight decay 2e-3": {"weight_decay": 2e-3},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+}
+
+
+def cells(scale: Scale) -> tuple[Cell, ...]:
+    plain = run_at(scale, "rigl", 0.9)
+    ours = dataclasses.replace(plain, sharpness="s2sam")
+    found: list[Cell] = []
+    for row, (differs, alike) in PARTS.items():
+        found.append(Cell(row, COLUMN, dataclasses.replace(plain, **alike)))
+        found.append(Cell(row, COLUMN, dataclasses.replace(ours, **differs)))
+    found.append(Cell("direction", COLUMN, plain))
+    others = (name for name in SHARPNESS if name not in ("none", "s2sam"))
+    found += [Cell("direction", COLUMN, dataclasses.replace(plain, sharpness=name)) for name in others]
+    found.append(Cell("rivals", COLUMN, plain))
+    for name, differs in RIVALS.items():
+        found.append(Cell("rivals", COLUMN, dataclasses.replace(plain, **differs), control=name))
+        found.append(Cell("rivals", COLUMN, dataclasses.replace(ours, **differs), control=f"{name}, with S²-SAM"))
+    return tuple(found)
+
+
+RECIPE = Recipe(
+    "ablation",
+    "S²-SAM's parts, other directions, and plain regularisers as rivals",
+    "ours",
+    cells,
+    notes=(
+        STAND_IN,
+        STUDY,
+        "Each row has its own plain run where the part changes that too. A direction other than S²-SAM's, and a rival, is no"
+        " claim of the paper and gets no verdict.",
+    ),
+)

@@ -1,0 +1,51 @@
+"""Figure 2 of Ji et al. (2024): the mechanism, on a loss of two weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from flatsparse.experiments.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
+from flatsparse.experiments.recipes.recipe import Measured, Metric, Reading, Recipe, Work
+from flatsparse.experiments.report.figures import save
+from flatsparse.experiments.report.printing import LABELS
+
+NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first weight
+
+
+def measured(runs: object, work: Work) -> Measured:
+    """Draw the steps, and read off the loss at the last and how far it is from either valley."""
+    last = {sharpness: torch.from_numpy(walk(sharpness).weights[-1]) for sharpness in WRAPPERS}
+    readings = [Reading("last step", "loss", name, (float(two_valleys(place)),)) for name, place in last.items()]
+    said = []
+    for valley, at in NAMES.items():
+        away = {name: float((place - torch.tensor([at, 0.0])).norm()) for name, place in last.items()}
+        readings += [
+            Reading("last step", f"distance to the {valley} valley", name, (far,)) for name, far in away.items()
+        ]
+        said.append(nearest(valley, away))
+    picture = work.out / "mechanism.png"
+    save(figure2(), picture)
+    return Measured(readings=readings, pictures=[picture], said=said)
+
+
+def nearest(valley: str, away: Mapping[str, float]) -> str:
+    """Who ends nearest a valley, in a sentence, whoever it is.
+
+    >>> nearest("wide", {"none": 1.5, "sam": 0.5})
+    'SAM ends nearest the wide valley, 0.50 away; plain 1.50.'
+    """
+    (first, least), *others = sorted(away.items(), key=lambda found: found[1])
+    rest = ", ".join(f"{LABELS[name]} {far:.2f}" for name, far in others)
+    return f"{LABELS[first]} ends nearest the {valley} valley, {least:.2f} away; {rest}."
+
+
+RECIPE = Recipe(
+    "figure2",
+    "The steps of SGD, SAM and S²-SAM on a loss with a narrow and a wide valley",
+    "Ji et al. 2024, Figure 2",
+    notes=("The loss is ours: the paper draws a sketch. The same at every scale.",),
+    metric=Metric("loss, or distance", "lower"),
+    measure=measured,
+)

@@ -1,0 +1,37 @@
+"""Lottery tickets by what is pruned a round, from the reviews."""
+
+from __future__ import annotations
+
+from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
+from flatsparse.experiments.recipes.setting import STAND_IN, STUDY, run_at
+from flatsparse.experiments.recipes.table1 import REVIEW
+
+# share pruned a round: rounds, and what was printed
+PRINTED = {0.2: (11, 92.31, 92.58), 0.3: (6, 91.71, 92.32), 0.4: (4, 90.73, 91.44)}
+
+
+def cells(scale: Scale) -> tuple[Cell, ...]:
+    return tuple(
+        cell
+        for share, (rounds, plain, ours) in PRINTED.items()
+        for cell in both(
+            f"LT, {share:.0%} a round",
+            f"{rounds} rounds",
+            run_at(scale, "lth", 1 - (1 - share) ** rounds, drop_fraction=share),
+            Published(plain, source=REVIEW),
+            Published(ours, source=REVIEW),
+        )
+    )
+
+
+RECIPE = Recipe(
+    "lt",
+    "ResNet-32 on CIFAR-10, lottery tickets with 20, 30 and 40 % pruned a round",
+    "reviews of Ji et al. 2024",
+    cells,
+    notes=(
+        STAND_IN + " A round of it has 2 epochs there.",
+        STUDY,
+        'All three are called "90 %" where they were printed; so many rounds of so much are 91.4, 88.2 and 87.0 %.',
+    ),
+)

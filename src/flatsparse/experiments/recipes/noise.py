@@ -1,0 +1,28 @@
+"""Wrong labels: where sharpness-aware training is known to pay most."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, both
+from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, STUDY, run_at
+
+
+def cells(scale: Scale) -> tuple[Cell, ...]:
+    found: list[Cell] = []
+    for method in ("rigl", "mest"):
+        for noise in (0.0, 0.2, 0.4):
+            run = run_at(scale, method, 0.9, label_noise=noise)
+            place = LABELS[method], f"{noise:.0%} wrong labels"
+            found += both(*place, run)
+            found.append(Cell(*place, dataclasses.replace(run, sharpness="sam")))
+    return tuple(found)
+
+
+RECIPE = Recipe(
+    "noise",
+    "Wrong training labels at 90 %: none, a fifth, two fifths",
+    "ours, because SAM is known to pay most there (Foret et al. 2021, sec. 3.3)",
+    cells,
+    notes=(STAND_IN, STUDY),
+)

@@ -1,0 +1,180 @@
+"""What a recipe is made of: cells to run, the numbers that were printed for them, and what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.terminal import Console
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: dict[Scale, str] = {
+    "smoke": "every cell in seconds on embedded data: shows that all works, its figures mean little",
+    "laptop": "a small study on two cores in hours: CIFAR-10, ResNet-20, a short schedule",
+    "paper": "the published setting, for GPUs",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that was printed somewhere; a cell without one is unknown to us. ``flops`` of training are a share of dense."""
+
+    value: float
+    std: float | None = None
+    source: str = ""
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a table.
+
+    Attributes:
+        row, column: its place. Cells of one place are a group: those with a sharpness, and the controls, are compared with
+            the one without, seed by seed.
+        run: what to train; its seed is replaced by each of the recipe's.
+        published: what was printed here.
+        control: as what it joins its group as a control; None for a cell of the table itself.
+        needs: what it takes to run it and is not here; such a cell is told, not run.
+    """
+
+    row: str
+    column: str
+    run: Run
+    published: Published | None = None
+    control: str | None = None
+    needs: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} {self.column}"
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of its group."""
+        return self.control or self.run.sharpness
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is compared.
+
+    Attributes:
+        name: with its unit.
+        better: in which direction it is, and so what S²-SAM is claimed to do to it.
+        effect: the size of an effect that is worth finding where none is published, for the number of seeds it would take.
+        comparable: whether published numbers are of this metric, not of another that it stands in for.
+    """
+
+    name: str
+    better: Literal["higher", "lower"] = "higher"
+    effect: float = 0.5
+    comparable: bool = True
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.better == "higher" else -1
+
+
+ACCURACY = Metric("test accuracy, %")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a recipe measures beyond its runs.
+
+    Attributes:
+        scale: at which it is reproduced.
+        out: a folder of its own, for pictures and what need not be measured again.
+        data_dir, device, jobs: as for a run, and how many processes.
+    """
+
+    scale: Scale
+    out: Path
+    data_dir: Path | None
+    device: str
+    jobs: int | None
+    console: Console
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Values, such as of several rounds, at a place of a table that no run stands for."""
+
+    row: str
+    column: str
+    sharpness: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a recipe measured: a value for each run's folder, or readings; files of pictures, and what is to be said."""
+
+    values: Mapping[Path, float] = field(default_factory=dict)
+    readings: Sequence[Reading] = ()
+    pictures: Sequence[Path] = ()
+    said: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A table or figure: what it is, the cells that answer it, and what was printed.
+
+    Attributes:
+        name: by which ``flatsparse reproduce`` knows it.
+        title, source: what it shows, and where it was printed (or that it is ours).
+        cells: those of a scale; none for what is measured without runs.
+        notes: what must be known to read it, stand-ins above all.
+        seeds: how many, by scale.
+        first_seed: the first of them; what is chosen is chosen on seeds that nothing else has.
+        measure: what to do with the finished runs. By default their test accuracy is told.
+    """
+
+    name: str
+    title: str
+    source: str
+    cells: Callable[[Scale], Sequence[Cell]] = lambda scale: ()
+    notes: tuple[str, ...] = ()
+    metric: Metric = ACCURACY
+    seeds: Mapping[Scale, int] = field(default_factory=lambda: {"smoke": 2, "laptop": 5, "paper": 3})
+    first_seed: int = 0
+    measure: Callable[[Sequence[tuple[Cell, Sequence[Path]]], Work], Measured] | None = None
+
+
+def both(
+    row: str,
+    column: str,
+    run: Run,
+    plain: Published | None = None,
+    ours: Published | None = None,
+    *,
+    needs: str | None = None,
+) -> tuple[Cell, Cell]:
+    """A cell without sharpness awareness, and the same with S²-SAM."""
+    return (
+        Cell(row, column, dataclasses.replace(run, sharpness="none"), plain, needs=needs),
+        Cell(row, column, dataclasses.replace(run, sharpness="s2sam"), ours, needs=needs),
+    )
+
+
+def controls(cell: Cell) -> tuple[Cell, ...]:
+    """What joins a cell with S²-SAM to tell what its gain is owed to.
+
+    SAM; a random direction of the same norm; plain training at SAM's cost, which is twice as long; and the weight decays of
+    the released scripts, 1e-4 in that of SGD and 5e-4 in that of SAM, for both.
+    """
+    other = 5e-4 if cell.run.weight_decay == 1e-4 else 1e-4
+    sharp, plain = cell.run, dataclasses.replace(cell.run, sharpness="none")
+    runs = {
+        "sam": dataclasses.replace(sharp, sharpness="sam"),
+        "random direction": dataclasses.replace(sharp, sharpness="random"),
+        "plain, twice as long": dataclasses.replace(plain, multiplier=2 * plain.multiplier),
+        f"plain, weight decay {other:g}": dataclasses.replace(plain, weight_decay=other),
+        f"s2sam, weight decay {other:g}": dataclasses.replace(sharp, weight_decay=other),
+    }
+    return tuple(Cell(cell.row, cell.column, run, control=name, needs=cell.needs) for name, run in runs.items())

@@ -1,0 +1,48 @@
+"""Translation, from the reviews."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from flatsparse.experiments.recipes.recipe import Cell, Metric, Published, Recipe, Scale, both
+from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.run.config import Run
+
+PRINTED = {0.0: (27.6, 27.9), 0.8: (27.1, 27.5), 0.9: (26.4, 27.2)}
+SIZES: dict[Scale, dict[str, Any]] = {
+    "smoke": {"train_size": 500, "epochs": 6, "batch_size": 50},
+    "laptop": {"epochs": 30, "batch_size": 100},
+    "paper": {"data": "wmt14"},
+}
+NEEDS = "WMT14 English-German (4.5M pairs), an encoder-decoder Transformer with its tokenizer and BLEU, and GPUs"
+
+
+def cells(scale: Scale) -> tuple[Cell, ...]:
+    found: list[Cell] = []
+    for sparsity, (plain, ours) in PRINTED.items():
+        method, shared = ("mest", "uniform") if sparsity else ("dense", None)
+        run = Run(data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3)
+        found += both(
+            "MEST(EM)" if sparsity else "dense",
+            f"{sparsity:.0%}",
+            replace(run, weight_decay=1e-2, **SIZES[scale]),
+            Published(plain, source=REVIEW),
+            Published(ours, source=REVIEW),
+            needs=NEEDS if scale == "paper" else None,
+        )
+    return tuple(found)
+
+
+RECIPE = Recipe(
+    "wmt14",
+    "A Transformer on WMT14 English-German, MEST(EM), all layers equally sparse",
+    "reviews of Ji et al. 2024",
+    cells,
+    notes=(
+        "smoke and laptop: a small causal Transformer on synthetic sentence pairs stands in, and the share of the target's words"
+        " that are right stands in for BLEU, which the printed numbers are (SacreBLEU, the best on validation): compare signs.",
+        "The paper's batch, learning rate, weight decay and ρ are unknown to us.",
+    ),
+    metric=Metric("test accuracy, % of target words", comparable=False),
+)

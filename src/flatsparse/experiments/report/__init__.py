@@ -1,0 +1,1 @@
+"""Reports: figures, text and HTML."""

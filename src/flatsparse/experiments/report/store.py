@@ -1,0 +1,212 @@
+"""What ``flatsparse reproduce`` left in its store: tables, their runs, and surfaces measured around them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from matplotlib.image import imsave
+
+from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.files import POSITIVE, damaged, misfit, read_json
+from flatsparse.experiments.landscape import pictures
+from flatsparse.experiments.recipes import recipes
+from flatsparse.experiments.recipes.recipe import Scale
+from flatsparse.experiments.report.pages import flags
+from flatsparse.experiments.report.printing import told_of_topology
+from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.run.checkpoint import read_config, read_metrics, read_result
+from flatsparse.experiments.run.load import run_of
+
+SOME, WORD = (float, None), (str, None)
+# What is read of a table's record and of surfaces, see storage.misfit.
+ROW = {
+    **dict.fromkeys(("row", "column", "sharpness"), str),
+    **dict.fromkeys(("control", "needs"), WORD),
+    "verdict": (set(VERDICTS), None),
+    **dict.fromkeys(("mean", "std"), SOME),
+    "claim": (int, None),
+    "same_runs": WORD,
+    "unpaired": int,
+    "seeds": [int],
+    "values": [float],
+    "folders": [str],
+    "failures": [str],
+    "published": (None, {"value": float, "std": SOME, "flops": SOME, "source": WORD}),
+    "difference": (
+        None,
+        {
+            **dict.fromkeys(("mean", "effect"), float),
+            **dict.fromkeys(("p_holm", "published"), SOME),
+            "interval95": ([None, None], [float, float]),
+            "pairs": int,
+            "seeds_needed": (int, None),
+        },
+    ),
+    "also": dict,
+}
+ALSO = {
+    **dict.fromkeys(("train_accuracy", "generalization_gap", "flops_inference"), float),
+    "flops_train": POSITIVE,
+    **dict.fromkeys(("sparsity", "seconds"), float),
+    "macro": {str: SOME},
+    "steps_to": {str: SOME},
+}
+RECORD = {
+    **dict.fromkeys(("name", "title", "source", "metric", "better"), str),
+    "scale": set(get_args(Scale)),
+    **dict.fromkeys(("comparable", "controls"), bool),
+    "notes": [str],
+    "said": [str],
+    "pictures": [str],
+    "seeds": int,
+    "rows": [ROW],
+}
+LANDSCAPE = {
+    "settings": {"kinds": [str], "clip": SOME},
+    "runs": [{"run": str, "name": str, "grid": [float], "losses": [[SOME]], "ra": {"value": float}, "also": dict}],
+}
+CURVES = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy, %",
+    "validation_accuracy": "validation accuracy, %",
+    "churn": "weights replaced an update, %",
+    "exploration": "weights ever live, %",
+    "dead_filters": "dead filters, %",
+}
+SHARES = {"churn", "exploration", "dead_filters"}
+MOST_POINTS = 60  # of a curve; more cannot be seen on a phone
+MOST_PLACES = 33  # of a surface, along each direction
+
+
+def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The tables of a store, in the order of the recipes, each from its smallest scale to its largest.
+
+    Args:
+        scale: of this scale only.
+        only: of these names only.
+
+    Raises: InputError when there is none, for a name that is not there, and for a damaged file.
+    """
+    scales = list(get_args(Scale))
+    found = [file for file in sorted(store.glob("*.json")) if file.stem.rpartition("-")[2] in scales]
+    told = [_record(file) for file in found]
+    for name in only:
+        if told and name not in (names := {record["name"] for record in told}):
+            raise unknown("table", name, names)
+    chosen = [r for r in told if scale in (None, r["scale"]) and (not only or r["name"] in only)]
+    if not chosen:
+        what = "flatsparse reproduce " + (only[0] if only else "table1") + (f" --scale {scale}" if scale else "")
+        where = "" if store == Path("reproduce") else f" --out {shlex.quote(str(store))}"
+        there = ", ".join(f"{r['name']} ({r['scale']})" for r in told)
+        but = f", only {there}" if there else ""
+        raise InputError(f"no such table in '{store}' yet{but}: make one with {what}{where}")
+    order = list(recipes())
+    return sorted(
+        chosen,
+        key=lambda r: (
+            order.index(r["name"]) if r["name"] in order else len(order),
+            r["name"],
+            scales.index(r["scale"]),
+        ),
+    )
+
+
+def _record(file: Path) -> dict[str, Any]:
+    record = read_json(file, RECORD)
+    if not record["rows"]:
+        raise damaged(file, "it has no rows")
+    for number, row in enumerate(record["rows"]):
+        odd = misfit(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
+        if odd is None and len(row["seeds"]) != len(row["values"]):
+            odd = f"rows[{number}] has not a value for each seed"
+        if odd is not None:
+            raise damaged(file, f"{odd}, so it is not of this version")
+    names = [*record["pictures"], *(folder for row in record["rows"] for folder in row["folders"])]
+    away = next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None)
+    if away is not None:
+        raise damaged(file, f"'{away}' is not in the folder")
+    return record
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """What a page shows of a run: seed, settings, the command that repeats it, curves, topology; or why it cannot."""
+    try:
+        config, result = read_config(folder), read_result(folder)
+        settings = run_of(config["settings"], folder)
+        lines = read_metrics(folder, result)
+    except InputError as problem:
+        return {"folder": folder.name, "problem": str(problem)}
+    anywhere = dataclasses.replace(settings, data_dir=None)
+    threads = f"OMP_NUM_THREADS={config['machine']['threads']} " if settings.device == "cpu" else ""
+    return {
+        "folder": folder.name,
+        "seed": settings.seed,
+        "settings": {
+            name: str(value) for name, value in anywhere.as_dict().items() if name not in ("seed", "data_dir")
+        },
+        "command": f"{threads}flatsparse train {flags(anywhere)}",
+        "topology": told_of_topology(result),
+        "epochs": [line["epoch"] for line in thinned(lines)],
+        "curves": {name: curve for name in CURVES if (curve := _curve(name, thinned(lines)))},
+    }
+
+
+def thinned(lines: Sequence[Any]) -> Sequence[Any]:
+    """At most ``MOST_POINTS`` of a sequence, evenly spaced, its first and last among them.
+
+    >>> thinned(range(5)), len(thinned(range(1000))), thinned(range(1000))[-1]
+    (range(0, 5), 60, 999)
+    """
+    if len(lines) <= MOST_POINTS:
+        return lines
+    return [lines[round(n * (len(lines) - 1) / (MOST_POINTS - 1))] for n in range(MOST_POINTS)]
+
+
+def _curve(name: str, lines: Sequence[Mapping[str, Any]]) -> list[float | None] | None:
+    values = [line[name] for line in lines]
+    if all(value is None for value in values):
+        return None
+    factor = 100 if name in SHARES else 1
+    return [None if value is None or not math.isfinite(value) else float(f"{factor * value:.4g}") for value in values]
+
+
+def surfaces(store: Path) -> dict[str, dict[str, str]]:
+    """Surfaces of every ``landscape.json`` in a folder of the store, by the name of the run's folder, as small pictures."""
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted(store.glob("*/landscape.json")):
+        record = read_json(file, LANDSCAPE)
+        try:
+            kind, clip = record["settings"]["kinds"][0], record["settings"]["clip"]
+            drawn = {Path(told["run"]).name: pictures.surface(told, clip, kind) for told in record["runs"]}
+            low = min(surface.heights.min() for surface in drawn.values())
+            high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise damaged(file, "its losses are no surfaces") from None
+        for name, surface in drawn.items():
+            told = (
+                f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"
+                f" roughness Ra {surface.ra:.3f}"
+            )
+            found.setdefault(name, {"picture": _heat(surface.heights, low, high), "told": told})
+    return found
+
+
+def _heat(heights: np.ndarray, low: float, high: float) -> str:
+    step = math.ceil(len(heights) / MOST_PLACES)
+    stream = io.BytesIO()
+    finite = np.where(np.isfinite(heights), heights, high)[::step, ::step]
+    imsave(stream, finite, vmin=low, vmax=high, cmap=pictures.MAP, format="png")
+    return embedded(stream.getvalue())
+
+
+def embedded(png: bytes) -> str:
+    """A picture as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,75 @@
+"""Looks at the loss around the weights while they are trained: curvature, and what each direction gains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.data.splits import at_once, batches
+from flatsparse.experiments.run import task
+from flatsparse.experiments.run.build import Parts
+from flatsparse.experiments.run.checkpoint import Progress
+from flatsparse.measure import directions
+from flatsparse.measure.hessian import extremes
+
+DEFINITION = (
+    f"the first training images, as many whole batches as fit into {directions.IMAGES}, without augmentation, labels as"
+    f" trained on, in float32, at the weights after the step. {directions.DEFINITION}; the previous one is the gradient just"
+    " used. Eigenvalues and trace are those of the Hessian of the mean loss in evaluation mode"
+)
+
+
+class Probe:
+    """Looks every so many steps, at a copy of the model, so that training is not touched.
+
+    Args:
+        every: steps between looks.
+        parts: those of the run.
+    """
+
+    def __init__(self, every: int, parts: Parts) -> None:
+        run, train = parts.run, parts.splits.train
+        self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else directions.RHO
+        count = min(len(train), max(1, directions.IMAGES // run.batch_size) * run.batch_size)
+        images = train.take(torch.arange(count))
+        self.batches = list(batches(images, parts.splits, run.batch_size))
+        self.chunks, self.targets = list(batches(images, parts.splits, size=at_once(images, 256))), images.targets
+        with torch.random.fork_rng(devices=[]):
+            self.model = parts.fresh().to(run.device)
+
+    def __call__(self, parts: Parts, progress: Progress) -> float:
+        """Look after the step that was just taken, if it is time to; returns the seconds that took."""
+        step = progress.step + 1
+        if step % self.every:
+            return 0.0
+        began = time.perf_counter()
+        record = self.look(parts, step)
+        if record is not None:
+            progress.probes.append(record)
+        return time.perf_counter() - began
+
+    def look(self, parts: Parts, step: int) -> dict[str, Any] | None:
+        """What is seen at the weights as they are; nothing where the loss is not finite."""
+        masks = parts.training.masks
+        self.model.load_state_dict(parts.model.state_dict())
+        self.model.eval()
+        with torch.no_grad():
+            loss = float(sum(self._terms()))
+        if not math.isfinite(loss):
+            return None
+        curvature = extremes(self.model, self._terms, masks, seed=step)
+        self.model.train()  # from here on its running statistics change, which nothing reads
+        source, used = generator(parts.run.seed, "probe", step), directions.live_gradients(parts.model, masks)
+        gained = directions.look_around(self.model, self.batches, task.loss, masks, self.rho, source, used)
+        return {"step": step, "rho": self.rho, "loss": loss, **gained, "curvature": curvature}
+
+    def _terms(self) -> Iterator[Tensor]:
+        """The mean loss, some images at a time."""
+        for inputs, targets in self.chunks:
+            yield task.loss(self.model(inputs), targets, reduction="sum") / self.targets

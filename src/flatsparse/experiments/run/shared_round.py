@@ -1,0 +1,83 @@
+"""Dense first rounds that runs share: the same for every target sparsity, and for weights rewound or kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import save_state
+from flatsparse.experiments.claims import check_same
+from flatsparse.experiments.run.build import Parts
+from flatsparse.experiments.run.checkpoint import Progress, load_checked, restore, state_of
+from flatsparse.experiments.run.config import Run
+from flatsparse.sparse.plan import Plan
+
+# What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
+FREE = ("method", "sparsity", "drop_fraction", "data_dir")
+
+
+def shared(plan: Plan) -> bool:
+    """Whether a method's first round is plain dense training, and so the same as any other such method's."""
+    own = plan.rules or plan.thinning or plan.pattern or plan.momentum is not None
+    return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    settings = {name: value for name, value in run.as_dict().items() if name not in FREE}
+    return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
+
+
+def _rewind(run: Run) -> int:
+    rounds = run.plan().rounds
+    return (rounds.rewind or 0) if rounds else 0
+
+
+def first_round(run: Run) -> str:
+    """What stands for all that a run's first round hangs on."""
+    text = json.dumps(_settings(run), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file(folder: Path, run: Run) -> Path:
+    return folder / f"dense-{first_round(run)}.pt"
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, before a round is trained that is to go there. Raises InputError when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{folder}' ({problem.strerror}): give another --parent") from None
+
+
+def has_parent(folder: Path, run: Run) -> bool:
+    """Whether another run has left such a round there."""
+    return _file(folder, run).is_file()
+
+
+def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
+    """Put the parts at the end of a first round that another run trained; None when there is no such round.
+
+    Raises: InputError when the file is damaged or made with other settings.
+    """
+    file = _file(folder, run)
+    if not file.is_file():
+        return None
+    state = load_checked(file)
+    check_same(_settings(run), state["settings"], f"'{file}'")
+    training = {**state["training"], "method": parts.training.method}
+    if not _rewind(run):  # what made the file may have kept nothing to go back to; our own start is that of the seed
+        training["rewind"] = parts.training.state_dict()["rewind"]
+    return restore({**state, "training": training}, parts, file)
+
+
+def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> None:
+    """Keep the first round for others, unless it is there."""
+    file = _file(folder, run)
+    if not file.is_file():
+        save_state(file, state_of(_settings(run), parts, progress))

@@ -1,0 +1,140 @@
+"""Which channels are constant in evaluation mode, and at what value: what a channel without live inputs still sends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from flatsparse.common.weight_layout import inputs_first
+from flatsparse.graph.ops import concatenated, drops_always, evaluated, kind_of, writes_in_place
+from flatsparse.graph.trace import Part, Trace
+
+UNKNOWN = math.nan  # a channel that varies, or may
+
+
+def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the features that each layer reads always are, by the name of its weight; ``UNKNOWN`` where they vary.
+
+    Ours: the graph is evaluated on one number a channel. A batch norm turns a row of zeros into ``β - γ·mean/√(var + ε)``;
+    behind zero padding a constant other than 0 is none, because the border differs.
+
+    Args:
+        trace: of the model.
+        tensors: its parameters and buffers by name, masked.
+    """
+    seen: dict[fx.Node, Tensor] = {}
+    storage: dict[fx.Node, fx.Node] = {}  # the first node whose memory a node may share
+    read: dict[str, Tensor] = {}
+    for node in trace.graph.nodes:
+        value = trace.values[node]
+        if value is None:
+            continue
+        sources = [seen[source] for source in node.all_input_nodes if source in seen]
+        kind = kind_of(node, trace.modules)
+        if kind in ("conv", "linear"):
+            module: Any = trace.modules[str(node.target)]
+            features = _features(trace, node, module, sources)
+            found = _layer(module, str(node.target), features, tensors)
+            if getattr(module, "groups", 1) == 1:
+                read[f"{node.target}.weight"] = features
+        elif kind == "norm":
+            found = _norm(trace.modules[str(node.target)], str(node.target), sources[0], tensors)
+        elif kind == "cat":
+            found = torch.cat([seen[source] for source in concatenated(node)])
+        elif kind in ("unary", "join"):
+            found = _elementwise(node, trace.modules, seen)
+        elif kind == "pool":
+            found = _pooled(node, trace.modules, sources[0])
+        else:
+            found = torch.full_like(sources[0], UNKNOWN) if drops_always(node) else sources[0]
+        changes = kind in ("unary", "join") and writes_in_place(node, trace.modules)
+        source = node.all_input_nodes[0]
+        storage[node] = storage.get(source, source) if changes or kind in ("same", "flatten") else node
+        if changes:  # who reads its input after it reads something else
+            for other, first in storage.items():
+                if first is storage[node] and other in seen:
+                    seen[other] = torch.full_like(seen[other], UNKNOWN)
+        kept = torch.cat([_is_kept(part) for part in value.parts])  # by what may write to it, perhaps
+        seen[node] = found.masked_fill(kept, UNKNOWN)
+    return read
+
+
+def _is_kept(part: Part) -> Tensor:
+    return torch.full((part.channels.size,), part.channels.root().why_kept is not None)
+
+
+def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -> Tensor:
+    """One number for each feature that a layer takes in, and unknown what zero padding or the gaps of a transposed one vary."""
+    if not sources:
+        count = getattr(module, "in_features", None) or module.in_channels
+        return torch.full((count,), UNKNOWN, dtype=torch.float64)
+    value = trace.values[node.all_input_nodes[0]]
+    assert value is not None
+    sizes = [part.channels.size for part in value.parts]
+    blocks = [trace.block(part) for part in value.parts]
+    spread = [c.repeat_interleave(block) for c, block in zip(sources[0].split(sizes), blocks, strict=True)]
+    features = torch.cat(spread)
+    padding = getattr(module, "padding", "valid")  # a word, or a number for each dimension
+    padded = padding == "same" if isinstance(padding, str) else any(padding)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or (padded and module.padding_mode == "zeros"):
+        features = features.where(features == 0, UNKNOWN)
+    return features
+
+
+def _layer(module: Any, name: str, features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the outputs of a convolution or linear layer always are."""
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and not groups == module.in_channels == module.out_channels:
+        return features.new_full((module.out_channels,), UNKNOWN)
+    weight = tensors[f"{name}.weight"].transpose(0, 1) if inputs_first(module) == 1 else tensors[f"{name}.weight"]
+    weight = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
+    kernels, used = weight.double().sum(2).cpu(), weight.ne(0).any(2).cpu()
+    if groups > 1:  # depthwise: a row for each channel
+        outputs, varies = kernels[:, 0] * features.nan_to_num(), used[:, 0] & features.isnan()
+    else:
+        outputs, varies = kernels @ features.nan_to_num(), (used & features.isnan()).any(1)
+    if (bias := tensors.get(f"{name}.bias")) is not None:
+        outputs = outputs + bias.double().cpu()
+    return outputs.masked_fill(varies, UNKNOWN)
+
+
+def _norm(module: Any, name: str, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    mean, var, weight, bias = (
+        tensors[f"{name}.{part}"].double().cpu() if getattr(module, part, None) is not None else None
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    if mean is None or var is None or len(mean) != len(inputs):
+        return torch.full_like(inputs, UNKNOWN)
+    outputs = (inputs - mean) / (var + module.eps).sqrt()
+    if weight is not None:
+        outputs = torch.where(weight == 0, 0.0, outputs * weight)
+    return outputs if bias is None else outputs + bias
+
+
+def _elementwise(node: fx.Node, modules: Mapping[str, nn.Module], seen: Mapping[fx.Node, Tensor]) -> Tensor:
+    sources = [seen.get(source) for source in node.all_input_nodes]
+    known = [source for source in sources if source is not None]
+    unknown = torch.stack([source.isnan() for source in known]).any(0)
+    if len(known) < len(sources):
+        return torch.full_like(known[0], UNKNOWN)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: seen[source].clone())
+    found = evaluated(node, modules)(*args, **kwargs)
+    return found.masked_fill(unknown | ~found.isfinite(), UNKNOWN)
+
+
+def _pooled(node: fx.Node, modules: Mapping[str, nn.Module], inputs: Tensor) -> Tensor:
+    """Pooling a constant gives it back, but an average that counts zeros around the border does not."""
+    if node.op == "call_module":
+        pool = modules[str(node.target)]
+        average = isinstance(pool, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d))
+        padding = getattr(pool, "padding", 0)
+        plain = not (any(padding) if isinstance(padding, tuple) else padding)
+        plain = plain and getattr(pool, "divisor_override", None) is None
+    else:
+        average = getattr(node.target, "__name__", str(node.target)).startswith("avg_pool")
+        plain = False  # its arguments may say otherwise
+    return inputs.where(inputs == 0, UNKNOWN) if average and not plain else inputs

@@ -1,0 +1,1 @@
+"""Measurements of a model: FLOPs, topology, Hessian, loss surface, sharpness."""

@@ -1,0 +1,129 @@
+"""S²-SAM on paper: its update in plain form, bounds with all their constants, and where it comes to rest on a bowl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.errors import check_finite
+from flatsparse.schedules import Schedule
+
+Gradient = Callable[[Tensor], Tensor]
+
+
+def s2sam_path(
+    gradient: Gradient, start: Tensor, *, lr: float, rho: float | Schedule, steps: int, decay: float = 0.0
+) -> Tensor:
+    """The weights of S²-SAM on a known loss (Ji et al. 2024, eq. 5-7; the first step, which is left open, unperturbed).
+
+    Args:
+        gradient: of the loss, at any weights (n,).
+        start: (n,).
+        lr, decay: η and λ of plain gradient descent, without momentum.
+        rho: the radius, or a schedule of it by step, counted from 1.
+
+    Returns: (steps + 1, n), the start first.
+
+    >>> s2sam_path(lambda x: x, torch.tensor([1.0]), lr=0.5, rho=0.2, steps=2).squeeze().tolist()
+    [1.0, 0.5, 0.15000000596046448]
+    """
+    w, looked, path = start, torch.zeros_like(start), [start]
+    for step in range(1, steps + 1):
+        looked = gradient(w + _radius(rho, step) * _unit(looked))
+        w = w - lr * (looked + decay * w)
+        path.append(w)
+    return torch.stack(path)
+
+
+def sam_path(
+    gradient: Gradient, start: Tensor, *, lr: float, rho: float | Schedule, steps: int, decay: float = 0.0
+) -> Tensor:
+    """The weights of SAM on a known loss (Foret et al. 2021, Alg. 1); see ``s2sam_path``."""
+    w, path = start, [start]
+    for step in range(1, steps + 1):
+        w = w - lr * (gradient(w + _radius(rho, step) * _unit(gradient(w))) + decay * w)
+        path.append(w)
+    return torch.stack(path)
+
+
+def descent_step(loss: float, slope: float, *, lr: float, smoothness: float, rho: float) -> float:
+    """The most that the loss can be after a step ``w − η ∇F(w + e)`` with ``‖e‖ ≤ ρ`` in any direction, if ``ηL ≤ 1``.
+
+    ``F(w') ≤ F(w) − (η/2) ‖∇F(w)‖² + (η/2) L²ρ²``. Ours, from L-smoothness alone: Ji et al. (2024, App. C) have ρ in the
+    place of L²ρ². An equality on ``(L/2)‖w‖²`` at ``ηL = 1``.
+
+    Args:
+        loss, slope: F and ‖∇F‖ at w.
+        smoothness: L, the largest curvature.
+    """
+    return loss - lr / 2 * slope**2 + lr / 2 * (smoothness * rho) ** 2
+
+
+def descent_bound(gap: float, *, lr: float, smoothness: float, rhos: Sequence[float]) -> float:
+    """The most that ``‖∇F(w_t)‖²`` can be on average over the steps: ``2 (F(w_0) − F*) / (ηT) + L² mean ρ_t²``, if ``ηL ≤ 1``.
+
+    The sum of ``descent_step`` over T steps. With a fixed ρ it stays at L²ρ² however long one trains, with ``ρ_t = √(c/t)``
+    it goes to 0 as ``log T / T``.
+
+    Args:
+        gap: ``F(w_0) − F*``.
+        rhos: the radius of each step.
+    """
+    return 2 * gap / (lr * len(rhos)) + smoothness**2 * math.fsum(rho**2 for rho in rhos) / len(rhos)
+
+
+def stability_step(
+    distance: float, *, lr: float, smoothness: float, rho: float, decay: float = 0.0, lipschitz: float | None = None
+) -> float:
+    """How far apart two runs can be after a step, whose data differ in one sample (Ji et al. 2024, Lemma 1, corrected).
+
+    A step on the same sample: ``(1 + ηL − ηλ) ‖Δ‖ + 2ηLρ``. The lemma is printed with 2ηρ, without the factor L, which a
+    curvature above 1 breaks. A step on the sample that differs: ``(1 − ηλ) ‖Δ‖ + 2ηB``.
+
+    Args:
+        distance: ‖Δ‖ before the step.
+        smoothness: L of the loss of each sample.
+        decay: λ, with ``ηλ ≤ 1``.
+        lipschitz: B, the largest gradient; given for a step on the sample that differs.
+    """
+    if lipschitz is not None:
+        return (1 - lr * decay) * distance + 2 * lr * lipschitz
+    return (1 + lr * smoothness - lr * decay) * distance + 2 * lr * smoothness * rho
+
+
+def s2sam_rest(lr: float, curvature: float, rho: float) -> float:
+    """How far from the minimum of a round bowl S²-SAM stays: ``√(ηa) ρ`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
+
+    Ours. It comes to circle the minimum. Let u turn by θ a step, ``u_t = r e^{iθt}``, in the plane of the circle; then
+    ``w_{t+1} − w_t = −ηa u_t`` and ``u_t = w_t + ρ u_{t−1}/r`` have a solution only if ``r = ρ`` and ``sin²(θ/2) = ηa/4``, and in
+    it ``‖w‖ = ηa r / (2 sin(θ/2)) = √(ηa) ρ``. (In one dimension there is no room for a circle, and it comes to rest at ρ.)
+
+    >>> round(s2sam_rest(lr=0.1, curvature=2.0, rho=1.0), 3)
+    0.447
+    """
+    return math.sqrt(check_finite("lr · curvature", lr * curvature)) * rho
+
+
+def sam_rest(lr: float, curvature: float, rho: float) -> float:
+    """How far from the minimum of a round bowl SAM stays: ``ηa ρ / (2 − ηa)`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
+
+    Ours. It comes to jump from w to −w, along a line, and ``−w = w − ηa (w + ρ w/‖w‖)`` has this solution. It is shorter than
+    S²-SAM's by a factor of about ``2/√(ηa)``.
+
+    >>> round(sam_rest(lr=0.1, curvature=2.0, rho=1.0), 3)
+    0.111
+    """
+    step = check_finite("lr · curvature", lr * curvature)
+    return step * rho / (2 - step)
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """A direction at length 1; zero stays zero."""
+    return direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
+
+
+def _radius(rho: float | Schedule, step: int) -> float:
+    return rho(step) if callable(rho) else rho

@@ -1,0 +1,1 @@
+"""SAM and S²-SAM: optimizers that take the gradient at perturbed weights."""

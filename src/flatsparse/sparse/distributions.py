@@ -1,0 +1,80 @@
+"""How a budget of live weights is shared out between layers. Every layer that has weights keeps at least one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.errors import InputError
+from flatsparse.sparse.topk import apportion, keep_top
+
+Distribution = Callable[[Mapping[str, Tensor], int], dict[str, int]]  # scores, total -> live weights a layer
+
+
+def uniform(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """The same sparsity in every layer."""
+    return _share(scores, total, lambda s: s.numel())
+
+
+def erdos_renyi(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """Density in proportion to ``(n_in + n_out)/(n_in·n_out)`` (SET: Mocanu et al. 2018, eq. 3), capped at dense.
+
+    A convolution counts its channels only; the kernel's positions all get the channels' density. Of a layer with groups
+    these are the outputs and the inputs of one group; it matters not which of them a layer stores first.
+    """
+    return _share(scores, total, lambda s: math.prod(s.shape[2:]) * (s.shape[0] + s.shape[1]))
+
+
+def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """Density in proportion to the sum of a weight's dimensions over their product (ERK: Evci et al. 2020, sec. 3).
+
+    Layers that would be more than dense are dense and the rest is shared out anew. Other than the original, the
+    total is met exactly, where it rounds each layer down.
+    """
+    return _share(scores, total, lambda s: sum(s.shape))
+
+
+def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+    """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning).
+
+    A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
+    """
+    caps = [s.numel() for s in scores.values()]
+    check_budget(total, sum(caps), sum(map(bool, caps)))
+    kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
+    counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
+    if emptied := [name for name, count, cap in zip(scores, counts, caps, strict=True) if count == 0 < cap]:
+        warnings.warn(
+            f"the largest scores leave {len(emptied)} layers without a live weight; each keeps its best one:"
+            f" {', '.join(emptied)}",
+            stacklevel=2,
+        )
+    return dict(zip(scores, apportion(total, counts, caps, [min(1, cap) for cap in caps]), strict=True))
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "uniform": uniform,
+    "er": erdos_renyi,
+    "erk": erdos_renyi_kernel,
+    "global": ranked_together,
+}
+
+
+def _share(scores: Mapping[str, Tensor], total: int, weight: Callable[[Tensor], float]) -> dict[str, int]:
+    caps = [s.numel() for s in scores.values()]
+    check_budget(total, sum(caps), sum(map(bool, caps)))
+    weights = [weight(s) for s in scores.values()]
+    return dict(zip(scores, apportion(total, weights, caps, [min(1, cap) for cap in caps]), strict=True))
+
+
+def check_budget(total: int, whole: int, layers: int) -> None:
+    """Raise InputError when a budget cannot leave every layer a weight."""
+    if total < layers:
+        raise InputError(
+            f"a sparsity of {1 - total / whole:.6g} leaves {total} live weights for {layers} layers:"
+            f" give at most {1 - layers / whole:.6g}, so that every layer keeps one"
+        )

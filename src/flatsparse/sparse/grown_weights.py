@@ -1,0 +1,146 @@
+"""Weights that grew under an optimizer that is older than they are, and steps of theirs as a new optimizer would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatsparse.common.distributed import local
+from flatsparse.sparse.masks import MaskedWeight
+from flatsparse.sparse.optimizer_state import Group, correction, decay_factor, groups_by_parameter, settling_age
+
+
+@dataclass
+class _Young:
+    """A layer's weights that grew not long ago.
+
+    Attributes:
+        places: in row-major order, int64.
+        cohorts: at which update each grew, an index into ``born``, int32.
+        born: the optimizer's step count at those updates.
+        now: its step count by now. It is counted here, because to read it makes a host wait for an accelerator.
+    """
+
+    places: Tensor
+    cohorts: Tensor
+    born: list[float]
+    now: float
+
+    def keep(self, which: Tensor) -> None:
+        """Forget all but some (bool, an entry a place)."""
+        self.places, self.cohorts = self.places[which], self.cohorts[which]
+
+    def add(self, places: Tensor) -> None:
+        """Some have just grown."""
+        self.places = torch.cat([self.places.to(places.device), places])
+        cohort = torch.full_like(places, len(self.born), dtype=torch.int32)
+        self.cohorts = torch.cat([self.cohorts.to(places.device), cohort])
+        self.born.append(self.now)
+
+    def forget(self, age: float) -> None:
+        """Forget those that are as old as that; they come first."""
+        if self.born and self.now - self.born[0] >= age:
+            old = sum(self.now - born >= age for born in self.born)
+            self.keep(self.cohorts >= old)
+            self.cohorts -= old
+            del self.born[:old]
+
+
+class GrownWeights:
+    """Which live weights are younger than the optimizer's state, and the correction of their steps.
+
+    The averages of such a weight are what a new optimizer's would be; only what they are divided by is not. So the
+    optimizer takes its step, and the way that young weights have gone is then multiplied by what is missing. It costs
+    some gathers and scatters of young weights, and nothing for optimizers that correct nothing.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._young: dict[str, _Young] = {}
+        self._before: dict[str, Tensor] = {}
+
+    def note(self, weights: Iterable[MaskedWeight], grown: Mapping[str, Tensor]) -> None:
+        """Some have grown (by layer, bool, of its shape), others may have gone."""
+        groups = groups_by_parameter(self._optimizer)
+        for w in weights:
+            if w.name in grown:
+                self._note(w, grown[w.name], groups.get(w.weight, {}))
+
+    def _note(self, w: MaskedWeight, grown: Tensor, group: Group) -> None:
+        state = self._optimizer.state.get(w.weight, {})
+        if correction(self._optimizer, group, state, 1.0) is None:
+            return
+        now, places = float(state.get("step", group.get("step"))), local(grown).reshape(-1).nonzero().squeeze(1)
+        young = self._young.setdefault(w.name, _Young(places[:0], places[:0].int(), [], now))
+        young.now = now
+        young.keep(local(w.mask).reshape(-1)[young.places])
+        young.add(places)
+
+    @torch.no_grad()
+    def before_step(self, weights: Iterable[MaskedWeight]) -> None:
+        """Remember where the young weights are."""
+        self._before = {
+            w.name: local(w.weight.detach()).reshape(-1)[young.places]
+            for w in weights
+            if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
+        }
+
+    @torch.no_grad()
+    def after_step(self, weights: Iterable[MaskedWeight]) -> None:
+        """Make the steps of young weights those of a new optimizer."""
+        if not self._before:
+            return
+        groups = groups_by_parameter(self._optimizer)
+        for w in weights:
+            if (before := self._before.get(w.name)) is not None:
+                self._correct(w, before, self._young[w.name], groups[w.weight])
+        self._before = {}
+
+    def _correct(self, w: MaskedWeight, before: Tensor, young: _Young, group: Group) -> None:
+        young.now += 1
+        own, state = correction, self._optimizer.state[w.weight]
+        old = own(self._optimizer, group, state, young.now)
+        factors = [own(self._optimizer, group, state, young.now - born) / old for born in young.born]  # type: ignore[operator]
+        # Moved without blocking, for a tensor that is made on an accelerator makes the host wait.
+        factor = torch.tensor(factors, dtype=before.dtype).to(before.device, non_blocking=True)[young.cohorts]
+        weight = local(w.weight.detach())
+        decayed = before * decay_factor(self._optimizer, group)
+        flat = weight.reshape(-1)
+        flat[young.places] = torch.lerp(decayed, flat[young.places], factor)
+        if not weight.is_contiguous():  # then it was a copy (channels-last weights)
+            weight.copy_(flat.view(weight.shape))
+        young.forget(settling_age(group))
+
+    def clear(self) -> None:
+        """The optimizer's state is new: nobody is younger than it."""
+        self._young = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Places, cohorts and step counts by layer."""
+        return {
+            name: {
+                **vars(young),
+                "places": young.places.clone(),
+                "cohorts": young.cohorts.clone(),
+                "born": [*young.born],
+            }
+            for name, young in self._young.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[MaskedWeight]) -> None:
+        """Take over what ``state_dict`` gave."""
+        devices = {w.name: w.weight.device for w in weights}
+        self._young = {
+            name: _Young(
+                saved["places"].to(devices[name]),
+                saved["cohorts"].to(devices[name], copy=True),
+                [*saved["born"]],
+                saved["now"],
+            )
+            for name, saved in state.items()
+        }
