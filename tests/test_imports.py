@@ -11,7 +11,20 @@ import flatsparse
 PACKAGE = Path(flatsparse.__file__).parent
 # A floor may import itself and what stands before it. A package is one floor; `flatsparse` itself gathers the library.
 FLOORS = [
-    *("common", "schedules", "sam", "graph", "sparse", "methods", "models", "measure", "export", "api", "health", "curvature"),
+    *(
+        "common",
+        "schedules",
+        "sam",
+        "graph",
+        "sparse",
+        "methods",
+        "models",
+        "measure",
+        "export",
+        "api",
+        "health",
+        "curvature",
+    ),
     *("flatsparse", "experiments", "cli", "__main__"),
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}

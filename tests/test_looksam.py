@@ -134,7 +134,7 @@ def test_the_state_of_a_base_alone_begins_with_a_sam_step():
     plain = sgd(mlp().parameters())
     optimizer.load_state_dict(plain.state_dict())
     assert take(model, optimizer, 2) == [2, 1]
-    optimizer.restart()
+    optimizer.reset_state()
     assert take(model, optimizer, 1) == [2]
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import whole
+from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
-from flatsparse.common.optimizers import chain, check_dense, check_hooks, innermost
+from flatsparse.common.optimizers import MaskAware, chain, check_dense, check_hooks, innermost
 from flatsparse.graph.groups import bare
 from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.sparse.distributions import check_budget
@@ -103,10 +103,10 @@ def sparsify(
         initial = given
     else:
         check_budget(masked.budget(sparsity), masked.total, len(masked))
-        with contextlib.ExitStack() as shut:
+        with contextlib.ExitStack() as stack:
             for wrapper in chain(optimizer):
-                if hasattr(wrapper, "shut"):
-                    shut.enter_context(wrapper.shut())  # scores are those of the true weights
+                if isinstance(wrapper, MaskAware):
+                    stack.enter_context(wrapper.disabled())  # scores are those of the true weights
             # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
             initial = plan.initial_masks(masked.whole(), bare(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
@@ -115,7 +115,7 @@ def sparsify(
                 "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
             )
     for wrapper in chain(optimizer):
-        if hasattr(wrapper, "follow"):
+        if isinstance(wrapper, MaskAware):
             wrapper.follow(model)
     return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial, fresh_state=fresh_state)
 
@@ -145,7 +145,7 @@ def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) ->
     """Raises InputError when a mask is not true of a weight that is not trained, and so would never become true."""
     trained = {w.name for w in masked}
     for name, (p, _) in prunable(model).items():
-        if name in given and name not in trained and bool((whole(p).ne(0) & ~given[name].to(p.device)).any()):
+        if name in given and name not in trained and bool((full_tensor(p).ne(0) & ~given[name].to(p.device)).any()):
             raise InputError(
                 f"the optimizer does not train '{name}', which is not zero outside its mask: leave that mask out, or give"
                 " the optimizer the weight"

@@ -22,17 +22,17 @@ def is_sharded(tensor: Tensor) -> bool:
     return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor")  # asking a type is ten times as fast
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, sharing its storage."""
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered from the processes that share it; they must all ask."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def spread(full: Tensor, like: Tensor) -> Tensor:
+def distribute(full: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, equal on all processes, spread as another is; nothing is sent."""
     if not is_sharded(like) or is_sharded(full):
         return full
@@ -62,7 +62,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor | None:
         return _together(list(tensors))
     spreads: dict[Any, list[Tensor]] = {}
     for t in tensors:
-        spreads.setdefault((t.device_mesh, t.placements) if is_sharded(t) else None, []).append(local(t))  # type: ignore[attr-defined]
+        spreads.setdefault((t.device_mesh, t.placements) if is_sharded(t) else None, []).append(local_tensor(t))  # type: ignore[attr-defined]
     totals = []
     for layout, parts in spreads.items():
         total = _together(parts).to(device)
@@ -98,7 +98,7 @@ def _over_shards(part: Tensor, mesh: Any, placements: Any) -> Tensor:
     return square.sqrt()
 
 
-def processes(model: nn.Module) -> Any:
+def process_group(model: nn.Module) -> Any:
     """The process group whose members train this model together: DDP's, or that of sharded parameters; else None."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
@@ -110,7 +110,7 @@ def processes(model: nn.Module) -> Any:
     return parallel.process_group if isinstance(parallel, nn.parallel.DistributedDataParallel) else None
 
 
-def fingerprint(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
+def checksum(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
     """A number that differs when any bit of a mask does, or (all but certainly) any bit of other tensors."""
     seal = hashlib.sha256()
     for mask in masks:
@@ -121,7 +121,7 @@ def fingerprint(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
     return int.from_bytes(seal.digest()[:7], "little")
 
 
-def differing(number: int, group: Any, device: torch.device) -> list[int]:
+def mismatched_ranks(number: int, group: Any, device: torch.device) -> list[int]:
     """The ranks within a group whose number is not rank 0's; every member must ask."""
     mine = torch.tensor([number], device=device)
     theirs = [torch.zeros_like(mine) for _ in range(dist.get_world_size(group))]

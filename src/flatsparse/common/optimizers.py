@@ -1,14 +1,56 @@
-"""An optimizer and the wrappers around it, each of which holds the next as its ``base``; and which optimizers will do."""
+"""Chains of optimizers, each of which wraps the next as its ``base``; what a wrapper knows of masks; unsuitable optimizers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.common.errors import InputError
+
+
+class Masked(Protocol):
+    """A parameter's mask, as a wrapper sees it."""
+
+    @property
+    def active(self) -> int:
+        """The number of active entries."""
+        ...
+
+    @property
+    def indices(self) -> Tensor:
+        """The flat indices of the active entries, in row-major order."""
+        ...
+
+    def zero_outside(self, tensor: Tensor) -> Tensor:
+        """Zero a tensor of the parameter's shape outside the mask, in place."""
+        ...
+
+
+@runtime_checkable
+class MaskAware(Protocol):
+    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``: the one joint of ``sam`` and ``sparse``."""
+
+    def follow(self, model: nn.Module) -> object:
+        """Attach to a model's calls."""
+        ...
+
+    def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
+        """Put the true weights in place and keep to these masks from now on; to none when the mapping is empty."""
+        ...
+
+    def reset_state(self) -> None:
+        """Forget everything learned so far: the next step is as the first."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Return a context in which the parameters hold the true weights."""
+        ...
 
 
 def chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:

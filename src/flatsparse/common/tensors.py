@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from flatsparse.common.distributed import local
+from flatsparse.common.distributed import local_tensor
 
-Mark = tuple[int, int]
+Version = tuple[int, int]
 
 
-def mark(p: Tensor) -> Mark:
+def version(p: Tensor) -> Version:
     """What changes whenever a tensor is written to in place or given other storage (but not by ``p.data.copy_``)."""
-    return p._version, local(p).data_ptr()
+    return p._version, local_tensor(p).data_ptr()
 
 
 def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
@@ -33,7 +33,7 @@ def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]
     for name, tensor in {id(t): (n, t) for n, t in reversed(list(named))}.values():
         place = _storage(tensor)
         if place is not None:
-            by_storage.setdefault(place, []).insert(0, (name, local(tensor.detach())))
+            by_storage.setdefault(place, []).insert(0, (name, local_tensor(tensor.detach())))
     return [
         (one, other)
         for sharing in by_storage.values()
@@ -52,7 +52,7 @@ def span(tensor: Tensor) -> tuple[int, int]:
 def _storage(tensor: Tensor) -> int | None:
     """The address of a tensor's memory; None for one without any."""
     try:
-        held = local(tensor.detach())
+        held = local_tensor(tensor.detach())
         return None if held.is_meta or not held.numel() else held.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):  # kinds of tensors that have none of their own
         return None

@@ -9,23 +9,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from flatsparse.common.distributed import is_sharded, local, norm, reshard, whole
+from flatsparse.common.distributed import full_tensor, is_sharded, local_tensor, norm, reshard
 from flatsparse.common.errors import InputError, check_finite
-from flatsparse.common.optimizers import check_dense, check_hooks, needs_closure
-from flatsparse.common.tensors import Mark, mark
+from flatsparse.common.optimizers import Masked, check_dense, check_hooks, needs_closure
+from flatsparse.common.tensors import Version, version
 from flatsparse.sam import hooks
 from flatsparse.sam.gradient_checks import ArrivalWatch
 from flatsparse.schedules import Schedule
-
-if TYPE_CHECKING:
-    from flatsparse.sparse.masks import MaskedWeight
 
 NEIGHBOUR = "neighbour"  # the key of u in a parameter's optimizer state
 TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
@@ -101,11 +98,11 @@ class SharpnessAware(Optimizer):
         self._watch: ArrivalWatch | None = None  # of gradients that come after the window was closed from outside
         self._warned: set[str] = set()
         self._neighbours: dict[nn.Parameter, Tensor] = {}
-        self._fresh: list[tuple[Look, Mark]] = []  # the neighbours as they were made, with a mark of each w
+        self._fresh: list[tuple[Look, Version]] = []  # the neighbours as they were made, with a mark of each w
         self._made = False  # whether the last step made neighbours to look at
         self._shut = False  # whether windows stay closed, whatever is called
         self._drops = 0  # windows in a row that found their neighbours stale
-        self._masked: Mapping[nn.Parameter, MaskedWeight] = {}
+        self._masks: Mapping[nn.Parameter, Masked] = {}
         self._share()
 
     # -- one state ------------------------------------------------------------------------------------------------
@@ -212,11 +209,11 @@ class SharpnessAware(Optimizer):
         self._close()
         hooks.unfollow(model, self)
 
-    def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
+    def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
         """Keep directions within masks: those of ``sparsify``, by parameter."""
         self._close()  # whoever confines is about to write the true weights
         self._fresh = []
-        self._masked = masked if self.mask_perturbation else {}
+        self._masked = masks if self.mask_perturbation else {}
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -231,7 +228,7 @@ class SharpnessAware(Optimizer):
             self._close()
 
     @contextmanager
-    def shut(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """A context in which no window is open and none opens."""
         self._close()
         self._shut = True
@@ -303,10 +300,12 @@ class SharpnessAware(Optimizer):
                     continue
                 where = self._places(p, u)
                 if rho != made_at:  # ρ was changed after the step that made u
-                    torch.lerp(_take(local(p).detach(), where), local(u), rho / made_at, out=local(u))
+                    torch.lerp(
+                        _take(local_tensor(p).detach(), where), local_tensor(u), rho / made_at, out=local_tensor(u)
+                    )
                 looks.append((p, u, where))
             group["neighbour_rho"] = rho
-        self._fresh = [(look, mark(look[0])) for look in looks]
+        self._fresh = [(look, version(look[0])) for look in looks]
         return looks
 
     def _close(self) -> None:
@@ -349,7 +348,7 @@ class SharpnessAware(Optimizer):
                 p.data = other
                 turned.append((p, before, None))
             else:  # through .data, so that what autograd has kept of p still counts as unchanged
-                here, there = local(p).data, local(other).data
+                here, there = local_tensor(p).data, local_tensor(other).data
                 before = _take(here, where).clone() if where is None else _take(here, where)
                 _put(here, where, there)
                 there.copy_(before)
@@ -372,12 +371,12 @@ class SharpnessAware(Optimizer):
 
     def _places(self, p: nn.Parameter, u: Tensor) -> Tensor | None:
         """Where in a parameter the entries of a compact u belong; None for one of the parameter's own shape."""
-        return None if u.shape == p.shape else self._masked[p].live
+        return None if u.shape == p.shape else self._masked[p].indices
 
     def _live(self, p: nn.Parameter) -> Tensor | None:
         """The places of a parameter's live weights, if its neighbour shall be compact."""
         masked = self._masked.get(p) if self.compact else None
-        return None if masked is None or masked.active == p.numel() else masked.live
+        return None if masked is None or masked.active == p.numel() else masked.indices
 
     @torch.no_grad()
     def _make_neighbours(self, directions: Mapping[nn.Parameter, Tensor], *, downhill: bool = False) -> None:
@@ -409,25 +408,25 @@ class SharpnessAware(Optimizer):
             if kind not in scales:  # clamped, because float16 makes an infinity of the scale of a tiny gradient
                 most = torch.finfo(p.dtype).max
                 scales[kind] = (reach / length.clamp(min=TINY)).clamp(-most, most).to(*kind[1:])
-            w, out = _take(local(p).detach(), where), local(u)
+            w, out = _take(local_tensor(p).detach(), where), local_tensor(u)
             if self.adaptive:
                 torch.addcmul(w, out.mul_(w.abs().add_(self.eta)), scales[kind], out=out)
             else:
-                torch.addcmul(w, _take(local(d), where), scales[kind], out=out)
+                torch.addcmul(w, _take(local_tensor(d), where), scales[kind], out=out)
             self._keep_neighbour(p, u)
         self._note([(p, u, where) for _, p, _, where, u in rows])
         self._warn_of_rounding(directions)
 
     def _note(self, looks: list[Look]) -> None:
         """Remember the neighbours just made, and their weights as they were then."""
-        self._fresh = [(look, mark(look[0])) for look in looks]
+        self._fresh = [(look, version(look[0])) for look in looks]
         self._made = bool(looks)
 
     def _as_made(self) -> list[Look]:
         """What the next window shows; nothing, if a weight was written to, or a ρ changed, since the neighbours were made."""
         if any(group.get("neighbour_rho") != self._radius(group) for group in self.param_groups):
             return []
-        if any(mark(look[0]) != m for look, m in self._fresh):
+        if any(version(look[0]) != m for look, m in self._fresh):
             return []
         self._drops = 0
         return [look for look, _ in self._fresh]
@@ -439,7 +438,7 @@ class SharpnessAware(Optimizer):
             return u
         return torch.empty_like(p, requires_grad=False) if where is None else p.new_empty(size, requires_grad=False)
 
-    def restart(self) -> None:
+    def reset_state(self) -> None:
         """Forget all neighbours, and begin a schedule of ρ anew: the next step is as the first."""
         self._close()
         for group in self.param_groups:
@@ -468,12 +467,12 @@ class SharpnessAware(Optimizer):
         pairs = [(p, u) for g in self.param_groups for p in g["params"] if (u := self._neighbour(p)) is not None]
         stale = [p for p, u in pairs if u.device != p.device or u.dtype != p.dtype or not self._fits(p, u)]
         marks = {look[0]: m for look, m in self._fresh}
-        written = [(p, u) for p, u in pairs if marks.get(p) != mark(p)]
+        written = [(p, u) for p, u in pairs if marks.get(p) != version(p)]
         if written and not stale:
             distance = norm([_take(p.detach(), self._places(p, u)) - u for p, u in written])
             reach: float | Tensor = sum(g.get("neighbour_rho", 0.0) ** 2 for g in self.param_groups) ** 0.5
             if self.adaptive:
-                reach *= max(whole(p.detach().abs().max()) for p, _ in written) + self.eta
+                reach *= max(full_tensor(p.detach().abs().max()) for p, _ in written) + self.eta
             stale = [p for p, _ in written if distance is None or not distance <= 2 * reach]
         for p in stale:
             self._forget_neighbour(p)
@@ -488,7 +487,7 @@ class SharpnessAware(Optimizer):
 
     def _fits(self, p: nn.Parameter, u: Tensor) -> bool:
         """Whether a u is of the parameter's shape, or has an entry for each of its live weights."""
-        return u.shape == p.shape or (p in self._masked and u.shape == self._masked[p].live.shape)
+        return u.shape == p.shape or (p in self._masked and u.shape == self._masked[p].indices.shape)
 
     def _check_kinds(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
         """Raise InputError for tensors that have no neighbour that a window could show."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import norm, whole
+from flatsparse.common.distributed import full_tensor, norm
 from flatsparse.common.errors import InputError, check_count, check_finite
 from flatsparse.sam.base import TINY
 from flatsparse.sam.optimizers import SAM
@@ -105,9 +105,9 @@ class LookSAM(SAM):
         self._advance()
         return loss
 
-    def restart(self) -> None:
+    def reset_state(self) -> None:
         """Forget what was kept, and begin a schedule of ρ anew: the next step is as the first."""
-        super().restart()
+        super().reset_state()
         for group in self.param_groups:
             for p in group["params"]:
                 self.state.get(p, {}).pop(ORTHOGONAL, None)
@@ -130,6 +130,6 @@ def _orthogonal(ours: dict[nn.Parameter, Tensor], first: dict[nn.Parameter, Tens
     length = norm([first[p] for p in both])
     assert length is not None
     unit = {p: first[p] / length.clamp(min=TINY).to(first[p]) for p in both}  # first, so that no square overflows
-    share = sum(whole((ours[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
+    share = sum(full_tensor((ours[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
     assert isinstance(share, Tensor)
     return {p: ours[p] - unit[p] * share.to(first[p]) for p in both}

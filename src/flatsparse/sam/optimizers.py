@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import norm, spread, squares_fit
+from flatsparse.common.distributed import distribute, norm, squares_fit
 from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.optimizers import Masked
 from flatsparse.common.seeds import generator
 from flatsparse.sam import hooks, kernel
 from flatsparse.sam.base import NEIGHBOUR, TINY, Look, SharpnessAware
 from flatsparse.sam.gradient_checks import Inspection, is_inspected
 from flatsparse.schedules import Schedule
-
-if TYPE_CHECKING:
-    from flatsparse.sparse.masks import MaskedWeight
 
 
 def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
@@ -64,7 +62,8 @@ def random_direction(optimizer: S2SAM, gradients: Tensors) -> Tensors:
     """Gaussian noise (ours: the control that a claim for any other direction needs)."""
     source = generator(optimizer.seed, "direction", optimizer.param_groups[0]["looks"])
     return {
-        p: spread(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g) for p, g in gradients.items()
+        p: distribute(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g)
+        for p, g in gradients.items()
     }
 
 
@@ -234,9 +233,9 @@ class S2SAM(SharpnessAware):
             self._inspection.end(self)
         self._inspection = None
 
-    def confine(self, masked: Mapping[nn.Parameter, MaskedWeight]) -> None:
+    def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
         """Keep directions within masks; neighbours made under others no longer count."""
-        super().confine(masked)
+        super().set_masks(masks)
         self._looks_made = False
 
     def _step_and_look(self, base: Optimizer) -> None:

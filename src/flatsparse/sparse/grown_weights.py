@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import local
+from flatsparse.common.distributed import local_tensor
 from flatsparse.sparse.masks import MaskedWeight
 from flatsparse.sparse.optimizer_state import Group, correction, decay_factor, groups_by_parameter, settling_age
 
@@ -75,17 +75,17 @@ class GrownWeights:
         state = self._optimizer.state.get(w.weight, {})
         if correction(self._optimizer, group, state, 1.0) is None:
             return
-        now, places = float(state.get("step", group.get("step"))), local(grown).reshape(-1).nonzero().squeeze(1)
+        now, places = float(state.get("step", group.get("step"))), local_tensor(grown).reshape(-1).nonzero().squeeze(1)
         young = self._young.setdefault(w.name, _Young(places[:0], places[:0].int(), [], now))
         young.now = now
-        young.keep(local(w.mask).reshape(-1)[young.places])
+        young.keep(local_tensor(w.mask).reshape(-1)[young.places])
         young.add(places)
 
     @torch.no_grad()
     def before_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Remember where the young weights are."""
         self._before = {
-            w.name: local(w.weight.detach()).reshape(-1)[young.places]
+            w.name: local_tensor(w.weight.detach()).reshape(-1)[young.places]
             for w in weights
             if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
         }
@@ -108,7 +108,7 @@ class GrownWeights:
         factors = [own(self._optimizer, group, state, young.now - born) / old for born in young.born]  # type: ignore[operator]
         # Moved without blocking, for a tensor that is made on an accelerator makes the host wait.
         factor = torch.tensor(factors, dtype=before.dtype).to(before.device, non_blocking=True)[young.cohorts]
-        weight = local(w.weight.detach())
+        weight = local_tensor(w.weight.detach())
         decayed = before * decay_factor(self._optimizer, group)
         flat = weight.reshape(-1)
         flat[young.places] = torch.lerp(decayed, flat[young.places], factor)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import whole
+from flatsparse.common.distributed import full_tensor
 from flatsparse.sparse.masks import MaskedWeight, Masks
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class LoadedWeights:
         for w in weights:
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
-            looks_sparse = w.weight.numel() - int(whole(nonzero.sum())) >= w.weight.numel() - w.active
-            lost = int(whole((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
+            looks_sparse = w.weight.numel() - int(full_tensor(nonzero.sum())) >= w.weight.numel() - w.active
+            lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
 
     def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:

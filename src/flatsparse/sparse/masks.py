@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.distributed import is_sharded, local, spread, whole
+from flatsparse.common.distributed import distribute, full_tensor, is_sharded, local_tensor
 from flatsparse.common.errors import InputError
 from flatsparse.common.names import plain_names
 from flatsparse.common.seeds import generator
-from flatsparse.common.tensors import Mark, mark, shared_storage
+from flatsparse.common.tensors import Version, shared_storage, version
 from flatsparse.common.weight_layout import inputs_first
 from flatsparse.sparse.layers import Pattern, check_exact, chosen, kinds, matching, prunable, warn_of_dense
 from flatsparse.sparse.topk import budget
@@ -47,10 +47,10 @@ class MaskedWeight:
         self.active = weight.numel()
         self.dense_grad: Tensor | None = None
         self.generator = generator(seed, 0, index)
-        self._live: Tensor | None = None
+        self._indices: Tensor | None = None
         self.momentum: Tensor | None = None
         self.room: Tensor | None = None
-        self._seen: Mark | None = None
+        self._seen: Version | None = None
 
     def __repr__(self) -> str:
         return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} live)"
@@ -75,20 +75,20 @@ class MaskedWeight:
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> Tensor:
         """Take over the contents of another mask (bool, the shape of the weight). Returns where it became live."""
-        self.active = int(whole(mask.sum()))
-        mask = spread(mask.to(self.mask.device), like=self.mask)
+        self.active = int(full_tensor(mask.sum()))
+        mask = distribute(mask.to(self.mask.device), like=self.mask)
         grown = mask & ~self.mask
         self.mask.copy_(mask)
-        self._live = None
+        self._indices = None
         return grown
 
     @property
-    def live(self) -> Tensor:
-        """Where the live entries are, in row-major order: int32 (int64 where that is too narrow), kept once asked for."""
-        if self._live is None or self._live.device != self.mask.device:
+    def indices(self) -> Tensor:
+        """The flat indices of the active entries, in row-major order; int32, or int64 where that is too narrow."""
+        if self._indices is None or self._indices.device != self.mask.device:
             narrow = torch.int32 if self.mask.numel() < 2**31 else torch.int64
-            self._live = self.mask.reshape(-1).nonzero().squeeze(1).to(narrow)
-        return self._live
+            self._indices = self.mask.reshape(-1).nonzero().squeeze(1).to(narrow)
+        return self._indices
 
     @torch.no_grad()
     def zero_outside(self, tensor: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class MaskedWeight:
             return tensor
         # Multiplied as integers: exact for -0.0, inf and NaN, where a product of numbers is not, and on a CPU five times
         # as fast as filling by a mask.
-        values, mask = local(tensor.detach()), local(self.mask)
+        values, mask = local_tensor(tensor.detach()), local_tensor(self.mask)
         values.view(_INTEGERS[values.element_size()]).mul_(mask)
         return tensor
 
@@ -109,14 +109,14 @@ class MaskedWeight:
             return self
         full = MaskedWeight(
             self.name,
-            nn.Parameter(whole(self.weight.detach()), requires_grad=False),
+            nn.Parameter(full_tensor(self.weight.detach()), requires_grad=False),
             self.index,
             self.seed,
             self.inputs_first,
         )
-        full.mask, full.active, full.generator = whole(self.mask), self.active, self.generator
-        full.dense_grad = None if self.dense_grad is None else whole(self.dense_grad)
-        full.momentum = None if self.momentum is None else whole(self.momentum)
+        full.mask, full.active, full.generator = full_tensor(self.mask), self.active, self.generator
+        full.dense_grad = None if self.dense_grad is None else full_tensor(self.dense_grad)
+        full.momentum = None if self.momentum is None else full_tensor(self.momentum)
         return full
 
     def restore(self) -> None:
@@ -128,11 +128,11 @@ class MaskedWeight:
     @property
     def is_as_seen(self) -> bool:
         """Whether nothing has written to the weight since the last look."""
-        return mark(self.weight) == self._seen
+        return version(self.weight) == self._seen
 
     def look(self) -> None:
         """Remember that the weight is known to be zero outside the mask as it is now."""
-        self._seen = mark(self.weight)
+        self._seen = version(self.weight)
 
 
 class Masks(Sequence[MaskedWeight]):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import PLAIN, is_sharded, local
+from flatsparse.common.distributed import PLAIN, is_sharded, local_tensor
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.masks import MaskedWeight
 
@@ -65,9 +65,9 @@ def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group
         meanings = optimizer.state[w.weight].get(CODES.get(key, ""))
         if meanings is None:
             raise _unwritable(key, f"of {value.dtype}", optimizer)
-        local(value).masked_fill_(~local(w.mask), int(meanings.abs().argmin()))
+        local_tensor(value).masked_fill_(~local_tensor(w.mask), int(meanings.abs().argmin()))
     elif first != 0:
-        local(value).masked_fill_(~local(w.mask), first)
+        local_tensor(value).masked_fill_(~local_tensor(w.mask), first)
     else:
         w.zero_outside(value)
 

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import differing, fingerprint, is_sharded, local, processes, whole
+from flatsparse.common.distributed import (
+    checksum,
+    full_tensor,
+    is_sharded,
+    local_tensor,
+    mismatched_ranks,
+    process_group,
+)
 from flatsparse.common.errors import InputError
-from flatsparse.common.optimizers import chain, innermost
+from flatsparse.common.optimizers import MaskAware, chain, innermost
 from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.loading import (
     TRAINING,
@@ -81,7 +88,7 @@ class SparseTraining:
         self._loaded = LoadedWeights()
         self._masks_came, self._all_came = False, False  # what was loaded since the last step
         self._optimizer = optimizer
-        self._group = processes(model)
+        self._group = process_group(model)
         self._agreed = False
         if plan.momentum is not None:
             for w in masks:
@@ -134,7 +141,7 @@ class SparseTraining:
 
         It is counted in a byte a weight, from the first update of the masks on.
         """
-        seen = (whole(self._explored.get(w.name, w.mask).sum()) for w in self._masks)
+        seen = (full_tensor(self._explored.get(w.name, w.mask).sum()) for w in self._masks)
         return sum(map(int, seen)) / self._masks.total
 
     def report(self) -> Report:
@@ -172,8 +179,8 @@ class SparseTraining:
             self._grown.clear()
         self.round += 1
         for wrapper in chain(self._optimizer):
-            if hasattr(wrapper, "restart"):
-                wrapper.restart()
+            if isinstance(wrapper, MaskAware):
+                wrapper.reset_state()
         self._explored = self._explored or {name: mask.clone() for name, mask in self.masks.items()}
         kept = rounds.prune(self._masks.trained().whole(), self.round)
         if rounds.rewind is not None:
@@ -277,16 +284,16 @@ class SparseTraining:
         for handle in self._handles:
             handle.remove()
         for wrapper in chain(self._optimizer):
-            if hasattr(wrapper, "confine"):
-                wrapper.confine({})
+            if isinstance(wrapper, MaskAware):
+                wrapper.set_masks({})
 
     # -- the order of a step --------------------------------------------------------------------------------------
 
     def _confine(self) -> None:
         """Tell the wrappers of the masks, which also makes them put the true weights in place."""
         for wrapper in chain(self._optimizer):
-            if hasattr(wrapper, "confine"):
-                wrapper.confine({w.weight: w for w in self._masks.everything})
+            if isinstance(wrapper, MaskAware):
+                wrapper.set_masks({w.weight: w for w in self._masks.everything})
 
     def _attach(self, model: nn.Module) -> None:
         self._confine()
@@ -393,8 +400,8 @@ class SparseTraining:
         """
         plain = [w.weight for w in self._masks if not is_sharded(w.weight)]
         values = [*plain, *(p.grad for p in plain if p.grad is not None)]
-        number = fingerprint((whole(w.mask) for w in self._masks), values)
-        if odd := differing(number, self._group, self._masks[0].weight.device):
+        number = checksum((full_tensor(w.mask) for w in self._masks), values)
+        if odd := mismatched_ranks(number, self._group, self._masks[0].weight.device):
             raise InputError(
                 f"masks, weights or gradients differ between processes at step {self.steps_taken} (ranks {odd} from rank 0):"
                 " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
@@ -443,7 +450,9 @@ class SparseTraining:
             if grad is None:
                 continue
             # It may have been kept before it was clipped. A masked gradient is zero outside; one that is not is new.
-            if keep_dense and (self._kept_from.get(w.name) is not grad or (local(grad) * ~local(w.mask)).any()):
+            if keep_dense and (
+                self._kept_from.get(w.name) is not grad or (local_tensor(grad) * ~local_tensor(w.mask)).any()
+            ):
                 w.dense_grad = grad.clone() if scale is None else grad / scale
                 self._kept_from[w.name] = grad
             w.zero_outside(grad)
@@ -471,4 +480,4 @@ class SparseTraining:
         if self._base.state or any(group["lr"] != 0 for group in self._base.param_groups):
             return False
         gradients = [p.grad for group in self._base.param_groups for p in group["params"] if p.grad is not None]
-        return not any(bool((local(g) != 0).any()) for g in gradients)
+        return not any(bool((local_tensor(g) != 0).any()) for g in gradients)
