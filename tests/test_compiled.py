@@ -68,7 +68,7 @@ def test_a_compiled_model_is_perturbed_as_an_eager_one(net, how):
     compiled.eval()
     with torch.no_grad():
         inside = compiled(batch()[0])
-        assert optimizer.is_open
+        assert optimizer.is_perturbed
         optimizer.eval()
         assert same(compiled(batch()[0]), inside)
 
@@ -95,7 +95,7 @@ def perturbs_or_objects(model, called, optimizer):
         warnings.simplefilter("always")
         train_steps(called, optimizer, 2)
     loss_at(called)
-    return optimizer.is_open or any("S2SAM" in str(c.message) for c in caught)
+    return optimizer.is_perturbed or any("S2SAM" in str(c.message) for c in caught)
 
 
 def test_following_what_ran_inside_a_compiled_model_is_never_silently_the_base(net):
@@ -120,7 +120,7 @@ def test_after_a_reset_a_compiled_model_may_be_followed(net):
     optimizer = fs.S2SAM(sgd(model.parameters())).follow(compiled)
     train_steps(compiled, optimizer, 2)
     loss_at(compiled)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 @pytest.mark.parametrize("options", [{}, {"compact": True}, {"in_place": True}], ids=str)

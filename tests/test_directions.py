@@ -152,7 +152,7 @@ def test_masks_that_come_inside_a_window_close_it():
     w = dict(zip(dict(model.named_parameters()), weights(model), strict=True))
     loss_at(model)
     training = fs.sparsify(model, optimizer, "static", sparsity=0.7, steps=20)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     for name, p in model.named_parameters():
         assert same(p.detach(), torch.where(training.masks.get(name, torch.tensor(True)), w[name], 0))
     train_steps(model, optimizer, 2)

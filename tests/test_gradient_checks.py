@@ -265,7 +265,7 @@ def test_the_watch_of_a_window_that_sam_had_closed_ends_with_its_step():
         optimizer.zero_grad()
         loss = loss_at(model)
         loss.backward()
-        if optimizer.is_open:
+        if optimizer.is_perturbed:
             optimizer.eval()
         return loss
 
@@ -347,7 +347,7 @@ def test_a_copy_made_in_an_inspected_step_follows_nobody(how):
     train_steps(model, optimizer, 1)
     other = how(model)
     loss_at(other).backward()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert gradients(other)
 
 
@@ -360,13 +360,13 @@ def test_a_model_that_is_no_longer_followed_can_be_scripted_and_is_told_of():
     train_steps(model, optimizer, 2)
     loss_at(model, 2)
     optimizer.unfollow()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     torch.jit.script(model)
     with pytest.warns(UserWarning, match="plain SGD"):
         train_steps(model, optimizer, 2)
     optimizer.follow(model)
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_one_of_two_models_can_be_let_go():
@@ -375,9 +375,9 @@ def test_one_of_two_models_can_be_let_go():
     train_steps(nn.Sequential(one, nn.Linear(3, 6), two), optimizer, 2)
     optimizer.unfollow(one)
     loss_at(one)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     loss_at(two)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_an_export_in_a_window_leaves_the_parameters_as_they_are():
@@ -439,7 +439,7 @@ def test_a_base_without_modes_keeps_its_window_when_a_trainer_asks_for_one():
     train_steps(model, optimizer, 2)
     loss_at(model)
     optimizer.train()
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 class Prepared(torch.optim.Optimizer):

@@ -317,7 +317,7 @@ def test_the_buffer_is_made_once():
     optimizer, places = s2sam(model), set()
     for step in range(4):
         train_steps(model, optimizer, 1, start=step)
-        places.add(tuple(optimizer.state[p]["neighbour"].data_ptr() for p in model.parameters()))
+        places.add(tuple(optimizer.state[p]["perturbed"].data_ptr() for p in model.parameters()))
     assert len(places) == 1
 
 
@@ -344,7 +344,7 @@ def test_neither_step_nor_window_makes_the_host_wait():
         optimizer.zero_grad()
         model(batch()[0])
         torch.ones(1).item()
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert waits.found == ["aten._local_scalar_dense.default"]  # our own, which shows that one would be seen
 
 

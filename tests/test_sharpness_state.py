@@ -214,11 +214,11 @@ def test_a_copy_of_a_followed_model_follows_nobody(how):
     w = weights(twin)
     backward(twin)
     assert same(weights(twin), w)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     plain.load_state_dict(twin.state_dict())
     twin.load_state_dict(plain.state_dict())
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     inside = weights(model)
     twin.eval()
     loss_at(twin)
@@ -227,7 +227,7 @@ def test_a_copy_of_a_followed_model_follows_nobody(how):
     new = fs.S2SAM(sgd(twin.parameters()), rho=0.5).follow(twin.train())
     train_steps(twin, new, 2)
     loss_at(twin)
-    assert new.is_open
+    assert new.is_perturbed
 
 
 def test_a_shallow_copy_of_a_followed_model_follows_nobody():
@@ -235,7 +235,7 @@ def test_a_shallow_copy_of_a_followed_model_follows_nobody():
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)
     backward(copy.copy(model))
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     loss_at(model)
     u = weights(model)
     with torch.no_grad():

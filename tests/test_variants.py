@@ -241,7 +241,7 @@ def test_every_window_gives_w_back_bit_for_bit(how, layout):
     train_steps(model, optimizer, 4)
     w, state, own = weights(model), copy.deepcopy(optimizer.state_dict()), saved(model.state_dict())
     loss = loss_at(model, 4)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert norm(shift(model, w)) == close(0.5)
     assert same(saved(optimizer.state_dict()), saved(state))
     inside = model.state_dict()
@@ -263,7 +263,7 @@ def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
     twin, its = copy.deepcopy((model, optimizer))
     its.eval()
     assert same(weights(twin), w)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert training.sparsity > 0
 
 
@@ -348,7 +348,7 @@ def test_the_extra_state_is_one_buffer_or_a_quarter_of_one(options, sparsity, mo
         peaks.append(peak.most)
         optimizer.zero_grad()
     momentum = sum(entry["momentum_buffer"].nbytes for entry in optimizer.state.values())
-    places = 0 if training is None else sum(w._live.nbytes for w in training._masks if w._live is not None)
+    places = 0 if training is None else sum(w._indices.nbytes for w in training._masks if w._indices is not None)
     assert (bytes_kept(optimizer) - momentum + places) / size <= most
     assert peaks[-1] / size < 0.15  # a step makes nothing but scraps: the buffer is there
 

@@ -105,10 +105,10 @@ def test_a_window_opens_in_training_with_gradients_only():
     model.eval()
     loss_at(model)
     assert same(weights(model), w)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     model.train()
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_a_hook_that_was_there_before_sees_the_window():
@@ -174,7 +174,7 @@ def test_evaluation_without_gradients_in_training_mode_sees_w():
     loss_at(model)
     with torch.no_grad():
         assert same(model(batch()[0]), before)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_evaluation_with_gradients_closes():
@@ -182,7 +182,7 @@ def test_evaluation_with_gradients_closes():
     loss_at(model)
     model.eval()
     loss_at(model)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(weights(model), w)
 
 
@@ -191,7 +191,7 @@ def test_optimizer_eval_closes_and_train_does_not_open():
     loss_at(model)
     optimizer.eval()
     optimizer.train()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(weights(model), w)
 
 
@@ -216,7 +216,7 @@ def test_state_dict_with_a_prefix_or_of_an_outer_module_gives_w():
     loss_at(model)
     assert same([outer.state_dict()[f"net.{name}"] for name, _ in model.named_parameters()], w)
     assert same([model.state_dict(prefix="a.")[f"a.{name}"] for name, _ in model.named_parameters()], w)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_shared_parameters_are_w_under_each_of_their_names():
@@ -241,7 +241,7 @@ def test_load_state_dict_closes_and_its_weights_stay(whole):
         outer.load_state_dict({f"net.{name}": t for name, t in new.items()})
     else:
         model.load_state_dict(new)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(model.state_dict(), new)
     optimizer.eval()
     assert same(model.state_dict(), new)

@@ -250,7 +250,7 @@ def followed_too_early(rank):
             attempt()
         except InputError as problem:
             said.append(str(problem))
-    return said, optimizer.is_open
+    return said, optimizer.is_perturbed
 
 
 def test_following_before_sharding_is_refused():
@@ -265,9 +265,9 @@ def inside(rank, wrapper):
     sparse(model, optimizer)
     train(model, optimizer, rank, 2, range(3))
     true = plain_tensors(model.state_dict())
-    neighbours = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    neighbours = [plain_tensors({"u": entry["perturbed"]}) for entry in optimizer.state_dict()["state"].values()]
     loss = F.cross_entropy(model(batches()[3][0]), batches()[3][1])
-    still = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    still = [plain_tensors({"u": entry["perturbed"]}) for entry in optimizer.state_dict()["state"].values()]
     shown = plain_tensors(dict(model.named_parameters()))
     saved = plain_tensors(model.state_dict())
     loss.backward()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import flatsparse as fs
-from flatsparse.sam.base import NEIGHBOUR
+from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sparse.scores import needs_dense_gradient
 from tests import sparse_helpers
 from tests.sparse_helpers import assert_zero_outside, batch, copied, masked, same, state_of, take_step, tiny_net
@@ -151,7 +151,7 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
             grown = mask & ~before[name]
             assert method in RESTORE or not weight[grown].any()
             for key, value in state_of(optimizer, weight).items():  # a neighbour is the weight itself: no direction yet
-                assert torch.equal(value[grown], weight[grown] if key == NEIGHBOUR else torch.zeros_like(value[grown]))
+                assert torch.equal(value[grown], weight[grown] if key == PERTURBED else torch.zeros_like(value[grown]))
             checked += int(grown.sum())
         before.update(copied(training.masks))
 

@@ -1,0 +1,25 @@
+"""How weights are perturbed: what a user may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatsparse.common.errors import InputError, check_finite
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are perturbed; see ``SharpnessAware`` for what each option means."""
+
+    adaptive: bool = False
+    eta: float = 0.01
+    mask_perturbation: bool = True
+    compact: bool = False
+    in_place: bool = False
+
+    def __post_init__(self) -> None:
+        check_finite("eta", self.eta)
+        if self.compact and not self.mask_perturbation:
+            raise InputError(
+                "compact keeps the perturbed values of live weights only: it cannot go with mask_perturbation=False"
+            )
