@@ -24,7 +24,8 @@ from flatsparse.experiments.run.ddp import ALONE, Team
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.task import NETWORKS, check_fit, check_takes, loss
 from flatsparse.measure.flops import Cost, cost
-from flatsparse.methods import kind_of
+from flatsparse.methods import kind_of, options_of, traits_of
+from flatsparse.methods.traits import Scoring
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.schedules import DueSteps
@@ -102,7 +103,7 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's windows
         net = torch.compile(net)  # type: ignore[assignment]  # it gives a module for a module
     optimizer = _optimizer(run, model, steps)
-    needs_sample = hasattr(kind_of(run.method)(), "batches")
+    traits = traits_of(kind_of(run.method))
     own_period = getattr(kind_of(run.method)(), "every", None) if run.every is None else run.every
     run, options = _with_method_options(run, run.epochs * steps_per_epoch)
     run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
@@ -111,14 +112,14 @@ def build(run: Run, team: Team = ALONE) -> Parts:
         net,
         optimizer,
         run.method,
-        sparsity=None if hasattr(kind_of(run.method), "by_channels") else run.sparsity,
+        sparsity=run.sparsity if traits.takes_sparsity else None,
         steps=steps,
         seed=run.seed,
         include=run.include,
         exclude=run.exclude,
         layers=run.layers,
         **options,
-        **(_sample(run, splits) if needs_sample else {}),
+        **_sample(run, splits, traits.scoring),
     )
     schedule = start_schedule(run, optimizer, steps_per_epoch)
     return Parts(
@@ -139,10 +140,12 @@ def build(run: Run, team: Team = ALONE) -> Parts:
     )
 
 
-def _sample(run: Run, splits: Splits) -> dict[str, Any]:
-    """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
+def _sample(run: Run, splits: Splits, scoring: Scoring) -> dict[str, Any]:
+    """The options by which a method gets what it scores weights on before training."""
+    if scoring == "none":
+        return {}
     shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": loss}
+    return {"batches": [next(shuffled)] if scoring == "batch" else shuffled, "loss_fn": loss}
 
 
 def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
@@ -176,7 +179,7 @@ def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
     weight step, and then some must be left. Longer training keeps the period: the steps are those without a multiplier.
     """
     method: Any = kind_of(run.method)()
-    own = {name: getattr(method, name) for name in METHOD_OPTIONS if hasattr(method, name)}
+    own = {name: getattr(method, name) for name in METHOD_OPTIONS if name in options_of(method)}
     if run.until is not None and "until" in own:
         method = dataclasses.replace(method, until=run.until)
     if own.get("every") is not None:

@@ -17,7 +17,7 @@ import tyro
 from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.run.task import NETWORKS
-from flatsparse.methods import METHODS, kind_of, name_of_kind, named
+from flatsparse.methods import METHODS, kind_of, methods_with, name_of_kind, named, options_of, traits_of
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.layers import PRESETS
@@ -39,10 +39,15 @@ RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "linear": lambda rho, steps: Linear(rho, 0.0, until=steps + 1),
     "cosine": lambda rho, steps: Cosine(rho, 0.0, until=steps + 1),
 }
-# Choices of what is done to channels, and who has them.
-OF_CHANNELS = {"explore": "chex or chase", **dict.fromkeys(("first_phase", "last_phase", "channel_offset"), "chase")}
-# What those methods did before there was a choice.
+# Choices of what is done to channels.
+OF_CHANNELS = ("explore", "first_phase", "last_phase", "channel_offset")
+# What the methods that have them did before there was a choice.
 ONCE = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
+
+
+def _with(option: str) -> str:
+    """Return the names of the methods that have an option, as a phrase."""
+    return " or ".join(methods_with(option))
 
 
 def _without(told: str) -> Any:
@@ -158,7 +163,7 @@ class Setting:
     @property
     def removal(self) -> str:
         """What the method takes away, in words; of a setting that is resolved."""
-        if hasattr(kind_of(self.method), "by_channels"):
+        if not traits_of(kind_of(self.method)).takes_sparsity:
             return f"{self.channels:.0%} of its channels removed"
         return f"{self.sparsity:.0%} of its weights zero"
 
@@ -193,27 +198,27 @@ class Run(Setting):
         if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution", self.distribution, DISTRIBUTIONS)
         kind = kind_of(method)
-        by_channels = bool(getattr(kind, "by_channels", False))
-        if by_channels and self.sparsity:
+        traits, options = traits_of(kind), options_of(kind)
+        if not traits.takes_sparsity and self.sparsity:
             raise InputError(
                 f"--sparsity {self.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
             )
-        if self.channels is not None and not hasattr(kind, "channels"):
+        if self.channels is not None and "channels" not in options:
             raise InputError(
-                f"--channels cannot be asked of '{method}', which removes none: give --method chex or chase"
+                f"--channels cannot be asked of '{method}', which removes none: give --method {_with('channels')}"
             )
-        if self.sums and not hasattr(kind, "channels"):
+        if self.sums and "sums" not in options:
             raise InputError(
-                f"--sums cannot be asked of '{method}', which removes no channels: give --method chex or chase"
+                f"--sums cannot be asked of '{method}', which removes no channels: give --method {_with('sums')}"
             )
-        for name, methods in OF_CHANNELS.items():
-            if getattr(self, name) is not None and not hasattr(kind, name):
+        for name in OF_CHANNELS:
+            if getattr(self, name) is not None and name not in options:
                 flag = name.replace("_", "-")
                 raise InputError(
-                    f"--{flag} cannot be asked of '{method}', which has no such choice: give --method {methods}"
+                    f"--{flag} cannot be asked of '{method}', which has no such choice: give --method {_with(name)}"
                 )
         own: dict[str, Any] = {n: getattr(kind, n, None) for n in OF_CHANNELS if getattr(self, n) is None}
-        default = 0.0 if method == "dense" or by_channels else 0.9
+        default = traits.default_sparsity if traits.takes_sparsity else 0.0
         sparsity = default if self.sparsity is None else check_sparsity(self.sparsity)
         for name in ("epochs", "batch_size"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
@@ -295,7 +300,7 @@ class Run(Setting):
 
         Raises: InputError for options that the method refuses, and when its own code does not run.
         """
-        own = {f.name for f in dataclasses.fields(kind_of(self.method))}  # type: ignore[arg-type]  # methods are dataclasses
+        own = options_of(kind_of(self.method))
         chosen = {n: value for n in METHOD_OPTIONS if n in own and (value := getattr(self, n)) is not None}
         assert self.sparsity is not None  # resolved
         with contextlib.ExitStack() as around:
