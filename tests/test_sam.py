@@ -255,7 +255,7 @@ def test_it_keeps_nothing_between_steps():
     optimizer = fs.SAM(sgd(model.parameters()), rho=0.5)
     sam_steps(model, optimizer, 2)
     assert all(set(entry) == {"momentum_buffer"} for entry in optimizer.state.values())
-    assert not optimizer.perturbation.weights.parameters()
+    assert not optimizer.perturbation.weights.kept()
 
 
 def test_sam_and_s2sam_differ():

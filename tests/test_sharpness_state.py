@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import flatsparse as fs
+from flatsparse.sam.looksam import LookSAM
+from flatsparse.schedules import InverseSqrt
 
 from .helpers import (
     backward,
@@ -104,6 +106,51 @@ def test_the_state_of_a_plain_base_loads(base):
     w = weights(ours)
     backward(ours)
     assert norm(shift(ours, w)) == close(0.5)
+
+
+OLD = {"perturbed": "neighbour", "perturbation_step": "looks", "perturbed_rho": "neighbour_rho"}
+
+
+def under_old_keys(state):
+    """A state as versions before this one saved it."""
+    if isinstance(state, dict):
+        return {OLD.get(key, key): under_old_keys(value) for key, value in state.items()}
+    return [under_old_keys(value) for value in state] if isinstance(state, list) else state
+
+
+@bases
+@pytest.mark.parametrize("kind", [fs.S2SAM, LookSAM])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_state_saved_under_old_keys_goes_on_as_if_never_stopped(base, kind, sparse):
+    def make(seed):
+        model = mlp(seed)
+        options = {"direction": "random", "seed": 3} if kind is fs.S2SAM else {"every": 4}
+        optimizer = kind(base(model.parameters()), rho=InverseSqrt(0.5), **options).follow(model)
+        return (
+            model,
+            optimizer,
+            fs.sparsify(model, optimizer, "rigl", sparsity=0.5, steps=20, every=3) if sparse else None,
+        )
+
+    def train(model, optimizer, steps, start=0):
+        for step in range(start, start + steps):
+            optimizer.step(lambda step=step: (optimizer.zero_grad(), backward(model, step))[1])
+
+    model, optimizer, training = make(0)
+    train(model, optimizer, 5)
+    old = under_old_keys(saved(optimizer.state_dict()))
+    assert "looks" in old["param_groups"][0]
+    assert kind is LookSAM or "neighbour" in old["state"][0]
+    other, resumed, its = make(1)
+    other.load_state_dict(saved(model.state_dict()))
+    resumed.load_state_dict(old)
+    if sparse:
+        its.load_state_dict(saved(training.state_dict()))
+    assert same(resumed.state_dict(), optimizer.state_dict())
+    assert "looks" in old["param_groups"][0]  # what is loaded is left as it is
+    train(model, optimizer, 4, start=5)
+    train(other, resumed, 4, start=5)
+    assert same(model.state_dict(), other.state_dict())
 
 
 def load(model, new):

@@ -49,7 +49,7 @@ class SharpnessAware(Wrapper):
         holds complex parameters, or ρ is negative or not finite.
     """
 
-    _copied: ClassVar = (*Wrapper._copied, "radius", "perturbation", "checks", "warn")
+    _copied: ClassVar = (*Wrapper._copied, "perturbation", "checks", "warn")
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class SharpnessAware(Wrapper):
     ) -> None:
         check_base(base)
         options = Options(adaptive, eta, mask_perturbation, compact, in_place)
-        self.radius = Radius(rho, base)
+        radius = Radius(rho, base)
         self.warn = WarnOnce(type(self).__name__)
-        self.perturbation = Perturbation(base, self.radius, options, self._store(base), self.warn)
+        self.perturbation = Perturbation(base, radius, options, self._store(base), self.warn)
         self.checks = GradientChecks(self.perturbation, self.warn)
-        super().__init__(base, {self.radius.key: self.radius.default})
+        super().__init__(base, radius)
 
     def _store(self, base: Optimizer) -> Store:
         """Where the perturbed weights are kept: nowhere else, if they are not needed after the step."""
@@ -79,12 +79,6 @@ class SharpnessAware(Wrapper):
     def _share(self, *_: object) -> None:
         super()._share()
         self.perturbation.weights.reload()
-
-    def _check_group(self, group: dict[str, Any], params: list[Any]) -> None:
-        self.radius.check(group, params)
-
-    def _complete_groups(self) -> None:
-        self.radius.complete_groups()
 
     def _base_state(self) -> dict[str, Any]:
         """The same while the weights are perturbed as otherwise."""

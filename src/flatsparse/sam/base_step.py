@@ -39,10 +39,10 @@ def unmasked_step(perturbation: Perturbation) -> Tensors:
     weights, dense = perturbation.weights, {}
     for p, g in perturbation.gradients().items():
         dense[p] = weights.buffer(p).copy_(g)
-        weights.release(p)
+        weights.store.pop(p, None)
     perturbation.base.step()
     for p, u in dense.items():
-        weights.keep(p, u)
+        weights.store[p] = u
     return {**perturbation.gradients(), **dense}
 
 
@@ -60,9 +60,11 @@ def _compiled_pass(base: Any, perturbation: Perturbation) -> None:
     """In the place of the base's own step, between its hooks: that step, and the perturbed weights if all is as usual."""
     rows = []
     for group in base.param_groups:
-        live = [p for p in group["params"] if p.grad is not None]
-        momenta = [base.state[p].get("momentum_buffer") for p in live]
-        rows.append((group, live, [p.grad for p in live], momenta, [perturbation.weights.buffer(p) for p in live]))
+        params = [p for p in group["params"] if p.grad is not None]
+        momenta = [base.state[p].get("momentum_buffer") for p in params]
+        rows.append(
+            (group, params, [p.grad for p in params], momenta, [perturbation.weights.buffer(p) for p in params])
+        )
     base._opt_called = True  # for a scheduler that asks whether the base has stepped
     usual = kernel.suits(base) and all(
         perturbation.radius.of(group) != 0
@@ -75,10 +77,10 @@ def _compiled_pass(base: Any, perturbation: Perturbation) -> None:
     length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
     if not squares_fit(length):
         length = float(norm([g for _, _, gradients, _, _ in rows for g in gradients]) or 0.0)
-    for group, live, gradients, momenta, perturbed in rows:
-        kernel.step(group, live, gradients, momenta, perturbed, perturbation.radius.of(group) / max(length, TINY))
+    for group, params, gradients, momenta, perturbed in rows:
+        kernel.step(group, params, gradients, momenta, perturbed, perturbation.radius.of(group) / max(length, TINY))
     perturbation.weights.record(
-        [Swap(p, u, None) for _, live, *_, perturbed in rows for p, u in zip(live, perturbed, strict=True)]
+        [Swap(p, u, None) for _, params, *_, perturbed in rows for p, u in zip(params, perturbed, strict=True)]
     )
 
 

@@ -110,7 +110,7 @@ class Inspection:
     """
 
     def __init__(self, optimizer: Perturbing, checks: GradientChecks) -> None:
-        models, perturbed = list(optimizer.followed), checks.perturbation.weights.parameters()
+        models, perturbed = list(optimizer.followed), list(checks.perturbation.weights.kept())
         self._arrivals = ArrivalWatch(perturbed, checks)
         self._handles = []
         for model in models:

@@ -50,6 +50,8 @@ class LookSAM(SAM):
     12
     """
 
+    _copied: ClassVar = (*SAM._copied, "every", "alpha")
+
     def __init__(
         self,
         base: Optimizer,
@@ -63,8 +65,6 @@ class LookSAM(SAM):
     ) -> None:
         self.every, self.alpha = check_count("every", every), check_finite("alpha", alpha)
         super().__init__(base, rho, adaptive=adaptive, eta=eta, mask_perturbation=mask_perturbation)
-
-    _copied: ClassVar = (*SAM._copied, "every", "alpha")
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()

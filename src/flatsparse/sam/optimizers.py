@@ -49,6 +49,8 @@ class S2SAM(SharpnessAware):
     ...     optimizer.zero_grad()
     """
 
+    _copied: ClassVar = (*SharpnessAware._copied, "direction", "seed", "kernel")
+
     def __init__(
         self,
         base: Optimizer,
@@ -80,8 +82,6 @@ class S2SAM(SharpnessAware):
     def _store(self, base: Optimizer) -> Store:
         """Where the perturbed weights are kept: in the state, which is saved."""
         return StateEntry(base, PERTURBED)
-
-    _copied: ClassVar = (*SharpnessAware._copied, "direction", "seed", "kernel")
 
     def follow(self, model: nn.Module) -> S2SAM:
         """Run each forward of the model in training mode, with gradients on, at w + e; ``step`` restores w.
@@ -177,9 +177,8 @@ class SAM(SharpnessAware):
         for p, masked in self.perturbation.masks.items():
             if p.grad is not None:
                 masked.zero_outside(p.grad)
-        self.perturbation.make(
-            self.perturbation.gradients()
-        )  # without a name of ours, so that they can be freed inside
+        # Gradients without a name of ours, so that they can be freed inside.
+        self.perturbation.make(self.perturbation.gradients())
         with frozen_statistics(list(self.followed)):
             try:
                 with self.perturbation.applied():

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import full_tensor, local_tensor, norm
+from flatsparse.common.distributed import local_tensor
 from flatsparse.common.optimizers import Masked
 from flatsparse.common.tensors import Version, version
 from flatsparse.sam.options import Options
 from flatsparse.sam.radius import Radius
+from flatsparse.sam.staleness import are_replaced, fits
 from flatsparse.sam.swap import Swap, take
 from flatsparse.sam.warn_once import WarnOnce
 
@@ -42,16 +43,20 @@ class PerturbedWeights:
     def __init__(self, base: Optimizer, radius: Radius, options: Options, store: Store, warn: WarnOnce) -> None:
         self.masks: Mapping[nn.Parameter, Masked] = {}
         self.exist = False
-        self._base, self._radius, self._options, self._store, self._warn = base, radius, options, store, warn
+        self.store = store
+        self._base, self._radius, self._options, self._warn = base, radius, options, warn
         self._made: list[tuple[Swap, Version]] = []  # those just made, each with the version of its w then
         self._drops = 0  # how many times in a row stale ones were dropped
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "masks": {}, "_made": []}  # masks attach themselves anew; versions are the originals'
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that have a u."""
-        return [p for group in self._base.param_groups for p in group["params"] if self._store.get(p) is not None]
+    def kept(self) -> dict[nn.Parameter, Tensor]:
+        """The u of each parameter that has one."""
+        return self._of(self._base.param_groups)
+
+    def _of(self, groups: list[dict[str, Any]]) -> dict[nn.Parameter, Tensor]:
+        return {p: u for group in groups for p in group["params"] if (u := self.store.get(p)) is not None}
 
     # -- made in a step -------------------------------------------------------------------------------------------
 
@@ -62,18 +67,10 @@ class PerturbedWeights:
 
     def buffer(self, p: nn.Parameter, indices: Tensor | None = None) -> Tensor:
         """Room for the u of a parameter, or of its entries at flat indices: that of the last one, if it fits."""
-        u, shape = self._store.get(p), p.shape if indices is None else indices.shape
+        u, shape = self.store.get(p), p.shape if indices is None else indices.shape
         if u is not None and u.shape == shape and u.device == p.device and u.dtype == p.dtype:
             return u
         return torch.empty_like(p, requires_grad=False) if indices is None else p.new_empty(shape, requires_grad=False)
-
-    def keep(self, p: nn.Parameter, u: Tensor) -> None:
-        """Keep the u of one parameter."""
-        self._store[p] = u
-
-    def release(self, p: nn.Parameter) -> None:
-        """Let go of the u of one parameter."""
-        self._store.pop(p, None)
 
     def record(self, swaps: list[Swap]) -> None:
         """Keep the u just made, and forget all others."""
@@ -82,9 +79,9 @@ class PerturbedWeights:
             group[RHO] = self._radius.of(group)
             for p in group["params"]:
                 if p in made:
-                    self.keep(p, made[p])
+                    self.store[p] = made[p]
                 else:
-                    self.release(p)
+                    self.store.pop(p, None)
         self._made = [(swap, version(swap.p)) for swap in swaps]
         self.exist = bool(swaps)
 
@@ -100,7 +97,7 @@ class PerturbedWeights:
         return self._as_made() or self._as_kept()
 
     def _as_made(self) -> list[Swap]:
-        """None, if since then a weight was written to or a ρ changed."""
+        """The u as they were made; none if since then a weight was written to or a ρ changed."""
         if any(group.get(RHO) != self._radius.of(group) for group in self._base.param_groups):
             return []
         if any(version(swap.p) != then for swap, then in self._made):
@@ -109,7 +106,7 @@ class PerturbedWeights:
         return [swap for swap, _ in self._made]
 
     def _as_kept(self) -> list[Swap]:
-        """Those that are near their weights, at the ρ of now."""
+        """The u that are near their weights, scaled to the ρ of now."""
         self._drop_stale()
         swaps = []
         for group in self._base.param_groups:
@@ -117,7 +114,7 @@ class PerturbedWeights:
             made_with = group.get(RHO, rho)
             if rho == 0 or made_with == 0:  # nothing shall be perturbed, or nothing was
                 continue
-            kept = self._kept(group["params"])
+            kept = [self._swap(p, u) for p, u in self._of([group]).items()]
             if rho != made_with:
                 for p, u, indices in kept:
                     _rescale_(u, p, indices, rho / made_with)
@@ -126,9 +123,8 @@ class PerturbedWeights:
         self._made = [(swap, version(swap.p)) for swap in swaps]
         return swaps
 
-    def _kept(self, params: list[nn.Parameter]) -> list[Swap]:
-        kept = [(p, u) for p in params if (u := self._store.get(p)) is not None]
-        return [Swap(p, u, None if u.shape == p.shape else self.masks[p].indices) for p, u in kept]
+    def _swap(self, p: nn.Parameter, u: Tensor) -> Swap:
+        return Swap(p, u, None if u.shape == p.shape else self.masks[p].indices)
 
     # -- dropped --------------------------------------------------------------------------------------------------
 
@@ -139,31 +135,31 @@ class PerturbedWeights:
     def reload(self) -> None:
         """Go on with what is in the store by now, after another state was loaded."""
         self.invalidate()
-        self.exist = bool(self.parameters())
+        self.exist = bool(self.kept())
 
     def forget(self) -> None:
         """Drop all."""
-        for p in self.parameters():
-            self.release(p)
+        for p in self.kept():
+            self.store.pop(p, None)
         self.invalidate()
         self.exist = False
 
-    @torch.no_grad()
     def _drop_stale(self) -> None:
         """Drop those of weights that were since replaced, e.g. by loading others without their optimizer.
 
         Only weights that were written to since are measured. Writing through ``p.data.copy_`` leaves no trace and goes
         unnoticed; ``p.copy_`` under ``no_grad`` does not.
         """
-        parameters = self.parameters()
-        stale = [p for p in parameters if not self._fits(p)]
+        kept = self.kept()
+        stale = [p for p, u in kept.items() if not fits(p, u, self.masks)]
         if not stale:
             made_at = {swap.p: then for swap, then in self._made}
-            written = [swap for swap in self._kept(parameters) if made_at.get(swap.p) != version(swap.p)]
-            if written and self._are_far(written):
+            written = [self._swap(p, u) for p, u in kept.items() if made_at.get(p) != version(p)]
+            rho = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
+            if are_replaced(written, rho, self._options.eta if self._options.adaptive else None):
                 stale = [p for p, _, _ in written]
         for p in stale:
-            self.release(p)
+            self.store.pop(p, None)
             self.exist = False
         self._drops = self._drops + 1 if stale else 0
         if self._drops > 1:  # one alone is a load
@@ -172,22 +168,6 @@ class PerturbedWeights:
                 "the weights are rewritten by more than 2ρ after each step, so nothing is perturbed: write them before"
                 " optimizer.step()",
             )
-
-    def _fits(self, p: nn.Parameter) -> bool:
-        """Return whether the u of a parameter is of its kind, and of its shape or with an entry for each live weight."""
-        u = self._store.get(p)
-        assert u is not None
-        if u.device != p.device or u.dtype != p.dtype:
-            return False
-        return u.shape == p.shape or (p in self.masks and u.shape == self.masks[p].indices.shape)
-
-    def _are_far(self, written: list[Swap]) -> bool:
-        """Return whether weights are further than 2ρ from their u."""
-        distance = norm([take(p.detach(), indices) - u for p, u, indices in written])
-        reach: float | Tensor = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
-        if self._options.adaptive:
-            reach *= max(full_tensor(p.detach().abs().max()) for p, _, _ in written) + self._options.eta
-        return distance is None or not bool(distance <= 2 * reach)
 
 
 def _rescale_(u: Tensor, p: nn.Parameter, indices: Tensor | None, ratio: float) -> None:

@@ -10,33 +10,29 @@ from torch.optim import Optimizer
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import check_dense, check_hooks, needs_closure
+from flatsparse.sam.radius import Radius
 
 
 class Wrapper(Optimizer):
-    """An optimizer whose ``param_groups``, ``state`` and ``state_dict`` are those of its base.
+    """An optimizer whose ``param_groups``, ``state`` and ``state_dict`` are those of its base, and which keeps ρ there."""
 
-    A subclass says with ``_check_group`` and ``_complete_groups`` what groups need beside what the base needs.
-    """
+    _copied: ClassVar[tuple[str, ...]] = (
+        "defaults",
+        "base",
+        "radius",
+    )  # the attributes that a copy or a pickle has too
 
-    _copied: ClassVar[tuple[str, ...]] = ("defaults", "base")  # the attributes that a copy or a pickle has too
-
-    def __init__(self, base: Optimizer, defaults: dict[str, Any]) -> None:
-        super().__init__(base.param_groups, {**base.defaults, **defaults})
-        self.base = base
+    def __init__(self, base: Optimizer, radius: Radius) -> None:
+        super().__init__(base.param_groups, {**base.defaults, radius.key: radius.default})
+        self.base, self.radius = base, radius
         self._share()
 
     def _share(self, *_: object) -> None:
         """Use the base's groups and state as our own; it replaces both when it loads, so this follows each load."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
-        self._complete_groups()
+        self.radius.complete_groups()
         if self._share not in self.base._optimizer_load_state_dict_post_hooks.values():
             self.base.register_load_state_dict_post_hook(self._share)
-
-    def _check_group(self, group: dict[str, Any], params: list[Any]) -> None:
-        """Raise InputError for a group that cannot be added."""
-
-    def _complete_groups(self) -> None:
-        """Give groups what they lack, as those do that come from the base alone."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may carry its own ``rho``."""
@@ -45,9 +41,9 @@ class Wrapper(Optimizer):
             return
         given = param_group["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
-        self._check_group(param_group, [p[1] if isinstance(p, tuple) else p for p in params])
+        self.radius.check(param_group, [p[1] if isinstance(p, tuple) else p for p in params])
         self.base.add_param_group({**param_group, "params": params})
-        self._complete_groups()
+        self.radius.complete_groups()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch.optim does
     def state_dict(self) -> dict[str, Any]:

@@ -18,12 +18,12 @@ __all__ = ["library", "square", "step", "suits", "takes"]
 
 
 def suits(base: Optimizer) -> bool:
-    """Whether the pass can stand in for an optimizer: plain SGD with momentum."""
+    """Return whether the pass can stand in for an optimizer: plain SGD with momentum."""
     return type(base) is SGD and all(group["momentum"] != 0 and not group["maximize"] for group in base.param_groups)
 
 
 def takes(p: Tensor, *others: Tensor) -> bool:
-    """Whether the pass can work on a parameter and what belongs to it: float32 on the CPU, without gaps, laid out alike."""
+    """Return whether the pass can work on a parameter and what belongs to it: float32 on a CPU, dense, laid out alike."""
     layout = p.stride()
     return (
         type(p) is nn.Parameter
@@ -35,7 +35,7 @@ def takes(p: Tensor, *others: Tensor) -> bool:
 
 
 def square(tensors: Sequence[Tensor]) -> float:
-    """The sum of the squares of all entries."""
+    """Return the sum of the squares of all entries."""
     return library().flatsparse_square(len(tensors), _pointers(tensors), _sizes(tensors), torch.get_num_threads())
 
 

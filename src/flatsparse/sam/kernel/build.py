@@ -25,19 +25,19 @@ FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp")
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled pass; built at the first call on a machine and kept in the user's cache.
+    """The compiled pass; built at the first call on a machine and cached for the user.
 
-    What is kept is loaded only where nobody else could have put or changed it, and only as long as it is what was built;
+    It is loaded from the cache only where nobody else could have put or changed it, and only while it is what was built;
     else it is built anew, in a folder of this process alone where the cache is not safe.
 
     Raises: InputError when it cannot be built or loaded.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         cache = _cache() or Path(
-            held.enter_context(tempfile.TemporaryDirectory(prefix="flatsparse-", ignore_cleanup_errors=True))
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="flatsparse-", ignore_cleanup_errors=True))
         )
         try:
-            file = _kept(cache) or _built(cache)
+            file = _cached(cache) or _built(cache)
             try:
                 return _bound(file)
             except (OSError, AttributeError):  # what was built elsewhere, such as in a home that machines share
@@ -58,19 +58,19 @@ def library() -> ctypes.CDLL:
 
 
 def _last_line(problem: Exception) -> str:
-    said = getattr(problem, "stderr", None) or str(problem)
-    return next(reversed(str(said).strip().splitlines()), type(problem).__name__)
+    text = getattr(problem, "stderr", None) or str(problem)
+    return next(reversed(str(text).strip().splitlines()), type(problem).__name__)
 
 
 def _bound(file: Path) -> ctypes.CDLL:
     """The functions of a shared library. Raises: OSError or AttributeError when it is not ours."""
-    found = ctypes.CDLL(str(file))
-    found.flatsparse_square.restype = ctypes.c_double
-    found.flatsparse_square.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    loaded = ctypes.CDLL(str(file))
+    loaded.flatsparse_square.restype = ctypes.c_double
+    loaded.flatsparse_square.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     numbers: list[Any] = [*[ctypes.c_float] * 4, ctypes.c_int, ctypes.c_float, ctypes.c_int]
-    found.flatsparse_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, *numbers]
-    found.flatsparse_step.restype = None
-    return found
+    loaded.flatsparse_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, *numbers]
+    loaded.flatsparse_step.restype = None
+    return loaded
 
 
 def _cache() -> Path | None:
@@ -83,22 +83,22 @@ def _cache() -> Path | None:
         return None
 
 
-def _only_ours(place: Path) -> bool:
-    """Whether a file or folder is this user's and nobody else may write to it, as far as the system knows users."""
-    about = place.lstat()
+def _only_ours(path: Path) -> bool:
+    """Return whether a file or folder is this user's and nobody else may write to it, as far as the system knows users."""
+    about = path.lstat()
     if not hasattr(os, "geteuid"):
         return True
     return about.st_uid == os.geteuid() and not stat.S_ISLNK(about.st_mode) and not about.st_mode & 0o022
 
 
 def _name() -> str:
-    """What the name of a shared library for this source and processor begins with; its content's hash comes after."""
+    """The beginning of the name of a shared library for this source and processor; its content's hash comes after."""
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor()).hexdigest()[:16]
     return f"step-{key}-"
 
 
-def _kept(cache: Path) -> Path | None:
-    """The shared library that is in a folder already; one that is not what was built is removed."""
+def _cached(cache: Path) -> Path | None:
+    """The shared library that is in the cache already; one that is not what was built is removed."""
     for file in cache.glob(f"{_name()}*"):
         with contextlib.suppress(OSError):
             if _only_ours(file) and file.stem.rpartition("-")[2] == _hash(file):
@@ -115,7 +115,7 @@ def _built(cache: Path) -> Path:
     """The shared library, compiled into a folder, where it appears when it is whole."""
     compiler = (
         shlex.split(os.environ.get("CC", ""))
-        or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
+        or [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))][:1]
     )
     if not compiler:
         raise OSError("no C compiler")
@@ -131,7 +131,7 @@ def _built(cache: Path) -> Path:
 
 
 def _processor() -> bytes:
-    """What tells one kind of processor from another, as -march=native does."""
+    """The features of the processor, which -march=native compiles for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
