@@ -13,7 +13,6 @@ from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
 from flatsparse.sam.perturb import TINY
 from flatsparse.sam.perturbation import Perturbation, Tensors
-from flatsparse.sam.swap import Swap
 
 BaseStep = Callable[[Perturbation], Tensors | None]
 
@@ -80,7 +79,7 @@ def _compiled_pass(base: Any, perturbation: Perturbation) -> None:
     for group, params, gradients, momenta, perturbed in rows:
         kernel.step(group, params, gradients, momenta, perturbed, perturbation.radius.of(group) / max(length, TINY))
     perturbation.weights.record(
-        [Swap(p, u, None) for _, params, *_, perturbed in rows for p, u in zip(params, perturbed, strict=True)]
+        [(p, u, None) for _, params, *_, perturbed in rows for p, u in zip(params, perturbed, strict=True)]
     )
 
 

@@ -43,18 +43,19 @@ def perturb_(parts: Sequence[Part], eta: float | None = None) -> None:
     have the norm of the whole. A direction may be its own u.
     """
     if eta is not None:  # u holds T d until its norm is known
-        for part in parts:
-            _scale_by_size_(part, take(local_tensor(part.d), part.indices), eta)
+        for p, d, _, indices, u in parts:
+            w = take(local_tensor(p), indices)
+            _scale_by_size_(local_tensor(u), w, take(local_tensor(d), indices), eta)
     length = norm([part.d if eta is None else part.u for part in parts])
     scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
-    for part in parts:
+    for p, d, rho, indices, u in parts:
         assert length is not None
-        w, u = take(local_tensor(part.w), part.indices), local_tensor(part.u)
-        kind = part.rho, w.device, w.dtype
+        w, out = take(local_tensor(p), indices), local_tensor(u)
+        kind = rho, w.device, w.dtype
         if kind not in scales:
             scales[kind] = _over(length, *kind)
-        d = take(local_tensor(part.d), part.indices) if eta is None else _scale_by_size_(part, u, eta)
-        torch.addcmul(w, d, scales[kind], out=u)
+        along = take(local_tensor(d), indices) if eta is None else _scale_by_size_(out, w, out, eta)
+        torch.addcmul(w, along, scales[kind], out=out)
 
 
 def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -63,7 +64,6 @@ def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype) 
     return (rho / length.clamp(min=TINY)).clamp(-most, most).to(device, dtype)
 
 
-def _scale_by_size_(part: Part, d: Tensor, eta: float) -> Tensor:
-    """Write ``(|w| + η) d`` into u."""
-    size = take(local_tensor(part.w), part.indices).abs().add_(eta)
-    return torch.mul(size, d, out=local_tensor(part.u))
+def _scale_by_size_(out: Tensor, w: Tensor, d: Tensor, eta: float) -> Tensor:
+    """Write ``(|w| + η) d``."""
+    return torch.mul(w.abs().add_(eta), d, out=out)

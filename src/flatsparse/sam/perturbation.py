@@ -18,7 +18,7 @@ from flatsparse.sam.options import Options
 from flatsparse.sam.perturb import Part, perturb_
 from flatsparse.sam.perturbed_weights import PerturbedWeights, Store
 from flatsparse.sam.radius import Radius
-from flatsparse.sam.swap import Swap, WeightSwap
+from flatsparse.sam.swap import WeightSwap
 from flatsparse.sam.warn_once import WarnOnce
 
 Tensors = dict[nn.Parameter, Tensor]
@@ -81,7 +81,7 @@ class Perturbation(WeightSwap):
                     indices = self.weights.indices(p)
                     parts.append(Part(p, d, signed, indices, self.weights.buffer(p, indices)))
         perturb_(parts, self.options.eta if self.options.adaptive else None)
-        self.weights.record([Swap(part.w, part.u, part.indices) for part in parts])
+        self.weights.record([(p, u, indices) for p, _, _, indices, u in parts])
         _warn_of_rounding(directions, self._warn)
 
     def apply(self) -> None:

@@ -82,7 +82,7 @@ class PerturbedWeights:
                     self.store[p] = made[p]
                 else:
                     self.store.pop(p, None)
-        self._made = [(swap, version(swap.p)) for swap in swaps]
+        self._made = [(swap, version(swap[0])) for swap in swaps]
         self.exist = bool(swaps)
 
     @property
@@ -100,7 +100,7 @@ class PerturbedWeights:
         """The u as they were made; none if since then a weight was written to or a ρ changed."""
         if any(group.get(RHO) != self._radius.of(group) for group in self._base.param_groups):
             return []
-        if any(version(swap.p) != then for swap, then in self._made):
+        if any(version(p) != then for (p, _, _), then in self._made):
             return []
         self._drops = 0
         return [swap for swap, _ in self._made]
@@ -120,11 +120,11 @@ class PerturbedWeights:
                     _rescale_(u, p, indices, rho / made_with)
             swaps += kept
             group[RHO] = rho
-        self._made = [(swap, version(swap.p)) for swap in swaps]
+        self._made = [(swap, version(swap[0])) for swap in swaps]
         return swaps
 
     def _swap(self, p: nn.Parameter, u: Tensor) -> Swap:
-        return Swap(p, u, None if u.shape == p.shape else self.masks[p].indices)
+        return p, u, None if u.shape == p.shape else self.masks[p].indices
 
     # -- dropped --------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class PerturbedWeights:
         kept = self.kept()
         stale = [p for p, u in kept.items() if not fits(p, u, self.masks)]
         if not stale:
-            made_at = {swap.p: then for swap, then in self._made}
+            made_at = {p: then for (p, _, _), then in self._made}
             written = [self._swap(p, u) for p, u in kept.items() if made_at.get(p) != version(p)]
             rho = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
             if are_replaced(written, rho, self._options.eta if self._options.adaptive else None):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,9 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import is_sharded, local_tensor, reshard
 from flatsparse.sam.warn_once import WarnOnce
 
-
-class Swap(NamedTuple):
-    """A parameter and the tensor that it shows after the next exchange.
-
-    Attributes:
-        other: of the parameter's shape; or (n,), its entries at ``indices``.
-        indices: (n,), flat and in row-major order; None for all.
-    """
-
-    p: nn.Parameter
-    other: Tensor
-    indices: Tensor | None
+# A parameter; the tensor that it shows after the next exchange, of its shape, or (n,); and the flat indices of these n
+# entries, None for all. A plain tuple, because every step makes three for each parameter.
+Swap = tuple[nn.Parameter, Tensor, Tensor | None]
 
 
 class WeightSwap:
@@ -103,7 +94,7 @@ class WeightSwap:
         """The true weights as their parameters are by now, for a model may be cast or moved while it is perturbed."""
         if all(w.dtype is p.dtype for p, w, _ in self._swaps):
             return self._swaps
-        return [Swap(p, w.to(p.device, p.dtype), indices) for p, w, indices in self._swaps]
+        return [(p, w.to(p.device, p.dtype), indices) for p, w, indices in self._swaps]
 
     @torch.no_grad()
     def _exchange(self, swaps: Sequence[Swap]) -> list[Swap]:
@@ -111,15 +102,15 @@ class WeightSwap:
         if any(is_sharded(p) for p, _, _ in swaps):  # after a no-grad forward FSDP2 keeps what it has gathered
             for model in list(self.models):
                 reshard(model)
-        undo = []
+        undo: list[Swap] = []
         for p, other, indices in swaps:
             if indices is None and not self._in_place and not is_sharded(p):
                 before = p.data
                 p.data = other
-                undo.append(Swap(p, before, None))
+                undo.append((p, before, None))
             else:
                 _exchange_contents(p, other, indices)
-                undo.append(Swap(p, other, indices))
+                undo.append((p, other, indices))
         if swaps and torch.is_autocast_cache_enabled():
             torch.clear_autocast_cache()  # it holds casts of the old contents, by parameter
         return undo
