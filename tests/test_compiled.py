@@ -1,4 +1,4 @@
-"""Following compiled models: the window opens, or the user is told."""
+"""Following compiled models: their forwards are perturbed, or the user is warned."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_model_that_ran_compiled_is_refused(net, how):
 
 
 def perturbs_or_objects(model, called, optimizer):
-    """Whether `follow` refuses, a window opens, or at least the second step warns."""
+    """Whether `follow` refuses, the weights are perturbed, or at least the second step warns."""
     try:
         optimizer.follow(model)
     except fs.InputError:
@@ -125,7 +125,7 @@ def test_after_a_reset_a_compiled_model_may_be_followed(net):
 
 @pytest.mark.parametrize("options", [{}, {"compact": True}, {"in_place": True}], ids=str)
 @pytest.mark.parametrize("how", ["compile, then follow", "in place, then follow"])
-def test_windows_and_moving_masks_neither_break_nor_recompile_the_graph(net, how, options):
+def test_perturbations_and_moving_masks_neither_break_nor_recompile_the_graph(net, how, options):
     graphs = []
 
     def backend(graph, inputs):
@@ -150,7 +150,7 @@ def test_windows_and_moving_masks_neither_break_nor_recompile_the_graph(net, how
 
 
 @pytest.mark.slow
-def test_inductor_sees_the_windows_too(net):
+def test_inductor_sees_the_perturbed_weights_too(net):
     eager, inner = net(), net()
     optimizer = s2sam(eager, rho=0.5)
     train_steps(eager, optimizer, 4)

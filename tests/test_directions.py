@@ -145,7 +145,7 @@ def test_grown_weights_start_at_zero_in_the_perturbation_too(base):
         assert w[name][g].count_nonzero() == model.get_parameter(name)[g].count_nonzero() == 0
 
 
-def test_masks_that_come_inside_a_window_close_it():
+def test_masks_that_come_while_perturbed_restore_w():
     model = conv_net()
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)

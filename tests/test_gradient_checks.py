@@ -257,7 +257,7 @@ def test_sam_under_whole_model_checkpointing_is_told_of():
         optimizer.step(closure)
 
 
-def test_the_watch_of_a_window_that_sam_had_closed_ends_with_its_step():
+def test_the_watch_of_weights_that_were_restored_within_sam_ends_with_its_step():
     model = mlp(norm=False)
     optimizer = fs.SAM(sgd(model.parameters()), rho=0.5).follow(model)
 
@@ -380,7 +380,7 @@ def test_one_of_two_models_can_be_let_go():
     assert optimizer.is_perturbed
 
 
-def test_an_export_in_a_window_leaves_the_parameters_as_they_are():
+def test_an_export_while_perturbed_leaves_the_parameters_as_they_are():
     model = mlp(norm=False)
     optimizer = s2sam(model, sgd, rho=0.5)
     train_steps(model, optimizer, 2)
@@ -394,7 +394,7 @@ def test_an_export_in_a_window_leaves_the_parameters_as_they_are():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_model_that_is_cast_in_a_window_is_of_one_kind_after_it(in_place):
+def test_a_model_that_is_cast_while_perturbed_is_of_one_kind_after_it(in_place):
     model = mlp(norm=False)
     optimizer = s2sam(model, sgd, rho=0.5, in_place=in_place)
     train_steps(model, optimizer, 2)
@@ -433,7 +433,7 @@ def test_modes_are_passed_on_to_a_base_that_has_them(kind):
     assert base.calls == ("train", "eval")
 
 
-def test_a_base_without_modes_keeps_its_window_when_a_trainer_asks_for_one():
+def test_a_base_without_modes_stays_perturbed_when_a_trainer_asks_for_one():
     model = mlp()
     optimizer = s2sam(model, sgd, rho=0.5)
     train_steps(model, optimizer, 2)

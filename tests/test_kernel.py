@@ -1,4 +1,4 @@
-"""The compiled pass does what SGD's step and the making of neighbours do in turn."""
+"""The compiled pass does what SGD's step and the making of perturbed weights do in turn."""
 
 from __future__ import annotations
 

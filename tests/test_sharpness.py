@@ -181,7 +181,7 @@ def test_a_gradient_scaler_changes_nothing(base):
 
 
 @pytest.mark.parametrize("base", [sgd, adamw, *FUSED], ids=["sgd", "adamw", "sgd-fused", "adamw-fused"])
-def test_a_step_that_a_scaler_skips_leaves_weights_and_neighbour(base):
+def test_a_step_that_a_scaler_skips_leaves_weights_and_perturbed_weights(base):
     model = mlp()
     optimizer, scaler = s2sam(model, base, rho=0.5), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(2):
@@ -334,7 +334,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_neither_step_nor_window_makes_the_host_wait():
+def test_neither_step_nor_swap_makes_the_host_wait():
     model = mlp()
     optimizer = s2sam(model)
     train_steps(model, optimizer, 2)

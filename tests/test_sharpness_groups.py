@@ -82,7 +82,7 @@ def test_a_group_with_a_bad_rho_is_refused():
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_change_of_rho_counts_from_the_next_window():
+def test_a_change_of_rho_counts_from_the_next_perturbation():
     model = mlp(norm=False)
     optimizer, found = s2sam(model, rho=0.5), []
     for step, rho in enumerate([0.5, 0.2, 0.8, 0.0, 0.5, 0.5]):

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 @bases
-def test_state_is_the_same_inside_a_window_and_outside(base):
+def test_state_is_the_same_while_perturbed_as_otherwise(base):
     model = mlp()
     optimizer = s2sam(model, base, rho=0.5)
     train_steps(model, optimizer, 2)
@@ -228,7 +228,7 @@ def test_a_copy_of_model_and_optimizer_goes_on_as_the_original(base, how):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
+def test_a_copy_made_while_perturbed_can_restore_its_own_w(how):
     model = mlp()
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)

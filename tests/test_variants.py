@@ -1,4 +1,4 @@
-"""Other directions, scales and schedules of ρ, and other ways to keep and show a neighbour."""
+"""Other directions, scales and schedules of ρ, and other ways to keep and show perturbed weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def perturbation(model, step):
 
 
 @bases
-def test_momentum_looks_down_the_base_s_own_momentum(base):
+def test_momentum_goes_down_the_base_s_own_momentum(base):
     model = mlp(norm=False)
     optimizer = s2sam(model, base, rho=0.5, direction="momentum")
     train_steps(model, optimizer, 3)
@@ -73,7 +73,7 @@ def test_momentum_needs_momentum():
         optimizer.step()
 
 
-def test_average_looks_up_a_running_average_of_gradients():
+def test_average_goes_up_a_running_average_of_gradients():
     model = mlp(norm=False)
     optimizer, expected = s2sam(model, rho=0.5, direction="average"), None
     for step in range(4):
@@ -150,7 +150,7 @@ def test_every_variant_stays_on_live_weights_and_goes_on_after_a_resume(directio
     assert same(optimizer.state_dict(), resumed.state_dict())
 
 
-def test_a_net_loaded_under_an_adaptive_optimizer_is_not_looked_at_from_its_old_neighbours():
+def test_a_net_loaded_under_an_adaptive_optimizer_is_not_perturbed_to_the_old_weights():
     model, other = mlp(), mlp(1)
     optimizer = s2sam(model, rho=0.5, adaptive=True)
     train_steps(model, optimizer, 2)
@@ -214,7 +214,7 @@ def test_a_schedule_leaves_groups_with_a_radius_of_their_own_alone_and_goes_on_a
 @bases
 @pytest.mark.parametrize("method", ["static", "rigl", "gmp"])
 @pytest.mark.parametrize("how", ["in place", "compact"])
-def test_how_a_neighbour_is_kept_changes_nothing(how, method, base):
+def test_how_perturbed_weights_are_kept_changes_nothing(how, method, base):
     ends = []
     for options in (KEPT["pointers"], KEPT[how]):
         model = conv_net()
@@ -234,7 +234,7 @@ def test_how_a_neighbour_is_kept_changes_nothing(how, method, base):
 
 @kept
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_every_window_gives_w_back_bit_for_bit(how, layout):
+def test_every_restoration_gives_w_back_bit_for_bit(how, layout):
     model = conv_net().to(memory_format=layout)
     optimizer = s2sam(model, rho=0.5, **KEPT[how])
     sparse(model, optimizer)
@@ -253,7 +253,7 @@ def test_every_window_gives_w_back_bit_for_bit(how, layout):
 
 
 @kept
-def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
+def test_a_copy_made_while_perturbed_can_restore_its_own_w(how):
     model = conv_net()
     optimizer = s2sam(model, rho=0.5, **KEPT[how])
     training = sparse(model, optimizer)
@@ -267,7 +267,7 @@ def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
     assert training.sparsity > 0
 
 
-def test_masks_that_move_leave_no_old_compact_neighbour():
+def test_masks_that_move_leave_no_old_compact_values():
     model = conv_net()
     optimizer = s2sam(model, rho=0.5, compact=True)
     training = sparse(model, optimizer)

@@ -150,7 +150,7 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
         for name, (weight, mask) in masked(model, training).items():
             grown = mask & ~before[name]
             assert method in RESTORE or not weight[grown].any()
-            for key, value in state_of(optimizer, weight).items():  # a neighbour is the weight itself: no direction yet
+            for key, value in state_of(optimizer, weight).items():  # u is the weight itself: no direction yet
                 assert torch.equal(value[grown], weight[grown] if key == PERTURBED else torch.zeros_like(value[grown]))
             checked += int(grown.sum())
         before.update(copied(training.masks))
