@@ -16,7 +16,7 @@ from flatsparse.redistribution import BelowThreshold, Redistribute, SmallestOfEa
 from flatsparse.schedules import At, Constant
 from flatsparse.seeds import generator
 from flatsparse.selection import apportion, keep_top
-from tests.sparse_helpers import batch, copied, same, take_step, tiny_net
+from tests.helpers import copied, image_batch, same, take_step, tiny_net
 
 STEPS, SPARSITY, LR, MOMENTUM = 16, 0.75, 0.1, 0.9
 
@@ -38,7 +38,7 @@ def random_net(seed):
 
 
 def backward(model, step):
-    inputs, targets = batch(step)
+    inputs, targets = image_batch(step)
     model.zero_grad()
     F.cross_entropy(model(inputs.double()), targets).backward()
 

@@ -12,8 +12,21 @@ from torch import nn
 import flatsparse as fs
 from flatsparse import kernel
 from flatsparse.errors import InputError
-
-from .helpers import adamw, close, conv_net, loss_at, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
+from tests.helpers import (
+    adamw,
+    close,
+    conv_net,
+    loss_at,
+    mlp,
+    norm,
+    s2sam,
+    same,
+    saved,
+    sgd,
+    shift,
+    train_steps,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)

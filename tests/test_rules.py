@@ -13,7 +13,7 @@ from flatsparse.masks import Masks
 from flatsparse.plan import updates
 from flatsparse.rules import GrowTo, PruneTo, Rewire
 from flatsparse.schedules import Constant, Cubic, Every
-from tests.sparse_helpers import copied, rewired_plainly, tiny_net
+from tests.helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
 GROWTH = pytest.mark.parametrize("grow", [criteria.random, criteria.gradient])
