@@ -119,6 +119,11 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
+def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Return if two files hold the same tensors bit for bit; safetensors gives them back in any order."""
+    return same(dict(sorted(a.items())), dict(sorted(b.items())))
+
+
 def tiny_net(seed: int = 0) -> nn.Sequential:
     """Convolutions, batch norm and a linear layer on 8x8 images: 646 prunable weights in three layers."""
     with torch.random.fork_rng():

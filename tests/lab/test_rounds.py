@@ -3,13 +3,13 @@
 import json
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from flatsparse.errors import InputError
 from flatsparse.lab import training as loop
 from flatsparse.lab.build import build
 from flatsparse.lab.run import Run
+from tests.helpers import same_tensors
 from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
@@ -29,8 +29,7 @@ def weights(out):
 
 
 def same_weights(one, other):
-    ours, theirs = weights(one), weights(other)
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return same_tensors(weights(one), weights(other))
 
 
 @rewinding
