@@ -13,8 +13,21 @@ import flatsparse as fs
 from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
 from flatsparse.sam.kernel import build
-
-from .helpers import adamw, close, conv_net, loss_at, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
+from tests.helpers import (
+    adamw,
+    close,
+    conv_net,
+    loss_at,
+    mlp,
+    norm,
+    s2sam,
+    same,
+    saved,
+    sgd,
+    shift,
+    train_steps,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,7 @@ from torch.optim import lr_scheduler
 
 import flatsparse as fs
 from flatsparse.schedules import InverseSqrt
-
-from .helpers import (
+from tests.helpers import (
     backward,
     bases,
     close,

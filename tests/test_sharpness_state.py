@@ -12,8 +12,7 @@ import torch
 import flatsparse as fs
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.schedules import InverseSqrt
-
-from .helpers import (
+from tests.helpers import (
     backward,
     bases,
     close,
