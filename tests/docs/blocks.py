@@ -22,10 +22,10 @@ FILES = [
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in sorted(FILES)}
 
 HIDDEN_OR_SHOWN = re.compile(
-    r"<!-- run\n(?P<hidden>.*?)-->|(?:<!-- file (?P<file>\S+) -->\s*)?^(?P<indent> *)```python\n(?P<shown>.*?)^ *```$",
+    r"<!-- run\n(?P<hidden>.*?)-->|(?:<!-- file (?P<file>\S+) -->\s*)?^ *```python\n(?P<shown>.*?)^ *```$",
     re.DOTALL | re.MULTILINE,
 )
-OTHER = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 
 
 def python(page: str) -> list[str]:
@@ -55,12 +55,12 @@ def commands(page: str, program: str) -> list[list[str]]:
     text = PAGES[page].read_text(encoding="utf-8")
     lines = [
         line
-        for match in OTHER.finditer(text)
+        for match in BLOCK.finditer(text)
         if match["language"] != "python"
         for line in match["text"].splitlines()
         if line.split(maxsplit=1)[:1] == [program]
     ]
-    inline = re.findall(rf"(?<!`)`({program}\s[^`]+)`(?!`)", OTHER.sub("", text))
+    inline = re.findall(rf"(?<!`)`({program}\s[^`]+)`(?!`)", BLOCK.sub("", text))
     lines += [" ".join(line.split()) for line in inline if not re.search("…|COMMAND|--help", line)]
     whole = (line.replace("[--", "--").replace("] ", " ").removesuffix("]") for line in lines)
     return [shlex.split(line, comments=True) for line in whole]

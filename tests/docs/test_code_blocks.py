@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from flatsparse.cli import main
-from tests.docs.blocks import PAGES, ROOT, commands, python, run
+from tests.docs.blocks import BLOCK, PAGES, ROOT, commands, python, run
 from tests.helpers import same
 
 WITH_PYTHON = [page for page in PAGES if python(page)]
@@ -119,6 +119,15 @@ CHECKS = {
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_in_order_and_does_what_it_says(page):
     CHECKS.get(page, lambda names: None)(run(page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_code_hides_in_another_kind_of_block(page):
+    for match in BLOCK.finditer(PAGES[page].read_text(encoding="utf-8")):
+        assert match["language"] in ("", "python")
+        assert match["language"] == "python" or not re.search(
+            r"^\s*(import|from|def|with) ", match["text"], re.MULTILINE
+        )
 
 
 def test_every_check_is_of_a_page():
