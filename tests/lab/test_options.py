@@ -12,12 +12,15 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.files import load_tensors
 from flatsparse.experiments import recipes
 from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.report.printing import COLORS, LABELS
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.metrics import confusion, macro, steps_to
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.sam.directions import DIRECTIONS
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
@@ -238,3 +241,10 @@ def test_table_3_explores_what_the_authors_code_does():
 def rows_gone(parts):
     """The weights of which the masks leave out a whole filter."""
     return {name for name, mask in parts.training.masks.items() if not mask.flatten(1).any(1).all()}
+
+
+def test_every_direction_of_s2sam_can_be_asked_for_and_has_a_label_and_a_colour():
+    choices = ["none", "sam", *("s2sam" if name == "previous" else name for name in DIRECTIONS), "looksam"]
+    assert list(SHARPNESS) == choices
+    assert all(SHARPNESS.values())
+    assert set(choices) == set(LABELS) <= set(COLORS)

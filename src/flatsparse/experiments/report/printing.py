@@ -15,18 +15,18 @@ from flatsparse.experiments.compare import Row, Table
 from flatsparse.experiments.stats import Difference
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import Estimate
+from flatsparse.sam.directions import DIRECTIONS
 from flatsparse.sparse.layers import PRESETS
 
 LABELS: dict[str, str] = {
     "none": "plain",
     "sam": "SAM",
     "s2sam": "S²-SAM",
-    "random": "random",
-    "momentum": "momentum",
-    "average": "average",
+    **{name: name for name in DIRECTIONS if name != "previous"},
     "looksam": "LookSAM",
 }
 COLORS: dict[str, str] = {
+    **dict.fromkeys(DIRECTIONS, "#a6761d"),
     "none": "#666666",
     "sam": "#0072b2",
     "s2sam": "#d55e00",
