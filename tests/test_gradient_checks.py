@@ -15,7 +15,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import flatsparse as fs
-from flatsparse.sam.gradient_checks import address_holder, is_inspected
+from flatsparse.sam.addresses import address_holder
+from flatsparse.sam.gradient_checks import is_inspected
 from tests.helpers import batch, gradients, loss_at, mlp, s2sam, same, sgd, train_steps, weights
 
 

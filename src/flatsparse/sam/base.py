@@ -71,7 +71,7 @@ class SharpnessAware(Wrapper):
         super().__init__(base, radius)
 
     def _store(self, base: Optimizer) -> Store:
-        """Where the perturbed weights are kept: nowhere else, if they are not needed after the step."""
+        """The store of the perturbed weights: a dict, when none are needed after the step."""
         return {}
 
     # -- one state with the base ----------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class SharpnessAware(Wrapper):
 
     @property
     def is_perturbed(self) -> bool:
-        """Whether the parameters hold w + e at this moment."""
+        """True while the parameters hold w + e."""
         return self.perturbation.is_applied
 
     def perturb(self) -> None:

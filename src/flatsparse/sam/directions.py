@@ -20,7 +20,7 @@ Tensors = dict[nn.Parameter, Tensor]
 
 
 class Directed(Protocol):
-    """What a direction may read of the optimizer that goes along it, an ``S2SAM``."""
+    """The part of an ``S2SAM`` that a direction may read."""
 
     base: Optimizer
     seed: int

@@ -1,4 +1,4 @@
-"""Checks that a step's gradient was taken at the perturbed weights as a whole. What is amiss is said once, with the cure.
+"""Checks that the whole gradient of a step was taken at the perturbed weights. Each problem is warned of once, with its cure.
 
 Hooks on every module and parameter would cost a small net a few per cent of a step, so they are there in a few steps
 only: the second of an optimizer in this process, the fourth, the eighth and so on. Loops rarely change their form.
@@ -6,24 +6,23 @@ only: the second of an optimizer in this process, the fourth, the eighth and so 
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flatsparse.sam import hooks
+from flatsparse.sam.addresses import address_holder
 from flatsparse.sam.hooks import Perturbing
 from flatsparse.sam.perturbation import Perturbation
 from flatsparse.sam.warn_once import WarnOnce
 
 
 def is_inspected(step: int) -> bool:
-    """Whether a step, counted from 1 in this process, is one of those: 2, 4, 8 …"""
+    """Return whether a step, counted from 1 in this process, is inspected: 2, 4, 8 …"""
     return step > 1 and step & (step - 1) == 0
 
 
@@ -189,48 +188,3 @@ def _warn_of_addresses(optimizer: Perturbing, models: Sequence[nn.Module], pertu
                 f"{holder} keeps the address of a parameter's storage, which is exchanged when weights are perturbed, so it"
                 f" sees no perturbation: give {type(optimizer).__name__} in_place=True",
             )
-
-
-def address_holder(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str | None:
-    """The first module, in words, that holds on to the storage of a parameter by other means than the parameter; or None.
-
-    Found are tensors and arrays that share the storage, addresses as numbers or ``ctypes`` pointers, in a module's own
-    attributes and one level below, and modules whose forward is a captured CUDA graph. What compiled code keeps is not.
-    """
-    by_address = {p.untyped_storage().data_ptr() for p in parameters if type(p) is nn.Parameter} - {0}
-    owned = {id(p) for p in model.parameters()}
-    for name, module in model.named_modules():
-        label = f"{type(module).__name__} '{name}'" if name else type(module).__name__
-        if "make_graphed_callables" in getattr(module.forward, "__qualname__", ""):
-            return label
-        skipped = ("_parameters", "_modules")
-        values = [value for key, value in vars(module).items() if key not in skipped]
-        if any(_address(value) in by_address for value in _reachable(values) if id(value) not in owned):
-            return label
-    return None
-
-
-def _reachable(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        yield value
-        if isinstance(value, dict):
-            yield from value.values()
-        elif isinstance(value, (list, tuple)):
-            yield from value
-        elif hasattr(value, "__dict__") and not isinstance(value, (type, Callable, Tensor)):  # type: ignore[arg-type]
-            yield from vars(value).values()
-
-
-def _address(value: Any) -> int | None:
-    """Where a value points to, if it is of a kind that points into storage."""
-    if isinstance(value, Tensor):
-        return value.untyped_storage().data_ptr() if value.layout == torch.strided else None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, np.ndarray):
-        return int(value.ctypes.data)
-    if isinstance(value, (ctypes.c_void_p, ctypes.c_uint64)):
-        return value.value
-    if isinstance(value, ctypes._Pointer):
-        return ctypes.cast(value, ctypes.c_void_p).value
-    return None

@@ -33,7 +33,7 @@ class Perturbing(Protocol):
 
     @property
     def is_perturbed(self) -> bool:
-        """Whether the parameters hold w + e at this moment."""
+        """True while the parameters hold w + e."""
         ...
 
     def perturb(self) -> None:
@@ -102,7 +102,7 @@ def enter(model: nn.Module, module: nn.Module, args: Any, optimizer: Perturbing)
 
 
 def has_run_compiled(model: nn.Module) -> bool:
-    """Whether ``torch.compile`` has already made a graph of the model's forward.
+    """Return whether ``torch.compile`` has already made a graph of the model's forward.
 
     Graphs belong to code, so another model of the class counts too, unless one of that class was followed before.
     """
@@ -127,8 +127,8 @@ class _Follower:
         self._pauses: list[ExitStack] = []
         self._unrecorded = False  # whether the last forward in training mode ran without gradients
         self._handles: list[Any] = []
-        # Where the model holds the optimizer's parameters.
-        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+        # The attributes of the model that hold the optimizer's parameters.
+        self._slots: list[tuple[dict[str, Any], str, nn.Parameter]] = []
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()
@@ -138,7 +138,7 @@ class _Follower:
         for module in model.modules():
             own = [(name, p) for name, p in module._parameters.items() if p is not None and p in held]
             # Sharded ones are others while they are gathered.
-            self._places += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
+            self._slots += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
             if own or module is model:  # a part may be loaded by itself
                 self._keep(module.register_load_state_dict_pre_hook(self.before_load))
         # torch marks this hook by setting an attribute, which a bound method does not take.
@@ -170,12 +170,12 @@ class _Follower:
         return self._model() is model and self._optimizer() is optimizer
 
     def is_on(self, module: nn.Module) -> bool:
-        """Whether a module's calls are followed."""
+        """Return whether a module's calls are followed."""
         return module in self._called
 
     @property
     def is_inside(self) -> bool:
-        """Whether a call of the model, or of one of its parts, is running."""
+        """True while a call of the model, or of one of its parts, is running."""
         return bool(self._pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,8 +204,8 @@ class _Follower:
         self._unrecorded = module.training and not trains
         if trains and optimizer.is_perturbed:
             return
-        absent = [place for place in self._places if place[0].get(place[1]) is not place[2]]
-        if absent and len(absent) == len(self._places):  # torch.func and torch.export call it with tensors of their own
+        absent = [(owner, name) for owner, name, p in self._slots if owner.get(name) is not p]
+        if absent and len(absent) == len(self._slots):  # torch.func and torch.export call it with tensors of their own
             optimizer.skip(
                 ": the model was called with other tensors in the place of its parameters (torch.func), so take these inside"
                 " optimizer.perturbed(), together with the gradient"
@@ -215,7 +215,7 @@ class _Follower:
             if absent and optimizer.is_perturbed:
                 optimizer.warn(
                     "replaced",
-                    f"{len(absent)} of the {len(self._places)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
+                    f"{len(absent)} of the {len(self._slots)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
                     " are no longer the model's own, so gradients are not taken at w + e there: make the optimizer anew"
                     " after parameters were replaced, or take gradients inside optimizer.perturbed()",
                 )
@@ -225,7 +225,7 @@ class _Follower:
             pause.enter_context(optimizer.restored())
 
     def _is_recomputed(self, optimizer: Perturbing) -> bool:
-        """Whether a backward pass runs again what ran without gradients, and so at w. Warns if so."""
+        """Return whether a backward pass runs again what ran without gradients, and so at w. Warns if so."""
         backward = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
         if backward and self._unrecorded:
             optimizer.warn(

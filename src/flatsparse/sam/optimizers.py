@@ -80,7 +80,7 @@ class S2SAM(SharpnessAware):
         )
 
     def _store(self, base: Optimizer) -> Store:
-        """Where the perturbed weights are kept: in the state, which is saved."""
+        """The store of the perturbed weights: the state, which is saved."""
         return StateEntry(base, PERTURBED)
 
     def follow(self, model: nn.Module) -> S2SAM:

@@ -1,4 +1,4 @@
-"""How weights are perturbed: what a user may choose."""
+"""The options of a perturbation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flatsparse.common.errors import InputError, check_finite
 
 @dataclass(frozen=True)
 class Options:
-    """How weights are perturbed; see ``SharpnessAware`` for what each option means."""
+    """The options of a perturbation; see ``SharpnessAware`` for what each means."""
 
     adaptive: bool = False
     eta: float = 0.01

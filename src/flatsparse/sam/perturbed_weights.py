@@ -22,7 +22,7 @@ RHO = "perturbed_rho"  # the key of the ρ that a group's perturbed weights were
 
 
 class Store(Protocol):
-    """Where perturbed weights are kept by parameter; a dict is one."""
+    """A place for perturbed weights by parameter; a dict is one."""
 
     def get(self, p: nn.Parameter, /) -> Tensor | None: ...
     def __setitem__(self, p: nn.Parameter, u: Tensor, /) -> None: ...
@@ -87,13 +87,13 @@ class PerturbedWeights:
 
     @property
     def are_new(self) -> bool:
-        """Whether they were recorded, and nothing was invalidated since."""
+        """True when they were recorded, and nothing was invalidated since."""
         return bool(self._made)
 
     # -- shown in the next ----------------------------------------------------------------------------------------
 
     def current(self) -> list[Swap]:
-        """What parameters are to show: the u as they were made; or as they fit what came between, such as a load."""
+        """Return the swaps that show the u as they were made, or as they fit what came between, such as a load."""
         return self._as_made() or self._as_kept()
 
     def _as_made(self) -> list[Swap]:

@@ -49,7 +49,7 @@ class WeightSwap:
 
     @property
     def is_applied(self) -> bool:
-        """Whether parameters show other tensors at this moment."""
+        """True while parameters show other tensors."""
         return bool(self._swaps)
 
     @property
