@@ -279,7 +279,7 @@ def test_masks_that_move_leave_no_old_compact_values():
 
 
 def test_compact_cannot_perturb_dead_weights():
-    with pytest.raises(fs.InputError, match=r"\A.*live weights only.*\Z"):
+    with pytest.raises(fs.InputError, match=r"\A.*active weights only.*\Z"):
         fs.S2SAM(sgd(mlp().parameters()), compact=True, mask_perturbation=False)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -37,9 +38,9 @@ class SharpnessAware(Wrapper):
             ``e = ρ T² d / ‖T d‖`` with ``T = |w| + η``, for biases too (the published code leaves them unscaled). Useful
             ρ are some ten times as large.
         eta: ASAM's η, which lets weights near 0 move.
-        mask_perturbation: whether a mask (see ``sparsify``) confines the perturbation to the live weights. ``False``
+        mask_perturbation: whether a mask (see ``sparsify``) keeps the perturbation to the active weights. ``False``
             perturbs masked weights too, as the released code of Ji et al. (2024) does.
-        compact: keep perturbed values of live weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value
+        compact: keep perturbed values of active weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value
             and index), for some more time in the step (``flatsparse bench step`` measures it).
         in_place: exchange contents instead of storage when weights are perturbed and restored, for what holds on to
             addresses, such as a captured CUDA graph; costs two more passes over the weights. Sharded parameters (FSDP2)
@@ -89,6 +90,7 @@ class SharpnessAware(Wrapper):
                 state["state"] = {key: _with_copy(entry, PERTURBED) for key, entry in state["state"].items()}
         return state
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer, or of its base alone (then the first step is unperturbed again)."""
         self.perturbation.restore()

@@ -87,7 +87,7 @@ def check_kernel(base: Optimizer, *, plain: bool) -> None:
     """Raise InputError for a base or options that the compiled pass is not for, or where it cannot be built."""
     if not kernel.suits(base) or not plain:
         raise InputError(
-            "kernel=True is for torch.optim.SGD with momentum, along the previous gradient on live weights: leave it out for"
+            "kernel=True is for torch.optim.SGD with momentum, along the previous gradient on active weights: leave it out for"
             f" {type(base).__name__} or other options"
         )
     kernel.library()

@@ -181,13 +181,13 @@ class _Follower:
     def __reduce__(self) -> tuple[Any, ...]:
         return _Follower, (None, None)  # for pickles and deep copies alike
 
-    def _live(self, module: nn.Module) -> Perturbing | None:
+    def _optimizer_of(self, module: nn.Module) -> Perturbing | None:
         return self._optimizer() if self.is_on(module) else None
 
     # A traced hook would swap weights once, while it is traced, and never again: dynamo must leave these alone.
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def before_forward(self, module: nn.Module, args: Any) -> None:
-        if (optimizer := self._live(module)) is None:
+        if (optimizer := self._optimizer_of(module)) is None:
             return
         if module is self._model() and type(module) is not self._class and hasattr(module, "unshard"):
             raise InputError(
@@ -237,12 +237,12 @@ class _Follower:
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._pauses and self._live(module):  # none when a hook before ours stopped the call
+        if self._pauses and self._optimizer_of(module):  # none when a hook before ours stopped the call
             self._pauses.pop().close()
 
     def after_state_dict(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Put copies of the true weights where w + e stands."""
-        if (optimizer := self._live(model)) is None or not optimizer.is_perturbed:
+        if (optimizer := self._optimizer_of(model)) is None or not optimizer.is_perturbed:
             return
         true = optimizer.true_weights()
         for name, p in model.named_parameters(remove_duplicate=False):

@@ -27,7 +27,7 @@ class LookSAM(SAM):
     ``g_v = g_s − (⟨g_s, g⟩/‖g‖²) g`` is kept, the part of SAM's gradient g_s that is orthogonal to the gradient g; on
     the others the base steps with ``g + α (‖g‖/‖g_v‖) g_v``. Norms and products are over all parameters together.
 
-    The paper says nothing of masks; here g_v and all norms are those of live weights, and a weight that has come alive
+    The paper says nothing of masks; here g_v and all norms are those of active weights, and a weight that has become active
     since has no part in g_v. Costs 1 + 1/k gradients a step and two parameter-sized buffers, one of them kept.
 
     Args:
@@ -94,22 +94,22 @@ class LookSAM(SAM):
         kept = {p: v for p in gradients if (v := self._entry.get(p)) is not None}
         if gradients and (self.radius.steps_taken % self.every == 0 or not kept):
             with self.perturbed():
-                first = {p: g.clone() for p, g in self._live_only(gradients).items()}
+                first = {p: g.clone() for p, g in self._active_only(gradients).items()}
                 with torch.enable_grad():
                     self.zero_grad()
                     closure()
-            return _orthogonal(self._live_only(self.perturbation.gradients()), first)
+            return _orthogonal(self._active_only(self.perturbation.gradients()), first)
         if kept:
-            length, own = (norm(list(self._live_only(some).values())) for some in (gradients, kept))
+            length, own = (norm(list(self._active_only(some).values())) for some in (gradients, kept))
             assert length is not None
             assert own is not None
-            for p, v in self._live_only(kept).items():
+            for p, v in self._active_only(kept).items():
                 gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
         return {}
 
     def _keep(self, orthogonal: Tensors) -> None:
         """Keep a new g_v, after the base's step: Adam would take an entry before its first step for its own."""
-        for p, v in self._live_only(orthogonal).items():  # the masks may just have changed
+        for p, v in self._active_only(orthogonal).items():  # the masks may just have changed
             self._entry[p] = v
 
     def reset_state(self) -> None:
@@ -123,13 +123,13 @@ class LookSAM(SAM):
     def _entry(self) -> StateEntry:
         return StateEntry(self.base, ORTHOGONAL)
 
-    def _live_only(self, tensors: Tensors) -> Tensors:
+    def _active_only(self, tensors: Tensors) -> Tensors:
         """Return the tensors, copied and zero outside the masks where there are masks: dense gradients stay for the rules."""
-        live = dict(tensors)
+        active = dict(tensors)
         for p, t in tensors.items():
             if p in self.perturbation.masks:
-                live[p] = self.perturbation.masks[p].zero_outside(t.clone())
-        return live
+                active[p] = self.perturbation.masks[p].zero_outside(t.clone())
+        return active
 
 
 def _orthogonal(second: Tensors, first: Tensors) -> Tensors:

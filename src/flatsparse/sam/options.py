@@ -21,5 +21,5 @@ class Options:
         check_finite("eta", self.eta)
         if self.compact and not self.mask_perturbation:
             raise InputError(
-                "compact keeps the perturbed values of live weights only: it cannot go with mask_perturbation=False"
+                "compact keeps the perturbed values of active weights only: it cannot go with mask_perturbation=False"
             )

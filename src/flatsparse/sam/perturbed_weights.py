@@ -61,7 +61,7 @@ class PerturbedWeights:
     # -- made in a step -------------------------------------------------------------------------------------------
 
     def indices(self, p: nn.Parameter) -> Tensor | None:
-        """The flat indices of a parameter's live weights, (n,), if its u shall be compact."""
+        """The flat indices of a parameter's active weights, (n,), if its u shall be compact."""
         masked = self.masks.get(p) if self._options.compact else None
         return None if masked is None or masked.active == p.numel() else masked.indices
 

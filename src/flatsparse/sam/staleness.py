@@ -13,7 +13,7 @@ from flatsparse.sam.swap import Swap, take
 
 
 def fits(p: nn.Parameter, u: Tensor, masks: Mapping[nn.Parameter, Masked]) -> bool:
-    """Return whether a u is of its parameter's kind, and of its shape or with an entry for each live weight."""
+    """Return whether a u is of its parameter's kind, and of its shape or with an entry for each active weight."""
     if u.device != p.device or u.dtype != p.dtype:
         return False
     return u.shape == p.shape or (p in masks and u.shape == masks[p].indices.shape)
