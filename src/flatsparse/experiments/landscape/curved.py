@@ -13,7 +13,8 @@ from flatsparse.experiments.data.splits import at_once, batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished
 from flatsparse.measure import directions
-from flatsparse.measure.hessian import Hessian, extremes, spectrum
+from flatsparse.measure.hessian import Hessian
+from flatsparse.measure.spectral import extremes, spectrum
 
 STARTS, STEPS = 1, 24  # of the spectral density; one start is enough where weights are many (Ghorbani et al. 2019)
 PRODUCTS = 62 + STARTS * STEPS  # with the Hessian, about: the ends of the spectrum settle when they do

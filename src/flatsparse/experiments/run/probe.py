@@ -16,7 +16,7 @@ from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.measure import directions
-from flatsparse.measure.hessian import extremes
+from flatsparse.measure.spectral import extremes
 
 DEFINITION = (
     f"the first training images, as many whole batches as fit into {directions.IMAGES}, without augmentation, labels as"
