@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import flatsparse as fs
-from flatsparse.common.files import read_json_lines, sealed, write_whole
+from flatsparse.common.files import write_atomic
+from flatsparse.common.json_files import read_json_lines, with_checksum
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
@@ -241,7 +242,7 @@ def main() -> None:
         if any(all(record.get(name) == value for name, value in key.items()) for record in records):
             continue
         records.append(measure(key))
-        write_whole(DATA, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
+        write_atomic(DATA, "".join(json.dumps(with_checksum(record)) + "\n" for record in records).encode())
     PAGE.write_text(rendered(records))
 
 

@@ -9,7 +9,7 @@ import torch
 
 import flatsparse as fs
 from flatsparse.cli.main import main
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments.bench.sparse import (
     CONTROL,
     CSR,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, save_tensors
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.export.dense import contents, with_zeros
 from flatsparse.graph.groups import copied
 from flatsparse.graph.ops import has_hooks, is_ordinary

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import save_tensors
+from flatsparse.common.tensor_files import save_tensors
 from flatsparse.graph.groups import copied
 from flatsparse.graph.shrink import masked_state
 from flatsparse.sparse.import_masks import fitting

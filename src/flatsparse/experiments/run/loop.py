@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, save_masks, save_tensors, write_json
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.masks_file import save_masks
+from flatsparse.common.tensor_files import save_tensors
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.splits import DataSet, Images, Splits, at_once, batches
 from flatsparse.experiments.run import task
