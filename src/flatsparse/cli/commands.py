@@ -33,7 +33,7 @@ from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import estimate
-from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind
+from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind, traits_of
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.layers import PRESETS
@@ -195,13 +195,12 @@ class List:
             model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
         own = {"distribution": self.distribution, "channels": self.channels}
         shared: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-        by_channels = hasattr(kind_of(self.method), "by_channels")
         try:
             found = estimate(
                 model,
                 sample,
                 self.method,
-                sparsity=0.9 if self.sparsity is None and not by_channels else self.sparsity,
+                sparsity=traits_of(kind_of(self.method)).sparsity_or_default(self.sparsity),
                 steps=self.steps,
                 layers=self.layers,
                 include=self.include,

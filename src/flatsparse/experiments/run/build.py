@@ -25,7 +25,8 @@ from flatsparse.experiments.run.method import with_method_options
 from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
 from flatsparse.experiments.run.task import NETWORKS, check_fit, check_takes, loss
 from flatsparse.measure.flops import Cost, cost
-from flatsparse.methods import kind_of
+from flatsparse.methods import kind_of, traits_of
+from flatsparse.methods.traits import Scoring
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.schedules import DueSteps
@@ -165,26 +166,28 @@ def make_sparse(
     run: ResolvedRun, net: nn.Module, optimizer: Optimizer, steps: int, splits: Splits, options: dict[str, Any]
 ) -> SparseTraining:
     """Make a run's network sparse by its method."""
-    pruning, kind = run.pruning, kind_of(run.pruning.method)
+    pruning, traits = run.pruning, traits_of(kind_of(run.pruning.method))
     return sparsify(
         net,
         optimizer,
         pruning.method,
-        sparsity=None if hasattr(kind, "by_channels") else pruning.sparsity,
+        sparsity=pruning.sparsity if traits.takes_sparsity else None,
         steps=steps,
         seed=run.seed,
         include=pruning.include,
         exclude=pruning.exclude,
         layers=pruning.layers,
         **options,
-        **(_sample(run, splits) if hasattr(kind(), "batches") else {}),
+        **_sample(run, splits, traits.scoring),
     )
 
 
-def _sample(run: ResolvedRun, splits: Splits) -> dict[str, Any]:
-    """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
+def _sample(run: ResolvedRun, splits: Splits, scoring: Scoring) -> dict[str, Any]:
+    """Return the options by which a method gets what it scores weights on before training."""
+    if scoring == "none":
+        return {}
     shuffled = batches(splits.train, splits, run.optim.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if run.pruning.method == "snip" else shuffled, "loss_fn": loss}
+    return {"batches": [next(shuffled)] if scoring == "batch" else shuffled, "loss_fn": loss}
 
 
 def describe(parts: Parts) -> str:

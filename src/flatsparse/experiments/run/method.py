@@ -11,7 +11,7 @@ from typing import Any
 
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.run.config import ResolvedPruning, ResolvedRun, change
-from flatsparse.methods import METHODS, kind_of, named
+from flatsparse.methods import METHODS, kind_of, methods_with, named, options_of, traits_of
 from flatsparse.schedules import DueSteps
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.plan import Plan
@@ -25,12 +25,12 @@ UPDATES = 10  # a run has at least so many mask updates
 
 def of_methods(option: str) -> str:
     """Return the names of the methods that have an option, as a phrase."""
-    return " or ".join(name for name, kind in METHODS.items() if hasattr(kind, option))
+    return " or ".join(methods_with(option))
 
 
 def removal(pruning: ResolvedPruning) -> str:
     """Return what a method removes, as a phrase."""
-    if hasattr(kind_of(pruning.method), "by_channels"):
+    if not traits_of(kind_of(pruning.method)).takes_sparsity:
         return f"{pruning.channels:.0%} of its channels removed"
     return f"{pruning.sparsity:.0%} of its weights zero"
 
@@ -41,7 +41,7 @@ def plan_of(run: ResolvedRun) -> Plan:
     Raises: InputError for options that the method refuses, and when its own code does not run.
     """
     pruning = run.pruning
-    own = {f.name for f in dataclasses.fields(kind_of(pruning.method))}  # type: ignore[arg-type]  # methods are dataclasses
+    own = options_of(kind_of(pruning.method))
     chosen = {name: value for name in OPTIONS if name in own and (value := getattr(pruning, name)) is not None}
     with contextlib.ExitStack() as stack:
         if ".py:" in pruning.method:
@@ -71,7 +71,7 @@ def with_method_options(run: ResolvedRun, steps: int) -> tuple[ResolvedRun, dict
     """
     pruning = run.pruning
     method: Any = kind_of(pruning.method)()
-    own = {name: getattr(method, name) for name in OPTIONS if hasattr(method, name)}
+    own = {name: getattr(method, name) for name in OPTIONS if name in options_of(method)}
     if pruning.until is not None and "until" in own:
         method = dataclasses.replace(method, until=pruning.until)
     if own.get("every") is not None:

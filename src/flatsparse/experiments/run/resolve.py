@@ -21,7 +21,7 @@ from flatsparse.experiments.run.config import (
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.method import FILLED_IN, of_methods, plan_of
 from flatsparse.experiments.run.task import NETWORKS
-from flatsparse.methods import kind_of, name_of_kind
+from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.layers import PRESETS
 
@@ -61,13 +61,13 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         raise unknown("choice of layers", pruning.layers, PRESETS)
     if pruning.distribution is not None and pruning.distribution not in DISTRIBUTIONS:
         raise unknown("distribution", pruning.distribution, DISTRIBUTIONS)
-    by_channels = bool(getattr(kind, "by_channels", False))
-    if by_channels and pruning.sparsity:
+    traits, options = traits_of(kind), options_of(kind)
+    if not traits.takes_sparsity and pruning.sparsity:
         raise InputError(
             f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
         )
     for name in ("channels", *FILLED_IN, "sums"):
-        if getattr(pruning, name) not in (None, False) and not hasattr(kind, name):
+        if getattr(pruning, name) not in (None, False) and name not in options:
             why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
                 name, "which has no such choice"
             )
@@ -82,7 +82,7 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         check_fraction("--drop-fraction", pruning.drop_fraction)
     given = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
     own: dict[str, Any] = {n: getattr(kind, n, None) for n in ("channels", *FILLED_IN) if given[n] is None}
-    default = 0.0 if method == "dense" or by_channels else 0.9
+    default = traits.default_sparsity if traits.takes_sparsity else 0.0
     sparsity = default if pruning.sparsity is None else check_sparsity(pruning.sparsity)
     return ResolvedPruning(**{**given, **own, "method": method, "sparsity": sparsity})
 
