@@ -30,7 +30,7 @@ from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import _step, evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import paired_difference
-from flatsparse.measure.sharpness import gains
+from flatsparse.measure.directions import directional_increases
 
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
@@ -149,7 +149,7 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
                 **directions,
             }
             for rho in RHOS:
-                for name, gain in gains(copy, along, value, rho).items():
+                for name, gain in directional_increases(copy, along, value, rho).items():
                     thirds = found.setdefault(str(rho), {}).setdefault(name, [[], [], []])
                     thirds[3 * step // steps].append(gain)
     means = {

@@ -43,7 +43,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
     pairs = _whole_batches(run)
     statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     run.model.train()
-    gained = directions.look_around(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
+    gained = directions.mean_increases(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
     run.model.eval()
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():

@@ -46,7 +46,7 @@ from flatsparse.experiments.run.probe import Probe
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.shared_round import has_parent, load_parent, prepare, save_parent, shared
 from flatsparse.measure.flops import step_flops
-from flatsparse.measure.sharpness import ball_increase
+from flatsparse.measure.sharpness import worst_case_sharpness
 from flatsparse.measure.topology import churn, health
 
 CHECKPOINT_SECONDS = 0.0  # between checkpoints, at least: none, so that a kill costs only the epoch in hand
@@ -320,7 +320,7 @@ def _renew_statistics(run: ResolvedRun, parts: Parts) -> None:
 
 
 def _ball_increase(run: ResolvedRun, parts: Parts) -> float:
-    """How much the loss on training images can rise near the final weights; see ``ball.DEFINITION``."""
+    """The worst-case sharpness of the loss on training images at the final weights; see ``sharpness.DEFINITION``."""
     images = parts.splits.train.take(torch.arange(min(BALL_IMAGES, len(parts.splits.train))))
     size = max(1, (run.runtime.eval_batch_size or at_once(images)) // 4)
 
@@ -334,7 +334,7 @@ def _ball_increase(run: ResolvedRun, parts: Parts) -> float:
         return total
 
     parts.model.eval()
-    return ball_increase(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
+    return worst_case_sharpness(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
 
 
 def _precision(run: ResolvedRun) -> contextlib.AbstractContextManager[Any]:
