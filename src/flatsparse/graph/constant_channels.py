@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.graph.ops import concatenated, drops_always, evaluated, kind_of, writes_in_place
+from flatsparse.graph.ops import as_function, concat_inputs, is_active_dropout, is_in_place, kind_of
 from flatsparse.graph.trace import Part, Trace
 
 UNKNOWN = math.nan  # a channel that varies, or may
@@ -44,14 +44,14 @@ def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Te
         elif kind == "norm":
             found = _norm(trace.modules[str(node.target)], str(node.target), sources[0], tensors)
         elif kind == "cat":
-            found = torch.cat([seen[source] for source in concatenated(node)])
+            found = torch.cat([seen[source] for source in concat_inputs(node)])
         elif kind in ("unary", "join"):
             found = _elementwise(node, trace.modules, seen)
         elif kind == "pool":
             found = _pooled(node, trace.modules, sources[0])
         else:
-            found = torch.full_like(sources[0], UNKNOWN) if drops_always(node) else sources[0]
-        changes = kind in ("unary", "join") and writes_in_place(node, trace.modules)
+            found = torch.full_like(sources[0], UNKNOWN) if is_active_dropout(node) else sources[0]
+        changes = kind in ("unary", "join") and is_in_place(node, trace.modules)
         source = node.all_input_nodes[0]
         storage[node] = storage.get(source, source) if changes or kind in ("same", "flatten") else node
         if changes:  # who reads its input after it reads something else
@@ -122,7 +122,7 @@ def _elementwise(node: fx.Node, modules: Mapping[str, nn.Module], seen: Mapping[
     if len(known) < len(sources):
         return torch.full_like(known[0], UNKNOWN)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: seen[source].clone())
-    found = evaluated(node, modules)(*args, **kwargs)
+    found = as_function(node, modules)(*args, **kwargs)
     return found.masked_fill(unknown | ~found.isfinite(), UNKNOWN)
 
 

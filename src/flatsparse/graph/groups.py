@@ -51,26 +51,26 @@ def channel_groups(model: nn.Module, example: Tensor | None = None) -> tuple[Gro
     >>> [(group.size, group.why_kept) for group in channel_groups(net)]
     [(16, None), (3, "the model's output")]
     """
-    found = Trace(bare(model), example).all()
+    found = Trace(unwrapped(model), example).all()
     return tuple(Group(c.size, tuple(c.writes), tuple(c.norms), tuple(c.reads), c.why_kept) for c in found)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model without what ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel`` put around it."""
     wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
     inner = model.module if wrapped else getattr(model, "_orig_mod", None)
-    return bare(inner) if isinstance(inner, nn.Module) else model
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
     """A copy of the bare model. Raises InputError where torch cannot copy one."""
     try:
-        return copy.deepcopy(bare(model))
+        return copy.deepcopy(unwrapped(model))
     except RuntimeError as problem:
         if "deepcopy" not in str(problem):
             raise
         # a weight that a hook computes, as those of torch.nn.utils.prune and the older weight_norm do
         raise InputError(
-            f"this {type(bare(model)).__name__} cannot be copied ({str(problem).partition('. ')[0]}): call"
+            f"this {type(unwrapped(model)).__name__} cannot be copied ({str(problem).partition('. ')[0]}): call"
             " torch.nn.utils.prune.remove or remove_weight_norm first"
         ) from problem

@@ -63,7 +63,7 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         module: Any = modules[str(node.target)]
         kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
         plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
-        plain = plain and (kind not in ("conv", "linear", "norm") or is_ordinary(module))
+        plain = plain and (kind not in ("conv", "linear", "norm") or has_plain_tensors(module))
         return kind if plain and len(node.all_input_nodes) == 1 else None
     if _is_size(node):
         return "size"
@@ -76,7 +76,7 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         return None
     if kind == "join" and not all(isinstance(a, (fx.Node, int, float)) for a in node.args):
         return None
-    if kind == "cat" and not isinstance(_joined(node), (list, tuple)):
+    if kind == "cat" and not isinstance(_concat_argument(node), (list, tuple)):
         return None
     several = kind in ("join", "cat")
     return kind if several or len(node.all_input_nodes) == 1 else None
@@ -97,12 +97,12 @@ def mean_dims(node: fx.Node) -> tuple[Sequence[int] | None, bool]:
     return ([dims] if isinstance(dims, int) else dims), bool(keep)
 
 
-def concatenated(node: fx.Node) -> list[fx.Node]:
+def concat_inputs(node: fx.Node) -> list[fx.Node]:
     """What a concatenation joins, in order and as often as it does."""
-    return [source for source in _joined(node) if isinstance(source, fx.Node)]
+    return [source for source in _concat_argument(node) if isinstance(source, fx.Node)]
 
 
-def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
+def as_function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
     """What a unary node or a join computes, as a function of its arguments."""
     if node.op == "call_module":
         return modules[str(node.target)]
@@ -118,7 +118,7 @@ def pool_dims(node: fx.Node, modules: Mapping[str, nn.Module]) -> int:
     return int(name[-2])
 
 
-def drops_always(node: fx.Node) -> bool:
+def is_active_dropout(node: fx.Node) -> bool:
     """Whether a node is a dropout that goes on in evaluation mode, as ``F.dropout`` does unless it is told."""
     name = _name(node)
     if node.op != "call_function" or "dropout" not in name:
@@ -127,7 +127,7 @@ def drops_always(node: fx.Node) -> bool:
     return training is not False
 
 
-def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
+def shared_modules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
     """The modules that hold a parameter or buffer whose memory is used by more than one call."""
     used: list[tuple[str, set[int]]] = []
     for node in graph.nodes:
@@ -145,14 +145,14 @@ def _memory(tensor: Tensor) -> int:
     return tensor.data_ptr() or id(tensor)  # none on the device meta, say
 
 
-def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+def description(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """What a node calls, in words."""
     if node.op == "call_module":
         return f"{type(modules[str(node.target)]).__name__} '{node.target}'"
     return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
-def is_ordinary(layer: Any) -> bool:
+def has_plain_tensors(layer: Any) -> bool:
     """Whether a layer's tensors are its own, not computed from others (parametrized, pruned by torch), and real numbers."""
     own = {**layer._parameters, **layer._buffers}
     tensors = [(name, getattr(layer, name, None)) for name in ("weight", "bias", "running_mean", "running_var")]
@@ -172,7 +172,7 @@ def _name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "").rstrip("_") if home in ("torch", "_operator", "builtins") else ""
 
 
-def _joined(node: fx.Node) -> Any:
+def _concat_argument(node: fx.Node) -> Any:
     return node.args[0] if node.args else node.kwargs.get("tensors")
 
 
@@ -212,7 +212,7 @@ def _keeps_batch(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return value is asked
 
 
-def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def is_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a unary node or a join changes its first input."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))

@@ -13,11 +13,11 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.names import plain_names
 from flatsparse.common.weight_layout import inputs_first
 from flatsparse.graph.constant_channels import constant_inputs
-from flatsparse.graph.groups import Group, Slot, bare, channel_groups, copied
+from flatsparse.graph.groups import Group, Slot, channel_groups, copy_of, unwrapped
 from flatsparse.graph.trace import Trace
 
 
-def live_channels(
+def active_channels(
     model: nn.Module,
     groups: Sequence[Group],
     masks: Mapping[str, Tensor] | None = None,
@@ -35,7 +35,7 @@ def live_channels(
         masks: bool by the weight's name, as in ``SparseTraining.masks``; weights are taken as 0 outside. None: as they are.
         example: as for ``channel_groups``.
     """
-    return _settle(Trace(bare(model), example), groups, masked_state(model, masks))
+    return _find_active(Trace(unwrapped(model), example), groups, masked_state(model, masks))
 
 
 def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Tensor | None = None) -> nn.Module:
@@ -60,11 +60,15 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example:
       (2): Linear(in_features=4, out_features=3, bias=True)
     )
     """
-    groups, tensors, trace = channel_groups(model, example), masked_state(model, masks), Trace(bare(model), example)
-    live = _settle(trace, groups, tensors)
-    small = copied(model)
+    groups, tensors, trace = (
+        channel_groups(model, example),
+        masked_state(model, masks),
+        Trace(unwrapped(model), example),
+    )
+    live = _find_active(trace, groups, tensors)
+    small = copy_of(model)
     small.load_state_dict({**small.state_dict(), **tensors})  # true weights, even in a window, with what was folded
-    small = _cut(small, groups, live)
+    small = _without(small, groups, live)
     if str(Trace(small).graph) != str(trace.graph):
         raise InputError(
             f"{type(small).__name__} computes with the widths of its layers as numbers, which change when channels go: take"
@@ -101,7 +105,7 @@ def narrow(model: nn.Module, widths: Mapping[str, int], example: Tensor | None =
         set(mine) - set(widths)
     ):  # more of them there may be: a depthwise channel alone is an ordinary one
         raise InputError(
-            f"the widths are not of this {type(bare(model)).__name__}: they lack '{missing[0]}'; give both of the same run"
+            f"the widths are not of this {type(unwrapped(model)).__name__}: they lack '{missing[0]}'; give both of the same run"
         )
     if wrong := [name for name, size in mine.items() if not 1 <= widths[name] <= size]:
         raise InputError(
@@ -109,7 +113,7 @@ def narrow(model: nn.Module, widths: Mapping[str, int], example: Tensor | None =
         )
     kept = [widths.get(group.writes[0].name, group.size) for group in groups]
     live = [torch.arange(group.size) < count for group, count in zip(groups, kept, strict=True)]
-    return _cut(copied(model), groups, live)
+    return _without(copy_of(model), groups, live)
 
 
 def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -117,7 +121,7 @@ def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[s
 
     Raises: InputError for a mask that fits none of them.
     """
-    inner, state = bare(model), model.state_dict()
+    inner, state = unwrapped(model), model.state_dict()
     named = {name: t for name, t in zip(inner.state_dict(), state.values(), strict=True) if isinstance(t, Tensor)}
     tensors = copy.deepcopy(named)  # at once, so that names that share memory still do
     own = [name for name, _ in inner.named_parameters(remove_duplicate=False)]
@@ -131,7 +135,7 @@ def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[s
 
 
 @torch.no_grad()
-def _settle(trace: Trace, groups: Sequence[Group], tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _find_active(trace: Trace, groups: Sequence[Group], tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Find dead channels until there are no more. Tensors lose what those write and read, and gain what is folded."""
     live = tuple(torch.ones(group.size, dtype=torch.bool) for group in groups)
     changed = True
@@ -143,7 +147,7 @@ def _settle(trace: Trace, groups: Sequence[Group], tensors: dict[str, Tensor]) -
                 continue
             dead = torch.ones(group.size, dtype=torch.bool)
             for slot in group.reads:
-                dead &= _harmless(slot, group.size, tensors, constants)
+                dead &= _removable(slot, group.size, tensors, constants)
             dead &= alive
             if dead.sum() == alive.sum():
                 dead[alive.nonzero()[0]] = False
@@ -151,54 +155,54 @@ def _settle(trace: Trace, groups: Sequence[Group], tensors: dict[str, Tensor]) -
                 changed = True
                 alive &= ~dead
                 for slot in group.reads:
-                    _fold(slot, dead, tensors, constants)
+                    _fold_into_bias(slot, dead, tensors, constants)
                 for slot in group.writes:
-                    _zero(slot, dead, tensors)
+                    _zero_channels(slot, dead, tensors)
     return live
 
 
-def _harmless(slot: Slot, size: int, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
+def _removable(slot: Slot, size: int, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
     """The channels that a layer does not read, or that always send it what it can do without."""
     where = slice(slot.offset, slot.offset + size * slot.block)
     unread = tensors[slot.name].movedim(slot.dim, 0).flatten(1).eq(0).all(1)[where].cpu()
     sent = constants[slot.name][where]
-    spare = ~sent.isnan() if _bias(slot) in tensors else sent == 0
+    spare = ~sent.isnan() if _bias_name(slot) in tensors else sent == 0
     return (unread | spare).view(size, slot.block).all(1)
 
 
-def _fold(slot: Slot, dead: Tensor, tensors: dict[str, Tensor], constants: Mapping[str, Tensor]) -> None:
+def _fold_into_bias(slot: Slot, dead: Tensor, tensors: dict[str, Tensor], constants: Mapping[str, Tensor]) -> None:
     """Let a layer's bias say what dead channels always sent it, and the layer read them no more."""
-    weight, places = tensors[slot.name], _places(slot, dead)
-    if (bias := tensors.get(_bias(slot))) is not None:
+    weight, places = tensors[slot.name], _indices(slot, dead)
+    if (bias := tensors.get(_bias_name(slot))) is not None:
         kernels = weight.movedim(slot.dim, 1)[:, places.to(weight.device)].double()
         kernels = kernels.flatten(2).sum(2) if kernels.ndim > 2 else kernels
         sent = constants[slot.name][places].nan_to_num().to(kernels.device)
         bias += (kernels @ sent).to(bias.dtype)
-    _zero(slot, dead, tensors)
+    _zero_channels(slot, dead, tensors)
 
 
-def _zero(slot: Slot, dead: Tensor, tensors: Mapping[str, Tensor]) -> None:
+def _zero_channels(slot: Slot, dead: Tensor, tensors: Mapping[str, Tensor]) -> None:
     tensor = tensors[slot.name]
-    tensor.index_fill_(slot.dim, _places(slot, dead).to(tensor.device), 0)
+    tensor.index_fill_(slot.dim, _indices(slot, dead).to(tensor.device), 0)
 
 
-def _places(slot: Slot, chosen: Tensor) -> Tensor:
+def _indices(slot: Slot, chosen: Tensor) -> Tensor:
     """The indices along a slot's dimension that belong to the chosen channels."""
     return chosen.repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
 
 
-def _bias(slot: Slot) -> str:
+def _bias_name(slot: Slot) -> str:
     return f"{slot.name.removesuffix('weight')}bias"
 
 
 @torch.no_grad()
-def _cut(model: nn.Module, groups: Sequence[Group], live: Sequence[Tensor]) -> nn.Module:
+def _without(model: nn.Module, groups: Sequence[Group], live: Sequence[Tensor]) -> nn.Module:
     """Take dead channels out of a model's tensors and say so in its layers."""
     gone: dict[tuple[str, int], list[Tensor]] = {}
     for group, alive in zip(groups, live, strict=True):
         if not alive.all():
             for slot in (*group.writes, *group.norms, *group.reads):
-                gone.setdefault((slot.name, slot.dim), []).append(_places(slot, ~alive))
+                gone.setdefault((slot.name, slot.dim), []).append(_indices(slot, ~alive))
     for (name, dim), places in gone.items():
         owner, _, own = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -208,11 +212,11 @@ def _cut(model: nn.Module, groups: Sequence[Group], live: Sequence[Tensor]) -> n
         rest = tensor.index_select(dim, keep.nonzero().squeeze(1).to(tensor.device))
         parameter = isinstance(tensor, nn.Parameter)
         setattr(module, own, nn.Parameter(rest, tensor.requires_grad) if parameter else rest)
-        _say(module)
+        _update_attributes(module)
     return model
 
 
-def _say(module: Any) -> None:
+def _update_attributes(module: Any) -> None:
     """Let a layer's attributes follow from its tensors."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

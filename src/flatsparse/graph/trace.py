@@ -13,7 +13,16 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.graph.ops import called, concatenated, has_hooks, is_batch_size, kind_of, mean_dims, pool_dims, shared
+from flatsparse.graph.ops import (
+    concat_inputs,
+    description,
+    has_hooks,
+    is_batch_size,
+    kind_of,
+    mean_dims,
+    pool_dims,
+    shared_modules,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Value:
         return sum(part.channels.size for part in self.parts)
 
 
-class NotUnderstood(Exception):
+class Unsupported(Exception):
     """An operation whose effect on channels is not known; its message becomes the reason to keep them."""
 
 
@@ -98,11 +107,11 @@ class Trace:
         self.values: dict[fx.Node, Value | None] = {}
         self.blocks: dict[str, int] = {}
         self._all: list[Channels] = []
-        self._shared = shared(self.graph, self.modules)
+        self._shared = shared_modules(self.graph, self.modules)
         for node in self.graph.nodes:
             try:
                 self.values[node] = self._follow(node)
-            except NotUnderstood as reason:
+            except Unsupported as reason:
                 self.values[node] = None
                 for source in node.all_input_nodes:
                     self._keep(source, str(reason))
@@ -116,7 +125,7 @@ class Trace:
         if isinstance(part.block, int):
             return part.block
         if part.block not in self.blocks:
-            raise NotUnderstood("its size after a flatten cannot be told; an example input would tell")
+            raise Unsupported("its size after a flatten cannot be told; an example input would tell")
         return self.blocks[part.block]
 
     def _keep(self, node: fx.Node, reason: str) -> None:
@@ -129,22 +138,22 @@ class Trace:
         if node.op in ("placeholder", "get_attr"):
             return None
         if node.op == "output":
-            raise NotUnderstood("the model's output")
-        kind, odd = kind_of(node, self.modules), NotUnderstood(f"{called(node, self.modules)} is not understood")
+            raise Unsupported("the model's output")
+        kind, odd = kind_of(node, self.modules), Unsupported(f"{description(node, self.modules)} is not understood")
         if kind is not None and node.op == "call_module" and has_hooks(self.modules[str(node.target)]):
-            raise NotUnderstood(f"{called(node, self.modules)} has a hook, which may change what it gives")
-        sources = concatenated(node) if kind == "cat" else node.all_input_nodes
+            raise Unsupported(f"{description(node, self.modules)} has a hook, which may change what it gives")
+        sources = concat_inputs(node) if kind == "cat" else node.all_input_nodes
         inputs = [self.values[source] for source in sources if not is_batch_size(source)]
         if kind in ("conv", "linear", "norm"):
             if str(node.target) in self._shared:
-                raise NotUnderstood(f"the weights of '{node.target}' are used more than once")
+                raise Unsupported(f"the weights of '{node.target}' are used more than once")
             return getattr(self, f"_{kind}")(node, inputs[0])
         if kind is None:
             raise odd
         if kind == "size" or not any(inputs):
             return None
         if not all(inputs):
-            raise NotUnderstood("joined with what no layer gives")
+            raise Unsupported("joined with what no layer gives")
         values = [value for value in inputs if value is not None]
         if kind == "cat":
             return _cat(node, values, odd)
@@ -165,7 +174,7 @@ class Trace:
         conv: Any = self.modules[str(node.target)]
         rank = conv.weight.ndim
         if value is not None and (value.axis != 1 or value.rank != rank or value.size != conv.in_channels):
-            raise NotUnderstood(f"the input of convolution '{node.target}' is not understood")
+            raise Unsupported(f"the input of convolution '{node.target}' is not understood")
         if conv.groups == 1:
             self._read(node, value)
             return Value((Part(self._written(node, conv.out_channels)),), rank)
@@ -183,7 +192,7 @@ class Trace:
     def _linear(self, node: fx.Node, value: Value | None) -> Value:
         linear: Any = self.modules[str(node.target)]
         if value is not None and value.rank != 2 and value.axis != -1:
-            raise NotUnderstood(f"linear layer '{node.target}' does not work on channels")
+            raise Unsupported(f"linear layer '{node.target}' does not work on channels")
         rank = _rank(node, value.rank if value else None)
         self._read(node, value)
         return Value((Part(self._written(node, linear.out_features)),), rank, 1 if rank == 2 else -1)
@@ -194,7 +203,7 @@ class Trace:
         norm: Any = self.modules[str(node.target)]
         names = [name for name in ("weight", "bias", "running_mean", "running_var") if getattr(norm, name) is not None]
         if (value.axis != 1 and value.rank is not None) or not names:  # one without tensors cannot be narrowed
-            raise NotUnderstood(f"batch norm '{node.target}' is not over channels")
+            raise Unsupported(f"batch norm '{node.target}' is not over channels")
         for offset, part in self._resolved(value, norm.num_features):
             slots = self._slots(node, names, self.block(part), offset)
             part.channels.root().norms += slots
@@ -209,7 +218,7 @@ class Trace:
             blocks = len(pairs) == 1 or all(a.block == b.block for a, b in pairs)
             sizes = [[part.channels.size for part in value.parts] for value in (first, other)]
             if not (alike and blocks and sizes[0] == sizes[1]):
-                raise NotUnderstood("joined with channels of another arrangement")
+                raise Unsupported("joined with channels of another arrangement")
             for a, b in pairs:
                 a.channels.merge(b.channels)
             if other.rank is None:
@@ -246,7 +255,7 @@ class Trace:
             self.blocks[str(*unknown)] = (features - told) // spread
         sizes = [part.channels.size * self.block(part) for part in value.parts]
         if sum(sizes) != features:
-            raise NotUnderstood("their number is not what the layer after them takes")
+            raise Unsupported("their number is not what the layer after them takes")
         return [(sum(sizes[:index]), part) for index, part in enumerate(value.parts)]
 
     def _slots(self, node: fx.Node, names: Sequence[str], block: int = 1, offset: int = 0, dim: int = 0) -> list[Slot]:
@@ -290,7 +299,7 @@ def _rank(node: fx.Node, rank: int | None) -> int | None:
     return rank if shape is None else len(shape.shape)
 
 
-def _mean(node: fx.Node, value: Value, odd: NotUnderstood) -> Value:
+def _mean(node: fx.Node, value: Value, odd: Unsupported) -> Value:
     assert value.rank is not None
     dims, keep = mean_dims(node)
     space = {dim % value.rank for dim in dims or (0,)}
@@ -299,7 +308,7 @@ def _mean(node: fx.Node, value: Value, odd: NotUnderstood) -> Value:
     return value if keep else Value(value.parts, value.rank - len(space))
 
 
-def _cat(node: fx.Node, values: Sequence[Value], odd: NotUnderstood) -> Value:
+def _cat(node: fx.Node, values: Sequence[Value], odd: Unsupported) -> Value:
     axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     first = values[0]
     alike = all((value.rank, value.axis) == (first.rank, first.axis) for value in values)
