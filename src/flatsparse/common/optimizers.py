@@ -1,4 +1,4 @@
-"""Chains of optimizers, each of which wraps the next as its ``base``; what a wrapper knows of masks; unsuitable optimizers."""
+"""Chains of optimizers, each wrapping the next as its ``base``; the protocols of mask-aware wrappers; checks of optimizers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MaskAware(Protocol):
 
 
 def chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
-    """The outermost first."""
+    """The optimizers of a chain, the outermost first."""
     while optimizer is not None:
         yield optimizer
         optimizer = getattr(optimizer, "base", None)
@@ -67,7 +67,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def check_hooks(optimizer: Optimizer) -> None:
-    """Raises InputError for an optimizer without hooks on its steps: a wrapper of others that torch has not made ready."""
+    """Raise InputError for an optimizer whose steps take no hooks: a wrapper that did not call torch's constructor."""
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         inside = next((name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)), None)
         cure = (
@@ -81,7 +81,7 @@ def check_hooks(optimizer: Optimizer) -> None:
 
 
 def check_dense(optimizer: Optimizer) -> None:
-    """Raises InputError for an optimizer that takes sparse gradients only, which have no place outside a mask."""
+    """Raise InputError for an optimizer that takes sparse gradients only, which have no entries outside a mask."""
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise InputError(
             "SparseAdam takes sparse gradients only: use torch.optim.Adam, with sparse=False in embeddings"
@@ -89,6 +89,6 @@ def check_dense(optimizer: Optimizer) -> None:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer computes the loss itself, several times a step, as LBFGS does."""
+    """True for an optimizer that evaluates the loss itself, several times a step, as LBFGS does."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

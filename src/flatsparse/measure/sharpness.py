@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import norm
 from flatsparse.common.tensors import restored
 
-ZeroOutside = Mapping[
-    nn.Parameter, Callable[[Tensor], Tensor]
-]  # for masked parameters: zeroes in place outside the mask
+# For each masked parameter a function that zeroes a tensor of its shape outside the mask, in place, and returns it.
+ZeroOutside = Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
 
 STEPS = 5
 DEFINITION = (
@@ -29,7 +28,7 @@ def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callabl
 
     Args:
         model: the network; its weights are restored bit for bit, its gradients are cleared.
-        masks: for each masked parameter, a function that zeroes a tensor outside its mask, in place.
+        masks: see ``ZeroOutside``.
         gradient: computes the loss and its gradients at the weights as they are, and returns the loss.
         radius: in the units of the weights.
     """
