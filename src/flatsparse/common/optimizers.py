@@ -15,7 +15,7 @@ from flatsparse.common.errors import InputError
 
 
 class Masked(Protocol):
-    """A parameter's mask, as a wrapper sees it."""
+    """The part of a parameter's mask that optimizer wrappers use."""
 
     @property
     def active(self) -> int:
@@ -34,18 +34,18 @@ class Masked(Protocol):
 
 @runtime_checkable
 class MaskAware(Protocol):
-    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``: the one joint of ``sam`` and ``sparse``."""
+    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows of ``sam``."""
 
     def follow(self, model: nn.Module) -> object:
-        """Attach to a model's calls."""
+        """Attach hooks to a model."""
         ...
 
     def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
-        """Put the true weights in place and keep to these masks from now on; to none when the mapping is empty."""
+        """Restore the true weights and apply these masks from now on; none when the mapping is empty."""
         ...
 
     def reset_state(self) -> None:
-        """Forget everything learned so far: the next step is as the first."""
+        """Clear all state, so that the next step is like the first."""
         ...
 
     def disabled(self) -> AbstractContextManager[None]:

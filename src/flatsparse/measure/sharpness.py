@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +46,6 @@ def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callabl
         for p in parameters:
             p.grad = None
     return highest - start
-
-
-def m_sharpness(
-    model: nn.Module, masks: ZeroOutside, gradients: Iterable[Callable[[], float]], radius: float
-) -> list[float]:
-    """``worst_case_sharpness`` of each batch by itself (m-sharpness is their mean: Foret et al. 2021, sec. 4.1).
-
-    Args:
-        model, masks, radius: see ``worst_case_sharpness``.
-        gradients: for each batch of m images, a function that computes its loss and gradients.
-    """
-    return [worst_case_sharpness(model, masks, gradient, radius) for gradient in gradients]
 
 
 def scale_to(length: float, tensors: Sequence[Tensor]) -> Tensor:
