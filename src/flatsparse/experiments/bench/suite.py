@@ -36,7 +36,7 @@ from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.progress import ProgressLines
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run.checkpoint import environment
-from flatsparse.experiments.run.config import usable_device
+from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.stats import FEWEST
 from flatsparse.experiments.terminal import Console
@@ -173,7 +173,7 @@ class Bench:
         if self.run is not None:
             finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
             train, name = finished.splits.train, str(finished.run.model)
-            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} samples"
+            title = f"{name}, {finished.run.pruning.method} on {finished.run.dataset.data}, {count} samples"
 
             def batch(source: torch.Generator) -> Batch:
                 chosen = torch.randint(len(train), (count,), generator=source).to(train.labels.device)

@@ -24,7 +24,9 @@ from flatsparse.experiments.report import printing
 from flatsparse.experiments.report.figures import svg
 from flatsparse.experiments.run import probe
 from flatsparse.experiments.run.checkpoint import read_metrics, read_probes, read_result
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun, unasked
+from flatsparse.experiments.run.method import removal
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.sharpness import DEFINITION
 
 CURVES = "Thick lines are means, thin ones seeds. Training loss is that of the gradients taken, so at w + e where there is an e."
@@ -52,7 +54,8 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         for row in table.rows
         for seed in range(comparison.seeds)
     }
-    title = f"Does flatness pay? {comparison.method} on {comparison.data}, {comparison.removal}"
+    run = resolve(comparison.run("none", 0.0, 0.0, 0))
+    title = f"Does flatness pay? {run.pruning.method} on {run.dataset.data}, {removal(run.pruning)}"
     verdict = [
         f"<h3>{_text(printing.setting(table).capitalize())}</h3>" + _list(printing.sentences(table)) for table in tables
     ]
@@ -103,22 +106,22 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
 
 def _question(comparison: Comparison) -> str:
     """What was asked, for a reader who has not run it."""
+    run = resolve(comparison.run("none", 0.0, 0.0, 0))
     return (
-        f"The same network ({comparison.model}, {comparison.removal}) was trained"
-        f" {comparison.seeds} times on {comparison.data} in each of these ways: plain, where a step takes the gradient at the"
-        " weights themselves, and sharpness-aware, where it takes it at a neighbour a distance ρ away, so that training ends"
-        " where the loss is flat: up this batch's own gradient (SAM, two gradients a step), up the previous step's (S²-SAM,"
+        f"The same network ({run.model}, {removal(run.pruning)}) was trained {comparison.seeds} times on {run.dataset.data}"
+        " in each of these ways: plain, where a step takes the gradient at the weights themselves, and sharpness-aware,"
+        " where it takes it at a neighbour a distance ρ away, so that training ends where the loss is flat: up this batch's"
+        " own gradient (SAM, two gradients a step), up the previous step's (S²-SAM,"
         " one), or in a random direction (one; the control). Nothing else differs: data, their order, initial weights and"
         " masks are equal, seed by seed. Does it classify unseen images better, and what does it cost?"
     )
 
 
-def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
+def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
     """Write a single run's report. Returns the file."""
     records = read_metrics(out, result)
-    title = (
-        f"{run.model} on {run.data}: {run.method} at {result['sparsity']['prunable']:.1%}, sharpness {run.sharpness}"
-    )
+    sparsity = f"{result['sparsity']['prunable']:.1%}"
+    title = f"{run.model} on {run.dataset.data}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}"
     flops, seconds = result["flops"], result["seconds"]
     told = [
         f"Test accuracy {result['test_accuracy']:.2f} %, read once at the end;"
@@ -198,8 +201,10 @@ def flags(settings: Any) -> str:
     """The command-line flags that give these settings."""
     words: list[str] = []
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value, default = getattr(settings, field.name), getattr(unasked(settings), field.name)
+        if dataclasses.is_dataclass(value):
+            words += shlex.split(flags(value))
+            continue
         if value == default or value is None:
             continue
         name = field.name.replace("_", "-")
