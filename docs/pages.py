@@ -14,7 +14,7 @@ import torch
 import flatsparse as fs
 from flatsparse.measure.flops import estimate
 from flatsparse.methods import ALIASES, traits_of
-from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.redistribution import Redistribute
 
 FOLDER = Path(__file__).parent / "methods"
@@ -69,9 +69,12 @@ def _sparsity(name: str) -> float:
 
 def plan_rows(plan: Any) -> list[list[str]]:
     rows = [["initial masks", told(plan.initial)], ["shared out by", told(plan.distribution)]]
-    if plan.thinning is not None and plan.thinning.first:
+    if plan.channel_pruning is not None and plan.channel_pruning.first:
         rows = [
-            ["channels removed at the start", f"{plan.thinning.first:.0%}, the smallest by L1 norm; the rest is live"]
+            [
+                "channels removed at the start",
+                f"{plan.channel_pruning.first:.0%}, the smallest by L1 norm; the rest is live",
+            ]
         ]
     elif plan.rules:
         rows.insert(0, ["sparsity at the start", f"{plan.sparsity:.0%}"])
@@ -144,11 +147,11 @@ def costs(name: str) -> str:
     elif any(rule.dense_gradient for rule in plan.rules):
         dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
     shares = [plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)]
-    if plan.thinning is not None and plan.thinning.first:
+    if plan.channel_pruning is not None and plan.channel_pruning.first:
         dense += (
             " What each layer keeps hangs on the data; this count takes all groups of channels to be thinned alike."
         )
-    elif plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
+    elif plan.rounds or global_ranking in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
         dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
     columns = [*(["channels removed"] if by_channels else []), "sparsity", "inference", "training"]
     head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 import flatsparse as fs
-from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.saliency import GradientFlow, Sensitivity, balanced
 from tests.sparse_helpers import batch, copied, same, sgd, tiny_net
@@ -192,7 +192,7 @@ def test_an_emptied_layer_keeps_its_best_weight_and_is_named(method):
 
 
 def test_ranking_together_warns_of_nothing_when_no_layer_is_emptied(recwarn):
-    ranked_together({"a": torch.arange(5.0), "b": torch.arange(5.0)}, 4)
+    global_ranking({"a": torch.arange(5.0), "b": torch.arange(5.0)}, 4)
     assert not recwarn
 
 

@@ -13,14 +13,17 @@ from torch.optim import Optimizer
 
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
-from flatsparse.common.optimizers import MaskAware, chain, check_dense, check_hooks, innermost
+from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
 from flatsparse.graph.groups import bare
 from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.sparse.distributions import check_budget
+from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.import_masks import fitting
-from flatsparse.sparse.layers import Pattern, prunable
+from flatsparse.sparse.layers import LayerSelector, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan
+from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.step import SparseStep
 from flatsparse.sparse.training import SparseTraining
 
 
@@ -32,8 +35,8 @@ def sparsify(
     sparsity: float | None = None,
     steps: int,
     seed: int = 0,
-    include: Sequence[Pattern] = (),
-    exclude: Sequence[Pattern] = (),
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
     fresh_state: bool = True,
@@ -95,8 +98,8 @@ def sparsify(
         given = {w.name: given[w.name] for w in masked}
         sparsity = 1 - sum(int(mask.sum()) for mask in given.values()) / masked.total
     assert sparsity is not None
-    plan = chosen.plan(float(sparsity), steps)
-    if given and plan.thinning is not None:
+    plan, state = chosen.plan(float(sparsity), steps), TrainingState(masked)
+    if given and plan.channel_pruning is not None:
         raise InputError(f"method '{name_of(chosen)}' chooses its own channels to start with: leave out masks=")
     if given:
         _check_start(given, masked, sparsity, plan, name_of(chosen))
@@ -104,20 +107,23 @@ def sparsify(
     else:
         check_budget(masked.budget(sparsity), masked.total, len(masked))
         with contextlib.ExitStack() as stack:
-            for wrapper in chain(optimizer):
-                if isinstance(wrapper, MaskAware):
-                    stack.enter_context(wrapper.disabled())  # scores are those of the true weights
+            for wrapper in mask_aware(optimizer):
+                stack.enter_context(wrapper.disabled())  # scores are those of the true weights
             # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
-            initial = plan.initial_masks(masked.whole(), bare(model))
+            state.channels = plan.channels(bare(model), masked)
+            initial = plan.initial_masks(state.gathered(), bare(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), SparseTraining):
+        if isinstance(getattr(hook, "__self__", None), SparseStep):
             raise InputError(
                 "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
             )
-    for wrapper in chain(optimizer):
-        if isinstance(wrapper, MaskAware):
-            wrapper.follow(model)
-    return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial, fresh_state=fresh_state)
+    for wrapper in mask_aware(optimizer):
+        wrapper.follow(model)
+    if fresh_state:
+        state.grown = GrownWeights(innermost(optimizer))
+    if plan.momentum is not None:
+        masked.keep_momentum()
+    return SparseTraining(model, state, optimizer, plan, name_of(chosen), initial)
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:
@@ -160,7 +166,7 @@ def _check_start(given: Mapping[str, Tensor], masked: Masks, sparsity: float, pl
         for w in masked:
             mask = given[w.name]
             if not torch.equal(plan.pattern.keep(mask.float(), w.name, w.inputs_first), mask):
-                pair = f"{plan.pattern.live}:{plan.pattern.of}"
+                pair = f"{plan.pattern.active}:{plan.pattern.of}"
                 raise InputError(
                     f"the mask of '{w.name}' does not keep to {pair}: leave out pattern=, or give other masks"
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.common.errors import InputError
 from flatsparse.schedules import At, Constant
-from flatsparse.sparse.distributions import Distribution, ranked_together, uniform
+from flatsparse.sparse.distributions import Distribution, global_ranking, uniform
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.rules import GrowTo, PruneTo
 from flatsparse.sparse.scores import each, magnitude
@@ -27,7 +27,7 @@ class ACDC:
 
     prune: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
     restore: tuple[float, ...] = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         for name, shares in (("prune", self.prune), ("restore", self.restore)):

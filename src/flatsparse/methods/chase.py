@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from flatsparse.common.errors import InputError, check_count, check_fraction, unknown
 from flatsparse.schedules import Constant, Cosine, Cubic, Every, Schedule
 from flatsparse.sparse.channel_choice import between_convolutions, eligible
-from flatsparse.sparse.channel_rules import RemoveChannels, Thinning
+from flatsparse.sparse.channel_rules import ChannelPruning, PruneChannels
 from flatsparse.sparse.channel_scores import FilterScore, mean_magnitude
-from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, ranked_together
+from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, global_ranking
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
+from flatsparse.sparse.rules import DropAndGrow, GrowTo, PruneTo
 from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 SCOPES = ("net", "layer")
@@ -76,7 +76,7 @@ class Chase:
         for phase in ("first_phase", "last_phase"):
             if getattr(self, phase) not in SCOPES:
                 raise unknown(f"{phase}=", getattr(self, phase), SCOPES)
-        thinning = Thinning(
+        pruning = ChannelPruning(
             self.channels,
             least=(1 - self.channels) * check_fraction("least", self.least),
             eligible=eligible(self.explore, self.sums, published=between_convolutions),
@@ -84,24 +84,24 @@ class Chase:
         when = updates(self.every, self.until, steps, spare=1)
         thin = self._removals(when)
         denser = Cosine(max(0.0, sparsity - self.bound), sparsity, until=when.last)
-        first = ranked_together if self.first_phase == "net" else self.distribution
+        first = global_ranking if self.first_phase == "net" else self.distribution
         # What grew at the very last step would be live and never trained.
         later = Every(when.period, until=steps - 1, start=when.last)
         moved = Cosine(self.drop_fraction, self.drop_fraction / 100, until=steps)
         rules = (
-            RemoveChannels(thin, Cubic(0.0, self.channels, until=thin.last), self.score, thinning),
+            PruneChannels(thin, Cubic(0.0, self.channels, until=thin.last), self.score, pruning),
             PruneTo(when, Constant(sparsity), magnitude, first),
             GrowTo(when, denser, gradient, first),
             *(
-                (Rewire(later, moved, drop=magnitude, grow=gradient),)
+                (DropAndGrow(later, moved, drop=magnitude, grow=gradient),)
                 if self.last_phase == "layer"
                 else (
-                    PruneTo(later, Dropped(moved, sparsity), magnitude, ranked_together),
-                    GrowTo(later, Constant(sparsity), gradient, ranked_together),
+                    PruneTo(later, Dropped(moved, sparsity), magnitude, global_ranking),
+                    GrowTo(later, Constant(sparsity), gradient, global_ranking),
                 )
             ),
         )
-        return Plan(sparsity, each(random), self.distribution, rules=rules, thinning=thinning)
+        return Plan(sparsity, each(random), self.distribution, rules=rules, channel_pruning=pruning)
 
     def _removals(self, when: Every) -> Every:
         """When channels go; for the last time not after the weights' last update, which fills what they leave."""

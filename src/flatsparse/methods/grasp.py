@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flatsparse.common.errors import check_count, check_finite, unknown
-from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.saliency import HALVES, Batch, GradientFlow, Loss
 
@@ -38,7 +38,7 @@ class GraSP:
     per_class: int | None = 10
     temperature: float = 200.0
     halves: str = "alternate"
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
     scoring = "batches"
 
     def plan(self, sparsity: float, steps: int) -> Plan:

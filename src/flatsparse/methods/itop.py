@@ -14,7 +14,7 @@ from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import Score, each, gradient, magnitude, random
 
 
@@ -64,4 +64,6 @@ def _plan(method: SETITOP | RigLITOP, sparsity: float, steps: int, grow: Score) 
     check_fraction("last_fraction", method.last_fraction)
     when = updates(method.every, method.until, steps, spare=1)
     fraction = Cosine(method.drop_fraction, method.last_fraction, until=steps)
-    return Plan(sparsity, each(random), method.distribution, rules=(Rewire(when, fraction, drop=magnitude, grow=grow),))
+    return Plan(
+        sparsity, each(random), method.distribution, rules=(DropAndGrow(when, fraction, drop=magnitude, grow=grow),)
+    )

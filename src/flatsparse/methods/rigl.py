@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 
@@ -40,6 +40,8 @@ class RigL:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
-        pattern = Pattern.of_pair(self.pattern, sparsity)
-        rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern)
+        pattern = NofM.of_pair(self.pattern, sparsity)
+        rewire = DropAndGrow(
+            when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern
+        )
         return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Constant
 from flatsparse.sparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan, share_of, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, magnitude, magnitude_by_sign, random
 
 
@@ -38,8 +38,8 @@ class SET:
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
-        pattern = Pattern.of_pair(self.pattern, sparsity)
-        rewire = Rewire(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
+        pattern = NofM.of_pair(self.pattern, sparsity)
+        rewire = DropAndGrow(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
         return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)
 
 
@@ -65,5 +65,5 @@ class OriginalSET:
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(share_of(steps, 1 / 160, self.every), self.until, steps, spare=1)
-        rewire = Rewire(when, fraction=Constant(self.drop_fraction), drop=magnitude_by_sign, grow=random)
+        rewire = DropAndGrow(when, fraction=Constant(self.drop_fraction), drop=magnitude_by_sign, grow=random)
         return Plan(sparsity, each(random), self.distribution, rules=(rewire,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.saliency import Batch, Loss, Sensitivity
 
@@ -26,7 +26,7 @@ class SNIP:
 
     batches: Iterable[Batch] | None = None
     loss_fn: Loss | None = None
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
     scoring = "batch"
 
     def plan(self, sparsity: float, steps: int) -> Plan:

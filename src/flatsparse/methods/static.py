@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, uniform
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.scores import Score, each, random
 
@@ -46,5 +46,5 @@ class Static:
     pattern: tuple[int, int] | None = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        pattern = Pattern.of_pair(self.pattern, sparsity)
+        pattern = NofM.of_pair(self.pattern, sparsity)
         return Plan(sparsity, each(self.initial), self.distribution, pattern=pattern)

@@ -55,7 +55,7 @@ def residuals(matrix: Tensor, kept: Tensor) -> Tensor:
     return (matrix - span @ (torch.linalg.pinv(span) @ matrix)).norm(dim=0)
 
 
-def drawn(scores: Tensor, count: int, among: Tensor, generator: torch.Generator) -> Tensor:
+def draw(scores: Tensor, count: int, among: Tensor, generator: torch.Generator) -> Tensor:
     """Draw ``count`` candidates without replacement, each time with the softmax of their scores as probabilities.
 
     Gumbel noise makes it one choice of the largest (Kool et al. 2019, "Stochastic Beams and Where to Find Them").
@@ -66,7 +66,7 @@ def drawn(scores: Tensor, count: int, among: Tensor, generator: torch.Generator)
     return keep_top(scores - (-uniform.log()).log().to(scores.device), count, among=among)
 
 
-def ranked_channels(scores: Sequence[Tensor], total: int, floors: Sequence[int]) -> list[Tensor]:
+def select_channels(scores: Sequence[Tensor], total: int, floors: Sequence[int]) -> list[Tensor]:
     """The ``total`` largest scores of all groups together, of no group fewer than its floor; a bool tensor a group.
 
     Raises: InputError when the floors exceed the total.
@@ -85,17 +85,17 @@ def mean_magnitude(filters: Filters) -> Tensor:
     return _ratio([w.abs() for w, _ in filters], [torch.ones_like(w) for w, _ in filters])
 
 
-def mean_live_magnitude(filters: Filters) -> Tensor:
+def mean_active_magnitude(filters: Filters) -> Tensor:
     """The mean ``|w|`` over the live entries of a filter (an option of Chase: Yin et al. 2023)."""
     return _ratio([w.abs() for w, _ in filters], [mask.to(w.dtype) for w, mask in filters])
 
 
-def live_fraction(filters: Filters) -> Tensor:
+def active_fraction(filters: Filters) -> Tensor:
     """The share of a filter's entries that are live (an option of Chase: Yin et al. 2023)."""
     return _ratio([mask.to(w.dtype) for w, mask in filters], [torch.ones_like(w) for w, _ in filters])
 
 
-def live_kernels(filters: Filters) -> Tensor:
+def active_kernels(filters: Filters) -> Tensor:
     """The share of a filter's kernels, one an input, that have a live entry (an option of Chase: Yin et al. 2023)."""
     alive = [mask.unsqueeze(-1).flatten(2).any(2).to(w.dtype) for w, mask in filters]
     return _ratio(alive, [torch.ones_like(a) for a in alive])

@@ -38,7 +38,7 @@ def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, in
     return _share(scores, total, lambda s: sum(s.shape))
 
 
-def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+def global_ranking(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning).
 
     A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
@@ -60,7 +60,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": uniform,
     "er": erdos_renyi,
     "erk": erdos_renyi_kernel,
-    "global": ranked_together,
+    "global": global_ranking,
 }
 
 

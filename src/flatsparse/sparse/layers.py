@@ -24,7 +24,7 @@ PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttenti
 DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 NOTICED = 0.1  # other matrices that stay dense are told of from this share of all on (ours)
 
-Pattern = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
+LayerSelector = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
 Modules = Mapping[str, nn.Module]  # the layers that have a weight, by the weight's plain name, in the model's order
 
 
@@ -93,7 +93,7 @@ def by_default(name: str, module: nn.Module) -> bool:
 
 
 def chosen(
-    modules: Modules, layers: str = "all", include: Sequence[Pattern] = (), exclude: Sequence[Pattern] = ()
+    modules: Modules, layers: str = "all", include: Sequence[LayerSelector] = (), exclude: Sequence[LayerSelector] = ()
 ) -> set[str]:
     """The names of the weights that shall be made sparse.
 
@@ -118,7 +118,7 @@ def _convolutions(modules: Modules) -> dict[str, nn.modules.conv._ConvNd]:
     return {name: module for name, module in modules.items() if isinstance(module, nn.modules.conv._ConvNd)}
 
 
-def _fits(pattern: Pattern, name: str, module: nn.Module) -> bool:
+def _fits(pattern: LayerSelector, name: str, module: nn.Module) -> bool:
     if isinstance(pattern, type):
         return isinstance(module, pattern)
     told = name, name.rpartition(".")[0], type(module).__name__
@@ -192,7 +192,7 @@ def kinds(modules: Modules) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
-def matching(patterns: Sequence[Pattern] | Pattern, modules: Modules, argument: str) -> set[str]:
+def matching(patterns: Sequence[LayerSelector] | LayerSelector, modules: Modules, argument: str) -> set[str]:
     """The names of the weights that one of several patterns fits; InputError, which names the argument, if one fits none."""
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
