@@ -14,7 +14,7 @@ from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import updates
 from flatsparse.sparse.rules import DropAndGrow, GrowTo, PruneTo
 from flatsparse.sparse.state import TrainingState
-from tests.sparse_helpers import copied, rewired_plainly, tiny_net
+from tests.helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
 GROWTH = pytest.mark.parametrize("grow", [scores.random, scores.gradient])

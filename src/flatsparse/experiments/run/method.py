@@ -11,7 +11,7 @@ from typing import Any
 
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.run.config import ResolvedPruning, ResolvedRun, change
-from flatsparse.methods import METHODS, kind_of, named, options_of, traits_of
+from flatsparse.methods import METHODS, kind_of, methods_with, named, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.plan import Plan, due_steps
 
@@ -20,6 +20,11 @@ FILLED_IN = {"explore": "removable", "first_phase": "net", "last_phase": "layer"
 OPTIONS = ("channels", *FILLED_IN, "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 AMPLE = 10**6  # steps: no method finds such a run too short
 UPDATES = 10  # a run has at least so many mask updates
+
+
+def of_methods(option: str) -> str:
+    """Return the names of the methods that have an option, as a phrase."""
+    return " or ".join(methods_with(option))
 
 
 def removal(pruning: ResolvedPruning) -> str:

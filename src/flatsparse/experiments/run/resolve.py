@@ -19,9 +19,9 @@ from flatsparse.experiments.run.config import (
     change,
 )
 from flatsparse.experiments.run.devices import usable_device
-from flatsparse.experiments.run.method import FILLED_IN, plan_of
+from flatsparse.experiments.run.method import FILLED_IN, of_methods, plan_of
 from flatsparse.experiments.run.task import NETWORKS
-from flatsparse.methods import kind_of, methods_with, name_of_kind, options_of, traits_of
+from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.layers import PRESETS
 
@@ -67,14 +67,12 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
             f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
         )
     for name in ("channels", *FILLED_IN, "sums"):
-        asked = getattr(pruning, name) is not None and getattr(pruning, name) is not False
-        if asked and name not in options:
+        if getattr(pruning, name) != getattr(Pruning, name) and name not in options:
             why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
                 name, "which has no such choice"
             )
             raise InputError(
-                f"--{name.replace('_', '-')} cannot be asked of '{method}', {why}:"
-                f" give --method {' or '.join(methods_with(name))}"
+                f"--{name.replace('_', '-')} cannot be asked of '{method}', {why}: give --method {of_methods(name)}"
             )
     if pruning.every is not None:
         check_count("--every", pruning.every)
