@@ -1,4 +1,4 @@
-"""How a budget of live weights is shared out between layers."""
+"""Distributions: how a budget of active weights is allocated to layers."""
 
 import pytest
 import torch
@@ -154,6 +154,6 @@ def test_global_leaves_one_weight_in_a_layer_it_would_empty():
 @pytest.mark.parametrize("name", sorted(DISTRIBUTIONS))
 def test_fewer_weights_than_layers_is_refused_in_one_line(name):
     scores = {"a": torch.ones(4, 4), "b": torch.ones(4, 4)}
-    with pytest.raises(fs.InputError, match=r"leaves 1 live weights for 2 layers: give at most 0\.9375") as caught:
+    with pytest.raises(fs.InputError, match=r"leaves 1 active weights for 2 layers: give at most 0\.9375") as caught:
         DISTRIBUTIONS[name](scores, 1)
     assert "\n" not in str(caught.value)

@@ -497,7 +497,7 @@ def test_every_group_of_a_pattern_keeps_its_count_at_every_step(method, live):
         ({"pattern": (1, 4)}, "layer '0.weight' has 1 inputs, which pattern 1:4 does not divide"),
         ({"pattern": (5, 4)}, "the pattern's second number 4"),
         ({"pattern": 4}, "pattern 4 is not usable"),
-        ({"method": "mest", "bounds": (0.3, 0.1)}, "leaves no room to prune 0.3"),
+        ({"method": "mest", "bounds": (0.3, 0.1)}, "leaves too little to prune 0.3"),
         ({"method": "mest", "bounds": (0.1,)}, "1 bounds do not fit 2 phases"),
         ({"method": "mest", "phases": (0.8, 0.6)}, "phases (0.8, 0.6)"),
         ({"method": "mest-ems", "bounds": (-0.1, 0.0)}, "each of bounds -0.1"),

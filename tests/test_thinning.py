@@ -587,7 +587,7 @@ def test_a_net_that_diverges_keeps_its_channels_to_the_channel(method, value):
 
 
 def test_what_cannot_be_done_is_refused_in_a_line():
-    refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
+    refused("method 'chex' got sparsity=0.9, but takes none: give channels=", sparsity=0.9)
     refused("method 'chase' got neither sparsity= nor masks=", "chase")
     every = {name: torch.ones_like(p, dtype=torch.bool) for name, p in residual().named_parameters() if p.ndim > 1}
     refused("method 'chex' chooses its own channels", masks=every)

@@ -1,4 +1,4 @@
-"""What a net costs in floating-point operations, layer by layer, given its masks. A multiply-add counts as 2.
+"""The cost of a net in floating-point operations, layer by layer, given its masks. A multiply-add counts as 2.
 
 The accounting of Evci et al. (2020, app. H): convolutions and matrix products only, a backward pass costs two forward
 passes, and choosing masks costs nothing but the dense gradients that it reads. Which it reads is declared by scores,
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.tensors import span
-from flatsparse.methods import as_method, sparsity_for
+from flatsparse.methods import DEFAULT, as_method, sparsity_for
 from flatsparse.schedules import DueSteps
 from flatsparse.sparse.layers import DENSE, LayerSelector, by_default, prunable
 from flatsparse.sparse.masks import Masks
@@ -49,11 +49,11 @@ class Cost:
         return sum(self.layers.values()) + self.other
 
     def forward(self, masks: Mapping[str, Tensor]) -> float:
-        """The forward pass when each layer does only what its live weights ask for; layers without a mask are dense."""
+        """Return the operations of a forward pass in which each layer uses its active weights alone; others are dense."""
         return self.at({name: float(mask.float().mean()) for name, mask in masks.items()})
 
     def at(self, density: Mapping[str, float]) -> float:
-        """The forward pass with such a share of live weights in each layer; layers that are not named are dense."""
+        """Return the operations of a forward pass with a share of active weights in each layer; others are dense."""
         if strange := [name for name in density if name not in self.layers]:
             raise InputError(
                 f"layer '{strange[0]}' is none of the net whose operations were counted: give masks of that net"
@@ -247,7 +247,9 @@ _ELEMENTWISE = _operations(dict.fromkeys(("relu", "relu_", *_NORMS), _one_an_out
 
 
 def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], momentum: bool = False) -> float:
-    """One training step on one sample (Evci et al. 2020, app. H: a backward pass costs two forward passes).
+    """Return the operations of a training step on one sample.
+
+    A backward pass costs two forward passes (Evci et al. 2020, app. H).
 
     Args:
         forward, dense: the forward pass under the masks, and without any.
@@ -261,7 +263,7 @@ def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], m
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One prunable layer in numbers: its live weights at the end of the run, and what it costs one sample forward."""
+    """A prunable layer in numbers: its active weights at the end of the run, and its cost in a sample's forward pass."""
 
     name: str
     shape: tuple[int, ...]
@@ -281,7 +283,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, told before it begins; in operations for one sample.
+    """The expected cost of a run, in operations for one sample.
 
     Attributes:
         layers: of the kinds that are made sparse by default, and what else is.
@@ -326,7 +328,7 @@ class Estimate:
 def estimate(
     model: nn.Module,
     sample: Tensor,
-    method: str | Method = "rigl",
+    method: str | Method = DEFAULT,
     *,
     sparsity: float | None = None,
     steps: int,
@@ -337,7 +339,7 @@ def estimate(
     elementwise: bool = False,
     **options: Any,
 ) -> Estimate:
-    """What a run of a method will cost, without training and without its data.
+    """Estimate the cost of a run of a method, without training and without its data.
 
     The plan is walked from update to update with each layer's count of active weights: one by one up to ``WALKED`` updates
     that change counts; of more, about as many, evenly, and a forward pass between two costs the mean of theirs. Counts are

@@ -1,6 +1,6 @@
 """ITOP: in-time over-parameterization (Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
 
-The paper's settings for SET and RigL: rewire rarely, so that what grows has time to show its worth, and to the end of
+The paper's settings for SET and RigL: update rarely, so that what grows has time to show its worth, and to the end of
 training, so that as many weights as possible are tried at some time. ``training.exploration`` is the paper's R_s, the
 fraction of weights that were. The weight step is taken on updates too. Periods are for batches of 128 on CIFAR. The last
 step of the run grows nothing, because nothing would train it.
@@ -25,9 +25,9 @@ class SETITOP:
     Attributes:
         every: steps between updates (ΔT).
         until: the last step that may update, or its share of the run.
-        drop_fraction: of a layer's live weights at the start, falling to ``last_fraction`` along half a cosine.
+        drop_fraction: of a layer's active weights at the start, falling to ``last_fraction`` along half a cosine.
         last_fraction: at the end of the run.
-        distribution: how the live weights are shared out between layers.
+        distribution: how the active weights are allocated to layers.
     """
 
     every: int = 1500

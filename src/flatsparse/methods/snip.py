@@ -15,13 +15,13 @@ class SNIP:
     """Before training keep the weights that the loss is most sensitive to, and never change them (Alg. 1).
 
     The sensitivity to a weight is ``|w · ∂L/∂w|``, what removing it would change to first order. All weights of the net are
-    ranked together.
+    ranked globally.
     The paper starts from a variance-scaling initialisation; here the model is scored as it is given.
 
     Attributes:
         batches: pairs of inputs and targets to score on, on the model's device; the paper takes one mini-batch.
         loss_fn: of outputs and targets.
-        distribution: the paper ranks all weights together.
+        distribution: the paper ranks all weights globally.
     """
 
     batches: Iterable[Batch] | None = None

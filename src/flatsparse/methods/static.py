@@ -37,8 +37,8 @@ class Static:
 
     Attributes:
         initial: the score by which each layer's first masks are chosen.
-        distribution: how the live weights are shared out between layers.
-        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        distribution: how the active weights are allocated to layers.
+        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     initial: Score = random

@@ -22,7 +22,7 @@ from flatsparse.sparse.topk import apportion, budget, keep_top
 
 @dataclass(frozen=True)
 class ChannelPruning:
-    """What a plan does to channels.
+    """The channel pruning of a plan.
 
     Attributes:
         removed: the fraction of all channels that may be pruned which is at the end, to the channel.

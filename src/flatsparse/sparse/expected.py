@@ -1,4 +1,4 @@
-"""Expected counts: the active weights of each layer under a plan, told before there are masks or trained weights."""
+"""Expected counts: the active weights of each layer under a plan, before there are masks or trained weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flatsparse.sparse.channel_state import ChannelState
 
 @dataclass
 class ExpectedCounts:
-    """The active weights of each layer, as far as they can be told; what cannot is taken as if scores were drawn by chance.
+    """The expected numbers of active weights; where they depend on weights or data, as if scores were random.
 
     Attributes:
         scores: random scores of each layer's shape, by name.

@@ -1,6 +1,6 @@
 """Saving and loading of model, optimizer and sparse training in any order, and warnings when one of them is missing.
 
-The masks and everything else that a sparse training remembers also travel in the optimizer's ``state_dict``, because
+The masks and all else that a sparse training remembers also travel in the optimizer's ``state_dict``, because
 trainers save that and know of nothing else.
 """
 
@@ -28,7 +28,7 @@ AT_THE_STEP = 11  # frames up from a warning here to the line that calls the opt
 
 
 class Loading:
-    """What is saved of a sparse training, and what was loaded since the last step, in whatever order.
+    """The saving and loading of a sparse training, of its model and of its optimizer, in any order.
 
     Weights are zeroed outside the masks as soon as they are loaded. Their own masks may be loaded later: until the next step
     they can be brought back.
@@ -91,7 +91,7 @@ class Loading:
         self._all_loaded = True
 
     def settle(self) -> bool:
-        """Make everything fit the masks before the next step, and warn of what was lost or is missing.
+        """Make weights and state fit the masks before the next step, and warn of what was lost or is missing.
 
         Returns: True if masks were loaded since the last step.
         """

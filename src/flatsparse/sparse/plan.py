@@ -1,4 +1,4 @@
-"""A plan: what a method does to a net, as data. A method with its options makes one for a run."""
+"""Plans: what methods do to a net, as data. A method with its options makes one for a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EARLIEST = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method does to a net, as data.
+    """The plan of a method for a run, as data.
 
     Attributes:
         sparsity: of the initial masks.

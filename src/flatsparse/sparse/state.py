@@ -118,7 +118,7 @@ class TrainingState:
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over everything of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
+        """Take over all of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
         if self.channels:
             self.channels.load_state_dict(saved["channels"], self.masks)
         self.steps_taken = saved["steps_taken"]
