@@ -71,7 +71,12 @@ def unchanged(folder: Path, before: dict[str, bytes]) -> bool:
 
 def test_a_finished_run_is_read(tmp_path):
     run = load_run(kept("finished-run", tmp_path))
-    assert (run.run.method, run.run.sharpness, run.run.rho, run.run.sparsity) == ("rigl", "s2sam", 0.1, 0.97)
+    assert (run.run.pruning.method, run.run.sharpness, run.run.rho, run.run.pruning.sparsity) == (
+        "rigl",
+        "s2sam",
+        0.1,
+        0.97,
+    )
     assert sum(int(mask.sum()) for mask in run.masks.values()) == 1687
     for name, mask in run.masks.items():
         weight = run.model.get_parameter(name).detach()
