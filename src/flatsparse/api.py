@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
-from flatsparse.graph.groups import bare
+from flatsparse.graph.groups import unwrapped
 from flatsparse.methods import DEFAULT, as_method, name_of, sparsity_for
 from flatsparse.sparse.distributions import check_budget
 from flatsparse.sparse.grown_weights import GrownWeights
@@ -135,8 +135,8 @@ def _initial_masks(
         for wrapper in mask_aware(optimizer):
             stack.enter_context(wrapper.disabled())
         # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
-        state.channels = plan.channels(bare(model), state.masks)
-        return plan.initial_masks(state.gathered(), bare(model))
+        state.channels = plan.channels(unwrapped(model), state.masks)
+        return plan.initial_masks(state.gathered(), unwrapped(model))
 
 
 def _check_objects(model: object, optimizer: Any) -> None:
