@@ -159,10 +159,9 @@ def sparsity_for(method: Method, sparsity: float | None) -> float:
     """
     if not traits_of(method).takes_sparsity:
         if sparsity is not None:
-            raise InputError(
-                f"method '{name_of(method)}' got sparsity={sparsity}, but takes none: give channels= instead, the fraction"
-                " of channels to remove, e.g. 0.5"
-            )
+            by_channels = "channels" in options_of(method)
+            instead = "give channels= instead, the fraction of them to prune" if by_channels else "leave it out"
+            raise InputError(f"method '{name_of(method)}' got sparsity={sparsity}, but takes none: {instead}")
         return 0.0
     if sparsity is None:
         raise InputError(f"method '{name_of(method)}' got neither sparsity= nor masks=: give a sparsity, e.g. 0.9")

@@ -45,5 +45,5 @@ def traits_of(method: Method | type[Method]) -> Traits:
 
 def options_of(method: Method | type[Method]) -> tuple[str, ...]:
     """Return the names of the options that a method or its class has."""
-    declared: Any = method  # a method is a dataclass
-    return tuple(field.name for field in dataclasses.fields(declared))
+    declared: Any = method
+    return tuple(field.name for field in dataclasses.fields(declared)) if dataclasses.is_dataclass(declared) else ()

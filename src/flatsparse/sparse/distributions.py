@@ -1,4 +1,4 @@
-"""Distributions: how a budget of active weights is allocated between layers. Every layer that has weights keeps at least one."""
+"""Distributions: how a budget of active weights is allocated to layers. Every layer that has weights keeps at least one."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ class Loading:
         self._method = method
         self._in_rounds = in_rounds
         self._zeroed = ZeroedWeights()
-        self._unsettled = False  # whether weights or state may have been loaded that do not fit the masks
+        self._unsettled = False  # weights or state may have been loaded that do not fit the masks
         self._masks_loaded, self._all_loaded = False, False
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang on the optimizer's and the layers' loading and saving."""
+        """Register hooks for loading and saving on the optimizer and the layers."""
         handles = [
             self._base.register_load_state_dict_pre_hook(self._before_load),
             self._base.register_load_state_dict_post_hook(self._after_load),
@@ -59,7 +59,7 @@ class Loading:
 
     @torch.no_grad()
     def start(self, initial: Mapping[str, Tensor]) -> None:
-        """Take up the first masks, or those that the optimizer has loaded already."""
+        """Set the first masks, or those that the optimizer has loaded already."""
         state = self._state
         for w in state.masks:
             if w.name in initial:
@@ -257,7 +257,7 @@ def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, s
 
 
 class AfterModelLoad:
-    """The hook of a layer that dies with its training and in copies of the model."""
+    """The hook of a layer after it has loaded; without effect once the training is gone, and in copies of the model."""
 
     def __init__(self, loading: Loading | None, weights: list[MaskedWeight]) -> None:
         self._loading = weakref.ref(loading) if loading is not None else None

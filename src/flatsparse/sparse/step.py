@@ -33,7 +33,7 @@ Withheld = list[tuple[nn.Parameter, Tensor]]  # parameters, and the gradients th
 
 
 class SparseStep:
-    """The order of a step, on the innermost optimizer, where gradients are plain (``_in_order``).
+    """A step of sparse training, in order (``_in_order``), on the innermost optimizer, where gradients are plain.
 
     A step that a gradient scaler skips does nothing at all.
     """
@@ -54,7 +54,7 @@ class SparseStep:
         self._running: Iterator[None] | None = None
 
     def attach(self) -> list[RemovableHandle]:
-        """Hang on the optimizer's steps."""
+        """Register hooks on the optimizer's steps."""
         return [
             self._base.register_step_pre_hook(self._before),
             self._base.register_step_post_hook(self._after),
@@ -120,7 +120,7 @@ class SparseStep:
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Go up to the optimizer's own step: the gradients are complete."""
+        """Run up to the optimizer's own step: the gradients are complete."""
         skipped = _scaler_skips(self._base) or _is_pretended(self._base)
         self._running = None if skipped else self._in_order()
         if self._running is not None:
@@ -166,7 +166,7 @@ class SparseStep:
                 w.average(self._plan.momentum)
 
     def _update(self, rules: Sequence[Rule]) -> None:
-        """Let rules act, one after the other."""
+        """Let due rules act, one after the other."""
         state = self._state
         state.masks.seed_generators(state.steps_taken)
         if not state.explored:

@@ -23,7 +23,7 @@ from flatsparse.sparse.step import SparseStep
 
 
 class SparseTraining:
-    """Masks that stay true through an optimizer's steps, and rules that act when they are due. See ``sparsify``.
+    """A model's masks, kept through its optimizer's steps and changed by the rules of a plan. See ``sparsify``.
 
     Attributes:
         method: the name of the method.
@@ -107,7 +107,7 @@ class SparseTraining:
         return due(self.plan, step)
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
-        """Return for each masked parameter what zeroes a tensor of its shape outside its mask, in place."""
+        """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
 
     # -- what a user does -----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class SparseTraining:
         self._loading.load_state_dict(state)
 
     def detach(self) -> None:
-        """Let go of model and optimizer: from now on nothing keeps the masks."""
+        """Remove all hooks from model and optimizer: from now on nothing keeps the masks."""
         for handle in self._handles:
             handle.remove()
         for wrapper in mask_aware(self._optimizer):
