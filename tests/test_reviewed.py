@@ -49,7 +49,7 @@ def test_distributed_checkpoints_load_in_any_order(order, base, wrapped):
         }
     )
     other, resumed, its = make(1)
-    for w in its._masks:
+    for w in its.masked_weights:
         w.seed = 0  # only what the state holds shall differ
     load = {
         "model": lambda: set_model_state_dict(other, state["model"]),

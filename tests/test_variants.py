@@ -347,7 +347,9 @@ def test_the_extra_state_is_one_buffer_or_a_quarter_of_one(options, sparsity, mo
         peaks.append(peak.most)
         optimizer.zero_grad()
     momentum = sum(entry["momentum_buffer"].nbytes for entry in optimizer.state.values())
-    places = 0 if training is None else sum(w._indices.nbytes for w in training._masks if w._indices is not None)
+    places = (
+        0 if training is None else sum(w._indices.nbytes for w in training.masked_weights if w._indices is not None)
+    )
     assert (bytes_kept(optimizer) - momentum + places) / size <= most
     assert peaks[-1] / size < 0.15  # a step makes nothing but scraps: the buffer is there
 

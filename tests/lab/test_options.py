@@ -216,10 +216,10 @@ def test_which_channels_are_removed_and_when_can_be_chosen():
     chosen = {"first_phase": "layer", "last_phase": "layer", "channel_offset": 0.0}
     parts = build(resolve(change(run, method="chase", **chosen)))
     assert [type(rule).__name__ for rule in parts.training.plan.rules] == [
-        "RemoveChannels",
+        "PruneChannels",
         "PruneTo",
         "GrowTo",
-        "Rewire",
+        "DropAndGrow",
     ]
     for name, methods in {"explore": "chex or chase", "last_phase": "chase", "channel_offset": "chase"}.items():
         flag = f"--{name.replace('_', '-')}"
