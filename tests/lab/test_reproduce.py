@@ -15,6 +15,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import read_json, write_json
 from flatsparse.experiments.grid.store import Outcome
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.recipes import load, recipes, surfaces
 from flatsparse.experiments.recipes.recipe import (
     ACCURACY,
@@ -262,7 +263,7 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
         column = f"distance to the {valley} valley"
         rows = [row for row in record["rows"] if row["column"] == column]
         (first,) = [row for row in rows if row["mean"] == min(r["mean"] for r in rows)]
-        name = telling.LABELS[first["sharpness"]]
+        name = label(first["sharpness"])
         assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 

@@ -48,10 +48,10 @@ def picture(table: Table) -> Figure:
     shown = set()
     for place, kinds in enumerate(reversed(table.ratios.values())):
         for offset, (kind, ratio) in enumerate(kinds.items()):
-            reach = [[max(0.0, ratio.value - ratio.low)], [max(0.0, ratio.high - ratio.value)]]
+            reach = [[max(0.0, ratio.mean - ratio.low)], [max(0.0, ratio.high - ratio.mean)]]
             label = None if kind in shown else kind
             height = place + 0.2 * offset
-            axis.errorbar([ratio.value], [height], xerr=reach, fmt="D", color=COLORS[kind], capsize=3, label=label)
+            axis.errorbar([ratio.mean], [height], xerr=reach, fmt="D", color=COLORS[kind], capsize=3, label=label)
             shown.add(kind)
     axis.axvline(1, color="#333333", linewidth=1)
     axis.set_yticks(range(len(table.ratios)), [caption(name) for name in reversed(table.ratios)])

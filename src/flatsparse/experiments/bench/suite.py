@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.common.errors import InputError, check_count, check_fraction, check_sparsity, unknown
 from flatsparse.common.files import write_json
@@ -33,7 +32,7 @@ from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.claims import alone_in, in_use
 from flatsparse.experiments.data.splits import batches
-from flatsparse.experiments.progress import ProgressLines
+from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run.checkpoint import environment
 from flatsparse.experiments.run.config import usable_device
@@ -210,24 +209,13 @@ def measure(bench: Bench, console: Console) -> list[Table]:
         "memory": variants,
         "sparse": len(counts) * len(RUNS) * rounds,
     }
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    whole = len(cases) * steps[bench.what]
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
-        ProgressLines(console, f"bench {bench.what}", whole) as lines,
-    ):
-        task = bar.add_task("", total=whole)
-
-        def tell() -> None:
-            bar.advance(task)
-            lines.done += 1
-
-        tables = []
+    tables = []
+    with Progress(console, f"bench {bench.what}", len(cases) * steps[bench.what]) as progress:
         for name, case in cases.items():
-            bar.update(task, description=name)
+            progress.update(title=name)
             for threads in counts if bench.what == "sparse" else (None,):
                 with _threads(threads):
-                    tables.append(_table(bench, name, case, tell))
+                    tables.append(_table(bench, name, case, progress.advance))
     return tables
 
 

@@ -11,6 +11,7 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.store import run, surfaces
 from flatsparse.experiments.reproduce.telling import label, mean, printed, printed_difference
 from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.stats import Interval
 
 
 class Told:
@@ -59,10 +60,9 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
     if p and p["flops"] is not None:
         told.append(("published FLOPs of training, of dense", f"{p['flops']:.3f}"))
     if d := row["difference"]:
-        low, high = d["interval95"]
-        sure = "no interval" if low is None else f"95 % interval {low:+.2f} to {high:+.2f}"
-        published = printed_difference(record, row)
-        told.append(("difference to plain", f"{d['mean']:+.2f} ({sure}, n = {d['pairs']}); published: {published}"))
+        gap, published = Interval.from_json(d), printed_difference(record, row)
+        sure = f"95 % interval {gap.bounds()}" if gap.bounded else "no interval"
+        told.append(("difference to plain", f"{gap.mean:+.2f} ({sure}, n = {gap.n}); published: {published}"))
         if d["p_holm"] is not None:
             told.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from flatsparse.experiments.report.printing import COLORS
+from flatsparse.experiments.labels import color
 from flatsparse.experiments.reproduce.pictures import front
 from flatsparse.experiments.reproduce.telling import label, mean
 
@@ -101,10 +101,10 @@ def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], record: Mapping[str, A
 
 def mark(row: Mapping[str, Any]) -> str:
     """The mark of a row: its shape and colour are those of its sharpness; a control is a cross."""
-    color = COLORS.get(row["sharpness"], "#333333")
+    shade = color(row["sharpness"])
     if row["control"]:
-        return f'<path d="{CONTROL}" stroke="{color}" stroke-width="2"/>'
-    return f'<path d="{SHAPES.get(row["sharpness"], OTHER)}" fill="{color}"/>'
+        return f'<path d="{CONTROL}" stroke="{shade}" stroke-width="2"/>'
+    return f'<path d="{SHAPES.get(row["sharpness"], OTHER)}" fill="{shade}"/>'
 
 
 def _costs(low: float, high: float) -> list[float]:

@@ -17,6 +17,7 @@ from flatsparse.common.files import load_masks, write_whole
 from flatsparse.experiments.bench import report
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compare import Comparison, Row, Table
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, telling
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
 from flatsparse.experiments.landscape.viewer import viewer
@@ -252,11 +253,7 @@ def _accuracy(table: Table) -> str:
     for row in table.rows:
         d = row.difference
         style = d.verdict.replace(" ", "-") if d and table.learned else ""
-        told = (
-            [f'<span class="{style}">{text}</span>' for text in (f"{d.mean:+.2f}", printing.interval(d))]
-            if d
-            else ["", ""]
-        )
+        told = [f'<span class="{style}">{text}</span>' for text in (f"{d.mean:+.2f}", d.bounds())] if d else ["", ""]
         spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
         validation = "" if row.validation_accuracy is None else f"{row.validation_accuracy:.1f}"
         rows.append([*_name(row), f"{row.mean:.2f}{spread}", *told, f"{row.train_accuracy:.1f}", validation])
@@ -274,14 +271,14 @@ def _cost(table: Table) -> str:
 
 
 def _name(row: Row) -> tuple[str, str]:
-    return printing.LABELS[row.sharpness], f"{row.rho:g}" if row.rho else ""
+    return label(row.sharpness), f"{row.rho:g}" if row.rho else ""
 
 
 def _seeds(table: Table) -> str:
     count = len(table.rows[0].accuracies)
     return _grid(
         ("", *(f"seed {seed}" for seed in range(count))),
-        [(printing.LABELS[row.sharpness], *(f"{accuracy:.2f}" for accuracy in row.accuracies)) for row in table.rows],
+        [(label(row.sharpness), *(f"{accuracy:.2f}" for accuracy in row.accuracies)) for row in table.rows],
     )
 
 
@@ -294,7 +291,7 @@ def _tuning(tables: Sequence[Table]) -> list[str]:
     ]
     for table in tables:
         grid = next(iter(table.tried.values()))
-        rows = [(printing.LABELS[name], *(f"{a:.1f}" for a in tried.values())) for name, tried in table.tried.items()]
+        rows = [(label(name), *(f"{a:.1f}" for a in tried.values())) for name, tried in table.tried.items()]
         parts.append(_heading(table) + _grid(("", *(f"ρ = {rho}" for rho in grid)), rows))
     return parts
 

@@ -12,30 +12,11 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from flatsparse.experiments.compare import Row, Table
-from flatsparse.experiments.stats import Difference
+from flatsparse.experiments.labels import color, label
+from flatsparse.experiments.stats import Interval
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import Estimate
 from flatsparse.sparse.layers import PRESETS
-
-LABELS: dict[str, str] = {
-    "none": "plain",
-    "sam": "SAM",
-    "s2sam": "S²-SAM",
-    "random": "random",
-    "momentum": "momentum",
-    "average": "average",
-    "looksam": "LookSAM",
-}
-COLORS: dict[str, str] = {
-    "none": "#666666",
-    "sam": "#0072b2",
-    "s2sam": "#d55e00",
-    "random": "#999999",
-    "momentum": "#009e73",
-    "average": "#cc79a7",
-    "looksam": "#56b4e9",
-}
-
 
 UNLEARNED = (
     "No net does better than naming the commonest class each time, so nothing was learned and nothing can be compared: give more"
@@ -102,9 +83,9 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
 def _cells(row: Row, learned: bool) -> list[str | Text]:
     spread = "" if math.isnan(row.std) else f" ± {row.std:.2f}"
     d = row.difference
-    told = "" if d is None else f"{d.mean:+.2f}" + (f" ± {d.half:.2f}" if d.bounded else "")
+    told = "" if d is None else d.with_half()
     return [
-        f" {LABELS[row.sharpness]}" + (f" ρ={row.rho:g}" if row.rho else ""),
+        f" {label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""),
         f"{row.mean:.2f}{spread}",
         told if d is None or not learned else _styled(told, d.verdict),
         f"{row.train_accuracy:.1f}",
@@ -131,8 +112,8 @@ def _sentence(row: Row) -> str:
     assert d is not None
     cost = f"{row.gradients_per_step:g} gradient{'s' if row.gradients_per_step != 1 else ''} a step"
     if d.pairs < 2:
-        return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}): {d.mean:+.2f} points with one seed, so nothing can be said; {cost}."
-    return f"{LABELS[row.sharpness]} (ρ = {row.rho:g}) {_verb(d)}: {d.mean:+.2f} points, 95 % interval {interval(d)}; {cost}."
+        return f"{label(row.sharpness)} (ρ = {row.rho:g}): {d.mean:+.2f} points with one seed, so nothing can be said; {cost}."
+    return f"{label(row.sharpness)} (ρ = {row.rho:g}) {_verb(d)}: {d.mean:+.2f} points, 95 % interval {d.bounds()}; {cost}."
 
 
 def _edge(row: Row, table: Table) -> str:
@@ -153,18 +134,11 @@ def _control(table: Table) -> list[str]:
         "hurts": "so a random direction is the better one",
         "within noise": "so its direction cannot be told from a random one here",
     }
-    return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({interval(d)}), {meaning[d.verdict]}."]
+    return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({d.bounds()}), {meaning[d.verdict]}."]
 
 
-def _verb(d: Difference) -> str:
+def _verb(d: Interval) -> str:
     return {"helps": "helps", "hurts": "hurts", "within noise": "is within noise"}[d.verdict]
-
-
-def interval(d: Difference) -> str:
-    """A 95 % interval as text."""
-    if d.bounded:
-        return f"{d.low:+.2f} to {d.high:+.2f}"
-    return "one seed" if d.pairs < 2 else "unknown, the seeds are alike"
 
 
 def differences(tables: Sequence[Table]) -> Figure:
@@ -176,14 +150,14 @@ def differences(tables: Sequence[Table]) -> Figure:
         told = [row for row in table.rows if row.difference is not None]
         for place, row in enumerate(reversed(told)):
             gaps = [ours - theirs for ours, theirs in zip(row.accuracies, plain.accuracies, strict=True)]
-            axis.plot(gaps, [place] * len(gaps), "o", color=COLORS[row.sharpness], alpha=0.35, markersize=5, mew=0)
+            axis.plot(gaps, [place] * len(gaps), "o", color=color(row.sharpness), alpha=0.35, markersize=5, mew=0)
             d = row.difference
             assert d is not None  # told
             reach = [[d.mean - d.low], [d.high - d.mean]] if d.bounded else [[0.0], [0.0]]
-            axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=COLORS[row.sharpness], capsize=4, markersize=6)
+            axis.errorbar([d.mean], [place], xerr=reach, fmt="D", color=color(row.sharpness), capsize=4, markersize=6)
         axis.axvline(0, color="#333333", linewidth=1)
         costs = [f"{row.gradients_per_step:g} grad., {row.step_time:.2f}× time" for row in told]
-        names = [f"{LABELS[row.sharpness]}, ρ = {row.rho:g}\n{c}" for row, c in zip(told, costs, strict=True)]
+        names = [f"{label(row.sharpness)}, ρ = {row.rho:g}\n{c}" for row, c in zip(told, costs, strict=True)]
         axis.set_yticks(range(len(told)), names[::-1])
         axis.set_ylim(-0.6, len(told) - 0.4)
         axis.set_xlabel("difference to plain training, points of test accuracy")
@@ -199,19 +173,19 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     rise, curved, turned = figure.subplots(1, 3)
     steps = [record["step"] for record in records]
     style = {"marker": ".", "linewidth": 1.2}
-    for name, label, color in (
+    for name, title, shade in (
         ("worst", "worst found", "#333333"),
-        ("sam", "own gradient (SAM)", COLORS["sam"]),
-        ("previous", "previous gradient (S²-SAM)", COLORS["s2sam"]),
-        ("random", "random", COLORS["random"]),
+        ("sam", "own gradient (SAM)", color("sam")),
+        ("previous", "previous gradient (S²-SAM)", color("s2sam")),
+        ("random", "random", color("random")),
     ):
-        rise.plot(steps, [record["gain"][name] for record in records], color=color, label=label, **style)
+        rise.plot(steps, [record["gain"][name] for record in records], color=shade, label=title, **style)
     rise.set_ylabel(f"gain at ρ = {records[0]['rho']:g}")
-    for space, label, dashes in (("all", "all weights", "--"), ("live", "live weights", "-")):
+    for space, title, dashes in (("all", "all weights", "--"), ("live", "live weights", "-")):
         largest = [record["curvature"][space]["largest"] for record in records]
-        curved.plot(steps, largest, dashes, color="#333333", label=label, marker=".", linewidth=1.2)
+        curved.plot(steps, largest, dashes, color="#333333", label=title, marker=".", linewidth=1.2)
     curved.set_ylabel("largest eigenvalue")
-    turned.plot(steps, [record["cosine"] for record in records], color=COLORS["s2sam"], **style)
+    turned.plot(steps, [record["cosine"] for record in records], color=color("s2sam"), **style)
     turned.axhline(0, color="#333333", linewidth=1)
     turned.set_ylabel("cosine, previous and own gradient")
     for axis in (rise, curved, turned):
@@ -226,7 +200,7 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
 def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
-    for axis, key, label in zip(
+    for axis, key, title in zip(
         figure.subplots(1, 2),
         ("train_loss", "validation_accuracy"),
         ("training loss", "validation accuracy, %"),
@@ -238,11 +212,11 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
             if not epochs:
                 continue
             for line in lines:
-                axis.plot(epochs, line, color=COLORS[name], alpha=0.15, linewidth=0.8)
+                axis.plot(epochs, line, color=color(name), alpha=0.15, linewidth=0.8)
             mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]
-            axis.plot(epochs, mean, color=COLORS[name], label=LABELS[name], marker="o" if len(mean) == 1 else None)
+            axis.plot(epochs, mean, color=color(name), label=label(name), marker="o" if len(mean) == 1 else None)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(label)
+        axis.set_ylabel(title)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
         if axis.has_data():
@@ -285,14 +259,14 @@ def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
         ("exploration", "weights ever live, %"),
         ("dead_filters", "dead filters, %"),
     )
-    for axis, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axis, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
         points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
         axis.plot([epoch for epoch, _ in points], [value for _, value in points], color="#333333", marker=".")
         axis.set_xlim(0.5, len(records) + 0.5)
         axis.set_ylim(0, 1.1 * max([value for _, value in points], default=0) or 1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch" if points else "epoch (no update)")
-        axis.set_ylabel(label)
+        axis.set_ylabel(title)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     return figure

@@ -29,6 +29,7 @@ from flatsparse.experiments.reproduce.telling import (
     reasons,
 )
 from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.stats import Interval
 
 MARK = '<meta name="generator" content="flatsparse report">'
 WIDEST = 1200  # pixels of an embedded picture
@@ -145,8 +146,7 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any], number: int, far: fl
     style = _class(verdict) if verdict else ""
     gap, place = "–", f"{row['column']}, {label(row)}"  # the place stands in for its columns on a phone
     if d:
-        low, high = d["interval95"]
-        gap = f"{d['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+        gap = str(Interval.from_json(d))
     cells = [
         f'<th scope="row"><button type="button" data-cell="{number}" data-place="{_text(place)}" aria-haspopup="dialog">'
         f"{_text(row['row'])}</button></th>",

@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.recipes.recipe import Metric
 from flatsparse.experiments.report.figures import caption
-from flatsparse.experiments.report.printing import COLORS, LABELS
 
 ACROSS = 3
 
@@ -40,8 +40,8 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
     for axis, column in zip(axes, columns, strict=False):
         here = [row for row in told if row["column"] == column]
         for row in here:
-            cost, color = row["also"]["flops_train"], COLORS.get(row["sharpness"], "#333333")
-            axis.plot(cost, row["mean"], "x" if row["control"] else "o", color=color, markersize=4)
+            cost, shade = row["also"]["flops_train"], color(row["sharpness"])
+            axis.plot(cost, row["mean"], "x" if row["control"] else "o", color=shade, markersize=4)
         best = front([(row["also"]["flops_train"], metric.sign * row["mean"]) for row in here])
         axis.plot(
             [cost for cost, _ in best], [metric.sign * value for _, value in best], "-", color="#cccccc", zorder=0
@@ -52,7 +52,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
     for sharpness in dict.fromkeys(row["sharpness"] for row in told):
-        axes[0].plot([], [], "o", color=COLORS.get(sharpness, "#333333"), label=LABELS.get(sharpness, sharpness))
+        axes[0].plot([], [], "o", color=color(sharpness), label=label(sharpness))
     axes[0].legend(frameon=False, fontsize=7)
     figure.supxlabel("FLOPs of training, as a share of one dense training", fontsize=9)
     figure.supylabel(caption(metric.name), fontsize=9)

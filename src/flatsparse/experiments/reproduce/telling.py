@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table as Grid
 from rich.text import Text
 
-from flatsparse.experiments.report.printing import LABELS
+from flatsparse.experiments import labels
 from flatsparse.experiments.reproduce.making import meets
 from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.stats import Interval
 from flatsparse.experiments.terminal import Console
 
 UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
@@ -97,8 +98,7 @@ def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text
     if d is None:
         gap = gap_printed = ""
     else:
-        low, high = d["interval95"]
-        gap = f"{d['mean']:+.2f}" + ("" if high is None else f" ± {(high - low) / 2:.2f}")
+        gap = Interval.from_json(d).with_half()
         gap_printed = printed_difference(record, row)
     verdict, style = judged(row), STYLES.get(row["verdict"] or "", "")
     return [
@@ -114,7 +114,7 @@ def _cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text
 
 def label(row: Mapping[str, Any]) -> str:
     """What tells a row from the others of its place."""
-    return row["control"] or LABELS.get(row["sharpness"], row["sharpness"])
+    return row["control"] or labels.label(row["sharpness"])
 
 
 def mean(value: float | None, spread: float | None) -> str:
