@@ -1,4 +1,4 @@
-"""The names and colors that texts, tables and pictures give to each sharpness; what has none here gets one from its name."""
+"""The name, color and marker of each sharpness in texts, tables and pictures; what has none here gets one from its name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COLORS = {
     "average": "#cc79a7",
     "looksam": "#56b4e9",
 }
+MARKERS = {"none": "o", "sam": "s", "s2sam": "D"}  # as matplotlib names them
 SPARE = ("#e69f00", "#332288", "#117733", "#882255", "#aa4499", "#6b4c00")
 
 
@@ -33,3 +34,8 @@ def color(sharpness: str) -> str:
     ('#d55e00', True)
     """
     return COLORS.get(sharpness) or SPARE[zlib.crc32(sharpness.encode()) % len(SPARE)]
+
+
+def marker(sharpness: str) -> str:
+    """The marker of a sharpness, which tells the commonest apart where colors cannot."""
+    return MARKERS.get(sharpness, "^")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.records import of_kind
-from flatsparse.experiments.report.figures import caption
+from flatsparse.experiments.plotting import caption
 from flatsparse.measure.hessian import Spectrum
 
 MAP = "viridis"
