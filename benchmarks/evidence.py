@@ -32,7 +32,7 @@ from flatsparse.experiments.recipes import load
 from flatsparse.experiments.reproduce.making import meets
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.checkpoint import environment
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.ddp import ALONE
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import _step
@@ -69,21 +69,21 @@ CURVED: dict[str, tuple[Part, ...]] = {
 }
 
 
-def planned(part: Part, data_dir: Path | None) -> dict[Run, list[list[str]]]:
+def planned(part: Part, data_dir: Path | None) -> dict[RunConfig, list[list[str]]]:
     """The runs of a part, seeds outermost so that what is compared is there at the same time, and the cells each stands for."""
     name, pattern, sharpnesses = part
     recipe = load(f"evidence-{name}")
     first, count = recipe.first_seed, recipe.seeds["laptop"]
-    found: dict[Run, list[list[str]]] = {}
+    found: dict[RunConfig, list[list[str]]] = {}
     for seed in range(first, first + count):
         for cell in recipe.cells("laptop"):
             if meets(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
-                run = dataclasses.replace(cell.run, seed=seed, data_dir=data_dir).resolved()
+                run = change(cell.run, seed=seed, data_dir=data_dir).resolved()
                 found.setdefault(run, []).append([name, cell.row, cell.column, cell.label])
     return found
 
 
-def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
+def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]:
     """What is kept of a finished run."""
     result, about = read_json(folder / "result.json"), read_json(folder / "config.json")
     return {
@@ -100,10 +100,10 @@ def line(run: Run, cells: list[list[str]], folder: Path) -> dict[str, Any]:
     }
 
 
-def told(run: Run) -> dict[str, Any]:
+def told(run: RunConfig) -> dict[str, Any]:
     """What a run is: where it differs from the usual settings, and its seed."""
-    plain = Run(data_dir=run.data_dir).resolved().as_dict()
-    differs = {name: value for name, value in run.as_dict().items() if value != plain[name] and name != "data_dir"}
+    plain = RunConfig.of(data_dir=run.dataset.data_dir).resolved().as_dict()
+    differs = {name: value for name, value in as_json(run).items() if value != plain[name] and name != "data_dir"}
     return {"settings": differs, "seed": run.seed}
 
 
@@ -152,8 +152,8 @@ def answers(folder: Path, data_dir: Path | None) -> dict[str, float | None]:
     """In percent: right labels that are given, wrong labels that are given, and true classes given where labels are wrong."""
     done = load_run(folder, data_dir=data_dir)
     run = done.run
-    sizes = {"train_size": run.train_size, "validation_size": run.validation_size}
-    true = split(load_data(run.data, data_dir), label_noise=0, seed=run.seed, **sizes).train.labels
+    sizes = {"train_size": run.dataset.train_size, "validation_size": run.dataset.validation_size}
+    true = split(load_data(run.dataset.data, data_dir), label_noise=0, seed=run.seed, **sizes).train.labels
     told, given = done.splits.train.labels, []
     for inputs, _ in batches(done.splits.train, done.splits, size=1000):
         given.append(done.model(inputs).argmax(-1))
@@ -180,7 +180,7 @@ def rounded(value: float | None) -> float | None:
 def gathered(store: Path, data_dir: Path | None) -> None:
     """Write a line for every finished run into ``results/``; lines of planned runs that this store does not hold stay."""
     for name, parts in ORDER.items():
-        cells: dict[Run, list[list[str]]] = {}
+        cells: dict[RunConfig, list[list[str]]] = {}
         for part in parts:
             for run, places in planned(part, data_dir).items():
                 cells.setdefault(run, []).extend(place for place in places if place not in cells.get(run, []))
@@ -195,7 +195,7 @@ def gathered(store: Path, data_dir: Path | None) -> None:
         write(DATA[name], {**kept, **{stands: r for stands, r in there.items() if stands not in kept}}.values())
 
 
-def share_record(run: Run) -> dict[str, Any]:
+def share_record(run: RunConfig) -> dict[str, Any]:
     """How much of an unmasked perturbation's squared length lies on live weights, step by step, over a run."""
     parts, found = build(run), []
     names = {p: name for name, p in parts.model.named_parameters()}
@@ -207,9 +207,9 @@ def share_record(run: Run) -> dict[str, Any]:
         return gradients
 
     parts.optimizer.direction = watched  # type: ignore[attr-defined]  # S2SAM takes any function
-    for epoch in range(run.epochs):
+    for epoch in range(run.schedule.epochs):
         parts.net.train()
-        for batch in batches(parts.splits.train, parts.splits, run.batch_size, seed=run.seed, epoch=epoch):
+        for batch in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed, epoch=epoch):
             _step(parts.run, parts, *batch, share=1.0)
             parts.optimizer.zero_grad()
             parts.schedule.step()

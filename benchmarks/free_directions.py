@@ -25,14 +25,15 @@ from flatsparse.common.files import read_json_lines, sealed, write_whole
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import _step, evaluate
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import paired_difference
 from flatsparse.measure.sharpness import gains
 
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
-SETTING = Run(train_size=300, batch_size=64, epochs=40, method="rigl", sparsity=0.95)
+SETTING = RunConfig.of(train_size=300, batch_size=64, epochs=40, method="rigl", sparsity=0.95)
 RHOS = (0.05, 0.2, 0.5)
 GAIN_SEEDS, LOOK_EVERY = range(4), 3  # steps; an epoch has 5, so looks fall on all of its batches
 TRAIN_RHOS, SEEDS, NOISE = (0.2, 0.5, 1.0), (0, 1, 2, 3, 4, 5, 100, 101), 0.2
@@ -106,15 +107,17 @@ DIRECTIONS: dict[str, tuple[Callable[[], Direction], int, str]] = {
 FRESH = "the gradient of another batch, at SAM's price"
 
 
-def trained(run: Run, direction: Direction | None = None) -> Iterator[tuple[Any, tuple[Tensor, Tensor]]]:
+def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tuple[Any, tuple[Tensor, Tensor]]]:
     """Train a run, stopping before each step with its parts and the coming batch; a direction of one's own may be put in."""
-    parts = build(run.resolved())
+    parts = build(resolve(run))
     if direction is not None:
         parts.optimizer.direction = direction  # type: ignore[attr-defined]  # S2SAM takes any function
-    for epoch in range(run.epochs):
+    for epoch in range(run.schedule.epochs):
         parts.net.train()
         splits = parts.splits
-        for batch in batches(splits.train, splits, run.batch_size, augment=parts.augment, seed=run.seed, epoch=epoch):
+        for batch in batches(
+            splits.train, splits, run.optim.batch_size, augment=parts.augment, seed=run.seed, epoch=epoch
+        ):
             yield parts, batch
             parts.optimizer.zero_grad()
             _step(parts.run, parts, *batch, share=1.0)
@@ -127,7 +130,7 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
     run = dataclasses.replace(
         SETTING, sharpness=key["sharpness"], rho=0.5, label_noise=key["label_noise"], seed=key["seed"]
     )
-    kept, steps = {name: make() for name, (make, _, _) in DIRECTIONS.items()}, run.epochs * 5
+    kept, steps = {name: make() for name, (make, _, _) in DIRECTIONS.items()}, run.schedule.epochs * 5
     found: dict[str, dict[str, list[list[float]]]] = {}
     directions, copy = {}, None
     for step, (parts, batch) in enumerate(trained(run)):
@@ -160,10 +163,10 @@ def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
     run, train = parts.run, parts.splits.train
     epoch, place = divmod(step, parts.steps_per_epoch)
     order = torch.randperm(len(train), generator=generator(run.seed, "epoch", epoch))  # as the loop draws it
-    first = place * run.batch_size
-    others = torch.cat([order[:first], order[first + run.batch_size :]])
-    chosen = others[torch.randperm(len(others), generator=generator(run.seed, "fresh", step))[: run.batch_size]]
-    return next(batches(train.take(chosen), parts.splits, run.batch_size))
+    first = place * run.optim.batch_size
+    others = torch.cat([order[:first], order[first + run.optim.batch_size :]])
+    chosen = others[torch.randperm(len(others), generator=generator(run.seed, "fresh", step))[: run.optim.batch_size]]
+    return next(batches(train.take(chosen), parts.splits, run.optim.batch_size))
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:

@@ -13,7 +13,7 @@ import torch
 
 import flatsparse as fs
 from flatsparse.measure.flops import estimate
-from flatsparse.methods import ALIASES
+from flatsparse.methods import ALIASES, traits_of
 from flatsparse.sparse.distributions import ranked_together
 from flatsparse.sparse.redistribution import Redistribute
 
@@ -21,8 +21,7 @@ FOLDER = Path(__file__).parent / "methods"
 STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown
 SPARSITIES = 0.8, 0.9, 0.95
 CHANNELS = 0.3, 0.5, 0.7  # removed, of a method that takes no sparsity
-BY_CHANNELS = {name for name, kind in fs.METHODS.items() if hasattr(kind, "by_channels")}
-UNASKED = {"dense", *BY_CHANNELS}  # a sparsity
+TRAITS = {name: traits_of(kind) for name, kind in fs.METHODS.items()}
 
 
 def pages() -> dict[str, str]:
@@ -48,7 +47,7 @@ def page(name: str) -> str:
         unwrapped(source),
         unwrapped(idea),
         "## Parts",
-        f"In a run of {STEPS:,} steps" + ("" if name in UNASKED else f" at {SPARSITY:.0%} sparsity") + ":",
+        f"In a run of {STEPS:,} steps" + ("" if _sparsity(name) == 0 else f" at {SPARSITY:.0%} sparsity") + ":",
         table(["part", "is"], plan_rows(plan_of(name))),
         "## Defaults",
         defaults(kind, attributes),
@@ -60,7 +59,12 @@ def page(name: str) -> str:
 
 def plan_of(name: str) -> Any:
     """The plan that is shown, of a method's defaults."""
-    return fs.METHODS[name]().plan(0.0 if name in UNASKED else SPARSITY, STEPS)
+    return fs.METHODS[name]().plan(_sparsity(name), STEPS)
+
+
+def _sparsity(name: str) -> float:
+    """The sparsity that is shown; 0 for a method that takes none, or no other."""
+    return SPARSITY if TRAITS[name].takes_sparsity and TRAITS[name].default_sparsity else 0.0
 
 
 def plan_rows(plan: Any) -> list[list[str]]:
@@ -118,15 +122,16 @@ def costs(name: str) -> str:
     with torch.device("meta"):
         model, sample = fs.models.resnet20(), torch.empty(1, 3, 32, 32)
     rows = []
-    asked: list[dict[str, float]] = [{"sparsity": sparsity} for sparsity in ((0.0,) if name == "dense" else SPARSITIES)]
-    if name in BY_CHANNELS:
+    by_channels = not TRAITS[name].takes_sparsity
+    asked: list[dict[str, float]] = [{"sparsity": sparsity} for sparsity in (SPARSITIES if _sparsity(name) else (0.0,))]
+    if by_channels:
         asked = [{"channels": channels} for channels in CHANNELS]
     for choice in asked:
         found = estimate(model, sample, name, **choice, steps=32_000)  # type: ignore[arg-type]
         runs = found.steps // 32_000
         rows.append(
             [
-                *([f"{choice['channels']:.0%}"] if name in BY_CHANNELS else []),
+                *([f"{choice['channels']:.0%}"] if by_channels else []),
                 f"{found.sparsity:.0%}",
                 f"{found.inference_ratio:.3f}",
                 f"{runs * found.step_ratio:.3f}" + (f" ({runs} rounds)" if runs > 1 else ""),
@@ -145,7 +150,7 @@ def costs(name: str) -> str:
         )
     elif plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
         dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
-    columns = [*(["channels removed"] if name in BY_CHANNELS else []), "sparsity", "inference", "training"]
+    columns = [*(["channels removed"] if by_channels else []), "sparsity", "inference", "training"]
     head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"
     return f"{head}\n\n" + table(columns, rows) + f"\n\n{dense}"
 

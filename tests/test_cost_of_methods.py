@@ -12,7 +12,7 @@ import torch
 
 import flatsparse as fs
 from flatsparse.experiments.run import loop as loop
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.measure.flops import cost, estimate
 from tests.helpers import conv_net, sgd
 
@@ -113,11 +113,11 @@ def test_rounds_pay_for_each_at_its_density(method):
 @pytest.mark.parametrize("method", ["rigl", "set", "gmp", "mest", "mest-ems", "static", "rigl-itop"])
 @pytest.mark.parametrize("sharpness", ["none", "sam", "s2sam"])
 def test_what_is_told_before_a_run_is_what_the_run_counts(tmp_path, method, sharpness):
-    run = Run(
+    run = RunConfig.of(
         train_size=64, validation_size=0, batch_size=16, epochs=6, method=method, sharpness=sharpness, sparsity=0.8
     )
     options = {"distribution": "uniform"} if method != "rigl" else {}
-    counted = loop.train(dataclasses.replace(run, **options), tmp_path / "run", test=False)["flops"]
+    counted = loop.train(change(run, **options), tmp_path / "run", test=False)["flops"]
     period = {"every": 2} if method not in ("mest", "mest-ems", "static") else {}
     passes = 2 if sharpness == "sam" else 1
     model, sample = fs.models.digitnet(), torch.zeros(1, 1, 8, 8)

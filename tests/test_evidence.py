@@ -1,6 +1,5 @@
 """The evidence: its page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 
 from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.recipes import evidence, load
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, Runtime, change
+from flatsparse.experiments.run.resolve import resolve
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
@@ -50,10 +50,10 @@ def test_every_run_is_of_the_cells_it_stands_for():
         for cell in load(f"evidence-{name}").cells("laptop")
     }
     for record in RECORDS:
-        of_machine = {"precision": record["settings"].get("precision", Run.precision)}
+        of_machine = {"precision": record["settings"].get("precision", Runtime.precision)}
         for name, row, column, label in record["cells"]:
             run = wanted[shares.get(name, name), row, column, label]
-            run = dataclasses.replace(run, seed=record["seed"], **of_machine)
+            run = change(run, seed=record["seed"], **of_machine)
             assert record["key"] == ("share-" if name in shares else "") + key(run)
 
 
@@ -61,7 +61,7 @@ def test_the_settings_of_a_line_say_all_that_its_run_was():
     """Also what a method did by itself when they were run, and does no longer."""
     for record in RECORDS:
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in record["settings"].items()}
-        assert record["key"].removeprefix("share-") == key(Run(**{**settings, "seed": record["seed"]}))
+        assert record["key"].removeprefix("share-") == key(RunConfig.of(**{**settings, "seed": record["seed"]}))
 
 
 def test_a_sweep_has_every_rho_with_the_same_seeds():
@@ -143,9 +143,11 @@ def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runn
 
 
 def test_shares_of_a_perturbation_are_of_live_weights(runner):
-    small = Run(train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False)
-    unmasked = runner.share_record(dataclasses.replace(small, sparsity=0.95).resolved())
+    small = RunConfig.of(
+        train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False
+    )
+    unmasked = runner.share_record(resolve(change(small, sparsity=0.95)))
     assert 0 < unmasked["first_half"] < 0.9
-    assert runner.share_record(dataclasses.replace(small, method="dense").resolved())["second_half"] == pytest.approx(1)
-    masked = dataclasses.replace(small, sparsity=0.95, mask_perturbation=True)
-    assert runner.share_record(masked.resolved())["first_half"] == pytest.approx(1)
+    assert runner.share_record(resolve(change(small, method="dense")))["second_half"] == pytest.approx(1)
+    masked = change(small, sparsity=0.95, mask_perturbation=True)
+    assert runner.share_record(resolve(masked))["first_half"] == pytest.approx(1)

@@ -82,7 +82,7 @@ def test_the_reader_of_imports_sees_functions_and_passes_over_types():
         import flatsparse.common.errors, numpy
         from flatsparse import InputError, sparse
         def f():
-            from flatsparse.experiments.run.config import Run
+            from flatsparse.experiments.run.config import RunConfig
     """
     lines = "\n".join(line[8:] for line in source.splitlines())
     assert list(imported_floors(lines)) == ["common", "flatsparse", "sparse", "experiments"]

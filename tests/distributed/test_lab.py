@@ -16,12 +16,12 @@ from flatsparse.common.files import load_masks, load_tensors
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import batches, split
 from flatsparse.experiments.run import loop as loop
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.ddp import ALONE, Team, Unanswered, joined
 
 from .processes import together
 
-RUN = Run(train_size=99, validation_size=50, batch_size=33, epochs=6, sparsity=0.8, sharpness="s2sam", rho=0.2)
+RUN = RunConfig.of(train_size=99, validation_size=50, batch_size=33, epochs=6, sparsity=0.8, sharpness="s2sam", rho=0.2)
 COMMAND = ["train", "--train-size", "99", "--validation-size", "50", "--batch-size", "33", "--epochs", "4"]
 
 
@@ -76,7 +76,7 @@ def test_the_parts_of_a_batch_are_the_whole_batch():
 
 def test_a_batch_too_small_for_all_is_refused(tmp_path):
     with pytest.raises(InputError, match="the smallest batch has 1 images for 2 processes"):
-        loop.train(Run(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", team=Team(0, 2))
+        loop.train(RunConfig.of(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", team=Team(0, 2))
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,8 @@ import torch
 
 from flatsparse.common.files import load_masks, load_tensors, read_json
 from flatsparse.experiments.run import loop
-from flatsparse.experiments.run.config import SHARPNESS, Run
+from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.methods import METHODS
 
 KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
@@ -25,7 +26,7 @@ KINDS = [(method, sharpness) for method in METHODS for sharpness in SHARPNESS]
 def settings(method, sharpness):
     sparsity = 0.0 if method in {"dense", "chex"} else 0.9
     rounds = {"epochs": 2, "drop_fraction": 0.5} if method in ("lth", "lrr") else {"epochs": 8}
-    return Run(
+    return RunConfig.of(
         method=method,
         sharpness=sharpness,
         sparsity=sparsity,
@@ -59,7 +60,7 @@ def kill_until_done(run, out, whole_seconds, source, most):
             process.join()
             kills += 1
         elif process.exitcode != 0:
-            raise AssertionError(f"{run.method} with {run.sharpness} failed after {kills} kills")
+            raise AssertionError(f"{run.pruning.method} with {run.sharpness} failed after {kills} kills")
         else:
             return kills
 

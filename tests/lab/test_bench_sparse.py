@@ -21,7 +21,7 @@ from flatsparse.experiments.bench.sparse import (
     verdict,
     without_channels,
 )
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.stats import Interval
 from flatsparse.export.csr import SparseRows
@@ -96,7 +96,7 @@ def runs(tmp_path_factory):
     """Finished runs of a method that removes channels, and of one that does not."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("chex", "rigl"):
-        train(Run(method=name, train_size=64, validation_size=50, batch_size=16, epochs=4), folder / name)
+        train(RunConfig.of(method=name, train_size=64, validation_size=50, batch_size=16, epochs=4), folder / name)
     return folder
 
 
@@ -119,8 +119,8 @@ def test_a_run_on_sequences_or_of_few_classes_is_measured_too(tmp_path):
         images, labels = source.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), source.integers(0, 2, 40)
         np.savez(data / f"{part}.npz", images=images, labels=labels)
     common = {"method": "chex", "validation_size": 10, "batch_size": 10, "epochs": 2, "label_noise": 0.0}
-    train(Run(data="pairs", model="pair_transformer", train_size=50, **common), tmp_path / "pairs")
-    train(Run(data=str(data), model="digitnet", **common), tmp_path / "two")
+    train(RunConfig.of(data="pairs", model="pair_transformer", train_size=50, **common), tmp_path / "pairs")
+    train(RunConfig.of(data=str(data), model="digitnet", **common), tmp_path / "two")
     for run in ("pairs", "two"):
         out = tmp_path / "out" / run
         main(["bench", "sparse", "--run", str(tmp_path / run), "--quick", "--threads", "1", "--out", str(out)])

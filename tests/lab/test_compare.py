@@ -18,13 +18,11 @@ from flatsparse.experiments.grid import pool
 from flatsparse.experiments.report import figures
 from flatsparse.experiments.report.sentences import UNLEARNED, comparison_sentences
 from flatsparse.experiments.report.text import print_comparison
+from flatsparse.experiments.run.config import Setting, change
 from flatsparse.experiments.run.metrics import above_chance
 
 SMALL = Comparison(
-    train_size=64,
-    validation_size=50,
-    batch_size=32,
-    epochs=2,
+    Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
     seeds=2,
     rhos={"sam": 0.1},
     label_noise=(0.0, 0.2),
@@ -90,7 +88,9 @@ def test_above_chance_is_above_the_commonest_class_by_more_than_luck():
 
 
 def test_a_run_that_diverges_is_named(tmp_path):
-    wild = dataclasses.replace(SMALL, lr=1e30, seeds=1, label_noise=(0.0,), sharpness=("sam",), jobs=1)
+    wild = dataclasses.replace(
+        SMALL, setting=change(SMALL.setting, lr=1e30), seeds=1, label_noise=(0.0,), sharpness=("sam",), jobs=1
+    )
     with pytest.raises(InputError, match=r"run noise0-none-seed0: the loss became .* lower --lr"):
         compare(wild, tmp_path / "out", console=Console(quiet=True))
 
@@ -161,7 +161,7 @@ def test_another_comparison_is_refused(small_comparison):
     with pytest.raises(InputError, match="--resume"):
         compare(SMALL, out)
     with pytest.raises(InputError, match="--lr"):
-        compare(Comparison(**{**vars(SMALL), "lr": 0.3}), out, resume=True)
+        compare(dataclasses.replace(SMALL, setting=change(SMALL.setting, lr=0.3)), out, resume=True)
 
 
 def test_radii_are_chosen_on_validation_images_of_other_seeds(tmp_path):

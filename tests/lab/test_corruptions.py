@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_image
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, robustness
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 
@@ -78,7 +78,7 @@ def test_motion_blur_is_a_plain_mean_along_rows_only():
 
 
 def test_robustness_is_the_accuracy_on_the_same_corrupted_images(tmp_path):
-    train(Run(train_size=500, validation_size=50, epochs=6, sparsity=0.5, sharpness="s2sam"), tmp_path / "run")
+    train(RunConfig.of(train_size=500, validation_size=50, epochs=6, sparsity=0.5, sharpness="s2sam"), tmp_path / "run")
     finished = load_run(tmp_path / "run")
     found = robustness(finished)
     assert found == robustness(finished)
@@ -99,7 +99,9 @@ def test_what_cannot_be_corrupted_is_refused(tmp_path):
     with pytest.raises(InputError, match="severity 6"):
         corrupt(pictures(), "contrast", 6)
     train(
-        Run(data="pairs", train_size=20, validation_size=0, batch_size=20, epochs=1, sparsity=0.5, method="static"),
+        RunConfig.of(
+            data="pairs", train_size=20, validation_size=0, batch_size=20, epochs=1, sparsity=0.5, method="static"
+        ),
         tmp_path / "p",
     )
     with pytest.raises(InputError, match="run on tokens"):

@@ -1,7 +1,5 @@
 """What a run says of its data, and what it refuses to train on before anything is written."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -13,11 +11,12 @@ from flatsparse.experiments.data import sources
 from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build, describe
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.resolve import resolve
 from tests.lab.images import write_parts
 
-SMALL = Run(train_size=32, validation_size=8, batch_size=16, epochs=1)
+SMALL = RunConfig.of(train_size=32, validation_size=8, batch_size=16, epochs=1)
 
 
 def write_arrays(folder, side=8, seed=0):
@@ -30,7 +29,7 @@ def write_arrays(folder, side=8, seed=0):
 
 
 def small(**changes):
-    return dataclasses.replace(SMALL, **{"model": "digitnet", **changes})
+    return change(SMALL, **{"model": "digitnet", **changes})
 
 
 def test_a_run_says_which_data_it_is_of_and_goes_on_with_no_other(tmp_path):
@@ -38,9 +37,9 @@ def test_a_run_says_which_data_it_is_of_and_goes_on_with_no_other(tmp_path):
     result = loop.train(run, tmp_path / "run")
     told = result["data_set"]
     assert told == read_json(tmp_path / "run" / "config.json")["data_set"]
-    assert told == {**sources.load(run.data).identity, "name": "mine", "source": str(tmp_path / "mine")}
+    assert told == {**sources.load(run.dataset.data).identity, "name": "mine", "source": str(tmp_path / "mine")}
     assert loop.train(run, tmp_path / "run", resume=True) == result
-    assert load_run(tmp_path / "run").run.data == run.data
+    assert load_run(tmp_path / "run").run.dataset.data == run.dataset.data
     write_arrays(tmp_path / "mine", seed=1)
     for again in (lambda: loop.train(run, tmp_path / "run", resume=True), lambda: load_run(tmp_path / "run")):
         with pytest.raises(InputError, match="is of other data: 'mine' from") as caught:
@@ -63,7 +62,7 @@ def test_a_comparison_says_it_too(tmp_path, capsys):
 
 def test_what_was_read_is_told_where_a_run_begins_with_what_to_know_of_it(tmp_path):
     place = write_parts(tmp_path / "pets", {"train": ("cat", "dog", "emu"), "test": ("cat", "dog")})
-    text = describe(build(small(data=place, train_size=None, validation_size=2, batch_size=2).resolved()))
+    text = describe(build(resolve(small(data=place, train_size=None, validation_size=2, batch_size=2))))
     assert "7 training, 2 validation and 6 test images of 3 classes" in text
     assert "\nwarning: 'pets (test)' has no images of class 'emu'" in text
 
@@ -114,7 +113,7 @@ def test_images_that_are_too_small_for_a_network_are_refused(tmp_path):
 def sizes_seen(run):
     """The most images that went through the net at once, in evaluation and in the ball."""
     seen = {"evaluate": [], "ball": []}
-    parts = build(run.resolved())
+    parts = build(resolve(run))
     parts.model.register_forward_pre_hook(lambda net, inputs: seen[kind].append(len(inputs[0])))
     kind = "evaluate"
     loop.evaluate(parts.run, parts.model, parts.splits.test, parts.splits)
@@ -126,12 +125,12 @@ def sizes_seen(run):
 def test_evaluations_take_as_many_images_at_once_as_their_size_allows(tmp_path, monkeypatch):
     run = small(data=write_arrays(tmp_path / "mine"), train_size=None, validation_size=0)
     assert sizes_seen(run) == {"evaluate": 60, "ball": 60}
-    assert sizes_seen(dataclasses.replace(run, eval_batch_size=8)) == {"evaluate": 8, "ball": 2}
+    assert sizes_seen(change(run, eval_batch_size=8)) == {"evaluate": 8, "ball": 2}
     monkeypatch.setattr(loop, "at_once", lambda images: 12)  # as for large ones
     assert sizes_seen(run) == {"evaluate": 12, "ball": 3}
 
 
 def test_how_many_are_computed_at_once_keeps_a_run_that_leaves_it_open(tmp_path):
-    assert key(Run()) == key(Run(eval_batch_size=None)) != key(Run(eval_batch_size=7))
+    assert key(RunConfig()) == key(RunConfig.of(eval_batch_size=None)) != key(RunConfig.of(eval_batch_size=7))
     with pytest.raises(InputError, match="--eval-batch-size 0"):
-        Run(eval_batch_size=0).resolved()
+        resolve(RunConfig.of(eval_batch_size=0))

@@ -13,7 +13,8 @@ from flatsparse.common.errors import InputError
 from flatsparse.experiments import claims
 from flatsparse.experiments.claims import LOCK, Busy, alone_in, claim, in_use, locked
 from flatsparse.experiments.grid import workers
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.resolve import resolve
 
 from .test_cli import QUICK, fails
 
@@ -85,7 +86,7 @@ def test_where_there_are_no_locks_work_goes_on_alone_and_a_store_says_so(tmp_pat
     monkeypatch.setattr(claims.fcntl, "flock", none)
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
-    end = workers.work(workers.Task(Run().resolved(), tmp_path / "runs" / "a", tmp_path))
+    end = workers.work(workers.Task(resolve(RunConfig()), tmp_path / "runs" / "a", tmp_path))
     assert "without locks (No locks available)" in end.failure
     assert not (tmp_path / "runs").exists()
 
@@ -124,7 +125,7 @@ def test_a_second_process_ends_in_a_line_and_changes_nothing(called, name, tmp_p
 
 
 def test_a_run_that_another_process_trains_is_put_off_by_a_grid(tmp_path):
-    task = workers.Task(Run(train_size=64, epochs=2).resolved(), tmp_path / "runs" / "a", tmp_path)
+    task = workers.Task(resolve(RunConfig.of(train_size=64, epochs=2)), tmp_path / "runs" / "a", tmp_path)
     with alone_in(task.folder):
         assert workers.work(task) == workers.End(busy=True)
     assert not (task.folder / "failure.json").exists()

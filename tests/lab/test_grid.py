@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import multiprocessing
@@ -21,14 +20,16 @@ from flatsparse.experiments.grid import ray_cluster, store, workers
 from flatsparse.experiments.grid.progress import Board
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.run import loop
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.load import run_of
+from flatsparse.experiments.run.method import rounds_of
+from flatsparse.experiments.run.resolve import resolve
 
-SMALL = Run(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
-DIVERGES = dataclasses.replace(SMALL, lr=1e30)
-SHARED = dataclasses.replace(SMALL, epochs=1, drop_fraction=0.5, sparsity=0.7, validation_size=None)
-ROUNDS = [dataclasses.replace(SHARED, method=method) for method in ("lth", "lrr")]
-RUNS = [dataclasses.replace(SMALL, sharpness=sharpness, seed=s) for s in (0, 1) for sharpness in ("none", "s2sam")]
+SMALL = RunConfig.of(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
+DIVERGES = change(SMALL, lr=1e30)
+SHARED = change(SMALL, epochs=1, drop_fraction=0.5, sparsity=0.7, validation_size=None)
+ROUNDS = [change(SHARED, method=method) for method in ("lth", "lrr")]
+RUNS = [change(SMALL, sharpness=sharpness, seed=s) for s in (0, 1) for sharpness in ("none", "s2sam")]
 
 
 def quiet():
@@ -64,33 +65,33 @@ def alone(tmp_path_factory):
 
 
 def test_a_key_stands_for_what_decides_a_run(tmp_path):
-    assert key(SMALL) == key(SMALL.resolved()) == key(dataclasses.replace(SMALL, data_dir=tmp_path))
-    assert key(SMALL) == key(dataclasses.replace(SMALL, rho=0.7, adaptive=True))  # without sharpness neither has a part
+    assert key(SMALL) == key(resolve(SMALL)) == key(change(SMALL, data_dir=tmp_path))
+    assert key(SMALL) == key(change(SMALL, rho=0.7, adaptive=True))  # without sharpness neither has a part
     changes = {"seed": 1, "lr": 0.2, "method": "set", "sharpness": "s2sam", "label_noise": 0.1, "include": ("conv*",)}
-    assert len({key(SMALL), *(key(dataclasses.replace(SMALL, **{k: v})) for k, v in changes.items())}) == 7
+    assert len({key(SMALL), *(key(change(SMALL, **{k: v})) for k, v in changes.items())}) == 7
 
 
 def test_a_key_tells_what_a_method_does_now_from_what_it_did_once():
     for method in ("chex", "chase"):
-        run = Run(method=method)
-        assert key(run) == key(dataclasses.replace(run, explore="published"))
-        assert key(run) != key(dataclasses.replace(run, explore="removable"))
-        summed = dataclasses.replace(run, sums=True)
-        assert key(summed) == key(dataclasses.replace(summed, explore="removable")) != key(run)
-    chase = Run(method="chase")
+        run = RunConfig.of(method=method)
+        assert key(run) == key(change(run, explore="published"))
+        assert key(run) != key(change(run, explore="removable"))
+        summed = change(run, sums=True)
+        assert key(summed) == key(change(summed, explore="removable")) != key(run)
+    chase = RunConfig.of(method="chase")
     differs = {"last_phase": "layer", "first_phase": "layer", "channel_offset": 0.0}
-    assert len({key(chase), *(key(dataclasses.replace(chase, **{k: v})) for k, v in differs.items())}) == 4
+    assert len({key(chase), *(key(change(chase, **{k: v})) for k, v in differs.items())}) == 4
 
 
 @pytest.mark.parametrize("method", ["chex", "chase", "rigl"])
 def test_a_folder_from_before_there_was_a_choice_is_of_what_was_done_then(method, tmp_path):
-    run = Run(method=method, seed=3).resolved()
-    settings = json.loads(json.dumps(run.as_dict()))
+    run = resolve(RunConfig.of(method=method, seed=3))
+    settings = json.loads(json.dumps(as_json(run)))
     assert run_of(settings, tmp_path) == run
     before = {n: v for n, v in settings.items() if n not in ("explore", "first_phase", "last_phase", "channel_offset")}
     found = run_of(before, tmp_path)
-    assert found.explore == (None if method == "rigl" else "removable")
-    assert found.last_phase == ("layer" if method == "chase" else None)
+    assert found.pruning.explore == (None if method == "rigl" else "removable")
+    assert found.pruning.last_phase == ("layer" if method == "chase" else None)
     assert (key(found) == key(run)) == (method == "rigl")
 
 
@@ -100,7 +101,7 @@ def test_a_key_changes_with_the_code_of_a_method_of_ones_own(tmp_path):
     keys = []
     for text in (code, code + "# other\n"):
         file.write_text(text)
-        keys.append(key(dataclasses.replace(SMALL, method=f"{file}:Mine")))
+        keys.append(key(change(SMALL, method=f"{file}:Mine")))
     assert keys[0] != keys[1]
 
 
@@ -120,7 +121,7 @@ def test_what_is_finished_is_not_run_again(alone, monkeypatch):
 
 
 def test_a_failure_is_told_and_the_others_go_on(tmp_path):
-    odd = dataclasses.replace(SMALL, model="resnet2000")
+    odd = change(SMALL, model="resnet2000")
     told = quiet()
     found = run_grid([odd, DIVERGES, SMALL], tmp_path, jobs=1, console=told)
     assert "unknown model 'resnet2000'" in found[0].failure
@@ -172,20 +173,20 @@ def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypat
 
     def look(self, record):
         stepped(self, record)
-        with workers._lock(tmp_path, f"first-{workers.first_round(ROUNDS[0].resolved())}") as got:
+        with workers._lock(tmp_path, f"first-{workers.first_round(resolve(ROUNDS[0]))}") as got:
             let_in.append(got)
 
-    with workers._lock(tmp_path, f"first-{workers.first_round(ROUNDS[0].resolved())}") as got:
+    with workers._lock(tmp_path, f"first-{workers.first_round(resolve(ROUNDS[0]))}") as got:
         assert got
-        assert workers.work(workers.Task(ROUNDS[0].resolved(), tmp_path / "runs" / "a", tmp_path)).busy
+        assert workers.work(workers.Task(resolve(ROUNDS[0]), tmp_path / "runs" / "a", tmp_path)).busy
     monkeypatch.setattr(workers._Sharing, "finished_epoch", look)
     run_grid(ROUNDS[:1], tmp_path, jobs=1, console=quiet())
-    assert let_in == [True] * ROUNDS[0].resolved().rounds  # of an epoch each
+    assert let_in == [True] * rounds_of(resolve(ROUNDS[0]))  # of an epoch each
 
 
 def test_a_killed_run_fails_alone(tmp_path, alone):
     """The process of one run is killed from outside; the others, in other processes, do not notice."""
-    long = dataclasses.replace(SMALL, epochs=200)
+    long = change(SMALL, epochs=200)
     killed = []
 
     def kill():
@@ -217,7 +218,7 @@ def test_an_idle_process_that_died_is_replaced(tmp_path):
     hands = workers.Processes(1)
     try:
         for seed in (0, 1):
-            run = dataclasses.replace(SMALL, seed=seed).resolved()
+            run = resolve(change(SMALL, seed=seed))
             hands.begin(workers.Task(run, tmp_path / "runs" / str(seed), tmp_path))
             ends = []
             while not ends:
@@ -293,7 +294,7 @@ def note_runs(folder, number):
 def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("flatsparse.experiments.grid.progress.time.monotonic", lambda: now[0])
-    long = dataclasses.replace(SMALL, epochs=10).resolved()
+    long = resolve(change(SMALL, epochs=10))
     tasks = [workers.Task(long, tmp_path / name, tmp_path) for name in "ab"]
     board = Board("table2", tasks, 3, quiet())
     board.begun(tmp_path / "a")
@@ -308,7 +309,7 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
 
 def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
     """Where the store is not shared, all but checkpoints is carried over."""
-    run = SMALL.resolved()
+    run = resolve(SMALL)
     there = workers.Task(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
     here = workers.Task(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
     end, files = ray_cluster.work_far_away(there)

@@ -18,7 +18,7 @@ from flatsparse.experiments.landscape import measure as measuring
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.precision import has_bf16
@@ -34,7 +34,10 @@ def runs(tmp_path_factory):
     """Two finished runs that differ in their sharpness."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("none", "s2sam"):
-        train(Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sharpness=name, rho=0.5), folder / name)
+        train(
+            RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sharpness=name, rho=0.5),
+            folder / name,
+        )
     return folder / "none", folder / "s2sam"
 
 

@@ -1,6 +1,5 @@
 """Options of training, and the figures that a result has beside its accuracy."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -15,21 +14,22 @@ from flatsparse.experiments import recipes
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.metrics import confusion, macro, steps_to
+from flatsparse.experiments.run.resolve import resolve
 
-SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
+SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
 
 def small(**changes):
-    return dataclasses.replace(SMALL, **changes)
+    return change(SMALL, **changes)
 
 
 def rates(run, steps_per_epoch=10):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, seen = start_schedule(run, optimizer, steps_per_epoch), []
-    for _ in range(run.whole_epochs * steps_per_epoch):
+    for _ in range(run.schedule.whole_epochs * steps_per_epoch):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
@@ -53,7 +53,7 @@ def test_the_rate_stays_or_falls_along_a_cosine_and_a_warm_up_multiplies():
 
 
 def test_a_later_round_starts_its_schedule_anew():
-    parts = build(small(lr_schedule="step", warmup=1).resolved())
+    parts = build(resolve(small(lr_schedule="step", warmup=1)))
     first = parts.optimizer.param_groups[0]["lr"]
     for _ in range(12):
         parts.optimizer.step()
@@ -76,16 +76,16 @@ def test_a_later_round_starts_its_schedule_anew():
 )
 def test_options_that_mean_nothing_are_refused_in_one_line(changes, line):
     with pytest.raises(InputError, match=line) as caught:
-        small(**changes).resolved()
+        resolve(small(**changes))
     assert "\n" not in str(caught.value)
 
 
 def test_the_optimizer_is_the_one_asked_for():
-    group = build(small(momentum=0.8, nesterov=True).resolved()).optimizer.param_groups[0]
+    group = build(resolve(small(momentum=0.8, nesterov=True))).optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.8, True)
     for sharpness in ("sam", "s2sam"):
         kept, freed = (
-            build(small(sharpness=sharpness, mask_perturbation=on).resolved()).optimizer for on in (True, False)
+            build(resolve(small(sharpness=sharpness, mask_perturbation=on))).optimizer for on in (True, False)
         )
         assert (kept.mask_perturbation, freed.mask_perturbation) == (True, False)
 
@@ -96,14 +96,14 @@ def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_pat
         images = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 4)
     folder = small(data=str(tmp_path), model="digitnet", train_size=60, validation_size=10)
-    assert build(folder.resolved()).augment
-    assert not build(dataclasses.replace(folder, augmentation=False).resolved()).augment
-    assert not build(SMALL.resolved()).augment  # of digits
+    assert build(resolve(folder)).augment
+    assert not build(resolve(change(folder, augmentation=False))).augment
+    assert not build(resolve(SMALL)).augment  # of digits
 
 
 def test_smoothed_labels_are_the_training_loss_only(tmp_path):
     run = small(method="dense", sparsity=0.0, epochs=1, batch_size=64, lr=1e-9)
-    plain, smooth = (loop.train(dataclasses.replace(run, label_smoothing=s), tmp_path / str(s)) for s in (0.0, 0.3))
+    plain, smooth = (loop.train(change(run, label_smoothing=s), tmp_path / str(s)) for s in (0.0, 0.3))
     losses = [loop.read_json(tmp_path / s / "result.json")["train_loss"] for s in ("0.0", "0.3")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     noted = [
@@ -116,18 +116,18 @@ def test_smoothed_labels_are_the_training_loss_only(tmp_path):
 def test_statistics_taken_anew_are_the_mean_over_training_batches(tmp_path):
     run = small(sharpness="s2sam", rho=0.5, epochs=2)
     for kind in ("training", "final"):
-        loop.train(dataclasses.replace(run, batch_norm=kind), tmp_path / kind)
+        loop.train(change(run, batch_norm=kind), tmp_path / kind)
     trained, renewed = (load_tensors(tmp_path / kind / "model.safetensors")[0] for kind in ("training", "final"))
     changed = {name for name in trained if not torch.equal(trained[name], renewed[name])}
     assert changed
     assert all("running" in name or "num_batches" in name for name in changed)
-    parts = build(run.resolved())
+    parts = build(resolve(run))
     parts.model.load_state_dict(renewed)
     first = next(m for m in parts.model.modules() if isinstance(m, nn.BatchNorm2d))
     seen = []
     hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean(dim=(0, 2, 3))))
     with torch.no_grad():
-        for images, _ in batches(parts.splits.train, parts.splits, run.batch_size, seed=run.seed):
+        for images, _ in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed):
             parts.model.eval()(images)
     hook.remove()
     torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
@@ -169,10 +169,10 @@ def test_a_result_has_the_gap_the_macro_scores_and_the_steps(tmp_path):
 
 def test_looksam_counts_the_gradients_that_it_took(tmp_path):
     run = small(method="set", batch_size=8, look_every=3)
-    look, plain = (loop.train(dataclasses.replace(run, sharpness=s), tmp_path / s) for s in ("looksam", "none"))
+    look, plain = (loop.train(change(run, sharpness=s), tmp_path / s) for s in ("looksam", "none"))
     assert look["gradient_evaluations"] == 24 + 8  # of 24 steps every third takes two
     assert look["flops"]["train"] == pytest.approx(plain["flops"]["train"] * 32 / 24)
-    still = loop.train(dataclasses.replace(run, sharpness="looksam", rho=0.0), tmp_path / "still")
+    still = loop.train(change(run, sharpness="looksam", rho=0.0), tmp_path / "still")
     assert still["test_loss"] == plain["test_loss"]
     assert still["gradient_evaluations"] == 24
 
@@ -184,34 +184,34 @@ def test_a_compiled_run_ends_where_a_plain_one_does_and_its_folder_is_as_any(tmp
     for compiled in (False, True, True):  # the second in one process is not refused
         folder = tmp_path / f"{compiled}"
         shutil.rmtree(folder, ignore_errors=True)
-        loop.train(dataclasses.replace(run, compile=compiled), folder)
+        loop.train(change(run, compile=compiled), folder)
     plain, ours = (load_tensors(tmp_path / str(c) / "model.safetensors")[0] for c in (False, True))
     assert plain.keys() == ours.keys()
     for name in plain:
         torch.testing.assert_close(ours[name], plain[name], rtol=1e-2, atol=1e-3)
-    loop.train(dataclasses.replace(run, sharpness="none"), tmp_path / "none")
+    loop.train(change(run, sharpness="none"), tmp_path / "none")
     other = load_tensors(tmp_path / "none" / "model.safetensors")[0]
     weight = max((n for n in plain if plain[n].ndim == 4), key=lambda n: plain[n].numel())
     assert (other[weight] - plain[weight]).norm() > 20 * (ours[weight] - plain[weight]).norm()
 
 
 def test_sums_also_remove_channels_of_the_residual_stream():
-    run = Run(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
-    alone, all_groups = (build(dataclasses.replace(run, sums=sums).resolved()) for sums in (False, True))
+    run = RunConfig.of(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
+    alone, all_groups = (build(resolve(change(run, sums=sums))) for sums in (False, True))
     assert "stage1.0.conv2.weight" not in rows_gone(alone)
     assert "stage1.0.conv2.weight" in rows_gone(all_groups)
     with pytest.raises(InputError, match="--sums cannot be asked of 'rigl'"):
-        dataclasses.replace(run, method="rigl", sums=True).resolved()
+        resolve(change(run, method="rigl", sums=True))
 
 
 def test_which_channels_are_removed_and_when_can_be_chosen():
-    run = Run(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
-    published, alone = (build(dataclasses.replace(run, explore=x).resolved()) for x in ("published", "removable"))
+    run = RunConfig.of(model="resnet20", method="chex", train_size=40, validation_size=20, batch_size=20, epochs=2)
+    published, alone = (build(resolve(change(run, explore=x))) for x in ("published", "removable"))
     assert "stage2.0.shortcut.0.weight" in rows_gone(published)
     assert "stage2.0.shortcut.0.weight" not in rows_gone(alone)
-    assert build(run.resolved()).run.explore == "published"
+    assert build(resolve(run)).run.pruning.explore == "published"
     chosen = {"first_phase": "layer", "last_phase": "layer", "channel_offset": 0.0}
-    parts = build(dataclasses.replace(run, method="chase", **chosen).resolved())
+    parts = build(resolve(change(run, method="chase", **chosen)))
     assert [type(rule).__name__ for rule in parts.training.plan.rules] == [
         "RemoveChannels",
         "PruneTo",
@@ -221,15 +221,17 @@ def test_which_channels_are_removed_and_when_can_be_chosen():
     for name, methods in {"explore": "chex or chase", "last_phase": "chase", "channel_offset": "chase"}.items():
         flag = f"--{name.replace('_', '-')}"
         with pytest.raises(InputError, match=f"{flag} cannot be asked of 'rigl', .* give --method {methods}"):
-            dataclasses.replace(run, method="rigl", **{name: {"explore": "removable", **chosen}[name]}).resolved()
+            resolve(change(run, method="rigl", **{name: {"explore": "removable", **chosen}[name]}))
 
 
 def test_table_3_explores_what_the_authors_code_does():
     for cell in recipes.load("table3").cells("paper"):
-        run = cell.run.resolved()
-        assert run.explore == "published"
-        assert (run.first_phase, run.last_phase) == (("layer", "layer") if run.method == "chase" else (None, None))
-    laptop = {cell.run.resolved().last_phase for cell in recipes.load("table3").cells("laptop")}
+        run = resolve(cell.run)
+        assert run.pruning.explore == "published"
+        assert (run.pruning.first_phase, run.pruning.last_phase) == (
+            ("layer", "layer") if run.pruning.method == "chase" else (None, None)
+        )
+    laptop = {resolve(cell.run).pruning.last_phase for cell in recipes.load("table3").cells("laptop")}
     assert laptop == {"net", None}  # CIFAR stands in, and so does its script
 
 

@@ -11,11 +11,13 @@ from rich.console import Console
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.flags import flags
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.resolve import resolve
 
 SMALL = Comparison(
-    train_size=64, validation_size=50, batch_size=32, epochs=2, seeds=2, label_noise=(0.0, 0.2), tune=True, rho_grid=(0.1, 0.5),
+    Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
+    seeds=2, label_noise=(0.0, 0.2), tune=True, rho_grid=(0.1, 0.5),
     tune_seeds=1, jobs=1, sharpness=("s2sam", "random"),
 )  # fmt: skip
 
@@ -58,7 +60,7 @@ def comparison_report(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_report(tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "run"
-    run = Run(train_size=64, validation_size=50, batch_size=32, epochs=2, sharpness="s2sam").resolved()
+    run = resolve(RunConfig.of(train_size=64, validation_size=50, batch_size=32, epochs=2, sharpness="s2sam"))
     return pages.write_run(run, train(run, out), out)
 
 
@@ -86,11 +88,12 @@ def test_a_comparison_tells_every_number_it_rests_on(comparison_report):
 def test_the_command_in_a_report_repeats_the_comparison():
     import tyro
 
-    asked = dataclasses.replace(
-        SMALL, rhos={"s2sam": 0.2}, include=("3*", "[56]"), channels_last=True, mask_perturbation=False
-    )
+    setting = change(SMALL.setting, include=("3*", "[56]"), channels_last=True, mask_perturbation=False)
+    asked = dataclasses.replace(SMALL, setting=setting, rhos={"s2sam": 0.2})
     told = flags(asked)
-    again = tyro.cli(Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff,))
+    again = tyro.cli(
+        Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    )
     assert again.resolved() == asked.resolved()
     assert "'3*'" in told  # as a shell must be given it
 

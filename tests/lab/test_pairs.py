@@ -1,6 +1,5 @@
 """Synthetic sentence pairs: the data, the net, and a run on them."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -15,14 +14,17 @@ from flatsparse.experiments.data.splits import IGNORED, batches, split
 from flatsparse.experiments.landscape.measure import mean_loss
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import build, describe
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.metrics import confusion
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.flops import cost
 from flatsparse.models import pair_transformer
 
-SMALL = Run(data="pairs", train_size=200, validation_size=100, batch_size=20, epochs=3, distribution="uniform", lr=0.05)
+SMALL = RunConfig.of(
+    data="pairs", train_size=200, validation_size=100, batch_size=20, epochs=3, distribution="uniform", lr=0.05
+)
 
 
 def test_a_target_is_its_source_reversed_in_other_words():
@@ -87,7 +89,7 @@ def test_loss_and_accuracy_are_the_plain_ones_over_what_is_asked_for():
 
 @pytest.mark.parametrize("sharpness", ["none", "s2sam", "sam"])
 def test_a_sparse_run_on_pairs_learns(tmp_path, sharpness):
-    run = dataclasses.replace(SMALL, sharpness=sharpness, epochs=12, sparsity=0.5)
+    run = change(SMALL, sharpness=sharpness, epochs=12, sparsity=0.5)
     result = train(run, tmp_path / "run")
     assert result["train_accuracy"] > 2 * 100 / WORDS  # twice what guessing gives
     assert result["sparsity"]["prunable"] == pytest.approx(0.5, abs=1e-4)
@@ -102,13 +104,13 @@ def test_a_sparse_run_on_pairs_learns(tmp_path, sharpness):
 
 @pytest.mark.parametrize("method", ["snip", "lth", "dsr"])
 def test_other_methods_run_on_pairs(tmp_path, method):
-    distribution = None if method != "dsr" else SMALL.distribution
-    run = dataclasses.replace(SMALL, method=method, distribution=distribution, sparsity=0.5, train_size=60, epochs=1)
+    distribution = None if method != "dsr" else SMALL.pruning.distribution
+    run = change(SMALL, method=method, distribution=distribution, sparsity=0.5, train_size=60, epochs=1)
     assert train(run, tmp_path / "run")["sparsity"]["prunable"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_net_can_be_differentiated_twice():
-    parts = build(SMALL.resolved())
+    parts = build(resolve(SMALL))
     assert "200 training, 100 validation and 1000 test sequences" in describe(parts)
     inputs, targets = next(batches(parts.splits.train, parts.splits, 20))
     weight = parts.model.blocks[0].query.weight
@@ -124,7 +126,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
         ({"label_noise": 0.2}, "--label-noise is for images"),
     ]:
         with pytest.raises(InputError, match=line):
-            build(dataclasses.replace(SMALL, **changes).resolved())
+            build(resolve(change(SMALL, **changes)))
 
 
 def test_pairs_need_no_folder_and_are_the_same_for_all():

@@ -3,7 +3,7 @@ import warnings
 import pytest
 
 from flatsparse.experiments.run import precision
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
 
 SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
@@ -52,5 +52,5 @@ def test_bf16_without_units_for_it_is_warned_of(flags, tmp_path, given, text, to
     flags(text)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        train(Run(**SMALL, precision=given), tmp_path / "run")
+        train(RunConfig.of(**SMALL, precision=given), tmp_path / "run")
     assert sum("--precision bf16" in str(warning.message) for warning in seen) == told

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -12,11 +11,12 @@ from flatsparse.experiments.report import pages
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.checkpoint import Progress
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.probe import Probe
+from flatsparse.experiments.run.resolve import resolve
 from tests.lab.test_training import KillAfter, Killed
 
-SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
+SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 
 
 def timeless(result):
@@ -27,9 +27,9 @@ def timeless(result):
     "sharpness", ["s2sam", *(pytest.param(s, marks=pytest.mark.slow) for s in ("none", "sam", "random"))]
 )
 def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
-    run = dataclasses.replace(SMALL, sharpness=sharpness)
+    run = change(SMALL, sharpness=sharpness)
     plain = loop.train(run, tmp_path / "plain")
-    probed = loop.train(dataclasses.replace(run, probe="every=4"), tmp_path / "probed")
+    probed = loop.train(change(run, probe="every=4"), tmp_path / "probed")
     ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("probed", "plain"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert timeless(plain) == timeless(probed)
@@ -39,7 +39,7 @@ def test_probes_change_no_bit_of_a_run(tmp_path, sharpness):
 
 def test_a_resumed_run_has_the_probes_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    run = dataclasses.replace(SMALL, sharpness="s2sam", probe="every=4")
+    run = change(SMALL, sharpness="s2sam", probe="every=4")
     loop.train(run, tmp_path / "whole")
     with pytest.raises(Killed):
         loop.train(run, tmp_path / "killed", watcher=KillAfter(1))
@@ -50,7 +50,7 @@ def test_a_resumed_run_has_the_probes_of_an_undisturbed_one(tmp_path, monkeypatc
 
 def stepped(**changes):
     """A run two steps in, its gradients still there, and a look at it."""
-    parts = build(dataclasses.replace(SMALL, sharpness="s2sam", rho=0.1, **changes).resolved())
+    parts = build(resolve(change(SMALL, sharpness="s2sam", rho=0.1, **changes)))
     parts.net.train()
     for first in (0, 16):
         images = (parts.splits.train.images[first : first + 16].permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_is_not_looked_at():
 
 
 def test_the_report_shows_the_probes(tmp_path):
-    run = dataclasses.replace(SMALL, epochs=1, probe="every=2").resolved()
+    run = resolve(change(SMALL, epochs=1, probe="every=2"))
     text = pages.write_run(run, loop.train(run, tmp_path / "run"), tmp_path / "run").read_text()
     assert "Around the weights" in text
     assert "--probe every=2" in text
@@ -121,4 +121,4 @@ def test_the_report_shows_the_probes(tmp_path):
 
 def test_a_period_below_one_is_refused():
     with pytest.raises(InputError, match=r"--probe .every=0. is not"):
-        dataclasses.replace(SMALL, probe="every=0").resolved()
+        resolve(change(SMALL, probe="every=0"))

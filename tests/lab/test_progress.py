@@ -11,7 +11,7 @@ from flatsparse.experiments.bench.suite import Bench, measure
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.landscape import measure as landscape
 from flatsparse.experiments.landscape.settings import Landscape
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
 
 SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
@@ -58,7 +58,7 @@ def comparison(tmp_path, console):
 
 
 def surface(tmp_path, console):
-    train(Run(**SMALL), tmp_path / "run")
+    train(RunConfig.of(**SMALL), tmp_path / "run")
     asked = Landscape((tmp_path / "run",), points=5, images=20, pairs=1, hessian_images=0, device="cpu", jobs=1)
     landscape.measure(asked, tmp_path / "out", console=console)
     return "measuring: "

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,24 +23,25 @@ from flatsparse.experiments.report.interval_mark import interval_mark, reach
 from flatsparse.experiments.report.store import MOST_POINTS, records, run, thinned
 from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.making import Choice, make
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, as_json, change
+from flatsparse.experiments.run.resolve import resolve
 
 from .browser import MISSING, Browser
 from .test_cli import fails
 from .test_page import Outline
 
-SMALL = Run(method="set", train_size=40, validation_size=20, batch_size=10, epochs=3)
+SMALL = RunConfig.of(method="set", train_size=40, validation_size=20, batch_size=10, epochs=3)
 ODD = "<i>R</i> & </script>"
 
 
 def cells(scale):
     return (
         *both("SET", "90%", SMALL, Published(61.25, 0.5, source="here & there"), Published(62.75)),
-        *both("SET", "80%", replace(SMALL, sparsity=0.8), Published(63.0)),
-        *both(ODD, "90%", replace(SMALL, mask_perturbation=False)),
-        Cell("SET", "90%", replace(SMALL, sharpness="random"), control="random direction"),
+        *both("SET", "80%", change(SMALL, sparsity=0.8), Published(63.0)),
+        *both(ODD, "90%", change(SMALL, mask_perturbation=False)),
+        Cell("SET", "90%", change(SMALL, sharpness="random"), control="random direction"),
         Cell("SET", "gone", SMALL, Published(77.77), needs="a GPU"),
-        Cell("SET", "wild", replace(SMALL, lr=1e30)),
+        Cell("SET", "wild", change(SMALL, lr=1e30)),
     )
 
 
@@ -172,8 +172,10 @@ def test_cells_open_what_the_runs_left_behind_with_commands_that_repeat_them(wri
         config = read_json(store / "runs" / found["folder"] / "config.json")
         assert threads == f"OMP_NUM_THREADS={config['machine']['threads']}"
         assert words[:2] == ["flatsparse", "train"]
-        again = tyro.cli(Run, args=words[2:], config=(tyro.conf.FlagCreatePairsOff,)).resolved()
-        assert json.loads(json.dumps(again.as_dict())) == config["settings"]
+        again = resolve(
+            tyro.cli(RunConfig, args=words[2:], config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+        )
+        assert json.loads(json.dumps(as_json(again))) == config["settings"]
         assert found["settings"]["epochs"] == "3"
     assert list(told["surfaces"]) == [measured]
     assert "0.5 (dark) to 10 (bright)" in told["surfaces"][measured]["text"]

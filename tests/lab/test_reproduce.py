@@ -33,7 +33,8 @@ from flatsparse.experiments.reproduce.making import Choice, chosen, elsewhere, m
 from flatsparse.experiments.reproduce.pictures import front, pareto
 from flatsparse.experiments.reproduce.table import Line, tabulate
 from flatsparse.experiments.reproduce.verdict import VERDICTS, Claim, judge
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
 
@@ -61,7 +62,8 @@ SOME = {
     "evidence-main": "RigL 98%",
     "evidence-digits-masking": "20%",
 }
-SMALL = Run(train_size=40, validation_size=20, batch_size=10, epochs=1)
+PLAIN, SHARP = RunConfig(), RunConfig.of(sharpness="s2sam")
+SMALL = RunConfig.of(train_size=40, validation_size=20, batch_size=10, epochs=1)
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +132,7 @@ def test_every_recipe_is_found_and_every_cell_of_every_scale_can_be_configured()
             places = Counter()
             for cell in recipe.cells(scale):
                 if cell.needs is None:
-                    cell.run.resolved()
+                    resolve(cell.run)
                 places[cell.name, cell.label, cell.run] += 1
             assert not places or max(places.values()) == 1, f"{recipe.name} has a cell twice"
 
@@ -147,19 +149,19 @@ def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed
     monkeypatch.setattr("flatsparse.experiments.reproduce.making.load", unreachable)
     recipe = load(name)
     locked = [cell for cell in recipe.cells("paper") if cell.needs]
-    assert {cell.run.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
+    assert {cell.run.dataset.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
     opened = [dataclasses.replace(cell, needs=None) for cell in locked]
     with pytest.raises(InputError, match="no network here"):
         made(dataclasses.replace(recipe, cells=lambda scale: opened, measure=None), tmp_path, scale="paper")
-    assert {cell.run.data for cell in recipe.cells("laptop")} <= {"cifar10", "pairs"}
+    assert {cell.run.dataset.data for cell in recipe.cells("laptop")} <= {"cifar10", "pairs"}
 
 
 def test_a_new_table_is_one_file(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
         "from flatsparse.experiments.recipes.recipe import Published, Recipe, both\n"
-        "from flatsparse.experiments.run.config import Run\n"
-        "RUN = Run(method='set', train_size=40, validation_size=20, batch_size=10, epochs=1)\n"
+        "from flatsparse.experiments.run.config import RunConfig\n"
+        "RUN = RunConfig.of(method='set', train_size=40, validation_size=20, batch_size=10, epochs=1)\n"
         "RECIPE = Recipe('mine', 'Mine', 'here', lambda scale: both('SET', '90%', RUN, Published(12.34)))\n"
     )
     out = tmp_path / "out"
@@ -236,10 +238,10 @@ def test_controls_join_every_cell_with_s2sam():
     assert joined[:2] == [plain, ours]
     found = {cell.control: cell.run for cell in joined[2:]}
     assert len(found) == len(controls(ours)) == 5
-    assert found["sam"] == dataclasses.replace(ours.run, sharpness="sam")
-    assert found["random direction"] == dataclasses.replace(ours.run, sharpness="random")
+    assert found["sam"] == change(ours.run, sharpness="sam")
+    assert found["random direction"] == change(ours.run, sharpness="random")
     longer = found["plain, twice as long"]
-    assert longer == dataclasses.replace(plain.run, multiplier=2.0)
+    assert longer == change(plain.run, multiplier=2.0)
     sam = found["sam"]
     assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
@@ -273,9 +275,7 @@ def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
 
 
 def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path):
-    recipe = Recipe(
-        "part", "", "", lambda scale: [Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, seed=9, lr=0.2))]
-    )
+    recipe = Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL), Cell("b", "", change(SMALL, seed=9, lr=0.2))])
     first = made(recipe, tmp_path, only="a")
     assert [len(row["values"]) for row in first["rows"]] == [1, 0]
     second = made(recipe, tmp_path, only="b")
@@ -285,7 +285,7 @@ def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path)
 
 def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):
     monkeypatch.setattr("flatsparse.experiments.data.sources.hub_parts", unreachable)
-    gone = dataclasses.replace(SMALL, data="cifar10", model="resnet20")
+    gone = change(SMALL, data="cifar10", model="resnet20")
     cells = (Cell("a", "here", SMALL), Cell("b", "gone", gone))
     (tmp_path / "data").mkdir()
     record = made(Recipe("part", "", "", lambda scale: cells), tmp_path / "out", data_dir=tmp_path / "data")
@@ -316,9 +316,7 @@ def test_what_is_finished_stays_in_the_table_when_its_data_is_gone(tmp_path):
     for part, count in (("train", 60), ("test", 10)):
         images = source.integers(0, 255, (count, 8, 8, 1), dtype=np.uint8)
         np.savez(data / f"{part}.npz", images=images, labels=np.arange(count) % 10)
-    recipe = Recipe(
-        "part", "", "", lambda s: (Cell("a", "", SMALL), Cell("b", "", dataclasses.replace(SMALL, data=str(data))))
-    )
+    recipe = Recipe("part", "", "", lambda s: (Cell("a", "", SMALL), Cell("b", "", change(SMALL, data=str(data)))))
     first = made(recipe, tmp_path / "out")
     assert [len(row["values"]) for row in first["rows"]] == [1, 1]
     data.rename(tmp_path / "away")
@@ -340,7 +338,7 @@ def unreachable(source, name):
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
-    wild = dataclasses.replace(SMALL, lr=1e30)
+    wild = change(SMALL, lr=1e30)
     cells = (Cell("wild", "", wild), Cell("tame", "", SMALL))
     record = made(Recipe("part", "", "", lambda scale: cells), tmp_path)
     assert "loss became" in record["rows"][0]["failures"][0]
@@ -361,12 +359,12 @@ def outcome(cell, seed, accuracy):
         "sparsity": {"prunable": 0.9},
         "seconds": {"train": 1.0},
     }
-    return Outcome(dataclasses.replace(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
+    return Outcome(change(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
 
 
 def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
-    first = Cell("r", "c", Run(), Published(printed[0]))
-    other = Cell("r", "c", Run(sharpness="s2sam"), Published(printed[1]))
+    first = Cell("r", "c", RunConfig(), Published(printed[0]))
+    other = Cell("r", "c", RunConfig.of(sharpness="s2sam"), Published(printed[1]))
     lines = [
         Line(cell, [outcome(cell, seed, value) for seed, value in values.items()])
         for cell, values in ((first, plain), (other, ours))
@@ -406,7 +404,7 @@ def shown(rows):
 
 
 def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
-    cells = [cell for n in range(6) for cell in both(f"r{n}", "c", Run())]
+    cells = [cell for n in range(6) for cell in both(f"r{n}", "c", RunConfig())]
     rows = table_of(cells, folders=lambda cell, seed: f"{cell.label}{seed}")
     (alone,) = table_of(cells[:2])[1:]
     ours = rows[1::2]
@@ -424,8 +422,8 @@ def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
 
 
 def test_the_same_runs_against_another_number_or_another_base_are_another_claim():
-    first = both("r0", "c", Run(), Published(90.0), Published(91.0))
-    other = both("r1", "c", Run(), Published(90.0), Published(95.0))
+    first = both("r0", "c", RunConfig(), Published(90.0), Published(91.0))
+    other = both("r1", "c", RunConfig(), Published(90.0), Published(95.0))
     for scale, claims in (("laptop", 1), ("paper", 2)):
         rows = table_of([*first, *other], scale, folders=lambda cell, seed: f"{cell.label}{seed}")
         assert len({row["claim"] for row in rows[1::2]}) == claims
@@ -455,7 +453,7 @@ def test_a_seed_without_its_pair_does_not_count():
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdict(which):
-    cells = both("r", "c", Run())
+    cells = both("r", "c", RunConfig())
     lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
     odd = list(lines[which].outcomes)
     odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
@@ -495,7 +493,7 @@ def test_many_claims_need_more_evidence_than_one():
 def test_seeds_needed_count_the_claims_of_the_table_and_no_printed_number_of_another_kind():
     def needed(claims, metric=ACCURACY):
         cells = [
-            (Cell(f"r{n}", "c", Run(), Published(20.0)), Cell(f"r{n}", "c", Run(sharpness="s2sam"), Published(23.0)))
+            (Cell(f"r{n}", "c", PLAIN, Published(20.0)), Cell(f"r{n}", "c", SHARP, Published(23.0)))
             for n in range(claims)
         ]
         lines = [
@@ -527,7 +525,7 @@ def test_the_picture_joins_the_best_in_the_metrics_own_direction(better, best):
 
 
 def test_controls_stand_in_nobodys_place_in_a_figure(tmp_path, monkeypatch):
-    cells = both("MEST(EM)", "90%", Run(method="mest", sparsity=0.9))
+    cells = both("MEST(EM)", "90%", RunConfig.of(method="mest", sparsity=0.9))
     runs = [(cell, [tmp_path / cell.label]) for cell in with_controls(cells)]
     drawn = {}
     monkeypatch.setattr(

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.method import rounds_of
+from flatsparse.experiments.run.resolve import resolve
 from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
@@ -17,7 +19,7 @@ rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
 
 def run_of(method, **changes):
     settings = {"sparsity": 0.7, "drop_fraction": 0.3, "epochs": 2, "train_size": 64, "batch_size": 16, **changes}
-    return Run(method=method, validation_size=50, sharpness="s2sam", **settings)
+    return RunConfig.of(method=method, validation_size=50, sharpness="s2sam", **settings)
 
 
 def records(out):
@@ -41,7 +43,7 @@ def test_a_run_has_all_its_rounds_in_one_folder(tmp_path, method):
     assert rates == rates[:2] * 5  # the schedule starts anew
     assert result["rounds"] == run_of(method).rounds
     assert (result["rounds"], result["epochs"], result["steps"], result["gradient_evaluations"]) == (5, 10, 40, 40)
-    masks = build(run_of(method).resolved()).training.masks
+    masks = build(resolve(run_of(method))).training.masks
     saved = weights(tmp_path)
     total = sum(m.numel() for m in masks.values())
     assert sum(int((saved[name] == 0).sum()) for name in masks) == round(0.7 * total)
@@ -153,7 +155,7 @@ def test_rounds_of_a_method_of_ones_own_share_a_first_round_only_when_it_is_the_
     assert count.epochs[0] == (3 if name == "Late" else 1)
     assert [r["sparsity"] for r in records(tmp_path / "shared")] == [r["sparsity"] for r in records(tmp_path / "alone")]
     assert same_weights(tmp_path / "shared", tmp_path / "alone")
-    assert run.resolved().rounds == json.loads((tmp_path / "alone" / "result.json").read_text())["rounds"] == 5
+    assert rounds_of(resolve(run)) == json.loads((tmp_path / "alone" / "result.json").read_text())["rounds"] == 5
 
 
 def test_code_of_a_method_that_does_not_plan_is_one_line_before_anything_is_run(tmp_path):
@@ -162,4 +164,4 @@ def test_code_of_a_method_that_does_not_plan_is_one_line_before_anything_is_run(
         "    def plan(self, sparsity, steps):\n        return 1 / 0\n"
     )
     with pytest.raises(InputError, match="does not run: TypeError"):
-        run_of(f"{tmp_path}/odd.py:Odd").resolved()
+        resolve(run_of(f"{tmp_path}/odd.py:Odd"))

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 
@@ -12,10 +11,12 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.files import load_masks, read_json
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.build import build, describe
-from flatsparse.experiments.run.config import SHARPNESS, Run
+from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.methods import METHODS
 
-SMALL = Run(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
+SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
 
 class Killed(BaseException):
@@ -32,7 +33,7 @@ class KillAfter(loop.Silent):
 
 
 def small(method="rigl", **changes):
-    return dataclasses.replace(SMALL, method=method, sparsity=0.0 if method in {"dense", "chex"} else 0.9, **changes)
+    return change(SMALL, method=method, sparsity=0.0 if method in {"dense", "chex"} else 0.9, **changes)
 
 
 def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
@@ -107,7 +108,7 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
     with pytest.raises(InputError, match="--resume"):
         loop.train(SMALL, tmp_path / "run")
     with pytest.raises(InputError, match=r"--lr 0\.1, not 0\.2"):
-        loop.train(dataclasses.replace(SMALL, lr=0.2), tmp_path / "run", resume=True)
+        loop.train(change(SMALL, lr=0.2), tmp_path / "run", resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="something else"):
@@ -123,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):
 
 
 def test_sharpness_changes_nothing_but_the_optimizer():
-    nets = [build(small(sharpness=name).resolved()) for name in SHARPNESS]
+    nets = [build(resolve(small(sharpness=name))) for name in SHARPNESS]
     for other in nets[1:]:
         assert torch.equal(nets[0].splits.train.images, other.splits.train.images)
         pairs = zip(nets[0].model.parameters(), other.model.parameters(), strict=True)
@@ -159,21 +160,21 @@ def test_sparse_momentum_pays_for_dense_gradients_at_every_step(tmp_path):
 
 @pytest.mark.parametrize("method", ["rigl", "set-itop", "rigl-itop", "dsr", "snfs", "mest"])
 def test_the_command_line_period_leaves_ten_updates(method):
-    parts = build(small(method, epochs=15).resolved())
+    parts = build(resolve(small(method, epochs=15)))
     assert sum(bool(parts.training.due(step)) for step in range(1, 61)) >= 10
     assert "masks updated 1" in describe(parts) or "masks updated 2" in describe(parts) or method == "snfs"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_of_any_length_is_prepared_and_described_without_a_walk(method):
-    parts = build(small(method, epochs=10**12).resolved())
-    assert parts.steps_per_epoch * parts.run.whole_epochs == 4 * 10**12
+    parts = build(resolve(small(method, epochs=10**12)))
+    assert parts.steps_per_epoch * parts.run.schedule.whole_epochs == 4 * 10**12
     assert bool(parts.training.plan.rules) == ("masks updated" in describe(parts))
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 5.0])
 def test_longer_training_scales_everything_but_the_period(tmp_path, multiplier):
-    once, longer = (build(small("rigl", epochs=10, multiplier=m).resolved()) for m in (1.0, multiplier))
+    once, longer = (build(resolve(small("rigl", epochs=10, multiplier=m))) for m in (1.0, multiplier))
     (short,), (long,) = (parts.training.plan.rules for parts in (once, longer))
     assert (short.when.period, short.when.until) == (3, 30)
     assert (long.when.period, long.when.until) == (3, 30 * multiplier)
@@ -184,11 +185,11 @@ def test_longer_training_scales_everything_but_the_period(tmp_path, multiplier):
 
 
 def test_a_pattern_holds_in_the_saved_weights_and_is_refused_where_it_cannot(tmp_path):
-    fits = dataclasses.replace(SMALL, sparsity=0.5, pattern=(2, 4), method="rigl", exclude=("0",))
+    fits = change(SMALL, sparsity=0.5, pattern=(2, 4), method="rigl", exclude=("0",))
     with pytest.raises(InputError, match="'mest' has no option 'pattern'"):
-        loop.train(dataclasses.replace(fits, method="mest"), tmp_path / "run")
+        loop.train(change(fits, method="mest"), tmp_path / "run")
     with pytest.raises(InputError, match="has 1 inputs, which pattern 2:4 does not divide"):
-        loop.train(dataclasses.replace(fits, exclude=()), tmp_path / "run")
+        loop.train(change(fits, exclude=()), tmp_path / "run")
     loop.train(fits, tmp_path / "run")
     masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
     for mask in masks.values():

@@ -15,10 +15,10 @@ from flatsparse.common.files import load_tensors, read_json, save_state, save_te
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.checkpoint import load_checked, read_metrics, read_probes, read_result
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.load import load_run
 
-RUN = Run(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
+RUN = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
 
 
 class Killed(BaseException):
@@ -108,7 +108,7 @@ def test_a_damaged_curve_of_a_stopped_run_is_written_anew_from_the_checkpoint(st
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_first_difference(stopped, tmp_path, monkeypatch):
-    other = Run(**{**vars(RUN), "lr": 0.2})
+    other = change(RUN, lr=0.2)
     with pytest.raises(Killed):
         loop.train(other, tmp_path / "other", watcher=After(1, kill))
     shutil.copy(stopped / "checkpoint.pt", tmp_path / "other" / "checkpoint.pt")
@@ -195,7 +195,7 @@ def finished(tmp_path_factory):
     seen = {"rho": 0.05, "gain": gain, "cosine": 0.5, "curvature": {"all": {"largest": 1.0}, "live": {"largest": 1.0}}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Probe, "look", lambda self, parts, step: {"step": step, **seen})  # which takes its time
-        loop.train(Run(**{**vars(RUN), "probe": "every=8"}), out)
+        loop.train(change(RUN, probe="every=8"), out)
     return out
 
 
@@ -206,7 +206,7 @@ def done(finished, tmp_path):
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl"])
 def test_a_curve_cut_at_a_line_s_end_is_named(done, name):
-    run, lines = Run(**{**vars(RUN), "probe": "every=8"}), (done / name).read_text().splitlines(keepends=True)
+    run, lines = change(RUN, probe="every=8"), (done / name).read_text().splitlines(keepends=True)
     assert loop.train(run, done, resume=True) == read_result(done)
     for left in {0, 1, len(lines) - 1}:
         (done / name).write_text("".join(lines[:left]))
@@ -220,7 +220,7 @@ def test_a_curve_cut_at_a_line_s_end_is_named(done, name):
 
 
 def test_what_was_written_by_others_is_named_and_no_traceback(done):
-    run = Run(**{**vars(RUN), "probe": "every=8"})
+    run = change(RUN, probe="every=8")
     result = read_json(done / "result.json")
     for key in result.keys() - {"rounds", "data_set", "above_chance"}:  # not read, or younger than results
         write_json(done / "result.json", {name: value for name, value in result.items() if name != key})
@@ -267,10 +267,9 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
     code = """if True:
         import sys, torch
         from pathlib import Path
-        from flatsparse.experiments.run.config import Run
-        from flatsparse.experiments.run.loop import train
+                from flatsparse.experiments.run.loop import train
         torch.set_num_threads(1)
-        train(Run(train_size=64, validation_size=50, batch_size=16, epochs=2, sharpness="s2sam"), Path(sys.argv[1]))
+        train(RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=2, sharpness="s2sam"), Path(sys.argv[1]))
     """
     running = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path / seed], env={**os.environ, "PYTHONHASHSEED": seed})
@@ -291,7 +290,9 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
 
 def test_a_run_that_diverges_at_its_last_step_has_no_result(tmp_path):
     """Nothing looks at the weights after it but the end itself, where no images are held out."""
-    once = Run(train_size=64, validation_size=0, batch_size=64, epochs=1, method="dense", lr=1e30, momentum=0.0)
+    once = RunConfig.of(
+        train_size=64, validation_size=0, batch_size=64, epochs=1, method="dense", lr=1e30, momentum=0.0
+    )
     with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 1: lower --lr 1e\+30"):
         loop.train(once, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

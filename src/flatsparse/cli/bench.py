@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_json
@@ -25,7 +24,7 @@ from flatsparse.experiments.terminal import Console
 class Bench:
     """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
 
-    settings: Annotated[suite.Bench, tyro.conf.arg(name="")]
+    settings: suite.Bench
     out: Path | None = None
     """A folder for bench.json and report.html."""
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,28 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report import figures, pages
 from flatsparse.experiments.report.sentences import topology_warnings
 from flatsparse.experiments.report.text import layer_table, left_dense, print_comparison
-from flatsparse.experiments.run.config import SHARPNESS, Run, usable_device
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig
 from flatsparse.experiments.run.ddp import joined, started_together
+from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.method import rounds_of
+from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import estimate
-from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind
+from flatsparse.methods import ALIASES, METHODS, kind_of, name_of_kind, traits_of
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.layers import PRESETS
 
 
 @dataclass(frozen=True)
-class Train(Run):
+class Train:
     """Train one sparse network and write its run folder."""
 
+    run: RunConfig = field(default_factory=RunConfig)
     out: Path | None = None
     """The run's folder. By default runs/ and a name made of the settings."""
     resume: bool = False
@@ -50,12 +54,13 @@ class Train(Run):
     """Folder of dense first rounds that runs of lth and lrr share; one that is missing is put there."""
 
     def __call__(self) -> None:
-        run = Run(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Run)}).resolved()
-        method = name_of_kind(kind_of(run.method))
-        thin = "" if run.channels is None else f"-channels{run.channels:g}"
-        name = f"{sources.slug(run.data)}-{run.model}-{method}{run.sparsity:g}{thin}-{run.sharpness}-seed{run.seed}"
+        run = resolve(self.run)
+        method = name_of_kind(kind_of(run.pruning.method))
+        thin = "" if run.pruning.channels is None else f"-channels{run.pruning.channels:g}"
+        pruned = f"{method}{run.pruning.sparsity:g}{thin}"
+        name = f"{sources.slug(run.dataset.data)}-{run.model}-{pruned}-{run.sharpness}-seed{run.seed}"
         out = self.out or Path("runs") / plain_name(name).strip("._")  # data may be a path, and lie elsewhere
-        with joined(run.device) as team:
+        with joined(run.runtime.device) as team:
             console = Console(quiet=not team.leads)
             with _RunBar(console) as watcher:
                 result = train(run, out, resume=self.resume, watcher=watcher, team=team, parent=self.parent)
@@ -76,9 +81,10 @@ class Train(Run):
 
 
 @dataclass(frozen=True)
-class Compare(comparing.Comparison):
+class Compare:
     """Compare none, SAM, S²-SAM and a random direction on the same sparse training, seed by seed."""
 
+    comparison: comparing.Comparison = field(default_factory=comparing.Comparison)
     out: Path = Path("comparison")
     """The comparison's folder: its runs, compare.json and compare.png."""
     resume: bool = False
@@ -87,12 +93,11 @@ class Compare(comparing.Comparison):
     def __call__(self) -> None:
         if started_together():
             raise InputError("compare starts its own processes: run it without torchrun, with --jobs")
-        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(comparing.Comparison)}
         console = Console()
-        tables = comparing.compare(comparing.Comparison(**chosen), self.out, resume=self.resume, console=console)
+        tables = comparing.compare(self.comparison, self.out, resume=self.resume, console=console)
         print_comparison(tables, console)
         save(figures.differences(tables), self.out / "compare.png")
-        report = pages.write_comparison(tables, comparing.Comparison(**chosen).resolved(), self.out)
+        report = pages.write_comparison(tables, self.comparison.resolved(), self.out)
         console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)
 
 
@@ -192,13 +197,12 @@ class List:
             model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
         own = {"distribution": self.distribution, "channels": self.channels}
         shared: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-        by_channels = hasattr(kind_of(self.method), "by_channels")
         try:
             found = estimate(
                 model,
                 sample,
                 self.method,
-                sparsity=0.9 if self.sparsity is None and not by_channels else self.sparsity,
+                sparsity=traits_of(kind_of(self.method)).sparsity_or_default(self.sparsity),
                 steps=self.steps,
                 layers=self.layers,
                 include=self.include,
@@ -242,12 +246,13 @@ class _RunBar:
     def __exit__(self, *problem: Any) -> None:
         self._context.__exit__(*problem)
 
-    def started(self, run: Run, setting: str) -> None:
+    def started(self, run: ResolvedRun, setting: str) -> None:
         self.last: dict[str, Any] | None = None
-        self.epochs_a_round = run.whole_epochs
-        self.epochs, self.rounds = run.rounds * run.whole_epochs, run.rounds
+        self.epochs_a_round = run.schedule.whole_epochs
+        self.epochs, self.rounds = rounds_of(run) * run.schedule.whole_epochs, rounds_of(run)
         self.console.print(
-            f"{run.model} on {run.data}, {run.method}, sharpness {run.sharpness}: {setting}", highlight=False
+            f"{run.model} on {run.dataset.data}, {run.pruning.method}, sharpness {run.sharpness}: {setting}",
+            highlight=False,
         )
 
     def stepped(self, step: int, steps: int, images_per_second: float) -> None:

@@ -122,7 +122,7 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
                 prog="flatsparse",
                 description="Train sparse networks, and find flat minima while you do.",
                 args=list(arguments) or ["--help"],
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as end:
         if end.code == 0:

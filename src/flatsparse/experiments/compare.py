@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from flatsparse.common.files import read_json, write_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.pool import Job, default_jobs, run_all, workers
-from flatsparse.experiments.run.config import SHARPNESS, Run, Setting, Sharpness
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig, Setting, as_json
+from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.stats import Interval, deviation, paired_difference
 from flatsparse.experiments.terminal import Console
 
@@ -23,9 +25,10 @@ TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of the
 
 
 @dataclass(frozen=True)
-class Comparison(Setting):
+class Comparison:
     """Runs that differ in their sharpness awareness alone, with equal seeds, data and data order."""
 
+    setting: Setting = field(default_factory=Setting)
     sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
     """What to compare; ``none`` is always there."""
     rho: float = 0.05
@@ -64,7 +67,7 @@ class Comparison(Setting):
             check_finite(f"--rhos {name}", rho)
         for rho in self.rho_grid:
             check_finite("--rho-grid", rho, above=True)
-        if self.tune and (not self.rho_grid or self.validation_size == 0):
+        if self.tune and (not self.rho_grid or self.setting.dataset.validation_size == 0):
             raise InputError("--tune needs radii in --rho-grid and validation images: give some of both")
         if self.tune and self.seeds > TUNING_SEEDS:
             raise InputError(
@@ -73,25 +76,33 @@ class Comparison(Setting):
         if not self.label_noise:
             raise InputError("--label-noise got no fraction: give at least one, e.g. 0")
         for noise in self.label_noise:
-            first = self.run("none", 0.0, noise, 0).resolved()
-        common = {f.name: getattr(first, f.name) for f in dataclasses.fields(Setting)}
+            first = resolve(self.run("none", 0.0, noise, 0))
         return dataclasses.replace(
             self,
-            **common,
+            setting=Setting(**_common(first)),
             sharpness=everyone,
             label_noise=tuple(dict.fromkeys(self.label_noise)),  # twice the same is no more evidence
             rho_grid=tuple(dict.fromkeys(self.rho_grid)),
             jobs=self.jobs or default_jobs(first),
         )
 
-    def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> Run:
+    def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> RunConfig:
         """One of the runs."""
-        common = {f.name: getattr(self, f.name) for f in dataclasses.fields(Setting)}
-        return Run(**common, sharpness=sharpness, rho=rho, label_noise=noise, seed=seed)
+        return RunConfig(**_common(self.setting), sharpness=sharpness, rho=rho, label_noise=noise, seed=seed)
+
+    def resolved_run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> ResolvedRun:
+        """One of the runs of a resolved comparison."""
+        return resolve(self.run(sharpness, rho, noise, seed))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
-        return {**dataclasses.asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "setting"}
+        return {**as_json(self.setting), **own}
+
+
+def _common(setting: Setting) -> dict[str, Any]:
+    """The fields of a setting, by name."""
+    return {field.name: getattr(setting, field.name) for field in dataclasses.fields(Setting)}
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
-    data = load(comparison.data, comparison.data_dir)
+    data = load(comparison.setting.dataset.data, comparison.setting.dataset.data_dir)
     mine: dict[str, Any] = {"about": {"data_set": data.identity}, "free": ("data_dir",)}
     # Jobs share out the cores, and the number of threads is felt in the last bits.
     with claim(out, "comparison.json", comparison.as_dict(), resume=resume, **mine):
@@ -167,7 +178,7 @@ def _compare(comparison: Comparison, out: Path, console: Console, about: dict[st
         radii, tried = _radii(comparison, out, pool, console)
         jobs = {
             (noise, sharpness, seed): Job(
-                comparison.run(sharpness, radii[noise, sharpness], noise, seed),
+                comparison.resolved_run(sharpness, radii[noise, sharpness], noise, seed),
                 out / "runs" / f"noise{noise:g}-{sharpness}-seed{seed}",
             )
             for seed in range(comparison.seeds)  # seeds outermost, so that what is compared runs side by side
@@ -257,7 +268,7 @@ def _radii(
     seeds = range(TUNING_SEEDS, TUNING_SEEDS + comparison.tune_seeds)
     jobs = {
         (noise, name, rho, seed): Job(
-            comparison.run(name, rho, noise, seed),
+            comparison.resolved_run(name, rho, noise, seed),
             out / "tuning" / f"noise{noise:g}-{name}-rho{rho:g}-seed{seed}",
             test=False,
         )

@@ -204,7 +204,12 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
 
 def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, Any]:
     """What the folder's record says so far, when nothing in the folder stands in the way."""
-    mine = {"digest": run.digest, "method": run.run.method, "model": run.run.model, "data": run.run.data}
+    mine = {
+        "digest": run.digest,
+        "method": run.run.pruning.method,
+        "model": run.run.model,
+        "data": run.run.dataset.data,
+    }
     before: dict[str, Any] = {"run": mine, "formats": {}}
     if (out / RECORD).exists():
         before = read_json(out / RECORD, {"run": {"digest": str}, "formats": {str: {"sha256": str}}})

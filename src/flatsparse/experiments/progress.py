@@ -63,9 +63,9 @@ class Progress:
         )
         left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._bar = RichProgress(*columns, *left, console=console, disable=not console.is_terminal)
-        self._task: TaskID = self._bar.add_task(title, total=whole, completed=done, note=note)
+        self._task: TaskID = self._bar.add_task(title, total=whole, note=note)
         self._lines = None if whole is None else ProgressLines(console, title, whole)
-        self._set(done)
+        self.update(done)
 
     @property
     def done(self) -> float:
@@ -97,11 +97,9 @@ class Progress:
     ) -> None:
         """Show how much is done, or another whole, title or note; what is None stays. Lines keep their title."""
         if done is not None:
-            self._set(done)
-        fields = {} if note is None else {"note": note}
-        self._bar.update(self._task, completed=done, total=whole, description=title, **fields)
-
-    def _set(self, done: float) -> None:
-        self._done = done
-        if self._lines is not None:
-            self._lines.done = done
+            self._done = done
+            if self._lines is not None:
+                self._lines.done = done
+        if note is not None:
+            self._bar.update(self._task, note=note)
+        self._bar.update(self._task, completed=done, total=whole, description=title)

@@ -83,9 +83,8 @@ class Interval:
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Interval:
         """The interval that ``to_json`` wrote, whatever else stands beside it."""
-        low, high = saved["interval95"]
-        bounds = (-math.inf, math.inf) if low is None else (low, high)
-        return cls(saved["mean"], *bounds, saved["pairs"])
+        low, high = (-math.inf, math.inf) if None in saved["interval95"] else saved["interval95"]
+        return cls(saved["mean"], low, high, saved["pairs"])
 
 
 def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interval:

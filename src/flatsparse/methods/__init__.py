@@ -23,6 +23,7 @@ from flatsparse.methods.set import SET, OriginalSET
 from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
+from flatsparse.methods.traits import Traits, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.plan import Method
 
@@ -71,12 +72,16 @@ __all__ = [
     "RigL",
     "RigLITOP",
     "Static",
+    "Traits",
     "as_method",
     "kind_of",
+    "methods_with",
     "name_of",
     "name_of_kind",
     "named",
+    "options_of",
     "sparsity_for",
+    "traits_of",
 ]
 
 
@@ -112,7 +117,7 @@ def named(name: str, options: dict[str, Any]) -> Method:
     Raises: InputError for an unknown name or option.
     """
     kind = kind_of(name)
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # methods are dataclasses
+    known = options_of(kind)
     for option in options:
         if option not in known:
             raise InputError(f"method '{name}' has no option '{option}' (it has: {', '.join(known) or 'none'})")
@@ -122,6 +127,11 @@ def named(name: str, options: dict[str, Any]) -> Method:
             raise unknown("distribution", chosen, DISTRIBUTIONS)
         options = {**options, "distribution": DISTRIBUTIONS[chosen]}
     return kind(**options)
+
+
+def methods_with(option: str) -> list[str]:
+    """Return the names of the listed methods that have an option."""
+    return [name for name, kind in METHODS.items() if option in options_of(kind)]
 
 
 def as_method(method: str | Method, options: dict[str, Any]) -> Method:
@@ -145,7 +155,7 @@ def sparsity_for(method: Method, sparsity: float | None) -> float:
 
     Raises: InputError when it is missing, out of range, or given to a method that takes none.
     """
-    if getattr(method, "by_channels", False):
+    if not traits_of(method).takes_sparsity:
         if sparsity is not None:
             raise InputError(
                 f"method '{name_of(method)}' got sparsity={sparsity}, but it removes channels: give channels= instead,"

@@ -47,7 +47,7 @@ class CHEX:
     until: float = 0.72
     explore: str = "published"
     sums: bool = False
-    by_channels = True  # it takes no sparsity
+    takes_sparsity = False  # the weights' sparsity is a result
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         explored = eligible(self.explore, self.sums, published=blocks_and_shortcuts)

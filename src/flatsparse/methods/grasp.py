@@ -39,6 +39,7 @@ class GraSP:
     temperature: float = 200.0
     halves: str = "alternate"
     distribution: Distribution = ranked_together
+    scoring = "batches"
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         if self.per_class is not None:

@@ -27,6 +27,7 @@ class SNIP:
     batches: Iterable[Batch] | None = None
     loss_fn: Loss | None = None
     distribution: Distribution = ranked_together
+    scoring = "batch"
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         return Plan(sparsity, Sensitivity(self.batches, self.loss_fn), self.distribution)

@@ -18,6 +18,8 @@ class Dense:
     Its sparsity is 0, and any other is refused. All that sharpness awareness does can be compared without masks here.
     """
 
+    default_sparsity = 0.0
+
     def plan(self, sparsity: float, steps: int) -> Plan:
         if sparsity != 0:
             raise InputError(

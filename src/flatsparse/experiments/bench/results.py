@@ -16,7 +16,7 @@ from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interlea
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.stats import Interval
-from flatsparse.methods import METHODS
+from flatsparse.methods import METHODS, kind_of, options_of, traits_of
 
 Tell = Callable[[], None]
 
@@ -110,11 +110,10 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
     ratios: dict[str, dict[str, Interval]] = {}
     shares = {method: updates(method, sparsity) / RUN for method in there()}
     for method, share in shares.items():
-        options: dict[str, Any] = (
-            {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss, "per_class": None}
-            if method == "grasp"
-            else {}
-        )
+        kind, options = kind_of(method), dict[str, Any]()
+        if traits_of(kind).scoring != "none":
+            options = {"batches": [tuple(t.to(device) for t in sample)], "loss_fn": loss}
+            options |= {"per_class": None} if "per_class" in options_of(kind) else {}
         options |= {"every": OFTEN} if share else {}
         trainers = {
             key: Trainer(case, VARIANTS[key], sparsity=sparsity, method=method, device=device, **options)

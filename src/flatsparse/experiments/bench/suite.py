@@ -29,7 +29,7 @@ from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.progress import Progress
-from flatsparse.experiments.run.config import usable_device
+from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.stats import FEWEST
 from flatsparse.experiments.terminal import Console
@@ -149,7 +149,7 @@ class Bench:
         if self.run is not None:
             finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
             train, name = finished.splits.train, str(finished.run.model)
-            title = f"{name}, {finished.run.method} on {finished.run.data}, {count} samples"
+            title = f"{name}, {finished.run.pruning.method} on {finished.run.dataset.data}, {count} samples"
 
             def batch(source: torch.Generator) -> Batch:
                 chosen = torch.randint(len(train), (count,), generator=source).to(train.labels.device)

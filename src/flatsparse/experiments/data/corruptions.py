@@ -8,7 +8,6 @@ figures from the two must not be compared.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import Images
+from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.run.loop import evaluate
 
@@ -125,7 +125,7 @@ def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:
     test = finished.splits.test
     if test.are_tokens:
         raise InputError(f"'{finished.folder}' is a run on tokens: corruptions are of images")
-    run = dataclasses.replace(finished.run, device=str(test.images.device))
+    run = change(finished.run, device=str(test.images.device))
 
     def accuracy(images: Tensor) -> float:
         found, _ = evaluate(run, finished.model, Images(images, test.labels), finished.splits)

@@ -146,6 +146,11 @@ class Splits:
     mean: Tensor
     std: Tensor
 
+    def to(self, device: torch.device) -> Splits:
+        """Return the splits with their images on a device."""
+        images = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **images)
+
 
 def split(
     data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int

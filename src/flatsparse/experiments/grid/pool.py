@@ -17,8 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from flatsparse.experiments.progress import ProgressLines
 from flatsparse.experiments.run.checkpoint import CURVE, FAILURE, RESULT, read_result, write_failure
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.loop import Diverged, train
+from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.terminal import Console
 
 
@@ -26,7 +27,7 @@ from flatsparse.experiments.terminal import Console
 class Job:
     """A run and where it goes; ``test`` as for ``train``. One that is not tested is for choices, and may diverge."""
 
-    run: Run
+    run: ResolvedRun
     out: Path
     test: bool = True
 
@@ -54,9 +55,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs(run: Run) -> int:
+def default_jobs(run: ResolvedRun) -> int:
     """As many runs at once as there are cores, each on one; a single one on an accelerator."""
-    return cores() if run.device == "cpu" else 1
+    return cores() if run.runtime.device == "cpu" else 1
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def run_all(jobs: Sequence[Job], pool: ProcessPoolExecutor | None, title: str, c
         TextColumn("{task.fields[runs]}/{task.fields[of]} runs"),
     )
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    whole = sum(job.run.whole_epochs * job.run.rounds * job.run.passes for job in jobs)
+    whole = sum(job.run.schedule.whole_epochs * rounds_of(job.run) * job.run.passes for job in jobs)
     with (
         Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
         ProgressLines(console, title, whole) as lines,

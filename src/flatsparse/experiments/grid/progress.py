@@ -14,7 +14,8 @@ from rich.text import Text
 from flatsparse.experiments.grid.pool import epochs_done
 from flatsparse.experiments.grid.workers import Task
 from flatsparse.experiments.run.checkpoint import read_result
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.terminal import Console
 
 SHOWN = 12  # runs at work; a cluster may have hundreds
@@ -23,15 +24,15 @@ SHOWN = 12  # runs at work; a cluster may have hundreds
 class Mark:
     """Where one run is: passes over the images in all, made before, and by now; and since when it is at work here."""
 
-    def __init__(self, run: Run, before: int) -> None:
-        self.run, self.whole, self.before, self.done = run, run.whole_epochs * run.rounds, before, before
+    def __init__(self, run: ResolvedRun, before: int) -> None:
+        self.run, self.whole, self.before, self.done = run, run.schedule.whole_epochs * rounds_of(run), before, before
         self.since: float | None = None
 
     @property
     def name(self) -> str:
         """What it is, in words."""
         run = self.run
-        return f"{run.data} {run.model} {run.method} {run.sparsity:g} {run.sharpness} seed {run.seed}"
+        return f"{run.dataset.data} {run.model} {run.pruning.method} {run.pruning.sparsity:g} {run.sharpness} seed {run.seed}"
 
     def look(self, folder: Path) -> None:
         """See how far the run is."""

@@ -11,6 +11,7 @@ from typing import Any
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_whole
 from flatsparse.experiments.grid.workers import PATIENCE, Crew, End, Task, fail, work
+from flatsparse.experiments.run.config import change
 
 LOOPBACK = "127.0.0.1"
 CLUSTERS = (
@@ -61,10 +62,10 @@ class OnRay(Crew):
         return len(self.running) < self.limit
 
     def begin(self, task: Task) -> None:
-        gpus = 1 if task.run.device.startswith("cuda") else 0
+        gpus = 1 if task.run.runtime.device.startswith("cuda") else 0
         remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(work_far_away)
-        place = task.run.data_dir
-        run = dataclasses.replace(task.run, data_dir=place and place.resolve())  # workers stand in other folders
+        place = task.run.dataset.data_dir
+        run = change(task.run, data_dir=place and place.resolve())  # workers stand in other folders
         there = dataclasses.replace(task, run=run, folder=task.folder.resolve(), store=task.store.resolve())
         self.running[remote.remote(there)] = task
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import time
@@ -20,7 +19,9 @@ from flatsparse.experiments.grid.progress import Board
 from flatsparse.experiments.grid.ray_cluster import OnRay
 from flatsparse.experiments.grid.workers import PATIENCE, Alone, Crew, End, Processes, Task
 from flatsparse.experiments.run.checkpoint import RESULT, read_failure, read_result
-from flatsparse.experiments.run.config import ONCE, Run
+from flatsparse.experiments.run.config import Perturbation, ResolvedRun, RunConfig, as_json, change
+from flatsparse.experiments.run.method import FILLED_IN
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
 
 RESULTS = 1  # goes up when the same settings come to other numbers, so that old results are not taken for new ones
@@ -36,53 +37,53 @@ class Outcome:
         folder: the run's, or where it would be.
     """
 
-    run: Run
+    run: RunConfig
     folder: Path
     result: dict[str, Any] | None
     failure: str | None
 
 
-def key(run: Run) -> str:
+def key(run: RunConfig) -> str:
     """What stands for everything that decides how a run comes out; neither where its data lies, nor ρ where it has no part.
 
     A method from a file of one's own counts with the file's content; data in a folder counts by its name alone.
 
     Raises: InputError for a run that cannot be.
 
-    >>> key(Run(seed=1)) == key(Run(seed=1, data_dir=Path("elsewhere"))) != key(Run(seed=2))
+    >>> key(RunConfig.of(seed=1)) == key(RunConfig.of(seed=1, data_dir=Path("elsewhere"))) != key(RunConfig.of(seed=2))
     True
     """
     # What is left as it is does not count, nor what was done before there was a choice, so that old keys stay true.
-    usual = Run().as_dict()
+    usual = as_json(RunConfig())
     told = {
         n: v
-        for n, v in _settled(run).as_dict().items()
-        if n != "data_dir" and v not in (usual[n], ONCE.get(n, usual[n]))
+        for n, v in as_json(_settled(run)).items()
+        if n != "data_dir" and v not in (usual[n], FILLED_IN.get(n, usual[n]))
     }
-    file = run.method.rpartition(":")[0]
+    file = run.pruning.method.rpartition(":")[0]
     code = hashlib.sha256(read(Path(file))).hexdigest() if file else ""
     return hashlib.sha256(json.dumps([RESULTS, told, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _settled(run: Run) -> Run:
-    """The run in the one form that equal runs share."""
-    run = run.resolved()
-    if run.sums:  # which says it all
-        run = dataclasses.replace(run, explore=None)
+def _settled(asked: RunConfig) -> ResolvedRun:
+    """Return a run in the one form that equal runs share."""
+    run = resolve(asked)
+    if run.pruning.sums:  # which says it all
+        run = change(run, explore=None)
     if run.sharpness == "none":
-        run = dataclasses.replace(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
+        run = change(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
     if run.sharpness != "looksam":
-        run = dataclasses.replace(run, look_every=Run.look_every, look_alpha=Run.look_alpha)
+        run = change(run, look_every=Perturbation.look_every, look_alpha=Perturbation.look_alpha)
     return run
 
 
-def outcomes(runs: Sequence[Run], store: Path) -> list[Outcome]:
+def outcomes(runs: Sequence[RunConfig], store: Path) -> list[Outcome]:
     """What a store knows of some runs; nothing is run."""
     return [_look(run, store) for run in runs]
 
 
 def run_grid(
-    runs: Sequence[Run],
+    runs: Sequence[RunConfig],
     store: Path,
     *,
     jobs: int | None = None,
@@ -159,12 +160,12 @@ def _work(tasks: Collection[Task], crew: Crew, board: Board) -> Iterator[tuple[T
             time.sleep(PATIENCE)
 
 
-def _look(run: Run, store: Path) -> Outcome:
+def _look(run: RunConfig, store: Path) -> Outcome:
     try:
         settled, stands = _settled(run), key(run)
     except InputError as problem:
         return Outcome(run, store / "runs", None, str(problem))
-    name = plain_name(f"{settled.data}-{settled.model}-{settled.method}-{settled.sharpness}")
+    name = plain_name(f"{settled.dataset.data}-{settled.model}-{settled.pruning.method}-{settled.sharpness}")
     folder = store / "runs" / f"{name}-{stands}"
     if (folder / RESULT).is_file():
         return Outcome(run, folder, read_result(folder), None)

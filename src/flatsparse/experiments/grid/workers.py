@@ -20,8 +20,9 @@ from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import Busy, locked
 from flatsparse.experiments.grid.pool import end_with_parent
 from flatsparse.experiments.run.checkpoint import FAILURE, RESULT, read_failure, write_failure
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.loop import Silent, train
+from flatsparse.experiments.run.method import plan_of
 from flatsparse.experiments.run.shared_round import first_round, has_parent, shared
 
 PATIENCE = 0.5  # seconds between looks at how far runs are
@@ -31,7 +32,7 @@ PATIENCE = 0.5  # seconds between looks at how far runs are
 class Task:
     """A resolved run, its folder, the store that it belongs to, and whether to try again what failed."""
 
-    run: Run
+    run: ResolvedRun
     folder: Path
     store: Path
     retry: bool = False
@@ -84,7 +85,7 @@ def work(task: Task) -> End:
                 return End(failure)
             (task.folder / FAILURE).unlink(missing_ok=True)
             first = contextlib.ExitStack()
-            if shares := shared(task.run.plan()):
+            if shares := shared(plan_of(task.run)):
                 held.enter_context(first)
                 if not first.enter_context(_lock(task.store, f"first-{first_round(task.run)}")):
                     return End(busy=True)
@@ -125,7 +126,7 @@ class _Sharing(Silent):
     def __init__(self, parents: Path, lock: contextlib.ExitStack) -> None:
         self.parents, self.lock = parents, lock
 
-    def started(self, run: Run, setting: str) -> None:
+    def started(self, run: ResolvedRun, setting: str) -> None:
         self.run = run  # with the sizes of its data, which the round's file is named by
         self._look()
 

@@ -55,7 +55,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
 
 def _whole_batches(run: Finished) -> list[directions.Batch]:
     """Training batches of the run's size, and at least two: one's gradient is the next one's previous."""
-    size = min(run.run.batch_size, max(1, len(run.splits.train) // 2))
+    size = min(run.run.optim.batch_size, max(1, len(run.splits.train) // 2))
     count = max(2, directions.IMAGES // size) * size
     chosen = run.splits.train.take(torch.arange(min(count, len(run.splits.train) // size * size)))
     return list(batches(chosen, run.splits, size=size))

@@ -11,7 +11,7 @@ import tyro
 
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
 from flatsparse.experiments.grid.pool import cores
-from flatsparse.experiments.run.config import usable_device
+from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.precision import has_bf16
 from flatsparse.measure import surface
 

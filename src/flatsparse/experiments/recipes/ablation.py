@@ -7,7 +7,8 @@ from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
 from flatsparse.experiments.recipes.setting import STAND_IN, STUDY, run_at
-from flatsparse.experiments.run.config import SHARPNESS
+from flatsparse.experiments.run.config import change
+from flatsparse.experiments.run.sharpness import SHARPNESS
 
 COLUMN = "RigL 90%"
 # row: what differs from S²-SAM, and, where plain training must differ too, what differs from it
@@ -30,17 +31,17 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     plain = run_at(scale, "rigl", 0.9)
-    ours = dataclasses.replace(plain, sharpness="s2sam")
+    ours = change(plain, sharpness="s2sam")
     found: list[Cell] = []
     for row, (differs, alike) in PARTS.items():
-        found.append(Cell(row, COLUMN, dataclasses.replace(plain, **alike)))
+        found.append(Cell(row, COLUMN, change(plain, **alike)))
         found.append(Cell(row, COLUMN, dataclasses.replace(ours, **differs)))
     found.append(Cell("direction", COLUMN, plain))
     others = (name for name in SHARPNESS if name not in ("none", "s2sam"))
-    found += [Cell("direction", COLUMN, dataclasses.replace(plain, sharpness=name)) for name in others]
+    found += [Cell("direction", COLUMN, change(plain, sharpness=name)) for name in others]
     found.append(Cell("rivals", COLUMN, plain))
     for name, differs in RIVALS.items():
-        found.append(Cell("rivals", COLUMN, dataclasses.replace(plain, **differs), control=name))
+        found.append(Cell("rivals", COLUMN, change(plain, **differs), control=name))
         found.append(Cell("rivals", COLUMN, dataclasses.replace(ours, **differs), control=f"{name}, with S²-SAM"))
     return tuple(found)
 

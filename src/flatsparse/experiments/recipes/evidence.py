@@ -13,7 +13,8 @@ from typing import Any
 from flatsparse.experiments.compare import TUNING_SEEDS
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, run_at
-from flatsparse.experiments.run.config import Run, Sharpness
+from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.sharpness import Sharpness
 
 CIFAR: dict[str, Any] = {
     "train_size": 500,
@@ -57,11 +58,11 @@ METHODS = (
 ROUNDS = ("lth", "lrr")
 
 
-def on_cifar(scale: Scale, method: str = "rigl", sparsity: float = 0.9, **chosen: Any) -> Run:
+def on_cifar(scale: Scale, method: str = "rigl", sparsity: float = 0.9, **chosen: Any) -> RunConfig:
     return run_at(scale, method, sparsity, **{"weight_decay": 5e-4, **(CIFAR if scale == "laptop" else {}), **chosen})
 
 
-def on_digits(scale: Scale, method: str = "rigl", sparsity: float = 0.95, **chosen: Any) -> Run:
+def on_digits(scale: Scale, method: str = "rigl", sparsity: float = 0.95, **chosen: Any) -> RunConfig:
     """The same at every scale but smoke. Rounds prune a half, not a fifth, so that there are 5 of them, not 14.
 
     CHEX and Chase explore all channels that can be taken out; Chase removes them together with its updates, and ends layer by
@@ -81,24 +82,26 @@ def labels(noise: float) -> str:
     return f"{noise:.0%} wrong labels" if noise else "right labels"
 
 
-def named(run: Run) -> str:
-    removed = f"{run.channels:.0%} of channels" if run.sparsity is None else f"{run.sparsity:.0%}"
-    return f"{LABELS.get(run.method, run.method)} {removed}"
+def named(run: RunConfig) -> str:
+    removed = (
+        f"{run.pruning.channels:.0%} of channels" if run.pruning.sparsity is None else f"{run.pruning.sparsity:.0%}"
+    )
+    return f"{LABELS.get(run.pruning.method, run.pruning.method)} {removed}"
 
 
-def pair(row: str, column: str, run: Run, *others: Sharpness) -> list[Cell]:
+def pair(row: str, column: str, run: RunConfig, *others: Sharpness) -> list[Cell]:
     """Plain, S²-SAM and others, each with its chosen ρ."""
-    chosen = RHO[run.data].get(run.label_noise, RHO[run.data][0.0])
+    chosen = RHO[run.dataset.data].get(run.label_noise, RHO[run.dataset.data][0.0])
     cells = list(both(row, column, run))
-    cells += [Cell(row, column, dataclasses.replace(run, sharpness=name)) for name in others]
+    cells += [Cell(row, column, change(run, sharpness=name)) for name in others]
     return [dataclasses.replace(c, run=dataclasses.replace(c.run, rho=chosen.get(c.run.sharpness, 0.0))) for c in cells]
 
 
-def over_rho(run: Run, rhos: Sequence[float], column: str, *names: Sharpness) -> list[Cell]:
+def over_rho(run: RunConfig, rhos: Sequence[float], column: str, *names: Sharpness) -> list[Cell]:
     """A row for each ρ."""
-    plain = dataclasses.replace(run, rho=0.0)
+    plain = change(run, rho=0.0)
     return [
-        Cell(f"ρ {rho:g}", column, plain if name == "none" else dataclasses.replace(run, sharpness=name, rho=rho))
+        Cell(f"ρ {rho:g}", column, plain if name == "none" else change(run, sharpness=name, rho=rho))
         for rho in rhos
         for name in ("none", *names)
     ]
@@ -133,19 +136,19 @@ def noise(scale: Scale) -> list[Cell]:
     return pair(named(run), labels(NOISE), run, "random", "sam")
 
 
-def masking(scale: Scale, on: Callable[..., Run] = on_cifar) -> list[Cell]:
+def masking(scale: Scale, on: Callable[..., RunConfig] = on_cifar) -> list[Cell]:
     cells = []
     for noisy in (0.0, NOISE):
         run = on(scale, label_noise=noisy)
         cells += pair(named(run), labels(noisy), run)
-        unmasked = dataclasses.replace(cells[-1].run, mask_perturbation=False)
+        unmasked = change(cells[-1].run, mask_perturbation=False)
         cells.append(dataclasses.replace(cells[-1], run=unmasked, control="s2sam, all weights perturbed"))
     return cells
 
 
-def decay(scale: Scale, noises: Sequence[float] = (0.0,), on: Callable[..., Run] = on_cifar) -> list[Cell]:
+def decay(scale: Scale, noises: Sequence[float] = (0.0,), on: Callable[..., RunConfig] = on_cifar) -> list[Cell]:
     runs = [on(scale, label_noise=noisy, weight_decay=value) for noisy in noises for value in DECAYS]
-    return [cell for run in runs for cell in pair(f"decay {run.weight_decay:g}", labels(run.label_noise), run)]
+    return [cell for run in runs for cell in pair(f"decay {run.optim.weight_decay:g}", labels(run.label_noise), run)]
 
 
 def digits_rho(scale: Scale, rhos: Sequence[float] = DIGITS_RHOS) -> list[Cell]:

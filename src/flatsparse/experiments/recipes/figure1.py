@@ -26,5 +26,5 @@ RECIPE = Recipe(
     notes=(STAND_IN, STUDY, NOTE),
     metric=ROUGHNESS,
     seeds={"smoke": 1, "laptop": 3, "paper": 3},
-    measure=surfaces(pictures.figure1, lambda cell: (cell.row, cell.run.sparsity)),
+    measure=surfaces(pictures.figure1, lambda cell: (cell.row, cell.run.pruning.sparsity)),
 )

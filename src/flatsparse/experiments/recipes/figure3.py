@@ -24,5 +24,5 @@ RECIPE = Recipe(
     cells,
     notes=(STAND_IN, STUDY, NOTE, "The claim here is that S²-SAM lowers Ra."),
     metric=ROUGHNESS,
-    measure=surfaces(pictures.figure3, lambda cell: (cell.row, cell.run.sharpness, cell.run.sparsity)),
+    measure=surfaces(pictures.figure3, lambda cell: (cell.row, cell.run.sharpness, cell.run.pruning.sparsity)),
 )

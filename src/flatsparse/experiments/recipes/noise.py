@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, STUDY, run_at
+from flatsparse.experiments.run.config import change
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
@@ -15,7 +14,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
             run = run_at(scale, method, 0.9, label_noise=noise)
             place = LABELS[method], f"{noise:.0%} wrong labels"
             found += both(*place, run)
-            found.append(Cell(*place, dataclasses.replace(run, sharpness="sam")))
+            found.append(Cell(*place, change(run, sharpness="sam")))
     return tuple(found)
 
 

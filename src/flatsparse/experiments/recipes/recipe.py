@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.terminal import Console
 
 Scale = Literal["smoke", "laptop", "paper"]
@@ -44,7 +43,7 @@ class Cell:
 
     row: str
     column: str
-    run: Run
+    run: RunConfig
     published: Published | None = None
     control: str | None = None
     needs: str | None = None
@@ -149,7 +148,7 @@ class Recipe:
 def both(
     row: str,
     column: str,
-    run: Run,
+    run: RunConfig,
     plain: Published | None = None,
     ours: Published | None = None,
     *,
@@ -157,8 +156,8 @@ def both(
 ) -> tuple[Cell, Cell]:
     """A cell without sharpness awareness, and the same with S²-SAM."""
     return (
-        Cell(row, column, dataclasses.replace(run, sharpness="none"), plain, needs=needs),
-        Cell(row, column, dataclasses.replace(run, sharpness="s2sam"), ours, needs=needs),
+        Cell(row, column, change(run, sharpness="none"), plain, needs=needs),
+        Cell(row, column, change(run, sharpness="s2sam"), ours, needs=needs),
     )
 
 
@@ -168,13 +167,13 @@ def controls(cell: Cell) -> tuple[Cell, ...]:
     SAM; a random direction of the same norm; plain training at SAM's cost, which is twice as long; and the weight decays of
     the released scripts, 1e-4 in that of SGD and 5e-4 in that of SAM, for both.
     """
-    other = 5e-4 if cell.run.weight_decay == 1e-4 else 1e-4
-    sharp, plain = cell.run, dataclasses.replace(cell.run, sharpness="none")
+    other = 5e-4 if cell.run.optim.weight_decay == 1e-4 else 1e-4
+    sharp, plain = cell.run, change(cell.run, sharpness="none")
     runs = {
-        "sam": dataclasses.replace(sharp, sharpness="sam"),
-        "random direction": dataclasses.replace(sharp, sharpness="random"),
-        "plain, twice as long": dataclasses.replace(plain, multiplier=2 * plain.multiplier),
-        f"plain, weight decay {other:g}": dataclasses.replace(plain, weight_decay=other),
-        f"s2sam, weight decay {other:g}": dataclasses.replace(sharp, weight_decay=other),
+        "sam": change(sharp, sharpness="sam"),
+        "random direction": change(sharp, sharpness="random"),
+        "plain, twice as long": change(plain, multiplier=2 * plain.schedule.multiplier),
+        f"plain, weight decay {other:g}": change(plain, weight_decay=other),
+        f"s2sam, weight decay {other:g}": change(sharp, weight_decay=other),
     }
     return tuple(Cell(cell.row, cell.column, run, control=name, needs=cell.needs) for name, run in runs.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Scale
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.precision import has_bf16
 
 # Layers and distribution as each method's own paper and code has them; see `flatsparse list presets`.
@@ -44,7 +44,7 @@ STANDS_IN = {"imagenet": "cifar10"}  # at laptop
 ON_IMAGENET = "ImageNet cells cannot run here at the scale of the paper; in laptop ResNet-20 on CIFAR-10 stands in."
 
 
-def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar10", **chosen: Any) -> Run:
+def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar10", **chosen: Any) -> RunConfig:
     """A run of a recipe at a scale. At the paper's it is of the very data set, so that no other is judged in its name.
 
     The paper's on CIFAR: 160 epochs, batch 64, learning rate 0.1 along a cosine, ρ 0.05 (Ji et al. 2024, sec. 4.1 and scripts),
@@ -64,4 +64,4 @@ def run_at(scale: Scale, method: str, sparsity: float | None, data: str = "cifar
         common |= {"precision": "bf16" if has_bf16("cpu") else "float32", "channels_last": True}
     else:
         common |= {"data": data, "model": model, "validation_size": 0, "epochs": 160, "batch_size": 64}
-    return Run(**{"weight_decay": 1e-4, **common, **chosen})
+    return RunConfig.of(**{"weight_decay": 1e-4, **common, **chosen})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
+from flatsparse.experiments.run.config import change
 
 CHEX = "Hou et al. 2022 and their repository"
 CHASE = "Yin et al. 2023 and their repository"
@@ -35,7 +35,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     for removed, numbers in BY_BOTH.items():
         for sparsity, top1 in zip((0.8, 0.9), numbers, strict=True):
             run = run_at(scale, "chase", sparsity, "imagenet", model="resnet50", small="resnet20", channels=removed)
-            run = dataclasses.replace(run, **BY_LAYER) if scale == "paper" else run
+            run = change(run, **BY_LAYER) if scale == "paper" else run
             row = f"Chase, {removed:.0%} of channels"
             found += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)
     return tuple(found)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
 from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.run.config import change
 
 TABLE = "Ji et al. 2024, Table 6"
 # network: data set, its name in MODELS, epochs, plain, S²-SAM, SAM
@@ -30,7 +30,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
         long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
         run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"), **long)
         found += both(network, data, run, Published(plain, source=TABLE), Published(ours, source=TABLE), needs=needs)
-        sharp = dataclasses.replace(run, sharpness="sam")
+        sharp = change(run, sharpness="sam")
         found.append(Cell(network, data, sharp, Published(sam, source=REVIEW), needs=needs))
     return tuple(found)
 

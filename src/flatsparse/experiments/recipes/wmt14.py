@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Metric, Published, Recipe, Scale, both
 from flatsparse.experiments.recipes.table1 import REVIEW
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import RunConfig, change
 
 PRINTED = {0.0: (27.6, 27.9), 0.8: (27.1, 27.5), 0.9: (26.4, 27.2)}
 SIZES: dict[Scale, dict[str, Any]] = {
@@ -22,11 +21,13 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     found: list[Cell] = []
     for sparsity, (plain, ours) in PRINTED.items():
         method, shared = ("mest", "uniform") if sparsity else ("dense", None)
-        run = Run(data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3)
+        run = RunConfig.of(
+            data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3
+        )
         found += both(
             "MEST(EM)" if sparsity else "dense",
             f"{sparsity:.0%}",
-            replace(run, weight_decay=1e-2, **SIZES[scale]),
+            change(run, weight_decay=1e-2, **SIZES[scale]),
             Published(plain, source=REVIEW),
             Published(ours, source=REVIEW),
             needs=NEEDS if scale == "paper" else None,

@@ -6,13 +6,17 @@ import dataclasses
 import shlex
 from typing import Any
 
+from flatsparse.experiments.run.config import unasked
+
 
 def flags(settings: Any) -> str:
     """The flags that give these settings, as a shell takes them; what is at its default has none."""
     words: list[str] = []
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value, default = getattr(settings, field.name), getattr(unasked(settings), field.name)
+        if dataclasses.is_dataclass(value):
+            words += shlex.split(flags(value))
+            continue
         if value == default or value is None:
             continue
         name = field.name.replace("_", "-")

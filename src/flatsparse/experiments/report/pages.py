@@ -24,19 +24,22 @@ from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences, setting
 from flatsparse.experiments.run import probe
 from flatsparse.experiments.run.checkpoint import read_metrics, read_probes, read_result
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.method import removal
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.sharpness import DEFINITION
 
 PAGE = "report.html"
 
 
-def write_run(run: Run, result: Mapping[str, Any], out: Path) -> Path:
+def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
     """Write the page of a single run. Returns the file."""
     records, probes = read_metrics(out, result), read_probes(out)
+    sparsity = f"{result['sparsity']['prunable']:.1%}"
     return html.write(
         out / PAGE,
         "run.html.j2",
-        title=f"{run.model} on {run.data}: {run.method} at {result['sparsity']['prunable']:.1%}, sharpness {run.sharpness}",
+        title=f"{run.model} on {run.dataset.data}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
         sentences=run_sentences(result),
         curves=figures.curves({run.sharpness: [records]}),
         topology=figures.topology(records),
@@ -57,7 +60,9 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
 
     def of_table(table: Table) -> dict[str, Any]:
         seeds = range(comparison.seeds)
-        curves = {r.sharpness: [_metrics(folder(table, r.sharpness, seed)) for seed in seeds] for r in table.rows}
+        curves: dict[str, Any] = {
+            r.sharpness: [_metrics(folder(table, r.sharpness, seed)) for seed in seeds] for r in table.rows
+        }
         return {
             "table": table,
             "heading": setting(table).capitalize(),
@@ -65,11 +70,15 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
             "curves": figures.curves(curves),
         }
 
+    run = resolve(comparison.run("none", 0.0, 0.0, 0))
     return html.write(
         out / PAGE,
         "comparison.html.j2",
-        title=f"Does flatness pay? {comparison.method} on {comparison.data}, {comparison.removal}",
-        comparison=comparison,
+        title=f"Does flatness pay? {run.pruning.method} on {run.dataset.data}, {removal(run.pruning)}",
+        model=run.model,
+        removal=removal(run.pruning),
+        data=run.dataset.data,
+        seeds=comparison.seeds,
         parts_of_tables=[of_table(table) for table in tables],
         differences=figures.differences(tables),
         accuracy=columns(ACCURACY),
@@ -161,5 +170,9 @@ def _layers(folder: Path) -> list[dict[str, Any]]:
 
 
 def _settings(settings: Any) -> dict[str, Any]:
-    """The settings by their names in words."""
-    return {field.name.replace("_", " "): getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    """The settings by their names in words, with those of nested groups."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        flat |= _settings(value) if dataclasses.is_dataclass(value) else {field.name.replace("_", " "): value}
+    return flat

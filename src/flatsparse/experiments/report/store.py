@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import math
 import shlex
@@ -23,6 +22,7 @@ from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import topology_sentences
 from flatsparse.experiments.reproduce.verdict import VERDICTS
 from flatsparse.experiments.run.checkpoint import read_config, read_metrics, read_result
+from flatsparse.experiments.run.config import as_json, change
 from flatsparse.experiments.run.load import run_of
 
 SOME, WORD = (float, None), (str, None)
@@ -144,14 +144,12 @@ def run(folder: Path) -> dict[str, Any]:
         lines = read_metrics(folder, result)
     except InputError as problem:
         return {"folder": folder.name, "problem": str(problem)}
-    anywhere = dataclasses.replace(settings, data_dir=None)
-    threads = f"OMP_NUM_THREADS={config['machine']['threads']} " if settings.device == "cpu" else ""
+    anywhere = change(settings, data_dir=None)
+    threads = f"OMP_NUM_THREADS={config['machine']['threads']} " if settings.runtime.device == "cpu" else ""
     return {
         "folder": folder.name,
         "seed": settings.seed,
-        "settings": {
-            name: str(value) for name, value in anywhere.as_dict().items() if name not in ("seed", "data_dir")
-        },
+        "settings": {name: str(value) for name, value in as_json(anywhere).items() if name not in ("seed", "data_dir")},
         "command": f"{threads}flatsparse train {flags(anywhere)}",
         "topology": topology_sentences(result),
         "epochs": [line["epoch"] for line in thinned(lines)],

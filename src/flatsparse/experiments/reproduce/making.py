@@ -24,7 +24,9 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, Work, controls
 from flatsparse.experiments.reproduce.pictures import pareto
 from flatsparse.experiments.reproduce.table import Line, readings, tabulate
-from flatsparse.experiments.run.config import Run, usable_device
+from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
 
 
@@ -172,12 +174,12 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
     """
     asked = chosen(cells, choice.only)
     missing: dict[str, str] = {}
-    for data in dict.fromkeys(cell.run.data for cell in asked if cell.needs is None):
+    for data in dict.fromkeys(cell.run.dataset.data for cell in asked if cell.needs is None):
         try:
             load(data, choice.data_dir)
         except InputError as problem:
             missing[data] = str(problem)
-    if missing and all(cell.needs or cell.run.data in missing for cell in asked):
+    if missing and all(cell.needs or cell.run.dataset.data in missing for cell in asked):
         raise InputError(next(iter(missing.values())))
     return missing
 
@@ -215,15 +217,15 @@ def _run(
 ) -> list[Line]:
     """Run what is chosen and can be run, each once even where several cells share it; what is finished needs no data."""
 
-    def run(cell: Cell, seed: int) -> Run:
-        return dataclasses.replace(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device).resolved()
+    def run(cell: Cell, seed: int) -> RunConfig:
+        return resolve(change(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device))
 
     wanted = [[] if cell.needs else [run(cell, seed) for seed in seeds] for cell in cells]
     every = list(dict.fromkeys(run for runs in wanted for run in runs))
     asked = [
         run
         for cell, runs in zip(cells, wanted, strict=True)
-        if meets(cell.name, choice.only) and cell.run.data not in missing
+        if meets(cell.name, choice.only) and cell.run.dataset.data not in missing
         for run in runs
     ]
     if asked:
@@ -232,6 +234,6 @@ def _run(
     lines = []
     for cell, runs in zip(cells, wanted, strict=True):
         of_cell = [found[run] for run in runs]
-        needs = missing.get(cell.run.data) if any(outcome.result is None for outcome in of_cell) else None
+        needs = missing.get(cell.run.dataset.data) if any(outcome.result is None for outcome in of_cell) else None
         lines.append(Line(dataclasses.replace(cell, needs=cell.needs or needs), of_cell))
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,18 +53,18 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
     return figure
 
 
-def draw_pareto(axis: Axes, rows: Sequence[Mapping[str, Any]], sign: int, ids: Sequence[str] | None = None) -> None:
+def draw_pareto(axis: Axes, rows: Sequence[Mapping[str, Any]], sign: int, ids: Sequence[str] = ()) -> None:
     """Draw means against the FLOPs of training, the best at each cost joined.
 
     Args:
         axis: drawn on.
         rows: all have a mean and FLOPs.
         sign: 1 where more is better, else -1.
-        ids: of the marks in an SVG, one for each row.
+        ids: of the marks in an SVG, one for each row, or none.
     """
     best = [(cost, sign * value) for cost, value in front([(cost, sign * value) for cost, value in map(point, rows)])]
     axis.plot([cost for cost, _ in best], [value for _, value in best], "-", color="#888888", zorder=0)
-    for row, gid in zip(rows, ids or [None] * len(rows), strict=True):
+    for row, gid in itertools.zip_longest(rows, ids):
         (mark,) = axis.plot(*point(row), **style(row), clip_on=False)
         if gid is not None:
             mark.set_gid(gid)

@@ -1,8 +1,7 @@
-"""A run's live parts, made from its configuration alone."""
+"""The live parts of a run, made from its configuration alone."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,24 +18,24 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import DataSet, Splits, batches, split
-from flatsparse.experiments.run.config import METHOD_OPTIONS, RHO_SCHEDULES, Run
+from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import ALONE, Team
 from flatsparse.experiments.run.lr import start_schedule
+from flatsparse.experiments.run.method import with_method_options
+from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
 from flatsparse.experiments.run.task import NETWORKS, check_fit, check_takes, loss
 from flatsparse.measure.flops import Cost, cost
-from flatsparse.methods import kind_of
+from flatsparse.methods import kind_of, traits_of
+from flatsparse.methods.traits import Scoring
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.schedules import DueSteps
-from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.training import SparseTraining
-
-UPDATES = 10  # a run has at least so many mask updates
 
 
 @dataclass
 class Parts:
-    """The live parts of a run, and the run with everything resolved.
+    """The live parts of a run, and the run with the sizes of its data and its method's own options filled in.
 
     Attributes:
         own_period: the steps between updates that the method would have had, or that were asked for.
@@ -46,7 +45,7 @@ class Parts:
         gradient: of the step before, on steps that compare the two.
     """
 
-    run: Run
+    run: ResolvedRun
     own_period: int | None
     model: nn.Module
     net: nn.Module
@@ -63,155 +62,146 @@ class Parts:
     gradient: Tensor | None = None
 
 
-def build(run: Run, team: Team = ALONE) -> Parts:
+def build(run: ResolvedRun, team: Team = ALONE) -> Parts:
     """Make a run's data, network, optimizer and masks, all from its seed.
 
     Raises: InputError for what cannot be run, such as a batch that is too small for a team.
     """
-    device = torch.device(run.device)
-    data = load(run.data, run.data_dir)
-    assert run.model is not None  # resolved
+    data, splits = make_data(run)
+    fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=splits.train.shape[-1])
+    model, net = make_model(run, fresh, data, splits, team)
+    steps_per_epoch = math.ceil(len(splits.train) / run.optim.batch_size)
+    steps = run.schedule.whole_epochs * steps_per_epoch
+    optimizer = make_optimizer(run, model, steps)
+    asked = run.pruning.every
+    own_period = getattr(kind_of(run.pruning.method)(), "every", None) if asked is None else asked
+    run, options = with_method_options(run, run.schedule.epochs * steps_per_epoch)
+    run = change(run, train_size=len(splits.train), validation_size=len(splits.validation))
+    training = make_sparse(run, net, optimizer, steps, splits, options)
+    return Parts(
+        run=run,
+        own_period=own_period,
+        model=model,
+        net=net,
+        optimizer=optimizer,
+        training=training,
+        schedule=start_schedule(run, optimizer, steps_per_epoch),
+        cost=cost(model, splits.train.blank),
+        splits=splits,
+        augment=data.augmented and run.dataset.augmentation,
+        classes=data.classes,
+        steps_per_epoch=steps_per_epoch,
+        fresh=fresh,
+        data=data,
+    )
+
+
+def make_data(run: ResolvedRun) -> tuple[DataSet, Splits]:
+    """Return a run's data set, and its splits on the run's device."""
+    data = load(run.dataset.data, run.dataset.data_dir)
     check_fit(run.model, data)
     splits = split(
         data,
-        train_size=run.train_size,
-        validation_size=run.validation_size,
+        train_size=run.dataset.train_size,
+        validation_size=run.dataset.validation_size,
         label_noise=run.label_noise,
         seed=run.seed,
     )
-    splits = dataclasses.replace(
-        splits, train=splits.train.to(device), validation=splits.validation.to(device), test=splits.test.to(device)
-    )
-    torch.manual_seed(derive(run.seed, "model"))
-    layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    channels = splits.train.shape[-1]  # or tokens in a sequence
-    fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=channels)
-    smallest = min((len(splits.train) - 1) % run.batch_size + 1, run.batch_size)
+    return data, splits.to(torch.device(run.runtime.device))
+
+
+def make_model(
+    run: ResolvedRun, fresh: Callable[[], nn.Module], data: DataSet, splits: Splits, team: Team = ALONE
+) -> tuple[nn.Module, nn.Module]:
+    """Return a run's network, and the same as it is trained: over several processes, or compiled."""
+    size = run.optim.batch_size
+    smallest = min((len(splits.train) - 1) % size + 1, size)
     if smallest < team.size:
         raise InputError(
             f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
         )
+    torch.manual_seed(derive(run.seed, "model"))
     model = fresh()
     check_takes(run.model, model, data.pool, smallest // team.size)
-    model.to(device=device)
+    model.to(device=run.runtime.device)
+    layout = torch.channels_last if run.runtime.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
-    steps_per_epoch = math.ceil(len(splits.train) / run.batch_size)
-    steps = run.whole_epochs * steps_per_epoch
     net = team.parallel(model)
-    if run.compile:
-        torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's windows
+    if run.runtime.compile:
+        torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's perturbed weights
         net = torch.compile(net)  # type: ignore[assignment]  # it gives a module for a module
-    optimizer = _optimizer(run, model, steps)
-    needs_sample = hasattr(kind_of(run.method)(), "batches")
-    own_period = getattr(kind_of(run.method)(), "every", None) if run.every is None else run.every
-    run, options = _with_method_options(run, run.epochs * steps_per_epoch)
-    run = dataclasses.replace(run, train_size=len(splits.train), validation_size=len(splits.validation))
-    assert run.sparsity is not None  # resolved
-    training = sparsify(
-        net,
-        optimizer,
-        run.method,
-        sparsity=None if hasattr(kind_of(run.method), "by_channels") else run.sparsity,
-        steps=steps,
-        seed=run.seed,
-        include=run.include,
-        exclude=run.exclude,
-        layers=run.layers,
-        **options,
-        **(_sample(run, splits) if needs_sample else {}),
-    )
-    schedule = start_schedule(run, optimizer, steps_per_epoch)
-    return Parts(
-        run,
-        own_period,
-        model,
-        net,
-        optimizer,
-        training,
-        schedule,
-        cost(model, splits.train.blank),
-        splits,
-        data.augmented and run.augmentation,
-        data.classes,
-        steps_per_epoch,
-        fresh,
-        data,
-    )
+    return model, net
 
 
-def _sample(run: Run, splits: Splits) -> dict[str, Any]:
-    """What a method scores weights on before training: one mini-batch for SNIP; GraSP picks a sample from them all."""
-    shuffled = batches(splits.train, splits, run.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if run.method == "snip" else shuffled, "loss_fn": loss}
-
-
-def _optimizer(run: Run, model: nn.Module, steps: int) -> Optimizer:
-    base: Optimizer
-    if run.optimizer == "sgd":
-        base = torch.optim.SGD(
-            model.parameters(),
-            lr=run.lr,
-            momentum=run.momentum,
-            weight_decay=run.weight_decay,
-            nesterov=run.nesterov,
-        )
-    else:
-        base = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
+def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
+    """Return a run's optimizer: the base, in what makes it sharpness-aware."""
+    base = _base(run, model)
     if run.sharpness == "none":
         return base
-    rho = RHO_SCHEDULES[run.rho_schedule](run.rho, steps)
-    options: dict[str, Any] = {"rho": rho, "adaptive": run.adaptive, "mask_perturbation": run.mask_perturbation}
+    chosen = run.perturbation
+    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
+    options: dict[str, Any] = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
     if run.sharpness == "sam":
         return SAM(base, **options)
     if run.sharpness == "looksam":
-        return LookSAM(base, every=run.look_every, alpha=run.look_alpha, **options)
+        return LookSAM(base, every=chosen.look_every, alpha=chosen.look_alpha, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
     return S2SAM(base, direction=direction, seed=run.seed, **options)
 
 
-def _with_method_options(run: Run, steps: int) -> tuple[Run, dict[str, Any]]:
-    """The run with its method's own options where it has none, and those options by name.
-
-    A period is shortened so that there are ten updates, but not below two steps: an update can take the place of the
-    weight step, and then some must be left. Longer training keeps the period: the steps are those without a multiplier.
-    """
-    method: Any = kind_of(run.method)()
-    own = {name: getattr(method, name) for name in METHOD_OPTIONS if hasattr(method, name)}
-    if run.until is not None and "until" in own:
-        method = dataclasses.replace(method, until=run.until)
-    if own.get("every") is not None:
-        every = min(own["every"], round(getattr(method, "until", 1.0) * steps) // UPDATES)
-        while every > 2 and _updates(method, every, run, steps) < UPDATES:  # the period may lengthen on the way
-            every -= 1
-        own["every"] = max(2, every)
-    if "distribution" in own:
-        listed = {share: name for name, share in DISTRIBUTIONS.items()}
-        if own["distribution"] in listed:
-            own["distribution"] = listed[own["distribution"]]
-        else:  # a method's own, which it brings with it
-            del own["distribution"]
-    given = {name: value for name in METHOD_OPTIONS if (value := getattr(run, name)) is not None}
-    run = dataclasses.replace(run, **{**own, **given})
-    return run, {**own, **given, **({"sums": True} if run.sums else {})}
+def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
+    optim = run.optim
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov,
+    )
 
 
-def _updates(method: Any, every: int, run: Run, steps: int) -> int:
-    assert run.sparsity is not None  # resolved
-    rules = dataclasses.replace(method, every=every).plan(run.sparsity, steps).rules
-    return DueSteps([rule.when for rule in rules], first=2, last=steps).count(0, steps)
+def make_sparse(
+    run: ResolvedRun, net: nn.Module, optimizer: Optimizer, steps: int, splits: Splits, options: dict[str, Any]
+) -> SparseTraining:
+    """Make a run's network sparse by its method."""
+    pruning, traits = run.pruning, traits_of(kind_of(run.pruning.method))
+    return sparsify(
+        net,
+        optimizer,
+        pruning.method,
+        sparsity=pruning.sparsity if traits.takes_sparsity else None,
+        steps=steps,
+        seed=run.seed,
+        include=pruning.include,
+        exclude=pruning.exclude,
+        layers=pruning.layers,
+        **options,
+        **_sample(run, splits, traits.scoring),
+    )
+
+
+def _sample(run: ResolvedRun, splits: Splits, scoring: Scoring) -> dict[str, Any]:
+    """Return the options by which a method gets what it scores weights on before training."""
+    if scoring == "none":
+        return {}
+    shuffled = batches(splits.train, splits, run.optim.batch_size, seed=derive(run.seed, "sample"))
+    return {"batches": [next(shuffled)] if scoring == "batch" else shuffled, "loss_fn": loss}
 
 
 def describe(parts: Parts) -> str:
-    """The parts in a sentence."""
+    """Return the parts in a sentence."""
     when = ""
     if parts.training.plan.rules:
-        steps = parts.run.whole_epochs * parts.steps_per_epoch
+        steps = parts.run.schedule.whole_epochs * parts.steps_per_epoch
         due = DueSteps([rule.when for rule in parts.training.plan.rules], first=2, last=steps)
         when = f", masks updated {due.count(0, steps)} times"
-    if parts.run.every is not None and parts.run.every != parts.own_period:
-        when += f", every {parts.run.every} steps, not {parts.own_period}, so that {parts.run.epochs} epochs have ten"
+    every = parts.run.pruning.every
+    if every is not None and every != parts.own_period:
+        when += f", every {every} steps, not {parts.own_period}, so that {parts.run.schedule.epochs} epochs have ten"
     if parts.training.rounds > 1:
-        when = f", {parts.training.rounds} rounds down to {parts.run.sparsity:.2%} sparse"
+        when = f", {parts.training.rounds} rounds down to {parts.run.pruning.sparsity:.2%} sparse"
     report = parts.training.report()
     what = "sequences" if parts.splits.train.are_tokens else f"images of {parts.classes} classes"
     notes = "".join(f"\nwarning: {note}" for note in parts.data.notes)

@@ -33,7 +33,7 @@ from flatsparse.common.files import (
 )
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun, as_json
 from flatsparse.experiments.run.ddp import ALONE, Team
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -89,12 +89,12 @@ class Progress:
     probes: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_checkpoint(out: Path, run: Run, parts: Parts, progress: Progress) -> None:
+def save_checkpoint(out: Path, run: ResolvedRun, parts: Parts, progress: Progress) -> None:
     """Write the run's state; the checkpoint before this one is kept beside it."""
     file = out / CHECKPOINT
     if file.is_file():
         _keep(file, out / PREVIOUS)
-    save_state(file, state_of(run.as_dict(), parts, progress))
+    save_state(file, state_of(as_json(run), parts, progress))
 
 
 def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _keep(file: Path, name: Path) -> None:
     os.replace(spare, name)
 
 
-def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
+def load_checkpoint(out: Path, run: ResolvedRun, parts: Parts) -> Progress:
     """Put the parts where the last checkpoint left them, or leave them as they are when there is none.
 
     Raises: InputError when the checkpoint is damaged, with the good one before it if there is one, or another run's.
@@ -169,7 +169,7 @@ def load_checkpoint(out: Path, run: Run, parts: Parts) -> Progress:
         raise InputError(
             f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to go on after epoch {epoch}"
         ) from None
-    check_same(run.as_dict(), state["settings"], f"'{file}'", free=("data_dir",))
+    check_same(as_json(run), state["settings"], f"'{file}'", free=("data_dir",))
     return restore(state, parts, file)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from flatsparse.common.files import Form, damaged, load_masks, load_tensors, mis
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import Splits, split
 from flatsparse.experiments.run.checkpoint import read_config, read_result
-from flatsparse.experiments.run.config import Run, once
+from flatsparse.experiments.run.config import ResolvedRun, kinds_of_settings
+from flatsparse.experiments.run.method import before_there_was_a_choice
 from flatsparse.experiments.run.task import NETWORKS
 
 
@@ -34,7 +34,7 @@ class Finished:
     """
 
     folder: Path
-    run: Run
+    run: ResolvedRun
     model: nn.Module
     masks: dict[str, Tensor]
     result: dict[str, Any]
@@ -61,12 +61,12 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     run = run_of(settings, folder)
     masks, about = load_masks(folder / "masks.safetensors")
     tensors, _ = load_tensors(folder / "model.safetensors")
-    data = load(run.data, data_dir or run.data_dir)
+    data = load(run.dataset.data, data_dir or run.dataset.data_dir)
     data.check_same(config, f"'{folder}'")
     splits = split(
         data,
-        train_size=run.train_size,
-        validation_size=run.validation_size,
+        train_size=run.dataset.train_size,
+        validation_size=run.dataset.validation_size,
         label_noise=run.label_noise,
         seed=run.seed,
     )
@@ -78,9 +78,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     place = torch.device(device)
-    splits = dataclasses.replace(
-        splits, train=splits.train.to(place), validation=splits.validation.to(place), test=splits.test.to(place)
-    )
+    splits = splits.to(place)
     return Finished(
         folder,
         run,
@@ -92,9 +90,9 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     )
 
 
-def run_of(settings: dict[str, Any], folder: Path) -> Run:
+def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     """The run that a folder's settings are of. Raises InputError for settings that this version does not have."""
-    kinds = get_type_hints(Run)
+    kinds = kinds_of_settings(ResolvedRun)
     odd = sorted(settings.keys() - kinds.keys())  # one that is missing is younger
     if odd or settings.get("model") not in list(NETWORKS):
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
@@ -104,7 +102,7 @@ def run_of(settings: dict[str, Any], folder: Path) -> Run:
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
-    return Run(**once(settings), **plain)
+    return ResolvedRun.of(**before_there_was_a_choice(settings), **plain)
 
 
 def _form(kind: Any) -> Form:

@@ -35,12 +35,13 @@ from flatsparse.experiments.run.checkpoint import (
     save_checkpoint,
     write_metrics,
 )
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig, as_json
 from flatsparse.experiments.run.ddp import ALONE, Team
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.metrics import REACHED, above_chance, confusion, macro, steps_to
 from flatsparse.experiments.run.precision import has_bf16
 from flatsparse.experiments.run.probe import Probe
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.shared_round import has_parent, load_parent, prepare, save_parent, shared
 from flatsparse.measure.flops import step_flops
 from flatsparse.measure.sharpness import ball_increase
@@ -58,7 +59,7 @@ class Diverged(InputError):
 class Watcher(Protocol):
     """What is told how a run gets on."""
 
-    def started(self, run: Run, setting: str) -> None: ...
+    def started(self, run: ResolvedRun, setting: str) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -66,13 +67,13 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that says nothing."""
 
-    def started(self, run: Run, setting: str) -> None: ...
+    def started(self, run: ResolvedRun, setting: str) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
     def finished_epoch(self, record: dict[str, Any]) -> None: ...
 
 
 def train(
-    run: Run,
+    config: RunConfig,
     out: Path,
     *,
     resume: bool = False,
@@ -84,7 +85,7 @@ def train(
     """Train one run into a folder and return its result.
 
     Args:
-        run: what to train; see ``Run``.
+        config: what to train; see ``RunConfig``.
         out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every few
             epochs, and at the end ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
         resume: go on from the folder's checkpoint, or return its result if it is finished.
@@ -98,14 +99,14 @@ def train(
     Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
         loss that is not finite.
     """
-    parts, watcher = build(run.resolved(), team), watcher or Silent()  # before the folder is touched by a bad choice
+    parts, watcher = build(resolve(config), team), watcher or Silent()  # before the folder is touched by a bad choice
     run = parts.run
-    if run.precision == "bf16" and not has_bf16(run.device) and team.leads:
+    if run.runtime.precision == "bf16" and not has_bf16(run.runtime.device) and team.leads:
         warnings.warn(
             "--precision bf16 on a device without units for it, which takes several times as long as float32: leave it out",
             stacklevel=2,
         )
-    about = {"data_set": parts.data.identity, **environment(team, run.device)} if team.leads else {}
+    about = {"data_set": parts.data.identity, **environment(team, run.runtime.device)} if team.leads else {}
     with contextlib.ExitStack() as held:
         team.lead(lambda: held.enter_context(_claimed(out, run, parts.data, resume=resume, about=about)))
         if (out / RESULT).is_file():
@@ -113,7 +114,7 @@ def train(
         return _train(parts, out, watcher, test, team, parent)
 
 
-def _finished(run: Run, out: Path, parts: Parts) -> dict[str, Any]:
+def _finished(run: ResolvedRun, out: Path, parts: Parts) -> dict[str, Any]:
     """The result of a run that is finished; a curve that was deleted is written anew, and one that is damaged refused."""
     result = read_result(out)
     if run.probe_every or not (out / CURVE).is_file():
@@ -140,8 +141,8 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
     watcher.started(run, describe(parts) + gone)
     probe = Probe(run.probe_every, parts) if run.probe_every and team.leads else None
     saved = time.monotonic()
-    while progress.epoch < run.whole_epochs * parts.training.rounds:
-        if progress.epoch == run.whole_epochs * (parts.training.round + 1):
+    while progress.epoch < run.schedule.whole_epochs * parts.training.rounds:
+        if progress.epoch == run.schedule.whole_epochs * (parts.training.round + 1):
             parts.training.next_round()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = _epoch(run, parts, progress, watcher, team, probe)
@@ -149,7 +150,7 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
         progress.records.append(record)
         if team.leads:
             write_metrics(out, progress)
-            if shares and progress.epoch == run.whole_epochs:
+            if shares and progress.epoch == run.schedule.whole_epochs:
                 save_parent(shares, run, parts, progress)
         if team.leads and time.monotonic() - saved >= CHECKPOINT_SECONDS:
             save_checkpoint(out, run, parts, progress)
@@ -159,39 +160,39 @@ def _train(parts: Parts, out: Path, watcher: Watcher, test: bool, team: Team, pa
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, run: Run, data: DataSet, *, resume: bool, about: dict[str, Any]) -> Iterator[None]:
+def _claimed(out: Path, run: ResolvedRun, data: DataSet, *, resume: bool, about: dict[str, Any]) -> Iterator[None]:
     """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
-    with claim(out, "config.json", run.as_dict(), resume=resume, about=about, free=("data_dir",)):
+    with claim(out, "config.json", as_json(run), resume=resume, about=about, free=("data_dir",)):
         data.check_same(read_json(out / "config.json"), f"'{out}'")
         yield
 
 
-def _check(run: Run, progress: Progress, *losses: float | None, out: Path | None = None) -> None:
+def _check(run: ResolvedRun, progress: Progress, *losses: float | None, out: Path | None = None) -> None:
     """Raise Diverged when a loss is not finite; ``out`` is where the checkpoint is from before that."""
     odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
     if odd:
         kept = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
         raise Diverged(
             f"the loss became {odd[0]} in epoch {progress.epoch}:"
-            f" lower --lr {run.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{kept}"
+            f" lower --lr {run.optim.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{kept}"
         )
 
 
 def _epoch(
-    run: Run, parts: Parts, progress: Progress, watcher: Watcher, team: Team, probe: Probe | None
+    run: ResolvedRun, parts: Parts, progress: Progress, watcher: Watcher, team: Team, probe: Probe | None
 ) -> dict[str, Any]:
     """Train on every image once, then evaluate on the validation images."""
     training, splits = parts.training, parts.splits
     parts.net.train()
-    losses = torch.zeros((), device=run.device)
-    correct = torch.zeros((), dtype=torch.int64, device=run.device)
+    losses = torch.zeros((), device=run.runtime.device)
+    correct = torch.zeros((), dtype=torch.int64, device=run.runtime.device)
     started, images = time.perf_counter(), 0
-    steps = run.whole_epochs * training.rounds * parts.steps_per_epoch
+    steps = run.schedule.whole_epochs * training.rounds * parts.steps_per_epoch
     forward = parts.cost.forward(training.masks)
     moved: list[float] = []  # churn of this epoch's updates
     mine: dict[str, Any] = {"augment": parts.augment, "seed": run.seed, "epoch": progress.epoch, "part": team.part}
-    for inputs, targets in batches(splits.train, splits, run.batch_size, **mine):
-        size = min(run.batch_size, len(splits.train) - images)  # of the whole batch
+    for inputs, targets in batches(splits.train, splits, run.optim.batch_size, **mine):
+        size = min(run.optim.batch_size, len(splits.train) - images)  # of the whole batch
         due = training.due(training.steps_taken + 1)
         before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
         began = _clock(run)
@@ -218,7 +219,10 @@ def _epoch(
     lasted = time.perf_counter() - started
     progress.seconds += lasted
     team.sum(losses, correct)
-    looking = progress.epoch % run.validate_every == 0 or progress.epoch == run.whole_epochs * training.rounds
+    looking = (
+        progress.epoch % run.runtime.validate_every == 0
+        or progress.epoch == run.schedule.whole_epochs * training.rounds
+    )
     looked = evaluate(run, parts.model, splits.validation, splits) if looking and team.leads else (None, None)
     found = health(training.masks, parts.model)
     accuracy, loss_there = team.told(looked)
@@ -241,14 +245,14 @@ def _epoch(
     }
 
 
-def _clock(run: Run) -> float:
+def _clock(run: ResolvedRun) -> float:
     """The time when the device has done all it was asked to."""
-    if run.device.startswith("cuda"):
-        torch.cuda.synchronize(run.device)
+    if run.runtime.device.startswith("cuda"):
+        torch.cuda.synchronize(run.runtime.device)
     return time.perf_counter()
 
 
-def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
+def _step(run: ResolvedRun, parts: Parts, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
     """One optimizer step; returns the loss and the outputs of its first forward, and how many gradients it took.
 
     Args:
@@ -259,7 +263,7 @@ def _step(run: Run, parts: Parts, inputs: Tensor, targets: Tensor, share: float)
     def gradient() -> Tensor:
         with _precision(run):
             outputs = parts.net(inputs)
-            loss = task.loss(outputs, targets, label_smoothing=run.label_smoothing)
+            loss = task.loss(outputs, targets, label_smoothing=run.optim.label_smoothing)
         (loss * share if share != 1 else loss).backward()
         passes.append((loss.detach(), outputs.detach()))
         return loss
@@ -286,14 +290,14 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
 
 @torch.no_grad()
 def evaluate(
-    run: Run, model: nn.Module, images: Images, splits: Splits, counts: Tensor | None = None
+    run: ResolvedRun, model: nn.Module, images: Images, splits: Splits, counts: Tensor | None = None
 ) -> tuple[float | None, float | None]:
     """Accuracy in percent and mean loss, in evaluation mode; of no images, none. ``confusion`` is added to ``counts``."""
     if len(images) == 0:
         return None, None
     model.eval()
     correct, loss = 0, 0.0
-    for inputs, targets in batches(images, splits, run.eval_batch_size or at_once(images)):
+    for inputs, targets in batches(images, splits, run.runtime.eval_batch_size or at_once(images)):
         with _precision(run):
             outputs = model(inputs).float()
         correct += int(task.correct(outputs, targets))
@@ -303,20 +307,20 @@ def evaluate(
     return 100 * correct / images.targets, loss / images.targets
 
 
-def _renew_statistics(run: Run, parts: Parts) -> None:
+def _renew_statistics(run: ResolvedRun, parts: Parts) -> None:
     """Batch norm's running statistics anew, as means over the training images at the weights as they are (Izmailov et al. 2018).
 
     Images are as in training, cropped and flipped where that does.
     """
-    passed = batches(parts.splits.train, parts.splits, run.batch_size, augment=parts.augment, seed=run.seed)
+    passed = batches(parts.splits.train, parts.splits, run.optim.batch_size, augment=parts.augment, seed=run.seed)
     with _precision(run):
         torch.optim.swa_utils.update_bn(passed, parts.model)
 
 
-def _ball_increase(run: Run, parts: Parts) -> float:
+def _ball_increase(run: ResolvedRun, parts: Parts) -> float:
     """How much the loss on training images can rise near the final weights; see ``ball.DEFINITION``."""
     images = parts.splits.train.take(torch.arange(min(BALL_IMAGES, len(parts.splits.train))))
-    size = max(1, (run.eval_batch_size or at_once(images)) // 4)
+    size = max(1, (run.runtime.eval_batch_size or at_once(images)) // 4)
 
     def gradient() -> float:
         parts.model.zero_grad()
@@ -331,9 +335,9 @@ def _ball_increase(run: Run, parts: Parts) -> float:
     return ball_increase(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
 
 
-def _precision(run: Run) -> contextlib.AbstractContextManager[Any]:
-    if run.precision == "bf16":
-        return torch.autocast(torch.device(run.device).type, dtype=torch.bfloat16)
+def _precision(run: ResolvedRun) -> contextlib.AbstractContextManager[Any]:
+    if run.runtime.precision == "bf16":
+        return torch.autocast(torch.device(run.runtime.device).type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
@@ -343,24 +347,24 @@ def _mean_churn(records: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(r["churn"] * r["updates"] for r in records if r["updates"]) / updates if updates else None
 
 
-def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -> dict[str, Any]:
+def _finish(run: ResolvedRun, out: Path, parts: Parts, progress: Progress, test: bool) -> dict[str, Any]:
     """Measure the trained net and write everything down; the result comes last, because it says that all is there."""
     splits, report = parts.splits, parts.training.report()
-    if run.batch_norm == "final":
+    if run.runtime.batch_norm == "final":
         _renew_statistics(run, parts)
-    counts = torch.zeros(parts.classes, parts.classes, dtype=torch.int64, device=run.device)
+    counts = torch.zeros(parts.classes, parts.classes, dtype=torch.int64, device=run.runtime.device)
     test_accuracy, test_loss = evaluate(run, parts.model, splits.test, splits, counts) if test else (None, None)
     train_accuracy, train_loss = evaluate(run, parts.model, splits.train, splits)
     validation_accuracy, validation_loss = evaluate(run, parts.model, splits.validation, splits)
     _check(run, progress, train_loss, validation_loss, test_loss)  # nothing may have looked since the last step
     found = health(parts.training.masks, parts.model)
-    samples = len(splits.train) * run.epochs  # what dense training would take: one round of ordinary length
+    samples = len(splits.train) * run.schedule.epochs  # what dense training would take: one round of ordinary length
     result = {
-        "method": run.method,
+        "method": run.pruning.method,
         "sharpness": run.sharpness,
         "rho": run.rho if run.sharpness != "none" else 0.0,
         "model": run.model,
-        "data": run.data,
+        "data": run.dataset.data,
         "data_set": parts.data.identity,
         "seed": run.seed,
         "test_accuracy": test_accuracy,
@@ -401,6 +405,6 @@ def _finish(run: Run, out: Path, parts: Parts, progress: Progress, test: bool) -
     }
     save_checkpoint(out, run, parts, progress)
     save_tensors(out / "model.safetensors", parts.model.state_dict(), {"format": "pt"})
-    save_masks(out / "masks.safetensors", parts.training.masks, method=run.method, step=progress.step)
+    save_masks(out / "masks.safetensors", parts.training.masks, method=run.pruning.method, step=progress.step)
     write_json(out / RESULT, result)
     return result

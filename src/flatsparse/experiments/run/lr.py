@@ -7,28 +7,28 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun
 
 
-def start_schedule(run: Run, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
+def start_schedule(run: ResolvedRun, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
     """The learning rate's way through a run, or through one round, from where it started the first time."""
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])
-    if run.lr_schedule == "cosine" and run.warmup == 0:
-        return CosineAnnealingLR(optimizer, T_max=run.whole_epochs * steps_per_epoch)
+    if run.schedule.lr_schedule == "cosine" and run.schedule.warmup == 0:
+        return CosineAnnealingLR(optimizer, T_max=run.schedule.whole_epochs * steps_per_epoch)
     return LambdaLR(optimizer, lambda step: share(run, step, steps_per_epoch))
 
 
-def share(run: Run, step: int, steps_per_epoch: int) -> float:
+def share(run: ResolvedRun, step: int, steps_per_epoch: int) -> float:
     """What the learning rate is at a step, counted from 0, as a share of ``--lr``.
 
     Warm-up (Goyal et al. 2017, sec. 2.2) multiplies the schedule rather than delaying it, so milestones stay where they are.
     """
-    steps = run.whole_epochs * steps_per_epoch
-    rising = run.warmup * run.multiplier * steps_per_epoch
+    steps = run.schedule.whole_epochs * steps_per_epoch
+    rising = run.schedule.warmup * run.schedule.multiplier * steps_per_epoch
     start = min(1.0, (step + 1) / rising) if rising else 1.0
-    if run.lr_schedule == "cosine":
+    if run.schedule.lr_schedule == "cosine":
         return start * (1 + math.cos(math.pi * step / steps)) / 2
-    if run.lr_schedule == "step":
-        return float(start * 0.1 ** sum(step >= milestone * steps for milestone in run.milestones))
+    if run.schedule.lr_schedule == "step":
+        return float(start * 0.1 ** sum(step >= milestone * steps for milestone in run.schedule.milestones))
     return start

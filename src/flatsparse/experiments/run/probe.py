@@ -36,12 +36,12 @@ class Probe:
     def __init__(self, every: int, parts: Parts) -> None:
         run, train = parts.run, parts.splits.train
         self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else directions.RHO
-        count = min(len(train), max(1, directions.IMAGES // run.batch_size) * run.batch_size)
+        count = min(len(train), max(1, directions.IMAGES // run.optim.batch_size) * run.optim.batch_size)
         images = train.take(torch.arange(count))
-        self.batches = list(batches(images, parts.splits, run.batch_size))
+        self.batches = list(batches(images, parts.splits, run.optim.batch_size))
         self.chunks, self.targets = list(batches(images, parts.splits, size=at_once(images, 256))), images.targets
         with torch.random.fork_rng(devices=[]):
-            self.model = parts.fresh().to(run.device)
+            self.model = parts.fresh().to(run.runtime.device)
 
     def __call__(self, parts: Parts, progress: Progress) -> float:
         """Look after the step that was just taken, if it is time to; returns the seconds that took."""

@@ -14,7 +14,8 @@ from flatsparse.common.files import save_state
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress, load_checked, restore, state_of
-from flatsparse.experiments.run.config import Run
+from flatsparse.experiments.run.config import ResolvedRun, as_json
+from flatsparse.experiments.run.method import plan_of
 from flatsparse.sparse.plan import Plan
 
 # What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
@@ -27,23 +28,23 @@ def shared(plan: Plan) -> bool:
     return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    settings = {name: value for name, value in run.as_dict().items() if name not in FREE}
+def _settings(run: ResolvedRun) -> dict[str, Any]:
+    settings = {name: value for name, value in as_json(run).items() if name not in FREE}
     return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
 
 
-def _rewind(run: Run) -> int:
-    rounds = run.plan().rounds
+def _rewind(run: ResolvedRun) -> int:
+    rounds = plan_of(run).rounds
     return (rounds.rewind or 0) if rounds else 0
 
 
-def first_round(run: Run) -> str:
+def first_round(run: ResolvedRun) -> str:
     """What stands for all that a run's first round hangs on."""
     text = json.dumps(_settings(run), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _file(folder: Path, run: Run) -> Path:
+def _file(folder: Path, run: ResolvedRun) -> Path:
     return folder / f"dense-{first_round(run)}.pt"
 
 
@@ -55,12 +56,12 @@ def prepare(folder: Path) -> None:
         raise InputError(f"cannot write to '{folder}' ({problem.strerror}): give another --parent") from None
 
 
-def has_parent(folder: Path, run: Run) -> bool:
+def has_parent(folder: Path, run: ResolvedRun) -> bool:
     """Whether another run has left such a round there."""
     return _file(folder, run).is_file()
 
 
-def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
+def load_parent(folder: Path, run: ResolvedRun, parts: Parts) -> Progress | None:
     """Put the parts at the end of a first round that another run trained; None when there is no such round.
 
     Raises: InputError when the file is damaged or made with other settings.
@@ -76,7 +77,7 @@ def load_parent(folder: Path, run: Run, parts: Parts) -> Progress | None:
     return restore({**state, "training": training}, parts, file)
 
 
-def save_parent(folder: Path, run: Run, parts: Parts, progress: Progress) -> None:
+def save_parent(folder: Path, run: ResolvedRun, parts: Parts, progress: Progress) -> None:
     """Keep the first round for others, unless it is there."""
     file = _file(folder, run)
     if not file.is_file():

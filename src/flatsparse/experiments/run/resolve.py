@@ -1,0 +1,141 @@
+"""Resolving a run: fill in its defaults, and refuse what cannot be run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
+from flatsparse.experiments.run.config import (
+    Dataset,
+    Optim,
+    Perturbation,
+    Pruning,
+    ResolvedPruning,
+    ResolvedRun,
+    RunConfig,
+    Runtime,
+    Schedule,
+    change,
+)
+from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.method import FILLED_IN, of_methods, plan_of
+from flatsparse.experiments.run.task import NETWORKS
+from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
+from flatsparse.sparse.distributions import DISTRIBUTIONS
+from flatsparse.sparse.layers import PRESETS
+
+MODELS_OF = {"digits": "digitnet", "pairs": "pair_transformer"}  # by data set, where it is not the usual one
+MODEL = "resnet20"
+
+
+def resolve(run: RunConfig) -> ResolvedRun:
+    """Return a run with its defaults filled in.
+
+    Raises: InputError for anything that cannot be run.
+    """
+    if isinstance(run, ResolvedRun):
+        return run
+    model = MODELS_OF.get(run.dataset.data, MODEL) if run.model is None else run.model
+    if model not in NETWORKS:
+        raise unknown("model", model, NETWORKS)
+    pruning = _resolve_pruning(run.pruning)
+    _check_run(run)
+    _check_dataset(run.dataset)
+    _check_optim(run.optim)
+    _check_schedule(run.schedule)
+    _check_perturbation(run.perturbation)
+    _check_runtime(run.runtime)
+    given = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    resolved = change(
+        ResolvedRun(**{**given, "model": model, "pruning": pruning}), device=usable_device(run.runtime.device)
+    )
+    plan_of(resolved)
+    return resolved
+
+
+def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
+    method = pruning.method if ".py:" in pruning.method else name_of_kind(kind_of(pruning.method))
+    kind = kind_of(method)
+    if pruning.layers not in PRESETS:
+        raise unknown("choice of layers", pruning.layers, PRESETS)
+    if pruning.distribution is not None and pruning.distribution not in DISTRIBUTIONS:
+        raise unknown("distribution", pruning.distribution, DISTRIBUTIONS)
+    traits, options = traits_of(kind), options_of(kind)
+    if not traits.takes_sparsity and pruning.sparsity:
+        raise InputError(
+            f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
+        )
+    for name in ("channels", *FILLED_IN, "sums"):
+        if getattr(pruning, name) != getattr(Pruning, name) and name not in options:
+            why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
+                name, "which has no such choice"
+            )
+            raise InputError(
+                f"--{name.replace('_', '-')} cannot be asked of '{method}', {why}: give --method {of_methods(name)}"
+            )
+    if pruning.every is not None:
+        check_count("--every", pruning.every)
+    if pruning.until is not None and not 0 < pruning.until <= 1:
+        raise InputError(f"--until {pruning.until} is not in (0, 1]: give the share of the run in which masks change")
+    if pruning.drop_fraction is not None:
+        check_fraction("--drop-fraction", pruning.drop_fraction)
+    given = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
+    own: dict[str, Any] = {n: getattr(kind, n, None) for n in ("channels", *FILLED_IN) if given[n] is None}
+    default = traits.default_sparsity if traits.takes_sparsity else 0.0
+    sparsity = default if pruning.sparsity is None else check_sparsity(pruning.sparsity)
+    return ResolvedPruning(**{**given, **own, "method": method, "sparsity": sparsity})
+
+
+def _check_run(run: RunConfig) -> None:
+    check_finite("--rho", run.rho)
+    if not 0 <= run.label_noise < 1:
+        raise InputError(f"--label-noise {run.label_noise} is not in [0, 1): give the fraction of wrong labels")
+    if run.probe is not None and run.probe_every is None:
+        raise InputError(f"--probe '{run.probe}' is not every=N with N at least 1: give e.g. every=100")
+
+
+def _check_dataset(dataset: Dataset) -> None:
+    if dataset.train_size is not None:
+        check_count("--train-size", dataset.train_size)
+    if dataset.validation_size is not None:
+        check_count("--validation-size", dataset.validation_size, minimum=0)
+
+
+def _check_optim(optim: Optim) -> None:
+    check_count("--batch-size", optim.batch_size)
+    check_finite("--lr", optim.lr, above=True)
+    check_finite("--weight-decay", optim.weight_decay)
+    check_finite("--momentum", optim.momentum)
+    check_fraction("--label-smoothing", optim.label_smoothing)
+    if optim.optimizer != "sgd" and (optim.nesterov or optim.momentum != Optim.momentum):
+        raise InputError(f"--optimizer {optim.optimizer} has no --momentum or --nesterov: leave them out")
+    if optim.nesterov and optim.momentum == 0:
+        raise InputError("--nesterov needs momentum: give --momentum over 0")
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    check_count("--epochs", schedule.epochs)
+    check_finite("--multiplier", schedule.multiplier, above=True)
+    if schedule.whole_epochs < 1:
+        raise InputError(f"--multiplier {schedule.multiplier} leaves no epoch of {schedule.epochs}: give more --epochs")
+    check_count("--warmup", schedule.warmup, minimum=0)
+    if schedule.warmup >= schedule.epochs:
+        raise InputError(
+            f"--warmup {schedule.warmup} leaves none of {schedule.epochs} epochs at the full learning rate: give less"
+        )
+    milestones = list(schedule.milestones)
+    if milestones != sorted(set(milestones)) or any(not 0 < m < 1 for m in milestones):
+        given = " ".join(f"{m:g}" for m in milestones)
+        raise InputError(f"--milestones {given} are not rising shares in (0, 1): give e.g. 0.5 0.75")
+
+
+def _check_perturbation(perturbation: Perturbation) -> None:
+    check_count("--look-every", perturbation.look_every)
+    check_finite("--look-alpha", perturbation.look_alpha)
+
+
+def _check_runtime(runtime: Runtime) -> None:
+    check_count("--validate-every", runtime.validate_every)
+    if runtime.eval_batch_size is not None:
+        check_count("--eval-batch-size", runtime.eval_batch_size)
