@@ -1,4 +1,4 @@
-"""What the three measurements find, as tables: in cells, in sentences and as numbers."""
+"""The measurements as tables: in cells, in sentences and as numbers."""
 
 from __future__ import annotations
 
@@ -166,13 +166,13 @@ def there() -> list[str]:
 
 @functools.cache
 def updates(method: str, sparsity: float) -> int:
-    """How many steps of the paper's run on CIFAR change a method's masks."""
+    """The number of steps of the paper's run on CIFAR that change a method's masks."""
     rules = METHODS[method]().plan(sparsity, RUN).rules
     return sum(any(rule.when(step) for rule in rules) for step in range(2, RUN + 1)) if rules else 0
 
 
 def timed(rounds: int, share: float) -> int:
-    """How many steps are timed so that as many as ``rounds`` have no update."""
+    """The number of steps to time so that as many as ``rounds`` have no update."""
     number = rounds
     while share and number - ((WARM_UP + number) // OFTEN - WARM_UP // OFTEN) < rounds:
         number += 1
@@ -180,7 +180,7 @@ def timed(rounds: int, share: float) -> int:
 
 
 def _counted(ordinary: Sequence[Timing], updating: Sequence[float], share: float) -> str:
-    """How updates are counted, in words."""
+    """The counting of updates, in words."""
     if not share:
         return "its masks never change"
     longer = median(updating) / median(t.step for t in ordinary)

@@ -1,4 +1,4 @@
-"""What sparsity gains in time: channels that are gone, channels that are only masked, and single weights in CSR form."""
+"""The time that sparsity saves: channels that are gone, channels that are only masked, and single weights in CSR form."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _agreement(accuracies: tuple[float, float]) -> str:
 def sparse_table(
     name: str, case: Case, thinned: Thinned, *, sparsity: float, rounds: int, device: str, tell: Tell
 ) -> Table:
-    """How many times as fast as the dense net the others are, in inference and in a training step with SGD.
+    """The speed of the others over the dense net, in inference and in a training step with SGD.
 
     Args:
         name, case: the network and what it is fed.
@@ -162,7 +162,7 @@ def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str,
 
 
 def csr(model: nn.Module, sparsity: float) -> nn.Module:
-    """A copy with random static masks (ERK) that multiplies by live weights alone."""
+    """A copy with random static masks (ERK) that multiplies by active weights alone."""
     sparse = copy.deepcopy(model)
     training = sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER)
     with warnings.catch_warnings():  # that CSR tensors are in beta
@@ -210,7 +210,7 @@ def _runner(
 
 
 def _apart(dense: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor) -> float:
-    """How far the shrunk net's outputs are from the masked one's, relative to the largest of those."""
+    """The largest difference of the shrunk net's outputs from the masked one's, relative to the largest of those."""
     masked = Runner(copy.deepcopy(dense), str(inputs.device), trains=False, masks=masks).model
     with torch.inference_mode():
         wanted, found = masked(inputs), shrink(dense, masks).eval()(inputs)

@@ -71,7 +71,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Curvature:
-    """What the Hessian looks like at the weights of one run, and the file for it."""
+    """The curvature at the weights of one run, and the file for it."""
 
     settings: Landscape
     folder: Path
@@ -137,7 +137,7 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
 
 
 def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
-    """What a record says of a run, without the run's data."""
+    """The description of a run in a record, without the run's data."""
     return {
         "run": str(run.folder),
         "digest": run.digest,
