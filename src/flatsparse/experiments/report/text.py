@@ -99,7 +99,7 @@ def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> No
         for row in table.rows:
             grid.add_row(*row)
         console.print(grid, highlight=False)
-        for sentence in table.found:
+        for sentence in table.sentences:
             console.print(f"- {sentence}", highlight=False, markup=False)
         console.print()
     console.print(note, style="dim")
