@@ -11,7 +11,9 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.cli.main import main
-from flatsparse.common.files import load_masks, load_tensors, read_json, read_json_lines
+from flatsparse.common.json_files import read_json, read_json_lines
+from flatsparse.common.masks_file import load_masks
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.run.load import load_run
 from flatsparse.sam.looksam import LookSAM
 from tests.helpers import adamw, assert_zero_outside, copied, image_loss, same, sgd, tiny_net
@@ -71,7 +73,12 @@ def unchanged(folder: Path, before: dict[str, bytes]) -> bool:
 
 def test_a_finished_run_is_read(tmp_path):
     run = load_run(kept("finished-run", tmp_path))
-    assert (run.run.method, run.run.sharpness, run.run.rho, run.run.sparsity) == ("rigl", "s2sam", 0.1, 0.97)
+    assert (run.run.pruning.method, run.run.sharpness, run.run.rho, run.run.pruning.sparsity) == (
+        "rigl",
+        "s2sam",
+        0.1,
+        0.97,
+    )
     assert sum(int(mask.sum()) for mask in run.masks.values()) == 1687
     for name, mask in run.masks.items():
         weight = run.model.get_parameter(name).detach()
