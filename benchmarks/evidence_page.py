@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.json_files import read_json_lines
+from flatsparse.experiments.labels import LABELS
+from flatsparse.experiments.labels import label as label_of
 from flatsparse.experiments.recipes.evidence import DECAYS, RHO, labels
-from flatsparse.experiments.report.printing import LABELS
-from flatsparse.experiments.stats import holm, p_value, paired_difference
+from flatsparse.experiments.stats import holm, mean_interval, p_value
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
@@ -52,10 +53,10 @@ def told(differences: list[float], places: int = 1) -> str:
     """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
         return f"{differences[0]:+.{places}f} (one pair)".replace("-", "−") if differences else "–"
-    d = paired_difference(differences, [0.0] * len(differences))
+    d = mean_interval(differences)
     if not d.bounded:
         return f"{d.mean:+.{places}f} (all alike)".replace("-", "−")
-    text = f"{d.mean:+.{places}f} [{d.low:+.{places}f}, {d.high:+.{places}f}]".replace("-", "−")
+    text = f"{d:+.{places}f}".replace("-", "−")
     return text if d.low <= 0 <= d.high else f"**{text}**"
 
 
@@ -137,7 +138,7 @@ def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) ->
     names = list(dict.fromkeys(name for place in there.values() for name in place))
     rows = [
         [
-            LABELS[name],
+            label_of(name),
             *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for place in there.values()),
         ]
         for name in names
@@ -187,7 +188,7 @@ def sharp(cells: Cells, *recipes: str) -> str:
                 if name in ("largest", "ra"):
                     summed.append("" if label == "none" else told(gaps(measured, label, of=name), places))
             rho = there[0]["rho"]
-            rows.append([f"{row}, {column}", LABELS[label], f"{rho:g}" if rho else "", str(len(there)), *summed])
+            rows.append([f"{row}, {column}", label_of(label), f"{rho:g}" if rho else "", str(len(there)), *summed])
     head = ["cell", "", "ρ", "n", "test %", "training loss", "ball", "largest eigenvalue", "to plain", "Ra", "to plain"]
     return table(head, rows) if rows else NOT_YET
 
@@ -202,7 +203,7 @@ def learned(cells: Cells, *recipes: str) -> str:
                 shares = [mean(there, name) for name in ("right_learned", "wrong_learned", "wrong_corrected")]
                 rho = next(iter(there.values()))["rho"]
                 where = f"{'digits' if recipe == 'digits' else 'CIFAR-10'}, {row}"
-                rows.append([where, LABELS[label], f"{rho:g}" if rho else "", str(len(there)), *shares])
+                rows.append([where, label_of(label), f"{rho:g}" if rho else "", str(len(there)), *shares])
     head = [
         "cell",
         "",
@@ -272,7 +273,7 @@ def rendered() -> str:
 
 def _gaining(cells: Cells, recipe: str, column: str, ours: str) -> str:
     places = [place for where, place in cells.items() if (where[0], where[2]) == (recipe, column)]
-    found = [paired_difference(g, [0.0] * len(g)) for place in places if len(g := gaps(place, ours)) > 1]
+    found = [mean_interval(g) for place in places if len(g := gaps(place, ours)) > 1]
     return f"{sum(d.low > 0 for d in found)} of {len(found)}"
 
 

@@ -15,6 +15,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.grid.store import Outcome
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.recipes import load, recipes, surfaces
 from flatsparse.experiments.recipes.recipe import (
     ACCURACY,
@@ -27,7 +28,7 @@ from flatsparse.experiments.recipes.recipe import (
     both,
     controls,
 )
-from flatsparse.experiments.reproduce import telling
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
 from flatsparse.experiments.reproduce.pictures import front, pareto
 from flatsparse.experiments.reproduce.table import Line, tabulate
@@ -94,7 +95,7 @@ def check_whole(record, store, only=None):
     written = read_json(store / f"{record['name']}-{record['scale']}.json")
     assert {name: written[name] for name in record} == record
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record(record, console, only)
+    print_record(record, console, only)
     text = console.export_text()
     for row in rows:
         assert f"{row['mean']:.2f}" in text
@@ -257,14 +258,14 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
     places = [(row["row"], row["column"]) for row in record["rows"]]
     assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record(record, console)
+    print_record(record, console)
     text = console.export_text()
     assert "n: rounds" in text
     for valley in ("narrow", "wide"):  # who ends nearest is said, whoever it is
         column = f"distance to the {valley} valley"
         rows = [row for row in record["rows"] if row["column"] == column]
         (first,) = [row for row in rows if row["mean"] == min(r["mean"] for r in rows)]
-        name = telling.LABELS[first["sharpness"]]
+        name = label(first["sharpness"])
         assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 
@@ -376,8 +377,8 @@ def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale()
     laptop, paper = (rows_of(scale, plain, ours)[1] for scale in ("laptop", "paper"))
     assert laptop["difference"]["mean"] == pytest.approx(0.3)
     assert laptop["difference"]["published"] == paper["difference"]["published"] == 1.0
-    assert laptop["verdict"] == "reproduces"  # it helps
-    assert paper["verdict"] == "contradicts"  # but by 0.3, not by 1
+    assert laptop["verdict"] == "helps"
+    assert paper["verdict"] == "less than claimed"  # but by 0.3, not by 1
     base = rows_of("paper", plain, ours)[0]
     assert base["difference"] is base["verdict"] is None
 
@@ -398,7 +399,7 @@ def table_of(cells, scale="laptop", folders=lambda cell, seed: f"{cell.row}-{cel
 def shown(rows):
     record = {"title": "", "source": "", "scale": "laptop", "metric": "m", "better": "higher", "notes": [], "said": []}
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record({**record, "rows": rows}, console)
+    print_record({**record, "rows": rows}, console)
     return console.export_text()
 
 
@@ -407,16 +408,16 @@ def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
     rows = table_of(cells, folders=lambda cell, seed: f"{cell.label}{seed}")
     (alone,) = table_of(cells[:2])[1:]
     ours = rows[1::2]
-    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"reproduces"}
+    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"helps"}
     assert {row["difference"]["p_holm"] for row in ours} == {alone["difference"]["p_holm"]}
     assert {row["difference"]["seeds_needed"] for row in ours} == {alone["difference"]["seeds_needed"]}
     assert len({row["claim"] for row in ours}) == 1
     assert [row["same_runs"] for row in rows] == [None] * 2 + ["r0, c"] * 10
-    assert "reproduces (1)" in shown(rows)
+    assert "helps (1)" in shown(rows)
     assert shown(rows).count("same runs as r0, c") == 10
     distinct = table_of(cells)  # the same numbers of other runs are other claims
-    assert {row["verdict"] for row in distinct[1::2]} == {"consistent with no effect"}
-    assert "consistent with no effect (6)" in shown(distinct)
+    assert {row["verdict"] for row in distinct[1::2]} == {"within noise"}
+    assert "within noise (6)" in shown(distinct)
     assert not any(row["same_runs"] for row in distinct)
 
 
@@ -446,7 +447,7 @@ def test_a_seed_without_its_pair_does_not_count():
     row = rows_of("paper", {0: 80.0}, {0: 81.0, 1: 99.0})[1]
     assert row["difference"]["pairs"] == 1
     assert row["difference"]["interval95"] == [None, None]
-    assert row["verdict"] == "consistent with no effect"
+    assert row["verdict"] == "one seed only"
     assert rows_of("paper", {}, {0: 81.0})[1]["verdict"] == "not run at this scale"
 
 
@@ -468,15 +469,18 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
 
 def test_verdicts_are_what_their_definitions_say():
     sure, unsure = (1.0, 1.1, 0.9, 1.05), (1.0, -0.5, 0.2, -0.3)
-    assert judge([Claim(sure)])[0].verdict == "reproduces"
-    assert judge([Claim(sure, printed=1.0)])[0].verdict == "reproduces"
-    assert judge([Claim(sure, printed=0.2)])[0].verdict == "reproduces"  # more than was printed
-    assert judge([Claim(sure, printed=3.0)])[0].verdict == "contradicts"
-    assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "contradicts"
-    assert judge([Claim(unsure, printed=0.4)])[0].verdict == "consistent with no effect"
-    assert judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "contradicts"  # no effect, so not that effect
-    assert judge([Claim((0.5, 0.5))])[0].verdict == "consistent with no effect"  # accuracies come in steps
-    assert judge([Claim((5.0,))])[0].verdict == "consistent with no effect"
+    assert judge([Claim(sure)])[0].verdict == "helps"
+    assert judge([Claim(sure, printed=1.0)])[0].verdict == "helps"
+    assert judge([Claim(sure, printed=0.2)])[0].verdict == "helps"  # more than was printed
+    assert judge([Claim(sure, printed=3.0)])[0].verdict == "less than claimed"
+    assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "hurts"
+    assert judge([Claim(tuple(-g for g in sure), printed=1.0)])[0].verdict == "hurts"
+    assert judge([Claim(unsure, printed=0.4)])[0].verdict == "within noise"
+    assert (
+        judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "less than claimed"
+    )  # no effect, so not that effect
+    assert judge([Claim((0.5, 0.5))])[0].verdict == "within noise"  # accuracies come in steps
+    assert judge([Claim((5.0,))])[0].verdict == "one seed only"
     assert judge([Claim(())])[0].verdict == "not run at this scale"
 
 
@@ -484,8 +488,8 @@ def test_many_claims_need_more_evidence_than_one():
     edge = (1.0, 0.6, 1.5, 0.5)  # p = 0.03 alone
     alone = judge([Claim(edge)])[0]
     among = judge([Claim(edge)] * 20 + [Claim(())] * 5)[0]  # what has not run claims nothing
-    assert alone.verdict == "reproduces"
-    assert among.verdict == "consistent with no effect"
+    assert alone.verdict == "helps"
+    assert among.verdict == "within noise"
     assert among.p == pytest.approx(20 * alone.p)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from flatsparse.experiments.recipes.recipe import Scale
 from flatsparse.experiments.report.store import records
 from flatsparse.experiments.report.tables import write
-from flatsparse.experiments.reproduce.telling import print_record
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.terminal import Console
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tell the tables that were reproduced so far, beside the published numbers, as text and as one HTML page."""
+    """Show the tables that were reproduced so far, beside the published numbers, as text and as one HTML page."""
 
     store: Path = Path("reproduce")
     """The folder that flatsparse reproduce wrote to."""
@@ -26,9 +26,9 @@ class Report:
     """The page. It holds all it shows and needs no network."""
 
     def __call__(self) -> None:
-        found, console = records(self.store, self.scale, self.only), Console()
-        page = write(found, self.store, self.out)
-        for record in found:
+        tables, console = records(self.store, self.scale, self.only), Console()
+        page = write(tables, self.store, self.out)
+        for record in tables:
             print_record(record, console)
             console.print()
         console.print(f"report: {page}", highlight=False)

@@ -1,8 +1,7 @@
-"""One variant, alive: a network in training that can be stepped, and timed at the seams."""
+"""One variant: a network in training that can be stepped, and timed inside the optimizer and outside."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from flatsparse.api import sparsify
 from flatsparse.experiments.bench.cases import Batch, Case, loss
 from flatsparse.experiments.bench.variants import Variant, fused_sgd
+from flatsparse.experiments.clock import clock
 
 FOREVER = 10**9  # steps: no run ends while it is measured
 
@@ -87,7 +87,7 @@ class Trainer:
         return Timing(self._clock() - began, self._inside)
 
     def due(self, step: int) -> bool:
-        """Whether the masks change at a step, counted from 1."""
+        """True where the masks change at a step, counted from 1."""
         return self._training is not None and bool(self._training.due(step))
 
     def _start(self, *_: Any) -> None:
@@ -98,10 +98,3 @@ class Trainer:
 
     def _clock(self) -> float:
         return clock(self.device)
-
-
-def clock(device: str) -> float:
-    """The time when the device has done all it was asked to."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
