@@ -130,7 +130,7 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path):
     assert all(o.result is None for o in found[:2])
     record = read_json(found[1].folder / "failure.json")
     assert record["reason"] == found[1].failure
-    assert record["where"].startswith("training.py, line ")
+    assert record["where"].startswith("loop.py, line ")
     text = told.file.getvalue()
     assert "failed: the loss became" in text
     assert "running: 1 runs done, 1 failed, 1 before" in text
