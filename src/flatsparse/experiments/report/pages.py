@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from flatsparse.common.files import load_masks, write_whole
 from flatsparse.experiments.bench import report
 from flatsparse.experiments.bench.results import Table as BenchTable
-from flatsparse.experiments.compare import Comparison, Row, Table
+from flatsparse.experiments.compare import Comparison
+from flatsparse.experiments.comparison_table import Row, Table
 from flatsparse.experiments.landscape import pictures, telling
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
 from flatsparse.experiments.landscape.viewer import viewer
@@ -46,23 +47,11 @@ pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem; 
 
 def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path) -> Path:
     """Write a comparison's report. Returns the file."""
-    runs = {
-        (table.label_noise, row.sharpness, seed): out
-        / "runs"
-        / f"noise{table.label_noise:g}-{row.sharpness}-seed{seed}"
-        for table in tables
-        for row in table.rows
-        for seed in range(comparison.seeds)
-    }
     run = resolve(comparison.run("none", 0.0, 0.0, 0))
     title = f"Does flatness pay? {run.pruning.method} on {run.dataset.data}, {removal(run.pruning)}"
     verdict = [
         f"<h3>{_text(printing.setting(table).capitalize())}</h3>" + _list(printing.sentences(table)) for table in tables
     ]
-    curves = {
-        (noise, name): [_metrics(runs[noise, name, seed]) for seed in range(comparison.seeds)]
-        for noise, name, _ in runs
-    }
     parts = [
         f"<p>{_text(_question(comparison))}</p>",
         *verdict,
@@ -88,14 +77,14 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         *(
             _heading(table)
             + _figure(
-                printing.curves({r.sharpness: curves[table.label_noise, r.sharpness] for r in table.rows}),
+                printing.curves({row.sharpness: [_metrics(out / run) for run in row.folders] for row in table.rows}),
                 "Means over seeds.",
             )
             for table in tables
         ),
         *_tuning(tables),
         "<h2>Sparsity by layer</h2>",
-        _layers(runs[tables[0].label_noise, "none", 0]),
+        _layers(out / tables[0].row("none").folders[0]),
         _note("Of the first plain run; every run has as many live weights."),
         "<h2>What was run</h2>",
         _settings(comparison),
@@ -283,10 +272,12 @@ def _name(row: Row) -> tuple[str, str]:
 
 
 def _seeds(table: Table) -> str:
-    count = len(table.rows[0].accuracies)
+    def cell(row: Row, seed: int) -> str:
+        return f"{row.by_seed[seed]:.2f}" if seed in row.by_seed else "failed"
+
+    head = ("", *(f"seed {seed}" for seed in table.seeds))
     return _grid(
-        ("", *(f"seed {seed}" for seed in range(count))),
-        [(printing.LABELS[row.sharpness], *(f"{accuracy:.2f}" for accuracy in row.accuracies)) for row in table.rows],
+        head, [(printing.LABELS[row.sharpness], *(cell(row, seed) for seed in table.seeds)) for row in table.rows]
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table as Grid
 from rich.text import Text
 
-from flatsparse.experiments.compare import Row, Table
+from flatsparse.experiments.comparison_table import Row, Table
 from flatsparse.experiments.stats import Difference
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import Estimate
@@ -76,7 +76,7 @@ def setting(table: Table) -> str:
 
 def print_tables(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
-    seeds = len(tables[0].rows[0].accuracies)
+    seeds = len(tables[0].seeds)
     title = f"Test accuracy, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
     grid.add_column("", no_wrap=True)
@@ -120,10 +120,11 @@ def _styled(text: str, verdict: str) -> Text:
 
 def sentences(table: Table) -> list[str]:
     """The table in words."""
+    failed = [f"Failed: {failure}." for failure in table.failures]
     if not table.learned:
-        return [UNLEARNED]
-    told = [_sentence(row) + _edge(row, table) for row in table.rows if row.difference is not None]
-    return told + _control(table)
+        return [UNLEARNED, *failed]
+    told = [_sentence(row) + _edge(row, table) + _unpaired(row) for row in table.rows if row.difference is not None]
+    return told + _control(table) + failed
 
 
 def _sentence(row: Row) -> str:
@@ -142,6 +143,10 @@ def _edge(row: Row, table: Table) -> str:
             f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may lie outside."
         )
     return ""
+
+
+def _unpaired(row: Row) -> str:
+    return f" Without {row.unpaired} seed{'' if row.unpaired == 1 else 's'} that failed." if row.unpaired else ""
 
 
 def _control(table: Table) -> list[str]:
@@ -175,8 +180,9 @@ def differences(tables: Sequence[Table]) -> Figure:
         plain = table.row("none")
         told = [row for row in table.rows if row.difference is not None]
         for place, row in enumerate(reversed(told)):
-            gaps = [ours - theirs for ours, theirs in zip(row.accuracies, plain.accuracies, strict=True)]
-            axis.plot(gaps, [place] * len(gaps), "o", color=COLORS[row.sharpness], alpha=0.35, markersize=5, mew=0)
+            axis.plot(
+                row.gaps, [place] * len(row.gaps), "o", color=COLORS[row.sharpness], alpha=0.35, markersize=5, mew=0
+            )
             d = row.difference
             assert d is not None  # told
             reach = [[d.mean - d.low], [d.high - d.mean]] if d.bounded else [[0.0], [0.0]]

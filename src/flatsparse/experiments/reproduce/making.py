@@ -16,15 +16,14 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.files import write_json
-from flatsparse.experiments.compare import TUNING_SEEDS
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.recipes import recipes
-from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, Work, controls
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Recipe, Scale, Work, controls
 from flatsparse.experiments.report.figures import save
 from flatsparse.experiments.reproduce.pictures import pareto
-from flatsparse.experiments.reproduce.table import Line, readings, tabulate
-from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.reproduce.table import Line, lines_of, readings, runs_of, tabulate
+from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
@@ -217,23 +216,20 @@ def _run(
 ) -> list[Line]:
     """Run what is chosen and can be run, each once even where several cells share it; what is finished needs no data."""
 
-    def run(cell: Cell, seed: int) -> RunConfig:
-        return resolve(change(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device))
-
-    wanted = [[] if cell.needs else [run(cell, seed) for seed in seeds] for cell in cells]
-    every = list(dict.fromkeys(run for runs in wanted for run in runs))
-    asked = [
-        run
-        for cell, runs in zip(cells, wanted, strict=True)
-        if meets(cell.name, choice.only) and cell.run.dataset.data not in missing
-        for run in runs
+    configured = [
+        cell if cell.needs else _with_run(cell, data_dir=choice.data_dir, device=choice.device) for cell in cells
     ]
-    if asked:
-        run_grid(asked, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
-    found = dict(zip(every, outcomes(every, out), strict=True))
+    asked = [cell for cell in configured if meets(cell.name, choice.only) and cell.run.dataset.data not in missing]
+    if runs := runs_of(asked, seeds):
+        run_grid(runs, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
     lines = []
-    for cell, runs in zip(cells, wanted, strict=True):
-        of_cell = [found[run] for run in runs]
-        needs = missing.get(cell.run.dataset.data) if any(outcome.result is None for outcome in of_cell) else None
-        lines.append(Line(dataclasses.replace(cell, needs=cell.needs or needs), of_cell))
+    for line in lines_of(configured, outcomes(runs_of(configured, seeds), out)):
+        lacks = any(outcome.result is None for outcome in line.outcomes)
+        needs = missing.get(line.cell.run.dataset.data) if lacks else None
+        lines.append(dataclasses.replace(line, cell=dataclasses.replace(line.cell, needs=line.cell.needs or needs)))
     return lines
+
+
+def _with_run(cell: Cell, **settings: Any) -> Cell:
+    """Return a cell with some settings of its run changed. Raises InputError for a run that cannot be."""
+    return dataclasses.replace(cell, run=resolve(change(cell.run, **settings)))

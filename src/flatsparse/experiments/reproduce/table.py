@@ -14,6 +14,7 @@ from typing import Any
 from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Recipe, Scale
 from flatsparse.experiments.reproduce.verdict import Claim, judge
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.stats import deviation, paired_difference, seeds_needed
 
 NOTHING = {"difference": None, "verdict": None, "claim": None, "same_runs": None, "unpaired": 0}  # until it is judged
@@ -59,6 +60,20 @@ class Line:
         if measured is None:
             return {seed: o.result["test_accuracy"] for seed, o in done.items() if o.result is not None}
         return {seed: measured.values[o.folder] for seed, o in done.items() if o.folder in measured.values}
+
+
+def runs_of(cells: Iterable[Cell], seeds: Iterable[int]) -> list[RunConfig]:
+    """Return the runs of cells that can be run, each once; seeds outermost, so that what is compared runs side by side."""
+    runnable = [cell for cell in cells if cell.needs is None]
+    return list(dict.fromkeys(change(cell.run, seed=seed) for seed in seeds for cell in runnable))
+
+
+def lines_of(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[Line]:
+    """Return each cell with the outcomes of its runs, in the order in which they are given."""
+    by_cell: dict[RunConfig, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_cell.setdefault(change(outcome.run, seed=0), []).append(outcome)
+    return [Line(cell, [] if cell.needs else by_cell.get(change(cell.run, seed=0), [])) for cell in cells]
 
 
 def tabulate(

@@ -212,6 +212,7 @@ def write_failure(out: Path, reason: str, problem: BaseException | None = None) 
     where = traceback.extract_tb(problem.__traceback__)[-1] if problem else None
     told = {
         "reason": reason,
+        "error": type(problem).__name__ if problem else None,
         "where": f"{Path(where.filename).name}, line {where.lineno}, in {where.name}" if where else None,
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -223,6 +224,14 @@ def read_failure(out: Path) -> str | None:
     """Why a run failed; None when it did not. Raises InputError when what is written there is damaged."""
     file = out / FAILURE
     return str(read_json(file, FORMS[FAILURE])["reason"]) if file.is_file() else None
+
+
+def has_diverged(out: Path) -> bool:
+    """Return if a run failed because its loss was no longer finite. Raises InputError when its failure is damaged."""
+    file = out / FAILURE
+    return (
+        file.is_file() and read_json(file, FORMS[FAILURE]).get("error", "Diverged") == "Diverged"
+    )  # older ones lack it
 
 
 def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
