@@ -156,7 +156,7 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
 def test_rounds_share_their_first_one(tmp_path, monkeypatch):
     made = []
     keep = loop.save_parent
-    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].method) or keep(*args))
+    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].pruning.method) or keep(*args))
     found = run_grid(ROUNDS, tmp_path, jobs=1, console=quiet())
     assert made == ["lth"]
     assert [o.result["method"] for o in found] == ["lth", "lrr"]
