@@ -19,9 +19,11 @@ from flatsparse.experiments import compare as comparing
 from flatsparse.experiments import export
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data import sources
+from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
-from flatsparse.experiments.report import pages, printing
-from flatsparse.experiments.report.figures import save
+from flatsparse.experiments.report import figures, pages
+from flatsparse.experiments.report.sentences import topology_warnings
+from flatsparse.experiments.report.text import layer_table, left_dense, print_comparison
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig
 from flatsparse.experiments.run.ddp import joined, started_together
 from flatsparse.experiments.run.devices import usable_device
@@ -93,8 +95,8 @@ class Compare:
             raise InputError("compare starts its own processes: run it without torchrun, with --jobs")
         console = Console()
         tables = comparing.compare(self.comparison, self.out, resume=self.resume, console=console)
-        printing.print_tables(tables, console)
-        save(printing.differences(tables), self.out / "compare.png")
+        print_comparison(tables, console)
+        save(figures.differences(tables), self.out / "compare.png")
         report = pages.write_comparison(tables, self.comparison.resolved(), self.out)
         console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)
 
@@ -169,7 +171,7 @@ class List:
             "models": NETWORKS,
             "data": sources.SOURCES,
             "distributions": DISTRIBUTIONS,
-            "presets": {name: printing.left_dense(name) for name in PRESETS},
+            "presets": {name: left_dense(name) for name in PRESETS},
             "sharpness": SHARPNESS,
             "recipes": {name: recipe.title for name, recipe in recipes().items()},
         }
@@ -210,7 +212,7 @@ class List:
         except RuntimeError as problem:  # torch's, of shapes
             reason = str(problem).splitlines()[0]
             raise InputError(f"--image {' '.join(map(str, image))} does not fit '{self.model}': {reason}") from None
-        print(printing.layer_table(found))
+        print(layer_table(found))
 
 
 def _first_line(thing: Any) -> str:
@@ -269,6 +271,6 @@ class _RunBar:
             f"{held_out}{record['images_per_second']:.0f} images/s",
             highlight=False,
         )
-        for warning in printing.warnings(record, self.last):
+        for warning in topology_warnings(record, self.last):
             self.console.print(f"warning: {warning}", style="yellow", highlight=False)
         self.last = record

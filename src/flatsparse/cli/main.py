@@ -78,11 +78,11 @@ def _plain_warnings() -> Iterator[None]:
 
 def _run(arguments: Sequence[str]) -> None:
     try:
+        from flatsparse.cli.bench import Bench
         from flatsparse.cli.commands import Compare, Export, List, Train
         from flatsparse.cli.landscape import Landscape
         from flatsparse.cli.report import Report
         from flatsparse.cli.reproduce import Reproduce
-        from flatsparse.experiments.bench.suite import Bench
         from flatsparse.experiments.run.ddp import Unanswered
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")

@@ -13,7 +13,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.reproduce.table import Line
-from flatsparse.experiments.stats import Difference, deviation, paired_difference
+from flatsparse.experiments.stats import Interval, deviation, mean_interval, paired_difference
 
 NOTHING_LEARNED = "nothing learned"
 
@@ -39,7 +39,7 @@ class Row:
     accuracies: tuple[float, ...]
     train_accuracy: float
     validation_accuracy: float | None
-    difference: Difference | None
+    difference: Interval | None
     gaps: tuple[float, ...]
     unpaired: int
     gradients_per_step: float
@@ -67,7 +67,7 @@ class Row:
         """Return the row as plain values, with its mean and its verdict."""
         return {
             **dataclasses.asdict(self),
-            "difference": difference_to_json(self.difference, learned),
+            "difference": _to_json(self.difference, learned),
             "cosine": None if math.isnan(self.cosine) else self.cosine,
             "mean": self.mean,
             "std": None if math.isnan(self.std) else self.std,
@@ -79,7 +79,7 @@ class Row:
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         cosine = math.nan if saved["cosine"] is None else saved["cosine"]
-        return cls(**{**fields, "difference": difference_from_json(saved["difference"]), "cosine": cosine})
+        return cls(**{**fields, "difference": _from_json(saved["difference"]), "cosine": cosine})
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Table:
 
     label_noise: float
     rows: tuple[Row, ...]
-    over_random: Difference | None
+    over_random: Interval | None
     tried: dict[str, dict[str, float]]
     learned: bool = True
     failures: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Table:
         return {
             **dataclasses.asdict(self),
             "rows": [row.to_json(self.learned) for row in self.rows],
-            "over_random": difference_to_json(self.over_random, self.learned),
+            "over_random": _to_json(self.over_random, self.learned),
         }
 
     @classmethod
@@ -121,30 +121,19 @@ class Table:
         """Return the table that ``to_json`` wrote."""
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
         rows = tuple(Row.from_json(row) for row in saved["rows"])
-        over_random, failures = difference_from_json(saved["over_random"]), tuple(saved["failures"])
+        over_random, failures = _from_json(saved["over_random"]), tuple(saved["failures"])
         return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures})
 
 
-def difference_to_json(difference: Difference | None, learned: bool = True) -> dict[str, Any] | None:
+def _to_json(difference: Interval | None, learned: bool) -> dict[str, Any] | None:
     """Return a difference as plain values, with what it says where anything was learned."""
     if difference is None:
         return None
-    return {
-        "mean": difference.mean,
-        "interval95": [difference.low, difference.high] if difference.bounded else [None, None],
-        "pairs": difference.pairs,
-        "verdict": difference.verdict if learned else NOTHING_LEARNED,
-    }
+    return {**difference.to_json(), "verdict": difference.verdict if learned else NOTHING_LEARNED}
 
 
-def difference_from_json(saved: Mapping[str, Any] | None) -> Difference | None:
-    """Return the difference that ``difference_to_json`` wrote."""
-    if saved is None:
-        return None
-    low, high = saved["interval95"]
-    if low is None:
-        low, high = -math.inf, math.inf
-    return Difference(saved["mean"], low, high, saved["pairs"])
+def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
+    return None if saved is None else Interval.from_json(saved)
 
 
 def tabulate(
@@ -196,7 +185,7 @@ def _row(line: Line, base: Line, out: Path) -> Row:
         accuracies=tuple(values.values()),
         train_accuracy=statistics.fmean(result["train_accuracy"] for result in there),
         validation_accuracy=_mean([result["validation_accuracy"] for result in there]),
-        difference=None if line is base else paired_difference(gaps, [0.0] * len(gaps)),
+        difference=None if line is base else mean_interval(gaps),
         gaps=() if line is base else gaps,
         unpaired=0 if line is base else len(line.failures(None) | base.failures(None)),
         gradients_per_step=there[0]["gradient_evaluations"] / there[0]["steps"],
@@ -222,7 +211,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(there) if there else None
 
 
-def _over_random(rows: Sequence[Row]) -> Difference | None:
+def _over_random(rows: Sequence[Row]) -> Interval | None:
     found = {row.sharpness: row.by_seed for row in rows}
     ours, control = found.get("s2sam", {}), found.get("random", {})
     pairs = [seed for seed in ours if seed in control]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
@@ -24,7 +23,7 @@ from flatsparse.experiments.landscape import curved
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.records import tabulate
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
-from flatsparse.experiments.progress import ProgressLines
+from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished, load_run
 from flatsparse.experiments.terminal import Console
@@ -182,21 +181,15 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
     """Measure what is not there yet, with a bar; one that fails stops the rest and its error is raised."""
     for cache in (_loaded, _ready, _plane):  # a folder may hold another run by now
         cache.cache_clear()
-    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn())
-    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     todo = [piece for piece in pieces if not piece.file.is_file()]
     whole = sum(piece.work for piece in pieces)
-    with (
-        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
-        ProgressLines(console, "measuring", whole) as lines,
-    ):
-        lines.done = whole - sum(piece.work for piece in todo)
-        task = bar.add_task("", total=whole, completed=lines.done)
+    before = whole - sum(piece.work for piece in todo)
+    with Progress(console, "measuring", whole, done=before) as progress:
         assert settings.jobs is not None  # resolved
         with local_executor(settings.jobs) as executor:
             for piece, _ in executor.map(todo):
-                bar.advance(task, piece.work)
-                lines.done += piece.work
+                progress.advance(piece.work)
+                progress.update(note=f"{progress.done / whole:.0%}")
     if not console.is_terminal:
         told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
         console.print(f"measured {len(todo)} pieces{told}")

@@ -18,9 +18,9 @@ from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.files import write_json
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Recipe, Scale, Work, controls
-from flatsparse.experiments.report.figures import save
 from flatsparse.experiments.reproduce.pictures import pareto
 from flatsparse.experiments.reproduce.table import Line, lines_of, readings, runs_of, tabulate
 from flatsparse.experiments.run.config import change
