@@ -28,7 +28,7 @@ from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.recipes import load
-from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.checkpoint import environment
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig, as_json, change
@@ -77,7 +77,7 @@ def planned(part: Part, data_dir: Path | None) -> dict[RunConfig, list[list[str]
     found: dict[RunConfig, list[list[str]]] = {}
     for seed in range(first, first + count):
         for cell in recipe.cells("laptop"):
-            if meets(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
+            if matches(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
                 run = resolve(change(cell.run, seed=seed, data_dir=data_dir))
                 found.setdefault(run, []).append([name, cell.row, cell.column, cell.label])
     return found
