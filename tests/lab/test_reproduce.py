@@ -244,7 +244,7 @@ def test_controls_join_every_cell_with_s2sam():
     longer = found["plain, twice as long"]
     assert longer == change(plain.run, multiplier=2.0)
     sam = found["sam"]
-    assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
+    assert longer.schedule.whole_epochs * longer.passes == sam.schedule.whole_epochs * sam.passes  # as many gradients
     assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
 
