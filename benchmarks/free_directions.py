@@ -28,7 +28,7 @@ from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import _step, evaluate
 from flatsparse.experiments.run.resolve import resolve
-from flatsparse.experiments.stats import paired_difference
+from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure.sharpness import gains
 
 ROOT = Path(__file__).parent.parent
@@ -258,8 +258,7 @@ def share(
 
 
 def interval(values: list[float]) -> str:
-    told = paired_difference(values, [0.0] * len(values))
-    return f"{told.mean:.2f} ± {told.half:.2f}"
+    return mean_interval(values).with_half(".2f")
 
 
 def rendered(records: list[dict[str, Any]]) -> str:
@@ -290,7 +289,7 @@ def rendered(records: list[dict[str, Any]]) -> str:
                 name,
                 *(f"{statistics.fmean(accuracies(records, name, rho)):.2f}" for rho in TRAIN_RHOS),
                 f"{best_rho(records, name):g}",
-                f"{told.mean:+.1f} [{told.low:+.1f}, {told.high:+.1f}]" if name in over else "",
+                f"{told:+.1f}" if name in over else "",
                 f"{rest[name]:.3f}",
                 str(buffers),
             ]

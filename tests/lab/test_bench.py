@@ -202,7 +202,7 @@ def test_the_memory_table_says_which_targets_are_met(monkeypatch):
     ticks = []
     table = memory_table("mine", COUNTABLE, sparsity=0.9, device="cpu", tell=lambda: ticks.append(1))
     assert len(ticks) == len(table.rows) == len(table.record["variants"])
-    assert [sentence.rpartition(" ")[2] for sentence in table.found] == ["met.", "met.", "missed."]
+    assert [sentence.rpartition(" ")[2] for sentence in table.sentences] == ["met.", "met.", "missed."]
     extra = {(v["variant"], v["sparsity"]): v["extra_kept"] for v in table.record["variants"]}
     assert extra["s2sam", 0.0] == extra["s2sam", 0.9] == 1.0
     assert extra["sgd", 0.9] == 0.0
@@ -288,7 +288,7 @@ def test_throughput_counts_updates_of_the_masks_by_their_share_of_a_run(monkeypa
     each = table.record["methods"][method]["sgd"]["each"]
     assert each == pytest.approx([4 / (2.0 + share * 10.0)] * 6, rel=1e-4)  # four images
     assert len(ticks) == WARM_UP + timed(6, share)
-    assert ("6.00 times as long, and counts as one in 100" in table.found[0]) == bool(share)
+    assert ("6.00 times as long, and counts as one in 100" in table.sentences[0]) == bool(share)
 
 
 def test_updates_of_a_run_are_those_of_its_plan():

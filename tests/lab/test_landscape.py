@@ -405,7 +405,7 @@ def test_the_steps_of_figure_2_are_the_optimizers_own():
         for step in range(6):
             along = {"none": np.zeros(2), "sam": slope(w), "s2sam": last}[name]
             look = w + rho * along / (np.linalg.norm(along) + 1e-12)
-            assert path.looks[step] == pytest.approx(look, abs=1e-4)
+            assert path.perturbed[step] == pytest.approx(look, abs=1e-4)
             last = slope(look)
             w = w - lr * last
             assert path.weights[step + 1] == pytest.approx(w, abs=1e-4)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -20,6 +18,7 @@ from flatsparse.experiments import export
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.plotting import save
+from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report import figures, pages
 from flatsparse.experiments.report.sentences import topology_warnings
@@ -221,30 +220,17 @@ def _first_line(thing: Any) -> str:
 
 
 class _RunBar:
-    """Tells how a run gets on: a bar on a terminal, a line an epoch elsewhere."""
+    """The progress of a run: a bar on a terminal, a line an epoch elsewhere; a context."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("{task.fields[rate]:.0f} images/s"),
-        )
-        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
-        self.task = self.bar.add_task("", total=None, epoch="1", rate=0.0)
-
-    @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
-        with self.bar if self.console.is_terminal else contextlib.nullcontext():
-            yield
+        self.console, self.bar = console, Progress(console, "epoch 1", None)
 
     def __enter__(self) -> _RunBar:
-        self._context = self._shown()
-        self._context.__enter__()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        self._context.__exit__(*problem)
+        self.bar.__exit__(*problem)
 
     def started(self, run: ResolvedRun, setting: str) -> None:
         self.last: dict[str, Any] | None = None
@@ -256,12 +242,12 @@ class _RunBar:
         )
 
     def stepped(self, step: int, steps: int, images_per_second: float) -> None:
-        self.bar.update(self.task, completed=step, total=steps, rate=images_per_second)
+        self.bar.update(step, whole=steps, note=f"{images_per_second:.0f} images/s")
 
     def finished_epoch(self, record: dict[str, Any]) -> None:
         coming = min(record["epoch"] + 1, self.epochs)
         of_rounds = f", round {(coming - 1) // self.epochs_a_round + 1}/{self.rounds}" if self.rounds > 1 else ""
-        self.bar.update(self.task, epoch=f"{coming}/{self.epochs}{of_rounds}")
+        self.bar.update(title=f"epoch {coming}/{self.epochs}{of_rounds}")
         there = f"  round {record['round'] + 1}/{self.rounds}" if "round" in record else ""
         looked = record["validation_accuracy"]
         held_out = "" if looked is None else f"validation {looked:.2f} %  "

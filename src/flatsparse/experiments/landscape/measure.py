@@ -81,7 +81,7 @@ class Piece(_Measurement):
 
 @dataclass(frozen=True)
 class Curvature(_Measurement):
-    """The Hessian at the weights of one run, and the file for what is measured of it."""
+    """The curvature at the weights of one run, and the file for it."""
 
     file: Path
 
@@ -144,7 +144,7 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
 
 
 def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
-    """What a record says of a run, without the run's data."""
+    """The description of a run in a record, without the run's data."""
     return {
         "run": str(run.folder),
         "digest": run.digest,

@@ -27,7 +27,7 @@ def measured(runs: object, work: Work) -> Measured:
         for method, kinds in table.record["methods"].items()
         for key, found in kinds.items()
     ]
-    return Measured(readings=readings, said=[sentence for table in tables for sentence in table.found])
+    return Measured(readings=readings, said=[sentence for table in tables for sentence in table.sentences])
 
 
 RECIPE = Recipe(

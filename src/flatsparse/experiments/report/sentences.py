@@ -87,7 +87,7 @@ def run_sentences(result: Mapping[str, Any]) -> list[str]:
 def topology_warnings(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
     """The problems of the topology after an epoch that were not there after the one before."""
     found = [
-        f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
+        f"layer {name} has collapsed: {share:.0%} of its filters have no active weight; lower --sparsity, or --exclude it"
         for name, share in record["collapsed"].items()
         if before is None or name not in before["collapsed"]
     ]
@@ -102,10 +102,10 @@ def topology_sentences(result: Mapping[str, Any]) -> list[str]:
     moved = (
         "Masks never moved"
         if health["churn"] is None
-        else f"An update changed {health['churn']:.1%} of the live weights"
+        else f"An update changed {health['churn']:.1%} of the active weights"
     )
     sentences = [
-        f"{moved}; {result['exploration']:.1%} of the prunable weights were live at some time,"
+        f"{moved}; {result['exploration']:.1%} of the prunable weights were active at some time,"
         f" {health['dead_filters']} of {health['filters']} filters have none at the end."
     ]
     if health["collapsed"]:
