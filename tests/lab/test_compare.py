@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, write_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.comparison_table import Table, tabulate
 from flatsparse.experiments.grid import job

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, read_json
+from flatsparse.common.json_files import read_json
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.grid import job, ray_cluster, store
 from flatsparse.experiments.grid.job import JobOutcome, RunJob
 from flatsparse.experiments.grid.progress import ProgressTable

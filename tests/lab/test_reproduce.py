@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, write_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.recipes import load, recipes, surfaces
@@ -245,7 +245,7 @@ def test_controls_join_every_cell_with_s2sam():
     assert longer == change(plain.run, multiplier=2.0)
     sam = found["sam"]
     assert longer.schedule.whole_epochs * longer.passes == sam.schedule.whole_epochs * sam.passes  # as many gradients
-    assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
+    assert found["s2sam, weight decay 0.0005"].optim.weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
 
 

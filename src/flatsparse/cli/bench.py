@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import write_json
+from flatsparse.common.json_files import write_json
 from flatsparse.experiments.bench import suite
 from flatsparse.experiments.claims import alone_in, in_use
 from flatsparse.experiments.report import pages

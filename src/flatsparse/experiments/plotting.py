@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatsparse.common.files import write_whole
+from flatsparse.common.files import write_atomic
 
 LINE = "#333333"  # the color of lines that stand for no sharpness
 
@@ -35,7 +35,7 @@ def save(figure: Figure, file: Path) -> None:
     """Write a picture as PNG, whole. Raises InputError when it cannot be written."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160)
-    write_whole(file, stream.getvalue())
+    write_atomic(file, stream.getvalue())
 
 
 def svg(figure: Figure) -> str:

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import write_whole
+from flatsparse.common.files import write_atomic
 from flatsparse.experiments.grid.job import JobOutcome, RunJob, fail
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, one_thread
 from flatsparse.experiments.run.config import change
@@ -112,4 +112,4 @@ def write_files(job: RunJob, files: dict[str, bytes]) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     if not (job.folder / "result.json").is_file():
         for name, content in files.items():
-            write_whole(job.folder / name, content)
+            write_atomic(job.folder / name, content)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.records import of_kind
 from flatsparse.experiments.plotting import caption
-from flatsparse.measure.hessian import Spectrum
+from flatsparse.measure.spectral import Spectrum
 
 MAP = "viridis"
 

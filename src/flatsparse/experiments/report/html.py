@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from flatsparse.common.files import write_whole
+from flatsparse.common.files import write_atomic
 from flatsparse.experiments import plotting
 
 PACKAGE = "flatsparse.experiments.report"
@@ -44,5 +44,5 @@ def write(file: Path, template: str, **values: Any) -> Path:
     Raises: InputError when it cannot be written.
     """
     page = _environment().get_template(template).render(values)
-    write_whole(file, page.encode(errors="replace"))  # a path may be no text
+    write_atomic(file, page.encode(errors="replace"))  # a path may be no text
     return file

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from flatsparse.common.files import load_masks
+from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.bench.suite import NOTES, Bench
 from flatsparse.experiments.compare import Comparison

@@ -18,19 +18,11 @@ from typing import Any
 import torch
 
 import flatsparse
+from flatsparse.common.checkpoints import load_state, save_state
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import (
-    POSITIVE,
-    damaged,
-    load_state,
-    misfit,
-    read_json,
-    read_json_lines,
-    save_state,
-    sealed,
-    write_json,
-    write_whole,
-)
+from flatsparse.common.files import corrupt_file, write_atomic
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
+from flatsparse.common.schema import POSITIVE, schema_error
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun, as_json
@@ -39,7 +31,7 @@ from flatsparse.experiments.run.ddp import ALONE, Team
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 RESULT, FAILURE, CURVE, PROBES = "result.json", "failure.json", "metrics.jsonl", "probes.jsonl"
 SOME = (float, None)
-# What is read again of each file, see storage.misfit.
+# What is read again of each file, see schema_error.
 FORMS: dict[str, Any] = {
     "config.json": {"settings": dict, "versions": dict, "machine": {"threads": int}},
     RESULT: {
@@ -121,14 +113,14 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         return Progress(**state["progress"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
         told = next(iter(str(problem).splitlines()), type(problem).__name__)
-        raise damaged(file, f"its state is not this run's: {told}") from None
+        raise corrupt_file(file, f"its state is not this run's: {told}") from None
 
 
 def load_checked(file: Path) -> dict[str, Any]:
     """A state that ``save_state`` wrote of parts. Raises InputError when it is damaged, or none."""
     state: dict[str, Any] = load_state(file)
-    if (odd := misfit(state, FORMS[CHECKPOINT])) is not None:
-        raise damaged(file, odd)
+    if (odd := schema_error(state, FORMS[CHECKPOINT])) is not None:
+        raise corrupt_file(file, odd)
     return state
 
 
@@ -203,7 +195,7 @@ def read_probes(out: Path, count: int = 0) -> list[dict[str, Any]]:
 def _read_lines(file: Path, count: int, what: str) -> list[dict[str, Any]]:
     lines = read_json_lines(file, FORMS[file.name])
     if len(lines) < count:
-        raise damaged(file, f"it has {len(lines)} of {count} {what}")
+        raise corrupt_file(file, f"it has {len(lines)} of {count} {what}")
     return lines
 
 
@@ -235,8 +227,8 @@ def has_diverged(out: Path) -> bool:
 
 
 def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    lines = (json.dumps(sealed(record)) + "\n" for record in records)
-    write_whole(file, "".join(lines).encode(), durable=False)
+    lines = (json.dumps(with_checksum(record)) + "\n" for record in records)
+    write_atomic(file, "".join(lines).encode(), durable=False)
 
 
 def environment(team: Team = ALONE, device: str = "cpu") -> dict[str, Any]:

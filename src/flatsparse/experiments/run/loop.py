@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, save_masks, save_tensors, write_json
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.masks_file import save_masks
+from flatsparse.common.tensor_files import save_tensors
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.splits import DataSet, Images, Splits, at_once, batches
 from flatsparse.experiments.run import task
@@ -44,7 +46,7 @@ from flatsparse.experiments.run.probe import Probe
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.shared_round import has_parent, load_parent, prepare, save_parent, shared
 from flatsparse.measure.flops import step_flops
-from flatsparse.measure.sharpness import ball_increase
+from flatsparse.measure.sharpness import worst_case_sharpness
 from flatsparse.measure.topology import churn, health
 
 CHECKPOINT_SECONDS = 0.0  # between checkpoints, at least: none, so that a kill costs only the epoch in hand
@@ -318,7 +320,7 @@ def _renew_statistics(run: ResolvedRun, parts: Parts) -> None:
 
 
 def _ball_increase(run: ResolvedRun, parts: Parts) -> float:
-    """How much the loss on training images can rise near the final weights; see ``ball.DEFINITION``."""
+    """The worst-case sharpness of the loss on training images at the final weights; see ``sharpness.DEFINITION``."""
     images = parts.splits.train.take(torch.arange(min(BALL_IMAGES, len(parts.splits.train))))
     size = max(1, (run.runtime.eval_batch_size or at_once(images)) // 4)
 
@@ -332,7 +334,7 @@ def _ball_increase(run: ResolvedRun, parts: Parts) -> float:
         return total
 
     parts.model.eval()
-    return ball_increase(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
+    return worst_case_sharpness(parts.model, parts.training.zeroing(), gradient, BALL_RADIUS)
 
 
 def _precision(run: ResolvedRun) -> contextlib.AbstractContextManager[Any]:
