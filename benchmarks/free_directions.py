@@ -26,7 +26,8 @@ from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
-from flatsparse.experiments.run.loop import _step, evaluate
+from flatsparse.experiments.run.epoch import take_step
+from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import paired_difference
 from flatsparse.measure.sharpness import gains
@@ -120,7 +121,7 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
         ):
             yield parts, batch
             parts.optimizer.zero_grad()
-            _step(parts.run, parts, *batch, share=1.0)
+            take_step(parts, *batch)
             parts.schedule.step()
     yield parts, batch
 

@@ -11,7 +11,7 @@ from flatsparse.experiments.bench.suite import Bench, measure
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.landscape import measure as landscape
 from flatsparse.experiments.landscape.settings import Landscape
-from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.config import RunConfig, Setting
 from flatsparse.experiments.run.loop import train
 
 SMALL = {"train_size": 40, "validation_size": 20, "batch_size": 10, "epochs": 1}
@@ -53,7 +53,7 @@ def bench(tmp_path, console):
 
 
 def comparison(tmp_path, console):
-    compare(Comparison(**SMALL, sharpness=("sam",), seeds=1, jobs=1), tmp_path / "out", console=console)
+    compare(Comparison(Setting.of(**SMALL), sharpness=("sam",), seeds=1, jobs=1), tmp_path / "out", console=console)
     return "comparing: "
 
 

@@ -14,7 +14,7 @@ from flatsparse.experiments.landscape import pictures, settings, telling
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.figures import save
-from flatsparse.experiments.run.ddp import started_together
+from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
 
@@ -28,7 +28,7 @@ class Landscape(settings.Landscape):
     """Go on in the folder, perhaps with other runs; what is measured is not measured again."""
 
     def __call__(self) -> None:
-        if started_together():
+        if under_torchrun():
             raise InputError("landscape starts its own processes: run it without torchrun, with --jobs")
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(settings.Landscape)}
         asked, console = settings.Landscape(**chosen), Console()

@@ -16,6 +16,7 @@ from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.pool import Job, default_jobs, run_all, workers
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig, Setting, as_json
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.stats import Difference, deviation, paired_difference
@@ -198,38 +199,36 @@ def _compare(comparison: Comparison, out: Path, console: Console, about: dict[st
     return tables
 
 
-def tabulate(noise: float, results: dict[Sharpness, list[dict[str, Any]]], tried: dict[str, dict[str, float]]) -> Table:
+def tabulate(noise: float, results: dict[Sharpness, list[RunResult]], tried: dict[str, dict[str, float]]) -> Table:
     """Turn results, seed by seed, into a table."""
     base = results["none"]
-    plain = [r["test_accuracy"] for r in base]
+    plain = [r.accuracy for r in base]
     rows = []
     for name, found in results.items():
-        accuracies = [r["test_accuracy"] for r in found]
-        times = [r["seconds"]["step_median"] / b["seconds"]["step_median"] for r, b in zip(found, base, strict=True)]
-        cosines = [r["gradient_cosine"] for r in found if r["gradient_cosine"] is not None]
+        accuracies = [r.accuracy for r in found]
+        times = [r.seconds.step_median / b.seconds.step_median for r, b in zip(found, base, strict=True)]
+        cosines = [r.gradient_cosine for r in found if r.gradient_cosine is not None]
         rows.append(
             Row(
                 sharpness=name,
-                rho=found[0]["rho"],
+                rho=found[0].rho,
                 accuracies=tuple(accuracies),
-                train_accuracy=statistics.fmean(r["train_accuracy"] for r in found),
-                validation_accuracy=_mean([r["validation_accuracy"] for r in found]),
+                train_accuracy=statistics.fmean(r.train_accuracy for r in found),
+                validation_accuracy=_mean([r.validation_accuracy for r in found]),
                 difference=None if name == "none" else paired_difference(accuracies, plain),
-                gradients_per_step=found[0]["gradient_evaluations"] / found[0]["steps"],
+                gradients_per_step=found[0].gradient_evaluations / found[0].steps,
                 step_time=statistics.median(times),
                 step_times=tuple(times),
                 cosine=statistics.fmean(cosines) if cosines else math.nan,
-                ball=tuple(r["ball"]["increase"] for r in found),
-                ball_radius=found[0]["ball"]["radius"],
+                ball=tuple(r.worst_case_increase for r in found),
+                ball_radius=found[0].ball.radius,
             )
         )
     over_random = None
     if "s2sam" in results and "random" in results:
-        ours, control = ([r["test_accuracy"] for r in results[name]] for name in ("s2sam", "random"))
+        ours, control = ([r.accuracy for r in results[name]] for name in ("s2sam", "random"))
         over_random = paired_difference(ours, control)
-    learned = any(
-        r.get("above_chance") is not False for found in results.values() for r in found
-    )  # older results lack it
+    learned = any(r.above_chance is not False for found in results.values() for r in found)  # older results lack it
     return Table(noise, tuple(rows), over_random, tried, learned)
 
 

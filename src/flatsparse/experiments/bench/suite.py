@@ -35,8 +35,8 @@ from flatsparse.experiments.claims import alone_in, in_use
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.progress import ProgressLines
 from flatsparse.experiments.report import pages
-from flatsparse.experiments.run.checkpoint import environment
 from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.stats import FEWEST
 from flatsparse.experiments.terminal import Console

@@ -21,8 +21,8 @@ from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import Images
 from flatsparse.experiments.run.config import change
+from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.run.loop import evaluate
 
 SEVERITIES = range(1, 6)
 PIECE = 500  # images at once; noise follows it, so it is fixed

@@ -10,16 +10,17 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.experiments.progress import ProgressLines
-from flatsparse.experiments.run.checkpoint import CURVE, FAILURE, RESULT, read_result, write_failure
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.loop import Diverged, train
+from flatsparse.experiments.run.finish import Diverged
+from flatsparse.experiments.run.folder import FAILURE, METRICS, RESULT, read_result, write_failure
+from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.method import rounds_of
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.terminal import Console
 
 
@@ -40,14 +41,14 @@ class Job:
         return not self.test and (self.out / FAILURE).is_file()
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunResult:
         """What the finished run wrote."""
         return read_result(self.out)
 
     @property
     def validation_accuracy(self) -> float:
         """What choices go by: in percent, and 0, the worst there is, for a run that diverged."""
-        return 0.0 if self.diverged else float(self.result["validation_accuracy"])
+        return 0.0 if self.diverged else float(self.result.validation_accuracy or 0.0)
 
 
 def cores() -> int:
@@ -142,5 +143,5 @@ def _run(job: Job) -> None:
 
 def epochs_done(folder: Path) -> int:
     """How many epochs a run has finished, as its folder tells."""
-    metrics = folder / CURVE
+    metrics = folder / METRICS
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0

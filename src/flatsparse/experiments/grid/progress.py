@@ -13,8 +13,8 @@ from rich.text import Text
 
 from flatsparse.experiments.grid.pool import epochs_done
 from flatsparse.experiments.grid.workers import Task
-from flatsparse.experiments.run.checkpoint import read_result
 from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.folder import read_result
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.terminal import Console
 
@@ -79,7 +79,7 @@ class Board:
         if failure is not None:
             self.console.print(Text(f"{place} failed: {failure}", style="red"), soft_wrap=True)
         elif not self.console.is_terminal:
-            accuracy = read_result(folder)["test_accuracy"]
+            accuracy = read_result(folder).accuracy
             self.console.print(Text(f"{place}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
 
     def table(self) -> Group:

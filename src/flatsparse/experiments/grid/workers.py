@@ -19,11 +19,13 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import Busy, locked
 from flatsparse.experiments.grid.pool import end_with_parent
-from flatsparse.experiments.run.checkpoint import FAILURE, RESULT, read_failure, write_failure
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.loop import Silent, train
+from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure, write_failure
+from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.method import plan_of
-from flatsparse.experiments.run.shared_round import first_round, has_parent, shared
+from flatsparse.experiments.run.records import EpochRecord
+from flatsparse.experiments.run.shared_round import first_round_key, has_first_round, is_shareable
+from flatsparse.experiments.run.watcher import Silent
 
 PATIENCE = 0.5  # seconds between looks at how far runs are
 
@@ -85,16 +87,16 @@ def work(task: Task) -> End:
                 return End(failure)
             (task.folder / FAILURE).unlink(missing_ok=True)
             first = contextlib.ExitStack()
-            if shares := shared(plan_of(task.run)):
+            if shares := is_shareable(plan_of(task.run)):
                 held.enter_context(first)
-                if not first.enter_context(_lock(task.store, f"first-{first_round(task.run)}")):
+                if not first.enter_context(_lock(task.store, f"first-{first_round_key(task.run)}")):
                     return End(busy=True)
             try:
                 train(
                     task.run,
                     task.folder,
                     resume=True,
-                    parent=task.store / "parents",
+                    shared_rounds=task.store / "parents",
                     watcher=_Sharing(task.store / "parents", first) if shares else None,
                 )
             except Busy:  # with flatsparse train
@@ -130,11 +132,11 @@ class _Sharing(Silent):
         self.run = run  # with the sizes of its data, which the round's file is named by
         self._look()
 
-    def finished_epoch(self, record: dict[str, Any]) -> None:
+    def finished_epoch(self, record: EpochRecord) -> None:
         self._look()
 
     def _look(self) -> None:
-        if has_parent(self.parents, self.run):
+        if has_first_round(self.parents, self.run):
             self.lock.close()
 
 

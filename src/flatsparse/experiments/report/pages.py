@@ -23,9 +23,10 @@ from flatsparse.experiments.landscape.viewer import viewer
 from flatsparse.experiments.report import printing
 from flatsparse.experiments.report.figures import svg
 from flatsparse.experiments.run import probe
-from flatsparse.experiments.run.checkpoint import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.config import ResolvedRun, unasked
+from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.method import removal
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.sharpness import DEFINITION
 
@@ -117,9 +118,9 @@ def _question(comparison: Comparison) -> str:
     )
 
 
-def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
+def write_run(run: ResolvedRun, outcome: RunResult, out: Path) -> Path:
     """Write a single run's report. Returns the file."""
-    records = read_metrics(out, result)
+    records, result = [epoch.to_json() for epoch in read_metrics(out, outcome)], outcome.to_json()
     sparsity = f"{result['sparsity']['prunable']:.1%}"
     title = f"{run.model} on {run.dataset.data}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}"
     flops, seconds = result["flops"], result["seconds"]
@@ -132,7 +133,7 @@ def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
         f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
         f"The loss rises by {result['ball']['increase']:.4f} within a radius of {result['ball']['radius']:g}.",
-        *printing.told_of_topology(result),
+        *printing.told_of_topology(outcome),
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
     parts = [
@@ -305,7 +306,7 @@ def _tuning(tables: Sequence[Table]) -> list[str]:
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(folder, read_result(folder))
+    return [epoch.to_json() for epoch in read_metrics(folder, read_result(folder))]
 
 
 def _probes(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from flatsparse.experiments.compare import Row, Table
+from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.stats import Difference
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import Estimate
@@ -250,30 +251,28 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
     return figure
 
 
-def warnings(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+def warnings(record: EpochRecord, before: EpochRecord | None) -> list[str]:
     """What is amiss with the topology after an epoch and was not after the one before it."""
     told = [
         f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
-        for name, share in record["collapsed"].items()
-        if before is None or name not in before["collapsed"]
+        for name, share in record.collapsed.items()
+        if before is None or name not in before.collapsed
     ]
-    if record["churn"] == 0 and (before is None or before["churn"] != 0):
-        told.append(f"{record['updates']} updates of the masks changed nothing; raise --drop-fraction, if it is small")
+    if record.churn == 0 and (before is None or before.churn != 0):
+        told.append(f"{record.updates} updates of the masks changed nothing; raise --drop-fraction, if it is small")
     return told
 
 
-def told_of_topology(result: Mapping[str, Any]) -> list[str]:
+def told_of_topology(result: RunResult) -> list[str]:
     """A finished run's topology in sentences."""
-    found = result["health"]
-    moved = (
-        "Masks never moved" if found["churn"] is None else f"An update changed {found['churn']:.1%} of the live weights"
-    )
+    found = result.health
+    moved = "Masks never moved" if found.churn is None else f"An update changed {found.churn:.1%} of the live weights"
     told = [
-        f"{moved}; {result['exploration']:.1%} of the prunable weights were live at some time,"
-        f" {found['dead_filters']} of {found['filters']} filters have none at the end."
+        f"{moved}; {result.exploration:.1%} of the prunable weights were live at some time,"
+        f" {found.dead_filters} of {found.filters} filters have none at the end."
     ]
-    if found["collapsed"]:
-        told.append(f"Collapsed, with nearly all filters dead: {', '.join(found['collapsed'])}.")
+    if found.collapsed:
+        told.append(f"Collapsed, with nearly all filters dead: {', '.join(found.collapsed)}.")
     return told
 
 

@@ -21,8 +21,8 @@ from flatsparse.experiments.recipes.recipe import Scale
 from flatsparse.experiments.report.pages import flags
 from flatsparse.experiments.report.printing import told_of_topology
 from flatsparse.experiments.reproduce.verdict import VERDICTS
-from flatsparse.experiments.run.checkpoint import read_config, read_metrics, read_result
 from flatsparse.experiments.run.config import as_json, change
+from flatsparse.experiments.run.folder import read_config, read_metrics, read_result
 from flatsparse.experiments.run.load import run_of
 
 SOME, WORD = (float, None), (str, None)
@@ -141,7 +141,7 @@ def run(folder: Path) -> dict[str, Any]:
     try:
         config, result = read_config(folder), read_result(folder)
         settings = run_of(config["settings"], folder)
-        lines = read_metrics(folder, result)
+        lines = [epoch.to_json() for epoch in read_metrics(folder, result)]
     except InputError as problem:
         return {"folder": folder.name, "problem": str(problem)}
     anywhere = change(settings, data_dir=None)

@@ -122,7 +122,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
 def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:
     """What the finished runs were made on, each once; results of old do not say it."""
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
-    found = {told["fingerprint"]: told for result in results if (told := result.get("data_set")) is not None}
+    found = {told["fingerprint"]: told for result in results if (told := result.data_set) is not None}
     return list(found.values())
 
 
