@@ -16,7 +16,7 @@ from flatsparse.sparse.distributions import ranked_together
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.redistribution import BelowThreshold, Redistribute, SmallestOfEach, survivors
 from flatsparse.sparse.topk import apportion, keep_top
-from tests.sparse_helpers import batch, copied, same, take_step, tiny_net
+from tests.helpers import copied, image_batch, same, take_step, tiny_net
 
 STEPS, SPARSITY, LR, MOMENTUM = 16, 0.75, 0.1, 0.9
 
@@ -38,7 +38,7 @@ def random_net(seed):
 
 
 def backward(model, step):
-    inputs, targets = batch(step)
+    inputs, targets = image_batch(step)
     model.zero_grad()
     F.cross_entropy(model(inputs.double()), targets).backward()
 

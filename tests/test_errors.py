@@ -9,7 +9,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity
-from tests.sparse_helpers import sgd
+from tests.helpers import sgd
 
 HALVES = [0.5, np.float16(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)]
 SEVENS = [7, *(kind(7) for kind in (np.int8, np.int32, np.int64, np.uint8)), np.array(7), torch.tensor(7)]
@@ -61,7 +61,9 @@ def test_sparsify_takes_numbers_of_every_kind(kind):
     def masks(steps, sparsity, every, until):
         torch.manual_seed(0)
         model = nn.Linear(20, 10)
-        training = fs.sparsify(model, sgd(model), "rigl", sparsity=sparsity, steps=steps, every=every, until=until)
+        training = fs.sparsify(
+            model, sgd(model.parameters()), "rigl", sparsity=sparsity, steps=steps, every=every, until=until
+        )
         return training.masks["weight"], [step for step in range(1, 41) if training.due(step)]
 
     ours, theirs = masks(40, 0.75, 10, 30), masks(kind(40), np.float32(0.75), kind(10), kind(30))

@@ -17,7 +17,7 @@ from flatsparse.methods import METHODS
 from flatsparse.schedules import AnyOf
 from flatsparse.sparse.channel_rules import Explore
 from flatsparse.sparse.layers import prunable
-from tests.sparse_helpers import tiny_net
+from tests.helpers import tiny_net
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])])
 TOKENS = 7  # of one sample

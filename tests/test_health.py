@@ -4,7 +4,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.measure.topology import churn, health
-from tests.sparse_helpers import copied, rigl, sgd, take_step, tiny_net
+from tests.helpers import copied, rigl, sgd, take_step, tiny_net
 
 
 def test_filters_without_a_live_weight_are_dead():
@@ -19,7 +19,7 @@ def test_filters_without_a_live_weight_are_dead():
 
 def test_a_dead_filter_gives_the_same_for_every_input():
     model = tiny_net()
-    training = fs.sparsify(model, sgd(model), "static", sparsity=0.9, steps=10)
+    training = fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.9, steps=10)
     dead = ~training.masks["3.weight"].flatten(1).any(1)
     assert health({"3.weight": training.masks["3.weight"]}, model).dead == dead.sum()
     inputs = torch.randn(2, 6, 8, 8)
@@ -37,7 +37,7 @@ def test_churn_is_the_share_of_live_weights_that_were_replaced(moved, expected):
 
 def test_churn_of_an_update_is_at_most_its_drop_fraction():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer, drop_fraction=0.5, until=1.0)
     found = []
     for step in range(1, 10):

@@ -12,8 +12,21 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
-
-from .helpers import adamw, close, conv_net, loss_at, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
+from tests.helpers import (
+    adamw,
+    close,
+    conv_net,
+    loss_at,
+    mlp,
+    norm,
+    s2sam,
+    same,
+    saved,
+    sgd,
+    shift,
+    train_steps,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from flatsparse.measure import surface as ls
-
-from .helpers import same
-from .sparse_helpers import batch, is_plus_zero, tiny_net
+from tests.helpers import image_batch, is_plus_zero, same, tiny_net
 
 
 def some_masks(model, share=0.3, seed=0):
@@ -25,7 +23,7 @@ def some_masks(model, share=0.3, seed=0):
 
 
 def mean_loss(model):
-    inputs, targets = batch(0, size=16)
+    inputs, targets = image_batch(0, size=16)
     return lambda weights: F.cross_entropy(torch.func.functional_call(model, weights, (inputs,)), targets)
 
 
@@ -110,7 +108,7 @@ def test_directions_go_by_plain_names():
 def test_the_plain_double_loop_finds_the_same(at_once):
     model = tiny_net().eval()
     masks = some_masks(model)
-    inputs, targets = batch(0, size=16)
+    inputs, targets = image_batch(0, size=16)
     places = ls.axis(5)
     ours = ls.losses(mean_loss(model), weights(model), plane(model, masks), ls.grid(places), at_once)
     theirs = plainly(model, plane(model, masks), places, lambda: F.cross_entropy(model(inputs), targets))
@@ -122,7 +120,7 @@ def test_the_centre_is_the_models_loss_and_the_weights_are_untouched():
     model = tiny_net().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = ls.losses(mean_loss(model), weights(model), plane(model), ls.grid(ls.axis(3)))
-    inputs, targets = batch(0, size=16)
+    inputs, targets = image_batch(0, size=16)
     assert torch.equal(found[4], F.cross_entropy(model(inputs), targets).detach())
     assert same(before, dict(model.state_dict()))
 

@@ -5,7 +5,7 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import PRESETS, chosen, classifier, first_convolution, prunable, shortcuts
-from tests.sparse_helpers import sgd, tiny_net
+from tests.helpers import sgd, tiny_net
 
 
 def modules(model):
@@ -59,7 +59,7 @@ def test_presets_leave_dense_what_their_papers_do(preset, dense):
 @pytest.mark.parametrize(("sparsity", "overall"), [(0.9, 0.894), (0.95, 0.944), (0.98, 0.973)])
 def test_the_mest_profile_on_resnet32_has_the_overall_sparsity_of_its_runs(sparsity, overall):
     model = fs.models.resnet32()
-    training = fs.sparsify(model, sgd(model), "static", sparsity=sparsity, steps=10, layers="mest")
+    training = fs.sparsify(model, sgd(model.parameters()), "static", sparsity=sparsity, steps=10, layers="mest")
     report = training.report()
     assert report.sparsity == pytest.approx(sparsity, abs=1e-6)
     assert report.overall_sparsity == pytest.approx(overall, abs=5e-4)
@@ -81,7 +81,7 @@ def test_the_mest_profile_on_resnet32_has_the_overall_sparsity_of_its_runs(spars
 )
 def test_layers_are_chosen_by_kind_name_and_preset(choice, names):
     model = tiny_net()
-    assert list(fs.sparsify(model, sgd(model), "static", sparsity=0.5, steps=10, **choice).masks) == names
+    assert list(fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.5, steps=10, **choice).masks) == names
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_layers_are_chosen_by_kind_name_and_preset(choice, names):
 def test_a_choice_that_leaves_nothing_or_means_nothing_is_told(choice, told):
     model = tiny_net()
     with pytest.raises(InputError, match=told):
-        fs.sparsify(model, sgd(model), "static", sparsity=0.5, steps=10, **choice)
+        fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.5, steps=10, **choice)
 
 
 def test_every_preset_fits_a_net_without_convolutions():

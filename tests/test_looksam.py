@@ -11,8 +11,7 @@ from torch import Tensor
 
 import flatsparse as fs
 from flatsparse.sam.looksam import ORTHOGONAL, LookSAM
-
-from .helpers import backward, bases, gradients, loss_at, mlp, norm, same, saved, sgd, weights
+from tests.helpers import backward, bases, gradients, loss_at, mlp, norm, same, saved, sgd, weights
 
 pytestmark = pytest.mark.filterwarnings("error")
 

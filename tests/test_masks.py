@@ -9,7 +9,7 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.common.names import plain_names
 from flatsparse.sparse.masks import MaskedWeight, Masks
-from tests.sparse_helpers import is_plus_zero, tiny_net
+from tests.helpers import is_plus_zero, tiny_net
 
 
 def names(model, **choice):

@@ -14,7 +14,7 @@ from flatsparse.common.weight_layout import inputs_first, outputs_first
 from flatsparse.measure.surface import direction
 from flatsparse.measure.topology import health
 from flatsparse.sparse.layers import prunable
-from tests.sparse_helpers import sgd
+from tests.helpers import sgd
 
 
 class Conv1D(nn.Module):
@@ -47,7 +47,7 @@ def old_weight_norm(layer):
 
 
 def static(model, **choice):
-    return fs.sparsify(model, sgd(model), "static", **{"sparsity": 0.75, "steps": 10, **choice})
+    return fs.sparsify(model, sgd(model.parameters()), "static", **{"sparsity": 0.75, "steps": 10, **choice})
 
 
 def silently(model, **choice):
@@ -262,7 +262,7 @@ def test_tensors_without_memory_share_none():
 @pytest.mark.parametrize("method", [name for name in fs.METHODS if name not in ("snip", "grasp", "chex", "dense")])
 def test_layers_without_entries_take_no_part(method):
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 0), nn.Linear(0, 8), nn.Linear(8, 5))
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = fs.sparsify(model, optimizer, method, sparsity=0.5, steps=20)
     for step in range(20):
         optimizer.zero_grad()
@@ -336,7 +336,7 @@ def test_directions_have_the_length_of_each_filter(layer):
 @pytest.mark.parametrize("layer", [layer for layer in [*TURNED, *STRAIGHT] if sizes(layer)[1] % 4 == 0], ids=repr)
 def test_patterns_lie_along_the_inputs_at_the_start_and_after_updates(layer, method):
     layer = copy.deepcopy(layer)
-    optimizer = sgd(layer)
+    optimizer = sgd(layer.parameters())
     options = {"every": 2} if method == "rigl" else {}
     training = fs.sparsify(layer, optimizer, method, sparsity=0.5, steps=10, pattern=(2, 4), **options)
     first = training.masks["weight"].clone()
@@ -347,7 +347,9 @@ def test_patterns_lie_along_the_inputs_at_the_start_and_after_updates(layer, met
     turned = outputs_first(training.masks["weight"], inputs_first(layer))
     assert (turned.unflatten(1, (-1, 4)).sum(2) == 2).all()
     assert torch.equal(first, training.masks["weight"]) == (method == "static")
-    again = fs.sparsify(layer, sgd(layer), "static", masks=training.masks, steps=10, pattern=(2, 4), seed=1)
+    again = fs.sparsify(
+        layer, sgd(layer.parameters()), "static", masks=training.masks, steps=10, pattern=(2, 4), seed=1
+    )
     assert torch.equal(again.masks["weight"], training.masks["weight"])
 
 

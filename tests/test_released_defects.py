@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-
-from .helpers import backward, close, conv_net, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
+from tests.helpers import backward, close, conv_net, mlp, norm, s2sam, same, saved, sgd, shift, train_steps, weights
 
 pytestmark = pytest.mark.filterwarnings("error")
 

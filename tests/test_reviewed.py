@@ -19,8 +19,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.models.causal_transformer import causal_transformer
 from flatsparse.sam import kernel
 from flatsparse.schedules import Linear
-
-from .helpers import adamw, backward, batch, loss_at, mlp, s2sam, same, saved, sgd, train_steps, weights
+from tests.helpers import adamw, backward, batch, loss_at, mlp, s2sam, same, saved, sgd, train_steps, weights
 
 
 def plain_sgd(parameters):

@@ -7,7 +7,7 @@ import flatsparse as fs
 from flatsparse.common.optimizers import innermost
 from flatsparse.methods import LRR, LTH
 from flatsparse.sparse.rounds import Remaining
-from tests.sparse_helpers import BASES, assert_zero_outside, copied, same, sgd, take_step, tiny_net
+from tests.helpers import assert_zero_outside, bases, copied, same, sgd, take_step, tiny_net
 
 STEPS = 5
 
@@ -40,12 +40,12 @@ def pruned_plainly(model, masks, live):
     return {name: new[name].view(m.shape) for name, m in masks.items()}
 
 
-@BASES
+@bases
 @pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize(("method", "rewind"), [("lth", 0), ("lth", 3), ("lrr", None)])
 def test_rounds_are_the_plain_algorithm(base, sharp, method, rewind):
     model = tiny_net()
-    optimizer = fs.S2SAM(base(model), rho=0.1) if sharp else base(model)
+    optimizer = fs.S2SAM(base(model.parameters()), rho=0.1) if sharp else base(model.parameters())
     options = {} if rewind is None else {"rewind": rewind}
     training = fs.sparsify(model, optimizer, method, sparsity=0.7, steps=STEPS, drop_fraction=0.3, **options)
     early, total, step = copied(model.state_dict()), 646, 0
@@ -74,7 +74,7 @@ def test_rounds_are_the_plain_algorithm(base, sharp, method, rewind):
 
 def test_a_method_without_rounds_has_one():
     model = tiny_net()
-    training = fs.sparsify(model, sgd(model), "set", sparsity=0.5, steps=20)
+    training = fs.sparsify(model, sgd(model.parameters()), "set", sparsity=0.5, steps=20)
     assert list(fs.rounds(training)) == [0]
     with pytest.raises(fs.InputError, match="has 1 rounds, and this was the last"):
         training.next_round()
@@ -85,6 +85,6 @@ def test_what_cannot_be_done_is_said():
         with pytest.raises(fs.InputError, match=said):
             method.plan(0.5, 8)
     model = tiny_net()
-    training = fs.sparsify(model, sgd(model), "imp", sparsity=0.5, steps=8, rewind=3)
+    training = fs.sparsify(model, sgd(model.parameters()), "imp", sparsity=0.5, steps=8, rewind=3)
     with pytest.raises(fs.InputError, match="never reached rewind=3"):
         training.next_round()

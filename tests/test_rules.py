@@ -13,7 +13,7 @@ from flatsparse.sparse.distributions import DISTRIBUTIONS, uniform
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import updates
 from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
-from tests.sparse_helpers import copied, rewired_plainly, tiny_net
+from tests.helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
 GROWTH = pytest.mark.parametrize("grow", [scores.random, scores.gradient])

@@ -10,9 +10,9 @@ import flatsparse as fs
 from flatsparse.sparse.distributions import ranked_together
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.saliency import GradientFlow, Sensitivity, balanced
-from tests.sparse_helpers import batch, copied, same, sgd, tiny_net
+from tests.helpers import copied, image_batch, same, sgd, tiny_net
 
-SAMPLE = batch(0, size=40)
+SAMPLE = image_batch(0, size=40)
 NAMES = {"snip": {}, "grasp": {"per_class": 4}}
 methods = pytest.mark.parametrize("method", NAMES)
 
@@ -38,13 +38,13 @@ def masks_of(model):
 def made(method, model=None, **options):
     model = model or tiny_net()
     chosen = {"batches": [SAMPLE], "loss_fn": F.cross_entropy, "sparsity": 0.9, "steps": 10, **NAMES[method], **options}
-    return model, fs.sparsify(model, sgd(model), method, **chosen)
+    return model, fs.sparsify(model, sgd(model.parameters()), method, **chosen)
 
 
 @nets
 def test_sensitivity_is_the_gradient_with_respect_to_a_mask_at_one(net):
     model = net().double()
-    batches = [(x.double(), y) for x, y in (batch(1), batch(2))]
+    batches = [(x.double(), y) for x, y in (image_batch(1), image_batch(2))]
     scores = Sensitivity(batches, F.cross_entropy)(masks_of(model), model)
     c = {name: torch.ones_like(p, requires_grad=True) for name, p in model.named_parameters() if name in scores}
     weights = dict(model.named_parameters())

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-
-from .helpers import (
+from tests.helpers import (
     backward,
     bases,
     batch,

@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatsparse as fs
-
-from .helpers import (
+from tests.helpers import (
     adamw,
     backward,
     bases,

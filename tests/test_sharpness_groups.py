@@ -8,8 +8,7 @@ import pytest
 from torch.optim import lr_scheduler
 
 import flatsparse as fs
-
-from .helpers import (
+from tests.helpers import (
     backward,
     bases,
     close,

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import flatsparse as fs
-
-from .helpers import (
+from tests.helpers import (
     backward,
     bases,
     close,

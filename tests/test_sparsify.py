@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from tests.sparse_helpers import (
-    BASES,
+from tests.helpers import (
     assert_zero_outside,
+    bases,
     copied,
     is_plus_zero,
     masked,
@@ -21,7 +21,7 @@ from tests.sparse_helpers import (
     state_of,
     take_step,
     tiny_net,
-    train,
+    train_on_images,
 )
 
 # -- what it offers ---------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ from tests.sparse_helpers import (
 def test_the_model_is_sparse_at_once_and_to_the_weight():
     model = tiny_net()
     dense = copied(model.state_dict())
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer)
     assert sum(int(m.sum()) for m in training.masks.values()) == 646 - round(0.8 * 646)
     assert training.sparsity == 1 - 129 / 646
@@ -41,18 +41,18 @@ def test_the_model_is_sparse_at_once_and_to_the_weight():
 
 def test_masks_come_by_name_in_the_order_of_parameters_and_keep_their_identity():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer)
     before = training.masks
     assert list(before) == ["0.weight", "3.weight", "7.weight"]
     assert all(mask.dtype == torch.bool for mask in before.values())
-    train(model, optimizer, 7)
+    train_on_images(model, optimizer, 7)
     assert all(training.masks[name] is mask for name, mask in before.items())
 
 
 def test_the_report_agrees_with_the_masks():
     model = tiny_net()
-    training = rigl(model, sgd(model))
+    training = rigl(model, sgd(model.parameters()))
     report = training.report()
     assert [(r.name, r.shape, r.active, r.total) for r in report] == [
         (name, tuple(m.shape), int(m.sum()), m.numel()) for name, m in training.masks.items()
@@ -66,7 +66,7 @@ def test_the_report_agrees_with_the_masks():
 def test_the_seed_chooses_the_masks_and_the_global_one_does_not():
     def masks(seed):
         model = tiny_net()
-        return copied(rigl(model, sgd(model), seed=seed).masks)
+        return copied(rigl(model, sgd(model.parameters()), seed=seed).masks)
 
     first = masks(1)
     torch.rand(5)
@@ -76,10 +76,10 @@ def test_the_seed_chooses_the_masks_and_the_global_one_does_not():
 
 def test_making_a_model_sparse_draws_nothing_from_the_global_generator():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     before = torch.get_rng_state()
     fs.sparsify(model, optimizer, "set", sparsity=0.8, steps=20, every=2)
-    train(model, optimizer, 5)
+    train_on_images(model, optimizer, 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -87,9 +87,9 @@ def test_a_method_may_be_a_name_in_any_case_or_an_object():
     ran = []
     for method, options in [("rigl", {"every": 3}), ("RigL", {"every": 3}), (fs.methods.RigL(every=3), {})]:
         model = tiny_net()
-        optimizer = sgd(model)
+        optimizer = sgd(model.parameters())
         training = fs.sparsify(model, optimizer, method, sparsity=0.8, steps=20, **options)
-        train(model, optimizer, 7)
+        train_on_images(model, optimizer, 7)
         ran.append(seen(model, optimizer, training))
     assert same(ran[0], ran[1])
     assert same(ran[0], ran[2])
@@ -97,7 +97,7 @@ def test_a_method_may_be_a_name_in_any_case_or_an_object():
 
 def test_a_distribution_may_be_named():
     model = tiny_net()
-    training = rigl(model, sgd(model), distribution="uniform")
+    training = rigl(model, sgd(model.parameters()), distribution="uniform")
     assert [r.active for r in training.report()] == [11, 86, 32]
 
 
@@ -109,9 +109,9 @@ def test_a_wrapper_with_a_base_is_looked_through():
     ran = []
     for wrap in (lambda base: base, Wrapper):
         model = tiny_net()
-        base = sgd(model)
+        base = sgd(model.parameters())
         training = rigl(model, wrap(base))
-        train(model, base, 7)
+        train_on_images(model, base, 7)
         ran.append(seen(model, base, training))
     assert same(*ran)
 
@@ -119,17 +119,17 @@ def test_a_wrapper_with_a_base_is_looked_through():
 @pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
 def test_a_sharpness_aware_optimizer_follows_the_model_by_itself(kind):
     model = tiny_net()
-    optimizer = kind(sgd(model), rho=0.1)
+    optimizer = kind(sgd(model.parameters()), rho=0.1)
     rigl(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(model, optimizer, 4)
+        train_on_images(model, optimizer, 4)
 
 
 @pytest.mark.parametrize("kind", [fs.SAM, fs.S2SAM, lambda base, rho: fs.S2SAM(base, rho, direction="random")])
 def test_a_look_at_the_neighbour_stays_within_the_masks(kind):
     model = tiny_net()
-    optimizer = kind(sgd(model), rho=0.1)
+    optimizer = kind(sgd(model.parameters()), rho=0.1)
     training = rigl(model, optimizer)
     true, moved = {}, []
 
@@ -147,20 +147,20 @@ def test_a_look_at_the_neighbour_stays_within_the_masks(kind):
 
 def test_weights_left_out_stay_dense():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer, exclude=["0"])
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     assert list(training.masks) == ["3.weight", "7.weight"]
     assert (model[0].weight != 0).all()
 
 
 def test_after_detach_nothing_keeps_the_masks():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer)
     training.detach()
     before = copied(training.masks)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     assert same(before, training.masks)
     assert training.steps_taken == 0
     assert (model[7].weight != 0).all()
@@ -168,9 +168,9 @@ def test_after_detach_nothing_keeps_the_masks():
 
 def test_masks_of_another_model_are_refused():
     model, other = tiny_net(), nn.Sequential(nn.Linear(4, 3))
-    state = fs.sparsify(other, sgd(other), "rigl", sparsity=0.5, steps=9, every=3).state_dict()
+    state = fs.sparsify(other, sgd(other.parameters()), "rigl", sparsity=0.5, steps=9, every=3).state_dict()
     with pytest.raises(fs.InputError, match=r"layer '0.weight' is \(3, 4\) there and \(6, 1, 3, 3\) here"):
-        rigl(model, sgd(model)).load_state_dict(state)
+        rigl(model, sgd(model.parameters())).load_state_dict(state)
 
 
 # -- what it refuses --------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore:every=")
 def test_a_choice_that_cannot_be_honoured_is_one_line_and_leaves_the_model(choice, says):
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     before = copied(model.state_dict())
     choice = {"method": "rigl", "sparsity": 0.8, "steps": 20, **choice}
     with pytest.raises(fs.InputError) as caught:
@@ -226,14 +226,14 @@ def test_an_optimizer_of_another_model_is_refused():
     model = tiny_net()
     before = copied(model.state_dict())
     with pytest.raises(fs.InputError, match="the optimizer holds none") as caught:
-        rigl(model, sgd(tiny_net()))
+        rigl(model, sgd(tiny_net().parameters()))
     assert "\n" not in str(caught.value)
     assert same(before, model.state_dict())
 
 
 def test_a_period_too_long_for_the_run_is_shortened_with_one_warning_to_the_caller():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     with pytest.warns(UserWarning, match="every=500 leaves no update") as caught:
         training = fs.sparsify(model, optimizer, "rigl", sparsity=0.8, steps=40, every=500)
     assert [w.filename for w in caught] == [__file__]
@@ -243,12 +243,12 @@ def test_a_period_too_long_for_the_run_is_shortened_with_one_warning_to_the_call
 # -- weights and state from elsewhere ---------------------------------------------------------------------------------
 
 
-@BASES
+@bases
 def test_dense_weights_loaded_later_are_sparse_at_once(base):
     model = tiny_net()
-    optimizer = base(model)
+    optimizer = base(model.parameters())
     training = rigl(model, optimizer)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     model.load_state_dict(tiny_net(seed=1).state_dict())
     assert_zero_outside(model, training, optimizer)
     take_step(model, optimizer, 5)
@@ -257,10 +257,10 @@ def test_dense_weights_loaded_later_are_sparse_at_once(base):
 
 def test_masks_loaded_after_their_weights_find_them_whole():
     model = tiny_net()
-    training = rigl(model, sgd(model))
+    training = rigl(model, sgd(model.parameters()))
     weights, masks = copied(model.state_dict()), training.state_dict()
     other = tiny_net(seed=1)
-    again = fs.sparsify(other, sgd(other), "rigl", sparsity=0.8, steps=20, every=3, seed=9)
+    again = fs.sparsify(other, sgd(other.parameters()), "rigl", sparsity=0.8, steps=20, every=3, seed=9)
     other.load_state_dict(weights)
     assert not same(weights, other.state_dict())  # zero outside the masks it has so far
     again.load_state_dict(masks)
@@ -269,7 +269,7 @@ def test_masks_loaded_after_their_weights_find_them_whole():
 
 def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     first = rigl(model, optimizer)
     with pytest.raises(fs.InputError, match="detach"):
         rigl(model, optimizer)
@@ -277,15 +277,15 @@ def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go()
     rigl(model, optimizer)
 
 
-@BASES
+@bases
 def test_dense_state_loaded_later_is_sparse_again_after_a_step(base):
     other = tiny_net()
-    dense = base(other)
-    train(other, dense, 3)
+    dense = base(other.parameters())
+    train_on_images(other, dense, 3)
     model = tiny_net()
-    optimizer = base(model)
+    optimizer = base(model.parameters())
     training = rigl(model, optimizer)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     optimizer.load_state_dict(dense.state_dict())
     take_step(model, optimizer, 5)
     assert state_of(optimizer, model[3].weight)
@@ -295,12 +295,12 @@ def test_dense_state_loaded_later_is_sparse_again_after_a_step(base):
 def test_model_and_optimizer_the_wrong_way_round_are_told_so():
     model = tiny_net()
     with pytest.raises(fs.InputError, match="model first"):
-        fs.sparsify(sgd(model), model, "rigl", sparsity=0.5, steps=9)
+        fs.sparsify(sgd(model.parameters()), model, "rigl", sparsity=0.5, steps=9)
 
 
 def test_a_state_of_another_method_or_of_something_else_is_refused():
     model = tiny_net()
-    training = rigl(model, sgd(model))
+    training = rigl(model, sgd(model.parameters()))
     with pytest.raises(fs.InputError, match="'set', not 'rigl'"):
         training.load_state_dict({**training.state_dict(), "method": "set"})
     with pytest.raises(fs.InputError, match="masks"):

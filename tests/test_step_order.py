@@ -10,12 +10,12 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.sparse.plan import Plan
-from tests.sparse_helpers import (
-    BASES,
+from tests.helpers import (
     assert_zero_outside,
+    bases,
     copied,
+    image_loss,
     is_plus_zero,
-    loss_at,
     masked,
     rewired_plainly,
     rigl,
@@ -25,19 +25,19 @@ from tests.sparse_helpers import (
     state_of,
     take_step,
     tiny_net,
-    train,
+    train_on_images,
 )
 
 # -- RigL's update ----------------------------------------------------------------------------------------------------
 
 
-@BASES
+@bases
 @pytest.mark.parametrize("weight_step", [False, True])
 def test_an_update_of_rigl_takes_the_place_of_the_weight_step_unless_asked(base, weight_step):
     model = tiny_net()
-    optimizer = base(model)
+    optimizer = base(model.parameters())
     training = rigl(model, optimizer, weight_step=weight_step)
-    train(model, optimizer, 2)
+    train_on_images(model, optimizer, 2)
     weights, masks = copied(dict(model.named_parameters())), copied(training.masks)
     states = {name: copied(state_of(optimizer, p)) for name, p in model.named_parameters()}
     take_step(model, optimizer, 3)
@@ -56,11 +56,11 @@ def test_an_update_of_rigl_takes_the_place_of_the_weight_step_unless_asked(base,
 
 def test_an_update_of_rigl_is_the_papers_from_the_gradient_at_these_weights():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer)  # the drop fraction falls to 0 at step 15
-    train(model, optimizer, 2)
+    train_on_images(model, optimizer, 2)
     optimizer.zero_grad()
-    loss_at(model, 3).backward()
+    image_loss(model, 3).backward()
     fraction = 0.3 / 2 * (1 + math.cos(math.pi * 3 / 15))
     wanted = {n: rewired_plainly(w, w.grad, mask, fraction) for n, (w, mask) in masked(model, training).items()}
     optimizer.step()
@@ -69,12 +69,12 @@ def test_an_update_of_rigl_is_the_papers_from_the_gradient_at_these_weights():
 
 def test_gradients_are_back_after_an_update_and_zero_outside_the_new_masks():
     model = tiny_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = rigl(model, optimizer)
-    train(model, optimizer, 2)
+    train_on_images(model, optimizer, 2)
     old = copied(training.masks)
     optimizer.zero_grad()
-    loss_at(model, 3).backward()
+    image_loss(model, 3).backward()
     before = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
     optimizer.step()
     for name, p in model.named_parameters():
@@ -90,11 +90,11 @@ def test_gradients_of_dead_weights_that_are_not_finite_count_as_zero(value):
     ran = []
     for written in (0.0, value):
         model = tiny_net()
-        optimizer = sgd(model)
+        optimizer = sgd(model.parameters())
         training = rigl(model, optimizer)
         for step in range(1, 8):
             optimizer.zero_grad()
-            loss_at(model, step).backward()
+            image_loss(model, step).backward()
             for weight, mask in masked(model, training).values():
                 weight.grad[~mask & (torch.arange(mask.numel()).view(mask.shape) % 2 == 0)] = written
             optimizer.step()
@@ -114,8 +114,8 @@ def live_norm(model, training):
 
 def test_after_mask_gradients_a_norm_is_that_of_the_live_weights():
     model = tiny_net()
-    training = rigl(model, sgd(model))
-    loss_at(model, 1).backward()
+    training = rigl(model, sgd(model.parameters()))
+    image_loss(model, 1).backward()
     dense = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     wanted = live_norm(model, training)
     training.mask_gradients()
@@ -130,11 +130,11 @@ def test_due_rules_see_the_dense_gradient_after_mask_gradients(set_to_none, call
     ran = []
     for count in (0, calls):
         model = tiny_net()
-        optimizer = sgd(model)
+        optimizer = sgd(model.parameters())
         training = rigl(model, optimizer)
         for step in range(1, 11):
             optimizer.zero_grad(set_to_none=set_to_none)
-            loss_at(model, step).backward()
+            image_loss(model, step).backward()
             for _ in range(count):
                 training.mask_gradients()
             optimizer.step()
@@ -147,11 +147,11 @@ def test_a_rule_scores_by_the_gradient_before_it_was_clipped_to_nothing(again):
     ran = []
     for clip in (False, True):
         model = tiny_net()
-        optimizer = sgd(model)
+        optimizer = sgd(model.parameters())
         training = rigl(model, optimizer)
-        train(model, optimizer, 2)
+        train_on_images(model, optimizer, 2)
         optimizer.zero_grad()
-        loss_at(model, 3).backward()
+        image_loss(model, 3).backward()
         training.mask_gradients()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-30)
@@ -168,16 +168,16 @@ def test_a_gradient_kept_for_a_step_that_never_came_is_not_used_later(set_to_non
     ran = []
     for given_up in (False, True):
         model = tiny_net()
-        optimizer = sgd(model)
+        optimizer = sgd(model.parameters())
         training = rigl(model, optimizer)
-        train(model, optimizer, 2)
+        train_on_images(model, optimizer, 2)
         model.eval()  # so that the extra pass leaves no trace in batch norm
         if given_up:
             optimizer.zero_grad(set_to_none=set_to_none)
-            loss_at(model, 77).backward()
+            image_loss(model, 77).backward()
             training.mask_gradients()
         optimizer.zero_grad(set_to_none=set_to_none)
-        loss_at(model, 3).backward()
+        image_loss(model, 3).backward()
         if masked_again:
             training.mask_gradients()
         optimizer.step()
@@ -217,7 +217,7 @@ FUSED = pytest.mark.parametrize("fused", [False, True])
 
 def scaled_step(model, optimizer, scaler, step, spoil=False, before=lambda: None):
     optimizer.zero_grad()
-    scaler.scale(loss_at(model, step)).backward()
+    scaler.scale(image_loss(model, step)).backward()
     if spoil:
         model[7].bias.grad[0] = math.inf
     before()
@@ -225,14 +225,14 @@ def scaled_step(model, optimizer, scaler, step, spoil=False, before=lambda: None
     scaler.update()
 
 
-@BASES
+@bases
 @FUSED
 @SCALED
 def test_a_scaled_run_is_the_run_without_a_scaler(base, fused, wrap):
     ran = []
     for scale in (1.0, 1024.0):  # a power of two, so that scaling is exact
         model = tiny_net()
-        optimizer = wrap(base(model, fused=fused))
+        optimizer = wrap(base(model.parameters(), fused=fused))
         training = rigl(model, optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         for step in range(1, 11):
@@ -243,14 +243,14 @@ def test_a_scaled_run_is_the_run_without_a_scaler(base, fused, wrap):
     assert same(*ran)
 
 
-@BASES
+@bases
 @FUSED
 @pytest.mark.parametrize("unscale_first", [False, True])
 def test_rules_read_unscaled_gradients(base, fused, unscale_first):
     read = []
     for scale in (1.0, 1024.0):
         model = tiny_net()
-        optimizer = base(model, fused=fused)
+        optimizer = base(model.parameters(), fused=fused)
         fs.sparsify(model, optimizer, rule := Recorder([]), sparsity=0.8, steps=9)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         before = (lambda opt=optimizer, s=scaler: s.unscale_(opt)) if unscale_first else (lambda: None)
@@ -270,13 +270,13 @@ def but_statistics(parts):
     return [{k: v for k, v in part.items() if k.partition(".")[2] not in STATISTICS} for part in parts]
 
 
-@BASES
+@bases
 @FUSED
 @SCALED
 @pytest.mark.parametrize("mask_first", [False, True])
 def test_a_step_that_a_scaler_skips_changes_nothing(base, fused, wrap, mask_first):
     model = tiny_net()
-    optimizer = wrap(base(model, fused=fused))
+    optimizer = wrap(base(model.parameters(), fused=fused))
     training = rigl(model, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in (1, 2):
@@ -309,20 +309,20 @@ def counted(training):
     return calls
 
 
-@BASES
+@bases
 @pytest.mark.parametrize("keyword", [False, True])
 def test_a_closure_given_to_a_plain_optimizer_is_the_loop_without_one(base, keyword):
     ran = []
     for closures in (False, True):
         model = tiny_net()
-        optimizer = base(model)
+        optimizer = base(model.parameters())
         training = rigl(model, optimizer)
         calls = counted(training)
         for step in range(1, 11):
 
             def closure(model=model, optimizer=optimizer, step=step):
                 optimizer.zero_grad()
-                loss = loss_at(model, step)
+                loss = image_loss(model, step)
                 loss.backward()
                 return loss
 
@@ -346,7 +346,7 @@ def lbfgs_run(set_to_none):
 
     def closure(step):
         optimizer.zero_grad(set_to_none=set_to_none)
-        loss = loss_at(model, step)
+        loss = image_loss(model, step)
         loss.backward()
         evaluations.append(step)
         return loss
@@ -395,7 +395,7 @@ def test_other_elementwise_optimizers_write_nothing_outside_the_masks(name, meth
     optimizer = kind(model.parameters(), **{k: v for k, v in options.items() if v is not None})
     training = fs.sparsify(model, optimizer, method, sparsity=0.8, steps=20, every=3)
     first = copied(training.masks)
-    train(model, optimizer, 10, after=lambda step: assert_zero_outside(model, training, optimizer, exempt))
+    train_on_images(model, optimizer, 10, after=lambda step: assert_zero_outside(model, training, optimizer, exempt))
     assert not same(first, training.masks)
 
 
@@ -457,5 +457,5 @@ def test_a_plan_is_data_and_a_users_own_method_is_enough():
             return Plan(sparsity, scores, fs.methods.Static().distribution)
 
     model = nn.Linear(5, 5)
-    training = fs.sparsify(model, sgd(model), Diagonal(), sparsity=0.8, steps=9)
+    training = fs.sparsify(model, sgd(model.parameters()), Diagonal(), sparsity=0.8, steps=9)
     assert torch.equal(training.masks["weight"], torch.eye(5, dtype=torch.bool))

@@ -21,7 +21,7 @@ from flatsparse.sparse.distributions import ranked_together, uniform
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.rules import PruneTo
 from flatsparse.sparse.scores import magnitude
-from tests.sparse_helpers import assert_zero_outside, copied, sgd, take_step, tiny_net, train
+from tests.helpers import assert_zero_outside, copied, sgd, take_step, tiny_net, train_on_images
 
 
 class Residual(nn.Module):
@@ -99,7 +99,7 @@ def live(training):
 )
 def test_chex_has_its_channels_to_the_channel_at_every_step(channels, net, options, total):
     model = residual(net=net)
-    optimizer = fs.S2SAM(sgd(model), rho=0.1)
+    optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.1)
     training = chex(model, optimizer, channels=channels, **options)
     last = 12  # steps 3, 6, 9 and 12 update
 
@@ -116,7 +116,7 @@ def test_chex_has_its_channels_to_the_channel_at_every_step(channels, net, optio
 
 def test_masks_of_chex_are_rows_and_columns_of_its_channels():
     model = tiny_net()
-    training = chex(model, sgd(model), explore="removable")
+    training = chex(model, sgd(model.parameters()), explore="removable")
     one, two = live(training).values()
     plain = {
         "0.weight": [[bool(one[i])] * 9 for i in range(6)],
@@ -128,7 +128,7 @@ def test_masks_of_chex_are_rows_and_columns_of_its_channels():
 
 def test_an_update_of_chex_is_its_plain_form():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer, every=2, channels=0.6, steps=30, seed=5)
     model_copy = {}
     rule = training.plan.rules[0]
@@ -169,7 +169,7 @@ def test_an_update_of_chex_is_its_plain_form():
 
 def test_what_returns_has_the_values_that_it_last_had():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer, channels=0.6, regrow=0.6, every=2, steps=60)
     vectors = ["first.weight", "first.bias", "first.running_mean", "first.running_var"]
     last = {"one.weight": {}, **{name: {} for name in vectors}}
@@ -194,11 +194,11 @@ def test_what_returns_has_the_values_that_it_last_had():
 
 
 SHARP = {
-    "none": sgd,
-    "s2sam": lambda model: fs.S2SAM(sgd(model), rho=0.3),
-    "random": lambda model: fs.S2SAM(sgd(model), rho=0.3, direction="random"),
-    "compact": lambda model: fs.S2SAM(sgd(model), rho=0.3, direction="random", compact=True),
-    "sam": lambda model: fs.SAM(sgd(model), rho=0.3),
+    "none": lambda model: sgd(model.parameters()),
+    "s2sam": lambda model: fs.S2SAM(sgd(model.parameters()), rho=0.3),
+    "random": lambda model: fs.S2SAM(sgd(model.parameters()), rho=0.3, direction="random"),
+    "compact": lambda model: fs.S2SAM(sgd(model.parameters()), rho=0.3, direction="random", compact=True),
+    "sam": lambda model: fs.SAM(sgd(model.parameters()), rho=0.3),
     "not element by element": lambda model: SpreadsOut(model.parameters(), lr=0.1),
 }
 
@@ -240,7 +240,7 @@ def test_a_removed_channel_of_a_shortcut_adds_nothing(sharpness):
 
 def test_a_shortcut_that_returns_takes_up_its_batch_norm_again():
     model = residual(net=Widening)
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer, channels=0.6, regrow=0.6, every=2, steps=60)
     names = ["past.weight", "past.bias", "third.weight", "third.bias", "third.running_var"]
     state, last, returned = model.state_dict(), {}, 0
@@ -265,11 +265,11 @@ def test_a_shortcut_resumes_to_the_bit(parts):
 
     def made(seed):
         model = residual(seed, net=Widening)
-        optimizer = fs.S2SAM(sgd(model), rho=0.1)
+        optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.1)
         return model, optimizer, chex(model, optimizer, seed=3)
 
     model, optimizer, training = made(0)
-    train(model, optimizer, 7)
+    train_on_images(model, optimizer, 7)
     saved = copied(model.state_dict()), optimizer.state_dict(), training.state_dict()
     saved = torch.load(pickled(saved), weights_only=True)
     again, other, resumed = made(1)
@@ -291,9 +291,9 @@ def pickled(value):
 
 def test_a_net_with_silent_shortcuts_can_still_be_shrunk():
     model = residual(net=Widening)
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer)
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     small, x = shrink(model, training.masks).eval(), torch.randn(4, 1, 8, 8)
     assert torch.allclose(small(x), model.eval()(x), atol=1e-5)
     gone = int((~live(training)["past.weight"]).sum())
@@ -313,8 +313,8 @@ def test_a_net_with_silent_shortcuts_can_still_be_shrunk():
 )
 def test_channels_of_a_layer_that_is_no_longer_trained_stay_as_they_are(method, net, frozen, still):
     model = residual(net=net)
-    training = method(model, optimizer := sgd(model), every=2)
-    train(model, optimizer, 3)
+    training = method(model, optimizer := sgd(model.parameters()), every=2)
+    train_on_images(model, optimizer, 3)
     weight = model.get_parameter(frozen)
     weight.requires_grad_(False)
     weight.grad = None
@@ -331,19 +331,19 @@ def test_channels_of_a_layer_that_is_no_longer_trained_stay_as_they_are(method, 
 @pytest.mark.parametrize("method", [chex, chase])
 def test_where_no_group_is_trained_any_longer_no_channel_moves(method):
     model = residual()
-    training = method(model, optimizer := sgd(model), every=2)
-    train(model, optimizer, 3)
+    training = method(model, optimizer := sgd(model.parameters()), every=2)
+    train_on_images(model, optimizer, 3)
     before = live(training)
     model.two.weight.requires_grad_(False)  # one group writes it, the other reads it
     model.two.weight.grad = None
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     assert all(torch.equal(alive, before[name]) for name, alive in live(training).items())
 
 
 def test_a_weight_that_was_frozen_since_it_was_noted_keeps_its_value():
     model = residual(net=Widening)
-    training = chex(model, optimizer := sgd(model), every=2)
-    train(model, optimizer, 3)  # noted at 2, moved at 3
+    training = chex(model, optimizer := sgd(model.parameters()), every=2)
+    train_on_images(model, optimizer, 3)  # noted at 2, moved at 3
     model.head.weight.requires_grad_(False)
     model.head.weight.grad = None
     before, alive = model.head.weight.clone(), live(training)
@@ -357,7 +357,7 @@ def test_a_weight_that_was_frozen_since_it_was_noted_keeps_its_value():
 @pytest.mark.parametrize("method", [chex, chase])
 def test_a_run_of_a_new_net_warns_of_nothing(method, net, recwarn):
     model = residual(net=net)
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     method(model, optimizer)
     take_step(model, optimizer, 1)
     assert not recwarn.list
@@ -374,16 +374,16 @@ class WithMore:
 
 def test_a_rule_beside_it_brings_no_old_values_back():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = fs.sparsify(model, optimizer, WithMore(), sparsity=0.0, steps=20)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     mask = training.masks["two.weight"]
     assert not (model.two.weight == training._masks.widths.latest["two.weight"])[mask].any()
 
 
 def test_saved_channels_of_other_groups_are_refused():
-    saved = {**chex(model := residual(), sgd(model)).state_dict(), "steps_taken": 9}
-    training = chex(model := residual(), sgd(model), sums=True)
+    saved = {**chex(model := residual(), sgd(model.parameters())).state_dict(), "steps_taken": 9}
+    training = chex(model := residual(), sgd(model.parameters()), sums=True)
     with pytest.raises(fs.InputError, match="saved channels are of other groups"):
         training.load_state_dict(saved)
     with pytest.raises(fs.InputError, match="it lacks channels"):
@@ -400,16 +400,16 @@ def test_a_net_without_batch_norm_is_ranked_by_its_filters():
     norms = [model[i].weight.detach().abs().sum(1) for i in (1, 3)]
     for found, norm in zip(widths_of(model).scales(), norms, strict=True):
         assert torch.allclose(found, norm / norm.mean())
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer)
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     assert training.channels == 0.5
 
 
 @pytest.mark.parametrize("sharpness", ["none", "s2sam"])
 def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
     model = residual()
-    optimizer = sgd(model) if sharpness == "none" else fs.S2SAM(sgd(model), rho=0.1)
+    optimizer = sgd(model.parameters()) if sharpness == "none" else fs.S2SAM(sgd(model.parameters()), rho=0.1)
     training = chase(model, optimizer, channels=0.4, bound=0.1)
     total, last, alive = training._masks.total, 15, live(training)
     for step in range(1, 21):
@@ -433,11 +433,11 @@ def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
 
 def test_chase_removes_the_filters_that_are_emptiest():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chase(model, optimizer, channels=0.4, least=0.0, score=live_fraction, every=10, until=0.5)
     parts = {name: mask.flatten(1).float().mean(1) for name, mask in training.masks.items()}
     pooled = sorted((float(parts[name][i]), name, i) for name in ("one.weight", "two.weight") for i in range(8))
-    train(model, optimizer, 10)
+    train_on_images(model, optimizer, 10)
     gone = {(name, i) for name, alive in live(training).items() for i in range(8) if not alive[i]}
     assert len(gone) == 6
     bar = pooled[5][0]
@@ -475,9 +475,9 @@ def test_chase_removes_all_it_shall_before_the_last_update_of_the_first_phase(ev
 @pytest.mark.parametrize("scope", ["net", "layer"])
 def test_the_last_phase_of_chase_moves_weights_within_its_scope(scope):
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chase(model, optimizer, steps=40, every=2, until=0.3, last_phase=scope)
-    train(model, optimizer, 12)
+    train_on_images(model, optimizer, 12)
     total, counts = training._masks.total, {name: int(mask.sum()) for name, mask in training.masks.items()}
     for step in range(13, 41):
         before = copied(training.masks)
@@ -492,9 +492,9 @@ def test_the_last_phase_of_chase_moves_weights_within_its_scope(scope):
 
 def test_in_the_first_phase_of_chase_layers_may_go_by_the_distribution():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chase(model, optimizer, every=2, first_phase="layer", distribution=uniform, channels=0.0, bound=0.1)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     shares = {name: float(mask.float().mean()) for name, mask in training.masks.items()}
     overall = 1 - training.sparsity
     assert overall > 0.2
@@ -505,9 +505,9 @@ def test_chase_keeps_its_floors():
     model = residual()
     with torch.no_grad():
         model.two.weight *= 100  # all filters of the other are smaller; the batch norm after it does not mind
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chase(model, optimizer, channels=0.5, least=0.75)
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     assert {name: int(alive.sum()) for name, alive in live(training).items()} == {"one.weight": 3, "two.weight": 5}
 
 
@@ -518,9 +518,9 @@ def test_a_floor_is_not_one_less_by_rounding():
 
 def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chase(model, optimizer, sparsity=0.1, channels=0.8)
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     room = training._masks.widths.masks({w.name: w.weight.shape for w in training._masks})
     assert training.sparsity > 0.1
     assert all(torch.equal(mask, room[name]) for name, mask in training.masks.items())
@@ -529,9 +529,9 @@ def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
 @pytest.mark.parametrize("method", [chex, chase])
 def test_removed_channels_can_be_taken_out(method):
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = method(model, optimizer)
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     small, x = shrink(model, training.masks).eval(), torch.randn(4, 1, 8, 8)
     for name, alive in live(training).items():
         assert small.get_parameter(name).shape[0] <= int(alive.sum())
@@ -543,9 +543,9 @@ def test_removed_channels_can_be_taken_out(method):
 def test_what_chex_costs_is_told_beforehand(net):
     model, sample = residual(net=net), torch.zeros(1, 1, 8, 8)
     told = fs.estimate(model, sample, "chex", channels=0.5, regrow=0.0, steps=20, every=3)
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = chex(model, optimizer, regrow=0.0)  # nothing returns, so that groups keep what they start with
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     assert {layer.name: layer.active for layer in told.layers} == {
         name: int(mask.sum()) for name, mask in training.masks.items()
     }
@@ -556,7 +556,7 @@ def refused(match, method="chex", model=None, **options):
     model = residual() if model is None else model
     before = copied(model.state_dict())
     with pytest.raises(fs.InputError, match=match):
-        fs.sparsify(model, sgd(model), method, **{"steps": 20, "every": 3, **options})
+        fs.sparsify(model, sgd(model.parameters()), method, **{"steps": 20, "every": 3, **options})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -564,23 +564,23 @@ def test_the_most_that_can_be_removed_is_told_so_that_it_can():
     layers = [nn.Conv2d(1, 800, 1), nn.ReLU(), nn.Conv2d(800, 800, 1), nn.ReLU(), nn.Conv2d(800, 900, 1), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Conv2d(900, 2, 1))
     with pytest.raises(fs.InputError, match="give at most") as caught:
-        chase(model, sgd(model), channels=0.9999)
+        chase(model, sgd(model.parameters()), channels=0.9999)
     most = float(str(caught.value).split()[-1])
     assert 0.998 <= most <= 1 - 3 / 2500
-    chase(model, sgd(model), channels=most)
+    chase(model, sgd(model.parameters()), channels=most)
 
 
 @pytest.mark.parametrize("method", [chex, chase])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_net_that_diverges_keeps_its_channels_to_the_channel(method, value):
     model = residual()
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = method(model, optimizer, steps=40)
-    train(model, optimizer, 4)
+    train_on_images(model, optimizer, 4)
     with torch.no_grad():
         model.one.weight[live(training)["one.weight"]] = value
     gone = {name: ~alive for name, alive in live(training).items()}
-    train(model, optimizer, 36)
+    train_on_images(model, optimizer, 36)
     assert training.channels == (0.5 if method is chex else 5 / 16)
     if method is chase:
         assert all(not live(training)[name][dead].any() for name, dead in gone.items())
@@ -610,9 +610,9 @@ def test_channels_of_a_transposed_convolution_are_its_outputs(method):
         up = nn.ConvTranspose2d(6, 9, 2, stride=2)
         model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), up, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         model.append(nn.Linear(9, 5))
-    optimizer = sgd(model)
+    optimizer = sgd(model.parameters())
     training = method(model, optimizer, channels=0.4, explore="removable")
-    train(model, optimizer, 20)
+    train_on_images(model, optimizer, 20)
     alive = live(training)["2.weight"]
     assert len(alive) == 9
     assert not training.masks["2.weight"][:, ~alive].any()

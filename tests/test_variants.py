@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatsparse as fs
 from flatsparse.schedules import Cosine, InverseSqrt, Linear
-
-from .helpers import (
+from tests.helpers import (
     adamw,
     backward,
     bases,

@@ -204,6 +204,6 @@ def test_flags_that_turn_something_off_are_told_as_what_they_do(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         told = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
-        assert "--no-augmentation Take training images as they are, neither cropped nor flipped. -" in told
+        assert "--no-augmentation Take training images as they are, neither cropped nor flipped. " in told
         assert "--no-mask-perturbation Perturb pruned weights too" in told
         assert "default: True" not in told

@@ -98,7 +98,7 @@ def test_a_batch_of_one_that_batch_norm_cannot_take_is_refused_before_anything(t
 
 
 def test_a_batch_of_one_trains_where_batch_norm_has_pixels_to_see(tmp_path):
-    assert loop.train(small(train_size=9, batch_size=8), tmp_path / "run")["steps"] == 2
+    assert loop.train(small(train_size=9, batch_size=8), tmp_path / "run").steps == 2
 
 
 def test_images_that_are_too_small_for_a_network_are_refused(tmp_path):

@@ -51,7 +51,7 @@ def test_every_format_that_needs_no_gpu(run, capsys):
     }
     assert all(found["difference"] <= found["tolerance"] <= 1e-4 for found in record["formats"].values())
     assert all(found["accuracy"] == record["run"]["accuracy"] for found in record["formats"].values())
-    assert record["run"]["accuracy"] == pytest.approx(finished.result["test_accuracy"])
+    assert record["run"]["accuracy"] == pytest.approx(finished.result.test_accuracy)
     assert {found["file"] for found in record["formats"].values()} | {"export.json"} == {
         file.name for file in (run / "export").iterdir()
     }

@@ -24,6 +24,7 @@ from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.load import run_of
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
+from tests.helpers import same_tensors
 
 SMALL = RunConfig.of(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 DIVERGES = change(SMALL, lr=1e30)
@@ -43,12 +44,12 @@ def counted(outcome):
     return {name: v for name, v in outcome.result.items() if name not in timed}, weights
 
 
-def same(ours, theirs):
+def check_alike(ours, theirs):
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         (numbers, weights), (wanted, whole) = counted(one), counted(other)
         assert numbers == wanted
-        assert all(torch.equal(weights[name], whole[name]) for name in whole)
+        assert same_tensors(weights, whole)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_processes_come_to_the_numbers_of_one(alone, tmp_path):
     store = tmp_path / "store"
     assert [(o.result, o.failure) for o in outcomes(RUNS, store)] == [(None, None)] * 4
     found = run_grid([*RUNS, RUNS[0]], store, jobs=2, console=quiet())
-    same(found[:4], alone)
+    check_alike(found[:4], alone)
     assert found[4] == found[0]
     assert outcomes(RUNS, store) == found[:4]
 
@@ -117,7 +118,7 @@ def test_processes_come_to_the_numbers_of_one(alone, tmp_path):
 def test_what_is_finished_is_not_run_again(alone, monkeypatch):
     monkeypatch.setattr(workers, "train", lambda *args, **kwargs: pytest.fail("ran again"))
     store = alone[0].folder.parent.parent
-    same(run_grid(RUNS[::-1], store, jobs=1, console=quiet())[::-1], alone)
+    check_alike(run_grid(RUNS[::-1], store, jobs=1, console=quiet())[::-1], alone)
 
 
 def test_a_failure_is_told_and_the_others_go_on(tmp_path):
@@ -130,7 +131,7 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path):
     assert all(o.result is None for o in found[:2])
     record = read_json(found[1].folder / "failure.json")
     assert record["reason"] == found[1].failure
-    assert record["where"].startswith("training.py, line ")
+    assert record["where"].startswith("loop.py, line ")
     text = told.file.getvalue()
     assert "failed: the loss became" in text
     assert "running: 1 runs done, 1 failed, 1 before" in text
@@ -153,7 +154,7 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
 def test_rounds_share_their_first_one(tmp_path, monkeypatch):
     made = []
     keep = loop.save_parent
-    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].method) or keep(*args))
+    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].pruning.method) or keep(*args))
     found = run_grid(ROUNDS, tmp_path, jobs=1, console=quiet())
     assert made == ["lth"]
     assert [o.result["method"] for o in found] == ["lth", "lrr"]
@@ -162,7 +163,7 @@ def test_rounds_share_their_first_one(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_rounds_side_by_side_share_their_first_one(tmp_path):
     found = run_grid(ROUNDS, tmp_path / "both", jobs=2, console=quiet())
-    same(found, run_grid(ROUNDS, tmp_path / "one", jobs=1, console=quiet()))
+    check_alike(found, run_grid(ROUNDS, tmp_path / "one", jobs=1, console=quiet()))
     assert len(list((tmp_path / "both" / "parents").iterdir())) == 1
 
 
@@ -210,7 +211,7 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
     assert len(killed) == 1
     assert "killed, perhaps for want of memory" in found[0].failure
     assert read_json(found[0].folder / "failure.json")["reason"] == found[0].failure
-    same(found[1:], alone[:2])
+    check_alike(found[1:], alone[:2])
 
 
 @pytest.mark.slow
@@ -256,7 +257,7 @@ def kill_until_done(store, jobs, kills, source):
 
 def test_a_grid_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, alone):
     kill_until_done(tmp_path, 1, 3, random.Random(0))
-    same(outcomes(RUNS, tmp_path), alone)
+    check_alike(outcomes(RUNS, tmp_path), alone)
     assert not list(tmp_path.glob("runs/*/.*"))
 
 
@@ -264,7 +265,7 @@ def test_a_grid_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, alone)
 def test_a_grid_of_processes_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, alone):
     for turn in range(1):
         kill_until_done(tmp_path / str(turn), 2, 2, random.Random(turn))
-        same(outcomes(RUNS, tmp_path / str(turn)), alone)
+        check_alike(outcomes(RUNS, tmp_path / str(turn)), alone)
 
 
 def test_two_grids_on_one_store_share_its_runs_out(tmp_path, alone):
@@ -275,7 +276,7 @@ def test_two_grids_on_one_store_share_its_runs_out(tmp_path, alone):
     for process in others:
         process.join()
         assert process.exitcode == 0
-    same(outcomes(RUNS, tmp_path / "store"), alone)
+    check_alike(outcomes(RUNS, tmp_path / "store"), alone)
     begun = [name for n in (0, 1) for name in (tmp_path / f"began{n}").read_text().split()]
     assert sorted(begun) == sorted(o.folder.name for o in outcomes(RUNS, tmp_path / "store"))
 
@@ -315,7 +316,7 @@ def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
     end, files = ray_cluster.work_far_away(there)
     assert end == workers.End()
     ray_cluster.bring(here, files)
-    same(
+    check_alike(
         [store.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
         [store.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
     )
@@ -331,7 +332,7 @@ def test_a_cluster_that_is_not_there(tmp_path):
 def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
     pytest.importorskip("ray")
     found = run_grid([*RUNS, DIVERGES], tmp_path, jobs=2, cluster="local", console=quiet())
-    same(found[:4], alone)
+    check_alike(found[:4], alone)
     assert "the loss became" in found[4].failure
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from flatsparse.common.errors import InputError
@@ -13,6 +12,7 @@ from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.watcher import Silent
+from tests.helpers import same_tensors
 from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
@@ -32,8 +32,7 @@ def weights(out):
 
 
 def same_weights(one, other):
-    ours, theirs = weights(one), weights(other)
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return same_tensors(weights(one), weights(other))
 
 
 @rewinding

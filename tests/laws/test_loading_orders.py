@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from tests.helpers import mlp, same, saved, train_steps
-from tests.sparse_helpers import assert_zero_outside
+from tests.helpers import assert_zero_outside, mlp, same, saved, train_steps
 
 STEPS, STOP = 10, 6  # masks have moved at 2, 4 and 6, do so at 8 (but for static ones), and not at the next step
 SLOW = pytest.mark.slow

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatsparse as fs
-from tests.helpers import batch, norm, same, saved, shift, values, weights
-from tests.sparse_helpers import copied, is_plus_zero, masked, state_of
+from tests.helpers import batch, copied, is_plus_zero, masked, norm, same, saved, shift, state_of, values, weights
 
 STEPS, STOP, RHO = 8, 3, 0.05
 SHARPNESS: dict[str, Callable[..., Any]] = {"none": lambda base, rho: base, "s2sam": fs.S2SAM, "sam": fs.SAM}

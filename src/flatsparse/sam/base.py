@@ -102,7 +102,7 @@ class SharpnessAware(Optimizer):
         self._made = False  # whether the last step made neighbours to look at
         self._shut = False  # whether windows stay closed, whatever is called
         self._drops = 0  # windows in a row that found their neighbours stale
-        self._masks: Mapping[nn.Parameter, Masked] = {}
+        self._masked: Mapping[nn.Parameter, Masked] = {}
         self._share()
 
     # -- one state ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
@@ -35,14 +34,14 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     found: list[Cell] = []
     for row, (differs, alike) in PARTS.items():
         found.append(Cell(row, COLUMN, change(plain, **alike)))
-        found.append(Cell(row, COLUMN, dataclasses.replace(ours, **differs)))
+        found.append(Cell(row, COLUMN, change(ours, **differs)))
     found.append(Cell("direction", COLUMN, plain))
     others = (name for name in SHARPNESS if name not in ("none", "s2sam"))
     found += [Cell("direction", COLUMN, change(plain, sharpness=name)) for name in others]
     found.append(Cell("rivals", COLUMN, plain))
     for name, differs in RIVALS.items():
         found.append(Cell("rivals", COLUMN, change(plain, **differs), control=name))
-        found.append(Cell("rivals", COLUMN, dataclasses.replace(ours, **differs), control=f"{name}, with S²-SAM"))
+        found.append(Cell("rivals", COLUMN, change(ours, **differs), control=f"{name}, with S²-SAM"))
     return tuple(found)
 
 

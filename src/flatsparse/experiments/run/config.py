@@ -60,7 +60,9 @@ FIRST_PHASE = (
     "the scope in which weights are ranked while channels are removed. By default net, as in the authors' CIFAR script;"
     " their ImageNet script has layer."
 )
-CHANNEL_OFFSET = "time from the removal of channels to the next mask update, in shares of --every. By default 0.5; 0 is none."
+CHANNEL_OFFSET = (
+    "time from the removal of channels to the next mask update, in shares of --every. By default 0.5; 0 is none."
+)
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = "keep N of each M inputs active, e.g. 2 4, in every layer made sparse (--exclude the others)."
 LAYERS = f"What to leave dense, by whose convention: {', '.join(PRESETS)}; `flatsparse list layers` shows the outcome."

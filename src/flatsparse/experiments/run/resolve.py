@@ -68,7 +68,7 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
             f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
         )
     for name in ("channels", *FILLED_IN, "sums"):
-        if getattr(pruning, name) not in (None, False) and name not in options:
+        if getattr(pruning, name) != getattr(Pruning, name) and name not in options:
             why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
                 name, "which has no such choice"
             )
