@@ -22,7 +22,8 @@ import torch
 from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
 from evidence_pictures import PICTURES
 
-from flatsparse.common.files import read_json, read_json_lines, sealed, write_whole
+from flatsparse.common.files import write_atomic
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum
 from flatsparse.experiments.data.sources import load as load_data
 from flatsparse.experiments.data.splits import batches, split
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
@@ -169,7 +170,7 @@ def answers(folder: Path, data_dir: Path | None) -> dict[str, float | None]:
 
 
 def write(file: Path, records: Iterable[dict[str, Any]]) -> None:
-    write_whole(file, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
+    write_atomic(file, "".join(json.dumps(with_checksum(record)) + "\n" for record in records).encode())
 
 
 def rounded(value: float | None) -> float | None:

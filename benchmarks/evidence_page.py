@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.files import read_json_lines
+from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.recipes.evidence import DECAYS, RHO, labels
 from flatsparse.experiments.report.printing import LABELS
 from flatsparse.experiments.stats import holm, p_value, paired_difference

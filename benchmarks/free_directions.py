@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import flatsparse as fs
-from flatsparse.common.files import read_json_lines, sealed, write_whole
+from flatsparse.common.files import write_atomic
+from flatsparse.common.json_files import read_json_lines, with_checksum
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
@@ -30,7 +31,7 @@ from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import paired_difference
-from flatsparse.measure.sharpness import gains
+from flatsparse.measure.directions import directional_increases
 
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
@@ -149,7 +150,7 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
                 **directions,
             }
             for rho in RHOS:
-                for name, gain in gains(copy, along, value, rho).items():
+                for name, gain in directional_increases(copy, along, value, rho).items():
                     thirds = found.setdefault(str(rho), {}).setdefault(name, [[], [], []])
                     thirds[3 * step // steps].append(gain)
     means = {
@@ -242,7 +243,7 @@ def main() -> None:
         if any(all(record.get(name) == value for name, value in key.items()) for record in records):
             continue
         records.append(measure(key))
-        write_whole(DATA, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
+        write_atomic(DATA, "".join(json.dumps(with_checksum(record)) + "\n" for record in records).encode())
     PAGE.write_text(rendered(records))
 
 

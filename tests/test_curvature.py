@@ -1,5 +1,8 @@
-import importlib
+import os
+import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import flatsparse
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
-from flatsparse.measure.hessian import Hessian, eigenvalues, extremes, spectrum, trace
+from flatsparse.curvature import Hessian, eigenvalues, extremes, spectrum, trace
+from flatsparse.measure import lanczos, spectral
+from flatsparse.measure.lanczos import extreme_eigenvalues, tridiagonal
 from tests.helpers import batch
 
 
@@ -205,17 +211,112 @@ def test_a_loss_without_second_derivative_is_an_input_error():
         Hessian(net, loss) @ torch.ones(9)
 
 
-def test_without_scipy_products_remain_and_the_rest_names_the_extra(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("scipy", "scipy.sparse.linalg", "scipy.special"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "flatsparse.measure.hessian")
-    curvature = importlib.import_module("flatsparse.measure.hessian")
+def operator(eigenvalues, dtype=torch.float64):
+    """A symmetric matrix of these eigenvalues in random directions, as a product in a precision."""
+    size = len(eigenvalues)
+    directions, _ = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator(0, "directions")))
+    matrix = ((directions * eigenvalues) @ directions.T).to(dtype)
+    return lambda vector: (matrix @ vector.to(dtype)).to(vector)
+
+
+def drawn(size, seed=0):
+    source = generator(seed, "start")
+    return lambda: torch.randn(size, generator=source, dtype=torch.float64)
+
+
+SIZE = 300
+SPECTRA = {
+    "decaying": torch.cat([torch.logspace(1, -4, 250), -torch.logspace(-1, -4, 50)]),
+    "clustered": torch.cat([torch.linspace(9.5, 10, 10), torch.linspace(0, 1, 290)]),
+    "repeated": torch.cat([torch.full((5,), 4.0), torch.linspace(0, 1, 295)]),
+    "even": torch.linspace(-1, 1, SIZE),
+    "singular": torch.cat([torch.logspace(1, -3, 50), torch.zeros(250)]),
+    "of rank one": torch.cat([torch.tensor([3.0]), torch.zeros(299)]),
+    "zero": torch.zeros(SIZE),
+    "identity": torch.ones(SIZE),
+}
+
+
+# A second zero of a singular matrix is beyond the reach of a Krylov space in exact arithmetic.
+ENDS = [
+    (n, low, high)
+    for n in SPECTRA
+    for low, high in ((0, 1), (0, 3), (1, 0), (1, 1), (2, 3))
+    if n != "singular" or low < 2
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "low", "high"), ENDS)
+def test_lanczos_agrees_with_the_dense_eigenvalues(name, low, high, dtype):
+    spectrum = SPECTRA[name].double().sort().values
+    exact = torch.cat([spectrum[:low], spectrum[SIZE - high :]])
+    precision = torch.finfo(dtype).eps
+    times = operator(spectrum, dtype)
+    found = extreme_eigenvalues(times, drawn(SIZE), low, high, tolerance=1e-3, precision=precision)
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=10 * precision * float(spectrum.abs().max()))
+
+
+@pytest.mark.parametrize("size", [2, 3, 19, 20, 21, 22])
+def test_lanczos_in_a_space_no_larger_than_its_basis_is_exact(size):
+    spectrum = torch.linspace(-1, 2, size, dtype=torch.float64)
+    found = extreme_eigenvalues(operator(spectrum), drawn(size), 1, 1, tolerance=1e-9, precision=1e-15)
+    assert found.tolist() == pytest.approx([-1, 2], rel=1e-9)
+
+
+def test_as_many_products_as_arpack_would_take_or_fewer():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    spectrum, calls = SPECTRA["decaying"].double(), []
+    times = operator(spectrum)
+
+    def counted(vector):
+        calls.append(1)
+        return times(vector)
+
+    extreme_eigenvalues(counted, drawn(SIZE), 1, 1, tolerance=1e-2, precision=1e-15)
+    ours = len(calls)
+    matrix = linalg.LinearOperator(
+        (SIZE, SIZE), matvec=lambda v: counted(torch.as_tensor(v.reshape(-1))).numpy(), dtype=np.float64
+    )
+    linalg.eigsh(matrix, k=2, which="BE", v0=drawn(SIZE)().numpy(), tol=1e-2, return_eigenvectors=False)
+    assert ours <= 1.2 * (len(calls) - ours)
+
+
+def test_a_tridiagonal_form_has_the_eigenvalues_that_its_start_reaches():
+    spectrum = torch.cat([torch.full((10,), 2.0), torch.full((10,), -1.0), torch.full((10,), 0.5)]).double()
+    form = tridiagonal(operator(spectrum), drawn(30)(), steps=12)
+    assert torch.linalg.eigvalsh(form).tolist() == pytest.approx([-1, 0.5, 2])
+
+
+def test_eigenvalues_that_do_not_converge_are_an_input_error(monkeypatch):
+    monkeypatch.setattr(lanczos, "RESTARTS", 1)
     net, _ = smooth_net()
-    hessian = curvature.Hessian(net, loss_of(net))
-    assert (hessian @ hessian.vector()).norm() == 0
-    assert len(curvature.spectrum(hessian, steps=2).nodes) == 6
-    for estimate in (curvature.eigenvalues, curvature.trace):
-        with pytest.raises(InputError, match=r"need 'scipy': install it with pip install 'flatsparse\[lab\]'$"):
-            estimate(hessian)
+    with pytest.raises(InputError, match=r"the both eigenvalues did not settle to 1e-09: give a larger tolerance"):
+        eigenvalues(Hessian(net, loss_of(net)), 2, "both", tolerance=1e-9)
+
+
+def test_a_hessian_that_is_not_finite_is_an_input_error():
+    net, _ = smooth_net()
+    loss = loss_of(net)
+    with pytest.raises(InputError, match="not finite at these weights: lower"):
+        eigenvalues(Hessian(net, lambda: loss() * float("nan")))
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 30, 399, 1000])
+def test_students_quantile_is_that_of_scipy(freedom):
+    stats = pytest.importorskip("scipy.stats")
+    assert spectral._student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
+
+
+def test_all_of_it_works_without_scipy():
+    code = """
+        import sys
+        sys.modules["scipy"] = None
+        import torch, flatsparse.curvature as c
+        net = torch.nn.Linear(30, 2)
+        loss = lambda: net(torch.ones(4, 30)).square().sum()
+        hessian = c.Hessian(net, loss)
+        print(c.eigenvalues(hessian, 2), c.trace(hessian), c.spectrum(hessian).nodes, c.extremes(net, loss))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(flatsparse.__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.common.files import read_json_lines
+from flatsparse.common.json_files import read_json_lines
 from flatsparse.measure.theory import s2sam_rest
 
 spec = importlib.util.spec_from_file_location(

@@ -11,7 +11,9 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.cli.main import main
-from flatsparse.common.files import load_masks, load_tensors, read_json, read_json_lines
+from flatsparse.common.json_files import read_json, read_json_lines
+from flatsparse.common.masks_file import load_masks
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.run.load import load_run
 from flatsparse.sam.looksam import LookSAM
 from tests.helpers import adamw, assert_zero_outside, copied, image_loss, same, sgd, tiny_net

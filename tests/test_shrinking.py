@@ -9,7 +9,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.graph.groups import channel_groups
-from flatsparse.graph.shrink import live_channels, narrow, shrink, widths
+from flatsparse.graph.shrink import active_channels, narrow, shrink, widths
 from tests.helpers import same
 from tests.random_nets import RandomNet
 
@@ -73,7 +73,7 @@ def test_random_nets_compute_the_same_when_shrunk(seed, sides):
     small, inputs = shrink(model, masks), torch.randn(4, 2, 8, 8)
     assert_equal_outputs(masked(model, masks), small, inputs)
     if sides in ("columns", "both"):
-        gone = sum(int((~live).sum()) for live in live_channels(model, channel_groups(model), masks))
+        gone = sum(int((~live).sum()) for live in active_channels(model, channel_groups(model), masks))
         assert (parameters(small) < parameters(model)) == (gone > 0)
 
 
@@ -101,7 +101,7 @@ def test_unstructured_masks_lose_only_what_does_not_count(seed):
 def test_exactly_the_masked_channels_go():
     model = fs.models.resnet20()
     groups, masks = channel_groups(model), channel_masks(model, 0.5, "columns")
-    for group, live in zip(groups, live_channels(model, groups, masks), strict=True):
+    for group, live in zip(groups, active_channels(model, groups, masks), strict=True):
         read = [masks[slot.name].transpose(0, 1).flatten(1).any(1).view(group.size, slot.block) for slot in group.reads]
         wanted = torch.stack(read).any(0).any(1) if group.why_kept is None else torch.ones(group.size, dtype=torch.bool)
         assert torch.equal(live, wanted)

@@ -11,30 +11,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from flatsparse.common.checkpoints import load_state, save_state
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import (
-    POSITIVE,
-    load_masks,
-    load_state,
-    load_tensors,
-    misfit,
-    read_json,
-    read_json_lines,
-    save_masks,
-    save_state,
-    save_tensors,
-    sealed,
-    tensor_digest,
-    write_json,
-    write_whole,
-)
+from flatsparse.common.files import write_atomic
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
+from flatsparse.common.masks_file import load_masks, save_masks
+from flatsparse.common.schema import POSITIVE, schema_error
+from flatsparse.common.tensor_files import load_tensors, save_tensors, tensor_digest
 
 STATE = {"model": {"w": torch.arange(6.0).view(2, 3)}, "step": 3, "name": "x", "list": [1.0, 2.0], "none": None}
 MASKS = {"b.weight": torch.arange(35).view(5, 7) % 3 == 0, "a.weight": torch.ones(2, 2, 3, 3, dtype=torch.bool)}
 
 
 def lines(file):
-    write_whole(file, b"".join(json.dumps(sealed({"epoch": i, "loss": i / 3})).encode() + b"\n" for i in range(4)))
+    write_atomic(
+        file, b"".join(json.dumps(with_checksum({"epoch": i, "loss": i / 3})).encode() + b"\n" for i in range(4))
+    )
 
 
 KINDS = {
@@ -133,14 +125,14 @@ def test_tensors_of_another_format_are_no_masks(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_half(tmp_path, monkeypatch):
     file = tmp_path / "file"
-    write_whole(file, b"old")
+    write_atomic(file, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left") as caught:
-        write_whole(file, b"new")
+        write_atomic(file, b"new")
     assert "\n" not in str(caught.value)
     assert [f.name for f in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"old"
@@ -148,7 +140,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_half(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
     with pytest.raises(InputError, match="gone"):
-        write_whole(tmp_path / "gone" / "file", b"x")
+        write_atomic(tmp_path / "gone" / "file", b"x")
 
 
 def test_the_checksum_is_that_of_the_documents_own_content(tmp_path):
@@ -225,7 +217,7 @@ def test_weights_that_share_memory_are_saved_and_loaded_under_each_name(tmp_path
 def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
     before = os.umask(umask)
     try:
-        write_whole(tmp_path / "file", b"x")
+        write_atomic(tmp_path / "file", b"x")
         (tmp_path / "plain").write_bytes(b"x")
     finally:
         os.umask(before)
@@ -234,9 +226,9 @@ def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
 
 
 def test_a_name_as_long_as_the_system_takes_is_written(tmp_path):
-    write_whole(tmp_path / ("x" * 255), b"x")
+    write_atomic(tmp_path / ("x" * 255), b"x")
     with pytest.raises(InputError, match="too long"):
-        write_whole(tmp_path / ("x" * 256), b"x")
+        write_atomic(tmp_path / ("x" * 256), b"x")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -252,7 +244,7 @@ def test_json_of_any_shape_is_read_or_refused_in_a_line(tmp_path, read, text):
 
 def test_numbers_that_are_none_are_refused_where_none_are_written(tmp_path):
     for value in (float("nan"), float("inf")):
-        (tmp_path / "file").write_text(json.dumps(sealed({"a": [value]})) + "\n")
+        (tmp_path / "file").write_text(json.dumps(with_checksum({"a": [value]})) + "\n")
         with pytest.raises(InputError, match="damaged"):
             read_json(tmp_path / "file")
         assert str(read_json_lines(tmp_path / "file")[0]["a"][0]) == str(value)  # a curve may have them
@@ -298,7 +290,7 @@ FITS = {
     ],
 )
 def test_a_form_is_met_or_the_first_thing_that_is_not_is_named(tmp_path, change, odd):
-    assert misfit({**FITS, **change}, FORM) == odd
+    assert schema_error({**FITS, **change}, FORM) == odd
     write_json(tmp_path / "file", {**FITS, **change})
     if odd is None:
         read_json(tmp_path / "file", FORM)
@@ -308,8 +300,8 @@ def test_a_form_is_met_or_the_first_thing_that_is_not_is_named(tmp_path, change,
 
 
 def test_a_key_that_is_missing_is_named():
-    assert misfit({k: v for k, v in FITS.items() if k != "f"}, FORM) == "it has no 'f'"
-    assert misfit([], FORM) == "it is of the wrong kind"
+    assert schema_error({k: v for k, v in FITS.items() if k != "f"}, FORM) == "it has no 'f'"
+    assert schema_error([], FORM) == "it is of the wrong kind"
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(16), b"not a zip", b"\x80\x02}q\x00."])

@@ -3,7 +3,7 @@
 from flatsparse import export, methods, models, schedules
 from flatsparse.api import rounds, sparsify
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_masks, save_masks
+from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.graph.shrink import narrow, shrink
 from flatsparse.measure.flops import estimate
 from flatsparse.methods import METHODS

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.optimizers import MaskAware, chain, check_dense, check_hooks, innermost
-from flatsparse.graph.groups import bare
+from flatsparse.graph.groups import unwrapped
 from flatsparse.methods import as_method, name_of, sparsity_for
 from flatsparse.sparse.distributions import check_budget
 from flatsparse.sparse.import_masks import fitting
@@ -108,7 +108,7 @@ def sparsify(
                 if isinstance(wrapper, MaskAware):
                     stack.enter_context(wrapper.disabled())  # scores are those of the true weights
             # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
-            initial = plan.initial_masks(masked.whole(), bare(model))
+            initial = plan.initial_masks(masked.whole(), unwrapped(model))
     for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), SparseTraining):
             raise InputError(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_masks, load_tensors
+from flatsparse.common.masks_file import load_masks
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import batches, split
 from flatsparse.experiments.run import loop

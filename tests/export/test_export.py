@@ -11,7 +11,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, save_tensors
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.export import (
     load_csr,
     load_onnx,

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
-from flatsparse.common.files import load_masks, load_tensors, read_json
+from flatsparse.common.json_files import read_json
+from flatsparse.common.masks_file import load_masks
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.sharpness import SHARPNESS

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.measure.sharpness import ball_increase, gains, m_sharpness
+from flatsparse.measure.directions import directional_increases
+from flatsparse.measure.sharpness import m_sharpness, worst_case_sharpness
 
 
 class Bowl(nn.Module):
@@ -25,7 +26,7 @@ class Bowl(nn.Module):
 
 def test_the_known_maximum_of_a_round_bowl_is_found():
     bowl = Bowl([2.0, 2.0], [0.3, 0.4])
-    found = ball_increase(bowl, {}, bowl.gradient, radius=0.1)
+    found = worst_case_sharpness(bowl, {}, bowl.gradient, radius=0.1)
     assert found == pytest.approx(0.6**2 - 0.5**2, rel=1e-4)
 
 
@@ -34,7 +35,7 @@ def test_what_is_found_is_never_more_than_the_maximum():
     start = bowl.gradient()
     sphere = nn.functional.normalize(torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0)), dim=1) * 0.2
     most = float((bowl.curvature * (bowl.w.detach() + sphere).square()).sum(1).max()) / 2 - start
-    found = ball_increase(bowl, {}, bowl.gradient, radius=0.2)
+    found = worst_case_sharpness(bowl, {}, bowl.gradient, radius=0.2)
     assert 0.5 * most < found <= most * (1 + 1e-4)
 
 
@@ -50,7 +51,7 @@ def test_the_weights_come_back_bit_for_bit_and_masked_ones_never_move():
         return loss
 
     before = bowl.w.detach().clone()
-    ball_increase(bowl, {bowl.w: lambda t: t.mul_(mask)}, gradient, radius=0.1)
+    worst_case_sharpness(bowl, {bowl.w: lambda t: t.mul_(mask)}, gradient, radius=0.1)
     assert torch.equal(bowl.w, before)
     assert all(w[1] == 0 for w in seen)
     assert all((w - before).norm() <= 0.1 * (1 + 1e-5) for w in seen)
@@ -58,7 +59,7 @@ def test_the_weights_come_back_bit_for_bit_and_masked_ones_never_move():
 
 def test_a_flat_loss_rises_by_nothing():
     bowl = Bowl([0.0], [1.0])
-    assert ball_increase(bowl, {}, bowl.gradient, radius=0.1) == 0.0
+    assert worst_case_sharpness(bowl, {}, bowl.gradient, radius=0.1) == 0.0
 
 
 def test_m_sharpness_is_the_ball_of_each_batch_by_itself():
@@ -81,9 +82,26 @@ def test_gains_are_those_of_steps_of_the_same_length():
     bowl = Bowl([2.0, 8.0], [3.0, 4.0])
     before = bowl.w.detach().clone()
     along = {"up": [torch.tensor([7.0, 0.0])], "down": [torch.tensor([0.0, -0.1])], "nowhere": [torch.zeros(2)]}
-    found = gains(bowl, along, bowl.value, radius=0.5)
+    found = directional_increases(bowl, along, bowl.value, radius=0.5)
     assert found["up"] == pytest.approx(3.5**2 - 3**2, rel=1e-5)
     assert found["down"] == pytest.approx(4 * 3.5**2 - 4 * 4**2, rel=1e-5)
     assert found["nowhere"] == 0
     assert torch.equal(bowl.w, before)
     assert bowl.w.grad is None
+
+
+def test_weights_are_restored_when_the_loss_fails_on_the_way():
+    bowl = Bowl([2.0, 8.0], [3.0, 4.0])
+    before = bowl.w.detach().clone()
+    calls = []
+
+    def gradient():
+        calls.append(bowl.w.detach().clone())
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return bowl.gradient()
+
+    with pytest.raises(RuntimeError):
+        worst_case_sharpness(bowl, {}, gradient, radius=0.1)
+    assert not torch.equal(calls[-1], before)
+    assert torch.equal(bowl.w, before)

@@ -12,7 +12,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.cli.main import main
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.bench import results, trainer
 from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Case, images, loss

@@ -9,7 +9,7 @@ import torch
 
 import flatsparse as fs
 from flatsparse.cli.main import main
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments.bench.sparse import (
     CONTROL,
     CSR,
@@ -26,7 +26,7 @@ from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.stats import Median
 from flatsparse.export.csr import SparseRows
 from flatsparse.graph.groups import channel_groups
-from flatsparse.graph.shrink import live_channels, shrink
+from flatsparse.graph.shrink import active_channels, shrink
 from tests.random_nets import RandomNet
 
 from .test_bench import bench
@@ -36,7 +36,7 @@ from .test_bench import bench
 def test_a_share_of_each_group_is_removed(share):
     model = fs.models.resnet20()
     groups = channel_groups(model)
-    live = live_channels(model, groups, without_channels(model, share))
+    live = active_channels(model, groups, without_channels(model, share))
     for group, alive in zip(groups, live, strict=True):
         assert int(alive.sum()) == (group.size if group.why_kept else group.size * (1 - share))
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import TUNING_SEEDS, Comparison, as_dict, compare, tabulate
 from flatsparse.experiments.grid import pool
 from flatsparse.experiments.report import printing

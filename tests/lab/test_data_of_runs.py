@@ -5,7 +5,7 @@ import pytest
 
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.grid.store import key

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import flatsparse as fs
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments import export
 from flatsparse.experiments.run.load import load_run
 
@@ -138,8 +139,8 @@ def test_the_folder_of_another_run_is_not_touched(run, capsys):
     main(["export", str(run), "--images", "50", "--out", str(run / "there")])
     before = contents(run / "there")
     model = load_file(run / "model.safetensors")
-    about = fs.storage.load_tensors(run / "model.safetensors")[1]
-    fs.storage.save_tensors(run / "model.safetensors", {n: t * 2 for n, t in model.items()}, about)
+    about = load_tensors(run / "model.safetensors")[1]
+    save_tensors(run / "model.safetensors", {n: t * 2 for n, t in model.items()}, about)
     capsys.readouterr()
     assert "another run" in fails(capsys, "export", str(run), "--out", str(run / "there"))
     assert contents(run / "there") == before
@@ -168,7 +169,7 @@ def test_a_run_that_was_trained_again_to_the_same_bits_is_the_run(run, trained, 
 )
 def test_settings_that_no_run_can_have_are_a_line(run, spoil, capsys):
     config = read_json(run / "config.json")
-    fs.storage.write_json(run / "config.json", {**config, "settings": {**config["settings"], **spoil}})
+    write_json(run / "config.json", {**config, "settings": {**config["settings"], **spoil}})
     fails(capsys, "export", str(run))
 
 
@@ -179,10 +180,10 @@ def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
 
     def spoil(finished, file, sample):
         form.write(finished, file, sample)
-        tensors, about = fs.storage.load_tensors(file)
+        tensors, about = load_tensors(file)
         key = next(k for k, t in tensors.items() if t.is_floating_point() and k.endswith(("weight", "values")))
         tensors[key].view(-1)[0] += 3
-        fs.storage.save_tensors(file, tensors, about)
+        save_tensors(file, tensors, about)
 
     monkeypatch.setitem(export.FORMS, name, export.Form(form.file, spoil, form.load, form.tolerance))
     with pytest.raises(InputError, match="does not say what the run says"):

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, read_json
+from flatsparse.common.json_files import read_json
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.grid import ray_cluster, store, workers
 from flatsparse.experiments.grid.progress import Board
 from flatsparse.experiments.grid.store import key, outcomes, run_grid

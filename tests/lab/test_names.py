@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import flatsparse
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments import export
 from flatsparse.experiments.report import figures
 from flatsparse.experiments.report.figures import caption

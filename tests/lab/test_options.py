@@ -10,7 +10,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, read_json
+from flatsparse.common.json_files import read_json
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run import loop

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json_lines
+from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, read_json, read_json_lines, sealed, write_json
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
 from flatsparse.experiments.report import drawing, tables
 from flatsparse.experiments.report.store import MOST_POINTS, records, run, thinned
@@ -206,7 +207,7 @@ def test_a_table_of_a_hundred_cells_stays_small(store, tmp_path):
     folder = tmp_path / "runs" / "long"
     shutil.copytree(store / row["folders"][0], folder)
     line = read_json_lines(folder / "metrics.jsonl")[-1]
-    lines = [sealed({**line, "epoch": n, "train_loss": 1 / n, "churn": 0.123456 / n}) for n in range(1, 161)]
+    lines = [with_checksum({**line, "epoch": n, "train_loss": 1 / n, "churn": 0.123456 / n}) for n in range(1, 161)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for n in range(300):
         (tmp_path / "runs" / f"digits-digitnet-set0.9-s2sam-{n:016}").symlink_to(folder)
@@ -250,7 +251,7 @@ def test_what_cannot_be_told_is_one_line_and_writes_nothing(store, tmp_path, cap
     assert "flatsparse reproduce table1 --scale laptop" in told
     assert "unknown table 'tabel1' (nearest: table1)" in fails(capsys, *shared, str(store), "--only", "tabel1")
     text = (store / "table1-smoke.json").read_text()
-    for spoilt in (text[: len(text) // 2], text.replace("61.25", "71.25"), json.dumps(sealed({"rows": []}))):
+    for spoilt in (text[: len(text) // 2], text.replace("61.25", "71.25"), json.dumps(with_checksum({"rows": []}))):
         (tmp_path / "bad-smoke.json").write_text(spoilt)
         assert "bad-smoke.json" in fails(capsys, *shared, str(tmp_path))
     assert not out.exists()

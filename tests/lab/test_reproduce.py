@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, write_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.recipes import load, recipes, surfaces
 from flatsparse.experiments.recipes.recipe import (

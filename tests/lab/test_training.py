@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_masks, read_json
+from flatsparse.common.json_files import read_json
+from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build, describe
 from flatsparse.experiments.run.config import RunConfig, change

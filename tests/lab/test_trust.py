@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flatsparse.common.checkpoints import save_state
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, read_json, save_state, save_tensors, sealed, write_json
+from flatsparse.common.json_files import read_json, with_checksum, write_json
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.checkpoint import load_checked
@@ -231,7 +233,7 @@ def test_what_was_written_by_others_is_named_and_no_traceback(done):
             loop.train(run, done, resume=True)
     write_json(done / "result.json", result)
     lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
-    lines[1] = sealed({"epoch": 2})
+    lines[1] = with_checksum({"epoch": 2})
     (done / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=r"metrics\.jsonl' is damaged .line 2: it has no 'step'"):
         loop.train(run, done, resume=True)

@@ -1,9 +1,10 @@
-"""Tensors and their memory: versions of their contents, and tensors that share storage."""
+"""Tensors and their memory: versions and restoring of contents, and tensors that share storage."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,15 +15,27 @@ Version = tuple[int, int]
 
 
 def version(p: Tensor) -> Version:
-    """What changes whenever a tensor is written to in place or given other storage (but not by ``p.data.copy_``)."""
+    """A value that differs after a tensor is written to in place or given other storage (but not after ``p.data.copy_``)."""
     return p._version, local_tensor(p).data_ptr()
 
 
-def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
-    """The pairs of names whose tensors are distinct and lie on common memory, as after ``a.data = b.data``.
+@contextmanager
+def restored(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """A context at whose end the tensors have their former values again, bit for bit; it gives copies of these."""
+    values = [t.detach().clone() for t in tensors]
+    try:
+        yield values
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
 
-    Each is stepped, masked and perturbed by itself, so that no mask of one holds. Tensors without memory, such as
-    those on ``meta``, have none in common.
+
+def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
+    """The pairs of names whose tensors are distinct but overlap in memory, as after ``a.data = b.data``.
+
+    Each of the two is updated, masked and perturbed by itself, so that neither's mask holds. Tensors without memory, such as
+    those on ``meta``, overlap with none.
 
     >>> a, b = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2, 3))
     >>> b.data = a.data.T
@@ -31,9 +44,9 @@ def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]
     """
     by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in {id(t): (n, t) for n, t in reversed(list(named))}.values():
-        place = _storage(tensor)
-        if place is not None:
-            by_storage.setdefault(place, []).insert(0, (name, local_tensor(tensor.detach())))
+        address = _storage(tensor)
+        if address is not None:
+            by_storage.setdefault(address, []).insert(0, (name, local_tensor(tensor.detach())))
     return [
         (one, other)
         for sharing in by_storage.values()
@@ -43,7 +56,7 @@ def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]
 
 
 def span(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage from where to where a strided tensor lies."""
+    """The range of bytes of its storage that a strided tensor covers: the first, and the one after the last."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = int(tensor.storage_offset()) * tensor.element_size()
     return start, start + int(extent) * tensor.element_size()
@@ -52,14 +65,14 @@ def span(tensor: Tensor) -> tuple[int, int]:
 def _storage(tensor: Tensor) -> int | None:
     """The address of a tensor's memory; None for one without any."""
     try:
-        held = local_tensor(tensor.detach())
-        return None if held.is_meta or not held.numel() else held.untyped_storage().data_ptr() or None
+        local = local_tensor(tensor.detach())
+        return None if local.is_meta or not local.numel() else local.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):  # kinds of tensors that have none of their own
         return None
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors on one storage have a byte in common."""
+    """True when two tensors on one storage have a byte in common."""
     (first, last), (start, end) = span(a), span(b)
     if last <= start or end <= first:
         return False

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read_json, remove_halves, write_json
+from flatsparse.common.files import remove_temporary
+from flatsparse.common.json_files import read_json, write_json
 
 try:
     import fcntl
@@ -126,7 +127,7 @@ def claim(
     file = out / record
     plain = json.loads(json.dumps(mine))
     with alone_in(out):
-        remove_halves(out)  # a kill may have come while the record itself was written
+        remove_temporary(out)  # a kill may have come while the record itself was written
         if not file.is_file():
             if in_use(out):
                 raise InputError(f"'{out}' exists and holds something else: give another --out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
-from flatsparse.common.files import read_json, write_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.pool import Job, default_jobs, run_all, workers

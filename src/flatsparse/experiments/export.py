@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError, unknown
-from flatsparse.common.files import load_masks, load_tensors, read, read_json, save_masks, save_tensors, write_json
+from flatsparse.common.files import read
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.common.seeds import derive
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.data.splits import Images, batches
 from flatsparse.experiments.run import task

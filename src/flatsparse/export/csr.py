@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import load_tensors, save_tensors
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.export.dense import contents, with_zeros
-from flatsparse.graph.groups import copied
-from flatsparse.graph.ops import has_hooks, is_ordinary
+from flatsparse.graph.groups import copy_of
+from flatsparse.graph.ops import has_hooks, has_plain_tensors
 from flatsparse.sparse.import_masks import fitting
 
 CSR_FORMAT = "flatsparse-csr-1"
@@ -135,7 +135,7 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     found = fitting(masks, model)
     twin = with_zeros(model, masks)
     named = {name: module for name, module in twin.named_modules() if f"{name}.weight".lstrip(".") in found}
-    plain = {name: m for name, m in named.items() if type(m) in KINDS and is_ordinary(m) and not has_hooks(m)}
+    plain = {name: m for name, m in named.items() if type(m) in KINDS and has_plain_tensors(m) and not has_hooks(m)}
     return _multiplying(_replaced(twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in plain.items()}))
 
 
@@ -155,7 +155,7 @@ def load_csr(file: Path, model: nn.Module) -> nn.Module:
     names = [name.removesuffix("crow_indices").rstrip(".") for name in tensors if name.endswith("crow_indices")]
     try:
         parts = {n: {part: tensors[f"{n}.{part}".lstrip(".")] for part in PARTS} for n in names}
-        twin = _replaced(copied(model).eval(), parts)
+        twin = _replaced(copy_of(model).eval(), parts)
         twin.load_state_dict(tensors)
         for rows in twin.modules():
             if isinstance(rows, SparseRows):  # indices from a stranger's file must not reach beyond the matrix

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import save_tensors
-from flatsparse.graph.groups import copied
+from flatsparse.common.tensor_files import save_tensors
+from flatsparse.graph.groups import copy_of
 from flatsparse.graph.shrink import masked_state
 from flatsparse.sparse.import_masks import fitting
 
@@ -22,7 +22,7 @@ def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     Raises: InputError when the masks are not the model's, and for a model that torch cannot copy.
     """
     found = fitting(masks, model)
-    twin = copied(model).eval()
+    twin = copy_of(model).eval()
     twin.load_state_dict({**twin.state_dict(), **masked_state(model, found)})  # true weights even amid a step of S²-SAM
     return twin
 

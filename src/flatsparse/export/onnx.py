@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read, write_whole
+from flatsparse.common.files import read, write_atomic
 from flatsparse.export.dense import with_zeros
 
 
@@ -51,7 +51,7 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
             raise InputError(
                 f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
             ) from problem
-        write_whole(Path(file), read(Path(folder) / "model.onnx"))
+        write_atomic(Path(file), read(Path(folder) / "model.onnx"))
 
 
 def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:

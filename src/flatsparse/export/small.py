@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import damaged, load_tensors, save_tensors
+from flatsparse.common.files import corrupt_file
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.export.dense import contents
 from flatsparse.graph.shrink import narrow, shrink, widths
 
@@ -42,7 +43,7 @@ def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> n
     except (KeyError, ValueError, TypeError, AttributeError) as problem:  # others may write such files too
         if isinstance(problem, InputError):
             raise
-        raise damaged(Path(file), "its widths are unreadable") from None
+        raise corrupt_file(Path(file), "its widths are unreadable") from None
     try:
         small.load_state_dict(tensors)
     except RuntimeError:

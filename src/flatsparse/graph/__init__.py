@@ -1,1 +1,1 @@
-"""Structured surgery on any model: its graph, its groups of channels, and a model without some of them."""
+"""Channel pruning of any model: its traced graph, its groups of channels, and a smaller model without some of them."""

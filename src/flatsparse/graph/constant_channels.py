@@ -1,4 +1,4 @@
-"""Which channels are constant in evaluation mode, and at what value: what a channel without live inputs still sends on."""
+"""Channels that are constant in evaluation mode, and their values: the outputs of channels without active inputs."""
 
 from __future__ import annotations
 
@@ -10,57 +10,58 @@ import torch
 from torch import Tensor, fx, nn
 
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.graph.ops import concatenated, drops_always, evaluated, kind_of, writes_in_place
+from flatsparse.graph.ops import as_function, concat_inputs, is_active_dropout, is_in_place, kind_of
 from flatsparse.graph.trace import Part, Trace
 
-UNKNOWN = math.nan  # a channel that varies, or may
+UNKNOWN = math.nan  # of a channel that varies, or may
 
 
 def constant_inputs(trace: Trace, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the features that each layer reads always are, by the name of its weight; ``UNKNOWN`` where they vary.
+    """The constant values of the features that each layer reads, (features,), by the name of its weight; ``UNKNOWN`` where
+    they vary.
 
-    Ours: the graph is evaluated on one number a channel. A batch norm turns a row of zeros into ``β - γ·mean/√(var + ε)``;
-    behind zero padding a constant other than 0 is none, because the border differs.
+    Ours: the graph is evaluated on one number per channel. A batch norm turns zeros into ``β - γ·mean/√(var + ε)``; after
+    zero padding a constant other than 0 is not constant, because the border differs.
 
     Args:
         trace: of the model.
         tensors: its parameters and buffers by name, masked.
     """
-    seen: dict[fx.Node, Tensor] = {}
+    outputs: dict[fx.Node, Tensor] = {}  # one number per channel
     storage: dict[fx.Node, fx.Node] = {}  # the first node whose memory a node may share
-    read: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for node in trace.graph.nodes:
         value = trace.values[node]
         if value is None:
             continue
-        sources = [seen[source] for source in node.all_input_nodes if source in seen]
+        sources = [outputs[source] for source in node.all_input_nodes if source in outputs]
         kind = kind_of(node, trace.modules)
         if kind in ("conv", "linear"):
             module: Any = trace.modules[str(node.target)]
             features = _features(trace, node, module, sources)
-            found = _layer(module, str(node.target), features, tensors)
+            constant = _layer(module, str(node.target), features, tensors)
             if getattr(module, "groups", 1) == 1:
-                read[f"{node.target}.weight"] = features
+                inputs[f"{node.target}.weight"] = features
         elif kind == "norm":
-            found = _norm(trace.modules[str(node.target)], str(node.target), sources[0], tensors)
+            constant = _norm(trace.modules[str(node.target)], str(node.target), sources[0], tensors)
         elif kind == "cat":
-            found = torch.cat([seen[source] for source in concatenated(node)])
+            constant = torch.cat([outputs[source] for source in concat_inputs(node)])
         elif kind in ("unary", "join"):
-            found = _elementwise(node, trace.modules, seen)
+            constant = _elementwise(node, trace.modules, outputs)
         elif kind == "pool":
-            found = _pooled(node, trace.modules, sources[0])
+            constant = _pooled(node, trace.modules, sources[0])
         else:
-            found = torch.full_like(sources[0], UNKNOWN) if drops_always(node) else sources[0]
-        changes = kind in ("unary", "join") and writes_in_place(node, trace.modules)
+            constant = torch.full_like(sources[0], UNKNOWN) if is_active_dropout(node) else sources[0]
+        in_place = kind in ("unary", "join") and is_in_place(node, trace.modules)
         source = node.all_input_nodes[0]
-        storage[node] = storage.get(source, source) if changes or kind in ("same", "flatten") else node
-        if changes:  # who reads its input after it reads something else
+        storage[node] = storage.get(source, source) if in_place or kind in ("same", "flatten") else node
+        if in_place:  # later readers of its input read other values
             for other, first in storage.items():
-                if first is storage[node] and other in seen:
-                    seen[other] = torch.full_like(seen[other], UNKNOWN)
-        kept = torch.cat([_is_kept(part) for part in value.parts])  # by what may write to it, perhaps
-        seen[node] = found.masked_fill(kept, UNKNOWN)
-    return read
+                if first is storage[node] and other in outputs:
+                    outputs[other] = torch.full_like(outputs[other], UNKNOWN)
+        kept = torch.cat([_is_kept(part) for part in value.parts])  # perhaps by an operation that writes to it
+        outputs[node] = constant.masked_fill(kept, UNKNOWN)
+    return inputs
 
 
 def _is_kept(part: Part) -> Tensor:
@@ -68,7 +69,7 @@ def _is_kept(part: Part) -> Tensor:
 
 
 def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -> Tensor:
-    """One number for each feature that a layer takes in, and unknown what zero padding or the gaps of a transposed one vary."""
+    """One number for each input feature of a layer; unknown where zero padding, or the gaps of a transposed one, vary it."""
     if not sources:
         count = getattr(module, "in_features", None) or module.in_channels
         return torch.full((count,), UNKNOWN, dtype=torch.float64)
@@ -86,7 +87,7 @@ def _features(trace: Trace, node: fx.Node, module: Any, sources: list[Tensor]) -
 
 
 def _layer(module: Any, name: str, features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the outputs of a convolution or linear layer always are."""
+    """The constant outputs of a convolution or linear layer, (outputs,)."""
     groups = getattr(module, "groups", 1)
     if groups > 1 and not groups == module.in_channels == module.out_channels:
         return features.new_full((module.out_channels,), UNKNOWN)
@@ -115,19 +116,19 @@ def _norm(module: Any, name: str, inputs: Tensor, tensors: Mapping[str, Tensor])
     return outputs if bias is None else outputs + bias
 
 
-def _elementwise(node: fx.Node, modules: Mapping[str, nn.Module], seen: Mapping[fx.Node, Tensor]) -> Tensor:
-    sources = [seen.get(source) for source in node.all_input_nodes]
+def _elementwise(node: fx.Node, modules: Mapping[str, nn.Module], outputs: Mapping[fx.Node, Tensor]) -> Tensor:
+    sources = [outputs.get(source) for source in node.all_input_nodes]
     known = [source for source in sources if source is not None]
     unknown = torch.stack([source.isnan() for source in known]).any(0)
     if len(known) < len(sources):
         return torch.full_like(known[0], UNKNOWN)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: seen[source].clone())
-    found = evaluated(node, modules)(*args, **kwargs)
-    return found.masked_fill(unknown | ~found.isfinite(), UNKNOWN)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: outputs[source].clone())
+    constant = as_function(node, modules)(*args, **kwargs)
+    return constant.masked_fill(unknown | ~constant.isfinite(), UNKNOWN)
 
 
 def _pooled(node: fx.Node, modules: Mapping[str, nn.Module], inputs: Tensor) -> Tensor:
-    """Pooling a constant gives it back, but an average that counts zeros around the border does not."""
+    """The constant outputs of pooling: its inputs, but not of an average that counts zeros around the border."""
     if node.op == "call_module":
         pool = modules[str(node.target)]
         average = isinstance(pool, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d))

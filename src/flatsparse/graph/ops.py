@@ -1,4 +1,4 @@
-"""What the operations in a traced graph do to channels, by kind."""
+"""The kinds of operations in a traced graph, by their effect on channels."""
 
 from __future__ import annotations
 
@@ -10,22 +10,9 @@ from torch import Tensor, fx, nn
 
 # Element by element, so that channels stay where they are.
 _UNARY = (
-    *(
-        "abs",
-        "celu",
-        "clamp",
-        "clip",
-        "elu",
-        "exp",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "logsigmoid",
-    ),
-    *("mish", "neg", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh"),
-)
+    "abs", "celu", "clamp", "clip", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid",
+    "mish", "neg", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh",
+)  # fmt: skip
 _SAME = ("alpha_dropout", "clone", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d")
 _JOIN = ("add", "div", "iadd", "imul", "isub", "itruediv", "mul", "sub", "truediv")
 _POOLS = tuple(f"{kind}_pool{n}d" for kind in ("adaptive_avg", "adaptive_max", "avg", "max") for n in (1, 2, 3))
@@ -55,35 +42,35 @@ _MODULES: dict[type[nn.Module], str] = {
 
 
 def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """What a node does to channels: conv, linear, norm, unary, same, join, pool, mean, flatten, cat or size.
+    """The kind of a node: conv, linear, norm, unary, same, join, pool, mean, flatten, cat or size.
 
-    None for all that is not known, and for a known operation with arguments that make it another.
+    None for unknown operations, and for a known one with arguments that make it another.
     """
     if node.op == "call_module":
         module: Any = modules[str(node.target)]
         kind = _MODULES.get(type(module))  # exactly: a subclass may do anything
         plain = kind != "flatten" or (module.start_dim, module.end_dim) == (1, -1)
-        plain = plain and (kind not in ("conv", "linear", "norm") or is_ordinary(module))
+        plain = plain and (kind not in ("conv", "linear", "norm") or has_plain_tensors(module))
         return kind if plain and len(node.all_input_nodes) == 1 else None
     if _is_size(node):
         return "size"
     if node.op == "call_method" and str(node.target) in ("view", "reshape"):
         return "flatten" if _keeps_batch(node, modules) else None
     kind = _FUNCTIONS.get(_name(node))
-    if not {"out", "axis", "keepdims"}.isdisjoint(node.kwargs):  # written elsewhere, or by NumPy's names
+    if not {"out", "axis", "keepdims"}.isdisjoint(node.kwargs):  # written to another tensor, or NumPy's names
         return None
     if kind == "flatten" and _arguments(node, ("start_dim", "end_dim"), (0, -1)) != [1, -1]:
         return None
     if kind == "join" and not all(isinstance(a, (fx.Node, int, float)) for a in node.args):
         return None
-    if kind == "cat" and not isinstance(_joined(node), (list, tuple)):
+    if kind == "cat" and not isinstance(_concat_argument(node), (list, tuple)):
         return None
     several = kind in ("join", "cat")
     return kind if several or len(node.all_input_nodes) == 1 else None
 
 
 def is_batch_size(node: object) -> bool:
-    """Whether a node is the batch dimension of a value: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    """True for a node that is the batch size of a value: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_method" and node.target == "size":
@@ -92,18 +79,18 @@ def is_batch_size(node: object) -> bool:
 
 
 def mean_dims(node: fx.Node) -> tuple[Sequence[int] | None, bool]:
-    """Over which dimensions a mean goes (None: all), and whether it keeps them."""
+    """The dimensions of a mean (None: all), and whether it keeps them."""
     dims, keep = _arguments(node, ("dim", "keepdim"), (None, False))
     return ([dims] if isinstance(dims, int) else dims), bool(keep)
 
 
-def concatenated(node: fx.Node) -> list[fx.Node]:
-    """What a concatenation joins, in order and as often as it does."""
-    return [source for source in _joined(node) if isinstance(source, fx.Node)]
+def concat_inputs(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a concatenation, in order and with repetitions."""
+    return [source for source in _concat_argument(node) if isinstance(source, fx.Node)]
 
 
-def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
-    """What a unary node or a join computes, as a function of its arguments."""
+def as_function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
+    """The computation of a unary node or a join, as a function of its arguments."""
     if node.op == "call_module":
         return modules[str(node.target)]
     if node.op == "call_method":
@@ -113,13 +100,13 @@ def evaluated(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., 
 
 
 def pool_dims(node: fx.Node, modules: Mapping[str, nn.Module]) -> int:
-    """Over how many last dimensions a pool goes."""
+    """The number of dimensions, the last ones, that a pooling layer works on."""
     name = type(modules[str(node.target)]).__name__ if node.op == "call_module" else _name(node)
     return int(name[-2])
 
 
-def drops_always(node: fx.Node) -> bool:
-    """Whether a node is a dropout that goes on in evaluation mode, as ``F.dropout`` does unless it is told."""
+def is_active_dropout(node: fx.Node) -> bool:
+    """True for a dropout that stays on in evaluation mode, as ``F.dropout`` does without ``training=``."""
     name = _name(node)
     if node.op != "call_function" or "dropout" not in name:
         return False
@@ -127,40 +114,40 @@ def drops_always(node: fx.Node) -> bool:
     return training is not False
 
 
-def shared(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
+def shared_modules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[str]:
     """The modules that hold a parameter or buffer whose memory is used by more than one call."""
     used: list[tuple[str, set[int]]] = []
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            whole, name = node.op == "call_module", str(node.target)
-            module = modules[name if whole else name.rpartition(".")[0]]
-            tensors = (*module.parameters(recurse=whole), *module.buffers(recurse=whole))
+            is_module, name = node.op == "call_module", str(node.target)
+            module = modules[name if is_module else name.rpartition(".")[0]]
+            tensors = (*module.parameters(recurse=is_module), *module.buffers(recurse=is_module))
             used.append((name, {_memory(tensor) for tensor in tensors}))
     uses = Counter(memory for _, own in used for memory in own)
     return {name for name, own in used if any(uses[memory] > 1 for memory in own)}
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where a tensor begins: parameters may be tied through their ``.data`` alone."""
+    """The address of a tensor, because parameters may be tied through their ``.data`` alone."""
     return tensor.data_ptr() or id(tensor)  # none on the device meta, say
 
 
-def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """What a node calls, in words."""
+def description(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """The called layer or operation, in words."""
     if node.op == "call_module":
         return f"{type(modules[str(node.target)]).__name__} '{node.target}'"
     return f"operation '{node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}'"
 
 
-def is_ordinary(layer: Any) -> bool:
-    """Whether a layer's tensors are its own, not computed from others (parametrized, pruned by torch), and real numbers."""
+def has_plain_tensors(layer: Any) -> bool:
+    """True for a layer whose tensors are real and its own, not computed from others (parametrized, pruned by torch)."""
     own = {**layer._parameters, **layer._buffers}
     tensors = [(name, getattr(layer, name, None)) for name in ("weight", "bias", "running_mean", "running_var")]
     return all(t is None or (not t.is_complex() and t is own.get(name)) for name, t in tensors)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something else has its say when a module is called."""
+    """True for a module whose calls run forward hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -172,7 +159,7 @@ def _name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "").rstrip("_") if home in ("torch", "_operator", "builtins") else ""
 
 
-def _joined(node: fx.Node) -> Any:
+def _concat_argument(node: fx.Node) -> Any:
     return node.args[0] if node.args else node.kwargs.get("tensors")
 
 
@@ -180,42 +167,42 @@ def _arguments(node: fx.Node, names: Sequence[str], defaults: Sequence[Any]) -> 
     """The arguments after the first, by position or by name."""
     given = node.args[1:]
     return [
-        given[place] if place < len(given) else node.kwargs.get(name, default)
-        for place, (name, default) in enumerate(zip(names, defaults, strict=True))
+        given[index] if index < len(given) else node.kwargs.get(name, default)
+        for index, (name, default) in enumerate(zip(names, defaults, strict=True))
     ]
 
 
 def _is_shape(node: object) -> bool:
     if not isinstance(node, fx.Node):
         return False
-    whole = node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
-    return whole or (_name(node) == "getattr" and node.args[1] == "shape")
+    is_size = node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return is_size or (_name(node) == "getattr" and node.args[1] == "shape")
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether it only asks for what does not depend on channels."""
+    """True for a node that reads only what does not depend on channels: the batch size, device or type."""
     if _is_shape(node):
         return all(is_batch_size(user) for user in node.users)
     return is_batch_size(node) or (_name(node) == "getattr" and node.args[1] in ("device", "dtype"))
 
 
 def _keeps_batch(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a view is (batch size, -1), as a flatten of all but the first dimension."""
+    """True for a view to (batch size, -1): a flatten of all but the first dimension."""
     shape: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
     if len(shape) != 2 or not is_batch_size(shape[0]) or bool(shape[1] != -1):
         return False
-    asked, value = shape[0], node.all_input_nodes[0]
-    while is_batch_size(asked) or _is_shape(asked):  # up to the value whose batch size it is
-        asked = asked.args[0]
-    while value is not asked and kind_of(value, modules) not in (None, "size"):  # all that is known keeps the batch
+    source, value = shape[0], node.all_input_nodes[0]
+    while is_batch_size(source) or _is_shape(source):  # up to the value whose batch size it is
+        source = source.args[0]
+    while value is not source and kind_of(value, modules) not in (None, "size"):  # all known kinds keep the batch
         value = value.all_input_nodes[0]
-    return value is asked
+    return value is source
 
 
-def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a unary node or a join changes its first input."""
+def is_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a unary node or a join that writes to its first input."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    told = node.kwargs.get("inplace", False) or any(argument is True for argument in node.args)
-    return bool(told) or name.endswith("_") or name in ("iadd", "imul", "isub", "itruediv")
+    flag = node.kwargs.get("inplace", False) or any(argument is True for argument in node.args)
+    return bool(flag) or name.endswith("_") or name in ("iadd", "imul", "isub", "itruediv")

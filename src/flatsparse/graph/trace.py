@@ -1,4 +1,4 @@
-"""Channels followed through a traced model: which layers write, norm and read them, and what merges them."""
+"""Channels propagated through a traced model: the layers that write, norm and read them, and the operations that merge them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.graph.ops import called, concatenated, has_hooks, is_batch_size, kind_of, mean_dims, pool_dims, shared
+from flatsparse.graph.ops import (
+    concat_inputs,
+    description,
+    has_hooks,
+    is_batch_size,
+    kind_of,
+    mean_dims,
+    pool_dims,
+    shared_modules,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Slot:
 
 @dataclass(eq=False)
 class Channels:
-    """A group in the making. What was merged into an earlier one points to it."""
+    """A group of channels while the graph is traversed; one that was merged into an earlier group points to it."""
 
     size: int
     order: int
@@ -49,18 +58,18 @@ class Channels:
         return self if self.merged is None else self.merged.root()
 
     def merge(self, other: Channels) -> None:
-        mine, theirs = sorted((self.root(), other.root()), key=lambda channels: channels.order)
-        if mine is not theirs:
-            mine.writes += theirs.writes
-            mine.norms += theirs.norms
-            mine.reads += theirs.reads
-            mine.why_kept = mine.why_kept or theirs.why_kept
-            theirs.merged = mine
+        first, second = sorted((self.root(), other.root()), key=lambda channels: channels.order)
+        if first is not second:
+            first.writes += second.writes
+            first.norms += second.norms
+            first.reads += second.reads
+            first.why_kept = first.why_kept or second.why_kept
+            second.merged = first
 
 
 @dataclass(frozen=True)
 class Part:
-    """Channels within a value. ``block`` is the name of a flatten as long as nothing has told its H·W."""
+    """Channels within a value. ``block`` is the name of a flatten as long as its H·W is not known."""
 
     channels: Channels
     block: int | str = 1
@@ -68,7 +77,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Value:
-    """What a node gives: its channels in order along ``axis``, 1 or -1; ``rank`` is None where only the last is known."""
+    """A node's output: its channels in order along ``axis``, 1 or -1; ``rank`` is None where only the last is known."""
 
     parts: tuple[Part, ...]
     rank: int | None
@@ -79,7 +88,7 @@ class Value:
         return sum(part.channels.size for part in self.parts)
 
 
-class NotUnderstood(Exception):
+class Unsupported(Exception):
     """An operation whose effect on channels is not known; its message becomes the reason to keep them."""
 
 
@@ -87,9 +96,9 @@ class Trace:
     """A model's graph in evaluation mode, and the channels of every node's value.
 
     Attributes:
-        graph, modules: as ``torch.fx`` found them; modules by name.
-        values: by node; None where no channels are followed.
-        blocks: the H·W of each flatten, by its name, as far as layers after it have told.
+        graph, modules: of ``torch.fx``; modules by name.
+        values: by node; None where there are no channels to propagate.
+        blocks: the H·W of each flatten, by its name, where layers after it determine it.
     """
 
     def __init__(self, model: nn.Module, example: Tensor | None = None) -> None:
@@ -97,26 +106,26 @@ class Trace:
         self.modules = dict(model.named_modules())
         self.values: dict[fx.Node, Value | None] = {}
         self.blocks: dict[str, int] = {}
-        self._all: list[Channels] = []
-        self._shared = shared(self.graph, self.modules)
+        self._created: list[Channels] = []
+        self._shared = shared_modules(self.graph, self.modules)
         for node in self.graph.nodes:
             try:
-                self.values[node] = self._follow(node)
-            except NotUnderstood as reason:
+                self.values[node] = self._propagate(node)
+            except Unsupported as reason:
                 self.values[node] = None
                 for source in node.all_input_nodes:
                     self._keep(source, str(reason))
 
-    def all(self) -> list[Channels]:
-        """What was found, in the order in which it is first written."""
-        return [channels for channels in self._all if channels.merged is None]
+    def channels(self) -> list[Channels]:
+        """The groups of channels, in the order in which they are first written."""
+        return [channels for channels in self._created if channels.merged is None]
 
     def block(self, part: Part) -> int:
         """Consecutive features per channel."""
         if isinstance(part.block, int):
             return part.block
         if part.block not in self.blocks:
-            raise NotUnderstood("its size after a flatten cannot be told; an example input would tell")
+            raise Unsupported("its size after a flatten cannot be told; an example input would tell")
         return self.blocks[part.block]
 
     def _keep(self, node: fx.Node, reason: str) -> None:
@@ -125,47 +134,47 @@ class Trace:
             root = part.channels.root()
             root.why_kept = root.why_kept or reason
 
-    def _follow(self, node: fx.Node) -> Value | None:
+    def _propagate(self, node: fx.Node) -> Value | None:
         if node.op in ("placeholder", "get_attr"):
             return None
         if node.op == "output":
-            raise NotUnderstood("the model's output")
-        kind, odd = kind_of(node, self.modules), NotUnderstood(f"{called(node, self.modules)} is not understood")
+            raise Unsupported("the model's output")
+        kind, error = kind_of(node, self.modules), Unsupported(f"{description(node, self.modules)} is not understood")
         if kind is not None and node.op == "call_module" and has_hooks(self.modules[str(node.target)]):
-            raise NotUnderstood(f"{called(node, self.modules)} has a hook, which may change what it gives")
-        sources = concatenated(node) if kind == "cat" else node.all_input_nodes
+            raise Unsupported(f"{description(node, self.modules)} has a hook, which may change what it gives")
+        sources = concat_inputs(node) if kind == "cat" else node.all_input_nodes
         inputs = [self.values[source] for source in sources if not is_batch_size(source)]
         if kind in ("conv", "linear", "norm"):
             if str(node.target) in self._shared:
-                raise NotUnderstood(f"the weights of '{node.target}' are used more than once")
+                raise Unsupported(f"the weights of '{node.target}' are used more than once")
             return getattr(self, f"_{kind}")(node, inputs[0])
         if kind is None:
-            raise odd
+            raise error
         if kind == "size" or not any(inputs):
             return None
         if not all(inputs):
-            raise NotUnderstood("joined with what no layer gives")
+            raise Unsupported("joined with what no layer gives")
         values = [value for value in inputs if value is not None]
         if kind == "cat":
-            return _cat(node, values, odd)
+            return _cat(node, values, error)
         if kind == "join":
             return self._join(values)
         value = values[0]
         if kind in ("unary", "same"):
             return value
         if value.axis != 1 or value.rank is None or (value.rank == 2 and kind != "flatten"):
-            raise odd
+            raise error
         if kind == "flatten":
             return self._flatten(node, value)
         if kind == "pool" and value.rank != pool_dims(node, self.modules) + 2:  # torch takes the batch for channels
-            raise odd
-        return _mean(node, value, odd) if kind == "mean" else value
+            raise error
+        return _mean(node, value, error) if kind == "mean" else value
 
     def _conv(self, node: fx.Node, value: Value | None) -> Value:
         conv: Any = self.modules[str(node.target)]
         rank = conv.weight.ndim
         if value is not None and (value.axis != 1 or value.rank != rank or value.size != conv.in_channels):
-            raise NotUnderstood(f"the input of convolution '{node.target}' is not understood")
+            raise Unsupported(f"the input of convolution '{node.target}' is not understood")
         if conv.groups == 1:
             self._read(node, value)
             return Value((Part(self._written(node, conv.out_channels)),), rank)
@@ -183,7 +192,7 @@ class Trace:
     def _linear(self, node: fx.Node, value: Value | None) -> Value:
         linear: Any = self.modules[str(node.target)]
         if value is not None and value.rank != 2 and value.axis != -1:
-            raise NotUnderstood(f"linear layer '{node.target}' does not work on channels")
+            raise Unsupported(f"linear layer '{node.target}' does not work on channels")
         rank = _rank(node, value.rank if value else None)
         self._read(node, value)
         return Value((Part(self._written(node, linear.out_features)),), rank, 1 if rank == 2 else -1)
@@ -194,7 +203,7 @@ class Trace:
         norm: Any = self.modules[str(node.target)]
         names = [name for name in ("weight", "bias", "running_mean", "running_var") if getattr(norm, name) is not None]
         if (value.axis != 1 and value.rank is not None) or not names:  # one without tensors cannot be narrowed
-            raise NotUnderstood(f"batch norm '{node.target}' is not over channels")
+            raise Unsupported(f"batch norm '{node.target}' is not over channels")
         for offset, part in self._resolved(value, norm.num_features):
             slots = self._slots(node, names, self.block(part), offset)
             part.channels.root().norms += slots
@@ -209,7 +218,7 @@ class Trace:
             blocks = len(pairs) == 1 or all(a.block == b.block for a, b in pairs)
             sizes = [[part.channels.size for part in value.parts] for value in (first, other)]
             if not (alike and blocks and sizes[0] == sizes[1]):
-                raise NotUnderstood("joined with channels of another arrangement")
+                raise Unsupported("joined with channels of another arrangement")
             for a, b in pairs:
                 a.channels.merge(b.channels)
             if other.rank is None:
@@ -233,20 +242,20 @@ class Trace:
     def _written(self, node: fx.Node, size: int) -> Channels:
         dim = 1 if inputs_first(self.modules[str(node.target)]) == 1 else 0
         slots = self._slots(node, ("weight",), dim=dim) + self._slots(node, ("bias",))
-        written = Channels(size, len(self._all), slots)
-        self._all.append(written)
+        written = Channels(size, len(self._created), slots)
+        self._created.append(written)
         return written
 
     def _resolved(self, value: Value, features: int) -> list[tuple[int, Part]]:
-        """Each part and where it starts among so many features, which tell the H·W of a flatten."""
+        """Each part with its first index among the features, whose number determines the H·W of a flatten."""
         unknown = {part.block for part in value.parts if part.block not in self.blocks and isinstance(part.block, str)}
         if len(unknown) == 1:
-            told = sum(part.channels.size * self.block(part) for part in value.parts if part.block not in unknown)
-            spread = sum(part.channels.size for part in value.parts if part.block in unknown)
-            self.blocks[str(*unknown)] = (features - told) // spread
+            known = sum(part.channels.size * self.block(part) for part in value.parts if part.block not in unknown)
+            channels = sum(part.channels.size for part in value.parts if part.block in unknown)
+            self.blocks[str(*unknown)] = (features - known) // channels
         sizes = [part.channels.size * self.block(part) for part in value.parts]
         if sum(sizes) != features:
-            raise NotUnderstood("their number is not what the layer after them takes")
+            raise Unsupported("their number is not what the layer after them takes")
         return [(sum(sizes[:index]), part) for index, part in enumerate(value.parts)]
 
     def _slots(self, node: fx.Node, names: Sequence[str], block: int = 1, offset: int = 0, dim: int = 0) -> list[Slot]:
@@ -260,7 +269,7 @@ def _graph(model: nn.Module, example: Tensor | None) -> fx.Graph:
     try:
         graph = fx.Tracer().trace(model.eval())
         if example is not None:
-            _propagate(fx.GraphModule(model, graph), example)
+            _propagate_shapes(fx.GraphModule(model, graph), example)
     except InputError:
         raise
     except Exception as problem:  # a model may fail in any way when its inputs have no values
@@ -276,7 +285,7 @@ def _graph(model: nn.Module, example: Tensor | None) -> fx.Graph:
 
 
 @torch.no_grad()
-def _propagate(model: fx.GraphModule, example: Tensor) -> None:
+def _propagate_shapes(model: fx.GraphModule, example: Tensor) -> None:
     try:
         ShapeProp(model).propagate(example)
     except Exception:
@@ -290,20 +299,20 @@ def _rank(node: fx.Node, rank: int | None) -> int | None:
     return rank if shape is None else len(shape.shape)
 
 
-def _mean(node: fx.Node, value: Value, odd: NotUnderstood) -> Value:
+def _mean(node: fx.Node, value: Value, error: Unsupported) -> Value:
     assert value.rank is not None
     dims, keep = mean_dims(node)
     space = {dim % value.rank for dim in dims or (0,)}
     if space & {0, 1}:
-        raise odd
+        raise error
     return value if keep else Value(value.parts, value.rank - len(space))
 
 
-def _cat(node: fx.Node, values: Sequence[Value], odd: NotUnderstood) -> Value:
+def _cat(node: fx.Node, values: Sequence[Value], error: Unsupported) -> Value:
     axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     first = values[0]
     alike = all((value.rank, value.axis) == (first.rank, first.axis) for value in values)
     along = axis == first.axis or (first.rank is not None and (axis - first.axis) % first.rank == 0)
     if not (alike and along):
-        raise odd
+        raise error
     return Value(tuple(part for value in values for part in value.parts), first.rank, first.axis)

@@ -1,4 +1,4 @@
-"""What each direction gains in the loss of a batch, a step of length ρ away from the weights."""
+"""Directional loss increase: the rise of a batch's loss a step of length ρ away from the weights, by direction."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsparse.measure.sharpness import gains, m_sharpness
+from flatsparse.common.tensors import restored
+from flatsparse.measure.sharpness import scale_to, worst_case_sharpness
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets, a scalar
-IMAGES = 512  # looked at, about: a whole number of batches
+IMAGES = 512  # measured on, about: a whole number of batches
 RHO = 0.05  # of runs that have none
 DEFINITION = (
     "Gains are rises of a batch's loss (batch norm by its own statistics, as in training) a step of length ρ away on live"
@@ -22,7 +23,32 @@ DEFINITION = (
 )
 
 
-def look_around(
+@torch.no_grad()
+def directional_increases(
+    model: nn.Module, directions: Mapping[str, Sequence[Tensor]], loss: Callable[[], float], radius: float
+) -> dict[str, float]:
+    """The rise of the loss a step along each direction, ``L(w + ρ d/‖d‖) − L(w)``, all at the same norm ρ.
+
+    Ours: the worth of a free direction beside SAM's and beside a random one.
+
+    Args:
+        model: the network; its weights are restored bit for bit.
+        directions: by name, a tensor for each trained parameter; zero where a mask keeps the weights at zero.
+        loss: computes the loss at the weights as they are.
+        radius: ρ, in the units of the weights.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start, increases = loss(), {}
+    with restored(parameters) as weights:
+        for name, direction in directions.items():
+            scale = scale_to(radius, direction)
+            for p, w, d in zip(parameters, weights, direction, strict=True):
+                p.copy_(w + d * scale)
+            increases[name] = loss() - start
+    return increases
+
+
+def mean_increases(
     model: nn.Module,
     batches: Sequence[Batch],
     loss_fn: Loss,
@@ -31,34 +57,34 @@ def look_around(
     source: torch.Generator,
     previous: Sequence[Tensor] | None = None,
 ) -> dict[str, float | dict[str, float]]:
-    """The mean gains over some batches, ``{"cosine", "gain": {"sam", "previous", "random", "worst"}}``.
+    """The mean increases over some batches, ``{"cosine", "gain": {"sam", "previous", "random", "worst"}}``.
 
     Args:
-        model: in training mode; its weights come back bit for bit, its running statistics do not.
+        model: in training mode; its weights are restored bit for bit, its running statistics are not.
         loss_fn: the mean loss of a batch, from outputs and targets.
-        masks: by the parameter's name; only live weights move.
+        masks: by the parameter's name; only active weights move.
         source: draws the noise.
         previous: the gradient of the step before, zero outside the masks. By default that of the batch before, at the same
             weights; before the first comes the last.
     """
-    found = []
-    for place, batch in enumerate(batches):
+    results = []
+    for index, batch in enumerate(batches):
         before = previous
         if before is None:
-            _gradient(model, batches[place - 1], loss_fn)
-            before = live_gradients(model, masks)
-        found.append(_gains_on(model, batch, loss_fn, before, masks, rho, source))
-    means = {name: statistics.fmean(gained[name] for gained in found) for name in found[0]}
+            _gradient(model, batches[index - 1], loss_fn)
+            before = active_gradients(model, masks)
+        results.append(_increases_on(model, batch, loss_fn, before, masks, rho, source))
+    means = {name: statistics.fmean(result[name] for result in results) for name in results[0]}
     return {"cosine": means.pop("cosine"), "gain": means}
 
 
-def live_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """A copy of a model's gradients, zero outside the masks."""
+def active_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Tensor]:
+    """Copies of a model's gradients, zero outside the masks."""
     slopes = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     return [torch.where(masks[name], slope, 0) if name in masks else slope for name, slope in slopes.items()]
 
 
-def _gains_on(
+def _increases_on(
     model: nn.Module,
     batch: Batch,
     loss_fn: Loss,
@@ -67,19 +93,20 @@ def _gains_on(
     rho: float,
     source: torch.Generator,
 ) -> dict[str, float]:
+    """The increases on one batch along its gradient, the previous one and noise, the worst case, and the cosine."""
     named = dict(model.named_parameters())
-    zeroing = {named[name]: _zeroing(mask) for name, mask in masks.items()}
+    zero_outside = {named[name]: _zero_outside(mask) for name, mask in masks.items()}
     _gradient(model, batch, loss_fn)
-    own = live_gradients(model, masks)
+    own = active_gradients(model, masks)
     noise = [torch.randn(p.shape, generator=source).to(p) for p in own]
     for p, drawn in zip(named.values(), noise, strict=True):
-        if p in zeroing:
-            zeroing[p](drawn)
+        if p in zero_outside:
+            zero_outside[p](drawn)
     directions = {"sam": own, "previous": list(previous), "random": noise}
-    found = gains(model, directions, lambda: float(_loss(model, batch, loss_fn)), rho)
-    (worst,) = m_sharpness(model, zeroing, [lambda: _gradient(model, batch, loss_fn)], rho)
+    increases = directional_increases(model, directions, lambda: float(_loss(model, batch, loss_fn)), rho)
+    worst = worst_case_sharpness(model, zero_outside, lambda: _gradient(model, batch, loss_fn), rho)
     one, other = (torch.cat([t.flatten() for t in tensors]).double() for tensors in (previous, own))
-    return {**found, "worst": worst, "cosine": float(F.cosine_similarity(one, other, dim=0))}
+    return {**increases, "worst": worst, "cosine": float(F.cosine_similarity(one, other, dim=0))}
 
 
 def _loss(model: nn.Module, batch: Batch, loss_fn: Loss) -> Tensor:
@@ -88,11 +115,12 @@ def _loss(model: nn.Module, batch: Batch, loss_fn: Loss) -> Tensor:
 
 
 def _gradient(model: nn.Module, batch: Batch, loss_fn: Loss) -> float:
+    """The loss of a batch, with its gradients in the parameters."""
     model.zero_grad()
     loss = _loss(model, batch, loss_fn)
     loss.backward()
     return float(loss.detach())
 
 
-def _zeroing(mask: Tensor) -> Callable[[Tensor], Tensor]:
+def _zero_outside(mask: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.mul_(mask)

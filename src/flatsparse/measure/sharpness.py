@@ -1,4 +1,4 @@
-"""How the loss rises near the weights: the largest found in a ball around them, and along given directions."""
+"""Worst-case sharpness (ε-sharpness): the largest increase of a loss found within a ball around the weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from flatsparse.common.distributed import norm
+from flatsparse.common.tensors import restored
+
+ZeroOutside = Mapping[
+    nn.Parameter, Callable[[Tensor], Tensor]
+]  # for masked parameters: zeroes in place outside the mask
 
 STEPS = 5
 DEFINITION = (
@@ -15,104 +22,70 @@ DEFINITION = (
 )
 
 
-def ball_increase(
-    model: nn.Module,
-    masks: Mapping[nn.Parameter, Callable[[Tensor], Tensor]],
-    gradient: Callable[[], float],
-    radius: float,
-) -> float:
+def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callable[[], float], radius: float) -> float:
     """The largest increase of a loss found within ``‖e‖ ≤ radius`` (SAM's inner problem: Foret et al. 2021, eq. 1).
 
     Ours in the search: after SAM's own first-order step to the sphere, steps of half the radius, each projected back.
 
     Args:
-        model: the network; its weights are put back bit for bit.
-        masks: for each masked parameter, what zeroes a tensor outside its mask.
+        model: the network; its weights are restored bit for bit, its gradients are cleared.
+        masks: for each masked parameter, a function that zeroes a tensor outside its mask, in place.
         gradient: computes the loss and its gradients at the weights as they are, and returns the loss.
         radius: in the units of the weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    true = [p.detach().clone() for p in parameters]
-    offset = [torch.zeros_like(p) for p in true]
+    offset = [torch.zeros_like(p, requires_grad=False) for p in parameters]
     highest = start = gradient()
     try:
-        for step in range(STEPS):
-            slopes = [torch.zeros_like(w) if p.grad is None else p.grad for p, w in zip(parameters, true, strict=True)]
-            for p, slope in zip(parameters, slopes, strict=True):
-                masks.get(p, _as_is)(slope)
-            _add_scaled(offset, slopes, radius if step == 0 else radius / 2)
-            _project(offset, radius)
-            with torch.no_grad():
-                for p, w, e in zip(parameters, true, offset, strict=True):
-                    p.copy_(w + e)
-            highest = max(highest, gradient())
+        with restored(parameters) as weights:
+            for step in range(STEPS):
+                slopes = [_slope(p, masks) for p in parameters]
+                _ascend(offset, slopes, radius if step == 0 else radius / 2, radius)
+                _move(parameters, weights, offset)
+                highest = max(highest, gradient())
     finally:
-        with torch.no_grad():
-            for p, w in zip(parameters, true, strict=True):
-                p.copy_(w)
-                p.grad = None
+        for p in parameters:
+            p.grad = None
     return highest - start
 
 
 def m_sharpness(
-    model: nn.Module,
-    masks: Mapping[nn.Parameter, Callable[[Tensor], Tensor]],
-    gradients: Iterable[Callable[[], float]],
-    radius: float,
+    model: nn.Module, masks: ZeroOutside, gradients: Iterable[Callable[[], float]], radius: float
 ) -> list[float]:
-    """``ball_increase`` for each batch by itself (m-sharpness is their mean, m images a batch: Foret et al. 2021, sec. 4.1).
+    """``worst_case_sharpness`` of each batch by itself (m-sharpness is their mean: Foret et al. 2021, sec. 4.1).
 
     Args:
-        model, masks, radius: see ``ball_increase``.
-        gradients: for each batch, what computes its loss and gradients.
+        model, masks, radius: see ``worst_case_sharpness``.
+        gradients: for each batch of m images, a function that computes its loss and gradients.
     """
-    return [ball_increase(model, masks, gradient, radius) for gradient in gradients]
+    return [worst_case_sharpness(model, masks, gradient, radius) for gradient in gradients]
+
+
+def scale_to(length: float, tensors: Sequence[Tensor]) -> Tensor:
+    """The factor that brings tensors, as one vector, to a length."""
+    own = norm(tensors)
+    assert own is not None  # there are tensors
+    return length / (own + 1e-12)
+
+
+def _slope(p: nn.Parameter, masks: ZeroOutside) -> Tensor:
+    """The gradient of a parameter, zero outside its mask."""
+    if p.grad is None:
+        return torch.zeros_like(p, requires_grad=False)
+    return masks[p](p.grad) if p in masks else p.grad
+
+
+def _ascend(offset: Sequence[Tensor], slopes: Sequence[Tensor], length: float, radius: float) -> None:
+    """Take a normalized gradient step of a length, and project back to the ball, in place."""
+    scale = scale_to(length, slopes)
+    for e, slope in zip(offset, slopes, strict=True):
+        e.add_(slope * scale)
+    shrink = scale_to(radius, offset).clamp(max=1.0)
+    for e in offset:
+        e.mul_(shrink)
 
 
 @torch.no_grad()
-def gains(
-    model: nn.Module, directions: Mapping[str, Sequence[Tensor]], loss: Callable[[], float], radius: float
-) -> dict[str, float]:
-    """How much the loss rises a step along each direction, ``L(w + ρ d/‖d‖) − L(w)``, all at the same norm ρ.
-
-    Ours: what a free direction is worth beside SAM's and beside a random one.
-
-    Args:
-        model: the network; its weights are put back bit for bit.
-        directions: by name, a tensor for each trained parameter; what a mask shall keep still is zero in them.
-        loss: computes the loss at the weights as they are.
-        radius: ρ, in the units of the weights.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    true = [p.detach().clone() for p in parameters]
-    start, found = loss(), {}
-    try:
-        for name, direction in directions.items():
-            scale = radius / (_norm(direction) + 1e-12)
-            for p, w, d in zip(parameters, true, direction, strict=True):
-                p.copy_(w + d * scale)
-            found[name] = loss() - start
-    finally:
-        for p, w in zip(parameters, true, strict=True):
-            p.copy_(w)
-    return found
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
-
-
-def _add_scaled(offset: list[Tensor], direction: list[Tensor], length: float) -> None:
-    scale = length / (_norm(direction) + 1e-12)
-    for e, d in zip(offset, direction, strict=True):
-        e.add_(d * scale)
-
-
-def _project(offset: list[Tensor], radius: float) -> None:
-    scale = (radius / (_norm(offset) + 1e-12)).clamp(max=1.0)
-    for e in offset:
-        e.mul_(scale)
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
+def _move(parameters: Sequence[Tensor], weights: Sequence[Tensor], offset: Sequence[Tensor]) -> None:
+    for p, w, e in zip(parameters, weights, offset, strict=True):
+        p.copy_(w + e)

@@ -6,10 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Expansion, channels, blocks and stride; the usual change for small images is stride 1 in the stem and the second stage.
-STAGES = (
-    *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
-    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
-)
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 class InvertedResidual(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 from flatsparse.common.errors import unknown
-from flatsparse.graph.groups import Group, bare, channel_groups
-from flatsparse.graph.ops import kind_of, shared
+from flatsparse.graph.groups import Group, channel_groups, unwrapped
+from flatsparse.graph.ops import kind_of, shared_modules
 from flatsparse.graph.trace import Slot, Trace
 
 Eligible = Callable[[nn.Module], Sequence[Group]]
@@ -19,7 +19,7 @@ Eligible = Callable[[nn.Module], Sequence[Group]]
 
 def removable(model: nn.Module) -> list[Group]:
     """The channels that can be taken out and that one layer writes, depthwise convolutions not counted."""
-    modules = dict(bare(model).named_modules())
+    modules = dict(unwrapped(model).named_modules())
     return [group for group in with_sums(model) if len(_writers(group, modules)) == 1]
 
 
@@ -35,7 +35,7 @@ def between_convolutions(model: nn.Module) -> list[Group]:
     convolutions of VGG-19 but the last, which a linear layer reads. The stem of a ResNet, which either two layers read or
     which is part of the residual stream, stays. That linear layers between linear layers count too is ours.
     """
-    modules = dict(bare(model).named_modules())
+    modules = dict(unwrapped(model).named_modules())
 
     def kinds(slots: Sequence[Slot]) -> list[bool]:
         return [isinstance(_module(slot, modules), nn.Linear) for slot in slots if slot.name.endswith("weight")]
@@ -49,7 +49,7 @@ def blocks_and_shortcuts(model: nn.Module) -> list[Group]:
     CHEX's code (Hou et al. 2022) explores these in a ResNet-50: conv1 and conv2 of each bottleneck and the shortcuts'
     convolutions, 11,392 channels in all, but neither the stem nor conv3.
     """
-    trace = Trace(bare(model))
+    trace = Trace(unwrapped(model))
     before = _ancestors(trace.graph)
     kinds = {node: kind for node in trace.graph.nodes if (kind := kind_of(node, trace.modules)) in ("conv", "linear")}
     stems = {f"{n.target}.weight" for n, kind in kinds.items() if kind == "conv" and before[n].isdisjoint(kinds)}
@@ -79,7 +79,7 @@ def _shortcuts(trace: Trace, before: dict[fx.Node, set[fx.Node]]) -> list[Group]
     They are groups without a reader: such a channel cannot be taken out, because the sum goes on without it. It can be 0,
     if the batch norms behind the convolution have weights and biases to be 0 as well.
     """
-    twice, found = shared(trace.graph, trace.modules), {}
+    twice, found = shared_modules(trace.graph, trace.modules), {}
     for total in trace.graph.nodes:
         for term in total.all_input_nodes if _adds(total) else ():
             path = _path(term, trace)

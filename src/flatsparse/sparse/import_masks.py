@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError, nearest
-from flatsparse.common.files import MASK_FORMAT, damaged, load_masks, load_tensors, read
+from flatsparse.common.files import corrupt_file, read
+from flatsparse.common.masks_file import MASK_FORMAT, load_masks
 from flatsparse.common.names import plain_names
+from flatsparse.common.tensor_files import load_tensors
 from flatsparse.sparse.layers import prunable
 
 INDEX = "model.safetensors.index.json"  # what Hugging Face calls the list of a checkpoint's parts
@@ -236,14 +238,14 @@ def _about(file: Path) -> dict[str, str]:
         with safetensors.safe_open(file, "pt") as tensors:
             return tensors.metadata() or {}
     except safetensors.SafetensorError as problem:
-        raise damaged(file, str(problem)) from None
+        raise corrupt_file(file, str(problem)) from None
 
 
 def _parts(index: Path) -> list[str]:
     try:
         parts = sorted(set(json.loads(read(index))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise damaged(index, "it has no weight_map") from None
+        raise corrupt_file(index, "it has no weight_map") from None
     if outside := [part for part in parts if not isinstance(part, str) or Path(part).name != part]:
         raise InputError(f"'{index}' names '{outside[0]}' outside its folder: give a checkpoint's own index")
     return parts

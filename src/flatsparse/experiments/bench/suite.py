@@ -15,7 +15,7 @@ import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.common.errors import InputError, check_count, check_fraction, check_sparsity, unknown
-from flatsparse.common.files import write_json
+from flatsparse.common.json_files import write_json
 from flatsparse.experiments.bench import report
 from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Batch, Case, images
 from flatsparse.experiments.bench.results import (

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import write_whole
+from flatsparse.common.files import write_atomic
 from flatsparse.experiments.grid.workers import PATIENCE, Crew, End, Task, fail, work
 from flatsparse.experiments.run.config import change
 
@@ -110,4 +110,4 @@ def bring(task: Task, files: dict[str, bytes]) -> None:
     task.folder.mkdir(parents=True, exist_ok=True)
     if not (task.folder / "result.json").is_file():
         for name, content in files.items():
-            write_whole(task.folder / name, content)
+            write_atomic(task.folder / name, content)

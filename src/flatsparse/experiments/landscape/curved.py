@@ -13,7 +13,8 @@ from flatsparse.experiments.data.splits import at_once, batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished
 from flatsparse.measure import directions
-from flatsparse.measure.hessian import Hessian, extremes, spectrum
+from flatsparse.measure.hessian import Hessian
+from flatsparse.measure.spectral import extremes, spectrum
 
 STARTS, STEPS = 1, 24  # of the spectral density; one start is enough where weights are many (Ghorbani et al. 2019)
 PRODUCTS = 62 + STARTS * STEPS  # with the Hessian, about: the ends of the spectrum settle when they do
@@ -42,7 +43,7 @@ def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
     pairs = _whole_batches(run)
     statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     run.model.train()
-    gained = directions.look_around(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
+    gained = directions.mean_increases(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
     run.model.eval()
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():

@@ -16,7 +16,9 @@ import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from flatsparse.common.files import damaged, load_tensors, read_json, remove_halves, save_tensors, write_json
+from flatsparse.common.files import corrupt_file, remove_temporary
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.splits import at_once, batches
 from flatsparse.experiments.grid.pool import workers
@@ -112,7 +114,7 @@ def measure(
 def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, console: Console) -> list[dict[str, Any]]:
     """Measure with resolved settings in their folder; ``about`` is what is known of each run."""
     (out / "pieces").mkdir(exist_ok=True)
-    remove_halves(out / "pieces")
+    remove_temporary(out / "pieces")
     surfaces = {
         (run, kind, pair): _pieces(settings, run, told, kind, pair, out / "pieces")
         for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
@@ -269,7 +271,7 @@ def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
 def _losses(piece: Piece, what: str) -> Tensor:
     found = load_tensors(piece.file)[0].get(what)
     if found is None or len(found) != len(piece.points):
-        raise damaged(piece.file, f"it has not the {what} of its points")
+        raise corrupt_file(piece.file, f"it has not the {what} of its points")
     return found
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from flatsparse.experiments.landscape.records import of_kind
 from flatsparse.experiments.report.figures import caption
 from flatsparse.experiments.report.printing import LABELS
-from flatsparse.measure.hessian import Spectrum
+from flatsparse.measure.spectral import Spectrum
 
 MAP = "viridis"
 

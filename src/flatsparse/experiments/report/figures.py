@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from flatsparse.common.files import write_whole
+from flatsparse.common.files import write_atomic
 
 
 def caption(text: str) -> str:
@@ -25,7 +25,7 @@ def save(figure: Figure, file: Path) -> None:
     """Write a picture, whole. Raises InputError when it cannot be written."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160)
-    write_whole(file, stream.getvalue())
+    write_atomic(file, stream.getvalue())
 
 
 def svg(figure: Figure) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flatsparse.common.files import load_masks, write_whole
+from flatsparse.common.files import write_atomic
+from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench import report
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compare import Comparison, Row, Table
@@ -226,7 +227,7 @@ def _write(file: Path, title: str, parts: Iterable[str]) -> Path:
     )
     body = "\n".join([f"<h1>{_text(title)}</h1>", *parts])
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    write_whole(file, page.encode(errors="replace"))  # a path may be no text
+    write_atomic(file, page.encode(errors="replace"))  # a path may be no text
     return file
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib.image import imsave
 
 from flatsparse.common.errors import InputError, unknown
-from flatsparse.common.files import POSITIVE, damaged, misfit, read_json
+from flatsparse.common.files import corrupt_file
+from flatsparse.common.json_files import read_json
+from flatsparse.common.schema import POSITIVE, schema_error
 from flatsparse.experiments.landscape import pictures
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Scale
@@ -26,7 +28,7 @@ from flatsparse.experiments.run.folder import read_config, read_metrics, read_re
 from flatsparse.experiments.run.load import run_of
 
 SOME, WORD = (float, None), (str, None)
-# What is read of a table's record and of surfaces, see storage.misfit.
+# What is read of a table's record and of surfaces, see schema_error.
 ROW = {
     **dict.fromkeys(("row", "column", "sharpness"), str),
     **dict.fromkeys(("control", "needs"), WORD),
@@ -122,17 +124,17 @@ def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -
 def _record(file: Path) -> dict[str, Any]:
     record = read_json(file, RECORD)
     if not record["rows"]:
-        raise damaged(file, "it has no rows")
+        raise corrupt_file(file, "it has no rows")
     for number, row in enumerate(record["rows"]):
-        odd = misfit(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
+        odd = schema_error(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
         if odd is None and len(row["seeds"]) != len(row["values"]):
             odd = f"rows[{number}] has not a value for each seed"
         if odd is not None:
-            raise damaged(file, f"{odd}, so it is not of this version")
+            raise corrupt_file(file, f"{odd}, so it is not of this version")
     names = [*record["pictures"], *(folder for row in record["rows"] for folder in row["folders"])]
     away = next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None)
     if away is not None:
-        raise damaged(file, f"'{away}' is not in the folder")
+        raise corrupt_file(file, f"'{away}' is not in the folder")
     return record
 
 
@@ -187,7 +189,7 @@ def surfaces(store: Path) -> dict[str, dict[str, str]]:
             low = min(surface.heights.min() for surface in drawn.values())
             high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
         except (KeyError, IndexError, TypeError, ValueError):
-            raise damaged(file, "its losses are no surfaces") from None
+            raise corrupt_file(file, "its losses are no surfaces") from None
         for name, surface in drawn.items():
             told = (
                 f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read, write_whole
+from flatsparse.common.files import read, write_atomic
 from flatsparse.experiments.recipes.recipe import SCALES
 from flatsparse.experiments.report import drawing, pages
 from flatsparse.experiments.report.cells import Told, command, measured
@@ -89,7 +89,7 @@ def write(records: Sequence[Mapping[str, Any]], store: Path, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to '{out.parent}' ({problem.strerror}): give another --out") from None
-    write_whole(out, whole.encode(errors="replace"))
+    write_atomic(out, whole.encode(errors="replace"))
     return out
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
-from flatsparse.common.files import write_json
+from flatsparse.common.json_files import write_json
 from flatsparse.experiments.compare import TUNING_SEEDS
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid

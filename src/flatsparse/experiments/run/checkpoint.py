@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from flatsparse.common.checkpoints import load_state, save_state
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import damaged, load_state, misfit, save_state
+from flatsparse.common.files import TEMPORARY, corrupt_file
+from flatsparse.common.schema import schema_error
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import as_json
@@ -83,14 +85,14 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         return Progress.from_json(state["progress"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
         reason = next(iter(str(problem).splitlines()), type(problem).__name__)
-        raise damaged(file, f"its state is not this run's: {reason}") from None
+        raise corrupt_file(file, f"its state is not this run's: {reason}") from None
 
 
 def load_checked(file: Path) -> dict[str, Any]:
     """Return a state that ``save_state`` wrote. Raises InputError when it is damaged, or no run's."""
     state: dict[str, Any] = load_state(file)
-    if (odd := misfit(state, FORM)) is not None:
-        raise damaged(file, odd)
+    if (odd := schema_error(state, FORM)) is not None:
+        raise corrupt_file(file, odd)
     return state
 
 
@@ -98,7 +100,7 @@ def _keep(file: Path, name: Path) -> None:
     """Give a file a second name, moved into place, so that at no moment neither name stands for a whole file."""
     if name.is_file() and name.samefile(file):
         return  # a kill came just after; and moving one name of a file onto another of its names leaves both
-    spare = name.with_name(f".{name.name}.half")
+    spare = name.with_name(f".{name.name}{TEMPORARY}")
     spare.unlink(missing_ok=True)
     try:
         os.link(file, spare)

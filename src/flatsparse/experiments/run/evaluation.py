@@ -11,7 +11,7 @@ from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.metrics import confusion
 from flatsparse.experiments.run.precision import autocast
-from flatsparse.measure.sharpness import ball_increase
+from flatsparse.measure.sharpness import worst_case_sharpness
 
 RADIUS, RADIUS_IMAGES = 0.1, 1000  # of the worst-case sharpness: the same for every run, so that runs compare
 
@@ -51,7 +51,7 @@ def renew_statistics(parts: Parts) -> None:
 
 
 def worst_case_increase(parts: Parts) -> float:
-    """Return the largest increase of the loss on training images near the present weights; see ``measure.sharpness``."""
+    """Return the worst-case sharpness of the loss on training images at the present weights; see ``measure.sharpness``."""
     run = parts.run
     images = parts.splits.train.take(torch.arange(min(RADIUS_IMAGES, len(parts.splits.train))))
     size = max(1, (run.runtime.eval_batch_size or at_once(images)) // 4)
@@ -66,4 +66,4 @@ def worst_case_increase(parts: Parts) -> float:
         return total
 
     parts.model.eval()
-    return ball_increase(parts.model, parts.training.zeroing(), gradient, RADIUS)
+    return worst_case_sharpness(parts.model, parts.training.zeroing(), gradient, RADIUS)

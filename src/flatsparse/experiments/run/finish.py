@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import save_masks, save_tensors
+from flatsparse.common.masks_file import save_masks
+from flatsparse.common.tensor_files import save_tensors
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import CHECKPOINT, Progress, save_checkpoint
 from flatsparse.experiments.run.evaluation import RADIUS, evaluate, renew_statistics, worst_case_increase

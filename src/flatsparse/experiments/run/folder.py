@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.files import damaged, read_json, read_json_lines, sealed, write_json, write_whole
+from flatsparse.common.files import corrupt_file, write_atomic
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
 from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
 
 CONFIG, RESULT, FAILURE = "config.json", "result.json", "failure.json"
@@ -79,12 +80,12 @@ def read_failure(out: Path) -> str | None:
 
 
 def _write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    lines = (json.dumps(sealed(record)) + "\n" for record in records)
-    write_whole(file, "".join(lines).encode(), durable=False)
+    lines = (json.dumps(with_checksum(record)) + "\n" for record in records)
+    write_atomic(file, "".join(lines).encode(), durable=False)
 
 
 def _read_lines(file: Path, form: dict[str, Any], count: int, what: str) -> list[dict[str, Any]]:
     lines = read_json_lines(file, form)
     if len(lines) < count:
-        raise damaged(file, f"it has {len(lines)} of {count} {what}")
+        raise corrupt_file(file, f"it has {len(lines)} of {count} {what}")
     return lines

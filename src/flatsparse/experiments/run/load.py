@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import Form, damaged, load_masks, load_tensors, misfit, tensor_digest
+from flatsparse.common.files import corrupt_file
+from flatsparse.common.masks_file import load_masks
+from flatsparse.common.schema import Schema, schema_error
+from flatsparse.common.tensor_files import load_tensors, tensor_digest
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import DataSet, Splits
 from flatsparse.experiments.run.build import make_network, splits_of
@@ -80,7 +83,7 @@ def _model(run: ResolvedRun, data: DataSet, tensors: dict[str, Tensor], folder: 
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise damaged(folder / WEIGHTS, f"its weights are not those of {run.model}") from None
+        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {run.model}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     return model
@@ -93,15 +96,15 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     if odd or settings.get("model") not in list(NETWORKS):
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
-    if (wrong := misfit(settings, {name: _form(kinds[name]) for name in settings})) is not None:
-        raise damaged(folder / CONFIG, wrong)
+    if (wrong := schema_error(settings, {name: _form(kinds[name]) for name in settings})) is not None:
+        raise corrupt_file(folder / CONFIG, wrong)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
     return ResolvedRun.of(**before_there_was_a_choice(settings), **plain)
 
 
-def _form(kind: Any) -> Form:
+def _form(kind: Any) -> Schema:
     """Return the form that a field of a type has in JSON."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:

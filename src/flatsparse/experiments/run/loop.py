@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flatsparse.common.files import read_json
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.run.build import Parts, build, describe
 from flatsparse.experiments.run.checkpoint import Progress, load_checkpoint, save_checkpoint

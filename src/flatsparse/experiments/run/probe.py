@@ -16,7 +16,7 @@ from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.measure import directions
-from flatsparse.measure.hessian import extremes
+from flatsparse.measure.spectral import extremes
 
 DEFINITION = (
     f"the first training images, as many whole batches as fit into {directions.IMAGES}, without augmentation, labels as"
@@ -65,8 +65,8 @@ class Probe:
             return None
         curvature = extremes(self.model, self._terms, masks, seed=step)
         self.model.train()  # from here on its running statistics change, which nothing reads
-        source, used = generator(parts.run.seed, "probe", step), directions.live_gradients(parts.model, masks)
-        gained = directions.look_around(self.model, self.batches, task.loss, masks, self.rho, source, used)
+        source, used = generator(parts.run.seed, "probe", step), directions.active_gradients(parts.model, masks)
+        gained = directions.mean_increases(self.model, self.batches, task.loss, masks, self.rho, source, used)
         return {"step": step, "rho": self.rho, "loss": loss, **gained, "curvature": curvature}
 
     def _terms(self) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from flatsparse.common.files import POSITIVE
+from flatsparse.common.schema import POSITIVE
 
 Record = TypeVar("Record", bound="JsonRecord")
 SOME = (float, None)

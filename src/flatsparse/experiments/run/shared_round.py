@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from flatsparse.common.checkpoints import save_state
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import save_state
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress, load_checked, restore, state_of

@@ -1,0 +1,58 @@
+"""The mask file: bit-packed masks of a model as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatsparse.common.errors import InputError
+from flatsparse.common.files import corrupt_file
+from flatsparse.common.tensor_files import load_tensors, save_tensors
+
+MASK_FORMAT = "flatsparse-masks-1"
+
+
+def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", step: int = 0) -> None:
+    """Write masks as safetensors with one bit a weight.
+
+    Ours: each mask is a ``uint8`` tensor named like its weight, the mask's entries in row-major order, eight to a byte,
+    the first in the lowest bit; the metadata hold ``format``, ``method``, ``step``, ``shapes`` (JSON) and a hash.
+
+    Args:
+        masks: bool tensors by name, such as ``training.masks``.
+        method, step: the method that made them and its step, for the metadata.
+    """
+    packed = {
+        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().flatten().numpy(), bitorder="little"))
+        for name, mask in masks.items()
+    }
+    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
+    save_tensors(Path(file), packed, {"format": MASK_FORMAT, "method": method, "step": str(step), "shapes": shapes})
+
+
+def load_masks(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read masks that ``save_masks`` wrote: bool tensors by name, in their order, and the metadata.
+
+    Raises: InputError when the file is corrupt or of another format.
+    """
+    packed, about = load_tensors(Path(file))
+    if about.get("format") != MASK_FORMAT:
+        raise InputError(
+            f"'{file}' holds '{about.get('format')}', not '{MASK_FORMAT}': give a masks.safetensors of ours"
+        )
+    masks = {}
+    try:
+        for name, shape in json.loads(about["shapes"]).items():
+            count = int(np.prod(shape))
+            if len(packed[name]) != -(-count // 8):
+                raise ValueError
+            bits = np.unpackbits(packed[name].numpy(), count=count, bitorder="little")
+            masks[name] = torch.from_numpy(bits.reshape(shape).astype(bool))
+    except (KeyError, ValueError, TypeError, AttributeError):  # others may write such files too
+        raise corrupt_file(Path(file), "its shapes are not those of its masks") from None
+    return masks, about
