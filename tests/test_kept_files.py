@@ -141,7 +141,7 @@ def test_a_comparison_that_is_finished_is_read_and_not_run_again(tmp_path, capsy
     assert "+3.20" in capsys.readouterr().out
     assert unchanged(folder, before)
     for run in sorted((folder / "runs").iterdir()):
-        assert load_run(run).result["epochs"] == 2
+        assert load_run(run).result.epochs == 2
 
 
 def test_a_grid_finds_its_finished_runs_by_their_keys(tmp_path, capsys):
