@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.json_files import read_json_lines
+from flatsparse.experiments.labels import LABELS
+from flatsparse.experiments.labels import label as label_of
 from flatsparse.experiments.recipes.evidence import DECAYS, RHO, labels
-from flatsparse.experiments.report.printing import LABELS
 from flatsparse.experiments.stats import holm, p_value, paired_difference
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +138,7 @@ def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) ->
     names = list(dict.fromkeys(name for place in there.values() for name in place))
     rows = [
         [
-            LABELS[name],
+            label_of(name),
             *(f"{mean(place[name], value)} ({len(place[name])})" if name in place else "–" for place in there.values()),
         ]
         for name in names
@@ -187,7 +188,7 @@ def sharp(cells: Cells, *recipes: str) -> str:
                 if name in ("largest", "ra"):
                     summed.append("" if label == "none" else told(gaps(measured, label, of=name), places))
             rho = there[0]["rho"]
-            rows.append([f"{row}, {column}", LABELS[label], f"{rho:g}" if rho else "", str(len(there)), *summed])
+            rows.append([f"{row}, {column}", label_of(label), f"{rho:g}" if rho else "", str(len(there)), *summed])
     head = ["cell", "", "ρ", "n", "test %", "training loss", "ball", "largest eigenvalue", "to plain", "Ra", "to plain"]
     return table(head, rows) if rows else NOT_YET
 
@@ -202,7 +203,7 @@ def learned(cells: Cells, *recipes: str) -> str:
                 shares = [mean(there, name) for name in ("right_learned", "wrong_learned", "wrong_corrected")]
                 rho = next(iter(there.values()))["rho"]
                 where = f"{'digits' if recipe == 'digits' else 'CIFAR-10'}, {row}"
-                rows.append([where, LABELS[label], f"{rho:g}" if rho else "", str(len(there)), *shares])
+                rows.append([where, label_of(label), f"{rho:g}" if rho else "", str(len(there)), *shares])
     head = [
         "cell",
         "",

@@ -10,8 +10,8 @@ from evidence_page import SWEEPS, Cells, by_rho, gaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flatsparse.experiments.labels import COLORS, color, label
 from flatsparse.experiments.recipes.evidence import NOISE, RHO, labels
-from flatsparse.experiments.report.printing import COLORS, LABELS
 from flatsparse.experiments.stats import paired_difference
 
 SHOWN = {**COLORS, "none": "black"}  # which grey noise would be taken for
@@ -31,7 +31,7 @@ def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
                     beyond = {
                         "va": "center",
                         "fontsize": 8,
-                        "color": COLORS[name],
+                        "color": color(name),
                         "transform": axis.get_yaxis_transform(),
                     }
                     axis.text(0.01, height + 0.22 * (shift - 1), f"← {d.mean:.0f}".replace("-", "−"), **beyond)
@@ -42,7 +42,7 @@ def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
                     xerr=d.half if d.bounded else 0.0,
                     fmt="o",
                     markersize=4,
-                    color=COLORS[name],
+                    color=color(name),
                 )
     axis.axvline(0, color="#333333", linewidth=1)
     axis.set_yticks(range(len(places)), [row for row, _ in places])
@@ -53,7 +53,7 @@ def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
 
 def explained(figure: Figure, names: Sequence[str]) -> None:
     """One legend for all of a figure's axes."""
-    handles = [figure.axes[0].plot([], [], "o-", color=SHOWN[name], label=LABELS[name])[0] for name in names]
+    handles = [figure.axes[0].plot([], [], "o-", color=SHOWN[name], label=label(name))[0] for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
 
 

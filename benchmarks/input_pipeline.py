@@ -10,6 +10,7 @@ A round times every variant once, in an order drawn anew; ratios are of the same
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -95,7 +96,7 @@ def show(title: str, found: dict[str, list[float]]) -> None:
     print(title)
     for name, speeds in found.items():
         ratio = median([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
-        print(f"  {name:<28}{median(speeds).value:>9.0f}   {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
+        print(f"  {name:<28}{statistics.median(speeds):>9.0f}   {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
 
 
 def main(rounds: int = 12, images: int = 512, model: str = "resnet20", device: str = "auto") -> None:

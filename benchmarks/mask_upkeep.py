@@ -18,17 +18,17 @@ from flatsparse.experiments.bench.timing import WARM_UP, interleaved
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import BASE, VARIANTS
 from flatsparse.experiments.run.environment import processor
-from flatsparse.experiments.stats import FEWEST, Median, median
+from flatsparse.experiments.stats import FEWEST, Interval, median
 
 PERIOD = 100  # steps between changes, RigL's own
 
 
-def upkeep(masked: list[Timing], dense: list[Timing]) -> Median:
+def upkeep(masked: list[Timing], dense: list[Timing]) -> Interval:
     """The share of a dense step that keeping masks true takes."""
     return median([(m.optimizer - d.optimizer) / d.step for m, d in zip(masked, dense, strict=True)])
 
 
-def change(moving: list[Timing], due: list[bool], dense: list[Timing]) -> Median:
+def change(moving: list[Timing], due: list[bool], dense: list[Timing]) -> Interval:
     """The share of a hundred dense steps that one change of the masks takes."""
     pairs = [(now, after) for now, after in zip(range(len(due)), range(1, len(due)), strict=False) if due[now]]
     return median([(moving[i].optimizer - moving[j].optimizer) / (PERIOD * dense[i].step) for i, j in pairs])
@@ -55,7 +55,7 @@ def main(rounds: int = 20, sparsity: float = 0.9) -> None:
         ("keeping masks true", upkeep(timings["static"], timings["dense"])),
         (f"changing them every {PERIOD} steps", change(timings["rigl"], due, timings["dense"])),
     ):
-        print(f"{label}: {share.value:.3%} of a step, 95 % interval {share.low:.3%} to {share.high:.3%}")
+        print(f"{label}: {share.mean:.3%} of a step, 95 % interval {share.low:.3%} to {share.high:.3%}")
     print(f"{case.title}, torch {torch.__version__}, {torch.get_num_threads()} threads, {processor('cpu')}")
 
 

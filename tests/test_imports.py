@@ -27,6 +27,27 @@ FLOORS = [
     ),
     *("flatsparse", "experiments", "cli", "__main__"),
 ]
+# The same within `experiments`.
+EXPERIMENTS = [
+    "labels",
+    "stats",
+    "clock",
+    "terminal",
+    "progress",
+    "plotting",
+    "claims",
+    "data",
+    "run",
+    "robustness",
+    "grid",
+    "bench",
+    "landscape",
+    "export",
+    "compare",
+    "recipes",
+    "reproduce",
+    "report",
+]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]
 HEAVY += ["torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
@@ -73,6 +94,21 @@ def test_a_file_imports_only_from_its_own_floor_and_those_below():
         ]
     assert upward == []
     assert seen == set(FLOORS)
+
+
+def test_experiments_import_from_their_own_floor_and_those_below():
+    root, upward, seen = PACKAGE / "experiments", [], set()
+    for path in sorted(root.rglob("*.py")):
+        mine = path.relative_to(root).parts[0].removesuffix(".py")
+        if mine == "__init__":
+            continue
+        seen.add(mine)
+        parts = [name.split(".") for name in imports(ast.parse(path.read_text()))]
+        others = {part[2] for part in parts if part[:2] == ["flatsparse", "experiments"]}
+        allowed = EXPERIMENTS[: EXPERIMENTS.index(mine) + 1]
+        upward += [f"{path.relative_to(root)} imports {other}" for other in sorted(others.difference(allowed))]
+    assert upward == []
+    assert seen == set(EXPERIMENTS)
 
 
 def test_the_reader_of_imports_sees_functions_and_passes_over_types():

@@ -21,7 +21,7 @@ from flatsparse.experiments.bench.results import against_target, memory_table, t
 from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import VARIANTS, Variant, variants_for
-from flatsparse.experiments.stats import Median
+from flatsparse.experiments.stats import Interval
 from flatsparse.methods import METHODS
 from flatsparse.sam import kernel
 
@@ -44,9 +44,9 @@ TINY = QUICK_CASES["resnet32"]
 def test_ratios_are_medians_over_rounds():
     base = [Timing(2.0, 0.5), Timing(4.0, 0.5), Timing(2.0, 0.5)]
     ours = [Timing(2.2, 0.7), Timing(4.0, 0.9), Timing(3.0, 0.5)]
-    assert wall_ratio(ours, base).value == pytest.approx(1.1)
-    assert implied_ratio(ours, base).value == pytest.approx(1.1)
-    assert implied_ratio(base, base) == Median(1.0, 1.0, 1.0)
+    assert wall_ratio(ours, base).mean == pytest.approx(1.1)
+    assert implied_ratio(ours, base).mean == pytest.approx(1.1)
+    assert implied_ratio(base, base) == Interval(1.0, 1.0, 1.0, len(base))
     assert implied_ratio([Timing(4.0, None)] * 3, base) is None
 
 
@@ -148,8 +148,8 @@ def test_a_cases_batch_fits_its_network(case):
     [((1.0, 1.01), "met"), ((0.99, 1.005), "met"), ((1.005, 1.02), "open"), ((1.02, 1.03), "missed")],
 )
 def test_a_target_is_met_or_missed_only_by_the_whole_interval(interval, verdict):
-    assert verdict in against_target("ours", Median(1.0, *interval), 1.01)
-    assert "target" not in against_target("ours", Median(1.0, *interval), None)
+    assert verdict in against_target("ours", Interval(1.0, *interval, 20), 1.01)
+    assert "target" not in against_target("ours", Interval(1.0, *interval, 20), None)
 
 
 def test_variants_are_those_that_differ_and_can_be_made(monkeypatch):
@@ -351,9 +351,9 @@ def mask_upkeep():
 
 def test_upkeep_and_changes_are_shares_of_a_dense_step(mask_upkeep):
     dense = [Timing(10.0, 1.0)] * 4
-    assert mask_upkeep.upkeep([Timing(9.0, 1.2)] * 4, dense).value == pytest.approx(0.02)
+    assert mask_upkeep.upkeep([Timing(9.0, 1.2)] * 4, dense).mean == pytest.approx(0.02)
     moving, due = [Timing(0.0, t) for t in (6.0, 1.0, 8.0, 1.0)], [True, False, True, False]
-    assert mask_upkeep.change(moving, due, dense).value == pytest.approx((5 + 7) / 2 / (100 * 10))
+    assert mask_upkeep.change(moving, due, dense).mean == pytest.approx((5 + 7) / 2 / (100 * 10))
 
 
 def test_the_script_measures(mask_upkeep, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from flatsparse.experiments.bench.sparse import (
 )
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
-from flatsparse.experiments.stats import Median
+from flatsparse.experiments.stats import Interval
 from flatsparse.export.csr import SparseRows
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import active_channels, shrink
@@ -69,8 +69,8 @@ def test_the_masked_net_stays_masked_and_the_small_one_learns_the_same():
 
 @pytest.mark.parametrize(("low", "high", "said"), [(1.7, 2.0, "met"), (1.5, 2.0, "open"), (1.2, 1.5, "missed")])
 def test_a_target_is_met_only_by_the_whole_interval(low, high, said):
-    assert said in verdict("training", Median(1.6, low, high), 0.5, 1.6)
-    assert "target" not in verdict("training", Median(1.6, low, high), 0.5, None)
+    assert said in verdict("training", Interval(1.6, low, high, 20), 0.5, 1.6)
+    assert "target" not in verdict("training", Interval(1.6, low, high, 20), 0.5, None)
 
 
 def test_all_forms_are_measured_in_both_ways(tmp_path, capsys):

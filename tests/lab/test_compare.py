@@ -15,7 +15,9 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import TUNING_SEEDS, Comparison, as_dict, compare, tabulate
 from flatsparse.experiments.grid import pool
-from flatsparse.experiments.report import printing
+from flatsparse.experiments.report import figures
+from flatsparse.experiments.report.sentences import UNLEARNED, comparison_sentences
+from flatsparse.experiments.report.text import print_comparison
 from flatsparse.experiments.run.config import Setting, change
 from flatsparse.experiments.run.metrics import above_chance
 
@@ -59,7 +61,7 @@ def test_rows_are_paired_seed_by_seed():
     assert row.step_time == pytest.approx(1.1)
     assert table.row("random").difference.verdict == "within noise"
     assert table.over_random.verdict == "helps"
-    told = " ".join(printing.sentences(table))
+    told = " ".join(comparison_sentences(table))
     assert "S²-SAM (ρ = 0.1) helps: +1.03 points" in told
     assert "random (ρ = 0) is within noise" in told
 
@@ -70,12 +72,12 @@ def test_nets_that_learned_nothing_are_not_compared():
         for name, step in (("none", 0.0), ("s2sam", 1.0), ("random", 1.0))
     }
     table = tabulate(0.0, results, {})
-    assert printing.sentences(table) == [printing.UNLEARNED]
+    assert comparison_sentences(table) == [UNLEARNED]
     plain = as_dict(table)
     told = [row["difference"]["verdict"] for row in plain["rows"] if row["difference"]]
     assert {*told, plain["over_random"]["verdict"]} == {"nothing learned"}
     results["s2sam"][2]["above_chance"] = True  # one that did is a difference
-    assert printing.UNLEARNED not in printing.sentences(tabulate(0.0, results, {}))
+    assert UNLEARNED not in comparison_sentences(tabulate(0.0, results, {}))
 
 
 def test_above_chance_is_above_the_commonest_class_by_more_than_luck():
@@ -103,13 +105,13 @@ def test_a_radius_at_the_edge_of_its_grid_is_told():
     results = {"none": [result(90.0)] * 2, "sam": [result(91.0, rho=0.5)] * 2}
     at_edge = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0}})
     inside = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0, "1": 80.0}})
-    assert "largest tried" in printing.sentences(at_edge)[0]
-    assert "tried" not in printing.sentences(inside)[0]
+    assert "largest tried" in comparison_sentences(at_edge)[0]
+    assert "tried" not in comparison_sentences(inside)[0]
 
 
 def test_one_seed_claims_nothing():
     table = tabulate(0.0, {"none": [result(90.0)], "sam": [result(99.0, rho=0.1, gradients=20)]}, {})
-    (told,) = printing.sentences(table)
+    (told,) = comparison_sentences(table)
     assert "nothing can be said" in told
     assert "2 gradients a step" in told
 
@@ -139,11 +141,11 @@ def test_a_comparison_runs_every_cell_and_writes_what_it_says(small_comparison):
 def test_the_table_fits_a_terminal_and_the_picture_is_drawn(small_comparison, tmp_path):
     _, tables = small_comparison
     said = io.StringIO()
-    printing.print_tables(tables, Console(width=80, file=said))
+    print_comparison(tables, Console(width=80, file=said))
     said = said.getvalue()
     assert "…" not in said
     assert "S²-SAM ρ=0.05" in said
-    printing.differences(tables).savefig(tmp_path / "picture.png")
+    figures.differences(tables).savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -239,8 +241,8 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
 
 def test_curves_go_through_what_was_looked_at():
     seed = [{"train_loss": 3.0 - n, "validation_accuracy": [None, 70.0, None, 80.0][n]} for n in range(4)]
-    loss, accuracy = printing.curves({"none": [seed, seed]}).axes
+    loss, accuracy = figures.curves({"none": [seed, seed]}).axes
     assert [list(line.get_xdata()) for line in accuracy.get_lines()] == 3 * [[2, 4]]
     assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
     unseen = [{**record, "validation_accuracy": None} for record in seed]
-    assert not printing.curves({"none": [unseen]}).axes[1].has_data()
+    assert not figures.curves({"none": [unseen]}).axes[1].has_data()

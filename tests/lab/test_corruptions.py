@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_sample_image
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, robustness
+from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from flatsparse.experiments.robustness import robustness
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.data.splits import batches
-from flatsparse.experiments.landscape import curved, mechanism, pictures, telling
+from flatsparse.experiments.landscape import curved, mechanism, pictures, text
 from flatsparse.experiments.landscape import measure as measuring
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.measure import measure
@@ -80,7 +81,7 @@ def test_the_record_is_what_the_contract_says(measured):
         assert record["centre"] == record["losses"][2][2] == record["also"]["full"]["losses"][2][2]
         low, high = record["ra"]["interval95"]
         assert low < record["ra"]["mean"] < high
-    assert telling.definition(settings, records).startswith("Mean cross-entropy over the first 40 training images")
+    assert text.definition(settings, records).startswith("Mean cross-entropy over the first 40 training images")
 
 
 def test_the_hessian_is_that_of_the_live_weights(measured, runs):
@@ -123,7 +124,7 @@ def test_bf16_rounds_all_but_the_middle(measured, runs, tmp_path):
         assert rounded["centre"] == exact["centre"] != rounded["rounded_centre"]
         assert rounded["losses"] != exact["losses"]
         np.testing.assert_allclose(rounded["losses"], exact["losses"], rtol=0.05)
-        assert "in the middle is off by" in telling.definition(settings, [rounded])
+        assert "in the middle is off by" in text.definition(settings, [rounded])
 
 
 def test_only_large_networks_are_rounded_by_default(runs):
@@ -276,10 +277,10 @@ def test_losses_above_the_clip_count_as_it(runs, tmp_path):
 
 def test_a_cut_that_decides_the_roughness_is_told(runs, tmp_path):
     (flat, _) = records = quietly(Landscape(runs=runs, **SMALL), tmp_path / "out")
-    assert "are cut" not in telling.sentences(records, "live")[0]
+    assert "are cut" not in text.sentences(records, "live")[0]
     clip = float(np.median(flat["losses"]))
     cut = quietly(Landscape(runs=runs, **SMALL, clip=clip), tmp_path / "out", resume=True)
-    assert f"and {cut[0]['ra']['clipped']:.0%} are cut" in telling.sentences(cut, "live")[0]
+    assert f"and {cut[0]['ra']['clipped']:.0%} are cut" in text.sentences(cut, "live")[0]
     assert 0.3 < cut[0]["ra"]["clipped"] < 0.5
 
 
@@ -300,7 +301,7 @@ def test_the_command_draws_and_tells(runs, tmp_path, capsys):
     assert outline.open == []
     assert all(place.startswith("data:") for place in outline.asked)
     assert report.count("<canvas") == 2
-    data = json.loads(report.partition("surfaces} = ")[2].partition(";\n")[0])
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', report)[1])
     assert np.allclose(data["surfaces"][1]["heights"], record["losses"], atol=1e-5)
     assert data["high"] == max(np.max(r["losses"]) for r in read_json(out / "landscape.json")["runs"])
 

@@ -14,9 +14,8 @@ import flatsparse
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
-from flatsparse.experiments import export
-from flatsparse.experiments.report import figures
-from flatsparse.experiments.report.figures import caption
+from flatsparse.experiments import export, plotting
+from flatsparse.experiments.plotting import caption
 from flatsparse.experiments.terminal import Console
 
 from .test_cli import QUICK
@@ -78,14 +77,14 @@ def test_every_console_is_ours_and_every_picture_is_written_whole():
             assert not {"rich.console", "rich.console.Console", "rich.print", "rich.markup.escape"} & set(imported), (
                 file
             )
-        if file.name != "figures.py":
+        if file.name != "plotting.py":
             assert "savefig" not in called, file
 
 
 def test_a_picture_that_cannot_be_written_is_a_line(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
-        figures.save(Figure(), tmp_path / "absent" / "a.png")
-    figures.save(Figure(), tmp_path / "a.png")
+        plotting.save(Figure(), tmp_path / "absent" / "a.png")
+    plotting.save(Figure(), tmp_path / "a.png")
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -94,7 +93,7 @@ def test_equal_pictures_are_equal_texts():
     for _ in range(2):
         figure = Figure()
         figure.subplots().plot([0, 1], [1, 2], label="a")
-        drawn.add(figures.svg(figure))
+        drawn.add(plotting.svg(figure))
     assert len(drawn) == 1
     assert drawn.pop().startswith("<svg")
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.report import pages
+from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.resolve import resolve
@@ -89,7 +90,7 @@ def test_the_command_in_a_report_repeats_the_comparison():
 
     setting = change(SMALL.setting, include=("3*", "[56]"), channels_last=True, mask_perturbation=False)
     asked = dataclasses.replace(SMALL, setting=setting, rhos={"s2sam": 0.2})
-    told = pages.flags(asked)
+    told = flags(asked)
     again = tyro.cli(
         Comparison, args=shlex.split(told), config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     )
@@ -106,11 +107,11 @@ def test_chromium_shows_the_report_without_an_error_and_within_a_phone(compariso
         "<script>document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
     )
     probe.write_text(file.read_text().replace("</body>", script))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += (
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    options += (
         f" --disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
     )
-    command = ["chromium", *flags.split(), f"--window-size={width},3000"]
+    command = ["chromium", *options.split(), f"--window-size={width},3000"]
     shown = subprocess.run([*command, "--dump-dom", str(probe)], capture_output=True, text=True, timeout=60, check=True)
     assert not re.search(r"CONSOLE.*(error|uncaught)", shown.stderr, re.IGNORECASE)
     wide, inner = map(int, re.search(r"<title>wide (\d+) of (\d+)</title>", shown.stdout).groups())

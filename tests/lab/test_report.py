@@ -18,10 +18,12 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
-from flatsparse.experiments.report import drawing, tables
+from flatsparse.experiments.report import figures, tables
+from flatsparse.experiments.report.cells import point
+from flatsparse.experiments.report.interval_mark import interval_mark, reach
 from flatsparse.experiments.report.store import MOST_POINTS, records, run, thinned
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.making import Choice, make
-from flatsparse.experiments.reproduce.telling import print_record
 from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.resolve import resolve
 
@@ -109,7 +111,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(written):
     outline = Outline(written[0].read_text())
     assert outline.open == []
     assert [place for place in outline.asked if not place.startswith("data:image/png")] == []
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", written[0].read_text())
+    assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", written[0].read_text())
 
 
 def test_every_number_in_a_table_is_of_its_record_and_none_is_left_out(written, store):
@@ -177,8 +179,8 @@ def test_cells_open_what_the_runs_left_behind_with_commands_that_repeat_them(wri
         assert json.loads(json.dumps(as_json(again))) == config["settings"]
         assert found["settings"]["epochs"] == "3"
     assert list(told["surfaces"]) == [measured]
-    assert "0.5 (dark) to 10 (bright)" in told["surfaces"][measured]["told"]
-    assert "Ra 0.432" in told["surfaces"][measured]["told"]
+    assert "0.5 (dark) to 10 (bright)" in told["surfaces"][measured]["text"]
+    assert "Ra 0.432" in told["surfaces"][measured]["text"]
     assert told["cells"][-1]["values"] == [["round 0", "4.50"], ["round 1", "7.50"]]
     assert told["cells"][-1]["command"] is None  # of no recipe that the package knows
 
@@ -279,32 +281,32 @@ def test_curves_are_thinned_from_end_to_end():
 
 
 def test_an_interval_is_drawn_to_scale_and_says_where_it_goes_on():
-    told = {"mean": 1.0, "interval95": [-0.5, 2.5], "published": None}
-    drawn = drawing.interval(told, 2.0, comparable=True)
-    assert 'd="M-15.0 0H60.0"' in drawn  # a quarter of the way to the left; to the right it goes on
-    assert 'cx="30.0"' in drawn
-    assert drawn.count('fill="none"') == 1
-    assert "translate" not in drawn
-    assert "translate(-60.0)" in drawing.interval({**told, "published": -2.0}, 2.0, comparable=True)
-    single = drawing.interval({**told, "interval95": [None, None]}, 2.0, comparable=True)
-    assert "H60" not in single
-    assert drawing.reach([{"difference": {**told, "published": -4.0}}, {"difference": None}]) == 5.0
-    assert drawing.reach([{"difference": None}]) == 1.0
+    d = {"mean": 1.0, "interval95": [-0.5, 2.5], "pairs": 3, "published": None}
+    mark = interval_mark(d, 2.0, comparable=True)
+    assert mark.line == (-15.0, 60.0)  # a quarter of the way to the left; to the right it goes on
+    assert mark.goes_on == (False, True)
+    assert mark.mean == 30.0
+    assert mark.published is None
+    assert interval_mark({**d, "published": -2.0}, 2.0, comparable=True).published == -60.0
+    assert interval_mark({**d, "published": -2.0}, 2.0, comparable=False).published is None
+    single = interval_mark({**d, "interval95": [None, None], "pairs": 1}, 2.0, comparable=True)
+    assert (single.line, single.goes_on) == (None, (False, False))
+    assert reach([{"difference": {**d, "published": -4.0}}, {"difference": None}]) == 5.0
+    assert reach([{"difference": None}]) == 1.0
 
 
 @pytest.mark.parametrize(("better", "best"), [("higher", {0, 2}), ("lower", {0, 1})])
 def test_the_best_at_each_cost_are_joined(better, best):
     points = [(0.1, 50.0), (0.2, 40.0), (0.4, 60.0)]
     row = {"row": "r", "column": "c", "sharpness": "none", "control": None, "std": None}
-    rows = [(n, {**row, "mean": value, "also": {"flops_train": cost}}) for n, (cost, value) in enumerate(points)]
-    drawn = drawing.pareto(rows, {"better": better, "metric": "m"})
-    found = re.findall(
-        r'translate\(([\d. ]+)\)" role="button" tabindex="(-?\d)" data-point="(\d)" aria-label="(.*?)"', drawn
-    )
-    line = re.search(r'<polyline points="(.*?)"', drawn)[1].split()
-    assert [int(number) for _, _, number, told in found if "nothing beats" in told] == sorted(best)
-    assert [place.replace(" ", ",") for place, _, number, _ in found if int(number) in best] == line
-    assert [stop for _, stop, _, _ in found] == ["0", "-1", "-1"]
+    rows = [{**row, "mean": value, "also": {"flops_train": cost}} for cost, value in points]
+    record = {"better": better, "metric": "m", "rows": rows}
+    assert [n for n, row in enumerate(rows) if "nothing beats" in point(record, row)] == sorted(best)
+    (axis,) = figures.pareto(list(enumerate(rows))[::-1], better).axes
+    line, *marks = axis.lines
+    assert list(zip(*line.get_data(), strict=True)) == [points[n] for n in sorted(best)]
+    assert [mark.get_gid() for mark in marks] == ["point-0", "point-1", "point-2"]  # by cost, as arrow keys go
+    assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == points
 
 
 # -- in a browser ---------------------------------------------------------------------------------------------------------
@@ -376,9 +378,9 @@ def test_a_cell_opens_its_runs_and_closes_by_key(browser, written, store):
 def test_points_of_a_plot_are_reached_by_key(browser, written):
     browser.open(written[0], 1200)
     browser.value("document.querySelector('.plot .point').focus()")
-    first = browser.value("document.querySelector('.told-of').textContent")
+    first = browser.value("document.querySelector('.message').textContent")
     browser.press("ArrowRight")
-    second = browser.value("document.querySelector('.told-of').textContent")
+    second = browser.value("document.querySelector('.message').textContent")
     assert first != second
     assert "dense training's FLOPs" in second
     browser.press("Enter")
@@ -396,10 +398,10 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_answers_a_finger(brows
     small = f"{shown}.map(b => b.getBoundingClientRect().height).filter(height => height < 44)"
     assert browser.value(small) == []
     browser.tap("document.querySelector('.plot .point')")
-    below = browser.value("document.querySelector('.told-of').getBoundingClientRect().bottom")
+    below = browser.value("document.querySelector('.message').getBoundingClientRect().bottom")
     assert 0 < below <= 844  # in sight, however many plots there are
-    assert "dense training's FLOPs" in browser.value("document.querySelector('.told-of').textContent")
-    browser.tap("document.querySelector('.told-of button')")
+    assert "dense training's FLOPs" in browser.value("document.querySelector('.message').textContent")
+    browser.tap("document.querySelector('.message button')")
     assert browser.value("document.querySelector('dialog').open")
     assert browser.value("(d => d.scrollWidth <= d.clientWidth)(document.querySelector('dialog'))")
     assert browser.value(wide) == [390, 390]

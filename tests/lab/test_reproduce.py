@@ -15,6 +15,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.grid.store import Outcome
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.recipes import load, recipes, surfaces
 from flatsparse.experiments.recipes.recipe import (
     ACCURACY,
@@ -27,7 +28,7 @@ from flatsparse.experiments.recipes.recipe import (
     both,
     controls,
 )
-from flatsparse.experiments.reproduce import telling
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
 from flatsparse.experiments.reproduce.pictures import front, pareto
 from flatsparse.experiments.reproduce.table import Line, tabulate
@@ -94,7 +95,7 @@ def check_whole(record, store, only=None):
     written = read_json(store / f"{record['name']}-{record['scale']}.json")
     assert {name: written[name] for name in record} == record
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record(record, console, only)
+    print_record(record, console, only)
     text = console.export_text()
     for row in rows:
         assert f"{row['mean']:.2f}" in text
@@ -257,14 +258,14 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
     places = [(row["row"], row["column"]) for row in record["rows"]]
     assert [len(list(group)) for _, group in itertools.groupby(places)] == [3, 3, 3]
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record(record, console)
+    print_record(record, console)
     text = console.export_text()
     assert "n: rounds" in text
     for valley in ("narrow", "wide"):  # who ends nearest is said, whoever it is
         column = f"distance to the {valley} valley"
         rows = [row for row in record["rows"] if row["column"] == column]
         (first,) = [row for row in rows if row["mean"] == min(r["mean"] for r in rows)]
-        name = telling.LABELS[first["sharpness"]]
+        name = label(first["sharpness"])
         assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 
@@ -398,7 +399,7 @@ def table_of(cells, scale="laptop", folders=lambda cell, seed: f"{cell.row}-{cel
 def shown(rows):
     record = {"title": "", "source": "", "scale": "laptop", "metric": "m", "better": "higher", "notes": [], "said": []}
     console = Console(record=True, width=150, file=io.StringIO())
-    telling.print_record({**record, "rows": rows}, console)
+    print_record({**record, "rows": rows}, console)
     return console.export_text()
 
 

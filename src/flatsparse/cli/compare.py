@@ -10,8 +10,9 @@ import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compare import Comparison, compare
-from flatsparse.experiments.report import pages, printing
-from flatsparse.experiments.report.figures import save
+from flatsparse.experiments.plotting import save
+from flatsparse.experiments.report import figures, pages
+from flatsparse.experiments.report.text import print_comparison
 from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
@@ -31,7 +32,7 @@ class Compare:
             raise InputError("compare starts its own processes: run it without torchrun, with --jobs")
         console = Console()
         tables = compare(self.comparison, self.out, resume=self.resume, console=console)
-        printing.print_tables(tables, console)
-        save(printing.differences(tables), self.out / "compare.png")
+        print_comparison(tables, console)
+        save(figures.differences(tables), self.out / "compare.png")
         report = pages.write_comparison(tables, self.comparison.resolved(), self.out)
         console.print(f"\nreport: {report}, numbers: {self.out / 'compare.json'}", highlight=False)

@@ -14,7 +14,7 @@ from rich.text import Text
 from flatsparse.common.errors import InputError, check_count, unknown
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.recipes import recipes
-from flatsparse.experiments.report import printing
+from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.run.task import NETWORKS
@@ -56,7 +56,7 @@ class List:
 
     def __call__(self) -> None:
         if self.what == "layers":
-            print(printing.layer_table(self._estimate()))
+            print(layer_table(self._estimate()))
             return
         sections = _sections()
         if self.what not in {"all", *sections}:
@@ -104,7 +104,7 @@ def _sections() -> dict[str, Mapping[Any, Any]]:
         "models": NETWORKS,
         "data": sources.SOURCES,
         "distributions": DISTRIBUTIONS,
-        "presets": {name: printing.left_dense(name) for name in PRESETS},
+        "presets": {name: left_dense(name) for name in PRESETS},
         "sharpness": SHARPNESS,
         "recipes": {name: recipe.title for name, recipe in recipes().items()},
     }

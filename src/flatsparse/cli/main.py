@@ -78,6 +78,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def _run(arguments: Sequence[str]) -> None:
     try:
+        from flatsparse.cli.bench import Bench
         from flatsparse.cli.compare import Compare
         from flatsparse.cli.export import Export
         from flatsparse.cli.landscape import Landscape
@@ -85,7 +86,6 @@ def _run(arguments: Sequence[str]) -> None:
         from flatsparse.cli.report import Report
         from flatsparse.cli.reproduce import Reproduce
         from flatsparse.cli.train import Train
-        from flatsparse.experiments.bench.suite import Bench
         from flatsparse.experiments.run.ddp import WorkerLost
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")

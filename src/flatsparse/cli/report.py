@@ -8,13 +8,13 @@ from pathlib import Path
 from flatsparse.experiments.recipes.recipe import Scale
 from flatsparse.experiments.report.store import records
 from flatsparse.experiments.report.tables import write
-from flatsparse.experiments.reproduce.telling import print_record
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.terminal import Console
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tell the tables that were reproduced so far, beside the published numbers, as text and as one HTML page."""
+    """Show the tables that were reproduced so far, beside the published numbers, as text and as one HTML page."""
 
     store: Path = Path("reproduce")
     """The folder that flatsparse reproduce wrote to."""

@@ -10,8 +10,8 @@ import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
+from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.making import Choice, make
-from flatsparse.experiments.reproduce.telling import print_record
 from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 

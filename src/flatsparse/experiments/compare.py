@@ -19,7 +19,7 @@ from flatsparse.experiments.run.config import ResolvedRun, RunConfig, Setting, a
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
-from flatsparse.experiments.stats import Difference, deviation, paired_difference
+from flatsparse.experiments.stats import Interval, deviation, paired_difference
 from flatsparse.experiments.terminal import Console
 
 TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
@@ -116,7 +116,7 @@ class Row:
     accuracies: tuple[float, ...]
     train_accuracy: float
     validation_accuracy: float | None
-    difference: Difference | None
+    difference: Interval | None
     gradients_per_step: float
     step_time: float
     step_times: tuple[float, ...]
@@ -143,7 +143,7 @@ class Table:
 
     label_noise: float
     rows: tuple[Row, ...]
-    over_random: Difference | None
+    over_random: Interval | None
     tried: dict[str, dict[str, float]]
     learned: bool = True
 
@@ -249,14 +249,8 @@ def as_dict(table: Table) -> dict[str, Any]:
     return plain
 
 
-def _difference(d: Difference, learned: bool) -> dict[str, Any]:
-    bounds = [d.low, d.high] if d.bounded else [None, None]
-    return {
-        "mean": d.mean,
-        "interval95": bounds,
-        "pairs": d.pairs,
-        "verdict": d.verdict if learned else "nothing learned",
-    }
+def _difference(d: Interval, learned: bool) -> dict[str, Any]:
+    return {**d.to_json(), "verdict": d.verdict if learned else "nothing learned"}
 
 
 def _radii(

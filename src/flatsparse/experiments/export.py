@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.common.seeds import derive
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
+from flatsparse.experiments.clock import clock
+from flatsparse.experiments.clock import seconds as seconds_of
 from flatsparse.experiments.data.splits import Images, batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
@@ -196,11 +197,11 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
     device = wanted.device.type
     if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
         found["measured_on"] = environment(device=device)
-        found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]))
+        found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]), device)
     if name == "small":
         found["parameters_removed"] = removed
         ours, base = copy.deepcopy(runs), copy.deepcopy(run.model)
-        found["training"] = _time_ratio(_training_step(ours, batch), _training_step(base, batch, run.masks))
+        found["training"] = _time_ratio(_training_step(ours, batch), _training_step(base, batch, run.masks), device)
     return found
 
 
@@ -266,28 +267,20 @@ def line(name: str, found: dict[str, Any]) -> str:
 # -- speed, side by side ----------------------------------------------------------------------------------------------
 
 
-def _time_ratio(ours: Callable[[], None], base: Callable[[], None]) -> dict[str, float]:
+def _time_ratio(ours: Callable[[], None], base: Callable[[], None], device: str) -> dict[str, float]:
     """The time of ours to that of the base: the median over rounds that run both, in random order, with its 95 % interval.
 
     Below 1 ours is faster.
     """
-    order, begun = random.Random(derive(0, "order")), time.perf_counter()
+    order, begun = random.Random(derive(0, "order")), clock()
     ratios: list[float] = []
     for call in (ours, base, ours, base):  # the first calls allocate
         call()
-    while len(ratios) < 3 or (len(ratios) < ROUNDS and time.perf_counter() - begun < SECONDS):
-        seconds = {call: _seconds(call) for call in order.sample([ours, base], 2)}
+    while len(ratios) < 3 or (len(ratios) < ROUNDS and clock() - begun < SECONDS):
+        seconds = {call: seconds_of(call, device) for call in order.sample([ours, base], 2)}
         ratios.append(seconds[ours] / seconds[base])
     found = median(ratios)
-    return {"ratio": found.value, "low": found.low, "high": found.high, "rounds": len(ratios)}
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return {"ratio": found.mean, "low": found.low, "high": found.high, "rounds": len(ratios)}
 
 
 def _forward(runs: Runs, inputs: Tensor) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Where the laboratory prints: texts as they are, whatever names of files and folders they hold."""
+"""The console of all commands, which prints texts as they are, whatever names of files and folders they hold."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from rich import console
 
 
 class Console(console.Console):
-    """A terminal, or what stands in for it, on which brackets are no markup and ``:words:`` no pictures; styles are told.
-
-    Every console of the laboratory is one.
-    """
+    """A terminal, or a file in its place, on which brackets are no markup and ``:words:`` no pictures; styles are given apart."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which knows how to end."""
+        """Raise BrokenPipeError, with which the command line knows how to end."""
         raise BrokenPipeError

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median as middle
+from statistics import median
 from typing import Any
 
 from flatsparse.common.seeds import generator
@@ -15,7 +15,7 @@ from flatsparse.experiments.bench.memory import memory
 from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
-from flatsparse.experiments.stats import Median
+from flatsparse.experiments.stats import Interval
 from flatsparse.methods import METHODS, kind_of, options_of, traits_of
 
 Tell = Callable[[], None]
@@ -43,7 +43,7 @@ class Table:
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     found: list[str]
-    ratios: dict[str, dict[str, Median]]
+    ratios: dict[str, dict[str, Interval]]
     record: dict[str, Any]
 
 
@@ -107,7 +107,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
     sample = case.batch(generator(0, "saliency"))
     count = len(sample[0])
     rows, found, record = [], [], {}
-    ratios: dict[str, dict[str, Median]] = {}
+    ratios: dict[str, dict[str, Interval]] = {}
     shares = {method: updates(method, sparsity) / RUN for method in there()}
     for method, share in shares.items():
         kind, options = kind_of(method), dict[str, Any]()
@@ -128,7 +128,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
         # The speed as a ratio to plain: the time of plain as a ratio to ours.
         against = {key: wall_ratio(spread[BASE], spread[key]) for key in kinds if key != BASE}
         for key, label in kinds.items():
-            rows.append((f"{method}, {label}", f"{middle(speeds[key]):.1f}", told(against.get(key))))
+            rows.append((f"{method}, {label}", f"{median(speeds[key]):.1f}", told(against.get(key))))
         ratios |= {f"{method}, {kinds[key]}": {"throughput": ratio} for key, ratio in against.items()}
         found.append(
             f"{method}: S²-SAM runs at {told(against['s2sam'])} of plain training's speed, SAM at"
@@ -136,7 +136,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
         )
         record[method] = {
             key: {
-                "samples_per_second": middle(speeds[key]),
+                "samples_per_second": median(speeds[key]),
                 "ratio": plain(against.get(key)),
                 "each": speeds[key],
                 "update_seconds": updating[key],
@@ -183,13 +183,13 @@ def _counted(ordinary: Sequence[Timing], updating: Sequence[float], share: float
     """How updates are counted, in words."""
     if not share:
         return "its masks never change"
-    longer = middle(updating) / middle(t.step for t in ordinary)
+    longer = median(updating) / median(t.step for t in ordinary)
     return f"a step with an update of the masks takes {longer:.2f} times as long, and counts as one in {1 / share:.0f}"
 
 
 def _with_updates(ordinary: Sequence[Timing], updating: Sequence[float], share: float) -> list[Timing]:
     """Steps without an update, each longer by its share of one."""
-    longer = share * (middle(updating) - middle(t.step for t in ordinary)) if share else 0.0
+    longer = share * (median(updating) - median(t.step for t in ordinary)) if share else 0.0
     return [Timing(timing.step + longer, None) for timing in ordinary]
 
 
@@ -222,7 +222,7 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
     )
 
 
-def against_target(label: str, ratio: Median, target: float | None) -> str:
+def against_target(label: str, ratio: Interval, target: float | None) -> str:
     """A variant's implied ratio in a sentence, with what the interval says of a target."""
     said = f"{label}: implied ratio {told(ratio)}"
     if target is None:
@@ -236,16 +236,16 @@ def _density(sparsity: float) -> str:
     return f"{sparsity:.0%} sparse" if sparsity else "dense"
 
 
-def told(ratio: Median | None) -> str:
+def told(ratio: Interval | None) -> str:
     """A ratio with its interval, for a cell or a sentence."""
-    return "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}–{ratio.high:.3f}]"
+    return "" if ratio is None else f"{ratio:.3f}"
 
 
 def _milliseconds(timings: list[Timing]) -> tuple[str, str]:
     inside = [t.optimizer for t in timings if t.optimizer is not None]
-    return f"{1000 * middle(t.step for t in timings):.2f}", f"{1000 * middle(inside):.3f}" if inside else ""
+    return f"{1000 * median(t.step for t in timings):.2f}", f"{1000 * median(inside):.3f}" if inside else ""
 
 
-def plain(ratio: Median | None) -> Mapping[str, float] | None:
+def plain(ratio: Interval | None) -> Mapping[str, float] | None:
     """A ratio with its interval, for a record."""
-    return None if ratio is None else dataclasses.asdict(ratio)
+    return None if ratio is None else {"value": ratio.mean, "low": ratio.low, "high": ratio.high}

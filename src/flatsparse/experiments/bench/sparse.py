@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median as middle
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ from flatsparse.common.seeds import generator
 from flatsparse.experiments.bench.cases import Batch, Case, loss
 from flatsparse.experiments.bench.results import Table, Tell, plain, told
 from flatsparse.experiments.bench.timing import interleaved, wall_ratio
-from flatsparse.experiments.bench.trainer import FOREVER, Timing, clock
+from flatsparse.experiments.bench.trainer import FOREVER, Timing
 from flatsparse.experiments.bench.variants import fused_sgd
+from flatsparse.experiments.clock import clock
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.stats import Median
+from flatsparse.experiments.stats import Interval
 from flatsparse.export import to_csr
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import shrink
@@ -98,7 +99,7 @@ def sparse_table(
     apart = _apart(dense, masks, sample)
     threads = torch.get_num_threads()
     rows, record = [], {}
-    ratios: dict[str, dict[str, Median]] = {}
+    ratios: dict[str, dict[str, Interval]] = {}
     for kind, every in RUNS:
         forms = [form for form in every if form != CSR or sparsity]
         runners = {form: _runner(kind, form, dense, masks, sparsity, device) for form in forms}
@@ -106,7 +107,7 @@ def sparse_table(
         against = {form: wall_ratio(timings[DENSE], timings[form]) for form in forms if form != DENSE}
         for form in forms:
             label = f"{sparsity:.0%} sparse, CSR" if form == CSR else form
-            milliseconds = f"{1000 * middle(timing.step for timing in timings[form]):.2f}"
+            milliseconds = f"{1000 * median(timing.step for timing in timings[form]):.2f}"
             rows.append((f"{kind}, {label}", milliseconds, told(against.get(form))))
             if form != DENSE:
                 ratios.setdefault(label, {})[kind] = against[form]
@@ -216,7 +217,7 @@ def _apart(dense: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor) -> flo
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def verdict(kind: str, speed: Median, channels: float, target: float | None) -> str:
+def verdict(kind: str, speed: Interval, channels: float, target: float | None) -> str:
     """A speed in a sentence, with what its interval says of a target."""
     said = f"Without {channels:.0%} of the channels {kind} is {told(speed)} times as fast"
     if target is None:

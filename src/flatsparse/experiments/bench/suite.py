@@ -1,4 +1,4 @@
-"""``flatsparse bench``."""
+"""The measurements of ``flatsparse bench``: what is chosen, and how it is measured."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flatsparse.common.errors import InputError, check_count, check_fraction, check_sparsity, unknown
-from flatsparse.common.json_files import write_json
-from flatsparse.experiments.bench import report
 from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Batch, Case, images
 from flatsparse.experiments.bench.results import (
     Table,
@@ -31,18 +27,25 @@ from flatsparse.experiments.bench.sparse import RUNS, SMALL, TARGET, Thinned, cs
 from flatsparse.experiments.bench.timing import WARM_UP
 from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
-from flatsparse.experiments.claims import alone_in, in_use
 from flatsparse.experiments.data.splits import batches
-from flatsparse.experiments.progress import ProgressLines
-from flatsparse.experiments.report import pages
+from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
-from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.stats import FEWEST
 from flatsparse.experiments.terminal import Console
 from flatsparse.models import IMAGES, MODELS
 
 WHAT = ("step", "throughput", "memory", "sparse")
+NOTES = {
+    "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
+    " which the noise of forward and backward does not reach; wall: of whole steps.",
+    "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
+    " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
+    "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
+    " parameters' size.",
+    "sparse": "How many times as fast as the dense net, medians over rounds with bootstrap intervals. Masked: zeros are"
+    " multiplied like other weights. Gone: an ordinary net of narrower layers. CSR: patches, multiplied by live weights alone.",
+}
 
 
 @dataclass(frozen=True)
@@ -74,42 +77,15 @@ class Bench:
     """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
     quick: bool = False
     """Tiny networks and few rounds, to see that all works; the figures mean nothing."""
-    out: Path | None = None
-    """A folder for bench.json and report.html."""
 
-    def __call__(self) -> None:
-        bench, console = self.resolved(), Console()
-        assert bench.sparsity is not None  # resolved
-        for case in bench.cases().values():  # a net that cannot be so sparse is refused before the folder is touched
-            if bench.what == "sparse":
-                csr(case.model(), bench.sparsity)
+    def check_nets(self) -> None:
+        """Raise InputError for a network that cannot be as sparse as is asked."""
+        assert self.sparsity is not None  # resolved
+        for case in self.cases().values():
+            if self.what == "sparse":
+                csr(case.model(), self.sparsity)
             else:
-                Trainer(case, VARIANTS[BASE], sparsity=bench.sparsity)
-        about = environment(device=bench.device)
-        with contextlib.nullcontext() if bench.out is None else _empty(bench.out):
-            self._measure(bench, about, console)
-
-    def _measure(self, bench: Bench, about: dict[str, Any], console: Console) -> None:
-        """Measure what is resolved, and tell it."""
-        with _threads(bench.threads):
-            threads = about["machine"]["threads"] = torch.get_num_threads()
-            tables = measure(bench, console)
-        where = (
-            f"torch {torch.__version__}, {threads} thread{'' if threads == 1 else 's'}, {about['machine']['processor']}"
-        )
-        where += "; quick, so the figures mean nothing" if bench.quick else ""
-        written = None
-        if bench.out is not None:
-            found = [{**table.record, "found": table.found} for table in tables]
-            record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": found}
-            write_json(bench.out / "bench.json", record)
-            written = pages.write_bench(
-                bench.what, report.NOTES[bench.what], tables, {"machine": where, **bench.as_dict()}, bench.out
-            )
-        report.print_tables(bench.what, tables, console)
-        console.print(where, highlight=False)
-        if bench.out is not None:
-            console.print(f"report: {written}, numbers: {bench.out / 'bench.json'}", highlight=False)
+                Trainer(case, VARIANTS[BASE], sparsity=self.sparsity)
 
     def resolved(self) -> Bench:
         """With the defaults filled in. Raises InputError for anything that cannot be measured."""
@@ -192,8 +168,8 @@ class Bench:
         return name, case, drawn(case, self.channels)
 
     def as_dict(self) -> dict[str, object]:
-        """The settings as plain values, without the folder."""
-        settings = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("out", "data_dir")}
+        """The settings as plain values."""
+        settings = {n: v for n, v in dataclasses.asdict(self).items() if n != "data_dir"}
         return {**settings, "case": " ".join(self.case), "run": None if self.run is None else self.run.name}
 
 
@@ -210,24 +186,13 @@ def measure(bench: Bench, console: Console) -> list[Table]:
         "memory": variants,
         "sparse": len(counts) * len(RUNS) * rounds,
     }
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    whole = len(cases) * steps[bench.what]
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
-        ProgressLines(console, f"bench {bench.what}", whole) as lines,
-    ):
-        task = bar.add_task("", total=whole)
-
-        def tell() -> None:
-            bar.advance(task)
-            lines.done += 1
-
-        tables = []
+    tables = []
+    with Progress(console, f"bench {bench.what}", len(cases) * steps[bench.what]) as progress:
         for name, case in cases.items():
-            bar.update(task, description=name)
+            progress.update(title=name)
             for threads in counts if bench.what == "sparse" else (None,):
-                with _threads(threads):
-                    tables.append(_table(bench, name, case, tell))
+                with torch_threads(threads):
+                    tables.append(_table(bench, name, case, progress.advance))
     return tables
 
 
@@ -248,16 +213,7 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
 
 
 @contextlib.contextmanager
-def _empty(out: Path) -> Iterator[None]:
-    """Make a folder, or find it empty, before any time is spent on measuring; a context that keeps others out."""
-    with alone_in(out):
-        if in_use(out):
-            raise InputError(f"'{out}' exists and holds something: give another --out")
-        yield
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """A context in which torch has so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

@@ -9,7 +9,7 @@ from typing import Protocol
 from flatsparse.common.seeds import derive, generator
 from flatsparse.experiments.bench.cases import Batch, Case
 from flatsparse.experiments.bench.trainer import Timing
-from flatsparse.experiments.stats import Median, median
+from flatsparse.experiments.stats import Interval, median
 
 WARM_UP = 3  # rounds: the first makes the optimizer's state, the second the first window
 
@@ -50,12 +50,12 @@ def interleaved(
     return found
 
 
-def wall_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Median:
+def wall_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval:
     """The median over rounds of the ratio of two whole steps of the same round."""
     return median([a.step / b.step for a, b in zip(ours, base, strict=True)])
 
 
-def implied_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Median | None:
+def implied_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval | None:
     """What the optimizer's own time would make of the step: 1 + (its time - the base's) / the base's whole step.
 
     Ours, because the rest of a step is the same work in both and only adds noise. It misses what an optimizer does to

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from flatsparse.api import sparsify
 from flatsparse.experiments.bench.cases import Batch, Case, loss
 from flatsparse.experiments.bench.variants import Variant, fused_sgd
+from flatsparse.experiments.clock import clock
 
 FOREVER = 10**9  # steps: no run ends while it is measured
 
@@ -98,10 +98,3 @@ class Trainer:
 
     def _clock(self) -> float:
         return clock(self.device)
-
-
-def clock(device: str) -> float:
-    """The time when the device has done all it was asked to."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -9,9 +9,7 @@ figures from the two must not be compared.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +17,6 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.splits import Images
-from flatsparse.experiments.run.config import change
-from flatsparse.experiments.run.evaluation import evaluate
-from flatsparse.experiments.run.load import Finished
 
 SEVERITIES = range(1, 6)
 PIECE = 500  # images at once; noise follows it, so it is fixed
@@ -109,33 +103,6 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
         values = CORRUPTIONS[name](piece.cpu().permute(0, 3, 1, 2).float() / 255, severity, source)
         done.append((255 * values.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1))
     return torch.cat(done).to(images.device)
-
-
-def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:
-    """A finished run's accuracy on corrupted test images, in percent.
-
-    Args:
-        finished: of a run on images; see ``load_run``.
-        seed: the same for all runs that are compared, so that all see the same images.
-
-    Returns: ``clean``, on the images as they are; ``by``, for each corruption its accuracies from severity 1 to 5; and
-        ``mean``, over all of these.
-    Raises: InputError for a run on tokens.
-    """
-    test = finished.splits.test
-    if test.are_tokens:
-        raise InputError(f"'{finished.folder}' is a run on tokens: corruptions are of images")
-    run = change(finished.run, device=str(test.images.device))
-
-    def accuracy(images: Tensor) -> float:
-        found, _ = evaluate(run, finished.model, Images(images, test.labels), finished.splits)
-        assert found is not None
-        return found
-
-    by = {
-        name: [accuracy(corrupt(test.images, name, severity, seed)) for severity in SEVERITIES] for name in CORRUPTIONS
-    }
-    return {"clean": accuracy(test.images), "mean": statistics.fmean(x for row in by.values() for x in row), "by": by}
 
 
 def _offsets(reach: int) -> Tensor:

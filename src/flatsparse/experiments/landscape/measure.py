@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flatsparse.common.files import corrupt_file, remove_temporary
@@ -26,7 +25,7 @@ from flatsparse.experiments.landscape import curved
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.records import tabulate
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
-from flatsparse.experiments.progress import ProgressLines
+from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished, load_run
 from flatsparse.experiments.terminal import Console
@@ -180,21 +179,15 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
     """Measure what is not there yet, with a bar; one that fails stops the rest and its error is raised."""
     for cache in (_loaded, _ready, _plane):  # a folder may hold another run by now
         cache.cache_clear()
-    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn())
-    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     todo = [piece for piece in pieces if not piece.file.is_file()]
     whole = sum(piece.work for piece in pieces)
-    with (
-        Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
-        ProgressLines(console, "measuring", whole) as lines,
-    ):
-        lines.done = whole - sum(piece.work for piece in todo)
-        task = bar.add_task("", total=whole, completed=lines.done)
+    before = whole - sum(piece.work for piece in todo)
+    with Progress(console, "measuring", whole, done=before) as progress:
         assert settings.jobs is not None  # resolved
         with workers(settings.jobs) as pool:
             for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
-                bar.advance(task, done)
-                lines.done += done
+                progress.advance(done)
+                progress.update(note=f"{progress.done / whole:.0%}")
     if not console.is_terminal:
         told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
         console.print(f"measured {len(todo)} pieces{told}")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.experiments.report.printing import COLORS, LABELS
+from flatsparse.experiments.labels import color, label
 from flatsparse.sam.optimizers import S2SAM, SAM
 
 WRAPPERS: dict[str, Callable[[Optimizer, float], Optimizer]] = {
@@ -88,10 +88,10 @@ def figure2(loss: Callable[[Tensor], Tensor] = two_valleys, *, rho: float = 0.3,
     figure = Figure(figsize=(3.4 * len(paths), 3.4), layout="constrained")
     for axis, (name, path) in zip(figure.subplots(1, len(paths), sharey=True), paths.items(), strict=True):
         axis.contour(*(place.numpy() for place in places), heights, levels=25, cmap="Greys", linewidths=0.6)
-        axis.plot(*path.weights.T, "o-", color=COLORS[name], markersize=3, linewidth=1.2)
+        axis.plot(*path.weights.T, "o-", color=color(name), markersize=3, linewidth=1.2)
         for here, there in zip(path.weights, path.looks, strict=False):
             if not np.array_equal(here, there):
                 axis.annotate("", there, here, arrowprops={"arrowstyle": "->", "color": "#333333", "linewidth": 0.8})
-        axis.set_title(LABELS[name] + (f", ρ = {rho:g}" if name != "none" else ""), fontsize=10)
+        axis.set_title(label(name) + (f", ρ = {rho:g}" if name != "none" else ""), fontsize=10)
         axis.set_aspect("equal")
     return figure

@@ -14,9 +14,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.records import of_kind
-from flatsparse.experiments.report.figures import caption
-from flatsparse.experiments.report.printing import LABELS
+from flatsparse.experiments.plotting import caption
 from flatsparse.measure.spectral import Spectrum
 
 MAP = "viridis"
@@ -109,7 +109,7 @@ def figure3(surfaces: Mapping[tuple[str, str, float], Surface]) -> Figure:
     """
     rows = list(dict.fromkeys(key[:2] for key in surfaces))
     sparsities = list(dict.fromkeys(key[2] for key in surfaces))
-    names = [f"{method}, {LABELS[sharpness]}" for method, sharpness in rows]
+    names = [f"{method}, {label(sharpness)}" for method, sharpness in rows]
     return _in_space(
         [[_at(sparsity, surfaces.get((*row, sparsity))) for sparsity in sparsities] for row in rows], names
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.landscape.settings import Kind, Landscape
-from flatsparse.experiments.stats import Difference, paired_difference
+from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure import surface
 
 SHARES = (0.25, 0.5, 1.0)  # of the reach, at which Ra is told: far out it is the clip's as much as the network's
@@ -67,8 +67,8 @@ def _surface(
             "by_pair": ours,
             "pairs_reach": settings.reach * (len(coarse) - 1) / (len(settings.axis(1)) - 1),
             "pairs_points": len(coarse),
-            **_interval(paired_difference(ours, [0.0] * settings.pairs)),
-            "over_first": None if folder == first else _interval(paired_difference(ours, theirs)),
+            **mean_interval(ours).to_json(),
+            "over_first": None if folder == first else paired_difference(ours, theirs).to_json(),
         }
 
     # On so coarse a grid two shares may be the same places.
@@ -91,7 +91,3 @@ def _ra(settings: Landscape, values: Tensor, folder: Path) -> float:
     if not math.isfinite(value):
         raise InputError(f"the loss around '{folder}' is not finite everywhere: give a --clip, or a smaller --reach")
     return value
-
-
-def _interval(d: Difference) -> dict[str, Any]:
-    return {"mean": d.mean, "interval95": [d.low, d.high] if d.bounded else [None, None], "pairs": d.pairs}

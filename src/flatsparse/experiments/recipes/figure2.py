@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
+from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
+from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes.recipe import Measured, Metric, Reading, Recipe, Work
-from flatsparse.experiments.report.figures import save
-from flatsparse.experiments.report.printing import LABELS
 
 NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first weight
 
@@ -37,8 +37,8 @@ def nearest(valley: str, away: Mapping[str, float]) -> str:
     'SAM ends nearest the wide valley, 0.50 away; plain 1.50.'
     """
     (first, least), *others = sorted(away.items(), key=lambda found: found[1])
-    rest = ", ".join(f"{LABELS[name]} {far:.2f}" for name, far in others)
-    return f"{LABELS[first]} ends nearest the {valley} valley, {least:.2f} away; {rest}."
+    rest = ", ".join(f"{label(name)} {far:.2f}" for name, far in others)
+    return f"{label(first)} ends nearest the {valley} valley, {least:.2f} away; {rest}."
 
 
 RECIPE = Recipe(

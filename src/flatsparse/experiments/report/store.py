@@ -1,4 +1,4 @@
-"""What ``flatsparse reproduce`` left in its store: tables, their runs, and surfaces measured around them."""
+"""The store of ``flatsparse reproduce`` as reports read it: tables, their runs, and surfaces measured around them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,15 +20,16 @@ from flatsparse.common.schema import POSITIVE, schema_error
 from flatsparse.experiments.landscape import pictures
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Scale
-from flatsparse.experiments.report.pages import flags
-from flatsparse.experiments.report.printing import told_of_topology
+from flatsparse.experiments.report.flags import flags
+from flatsparse.experiments.report.sentences import topology_sentences
 from flatsparse.experiments.reproduce.verdict import VERDICTS
 from flatsparse.experiments.run.config import as_json, change
 from flatsparse.experiments.run.folder import read_config, read_metrics, read_result
 from flatsparse.experiments.run.load import run_of
+from flatsparse.experiments.run.records import EpochRecord
 
 SOME, WORD = (float, None), (str, None)
-# What is read of a table's record and of surfaces, see schema_error.
+# What is read of a table's record and of surfaces, see common.files.misfit.
 ROW = {
     **dict.fromkeys(("row", "column", "sharpness"), str),
     **dict.fromkeys(("control", "needs"), WORD),
@@ -139,11 +140,11 @@ def _record(file: Path) -> dict[str, Any]:
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """What a page shows of a run: seed, settings, the command that repeats it, curves, topology; or why it cannot."""
+    """A run for a page: seed, settings, the command that repeats it, curves and topology; or why it cannot be read."""
     try:
         config, result = read_config(folder), read_result(folder)
         settings = run_of(config["settings"], folder)
-        lines = [epoch.to_json() for epoch in read_metrics(folder, result)]
+        lines = read_metrics(folder, result)
     except InputError as problem:
         return {"folder": folder.name, "problem": str(problem)}
     anywhere = change(settings, data_dir=None)
@@ -153,8 +154,8 @@ def run(folder: Path) -> dict[str, Any]:
         "seed": settings.seed,
         "settings": {name: str(value) for name, value in as_json(anywhere).items() if name not in ("seed", "data_dir")},
         "command": f"{threads}flatsparse train {flags(anywhere)}",
-        "topology": told_of_topology(result),
-        "epochs": [line["epoch"] for line in thinned(lines)],
+        "topology": topology_sentences(result),
+        "epochs": [line.epoch for line in thinned(lines)],
         "curves": {name: curve for name in CURVES if (curve := _curve(name, thinned(lines)))},
     }
 
@@ -170,8 +171,8 @@ def thinned(lines: Sequence[Any]) -> Sequence[Any]:
     return [lines[round(n * (len(lines) - 1) / (MOST_POINTS - 1))] for n in range(MOST_POINTS)]
 
 
-def _curve(name: str, lines: Sequence[Mapping[str, Any]]) -> list[float | None] | None:
-    values = [line[name] for line in lines]
+def _curve(name: str, epochs: Sequence[EpochRecord]) -> list[float | None] | None:
+    values = [getattr(epoch, name) for epoch in epochs]
     if all(value is None for value in values):
         return None
     factor = 100 if name in SHARES else 1
@@ -179,7 +180,7 @@ def _curve(name: str, lines: Sequence[Mapping[str, Any]]) -> list[float | None] 
 
 
 def surfaces(store: Path) -> dict[str, dict[str, str]]:
-    """Surfaces of every ``landscape.json`` in a folder of the store, by the name of the run's folder, as small pictures."""
+    """The surfaces of every ``landscape.json`` in a folder of the store, by the name of the run's folder, as small pictures."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted(store.glob("*/landscape.json")):
         record = read_json(file, LANDSCAPE)
@@ -191,11 +192,11 @@ def surfaces(store: Path) -> dict[str, dict[str, str]]:
         except (KeyError, IndexError, TypeError, ValueError):
             raise corrupt_file(file, "its losses are no surfaces") from None
         for name, surface in drawn.items():
-            told = (
+            text = (
                 f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"
                 f" roughness Ra {surface.ra:.3f}"
             )
-            found.setdefault(name, {"picture": _heat(surface.heights, low, high), "told": told})
+            found.setdefault(name, {"picture": _heat(surface.heights, low, high), "text": text})
     return found
 
 

@@ -19,9 +19,9 @@ from flatsparse.common.json_files import write_json
 from flatsparse.experiments.compare import TUNING_SEEDS
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, Work, controls
-from flatsparse.experiments.report.figures import save
 from flatsparse.experiments.reproduce.pictures import pareto
 from flatsparse.experiments.reproduce.table import Line, readings, tabulate
 from flatsparse.experiments.run.config import RunConfig, change

@@ -1,16 +1,19 @@
-"""Accuracy against training FLOPs."""
+"""Accuracy against training FLOPs, in one way for pictures and pages."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from flatsparse.experiments.labels import color, label, marker
+from flatsparse.experiments.plotting import caption, plain
 from flatsparse.experiments.recipes.recipe import Metric
-from flatsparse.experiments.report.figures import caption
-from flatsparse.experiments.report.printing import COLORS, LABELS
 
 ACROSS = 3
 
@@ -29,31 +32,63 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
-    """A table's means against the FLOPs of training, a plot for each column, the best at each cost joined; None of none."""
-    told = [row for row in rows if row["mean"] is not None and row["also"]]
-    columns = list(dict.fromkeys(row["column"] for row in told))
+    """The means of a table against the FLOPs of training, a plot for each column; None of no means."""
+    drawn = [row for row in rows if row["mean"] is not None and row["also"]]
+    columns = list(dict.fromkeys(row["column"] for row in drawn))
     if not columns:
         return None
     down = math.ceil(len(columns) / ACROSS)
     figure = Figure(figsize=(0.6 + 3.4 * min(len(columns), ACROSS), 0.6 + 3.0 * down), layout="constrained")
     axes = figure.subplots(down, min(len(columns), ACROSS), squeeze=False).ravel()
     for axis, column in zip(axes, columns, strict=False):
-        here = [row for row in told if row["column"] == column]
-        for row in here:
-            cost, color = row["also"]["flops_train"], COLORS.get(row["sharpness"], "#333333")
-            axis.plot(cost, row["mean"], "x" if row["control"] else "o", color=color, markersize=4)
-        best = front([(row["also"]["flops_train"], metric.sign * row["mean"]) for row in here])
-        axis.plot(
-            [cost for cost, _ in best], [metric.sign * value for _, value in best], "-", color="#cccccc", zorder=0
-        )
+        draw_pareto(axis, [row for row in drawn if row["column"] == column], metric.sign)
         axis.set_title(caption(column), fontsize=9)
-        axis.set_xscale("log")
         axis.tick_params(labelsize=7)
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
-    for sharpness in dict.fromkeys(row["sharpness"] for row in told):
-        axes[0].plot([], [], "o", color=COLORS.get(sharpness, "#333333"), label=LABELS.get(sharpness, sharpness))
-    axes[0].legend(frameon=False, fontsize=7)
+    marks = [Line2D([], [], **style(row), label=name) for name, row in kinds(drawn).items()]
+    axes[0].legend(handles=marks, frameon=False, fontsize=7)
     figure.supxlabel("FLOPs of training, as a share of one dense training", fontsize=9)
     figure.supylabel(caption(metric.name), fontsize=9)
     return figure
+
+
+def draw_pareto(axis: Axes, rows: Sequence[Mapping[str, Any]], sign: int, ids: Sequence[str] = ()) -> None:
+    """Draw means against the FLOPs of training, the best at each cost joined.
+
+    Args:
+        axis: drawn on.
+        rows: all have a mean and FLOPs.
+        sign: 1 where more is better, else -1.
+        ids: of the marks in an SVG, one for each row, or none.
+    """
+    best = [(cost, sign * value) for cost, value in front([(cost, sign * value) for cost, value in map(point, rows)])]
+    axis.plot([cost for cost, _ in best], [value for _, value in best], "-", color="#888888", zorder=0)
+    for row, gid in itertools.zip_longest(rows, ids):
+        (mark,) = axis.plot(*point(row), **style(row), clip_on=False)
+        if gid is not None:
+            mark.set_gid(gid)
+    axis.set_xscale("log")
+    plain(axis, "y")
+
+
+def point(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The FLOPs of training and the mean of a row."""
+    return row["also"]["flops_train"], row["mean"]
+
+
+def kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """One row of each mark that rows have, by its name in a legend."""
+    ends = ("", " (control)")
+    return {label(row["sharpness"]) + ends[bool(row["control"])]: row for row in rows}
+
+
+def style(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The mark of a row: the shape and color are those of its sharpness; a control is a cross."""
+    return {
+        "marker": "x" if row["control"] else marker(row["sharpness"]),
+        "color": color(row["sharpness"]),
+        "markersize": 6,
+        "markeredgewidth": 1.5,
+        "linestyle": "none",
+    }

@@ -15,7 +15,7 @@ from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Recipe, Scale
 from flatsparse.experiments.reproduce.verdict import Claim, judge
 from flatsparse.experiments.run.records import RunResult
-from flatsparse.experiments.stats import deviation, paired_difference, seeds_needed
+from flatsparse.experiments.stats import deviation, mean_interval, seeds_needed
 
 NOTHING = {"difference": None, "verdict": None, "claim": None, "same_runs": None, "unpaired": 0}  # until it is judged
 MACRO = ("precision", "recall", "f1")
@@ -142,11 +142,9 @@ def compared(gaps: Sequence[float], printed: float | None, metric: Metric, claim
     The effect is the printed difference, where there is one and it is of the same metric, else the metric's own.
     """
     effect = abs(printed) if printed and metric.comparable else metric.effect
-    found = paired_difference(gaps, [0.0] * len(gaps))
+    found = mean_interval(gaps)
     return {
-        "mean": found.mean,
-        "interval95": [found.low, found.high] if found.bounded else [None, None],
-        "pairs": found.pairs,
+        **found.to_json(),
         "p_holm": None,
         "effect": effect,
         "seeds_needed": seeds_needed(deviation(gaps), effect, claims=claims) if found.bounded else None,

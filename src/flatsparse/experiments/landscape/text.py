@@ -7,6 +7,7 @@ from typing import Any
 
 from flatsparse.experiments.landscape.records import of_kind
 from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.experiments.stats import Interval
 from flatsparse.measure import directions
 
 MUCH = 0.05  # of the losses cut, above which Ra is no longer the network's alone
@@ -22,7 +23,7 @@ def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...
     told = []
     for record in records:
         surface = of_kind(record, kind)
-        ranges = [_with_half(inner) for inner in surface["ra"]["by_range"]]
+        ranges = [Interval.from_json(inner).with_half(".4f") for inner in surface["ra"]["by_range"]]
         told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
     return told
 
@@ -42,15 +43,14 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
 
 
 def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    over = ra["over_first"]
-    low, high = over["interval95"]
-    if low is None:
+    over = Interval.from_json(ra["over_first"])
+    if not over.bounded:
         verdict = "nothing can be said (one pair of directions, or all alike)"
-    elif low > 0:
+    elif over.low > 0:
         verdict = "rougher"
     else:
-        verdict = "smoother" if high < 0 else "cannot be told apart"
-    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {_with_half(over, '+')}"
+        verdict = "smoother" if over.high < 0 else "cannot be told apart"
+    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {over.with_half('+.4f')}"
     if max(ra["clipped"], first["clipped"]) > MUCH:
         told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
     return told
@@ -109,9 +109,3 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
         f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
         " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
     )
-
-
-def _with_half(interval: Mapping[str, Any], sign: str = "") -> str:
-    """A mean with half of its interval."""
-    high = interval["interval95"][1]
-    return f"{interval['mean']:{sign}.4f}" + ("" if high is None else f" ± {high - interval['mean']:.4f}")

@@ -1,43 +1,4 @@
-"""How the page looks and what it does: no network, nothing to install; text is only ever put in as text."""
-
-STYLE = """
-body { max-width: 78rem; } button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
-:focus-visible { outline: 3px solid #0072b2; outline-offset: 1px; } h2 { scroll-margin-top: .5rem; }
-nav ul { list-style: none; padding: 0; } nav li { margin: .4rem 0; } nav a { font-weight: 600; }
-.reproduces { color: #00693e; } .contradicts { color: #b00020; }
-.consistent-with-no-effect { color: #555; } .not-run-at-this-scale { color: #7a5200; font-style: italic; }
-dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; overflow-wrap: anywhere; }
-thead th { vertical-align: bottom; } thead button { font-weight: 600; } thead button::after { content: " ↕"; color: #999; }
-th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
-th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
-tbody th { font-weight: 400; white-space: normal; min-width: 5rem; position: sticky; left: 0; background: #fff; }
-tbody th button { text-align: left; text-decoration: underline; color: #00508a; min-width: 2.75rem; }
-td.word, th.word { text-align: left; } .sortable td.word { white-space: normal; min-width: 5rem; }
-table.sortable { font-size: .9rem; }
-.sortable th, .sortable td { padding: .25rem .4rem; }
-.interval { width: 8.25rem; height: 1.15rem; display: block; margin-left: auto; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: .5rem; }
-.plots figure, dialog figure { margin: 0; } svg text { font: 11px system-ui, sans-serif; fill: #444; }
-.point { cursor: pointer; outline: none; } .point:focus circle, .point.told circle { fill: #0072b233; stroke: #0072b2; }
-.told-of { min-height: 3.2em; position: sticky; bottom: 0; background: #fff; color: #444; margin: 0; padding: .3rem 0; }
-.told-of button { color: #00508a; text-decoration: underline; padding: .2rem .4rem; }
-.key svg { width: 1rem; height: 1rem; vertical-align: -.15rem; } .key span { margin-right: 1rem; white-space: nowrap; }
-img { max-width: 100%; height: auto; } .surface { width: 9rem; image-rendering: pixelated; display: block; }
-dialog { width: min(60rem, 100%); max-width: 100%; max-height: 96%; box-sizing: border-box; border: 1px solid #999; }
-dialog::backdrop { background: #0006; } .charts { display: flex; flex-wrap: wrap; gap: .5rem; }
-.charts figure { flex: 1 1 16rem; }
-.close { float: right; position: sticky; top: 0; background: #fff; border: 1px solid #999; padding: .3rem .8rem; }
-summary { cursor: pointer; padding: .4rem 0; }
-@media (min-width: 40rem) { dialog dl { display: grid; grid-template-columns: 14rem 1fr; } dialog dd { margin: 0; } }
-@media (max-width: 40rem), (pointer: coarse) {
-  nav li { margin: 0; } nav a { display: inline-block; padding: .7rem 0; }
-  thead button, tbody th button, .told-of button, .close { display: inline-block; min-height: 2.75rem; }
-  summary { min-height: 2rem; } tbody th { max-width: 9.5rem; }
-  .sortable :is(th, td):nth-child(2), .sortable :is(th, td):nth-child(3) { display: none; }
-  [data-place]::after { content: attr(data-place); display: block; font-size: .8rem; color: #555; }
-}
-"""
-SCRIPT = """
+// The tables sort, points of plots show their text, and cells open their runs; text is only ever put in as text.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const fill = (node, about, inside) => {
@@ -66,19 +27,24 @@ SCRIPT = """
     }));
   }
 
-  // -- points of a plot: hover, tap or focus tells one, arrow keys go to the next, Enter opens its runs
+  // -- points of a plot: hover, tap or focus shows one's text, arrow keys go to the next, Enter opens its runs
   for (const plots of document.querySelectorAll(".plots")) {
-    const said = plots.nextElementSibling;
-    const tell = point => {
-      plots.querySelectorAll(".told").forEach(other => other.classList.remove("told"));
-      point.classList.add("told");
-      said.replaceChildren(point.getAttribute("aria-label") + " ",
+    const message = plots.nextElementSibling;
+    const show = point => {
+      plots.querySelectorAll(".shown").forEach(other => other.classList.remove("shown"));
+      point.classList.add("shown");
+      message.replaceChildren(point.getAttribute("aria-label") + " ",
         make("button", {type: "button", "data-cell": point.dataset.point}, "Its runs"));
     };
     for (const plot of plots.querySelectorAll("svg")) {
-      const points = [...plot.querySelectorAll(".point")];
+      const points = [...plot.querySelectorAll("[id^='point-']")];
       points.forEach((point, n) => {
-        for (const when of ["pointerenter", "click", "focus"]) point.addEventListener(when, () => tell(point));
+        const number = point.id.slice("point-".length), mark = point.querySelector("use");
+        const [cx, cy] = ["x", "y"].map(name => mark.getAttribute(name));
+        fill(point, {class: "point", role: "button", tabindex: n ? -1 : 0, "data-point": number,
+          "aria-label": data.cells[number].point}, []);
+        point.prepend(draw("circle", {cx, cy, r: 12, fill: "transparent"}));  // large enough for a finger
+        for (const when of ["pointerenter", "click", "focus"]) point.addEventListener(when, () => show(point));
         point.addEventListener("keydown", event => {
           const step = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key];
           const other = points[n + step];
@@ -141,7 +107,7 @@ SCRIPT = """
       make("ul", {}, ...run.topology.map(sentence => make("li", {}, sentence)))];
     const surface = data.surfaces[run.folder];
     if (surface) parts.push(make("figure", {}, make("img", {class: "surface", src: surface.picture, alt: "loss surface"}),
-      make("figcaption", {}, `The loss around it: ${surface.told}.`)));
+      make("figcaption", {}, `The loss around it: ${surface.text}.`)));
     parts.push(make("pre", {}, `${run.command} --out ${run.folder}`));
     return make("section", {}, ...parts);
   }
@@ -164,4 +130,3 @@ SCRIPT = """
     dialog.scrollTop = 0;
   }
 })();
-"""

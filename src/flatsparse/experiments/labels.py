@@ -1,0 +1,41 @@
+"""The name, color and marker of each sharpness in texts, tables and pictures; what has none here gets one from its name."""
+
+from __future__ import annotations
+
+import zlib
+
+LABELS = {"none": "plain", "sam": "SAM", "s2sam": "S²-SAM", "looksam": "LookSAM"}
+COLORS = {
+    "none": "#666666",
+    "sam": "#0072b2",
+    "s2sam": "#d55e00",
+    "random": "#999999",
+    "momentum": "#009e73",
+    "average": "#cc79a7",
+    "looksam": "#56b4e9",
+}
+MARKERS = {"none": "o", "sam": "s", "s2sam": "D"}  # as matplotlib names them
+SPARE = ("#e69f00", "#332288", "#117733", "#882255", "#aa4499", "#6b4c00")
+
+
+def label(sharpness: str) -> str:
+    """The name of a sharpness as a reader sees it.
+
+    >>> label("s2sam"), label("previous_two")
+    ('S²-SAM', 'previous two')
+    """
+    return LABELS.get(sharpness, sharpness.replace("_", " "))
+
+
+def color(sharpness: str) -> str:
+    """The color of a sharpness, the same in every picture.
+
+    >>> color("s2sam"), color("previous_two") in SPARE
+    ('#d55e00', True)
+    """
+    return COLORS.get(sharpness) or SPARE[zlib.crc32(sharpness.encode()) % len(SPARE)]
+
+
+def marker(sharpness: str) -> str:
+    """The marker of a sharpness, which tells the commonest apart where colors cannot."""
+    return MARKERS.get(sharpness, "^")

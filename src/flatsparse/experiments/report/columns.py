@@ -1,0 +1,99 @@
+"""The columns of a comparison's report. A column is one entry here, and is shown wherever its entry says."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flatsparse.experiments.compare import Row
+from flatsparse.experiments.labels import label
+
+TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One thing that is told of every row.
+
+    Attributes:
+        title: its heading on the page.
+        value: what it shows of a row; None where the row has none.
+        format: what is done to a value to make it text: a format specification, or a function.
+        views: where it is a column: the terminal's table, or a table of the page by its name.
+        short: its heading on the terminal, where that is another.
+        judged: colored by the verdict on the row's difference.
+        in_pictures: what a picture writes beside a row, with the text in place of the braces.
+    """
+
+    title: str
+    value: Callable[[Row], Any]
+    format: str | Callable[[Any], str]
+    views: tuple[str, ...]
+    short: str = ""
+    judged: bool = False
+    in_pictures: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The heading on the terminal."""
+        return self.short or self.title
+
+    def text(self, row: Row) -> str:
+        """The text of a row's cell; empty where there is no value."""
+        value = self.value(row)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return format(value, self.format) if isinstance(self.format, str) else self.format(value)
+
+    def style(self, row: Row, learned: bool) -> str:
+        """The verdict that colors a row's cell, as the name of a style; empty where none does."""
+        judged = self.judged and learned and row.difference is not None
+        return row.difference.verdict.replace(" ", "-") if judged and row.difference is not None else ""
+
+
+def _mean(row: Row) -> str:
+    return f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}")
+
+
+def _range(times: tuple[float, ...]) -> str:
+    return f"{min(times):.2f} to {max(times):.2f}"
+
+
+COLUMNS = (
+    Column("", lambda row: f"{label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""), "", (TERMINAL,)),
+    Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST)),
+    Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST)),
+    Column("test", _mean, "", (TERMINAL, ACCURACY), short="test %"),
+    Column("against plain", lambda row: row.difference, lambda d: d.with_half(), (TERMINAL,), judged=True),
+    Column("difference", lambda row: row.difference, lambda d: f"{d.mean:+.2f}", (ACCURACY,), judged=True),
+    Column("95 % interval", lambda row: row.difference, lambda d: d.bounds(), (ACCURACY,), judged=True),
+    Column("training", lambda row: row.train_accuracy, ".1f", (TERMINAL, ACCURACY), short="train %"),
+    Column("validation", lambda row: row.validation_accuracy, ".1f", (ACCURACY,)),
+    Column(
+        "gradients a step",
+        lambda row: row.gradients_per_step,
+        "g",
+        (TERMINAL, COST),
+        short="grads",
+        in_pictures="{} grad.",
+    ),
+    Column(
+        "step time", lambda row: row.step_time, "{:.2f}×".format, (TERMINAL, COST), short="time", in_pictures="{} time"
+    ),
+    Column("its range", lambda row: row.step_times, _range, (COST,)),
+    Column("cosine", lambda row: row.cosine, "+.2f", (TERMINAL, COST), short="cos"),
+    Column("sharpness", lambda row: statistics.fmean(row.ball), ".3f", (COST,)),
+)
+
+
+def columns(view: str) -> list[Column]:
+    """The columns of a view, in their order."""
+    return [column for column in COLUMNS if view in column.views]
+
+
+def beside(row: Row) -> str:
+    """The columns that a picture writes beside a row, in one line."""
+    return ", ".join(column.in_pictures.format(column.text(row)) for column in COLUMNS if column.in_pictures)

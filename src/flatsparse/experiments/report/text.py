@@ -1,0 +1,172 @@
+"""Reports on the terminal, by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as Grid
+from rich.text import Text
+
+from flatsparse.experiments.bench.results import Table as BenchTable
+from flatsparse.experiments.compare import Table
+from flatsparse.experiments.landscape import text as landscape
+from flatsparse.experiments.landscape.settings import KINDS, Landscape
+from flatsparse.experiments.report.columns import TERMINAL, columns
+from flatsparse.experiments.report.sentences import comparison_sentences, setting
+from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.reproduce.text import (
+    ONCE,
+    UNKNOWN,
+    claim,
+    counted,
+    judged,
+    label,
+    mean,
+    printed,
+    printed_difference,
+    reasons,
+)
+from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.stats import Interval
+from flatsparse.experiments.terminal import Console
+from flatsparse.measure.flops import Estimate
+from flatsparse.sparse.layers import PRESETS
+
+STYLES = {"helps": "green", "hurts": "red", "reproduces": "green", "contradicts": "red"}  # of verdicts
+
+
+def left_dense(preset: str) -> str:
+    """The layers that a choice leaves dense, in words."""
+    kept = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
+    return f"all layers but {', '.join(kept)}" if kept else "all layers"
+
+
+def layer_table(estimate: Estimate) -> str:
+    """An estimate for every layer and for the whole, as plain text that can be piped on."""
+    width = max(len(layer.name) for layer in estimate.layers)
+    rows = [f"{'layer':{width}}  {'shape':>14}  {'live':>10}  {'sparsity':>8}  {'FLOPs':>9}  {'dense':>9}"]
+    for x in estimate.layers:
+        sparsity = f"{x.sparsity:8.2%}" if x.chosen else "   dense"
+        shape = "x".join(map(str, x.shape))
+        rows.append(f"{x.name:{width}}  {shape:>14}  {x.active:>10}  {sparsity}  {x.flops:9.3g}  {x.dense_flops:9.3g}")
+    return "\n".join(
+        [
+            *rows,
+            f"sparsity {estimate.sparsity:.4f} of the chosen layers, {estimate.overall_sparsity:.4f} of all",
+            f"inference {estimate.inference:.4g} FLOPs a sample, {estimate.inference_ratio:.3f} of dense"
+            f" ({estimate.inference_dense:.4g})",
+            f"training {estimate.step:.4g} FLOPs a sample and step, {estimate.step_ratio:.3f} of dense,"
+            f" over {estimate.steps} steps; SAM takes about twice as many, S²-SAM as many",
+        ]
+    )
+
+
+def print_comparison(tables: Sequence[Table], console: Console) -> None:
+    """Print every table with its sentences; all numbers are measured, none is assumed."""
+    seeds = len(tables[0].rows[0].accuracies)
+    title = f"Test accuracy, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+    grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
+    name, *others = columns(TERMINAL)
+    grid.add_column(name.heading, no_wrap=True)
+    for column in others:
+        grid.add_column(column.heading, justify="right", no_wrap=True)
+    for table in tables:
+        grid.add_row(Text(setting(table), style="bold"))
+        for row in table.rows:
+            cells = [Text(c.text(row), style=STYLES.get(c.style(row, table.learned), "")) for c in others]
+            grid.add_row(f" {name.text(row)}", *cells)
+        grid.add_row()
+    console.print(grid)
+    console.print(
+        "against plain: points, paired by seed, ± half of the 95 % interval; grads: gradients a step; time: of a step, as a"
+        " ratio to plain (median over seeds); cos: between the gradients of consecutive steps",
+        style="dim",
+    )
+    for table in tables:
+        console.print(f"\n{setting(table)[0].upper()}{setting(table)[1:]}", style="bold")
+        for sentence in comparison_sentences(table):
+            console.print(f"- {sentence}", highlight=False)
+
+
+def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> None:
+    """Print the tables of a measurement with their sentences."""
+    for table in tables:
+        console.print(table.title, style="bold", highlight=False, markup=False)
+        grid = Grid(box=None, pad_edge=False)
+        for index, heading in enumerate(table.head):
+            grid.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        for row in table.rows:
+            grid.add_row(*row)
+        console.print(grid, highlight=False)
+        for sentence in table.found:
+            console.print(f"- {sentence}", highlight=False, markup=False)
+        console.print()
+    console.print(note, style="dim")
+
+
+def print_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, console: Console) -> None:
+    """Print the roughness of surfaces with its sentences, and the curvature where it was measured."""
+    for kind in settings.kinds:
+        _print_grid(console, KINDS[kind], landscape.head(records), landscape.rows(records, kind))
+        for sentence in landscape.sentences(records, kind):
+            console.print(f"- {sentence}", highlight=False)
+    if settings.hessian_images:
+        _print_grid(console, "curvature at the weights", landscape.CURVATURE, landscape.curvature(records))
+        _print_grid(console, "rise of the loss a step of ρ away", landscape.GAINS, landscape.gains(records))
+
+
+def _print_grid(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    grid = Grid(*head, box=None, pad_edge=False, title=title, title_justify="left")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid, highlight=False)
+
+
+def print_record(record: Mapping[str, Any], console: Console, only: str | None = None) -> None:
+    """Print a recipe's rows, or those of some places, beside the published numbers, then what must be known to read them."""
+    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
+    title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
+    console.print(title, style="italic", highlight=False, markup=False)
+    grid = Grid(box=None, pad_edge=False)
+    grid.add_column("", overflow="fold", min_width=12)
+    for heading in ("here", "n", "printed", "difference", "printed"):
+        grid.add_column(heading, no_wrap=True, justify="right")
+    grid.add_column("verdict", overflow="fold", min_width=14)
+    before = None
+    for row in rows:
+        heading = f"{row['row']}, {row['column']}"
+        if heading != before:
+            grid.add_row(Text(heading, style="bold"))
+        grid.add_row(*_record_cells(row, record))
+        before = heading
+    console.print(grid, highlight=False)
+    unit = "seed" if any("rho" in row for row in rows) else "round"  # a reading has no run
+    sentences = [f"n: {unit}s; difference: to plain, paired by {unit}, ± half of the 95 % interval", UNKNOWN]
+    verdicts = counted(rows)
+    sentences += [claim(record)] if verdicts else []
+    sentences += [ONCE] if any(row["same_runs"] for row in rows) else []
+    sentences += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
+    sentences += [*record["notes"], *record["said"]]
+    sentences += [f"not run: {reason}" for reason in reasons(rows)]
+    for sentence in sentences:
+        console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
+
+
+def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text]:
+    d = row["difference"]
+    if d is None:
+        gap = gap_printed = ""
+    else:
+        gap = Interval.from_json(d).with_half()
+        gap_printed = printed_difference(record, row)
+    verdict, style = judged(row), STYLES.get(row["verdict"] or "", "")
+    return [
+        Text(f" {label(row)}"),
+        mean(row["mean"], row["std"]),
+        str(len(row["values"])),
+        printed(record, row),
+        gap,
+        gap_printed,
+        Text(verdict, style=style),
+    ]
