@@ -31,11 +31,10 @@ from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.recipes import load
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.checkpoint import environment
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig, as_json, change
-from flatsparse.experiments.run.ddp import ALONE
+from flatsparse.experiments.run.environment import environment
+from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.load import load_run
-from flatsparse.experiments.run.loop import _step
 from flatsparse.experiments.run.resolve import resolve
 
 Part = tuple[str, str | None, tuple[str, ...]]
@@ -211,10 +210,10 @@ def share_record(run: ResolvedRun) -> dict[str, Any]:
     for epoch in range(run.schedule.epochs):
         parts.net.train()
         for batch in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed, epoch=epoch):
-            _step(parts.run, parts, *batch, share=1.0)
+            take_step(parts, *batch)
             parts.optimizer.zero_grad()
             parts.schedule.step()
-    half, about = len(found) // 2, environment(ALONE)
+    half, about = len(found) // 2, environment()
     return {
         "first_half": rounded(statistics.fmean(found[:half])),
         "second_half": rounded(statistics.fmean(found[half:])),

@@ -27,7 +27,8 @@ from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
-from flatsparse.experiments.run.loop import _step, evaluate
+from flatsparse.experiments.run.epoch import take_step
+from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure.directions import directional_increases
@@ -121,7 +122,7 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
         ):
             yield parts, batch
             parts.optimizer.zero_grad()
-            _step(parts.run, parts, *batch, share=1.0)
+            take_step(parts, *batch)
             parts.schedule.step()
     yield parts, batch
 

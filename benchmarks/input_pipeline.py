@@ -21,8 +21,8 @@ from torch import Tensor
 
 from flatsparse.common.errors import check_count
 from flatsparse.experiments.data.splits import Images, Splits, batches
-from flatsparse.experiments.run.checkpoint import processor
 from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.environment import processor
 from flatsparse.experiments.stats import FEWEST, median
 from flatsparse.models import MODELS
 

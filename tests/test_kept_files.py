@@ -153,7 +153,7 @@ def test_a_comparison_that_is_finished_is_read_and_not_run_again(tmp_path, capsy
     now = read_json(folder / "compare.json")
     assert still_there(saved, now)
     for run in sorted((folder / "runs").iterdir()):
-        assert load_run(run).result["epochs"] == 2
+        assert load_run(run).result.epochs == 2
 
 
 def test_a_grid_finds_its_finished_runs_by_their_keys(tmp_path, capsys):

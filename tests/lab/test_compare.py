@@ -3,6 +3,7 @@ import io
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from flatsparse.experiments.report.text import print_comparison
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.metrics import above_chance
+from flatsparse.experiments.run.records import Seconds
+
+from .results import run_result
 
 SMALL = Comparison(
     Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
@@ -31,18 +35,8 @@ SMALL = Comparison(
 )
 
 
-def result(accuracy, sharpness="none", rho=0.0, step=0.01, gradients=10):
-    return {
-        "test_accuracy": accuracy,
-        "train_accuracy": 99.0,
-        "validation_accuracy": 90.0,
-        "rho": rho,
-        "gradient_evaluations": gradients,
-        "steps": 10,
-        "gradient_cosine": 0.1,
-        "seconds": {"step_median": step},
-        "ball": {"radius": 0.1, "increase": 0.2},
-    }
+def result(accuracy, rho=0.0, step=0.01, gradients=10):
+    return run_result(accuracy, rho=rho, gradient_evaluations=gradients, seconds=Seconds(1.0, step))
 
 
 def table_of(results, tried=None):
@@ -83,7 +77,7 @@ def test_rows_are_paired_seed_by_seed():
 
 def test_nets_that_learned_nothing_are_not_compared():
     results = {
-        name: [{**result(10.0 + step * n), "above_chance": False} for n in range(3)]
+        name: [dataclasses.replace(result(10.0 + step * n), above_chance=False) for n in range(3)]
         for name, step in (("none", 0.0), ("s2sam", 1.0), ("random", 1.0))
     }
     table = table_of(results)
@@ -91,7 +85,7 @@ def test_nets_that_learned_nothing_are_not_compared():
     plain = table.to_json()
     told = [row["difference"]["verdict"] for row in plain["rows"] if row["difference"]]
     assert {*told, plain["over_random"]["verdict"]} == {"nothing learned"}
-    results["s2sam"][2]["above_chance"] = True  # one that did is a difference
+    results["s2sam"][2] = dataclasses.replace(results["s2sam"][2], above_chance=True)  # one that did is a difference
     assert UNLEARNED not in comparison_sentences(table_of(results))
 
 
@@ -305,9 +299,9 @@ def test_a_radius_that_was_given_is_not_chosen(tmp_path):
 
 
 def test_curves_go_through_what_was_looked_at():
-    seed = [{"train_loss": 3.0 - n, "validation_accuracy": [None, 70.0, None, 80.0][n]} for n in range(4)]
+    seed = [SimpleNamespace(train_loss=3.0 - n, validation_accuracy=[None, 70.0, None, 80.0][n]) for n in range(4)]
     loss, accuracy = figures.curves({"none": [seed, seed]}).axes
     assert [list(line.get_xdata()) for line in accuracy.get_lines()] == 3 * [[2, 4]]
     assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
-    unseen = [{**record, "validation_accuracy": None} for record in seed]
+    unseen = [SimpleNamespace(train_loss=1.0, validation_accuracy=None) for _ in seed]
     assert not figures.curves({"none": [unseen]}).axes[1].has_data()

@@ -25,6 +25,7 @@ from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.grid.workers import Workers, local_executor
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig, as_json, change
+from flatsparse.experiments.run.folder import read_result
 from flatsparse.experiments.run.load import run_of
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
@@ -45,7 +46,7 @@ def counted(outcome):
     """What a run came to, less what its time was."""
     timed = ("seconds", "images_per_second")
     weights = load_tensors(outcome.folder / "model.safetensors")[0]
-    return {name: v for name, v in outcome.result.items() if name not in timed}, weights
+    return {name: v for name, v in outcome.result.to_json().items() if name not in timed}, weights
 
 
 def check_alike(ours, theirs):
@@ -131,11 +132,11 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path):
     found = run_grid([odd, DIVERGES, SMALL], tmp_path, jobs=1, console=told)
     assert "unknown model 'resnet2000'" in found[0].failure
     assert "the loss became" in found[1].failure
-    assert found[2].result["test_accuracy"] > 0
+    assert found[2].result.accuracy > 0
     assert all(o.result is None for o in found[:2])
     record = read_json(found[1].folder / "failure.json")
     assert record["reason"] == found[1].failure
-    assert record["where"].startswith("loop.py, line ")
+    assert record["where"].startswith("finish.py, line ")
     text = told.file.getvalue()
     assert "failed: the loss became" in text
     assert "running: 1 runs done, 1 failed, 1 before" in text
@@ -151,17 +152,17 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
     assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
     again = run_grid([SMALL], tmp_path, jobs=1, retry=True, console=quiet())[0]
     assert again.failure is None
-    assert again.result["epochs"] == 2
+    assert again.result.epochs == 2
     assert not (again.folder / "failure.json").exists()
 
 
 def test_rounds_share_their_first_one(tmp_path, monkeypatch):
     made = []
-    keep = loop.save_parent
-    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].pruning.method) or keep(*args))
+    keep = loop.save_first_round
+    monkeypatch.setattr(loop, "save_first_round", lambda *args: made.append(args[1].run.pruning.method) or keep(*args))
     found = run_grid(ROUNDS, tmp_path, jobs=1, console=quiet())
     assert made == ["lth"]
-    assert [o.result["method"] for o in found] == ["lth", "lrr"]
+    assert [o.result.method for o in found] == ["lth", "lrr"]
 
 
 @pytest.mark.slow
@@ -178,10 +179,10 @@ def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypat
 
     def finished_epoch(self, record):
         stepped(self, record)
-        with job.store_lock(tmp_path, f"first-{job.first_round(resolve(ROUNDS[0]))}") as got:
+        with job.store_lock(tmp_path, f"first-{job.first_round_key(resolve(ROUNDS[0]))}") as got:
             let_in.append(got)
 
-    with job.store_lock(tmp_path, f"first-{job.first_round(resolve(ROUNDS[0]))}") as got:
+    with job.store_lock(tmp_path, f"first-{job.first_round_key(resolve(ROUNDS[0]))}") as got:
         assert got
         assert RunJob(resolve(ROUNDS[0]), tmp_path / "runs" / "a", tmp_path).run().busy
     monkeypatch.setattr(job._RoundSharing, "finished_epoch", finished_epoch)
@@ -305,7 +306,7 @@ def test_runs_in_folders_of_other_names_are_found_there_and_may_go_untested(tmp_
     how = {"name": lambda run: f"mine/{run.sharpness}-{run.seed}", "test": False, "jobs": 1}
     found = run_grid(RUNS, tmp_path, **how, console=quiet())
     assert [o.folder for o in found] == [tmp_path / "mine" / f"{run.sharpness}-{run.seed}" for run in RUNS]
-    assert {o.result["test_accuracy"] for o in found} == {None}
+    assert {o.result.test_accuracy for o in found} == {None}
     assert outcomes(RUNS, tmp_path, how["name"]) == found
     assert [o.result for o in outcomes(RUNS, tmp_path)] == [None] * 4  # not under the names that keys give
 
@@ -396,8 +397,8 @@ def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
     assert outcome == JobOutcome()
     ray_cluster.write_files(here, files)
     check_alike(
-        [store.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
-        [store.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
+        [store.Outcome(run, here.folder, read_result(here.folder), None)],
+        [store.Outcome(run, there.folder, read_result(there.folder), None)],
     )
 
 

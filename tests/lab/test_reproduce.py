@@ -39,6 +39,8 @@ from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
 
+from .results import run_result
+
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
 NAMES += ["evidence-main", "evidence-digits-masking"]
@@ -350,17 +352,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
 
 
 def outcome(cell, seed, accuracy):
-    result = {
-        "test_accuracy": accuracy,
-        "train_accuracy": 100.0,
-        "generalization_gap": 100.0 - accuracy,
-        "macro": {"precision": 1.0, "recall": 1.0, "f1": 1.0},
-        "steps_to": {"50": None},
-        "flops": {"train": 1.0, "train_dense": 2.0, "inference": 1.0, "inference_dense": 2.0},
-        "sparsity": {"prunable": 0.9},
-        "seconds": {"train": 1.0},
-    }
-    return Outcome(change(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
+    folder = f"runs/{cell.row}-{cell.label}{seed}"
+    return Outcome(change(cell.run, seed=seed), folder, run_result(accuracy), None)
 
 
 def json_rows(rows):
@@ -465,7 +458,7 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
     lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
     odd = list(lines[which].outcomes)
     odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
-    odd[3] = dataclasses.replace(odd[3], result={**odd[3].result, "test_accuracy": float("nan")})
+    odd[3] = dataclasses.replace(odd[3], result=run_result(float("nan")))
     lines[which] = dataclasses.replace(lines[which], outcomes=odd)
     rows = json_rows(tabulate(Recipe("x", "", ""), "laptop", lines, None, "."))
     assert rows[1]["difference"]["pairs"] == 2

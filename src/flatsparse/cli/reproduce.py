@@ -12,7 +12,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
 from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.run import Choice, run_recipe
-from flatsparse.experiments.run.ddp import started_together
+from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
 
@@ -26,7 +26,7 @@ class Reproduce(Choice):
     """The folder that all recipes share: runs, which none repeats, and <name>-<scale>.json."""
 
     def __call__(self) -> None:
-        if started_together():
+        if under_torchrun():
             raise InputError("reproduce starts its own processes: run it without torchrun, with --jobs")
         everything = list(recipes().values()) if self.name == "all" else [load(self.name)]
         console = Console()

@@ -203,9 +203,9 @@ def _tuning_name(run: ResolvedRun) -> str:
 def _check_radius(outcome: Outcome) -> None:
     """Raise InputError when a folder holds a run with a ρ that is no longer the chosen one."""
     run, result = outcome.run, outcome.result
-    if result is not None and run.sharpness != "none" and result["rho"] != run.rho:
+    if result is not None and run.sharpness != "none" and result.rho != run.rho:
         raise InputError(
-            f"'{outcome.folder}' holds a run with --rho {result['rho']:g}, and {run.rho:g} is chosen now: remove that folder,"
+            f"'{outcome.folder}' holds a run with --rho {result.rho:g}, and {run.rho:g} is chosen now: remove that folder,"
             " or give another --out"
         )
 
@@ -213,7 +213,8 @@ def _check_radius(outcome: Outcome) -> None:
 def _validation_accuracy(outcome: Outcome) -> float:
     """The validation accuracy of a run in percent; 0, the worst there is, for one that diverged."""
     if outcome.result is not None:
-        return float(outcome.result["validation_accuracy"])
+        assert outcome.result.validation_accuracy is not None  # there are validation images, or nothing is chosen
+        return outcome.result.validation_accuracy
     if outcome.diverged:
         return 0.0
     raise InputError(f"ρ cannot be chosen without run {outcome.folder.name}: {outcome.failure}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.reproduce.table import Line
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval, deviation, mean_interval, paired_difference
 
 NOTHING_LEARNED = "nothing learned"
@@ -165,7 +166,7 @@ def tabulate(
         tuple(rows),
         _over_random(rows),
         {name: dict(values) for name, values in (tried or {}).items()},
-        learned=any(result.get("above_chance") is not False for result in results),  # older results lack it
+        learned=any(result.above_chance is not False for result in results),  # older results lack it
         failures=tuple(f"{line.cell.run.sharpness}, seed {seed}: {reason}" for line, seed, reason in failed),
     )
 
@@ -175,35 +176,31 @@ def _row(line: Line, base: Line, out: Path) -> Row:
     results = _results(line)
     pairs = [seed for seed in values if seed in plain]
     gaps = tuple(values[seed] - plain[seed] for seed in pairs)
-    times = tuple(_step_time(results[seed]) / _step_time(_results(base)[seed]) for seed in pairs)
+    times = tuple(results[seed].seconds.step_median / _results(base)[seed].seconds.step_median for seed in pairs)
     there = [result for seed, result in results.items() if seed in values]
-    cosines = [result["gradient_cosine"] for result in there if result["gradient_cosine"] is not None]
+    cosines = [result.gradient_cosine for result in there if result.gradient_cosine is not None]
     return Row(
         sharpness=line.cell.run.sharpness,
-        rho=there[0]["rho"],
+        rho=there[0].rho,
         seeds=tuple(values),
         accuracies=tuple(values.values()),
-        train_accuracy=statistics.fmean(result["train_accuracy"] for result in there),
-        validation_accuracy=_mean([result["validation_accuracy"] for result in there]),
+        train_accuracy=statistics.fmean(result.train_accuracy for result in there),
+        validation_accuracy=_mean([result.validation_accuracy for result in there]),
         difference=None if line is base else mean_interval(gaps),
         gaps=() if line is base else gaps,
         unpaired=0 if line is base else len(line.failures(None) | base.failures(None)),
-        gradients_per_step=there[0]["gradient_evaluations"] / there[0]["steps"],
+        gradients_per_step=there[0].gradient_evaluations / there[0].steps,
         step_time=statistics.median(times),
         step_times=times,
         cosine=statistics.fmean(cosines) if cosines else math.nan,
-        ball=tuple(result["ball"]["increase"] for result in there),
-        ball_radius=there[0]["ball"]["radius"],
+        ball=tuple(result.worst_case_increase for result in there),
+        ball_radius=there[0].ball.radius,
         folders=tuple(os.path.relpath(o.folder, out) for o in line.outcomes if o.run.seed in values),
     )
 
 
-def _results(line: Line) -> dict[int, dict[str, Any]]:
+def _results(line: Line) -> dict[int, RunResult]:
     return {outcome.run.seed: outcome.result for outcome in line.outcomes if outcome.result is not None}
-
-
-def _step_time(result: Mapping[str, Any]) -> float:
-    return float(result["seconds"]["step_median"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import Busy, locked
-from flatsparse.experiments.run.checkpoint import FAILURE, RESULT, read_failure, write_failure
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.loop import Silent, train
+from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure, write_failure
+from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.method import plan_of
-from flatsparse.experiments.run.shared_round import first_round, has_parent, shared
+from flatsparse.experiments.run.records import EpochRecord
+from flatsparse.experiments.run.shared_round import first_round_key, has_first_round, is_shareable
+from flatsparse.experiments.run.watcher import Silent
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class RunJob:
                     return JobOutcome(failure)
                 (self.folder / FAILURE).unlink(missing_ok=True)
                 round_lock = contextlib.ExitStack()
-                if shares := self.share_rounds and shared(plan_of(self.config)):
+                if shares := self.share_rounds and is_shareable(plan_of(self.config)):
                     held.enter_context(round_lock)
-                    if not round_lock.enter_context(store_lock(self.store, f"first-{first_round(self.config)}")):
+                    if not round_lock.enter_context(store_lock(self.store, f"first-{first_round_key(self.config)}")):
                         return JobOutcome(busy=True)
                 return self._train(round_lock if shares else None)
         except (InputError, OSError) as problem:
@@ -77,7 +78,7 @@ class RunJob:
                 self.folder,
                 resume=True,
                 test=self.test,
-                parent=rounds if self.share_rounds else None,
+                shared_rounds=rounds if self.share_rounds else None,
                 watcher=_RoundSharing(rounds, round_lock) if round_lock is not None else None,
             )
         except Busy:  # with flatsparse train
@@ -113,11 +114,11 @@ class _RoundSharing(Silent):
         self.run = run  # with the sizes of its data, which the round's file is named by
         self._release()
 
-    def finished_epoch(self, record: dict[str, Any]) -> None:
+    def finished_epoch(self, record: EpochRecord) -> None:
         self._release()
 
     def _release(self) -> None:
-        if has_parent(self.rounds, self.run):
+        if has_first_round(self.rounds, self.run):
             self.lock.close()
 
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from flatsparse.experiments.grid.job import RunJob
 from flatsparse.experiments.progress import ProgressLines
-from flatsparse.experiments.run.checkpoint import CURVE, read_result
 from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.folder import METRICS, read_result
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.terminal import Console
 
@@ -23,7 +23,7 @@ SHOWN = 12  # rows of running runs; a cluster may have hundreds
 
 def epochs_done(folder: Path) -> int:
     """The number of epochs that a run has finished, by its folder."""
-    metrics = folder / CURVE
+    metrics = folder / METRICS
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
@@ -91,9 +91,8 @@ class ProgressTable:
             self.console.print(Text(f"{counted} failed: {failure}", style="red"), soft_wrap=True)
         elif not self.console.is_terminal:
             result = read_result(folder)
-            tested = result["test_accuracy"] is not None
-            accuracy = f"{result['test_accuracy' if tested else 'validation_accuracy']:.2f} %"
-            self.console.print(Text(f"{counted}: {accuracy}, {took:.1f} s"), soft_wrap=True)
+            accuracy = result.validation_accuracy if result.test_accuracy is None else result.test_accuracy
+            self.console.print(Text(f"{counted}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
 
     def refresh(self) -> None:
         """Read again how far the running runs are."""

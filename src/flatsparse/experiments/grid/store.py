@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.files import read
@@ -18,9 +17,10 @@ from flatsparse.experiments.grid.job import JobOutcome, RunJob
 from flatsparse.experiments.grid.progress import ProgressTable
 from flatsparse.experiments.grid.ray_cluster import RayCluster
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, default_jobs, local_executor
-from flatsparse.experiments.run.checkpoint import RESULT, has_diverged, read_failure, read_result
 from flatsparse.experiments.run.config import Perturbation, ResolvedRun, RunConfig, as_json, change
+from flatsparse.experiments.run.folder import RESULT, has_diverged, read_failure, read_result
 from flatsparse.experiments.run.method import FILLED_IN
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
 
@@ -42,7 +42,7 @@ class Outcome:
 
     run: RunConfig
     folder: Path
-    result: dict[str, Any] | None
+    result: RunResult | None
     failure: str | None
     diverged: bool = False
 

@@ -150,10 +150,13 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "digest": run.digest,
-        **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")},
-        "sparsity": run.result["sparsity"]["prunable"],
+        **{
+            key: getattr(run.result, key)
+            for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")
+        },
+        "sparsity": run.result.sparsity.prunable,
         "images": min(settings.images, len(run.splits.train)),
-        "precision": "bf16" if settings.in_bf16(run.result["flops"]["inference_dense"]) else "float32",
+        "precision": "bf16" if settings.in_bf16(run.result.flops.inference_dense) else "float32",
     }
 
 

@@ -16,6 +16,7 @@ from flatsparse.experiments.plotting import LINE, caption, plain
 from flatsparse.experiments.report.columns import beside
 from flatsparse.experiments.report.sentences import setting
 from flatsparse.experiments.reproduce import pictures
+from flatsparse.experiments.run.records import EpochRecord
 
 RATIO_COLORS = {
     "wall": "#999999",
@@ -80,7 +81,7 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
     """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
@@ -90,8 +91,8 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         strict=True,
     ):
         for name, seeds in records.items():
-            lines = [[record[key] for record in seed if record[key] is not None] for seed in seeds]
-            epochs = [epoch for epoch, record in enumerate(seeds[0], 1) if record[key] is not None]
+            lines = [[value for record in seed if (value := getattr(record, key)) is not None] for seed in seeds]
+            epochs = [epoch for epoch, record in enumerate(seeds[0], 1) if getattr(record, key) is not None]
             if not epochs:
                 continue
             for line in lines:
@@ -106,7 +107,7 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
     return figure
 
 
-def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
+def topology(records: Sequence[EpochRecord]) -> Figure:
     """Churn, exploration and dead filters by epoch."""
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     panels = (
@@ -115,7 +116,7 @@ def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
         ("dead_filters", "dead filters, %"),
     )
     for axis, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
+        points = [(record.epoch, 100 * value) for record in records if (value := getattr(record, key)) is not None]
         axis.plot([epoch for epoch, _ in points], [value for _, value in points], color=LINE, marker=".")
         axis.set_xlim(0.5, len(records) + 0.5)
         axis.set_ylim(0, 1.1 * max([value for _, value in points], default=0) or 1)

@@ -24,19 +24,20 @@ from flatsparse.experiments.report.columns import ACCURACY, COST, columns
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences, setting
 from flatsparse.experiments.run import probe
-from flatsparse.experiments.run.checkpoint import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.method import removal
+from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.sharpness import DEFINITION
 
 PAGE = "report.html"
 
 
-def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
+def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
     """Write the page of a single run. Returns the file."""
     records, probes = read_metrics(out, result), read_probes(out)
-    sparsity = f"{result['sparsity']['prunable']:.1%}"
+    sparsity = f"{result.sparsity.prunable:.1%}"
     return html.write(
         out / PAGE,
         "run.html.j2",
@@ -153,7 +154,7 @@ def _curvature(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
+def _metrics(folder: Path) -> list[EpochRecord]:
     return read_metrics(folder, read_result(folder))
 
 

@@ -15,6 +15,7 @@ from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Recipe, Scale
 from flatsparse.experiments.reproduce.verdict import Claim, judge
 from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval, deviation, mean_interval, seeds_needed
 
 MACRO = ("precision", "recall", "f1")
@@ -57,7 +58,7 @@ class Line:
     def _measured(self, measured: Measured | None) -> dict[int, float]:
         done = {o.run.seed: o for o in self.outcomes if o.result is not None}
         if measured is None:
-            return {seed: o.result["test_accuracy"] for seed, o in done.items() if o.result is not None}
+            return {seed: o.result.accuracy for seed, o in done.items() if o.result is not None}
         return {seed: measured.values[o.folder] for seed, o in done.items() if o.folder in measured.values}
 
 
@@ -295,19 +296,19 @@ def _printed(mine: Cell, base: Cell) -> float | None:
     return mine.published.value - base.published.value
 
 
-def _also(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _also(results: Sequence[RunResult]) -> dict[str, Any]:
     """Return means over the seeds of what else the results hold; FLOPs as shares of one dense training of ordinary length."""
     if not results:
         return {}
     return {
-        "train_accuracy": fmean(r["train_accuracy"] for r in results),
-        "generalization_gap": fmean(r["generalization_gap"] for r in results),
-        "macro": {name: _mean_of_all((r["macro"] or {}).get(name) for r in results) for name in MACRO},
-        "steps_to": {level: _mean_of_all(r["steps_to"][level] for r in results) for level in results[0]["steps_to"]},
-        "flops_train": fmean(r["flops"]["train"] / r["flops"]["train_dense"] for r in results),
-        "flops_inference": fmean(r["flops"]["inference"] / r["flops"]["inference_dense"] for r in results),
-        "sparsity": fmean(r["sparsity"]["prunable"] for r in results),
-        "seconds": fmean(r["seconds"]["train"] for r in results),
+        "train_accuracy": fmean(r.train_accuracy for r in results),
+        "generalization_gap": _mean_of_all(r.generalization_gap for r in results),
+        "macro": {name: _mean_of_all((r.macro or {}).get(name) for r in results) for name in MACRO},
+        "steps_to": {level: _mean_of_all(r.steps_to[level] for r in results) for level in results[0].steps_to},
+        "flops_train": fmean(r.flops.train / r.flops.train_dense for r in results),
+        "flops_inference": fmean(r.flops.inference / r.flops.inference_dense for r in results),
+        "sparsity": fmean(r.sparsity.prunable for r in results),
+        "seconds": fmean(r.seconds.train for r in results),
     }
 
 
