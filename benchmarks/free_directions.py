@@ -1,4 +1,4 @@
-"""Which direction that costs no gradient comes closest to SAM's: gains on real sparse training, a bowl, and accuracy.
+"""Directions that cost no gradient, and how close they come to SAM's: gains on real sparse training, a bowl, and accuracy.
 
     python benchmarks/free_directions.py            # goes on where it stopped; writes the page at the end
 
@@ -198,7 +198,10 @@ def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
-    """How far from the minimum of ‖w‖² in R¹⁰ a direction comes to rest: over the last hundred of a thousand steps, over ρ."""
+    """The distance from the minimum of ‖w‖² in R¹⁰ at which a direction comes to rest, over ρ.
+
+    It is the mean over the last hundred of a thousand steps.
+    """
     w = nn.Parameter(torch.randn(10, generator=generator("bowl"), dtype=torch.float64))
     optimizer = fs.S2SAM(SGD([w], lr=0.1), rho=0.05, direction=DIRECTIONS[key["direction"]][0]())
     tail = []
@@ -212,7 +215,7 @@ def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan() -> Iterator[tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any]]]:
-    """What is to be measured, in order."""
+    """The measurements, in their order."""
     for name in DIRECTIONS:
         yield bowl_record, {"kind": "bowl", "direction": name}
     for seed in GAIN_SEEDS:

@@ -36,7 +36,7 @@ class Comparison:
 
     setting: Setting = field(default_factory=Setting)
     sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
-    """What to compare; ``none`` is always there."""
+    """The kinds of sharpness to compare; ``none`` is always there."""
     rho: float = 0.05
     """Radius for every sharpness that has no entry in --rhos."""
     rhos: dict[str, float] = dataclasses.field(default_factory=dict)
