@@ -112,7 +112,7 @@ def test_the_hessian_is_that_of_the_live_weights(measured, runs):
 def test_a_look_leaves_the_model_as_it_was(runs):
     run = load_run(runs[0])
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
-    curved.look(run, 40, seed=0)
+    curved.curvature(run, 40, seed=0)
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert not run.model.training
 
