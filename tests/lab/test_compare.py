@@ -204,6 +204,7 @@ def small_comparison(tmp_path_factory):
 def test_a_comparison_runs_every_cell_and_writes_what_it_says(small_comparison):
     out, tables = small_comparison
     assert len(list(out.glob("runs/*/result.json"))) == 2 * 4 * 2
+    assert {file.name for file in out.iterdir()} == {"comparison.json", "compare.json", "runs"}
     saved = json.loads((out / "compare.json").read_text())
     assert [t["label_noise"] for t in saved["tables"]] == [0.0, 0.2]
     assert tables[0].row("sam").rho == 0.1

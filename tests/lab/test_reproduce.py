@@ -458,7 +458,7 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
     lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
     odd = list(lines[which].outcomes)
     odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
-    odd[3] = dataclasses.replace(odd[3], result=run_result(float("nan")))
+    odd[3] = dataclasses.replace(odd[3], result=run_result(float("nan"), generalization_gap=0.0))
     lines[which] = dataclasses.replace(lines[which], outcomes=odd)
     rows = json_rows(tabulate(Recipe("x", "", ""), "laptop", lines, None, "."))
     assert rows[1]["difference"]["pairs"] == 2

@@ -187,9 +187,9 @@ def choose_radii(comparison: Comparison, out: Path, console: Console) -> tuple[R
 
 
 def _how(comparison: Comparison, console: Console) -> dict[str, Any]:
-    """Return how the runs are run; no two of them have the same first round."""
+    """Return how the runs are run; the folder is ours alone."""
     how = {"jobs": comparison.jobs, "cluster": comparison.cluster, "retry": comparison.retry}
-    return {**how, "share_rounds": False, "console": console}
+    return {**how, "exclusive": True, "console": console}
 
 
 def _run_name(run: ResolvedRun) -> str:
