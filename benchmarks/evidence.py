@@ -1,4 +1,4 @@
-"""What S²-SAM does: runs the recipes `evidence-*`, in the order of what they decide, and writes what came of them.
+"""The evidence: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
 
     python benchmarks/evidence.py --data-dir DIR        # goes on where results/ stop
     python benchmarks/evidence.py --data-dir DIR --again --store runs/again
@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
@@ -30,13 +29,13 @@ from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.recipes import load
-from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.checkpoint import environment
-from flatsparse.experiments.run.config import RunConfig, as_json, change
-from flatsparse.experiments.run.ddp import ALONE
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig, as_json, change
+from flatsparse.experiments.run.environment import environment
+from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.load import load_run
-from flatsparse.experiments.run.loop import _step
+from flatsparse.experiments.run.resolve import resolve
 
 Part = tuple[str, str | None, tuple[str, ...]]
 # By file of results: what is run, in order, as recipe, pattern of its cells, sharpnesses (all if none is named).
@@ -78,14 +77,14 @@ def planned(part: Part, data_dir: Path | None) -> dict[RunConfig, list[list[str]
     found: dict[RunConfig, list[list[str]]] = {}
     for seed in range(first, first + count):
         for cell in recipe.cells("laptop"):
-            if meets(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
-                run = change(cell.run, seed=seed, data_dir=data_dir).resolved()
+            if matches(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
+                run = resolve(change(cell.run, seed=seed, data_dir=data_dir))
                 found.setdefault(run, []).append([name, cell.row, cell.column, cell.label])
     return found
 
 
 def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]:
-    """What is kept of a finished run."""
+    """The record of a finished run."""
     result, about = read_json(folder / "result.json"), read_json(folder / "config.json")
     return {
         "key": key(run),
@@ -102,8 +101,8 @@ def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]
 
 
 def told(run: RunConfig) -> dict[str, Any]:
-    """What a run is: where it differs from the usual settings, and its seed."""
-    plain = RunConfig.of(data_dir=run.dataset.data_dir).resolved().as_dict()
+    """The settings of a run that differ from the usual ones, and its seed."""
+    plain = as_json(resolve(RunConfig.of(data_dir=run.dataset.data_dir)))
     differs = {name: value for name, value in as_json(run).items() if value != plain[name] and name != "data_dir"}
     return {"settings": differs, "seed": run.seed}
 
@@ -114,7 +113,7 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
         kept = {r["key"]: r for r in read_json_lines(file)}
         unmasked = load(f"evidence{name}-masking").cells("laptop")[-1]
         for seed in seeds:
-            run = dataclasses.replace(unmasked.run, seed=seed, data_dir=data_dir).resolved()
+            run = resolve(change(unmasked.run, seed=seed, data_dir=data_dir))
             cells = [[f"share{name}", unmasked.row, unmasked.column, unmasked.label]]
             kept[f"share-{key(run)}"] = {"key": f"share-{key(run)}", "cells": cells, **told(run), **share_record(run)}
             write(file, kept.values())
@@ -196,8 +195,8 @@ def gathered(store: Path, data_dir: Path | None) -> None:
         write(DATA[name], {**kept, **{stands: r for stands, r in there.items() if stands not in kept}}.values())
 
 
-def share_record(run: RunConfig) -> dict[str, Any]:
-    """How much of an unmasked perturbation's squared length lies on live weights, step by step, over a run."""
+def share_record(run: ResolvedRun) -> dict[str, Any]:
+    """The share of an unmasked perturbation's squared length that lies on active weights, step by step, over a run."""
     parts, found = build(run), []
     names = {p: name for name, p in parts.model.named_parameters()}
 
@@ -211,10 +210,10 @@ def share_record(run: RunConfig) -> dict[str, Any]:
     for epoch in range(run.schedule.epochs):
         parts.net.train()
         for batch in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed, epoch=epoch):
-            _step(parts.run, parts, *batch, share=1.0)
+            take_step(parts, *batch)
             parts.optimizer.zero_grad()
             parts.schedule.step()
-    half, about = len(found) // 2, environment(ALONE)
+    half, about = len(found) // 2, environment()
     return {
         "first_half": rounded(statistics.fmean(found[:half])),
         "second_half": rounded(statistics.fmean(found[half:])),

@@ -123,7 +123,7 @@ def by_rho(cells: Cells, recipes: tuple[str, ...], column: str) -> dict[float, d
 
 
 def crossed(cells: Cells, recipe: str) -> str:
-    """What the released scripts compare, S²-SAM with the larger weight decay against SGD with the smaller, and decay alone."""
+    """The comparison of the released scripts: S²-SAM with the larger decay against SGD with the smaller, and decay alone."""
     told_of = []
     for column in dict.fromkeys(where[2] for where in cells if where[0] == recipe):
         small, large = (cells.get((recipe, f"decay {value:g}", column), {}) for value in DECAYS)
@@ -194,7 +194,7 @@ def sharp(cells: Cells, *recipes: str) -> str:
 
 
 def learned(cells: Cells, *recipes: str) -> str:
-    """What was learned of right and of wrong training labels."""
+    """The shares of right and of wrong training labels that were learned."""
     rows = []
     for (recipe, row, _), place in cells.items():
         for label in sorted(place if recipe in recipes else (), key=lambda name: name != "none"):

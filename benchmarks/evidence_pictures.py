@@ -21,7 +21,7 @@ CIFAR = ("main", "fixed", "short", "noise")  # in which a picture has them
 
 
 def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
-    """What each sharpness adds to plain training at each place, with 95 % intervals."""
+    """The gain that each sharpness adds to plain training at each place, with 95 % intervals."""
     for height, (_, place) in enumerate(places):
         for shift, name in enumerate(ADDED):
             found = gaps(place, name)

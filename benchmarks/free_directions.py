@@ -1,4 +1,4 @@
-"""Which direction that costs no gradient comes closest to SAM's: gains on real sparse training, a bowl, and accuracy.
+"""Directions that cost no gradient, and how close they come to SAM's: gains on real sparse training, a bowl, and accuracy.
 
     python benchmarks/free_directions.py            # goes on where it stopped; writes the page at the end
 
@@ -27,7 +27,8 @@ from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.splits import batches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
-from flatsparse.experiments.run.loop import _step, evaluate
+from flatsparse.experiments.run.epoch import take_step
+from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure.directions import directional_increases
@@ -121,7 +122,7 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
         ):
             yield parts, batch
             parts.optimizer.zero_grad()
-            _step(parts.run, parts, *batch, share=1.0)
+            take_step(parts, *batch)
             parts.schedule.step()
     yield parts, batch
 
@@ -197,7 +198,10 @@ def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
-    """How far from the minimum of ‖w‖² in R¹⁰ a direction comes to rest: over the last hundred of a thousand steps, over ρ."""
+    """The distance from the minimum of ‖w‖² in R¹⁰ at which a direction comes to rest, over ρ.
+
+    It is the mean over the last hundred of a thousand steps.
+    """
     w = nn.Parameter(torch.randn(10, generator=generator("bowl"), dtype=torch.float64))
     optimizer = fs.S2SAM(SGD([w], lr=0.1), rho=0.05, direction=DIRECTIONS[key["direction"]][0]())
     tail = []
@@ -211,7 +215,7 @@ def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan() -> Iterator[tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any]]]:
-    """What is to be measured, in order."""
+    """The measurements, in their order."""
     for name in DIRECTIONS:
         yield bowl_record, {"kind": "bowl", "direction": name}
     for seed in GAIN_SEEDS:

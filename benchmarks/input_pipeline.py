@@ -21,8 +21,8 @@ from torch import Tensor
 
 from flatsparse.common.errors import check_count
 from flatsparse.experiments.data.splits import Images, Splits, batches
-from flatsparse.experiments.run.checkpoint import processor
 from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.environment import processor
 from flatsparse.experiments.stats import FEWEST, median
 from flatsparse.models import MODELS
 
@@ -31,7 +31,7 @@ Pipeline = Callable[[Splits], Iterator[tuple[Tensor, Tensor]]]
 
 
 def batched(splits: Splits) -> Iterator[tuple[Tensor, Tensor]]:
-    """What training uses."""
+    """The input pipeline of training."""
     return batches(splits.train, splits, BATCH, augment=True, seed=0)
 
 

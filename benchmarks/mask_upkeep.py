@@ -1,4 +1,4 @@
-"""What masks cost: keeping them true, as a share of a training step, and changing them every hundred steps.
+"""The cost of masks: keeping them true, as a share of a training step, and changing them every hundred steps.
 
     python benchmarks/mask_upkeep.py --rounds 20
 
@@ -17,7 +17,7 @@ from flatsparse.experiments.bench.cases import CASES
 from flatsparse.experiments.bench.timing import WARM_UP, interleaved
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import BASE, VARIANTS
-from flatsparse.experiments.run.checkpoint import processor
+from flatsparse.experiments.run.environment import processor
 from flatsparse.experiments.stats import FEWEST, Interval, median
 
 PERIOD = 100  # steps between changes, RigL's own

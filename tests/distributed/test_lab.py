@@ -16,9 +16,10 @@ from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import batches, split
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig
-from flatsparse.experiments.run.ddp import ALONE, Team, Unanswered, joined
+from flatsparse.experiments.run.ddp import SINGLE, DistContext, WorkerLost, distributed
+from flatsparse.experiments.run.watcher import Silent
 
 from .processes import together
 
@@ -28,23 +29,23 @@ COMMAND = ["train", "--train-size", "99", "--validation-size", "50", "--batch-si
 
 def trained(rank, out, resume=False):
     loop.CHECKPOINT_SECONDS = 0.0
-    return loop.train(RUN, out, resume=resume, team=Team(rank, 2))
+    return loop.train(RUN, out, resume=resume, context=DistContext(rank, 2)).to_json()
 
 
 class Stopped(Exception):
     pass
 
 
-class AfterThree(loop.Silent):
+class AfterThree(Silent):
     def finished_epoch(self, record):
-        if record["epoch"] == 3:
+        if record.epoch == 3:
             raise Stopped
 
 
 def trained_in_two_goes(rank, out):
     loop.CHECKPOINT_SECONDS = 0.0
     with pytest.raises(Stopped):
-        loop.train(RUN, out, watcher=AfterThree(), team=Team(rank, 2))
+        loop.train(RUN, out, watcher=AfterThree(), context=DistContext(rank, 2))
     return trained(rank, out, resume=True)
 
 
@@ -58,7 +59,7 @@ def test_two_processes_agree_and_go_on_where_they_stopped(tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["processes"] == 2
     assert first["steps"] == 6 * 3
-    assert first["flops"]["train"] == pytest.approx(loop.train(RUN, tmp_path / "one")["flops"]["train"])
+    assert first["flops"]["train"] == pytest.approx(loop.train(RUN, tmp_path / "one").flops.train)
 
 
 def test_the_parts_of_a_batch_are_the_whole_batch():
@@ -66,8 +67,8 @@ def test_the_parts_of_a_batch_are_the_whole_batch():
     splits = split(data, train_size=101, validation_size=50, label_noise=0.0, seed=0)
     for augment in (False, True):
         whole, *parts = (
-            list(batches(splits.train, splits, 30, augment=augment, seed=3, epoch=2, part=team.part))
-            for team in (ALONE, Team(0, 3), Team(1, 3), Team(2, 3))
+            list(batches(splits.train, splits, 30, augment=augment, seed=3, epoch=2, shard=context.shard))
+            for context in (SINGLE, DistContext(0, 3), DistContext(1, 3), DistContext(2, 3))
         )
         for index, (images, labels) in enumerate(whole):
             for rank, part in enumerate(parts):
@@ -77,7 +78,9 @@ def test_the_parts_of_a_batch_are_the_whole_batch():
 
 def test_a_batch_too_small_for_all_is_refused(tmp_path):
     with pytest.raises(InputError, match="the smallest batch has 1 images for 2 processes"):
-        loop.train(RunConfig.of(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", team=Team(0, 2))
+        loop.train(
+            RunConfig.of(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", context=DistContext(0, 2)
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -107,11 +110,11 @@ def left_alone(rank, port, told):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "FLATSPARSE_TIMEOUT": "3"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "x"}
     try:
-        with joined("cpu") as team:
-            team.told("here")
+        with distributed("cpu") as context:
+            context.broadcast("here")
             if rank == 1:
                 signal.raise_signal(signal.SIGSTOP)
-            team.sum(torch.ones(1))
+            context.sum(torch.ones(1))
     except InputError as problem:
         told.put((type(problem), str(problem)))
 
@@ -131,7 +134,7 @@ def test_a_process_that_stopped_is_not_waited_for_without_end():
     finally:
         for member in members:
             member.kill()
-    assert kind is Unanswered
+    assert kind is WorkerLost
     assert "did not answer within 3 s (FLATSPARSE_TIMEOUT" in message
     assert "\n" not in message
 
@@ -141,5 +144,5 @@ def test_a_time_that_is_none_is_refused(monkeypatch, given):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FLATSPARSE_TIMEOUT", given)
-    with pytest.raises(InputError, match="FLATSPARSE_TIMEOUT"), joined("cpu"):
+    with pytest.raises(InputError, match="FLATSPARSE_TIMEOUT"), distributed("cpu"):
         raise AssertionError("joined")

@@ -338,13 +338,13 @@ def test_rounds_of_a_sharded_model_rewind_after_an_evaluation():
 
 
 def refused(rank):
-    from flatsparse.experiments.run.ddp import Team
+    from flatsparse.experiments.run.ddp import DistContext
 
     def fail():
         raise InputError("no such place")
 
     try:
-        Team(rank, 2).lead(fail)
+        DistContext(rank, 2).on_main(fail)
     except InputError as problem:
         return str(problem)
     return "nothing"

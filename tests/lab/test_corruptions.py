@@ -83,7 +83,7 @@ def test_robustness_is_the_accuracy_on_the_same_corrupted_images(tmp_path):
     finished = load_run(tmp_path / "run")
     found = robustness(finished)
     assert found == robustness(finished)
-    assert found["clean"] == finished.result["test_accuracy"]
+    assert found["clean"] == finished.result.test_accuracy
     assert set(found["by"]) == set(CORRUPTIONS)
     assert found["mean"] == pytest.approx(statistics.fmean(x for row in found["by"].values() for x in row))
     assert found["by"]["gaussian_noise"][4] < found["clean"]

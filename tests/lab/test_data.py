@@ -89,7 +89,7 @@ def test_splits_share_the_memory_of_their_set():
     splits = split(data, train_size=None, validation_size=None, label_noise=0.5, seed=0)
     for images in (splits.train, splits.validation):
         assert images.stored.data_ptr() == data.pool.stored.data_ptr()
-    again = splits.train.part(torch.tensor([3, 1]))
+    again = splits.train.subset(torch.tensor([3, 1]))
     assert torch.equal(again.images, splits.train.images[[3, 1]])
     assert torch.equal(again.take(torch.tensor([1])).images, splits.train.images[[1]])
     assert torch.equal(again.labels, splits.train.labels[[3, 1]])

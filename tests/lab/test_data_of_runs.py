@@ -9,9 +9,10 @@ from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import Comparison, compare
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.grid.store import key
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run import evaluation, loop
 from flatsparse.experiments.run.build import build, describe
-from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.config import RunConfig, Setting, change
+from flatsparse.experiments.run.evaluation import evaluate, worst_case_increase
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.resolve import resolve
 from tests.lab.images import write_parts
@@ -35,7 +36,7 @@ def small(**changes):
 def test_a_run_says_which_data_it_is_of_and_goes_on_with_no_other(tmp_path):
     run = small(data=write_arrays(tmp_path / "mine"))
     result = loop.train(run, tmp_path / "run")
-    told = result["data_set"]
+    told = result.data_set
     assert told == read_json(tmp_path / "run" / "config.json")["data_set"]
     assert told == {**sources.load(run.dataset.data).identity, "name": "mine", "source": str(tmp_path / "mine")}
     assert loop.train(run, tmp_path / "run", resume=True) == result
@@ -49,9 +50,8 @@ def test_a_run_says_which_data_it_is_of_and_goes_on_with_no_other(tmp_path):
 
 def test_a_comparison_says_it_too(tmp_path, capsys):
     data = write_arrays(tmp_path / "mine")
-    told = Comparison(
-        data=data, model="digitnet", epochs=1, batch_size=32, seeds=1, sharpness=("none", "s2sam"), jobs=1
-    )
+    setting = Setting.of(data=data, model="digitnet", epochs=1, batch_size=32)
+    told = Comparison(setting, seeds=1, sharpness=("none", "s2sam"), jobs=1)
     compare(told, tmp_path / "out")
     assert "mine: 60 training images of 3 classes, 60 test images" in capsys.readouterr().err
     assert read_json(tmp_path / "out" / "compare.json")["data_set"] == sources.load(data).identity
@@ -98,7 +98,7 @@ def test_a_batch_of_one_that_batch_norm_cannot_take_is_refused_before_anything(t
 
 
 def test_a_batch_of_one_trains_where_batch_norm_has_pixels_to_see(tmp_path):
-    assert loop.train(small(train_size=9, batch_size=8), tmp_path / "run")["steps"] == 2
+    assert loop.train(small(train_size=9, batch_size=8), tmp_path / "run").steps == 2
 
 
 def test_images_that_are_too_small_for_a_network_are_refused(tmp_path):
@@ -116,9 +116,9 @@ def sizes_seen(run):
     parts = build(resolve(run))
     parts.model.register_forward_pre_hook(lambda net, inputs: seen[kind].append(len(inputs[0])))
     kind = "evaluate"
-    loop.evaluate(parts.run, parts.model, parts.splits.test, parts.splits)
+    evaluate(parts.run, parts.model, parts.splits.test, parts.splits)
     kind = "ball"
-    loop._ball_increase(parts.run, parts)
+    worst_case_increase(parts)
     return {name: max(sizes) for name, sizes in seen.items()}
 
 
@@ -126,7 +126,7 @@ def test_evaluations_take_as_many_images_at_once_as_their_size_allows(tmp_path, 
     run = small(data=write_arrays(tmp_path / "mine"), train_size=None, validation_size=0)
     assert sizes_seen(run) == {"evaluate": 60, "ball": 60}
     assert sizes_seen(change(run, eval_batch_size=8)) == {"evaluate": 8, "ball": 2}
-    monkeypatch.setattr(loop, "at_once", lambda images: 12)  # as for large ones
+    monkeypatch.setattr(evaluation, "at_once", lambda images: 12)  # as for large ones
     assert sizes_seen(run) == {"evaluate": 12, "ball": 3}
 
 

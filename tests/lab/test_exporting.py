@@ -52,7 +52,7 @@ def test_every_format_that_needs_no_gpu(run, capsys):
     }
     assert all(found["difference"] <= found["tolerance"] <= 1e-4 for found in record["formats"].values())
     assert all(found["accuracy"] == record["run"]["accuracy"] for found in record["formats"].values())
-    assert record["run"]["accuracy"] == pytest.approx(finished.result["test_accuracy"])
+    assert record["run"]["accuracy"] == pytest.approx(finished.result.test_accuracy)
     assert {found["file"] for found in record["formats"].values()} | {"export.json"} == {
         file.name for file in (run / "export").iterdir()
     }
@@ -117,7 +117,7 @@ def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done,
     monkeypatch.setitem(export.FORMS, "masks", other)
     monkeypatch.setattr(export.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        export.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), ("masks",), run / "export", images=50, report=lambda *_: None)
     (run / "export" / ".export-left").mkdir()  # what a real kill leaves
     main(["export", str(run), "--images", "50"])
     assert {f.name for f in (run / "export").iterdir()} == {"export.json", "dense.safetensors", "masks.safetensors"}
@@ -187,7 +187,7 @@ def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
 
     monkeypatch.setitem(export.FORMS, name, export.Form(form.file, spoil, form.load, form.tolerance))
     with pytest.raises(InputError, match="does not say what the run says"):
-        export.export(load_run(run), (name,), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), (name,), run / "export", images=50, report=lambda *_: None)
     assert contents(run / "export") == {}
     assert list((run / "export").iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_masks_that_changed_are_not_kept(run, monkeypatch):
     form = export.FORMS["masks"]
     monkeypatch.setitem(export.FORMS, "masks", export.Form(form.file, spoil, form.load, 0.0))
     with pytest.raises(InputError, match="not the run's"):
-        export.export(load_run(run), ("masks",), run / "export", images=50, tell=lambda *_: None)
+        export.export(load_run(run), ("masks",), run / "export", images=50, report=lambda *_: None)
 
 
 @pytest.mark.parametrize(

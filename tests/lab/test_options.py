@@ -1,6 +1,7 @@
 """Options of training, and the figures that a result has beside its accuracy."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
 from flatsparse.experiments.data.splits import batches
-from flatsparse.experiments.report.printing import COLORS, LABELS
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.labels import color, label
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.lr import start_schedule
@@ -107,13 +109,13 @@ def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_pat
 def test_smoothed_labels_are_the_training_loss_only(tmp_path):
     run = small(method="dense", sparsity=0.0, epochs=1, batch_size=64, lr=1e-9)
     plain, smooth = (loop.train(change(run, label_smoothing=s), tmp_path / str(s)) for s in (0.0, 0.3))
-    losses = [loop.read_json(tmp_path / s / "result.json")["train_loss"] for s in ("0.0", "0.3")]
+    losses = [read_json(tmp_path / s / "result.json")["train_loss"] for s in ("0.0", "0.3")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     noted = [
         (tmp_path / s / "metrics.jsonl").read_text().split('"train_loss": ')[1].split(",")[0] for s in ("0.0", "0.3")
     ]
     assert float(noted[1]) != pytest.approx(float(noted[0]), rel=1e-4)
-    assert plain["test_loss"] == pytest.approx(smooth["test_loss"], rel=1e-6)
+    assert plain.test_loss == pytest.approx(smooth.test_loss, rel=1e-6)
 
 
 def test_statistics_taken_anew_are_the_mean_over_training_batches(tmp_path):
@@ -155,29 +157,31 @@ def test_a_class_that_is_never_predicted_has_no_precision():
 
 
 def test_steps_to_an_accuracy_are_those_of_the_first_epoch_that_has_it():
-    records = [{"step": 10 * i, "validation_accuracy": a} for i, a in enumerate([20.0, 60.0, 55.0, 71.0], start=1)]
+    records = [
+        SimpleNamespace(step=10 * i, validation_accuracy=a) for i, a in enumerate([20.0, 60.0, 55.0, 71.0], start=1)
+    ]
     assert [steps_to(records, level) for level in (20, 50, 60, 61, 72)] == [10, 20, 20, 40, None]
-    assert steps_to([{"step": 1, "validation_accuracy": None}], 50) is None
+    assert steps_to([SimpleNamespace(step=1, validation_accuracy=None)], 50) is None
 
 
 def test_a_result_has_the_gap_the_macro_scores_and_the_steps(tmp_path):
     result = loop.train(small(epochs=6), tmp_path / "run")
-    assert result["generalization_gap"] == pytest.approx(result["train_accuracy"] - result["test_accuracy"])
-    assert result["macro"]["recall"] == pytest.approx(result["test_accuracy"], abs=3)  # classes of nearly equal size
-    assert set(result["steps_to"]) == {"50", "60", "70", "80", "90", "95"}
+    assert result.generalization_gap == pytest.approx(result.train_accuracy - result.test_accuracy)
+    assert result.macro["recall"] == pytest.approx(result.test_accuracy, abs=3)  # classes of nearly equal size
+    assert set(result.steps_to) == {"50", "60", "70", "80", "90", "95"}
     unseen = loop.train(small(), tmp_path / "unseen", test=False)
-    assert unseen["macro"] is None
-    assert unseen["generalization_gap"] is None
+    assert unseen.macro is None
+    assert unseen.generalization_gap is None
 
 
 def test_looksam_counts_the_gradients_that_it_took(tmp_path):
     run = small(method="set", batch_size=8, look_every=3)
     look, plain = (loop.train(change(run, sharpness=s), tmp_path / s) for s in ("looksam", "none"))
-    assert look["gradient_evaluations"] == 24 + 8  # of 24 steps every third takes two
-    assert look["flops"]["train"] == pytest.approx(plain["flops"]["train"] * 32 / 24)
+    assert look.gradient_evaluations == 24 + 8  # of 24 steps every third takes two
+    assert look.flops.train == pytest.approx(plain.flops.train * 32 / 24)
     still = loop.train(change(run, sharpness="looksam", rho=0.0), tmp_path / "still")
-    assert still["test_loss"] == plain["test_loss"]
-    assert still["gradient_evaluations"] == 24
+    assert still.test_loss == plain.test_loss
+    assert still.gradient_evaluations == 24
 
 
 @pytest.mark.slow
@@ -247,4 +251,4 @@ def test_every_direction_of_s2sam_can_be_asked_for_and_has_a_label_and_a_colour(
     choices = ["none", "sam", *("s2sam" if name == "previous" else name for name in DIRECTIONS), "looksam"]
     assert list(SHARPNESS) == choices
     assert all(SHARPNESS.values())
-    assert set(choices) == set(LABELS) <= set(COLORS)
+    assert all(label(name) and color(name) for name in choices)

@@ -91,22 +91,22 @@ def test_loss_and_accuracy_are_the_plain_ones_over_what_is_asked_for():
 def test_a_sparse_run_on_pairs_learns(tmp_path, sharpness):
     run = change(SMALL, sharpness=sharpness, epochs=12, sparsity=0.5)
     result = train(run, tmp_path / "run")
-    assert result["train_accuracy"] > 2 * 100 / WORDS  # twice what guessing gives
-    assert result["sparsity"]["prunable"] == pytest.approx(0.5, abs=1e-4)
+    assert result.train_accuracy > 2 * 100 / WORDS  # twice what guessing gives
+    assert result.sparsity.prunable == pytest.approx(0.5, abs=1e-4)
     finished = load_run(tmp_path / "run")
     outputs = torch.cat([finished.model(x) for x, _ in batches(finished.splits.test, finished.splits, 500)])
     labels = finished.splits.test.labels
     right = [bool(outputs[i, j].argmax() == labels[i, j]) for i in range(1000) for j in range(LENGTH, 2 * LENGTH)]
-    assert result["test_accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    assert result.test_accuracy == pytest.approx(100 * sum(right) / len(right))
     weights = {name: p.detach() for name, p in finished.model.named_parameters()}
-    assert float(mean_loss(finished, 10**6)(weights)) == pytest.approx(result["train_loss"], rel=1e-4)
+    assert float(mean_loss(finished, 10**6)(weights)) == pytest.approx(result.train_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["snip", "lth", "dsr"])
 def test_other_methods_run_on_pairs(tmp_path, method):
     distribution = None if method != "dsr" else SMALL.pruning.distribution
     run = change(SMALL, method=method, distribution=distribution, sparsity=0.5, train_size=60, epochs=1)
-    assert train(run, tmp_path / "run")["sparsity"]["prunable"] == pytest.approx(0.5, abs=1e-3)
+    assert train(run, tmp_path / "run").sparsity.prunable == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_net_can_be_differentiated_twice():

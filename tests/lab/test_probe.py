@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.report import pages
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.experiments.run.config import RunConfig, change
@@ -20,7 +20,7 @@ SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=2,
 
 
 def timeless(result):
-    return {k: v for k, v in result.items() if k not in ("seconds", "images_per_second")}
+    return {k: v for k, v in result.to_json().items() if k not in ("seconds", "images_per_second")}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def stepped(**changes):
         parts.optimizer.zero_grad()
         F.cross_entropy(parts.net(images), parts.splits.train.labels[first : first + 16]).backward()
         parts.optimizer.step()
-    return parts, Probe(1, parts).look(parts, step=2)
+    return parts, Probe(1, parts).measure(parts, step=2)
 
 
 def test_gains_are_what_the_plain_form_finds_on_the_live_weights():

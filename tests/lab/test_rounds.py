@@ -6,11 +6,12 @@ import pytest
 from safetensors.torch import load_file
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.watcher import Silent
 from tests.helpers import same_tensors
 from tests.lab.test_training import KillAfter, Killed
 
@@ -40,14 +41,14 @@ def test_a_run_has_all_its_rounds_in_one_folder(tmp_path, method):
     assert [r["round"] for r in records(tmp_path)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     rates = [r["lr"] for r in records(tmp_path)]
     assert rates == rates[:2] * 5  # the schedule starts anew
-    assert result["rounds"] == rounds_of(resolve(run_of(method)))
-    assert (result["rounds"], result["epochs"], result["steps"], result["gradient_evaluations"]) == (5, 10, 40, 40)
+    assert result.rounds == rounds_of(resolve(run_of(method)))
+    assert (result.rounds, result.epochs, result.steps, result.gradient_evaluations) == (5, 10, 40, 40)
     masks = build(resolve(run_of(method))).training.masks
     saved = weights(tmp_path)
     total = sum(m.numel() for m in masks.values())
     assert sum(int((saved[name] == 0).sum()) for name in masks) == round(0.7 * total)
-    share = result["flops"]["train"] / result["flops"]["train_dense"]
-    assert 1 + 4 * result["flops"]["inference"] / result["flops"]["inference_dense"] < share < 5
+    share = result.flops.train / result.flops.train_dense
+    assert 1 + 4 * result.flops.inference / result.flops.inference_dense < share < 5
 
 
 @rewinding
@@ -62,31 +63,31 @@ def test_a_run_killed_in_or_between_rounds_ends_as_if_undisturbed(tmp_path, monk
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
-class Count(loop.Silent):
+class Count(Silent):
     def __init__(self):
         self.epochs = []
 
     def finished_epoch(self, record):
-        self.epochs.append(record["epoch"])
+        self.epochs.append(record.epoch)
 
 
 @pytest.mark.parametrize("rewind", [0, 3])
 def test_a_shared_dense_round_is_trained_once_and_changes_nothing(tmp_path, rewind):
     parent = tmp_path / "parent"
     early = {"rewind": rewind} if rewind else {}
-    loop.train(run_of("lth" if rewind else "lrr", **early), tmp_path / "first", parent=parent)
+    loop.train(run_of("lth" if rewind else "lrr", **early), tmp_path / "first", shared_rounds=parent)
     (file,) = parent.iterdir()
     run, count = run_of("lth", sparsity=0.5, **early), Count()
-    loop.train(run, tmp_path / "shared", parent=parent, watcher=count)
+    loop.train(run, tmp_path / "shared", shared_rounds=parent, watcher=count)
     loop.train(run, tmp_path / "alone")
     assert count.epochs[0] == 3
     assert same_weights(tmp_path / "shared", tmp_path / "alone")
     assert len(records(tmp_path / "shared")) == len(records(tmp_path / "alone"))
-    loop.train(run_of("lth", seed=1, **early), tmp_path / "other", parent=parent)
+    loop.train(run_of("lth", seed=1, **early), tmp_path / "other", shared_rounds=parent)
     assert len(list(parent.iterdir())) == 2
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="checksum"):
-        loop.train(run, tmp_path / "damaged", parent=parent)
+        loop.train(run, tmp_path / "damaged", shared_rounds=parent)
 
 
 OWN = """
@@ -147,9 +148,9 @@ def own_run(file, name):
 )
 def test_rounds_of_a_method_of_ones_own_share_a_first_round_only_when_it_is_the_same(tmp_path, name):
     parent, run = tmp_path / "parent", own_run(tmp_path / "own.py", name)
-    loop.train(run_of("lth"), tmp_path / "first", parent=parent)
+    loop.train(run_of("lth"), tmp_path / "first", shared_rounds=parent)
     count = Count()
-    loop.train(run, tmp_path / "shared", parent=parent, watcher=count)
+    loop.train(run, tmp_path / "shared", shared_rounds=parent, watcher=count)
     loop.train(run, tmp_path / "alone")
     assert count.epochs[0] == (3 if name == "Late" else 1)
     assert [r["sparsity"] for r in records(tmp_path / "shared")] == [r["sparsity"] for r in records(tmp_path / "alone")]

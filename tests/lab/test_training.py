@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.masks_file import load_masks
-from flatsparse.experiments.run import loop as loop
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build, describe
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.experiments.run.watcher import Silent
 from flatsparse.methods import METHODS
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
@@ -24,17 +25,21 @@ class Killed(BaseException):
     """Stands for a SIGKILL between two epochs."""
 
 
-class KillAfter(loop.Silent):
+class KillAfter(Silent):
     def __init__(self, epoch):
         self.epoch = epoch
 
     def finished_epoch(self, record):
-        if record["epoch"] == self.epoch:
+        if record.epoch == self.epoch:
             raise Killed
 
 
 def small(method="rigl", **changes):
     return change(SMALL, method=method, sparsity=0.0 if method in {"dense", "chex"} else 0.9, **changes)
+
+
+def timeless(result):
+    return {k: v for k, v in result.to_json().items() if k not in ("seconds", "images_per_second")}
 
 
 def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
@@ -49,10 +54,10 @@ def test_a_run_leaves_the_folder_that_the_docs_promise(tmp_path):
         "masks.safetensors",
         "result.json",
     }
-    assert read_json(tmp_path / "run" / "result.json") == result
+    assert read_json(tmp_path / "run" / "result.json") == result.to_json()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-    assert result["steps"] == result["gradient_evaluations"] == 12
-    assert {"train", "train_dense", "inference", "inference_dense"} == set(result["flops"])
+    assert result.steps == result.gradient_evaluations == 12
+    assert set(result.to_json()["flops"]) == {"train", "train_dense", "inference", "inference_dense"}
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert settings["model"] == "digitnet"
 
@@ -80,7 +85,7 @@ def every_pair():
         yield pytest.param(method, sharpness, marks=() if usual else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("method", "sharpness"), every_pair())
+@pytest.mark.parametrize(("method", "sharpness"), list(every_pair()))
 def test_a_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, method, sharpness):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     run = small(method, sharpness=sharpness)
@@ -91,9 +96,8 @@ def test_a_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatc
     ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("killed", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [f.name for f in (tmp_path / "killed").glob(".*")] == []
-    timeless = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in (whole, again)]
-    assert timeless[0] == timeless[1]
-    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == whole["epochs"]
+    assert timeless(whole) == timeless(again)
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == whole.epochs
 
 
 def test_a_finished_run_is_returned_not_repeated(tmp_path):
@@ -138,25 +142,25 @@ def test_sharpness_changes_nothing_but_the_optimizer():
 
 def test_gradients_and_flops_are_counted_by_what_was_done(tmp_path):
     results = {name: loop.train(small("set", sharpness=name), tmp_path / name) for name in SHARPNESS}
-    assert results["sam"]["gradient_evaluations"] == 2 * results["none"]["gradient_evaluations"]
-    assert results["s2sam"]["gradient_evaluations"] == results["none"]["gradient_evaluations"]
-    assert results["sam"]["flops"]["train"] == pytest.approx(2 * results["none"]["flops"]["train"])
-    assert results["s2sam"]["flops"]["train"] == results["none"]["flops"]["train"]
-    ratio = results["none"]["flops"]["inference"] / results["none"]["flops"]["inference_dense"]
-    assert results["none"]["flops"]["train"] / results["none"]["flops"]["train_dense"] == pytest.approx(ratio)
+    assert results["sam"].gradient_evaluations == 2 * results["none"].gradient_evaluations
+    assert results["s2sam"].gradient_evaluations == results["none"].gradient_evaluations
+    assert results["sam"].flops.train == pytest.approx(2 * results["none"].flops.train)
+    assert results["s2sam"].flops.train == results["none"].flops.train
+    ratio = results["none"].flops.inference / results["none"].flops.inference_dense
+    assert results["none"].flops.train / results["none"].flops.train_dense == pytest.approx(ratio)
 
 
 def test_rigl_pays_for_its_dense_gradients(tmp_path):
     run = small("rigl", every=3, until=1.0)  # due at steps 3, 6, 9 and 12 of 12
-    flops = loop.train(run, tmp_path / "run")["flops"]
-    sparse = flops["inference"]
-    expected = 64 * 3 * (3 * sparse) + 64 * (flops["inference_dense"] - sparse)  # a quarter of the batches is due
-    assert flops["train"] == pytest.approx(expected, rel=1e-6)
+    flops = loop.train(run, tmp_path / "run").flops
+    sparse = flops.inference
+    expected = 64 * 3 * (3 * sparse) + 64 * (flops.inference_dense - sparse)  # a quarter of the batches is due
+    assert flops.train == pytest.approx(expected, rel=1e-6)
 
 
 def test_sparse_momentum_pays_for_dense_gradients_at_every_step(tmp_path):
-    flops = loop.train(small("snfs", distribution="uniform"), tmp_path / "run")["flops"]
-    assert flops["train"] > 3 * 64 * flops["inference_dense"]  # one dense product of three, before anything sparse
+    flops = loop.train(small("snfs", distribution="uniform"), tmp_path / "run").flops
+    assert flops.train > 3 * 64 * flops.inference_dense  # one dense product of three, before anything sparse
 
 
 @pytest.mark.parametrize("method", ["rigl", "set-itop", "rigl-itop", "dsr", "snfs", "mest"])
@@ -182,7 +186,7 @@ def test_longer_training_scales_everything_but_the_period(tmp_path, multiplier):
     assert long.fraction.until == 30 * multiplier
     assert longer.schedule.T_max == 40 * multiplier
     result = loop.train(longer.run, tmp_path / "run")
-    assert result["steps"] == 40 * multiplier
+    assert result.steps == 40 * multiplier
 
 
 def test_a_pattern_holds_in_the_saved_weights_and_is_refused_where_it_cannot(tmp_path):
@@ -198,13 +202,13 @@ def test_a_pattern_holds_in_the_saved_weights_and_is_refused_where_it_cannot(tmp
 
 
 def test_the_exploration_rate_is_in_the_result(tmp_path):
-    moved, still = (loop.train(small(m), tmp_path / m)["exploration"] for m in ("set", "static"))
+    moved, still = (loop.train(small(m), tmp_path / m).exploration for m in ("set", "static"))
     assert moved > still == pytest.approx(0.1, abs=1e-4)
 
 
 def test_bf16_and_channels_last_train_too(tmp_path):
     result = loop.train(small(precision="bf16", channels_last=True, sharpness="s2sam", epochs=6), tmp_path / "run")
-    assert result["train_accuracy"] > 15
+    assert result.train_accuracy > 15
 
 
 def test_the_configuration_is_written_with_everything_resolved(tmp_path):
@@ -221,7 +225,7 @@ def test_the_configuration_is_written_with_everything_resolved(tmp_path):
 
 def test_a_run_without_validation_images_writes_plain_json(tmp_path):
     result = loop.train(small("static", validation_size=0), tmp_path / "run")
-    assert result["validation_accuracy"] is None
+    assert result.validation_accuracy is None
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
@@ -231,7 +235,7 @@ def test_validation_images_are_looked_at_as_often_as_asked_and_at_the_end(tmp_pa
     files = [tmp_path / name / "metrics.jsonl" for name in ("seldom", "always")]
     looks = [[json.loads(line)["validation_accuracy"] for line in file.read_text().splitlines()] for file in files]
     assert looks[0] == [None, *looks[1][1:]]
-    assert seldom["validation_accuracy"] == always["validation_accuracy"]
+    assert seldom.validation_accuracy == always.validation_accuracy
 
 
 def test_the_health_of_the_topology_is_recorded_by_epoch_and_in_the_result(tmp_path):
@@ -239,11 +243,11 @@ def test_the_health_of_the_topology_is_recorded_by_epoch_and_in_the_result(tmp_p
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["updates"] for record in records] == [2, 2, 2]
     assert all(0.3 < record["churn"] <= 0.5 for record in records)  # some of what is dropped at random comes back
-    assert result["health"]["churn"] == pytest.approx(sum(record["churn"] for record in records) / 3)
-    assert records[0]["exploration"] < records[2]["exploration"] == result["exploration"]
+    assert result.health.churn == pytest.approx(sum(record["churn"] for record in records) / 3)
+    assert records[0]["exploration"] < records[2]["exploration"] == result.exploration
     masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
     dead = sum(int((~mask.flatten(1).any(1)).sum()) for mask in masks.values())
-    assert (result["health"]["dead_filters"], result["health"]["filters"]) == (dead, 32 + 64 + 64 + 10)
+    assert (result.health.dead_filters, result.health.filters) == (dead, 32 + 64 + 64 + 10)
     assert records[2]["dead_filters"] == pytest.approx(dead / 170)
-    still = loop.train(small("static"), tmp_path / "still")["health"]
-    assert still["churn"] is None
+    still = loop.train(small("static"), tmp_path / "still").health
+    assert still.churn is None

@@ -1,5 +1,6 @@
 """Runs that meet damage, kills and missing folders."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, with_checksum, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
-from flatsparse.experiments.run import loop as loop
-from flatsparse.experiments.run.checkpoint import load_checked, read_metrics, read_probes, read_result
+from flatsparse.experiments.run import loop
+from flatsparse.experiments.run.checkpoint import load_checked
 from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.watcher import Silent
 
 RUN = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=4, sparsity=0.9, sharpness="s2sam")
 
@@ -27,14 +30,14 @@ class Killed(BaseException):
     """Stands for a kill between two epochs."""
 
 
-class After(loop.Silent):
+class After(Silent):
     """Does something after an epoch."""
 
     def __init__(self, epoch, act):
         self.epoch, self.act = epoch, act
 
     def finished_epoch(self, record):
-        if record["epoch"] == self.epoch:
+        if record.epoch == self.epoch:
             self.act()
 
 
@@ -84,7 +87,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(stopped, tm
         loop.train(RUN, stopped, resume=True)
     (stopped / "checkpoint.previous.pt").replace(stopped / "checkpoint.pt")
     again = loop.train(RUN, stopped, resume=True)
-    assert again["test_accuracy"] == whole["test_accuracy"]
+    assert again.test_accuracy == whole.test_accuracy
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (stopped, tmp_path / "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -137,18 +140,18 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_goes_on(stopped, tmp_pa
             loop.train(RUN, stopped, resume=True)
     assert "\n" not in str(caught.value)
     assert (stopped / "checkpoint.pt").read_bytes() == before
-    assert loop.train(RUN, stopped, resume=True)["steps"] == 16
+    assert loop.train(RUN, stopped, resume=True).steps == 16
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    epoch = loop._epoch
+    epoch = loop.train_epoch
 
-    def diverging(run, parts, progress, *others):
-        record = epoch(run, parts, progress, *others)
-        return {**record, "train_loss": float("inf")} if progress.epoch == 3 else record
+    def diverging(parts, progress, *others):
+        record = epoch(parts, progress, *others)
+        return dataclasses.replace(record, train_loss=float("inf")) if progress.epoch == 3 else record
 
-    monkeypatch.setattr(loop, "_epoch", diverging)
+    monkeypatch.setattr(loop, "train_epoch", diverging)
     with pytest.raises(InputError, match=r"inf in epoch 3.*checkpoint is kept"):
         loop.train(RUN, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -196,7 +199,7 @@ def finished(tmp_path_factory):
     gain = dict.fromkeys(("worst", "sam", "previous", "random"), 0.1)
     seen = {"rho": 0.05, "gain": gain, "cosine": 0.5, "curvature": {"all": {"largest": 1.0}, "live": {"largest": 1.0}}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Probe, "look", lambda self, parts, step: {"step": step, **seen})  # which takes its time
+        patch.setattr(loop.Probe, "measure", lambda self, parts, step: {"step": step, **seen})  # which takes its time
         loop.train(change(RUN, probe="every=8"), out)
     return out
 
@@ -241,7 +244,7 @@ def test_two_processes_do_not_train_one_run(stopped):
     with alone_in(stopped), pytest.raises(InputError, match="another process is at work"):
         loop.train(RUN, stopped, resume=True)
     assert {file.name: file.read_bytes() for file in stopped.iterdir()} == before
-    assert loop.train(RUN, stopped, resume=True)["epochs"] == 4
+    assert loop.train(RUN, stopped, resume=True).epochs == 4
 
 
 def test_a_run_keeps_others_out_while_it_trains(tmp_path):
@@ -269,7 +272,8 @@ def test_equal_runs_leave_equal_files_in_whatever_process(tmp_path):
     code = """if True:
         import sys, torch
         from pathlib import Path
-                from flatsparse.experiments.run.loop import train
+        from flatsparse.experiments.run.config import RunConfig
+        from flatsparse.experiments.run.loop import train
         torch.set_num_threads(1)
         train(RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=2, sharpness="s2sam"), Path(sys.argv[1]))
     """

@@ -16,7 +16,7 @@ from flatsparse.experiments.bench import suite
 from flatsparse.experiments.claims import alone_in, in_use
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.text import print_bench
-from flatsparse.experiments.run.checkpoint import environment
+from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.terminal import Console
 
 

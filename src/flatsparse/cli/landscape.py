@@ -11,7 +11,7 @@ from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.plotting import save
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.text import print_landscape
-from flatsparse.experiments.run.ddp import started_together
+from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
 
@@ -26,7 +26,7 @@ class Landscape:
     """Go on in the folder, perhaps with other runs; what is measured is not measured again."""
 
     def __call__(self) -> None:
-        if started_together():
+        if under_torchrun():
             raise InputError("landscape starts its own processes: run it without torchrun, with --jobs")
         console = Console()
         records = measure(self.settings, self.out, resume=self.resume, console=console)

@@ -79,11 +79,14 @@ def _plain_warnings() -> Iterator[None]:
 def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.cli.bench import Bench
-        from flatsparse.cli.commands import Compare, Export, List, Train
+        from flatsparse.cli.compare import Compare
+        from flatsparse.cli.export import Export
         from flatsparse.cli.landscape import Landscape
+        from flatsparse.cli.list import List
         from flatsparse.cli.report import Report
         from flatsparse.cli.reproduce import Reproduce
-        from flatsparse.experiments.run.ddp import Unanswered
+        from flatsparse.cli.train import Train
+        from flatsparse.experiments.run.ddp import WorkerLost
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.common.errors import InputError
@@ -103,7 +106,7 @@ def _run(arguments: Sequence[str]) -> None:
         with _plain_warnings():
             command()
     except InputError as problem:
-        _fail(str(problem), by_all=isinstance(problem, Unanswered))
+        _fail(str(problem), by_all=isinstance(problem, WorkerLost))
     except SystemExit as end:  # no command of ours exits by itself
         _fail(
             f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"

@@ -11,8 +11,8 @@ import tyro
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
 from flatsparse.experiments.report.text import print_record
-from flatsparse.experiments.reproduce.making import Choice, make
-from flatsparse.experiments.run.ddp import started_together
+from flatsparse.experiments.reproduce.run import Choice, run_recipe
+from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
 
@@ -26,7 +26,7 @@ class Reproduce(Choice):
     """The folder that all recipes share: runs, which none repeats, and <name>-<scale>.json."""
 
     def __call__(self) -> None:
-        if started_together():
+        if under_torchrun():
             raise InputError("reproduce starts its own processes: run it without torchrun, with --jobs")
         everything = list(recipes().values()) if self.name == "all" else [load(self.name)]
         console = Console()
@@ -36,7 +36,7 @@ class Reproduce(Choice):
         refused = None
         for recipe in everything:
             try:
-                record = make(recipe, choice, self.out, console)
+                record = run_recipe(recipe, choice, self.out, console)
             except InputError as problem:  # of all, the others go on
                 if len(everything) == 1:
                     raise

@@ -29,7 +29,7 @@ from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
 from flatsparse.experiments.data.splits import Images, batches
 from flatsparse.experiments.run import task
-from flatsparse.experiments.run.checkpoint import environment
+from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval, median
 from flatsparse.export import (
@@ -129,7 +129,7 @@ def export(
     out: Path,
     *,
     images: int = 1000,
-    tell: Callable[[str, dict[str, Any]], None],
+    report: Callable[[str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Write a run in some forms, each of which is read back and computes the outputs of test images.
 
@@ -137,7 +137,7 @@ def export(
         formats: names in ``FORMS``.
         out: the folder; what an earlier export of the same run wrote there is replaced, anything else is left alone.
         images: of the test set, the first so many.
-        tell: is called with each form and what was found.
+        report: is called with each form and its record.
 
     Returns: what ``export.json`` says, see docs/export.md.
     Raises: InputError for a form that is unknown, cannot be written or says other than the run; its file is then not there.
@@ -148,11 +148,11 @@ def export(
         if name not in FORMS:
             raise unknown("format", name, FORMS)
     with alone_in(out):
-        return _export(run, formats, out, images, tell)
+        return _export(run, formats, out, images, report)
 
 
 def _export(
-    run: Finished, formats: tuple[str, ...], out: Path, images: int, tell: Callable[[str, dict[str, Any]], None]
+    run: Finished, formats: tuple[str, ...], out: Path, images: int, report: Callable[[str, dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Write a run in forms that there are, into a folder that is there."""
     record = _claimed(run, formats, out)
@@ -168,7 +168,7 @@ def _export(
             os.replace(file, out / file.name)
         record["formats"][name] = found
         write_json(out / RECORD, record)
-        tell(name, record["formats"][name])
+        report(name, record["formats"][name])
     return record
 
 

@@ -11,8 +11,8 @@ from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from flatsparse.experiments.data.splits import Images
 from flatsparse.experiments.run.config import change
+from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.run.loop import evaluate
 
 
 def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def trained(run: Finished) -> Thinned:
 
     Raises: InputError for a run that removed no channel.
     """
-    if not run.result.get("channels"):
+    if not run.result.channels:
         raise InputError(f"'{run.folder}' removed no channels: give a run of chex or chase")
-    return Thinned(run.model, run.masks, run.result["channels"], functools.partial(_accuracy, run))
+    return Thinned(run.model, run.masks, run.result.channels, functools.partial(_accuracy, run))
 
 
 @torch.no_grad()

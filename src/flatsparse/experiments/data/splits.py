@@ -68,7 +68,7 @@ class Images:
         """Those at some places, copied."""
         return Images(self.at(index), self.labels[index])
 
-    def part(self, index: Tensor) -> Images:
+    def subset(self, index: Tensor) -> Images:
         """Those at some places, in the memory of these."""
         return Images(self.stored, self.labels[index], index if self.rows is None else self.rows[index])
 
@@ -189,14 +189,14 @@ def split(
         raise InputError(f"--label-noise is for images, and '{data.name}' is of tokens: leave it out")
     order = torch.randperm(len(source), generator=generator("validation", data.name))
     free = torch.arange(rest) if apart else order[held_out:]
-    train = data.pool.part(free[torch.randperm(rest, generator=generator(seed, "subset"))[:size]])
+    train = data.pool.subset(free[torch.randperm(rest, generator=generator(seed, "subset"))[:size]])
     if train.are_tokens:
         mean, std = torch.zeros(1), torch.ones(1)  # which nothing reads
     else:
         labels = with_label_noise(train.labels, label_noise, data.classes, seed)
         train = dataclasses.replace(train, labels=labels)
         mean, std = _statistics(train)
-    return Splits(train, source.part(order[:held_out]), data.test, mean, std)
+    return Splits(train, source.subset(order[:held_out]), data.test, mean, std)
 
 
 def _statistics(train: Images) -> tuple[Tensor, Tensor]:
@@ -230,7 +230,7 @@ def batches(
     augment: bool = False,
     seed: int | None = None,
     epoch: int = 0,
-    part: slice = slice(None),
+    shard: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalized batches (N, C, H, W) in channels-last order, or token numbers (N, length) as they are, with their labels.
 
@@ -240,7 +240,7 @@ def batches(
         size: images a batch; the last may be smaller.
         augment: crop at random after padding by 4 zeros, and flip half of the images.
         seed: shuffles, and draws the augmentation, from (seed, epoch); without it the order is the data's own.
-        part: give only these images of each batch, as they are in the whole of it.
+        shard: of each batch, the images to give; they are augmented as in the whole batch.
     """
     device = data.stored.device
     source = generator(seed or 0, "epoch", epoch)
@@ -249,11 +249,11 @@ def batches(
         if augment:
             corner = torch.randint(0, 9, (2, len(index), 1), generator=source)
             flipped = torch.rand(len(index), 1, generator=source) < 0.5
-            images = _cropped(data.at(index[part].to(device)), corner[:, part, 0].to(device))
-            images = torch.where(flipped[part, :, None, None].to(device), images.flip(2), images)
+            images = _cropped(data.at(index[shard].to(device)), corner[:, shard, 0].to(device))
+            images = torch.where(flipped[shard, :, None, None].to(device), images.flip(2), images)
         else:
-            images = data.at(index[part].to(device))
-        labels = data.labels[index[part].to(device)]
+            images = data.at(index[shard].to(device))
+        labels = data.labels[index[shard].to(device)]
         yield (images if data.are_tokens else _normalized(images, splits)), labels
 
 

@@ -6,8 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.splits import at_once, batches
-from flatsparse.experiments.grid.pool import workers
+from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.landscape import curved
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.records import tabulate
@@ -37,11 +37,21 @@ BATCH = 40  # images; with many more, what is between layers leaves the caches
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some consecutive points of one surface, and the file that holds their losses once they are known."""
+class _Measurement:
+    """A part of what is measured of the run in a folder, which another process can be given."""
 
     settings: Landscape
     folder: Path
+
+    def lost(self, reason: str) -> None:
+        """Stop: the process that measured it died."""
+        raise InputError(f"'{self.folder}' could not be measured: {reason}, with --resume")
+
+
+@dataclass(frozen=True)
+class Piece(_Measurement):
+    """Some consecutive points of one surface, and the file that holds their losses once they are known."""
+
     kind: Kind
     pair: int
     start: int
@@ -57,26 +67,24 @@ class Piece:
         """Images that go through the network."""
         return len(self.points) * self.settings.images
 
-    def measure(self) -> None:
-        """Measure the losses and keep them."""
+    def run(self) -> None:
+        """Measure the losses and save them."""
         chosen = self.settings
         weights, loss = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, self.bf16)
         plane = _plane(self.folder, chosen.device, chosen.data_dir, chosen.seed, self.pair, self.kind)
-        found = {"losses": surface.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
+        values = {"losses": surface.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
         if self.bf16:
-            found["rounded"] = found["losses"].clone()
+            values["rounded"] = values["losses"].clone()
             exact = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, False)[1]
-            for place in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
-                found["losses"][place] = exact(weights).cpu()
-        save_tensors(self.file, found, {})
+            for index in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
+                values["losses"][index] = exact(weights).cpu()
+        save_tensors(self.file, values, {})
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Curvature(_Measurement):
     """The curvature at the weights of one run, and the file for it."""
 
-    settings: Landscape
-    folder: Path
     file: Path
 
     @property
@@ -84,10 +92,10 @@ class Curvature:
         """As of a piece, roughly: a product with the Hessian is worth four passes."""
         return 4 * curved.PRODUCTS * self.settings.hessian_images
 
-    def measure(self) -> None:
-        """Look and keep what is seen."""
+    def run(self) -> None:
+        """Measure the curvature and save it."""
         run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
-        write_json(self.file, curved.look(run, self.settings.hessian_images, self.settings.seed))
+        write_json(self.file, curved.curvature(run, self.settings.hessian_images, self.settings.seed))
 
 
 def measure(
@@ -105,7 +113,6 @@ def measure(
     """
     settings, console = settings.resolved(), console or Console(stderr=True)
     about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
-    # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
     with claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs")):
         return _measure(settings, about, out, console)
 
@@ -115,23 +122,23 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
     (out / "pieces").mkdir(exist_ok=True)
     remove_temporary(out / "pieces")
     surfaces = {
-        (run, kind, pair): _pieces(settings, run, told, kind, pair, out / "pieces")
-        for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
+        (run, kind, pair): _pieces(settings, run, record, kind, pair, out / "pieces")
+        for run, record in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
         for kind in settings.kinds
         for pair in range(settings.pairs)
     }
     curvatures = [
-        Curvature(settings, run, out / "pieces" / f"{_curvature_key(settings, told)}-hessian.json")
-        for run, told in zip(settings.runs, about, strict=True)
+        Curvature(settings, run, out / "pieces" / f"{_curvature_key(settings, record)}-hessian.json")
+        for run, record in zip(settings.runs, about, strict=True)
         if settings.hessian_images
     ]
     # Curvature first: it is one piece a run, and long.
     _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
-    for told, looked in zip(about, curvatures, strict=False):
-        told |= read_json(looked.file)
-    for run, told in zip(settings.runs, about, strict=True):
-        if told["precision"] == "bf16":
-            told["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
+    for record, curvature in zip(about, curvatures, strict=False):
+        record |= read_json(curvature.file)
+    for run, record in zip(settings.runs, about, strict=True):
+        if record["precision"] == "bf16":
+            record["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
     values = {place: _assembled(pieces) for place, pieces in surfaces.items()}
     records = tabulate(settings, about, values)
     write_json(out / "landscape.json", {"settings": settings.as_dict(), "kinds": KINDS, "runs": records})
@@ -143,19 +150,22 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "digest": run.digest,
-        **{key: run.result[key] for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")},
-        "sparsity": run.result["sparsity"]["prunable"],
+        **{
+            key: getattr(run.result, key)
+            for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")
+        },
+        "sparsity": run.result.sparsity.prunable,
         "images": min(settings.images, len(run.splits.train)),
-        "precision": "bf16" if settings.in_bf16(run.result["flops"]["inference_dense"]) else "float32",
+        "precision": "bf16" if settings.in_bf16(run.result.flops.inference_dense) else "float32",
     }
 
 
 def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, pair: int, folder: Path) -> list[Piece]:
     """A surface's pieces. A file's name stands for all that its losses hang on."""
     axis = settings.axis(pair)
-    told = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
-    told += [settings.seed, settings.images, settings.at_once, settings.device]
-    key = _key(told)
+    parts = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
+    parts += [settings.seed, settings.images, settings.at_once, settings.device]
+    key = _key(parts)
     starts = range(0, len(axis) ** 2, PIECE)
     return [
         Piece(settings, run, kind, pair, s, about["precision"] == "bf16", folder / f"{key}-{s:05}.safetensors")
@@ -164,12 +174,12 @@ def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, p
 
 
 def _curvature_key(settings: Landscape, about: dict[str, Any]) -> str:
-    told = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
-    return _key([*told, settings.seed, settings.hessian_images, settings.device])
+    parts = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
+    return _key([*parts, settings.seed, settings.hessian_images, settings.device])
 
 
-def _key(told: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+def _key(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, console: Console) -> None:
@@ -181,29 +191,13 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
     before = whole - sum(piece.work for piece in todo)
     with Progress(console, "measuring", whole, done=before) as progress:
         assert settings.jobs is not None  # resolved
-        with workers(settings.jobs) as pool:
-            for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
-                progress.advance(done)
+        with local_executor(settings.jobs) as executor:
+            for piece, _ in executor.map(todo):
+                progress.advance(piece.work)
                 progress.update(note=f"{progress.done / whole:.0%}")
     if not console.is_terminal:
-        told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
-        console.print(f"measured {len(todo)} pieces{told}")
-
-
-def _side_by_side(pieces: Sequence[Piece | Curvature], pool: ProcessPoolExecutor) -> Iterator[int]:
-    waiting = {pool.submit(_measure_piece, piece) for piece in pieces}
-    try:
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield sum(future.result() for future in done)
-    finally:  # after a failure, or Ctrl-C, what has not begun shall not begin
-        for future in waiting:
-            future.cancel()
-
-
-def _measure_piece(piece: Piece | Curvature) -> int:
-    piece.measure()
-    return piece.work
+        earlier = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
+        console.print(f"measured {len(todo)} pieces{earlier}")
 
 
 # A worker's pieces mostly belong to the surface that the last one belonged to.
@@ -259,10 +253,10 @@ def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
 
 
 def _losses(piece: Piece, what: str) -> Tensor:
-    found = load_tensors(piece.file)[0].get(what)
-    if found is None or len(found) != len(piece.points):
+    values = load_tensors(piece.file)[0].get(what)
+    if values is None or len(values) != len(piece.points):
         raise corrupt_file(piece.file, f"it has not the {what} of its points")
-    return found
+    return values
 
 
 def _centre(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What S²-SAM does, measured: the recipes of the page `docs/evidence.md`.
+"""The measurements of what S²-SAM does: the recipes of the page `docs/evidence.md`.
 
 A net that has fitted its training set is where flatness can pay, so the settings are small enough to be fitted on two cores:
 500 images of CIFAR-10 as they are, 300 scans of digits.
@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flatsparse.experiments.compare import TUNING_SEEDS
-from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, both
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, run_at
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.sharpness import Sharpness

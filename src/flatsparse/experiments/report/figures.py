@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flatsparse.experiments.bench.results import Table as BenchTable
-from flatsparse.experiments.compare import Table
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.plotting import LINE, caption, plain
 from flatsparse.experiments.report.columns import beside
 from flatsparse.experiments.report.sentences import setting
 from flatsparse.experiments.reproduce import pictures
+from flatsparse.experiments.run.records import EpochRecord
 
 RATIO_COLORS = {
     "wall": "#999999",
@@ -34,8 +35,9 @@ def differences(tables: Sequence[Table]) -> Figure:
         base = table.row("none")
         compared = [row for row in table.rows if row.difference is not None]
         for height, row in enumerate(reversed(compared)):
-            gaps = [value - other for value, other in zip(row.accuracies, base.accuracies, strict=True)]
-            axis.plot(gaps, [height] * len(gaps), "o", color=color(row.sharpness), alpha=0.35, markersize=5, mew=0)
+            axis.plot(
+                row.gaps, [height] * len(row.gaps), "o", color=color(row.sharpness), alpha=0.35, markersize=5, mew=0
+            )
             d = row.difference
             assert d is not None  # compared
             reach = d.half if d.bounded else 0.0
@@ -79,7 +81,7 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
     """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
@@ -89,8 +91,8 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         strict=True,
     ):
         for name, seeds in records.items():
-            lines = [[record[key] for record in seed if record[key] is not None] for seed in seeds]
-            epochs = [epoch for epoch, record in enumerate(seeds[0], 1) if record[key] is not None]
+            lines = [[value for record in seed if (value := getattr(record, key)) is not None] for seed in seeds]
+            epochs = [epoch for epoch, record in enumerate(seeds[0], 1) if getattr(record, key) is not None]
             if not epochs:
                 continue
             for line in lines:
@@ -105,7 +107,7 @@ def curves(records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
     return figure
 
 
-def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
+def topology(records: Sequence[EpochRecord]) -> Figure:
     """Churn, exploration and dead filters by epoch."""
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     panels = (
@@ -114,7 +116,7 @@ def topology(records: Sequence[Mapping[str, Any]]) -> Figure:
         ("dead_filters", "dead filters, %"),
     )
     for axis, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        points = [(record["epoch"], 100 * record[key]) for record in records if record[key] is not None]
+        points = [(record.epoch, 100 * value) for record in records if (value := getattr(record, key)) is not None]
         axis.plot([epoch for epoch, _ in points], [value for _, value in points], color=LINE, marker=".")
         axis.set_xlim(0.5, len(records) + 0.5)
         axis.set_ylim(0, 1.1 * max([value for _, value in points], default=0) or 1)

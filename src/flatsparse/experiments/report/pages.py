@@ -14,7 +14,8 @@ from matplotlib.colors import to_hex
 from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.bench.suite import NOTES, Bench
-from flatsparse.experiments.compare import Comparison, Table
+from flatsparse.experiments.compare import Comparison
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
@@ -23,19 +24,20 @@ from flatsparse.experiments.report.columns import ACCURACY, COST, columns
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences, setting
 from flatsparse.experiments.run import probe
-from flatsparse.experiments.run.checkpoint import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
 from flatsparse.experiments.run.method import removal
+from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.measure.sharpness import DEFINITION
 
 PAGE = "report.html"
 
 
-def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
+def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
     """Write the page of a single run. Returns the file."""
     records, probes = read_metrics(out, result), read_probes(out)
-    sparsity = f"{result['sparsity']['prunable']:.1%}"
+    sparsity = f"{result.sparsity.prunable:.1%}"
     return html.write(
         out / PAGE,
         "run.html.j2",
@@ -55,13 +57,9 @@ def write_run(run: ResolvedRun, result: Mapping[str, Any], out: Path) -> Path:
 def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path) -> Path:
     """Write the page of a comparison. Returns the file."""
 
-    def folder(table: Table, sharpness: str, seed: int) -> Path:
-        return out / "runs" / f"noise{table.label_noise:g}-{sharpness}-seed{seed}"
-
     def of_table(table: Table) -> dict[str, Any]:
-        seeds = range(comparison.seeds)
         curves: dict[str, Any] = {
-            r.sharpness: [_metrics(folder(table, r.sharpness, seed)) for seed in seeds] for r in table.rows
+            row.sharpness: [_metrics(out / folder) for folder in row.folders] for row in table.rows
         }
         return {
             "table": table,
@@ -86,7 +84,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         label=label,
         ball_radius=tables[0].rows[0].ball_radius,
         sharpness_definition=DEFINITION,
-        layers=_layers(folder(tables[0], "none", 0)),
+        layers=_layers(out / tables[0].row("none").folders[0]),
         settings=_settings(comparison),
         command=f"flatsparse compare {flags(comparison)} --out {out}",
     )
@@ -156,7 +154,7 @@ def _curvature(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
+def _metrics(folder: Path) -> list[EpochRecord]:
     return read_metrics(folder, read_result(folder))
 
 

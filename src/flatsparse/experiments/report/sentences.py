@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from flatsparse.experiments.compare import Row, Table
+from flatsparse.experiments.comparison_table import Row, Table
 from flatsparse.experiments.labels import label
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval
 
 UNLEARNED = (
@@ -22,10 +20,11 @@ def setting(table: Table) -> str:
 
 def comparison_sentences(table: Table) -> list[str]:
     """A comparison's table in sentences."""
+    failed = [f"Failed: {failure}." for failure in table.failures]
     if not table.learned:
-        return [UNLEARNED]
-    of_rows = [_sentence(row) + _edge(row, table) for row in table.rows if row.difference is not None]
-    return of_rows + _control(table)
+        return [UNLEARNED, *failed]
+    of_rows = [_sentence(row) + _edge(row, table) + _unpaired(row) for row in table.rows if row.difference is not None]
+    return of_rows + _control(table) + failed
 
 
 def _sentence(row: Row) -> str:
@@ -46,6 +45,10 @@ def _edge(row: Row, table: Table) -> str:
     return ""
 
 
+def _unpaired(row: Row) -> str:
+    return f" Without {row.unpaired} seed{'' if row.unpaired == 1 else 's'} that failed." if row.unpaired else ""
+
+
 def _control(table: Table) -> list[str]:
     d = table.over_random
     if d is None or d.n < 2:
@@ -62,47 +65,33 @@ def _verb(d: Interval) -> str:
     return {"helps": "helps", "hurts": "hurts", "within noise": "is within noise"}[d.verdict]
 
 
-def run_sentences(result: Mapping[str, Any]) -> list[str]:
+def run_sentences(result: RunResult) -> list[str]:
     """A finished run in sentences."""
-    flops, seconds, ball = result["flops"], result["seconds"], result["ball"]
+    flops, seconds, ball = result.flops, result.seconds, result.ball
     return [
-        f"Test accuracy {result['test_accuracy']:.2f} %, read once at the end;"
-        f" training accuracy {result['train_accuracy']:.2f} %.",
-        f"{result['gradient_evaluations']} gradients in {result['steps']} steps; {seconds['train']:.1f} s of training,"
-        f" {1000 * seconds['step_median']:.1f} ms a step (median), {result['images_per_second']:.0f} images a second.",
-        f"Training cost {flops['train'] / flops['train_dense']:.1%} of dense training's FLOPs, inference"
-        f" {flops['inference'] / flops['inference_dense']:.1%} of dense inference's,"
+        f"Test accuracy {result.test_accuracy:.2f} %, read once at the end;"
+        f" training accuracy {result.train_accuracy:.2f} %.",
+        f"{result.gradient_evaluations} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
+        f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} images a second.",
+        f"Training cost {flops.train / flops.train_dense:.1%} of dense training's FLOPs, inference"
+        f" {flops.inference / flops.inference_dense:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
-        f"The loss rises by {ball['increase']:.4f} within a radius of {ball['radius']:g}.",
+        f"The loss rises by {ball.increase:.4f} within a radius of {ball.radius:g}.",
         *topology_sentences(result),
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
 
 
-def topology_warnings(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
-    """The problems of the topology after an epoch that were not there after the one before."""
-    found = [
-        f"layer {name} has collapsed: {share:.0%} of its filters have no active weight; lower --sparsity, or --exclude it"
-        for name, share in record["collapsed"].items()
-        if before is None or name not in before["collapsed"]
-    ]
-    if record["churn"] == 0 and (before is None or before["churn"] != 0):
-        found.append(f"{record['updates']} updates of the masks changed nothing; raise --drop-fraction, if it is small")
-    return found
-
-
-def topology_sentences(result: Mapping[str, Any]) -> list[str]:
+def topology_sentences(result: RunResult) -> list[str]:
     """A finished run's topology in sentences."""
-    health = result["health"]
+    health = result.health
     moved = (
-        "Masks never moved"
-        if health["churn"] is None
-        else f"An update changed {health['churn']:.1%} of the active weights"
+        "Masks never moved" if health.churn is None else f"An update changed {health.churn:.1%} of the active weights"
     )
     sentences = [
-        f"{moved}; {result['exploration']:.1%} of the prunable weights were active at some time,"
-        f" {health['dead_filters']} of {health['filters']} filters have none at the end."
+        f"{moved}; {result.exploration:.1%} of the prunable weights were active at some time,"
+        f" {health.dead_filters} of {health.filters} filters have none at the end."
     ]
-    if health["collapsed"]:
-        sentences.append(f"Collapsed, with nearly all filters dead: {', '.join(health['collapsed'])}.")
+    if health.collapsed:
+        sentences.append(f"Collapsed, with nearly all filters dead: {', '.join(health.collapsed)}.")
     return sentences

@@ -23,9 +23,10 @@ from flatsparse.experiments.recipes.recipe import Scale
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import topology_sentences
 from flatsparse.experiments.reproduce.verdict import LEVEL, VERDICTS
-from flatsparse.experiments.run.checkpoint import read_config, read_metrics, read_result
 from flatsparse.experiments.run.config import as_json, change
+from flatsparse.experiments.run.folder import read_config, read_metrics, read_result
 from flatsparse.experiments.run.load import run_of
+from flatsparse.experiments.run.records import EpochRecord
 
 SOME, WORD = (float, None), (str, None)
 # Verdicts of records made before there was one set of words for all; what contradicts either hurts or helps too little.
@@ -165,7 +166,7 @@ def run(folder: Path) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in as_json(anywhere).items() if name not in ("seed", "data_dir")},
         "command": f"{threads}flatsparse train {flags(anywhere)}",
         "topology": topology_sentences(result),
-        "epochs": [line["epoch"] for line in thinned(lines)],
+        "epochs": [line.epoch for line in thinned(lines)],
         "curves": {name: curve for name in CURVES if (curve := _curve(name, thinned(lines)))},
     }
 
@@ -181,8 +182,8 @@ def thinned(lines: Sequence[Any]) -> Sequence[Any]:
     return [lines[round(n * (len(lines) - 1) / (MOST_POINTS - 1))] for n in range(MOST_POINTS)]
 
 
-def _curve(name: str, lines: Sequence[Mapping[str, Any]]) -> list[float | None] | None:
-    values = [line[name] for line in lines]
+def _curve(name: str, epochs: Sequence[EpochRecord]) -> list[float | None] | None:
+    values = [getattr(epoch, name) for epoch in epochs]
     if all(value is None for value in values):
         return None
     factor = 100 if name in SHARES else 1

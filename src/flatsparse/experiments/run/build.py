@@ -19,7 +19,7 @@ from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import DataSet, Splits, batches, split
 from flatsparse.experiments.run.config import ResolvedRun, change
-from flatsparse.experiments.run.ddp import ALONE, Team
+from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.method import with_method_options
 from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
@@ -38,10 +38,11 @@ class Parts:
     """The live parts of a run, and the run with the sizes of its data and its method's own options filled in.
 
     Attributes:
-        own_period: the steps between updates that the method would have had, or that were asked for.
-        net: the model, or what wraps it for several processes; training goes through it.
+        own_period: the steps between mask updates that were asked for, or else the method's own before it was shortened.
+        net: the model as it is trained: wrapped for several processes, or compiled.
         fresh: makes another such model, with weights of its own.
-        data: what the splits were taken from.
+        data: the data set that the splits were taken from.
+        context: the processes that train the run together.
         gradient: of the step before, on steps that compare the two.
     """
 
@@ -59,17 +60,18 @@ class Parts:
     steps_per_epoch: int
     fresh: Callable[[], nn.Module]
     data: DataSet
+    context: DistContext = SINGLE
     gradient: Tensor | None = None
 
 
-def build(run: ResolvedRun, team: Team = ALONE) -> Parts:
-    """Make a run's data, network, optimizer and masks, all from its seed.
+def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
+    """Return a run's data, network, optimizer and masks, all made from its seed.
 
-    Raises: InputError for what cannot be run, such as a batch that is too small for a team.
+    Raises: InputError for what cannot be run, such as a batch that is too small for the processes.
     """
     data, splits = make_data(run)
-    fresh = functools.partial(NETWORKS[run.model], num_classes=data.classes, in_channels=splits.train.shape[-1])
-    model, net = make_model(run, fresh, data, splits, team)
+    fresh = functools.partial(make_network, run, data)
+    model, net = make_model(run, fresh, data, splits, context)
     steps_per_epoch = math.ceil(len(splits.train) / run.optim.batch_size)
     steps = run.schedule.whole_epochs * steps_per_epoch
     optimizer = make_optimizer(run, model, steps)
@@ -93,6 +95,7 @@ def build(run: ResolvedRun, team: Team = ALONE) -> Parts:
         steps_per_epoch=steps_per_epoch,
         fresh=fresh,
         data=data,
+        context=context,
     )
 
 
@@ -100,33 +103,42 @@ def make_data(run: ResolvedRun) -> tuple[DataSet, Splits]:
     """Return a run's data set, and its splits on the run's device."""
     data = load(run.dataset.data, run.dataset.data_dir)
     check_fit(run.model, data)
-    splits = split(
+    return data, splits_of(run, data).to(torch.device(run.runtime.device))
+
+
+def splits_of(run: ResolvedRun, data: DataSet) -> Splits:
+    """Return the splits that a run takes from a data set."""
+    return split(
         data,
         train_size=run.dataset.train_size,
         validation_size=run.dataset.validation_size,
         label_noise=run.label_noise,
         seed=run.seed,
     )
-    return data, splits.to(torch.device(run.runtime.device))
+
+
+def make_network(run: ResolvedRun, data: DataSet) -> nn.Module:
+    """Return a new network of a run's kind for a data set, on the CPU."""
+    return NETWORKS[run.model](num_classes=data.classes, in_channels=data.pool.shape[-1])
 
 
 def make_model(
-    run: ResolvedRun, fresh: Callable[[], nn.Module], data: DataSet, splits: Splits, team: Team = ALONE
+    run: ResolvedRun, fresh: Callable[[], nn.Module], data: DataSet, splits: Splits, context: DistContext = SINGLE
 ) -> tuple[nn.Module, nn.Module]:
-    """Return a run's network, and the same as it is trained: over several processes, or compiled."""
+    """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
     size = run.optim.batch_size
     smallest = min((len(splits.train) - 1) % size + 1, size)
-    if smallest < team.size:
+    if smallest < context.size:
         raise InputError(
-            f"the smallest batch has {smallest} images for {team.size} processes: give another --batch-size or --train-size"
+            f"the smallest batch has {smallest} images for {context.size} processes: give another --batch-size or --train-size"
         )
     torch.manual_seed(derive(run.seed, "model"))
     model = fresh()
-    check_takes(run.model, model, data.pool, smallest // team.size)
+    check_takes(run.model, model, data.pool, smallest // context.size)
     model.to(device=run.runtime.device)
     layout = torch.channels_last if run.runtime.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
-    net = team.parallel(model)
+    net = context.parallel(model)
     if run.runtime.compile:
         torch.compiler.reset()  # graphs of an earlier run in this process would not see this run's perturbed weights
         net = torch.compile(net)  # type: ignore[assignment]  # it gives a module for a module
@@ -134,7 +146,7 @@ def make_model(
 
 
 def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
-    """Return a run's optimizer: the base, in what makes it sharpness-aware."""
+    """Return a run's optimizer: its base, wrapped to be sharpness-aware where it is."""
     base = _base(run, model)
     if run.sharpness == "none":
         return base
@@ -165,7 +177,7 @@ def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
 def make_sparse(
     run: ResolvedRun, net: nn.Module, optimizer: Optimizer, steps: int, splits: Splits, options: dict[str, Any]
 ) -> SparseTraining:
-    """Make a run's network sparse by its method."""
+    """Start a run's sparse training by its method, and return it."""
     pruning, traits = run.pruning, traits_of(kind_of(run.pruning.method))
     return sparsify(
         net,
@@ -183,7 +195,7 @@ def make_sparse(
 
 
 def _sample(run: ResolvedRun, splits: Splits, scoring: Scoring) -> dict[str, Any]:
-    """Return the options by which a method gets what it scores weights on before training."""
+    """Return the training data that a method scores weights on before training, as its options."""
     if scoring == "none":
         return {}
     shuffled = batches(splits.train, splits, run.optim.batch_size, seed=derive(run.seed, "sample"))
@@ -191,7 +203,7 @@ def _sample(run: ResolvedRun, splits: Splits, scoring: Scoring) -> dict[str, Any
 
 
 def describe(parts: Parts) -> str:
-    """Return the parts in a sentence."""
+    """Return a description of a run's parts in one sentence, and a line for each note on its data."""
     when = ""
     if parts.training.plan.rules:
         steps = parts.run.schedule.whole_epochs * parts.steps_per_epoch

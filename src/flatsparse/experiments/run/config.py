@@ -1,4 +1,4 @@
-"""The configuration of a run: everything that decides how it comes out, as asked for and as resolved.
+"""The configuration of a run: all settings that decide its outcome, as asked for and as resolved.
 
 Settings lie in groups (``run.optim.lr``). Their names are unique, so that the command line and ``config.json`` name
 them flat (``--lr``): see ``settings``, ``RunConfig.of`` and ``change``.
@@ -15,13 +15,26 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from flatsparse.experiments.run.sharpness import Sharpness
+from flatsparse.methods import methods_with
+from flatsparse.sparse.layers import PRESETS
 
 SomeSetting = TypeVar("SomeSetting", bound="Setting")
 
 
 def _without(text: str) -> Any:
-    """The help of the flag --no-… of an option that is on by default."""
+    """Return the help of the flag --no-… of an option that is on by default."""
     return tyro.conf.arg(help=text, help_behavior_hint="")
+
+
+def _for_methods(option: str, text: str) -> Any:
+    """Return the help of an option that only some methods have."""
+    return tyro.conf.arg(help=f"For {names_of_methods(option)}: {text}")
+
+
+def names_of_methods(option: str, conjunction: str = "and") -> str:
+    """Return the names of the methods that have an option, as a phrase."""
+    *others, last = methods_with(option)
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 
 @dataclass(frozen=True)
@@ -33,51 +46,58 @@ class Dataset:
     data_dir: Path | None = None
     """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
     train_size: int | None = None
-    """Use so many training images. By default all that are not held out."""
+    """Number of training images. By default all that are not held out."""
     validation_size: int | None = None
-    """Hold out so many images for choices. By default 300 of digits and 5,000 of cifar10."""
+    """Number of images held out for choices. By default 300 of digits and 5,000 of cifar10."""
     augmentation: Annotated[bool, _without("Take training images as they are, neither cropped nor flipped.")] = True
     """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
 
 
+CHANNELS = "fraction of the channels that are removed. By default the method's own."
+SUMS = "also remove channels shared through residual additions, and all others that can be removed, whatever --explore says."
+EXPLORE = "which channels: those that the authors' code removes, or all that one layer writes and that can be removed."
+FIRST_PHASE = (
+    "the scope in which weights are ranked while channels are removed. By default net, as in the authors' CIFAR script;"
+    " their ImageNet script has layer."
+)
+CHANNEL_OFFSET = (
+    "time from the removal of channels to the next mask update, in shares of --every. By default 0.5; 0 is none."
+)
+REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
+PATTERN = "keep N of each M inputs active, e.g. 2 4, in every layer made sparse (--exclude the others)."
+LAYERS = f"What to leave dense, by whose convention: {', '.join(PRESETS)}; `flatsparse list layers` shows the outcome."
+
+
 @dataclass(frozen=True)
 class Pruning:
-    """What is made sparse, by which method."""
+    """The sparse-training method, and what it makes sparse."""
 
     method: str = "rigl"
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
-    """Fraction of the prunable weights that are zero. By default 0.9, and 0 for dense and for chex, of which it comes out."""
-    channels: float | None = None
-    """Fraction of the channels that are removed, for chex, which takes no sparsity, and chase. By default the method's own."""
-    sums: bool = False
-    """For chex and chase, remove all channels that can go, whatever --explore says, as those of a residual stream, too."""
-    explore: Literal["published", "removable"] | None = None
-    """For chex and chase, which channels: those that the authors' code removes, or all that one layer writes and that can go."""
-    first_phase: Literal["net", "layer"] | None = None
-    """For chase, what weights are ranked in while channels go. By default net, as on CIFAR; its ImageNet script has layer."""
-    last_phase: Literal["net", "layer"] | None = None
-    """For chase, the same afterwards."""
-    channel_offset: float | None = None
-    """For chase, how long before an update of the masks channels go, in shares of --every. By default 0.5; 0 is together."""
+    """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; methods that are given only
+    --channels take none."""
+    channels: Annotated[float | None, _for_methods("channels", CHANNELS)] = None
+    sums: Annotated[bool, _for_methods("sums", SUMS)] = False
+    explore: Annotated[Literal["published", "removable"] | None, _for_methods("explore", EXPLORE)] = None
+    first_phase: Annotated[Literal["net", "layer"] | None, _for_methods("first_phase", FIRST_PHASE)] = None
+    last_phase: Annotated[Literal["net", "layer"] | None, _for_methods("last_phase", "the same afterwards.")] = None
+    channel_offset: Annotated[float | None, _for_methods("channel_offset", CHANNEL_OFFSET)] = None
     distribution: str | None = None
-    """How live weights are shared out between layers: uniform, er, erk or global. By default the method's own."""
+    """How active weights are allocated to layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
     """Steps between updates of the masks. By default the method's own, shortened so that there are at least ten."""
     until: float | None = None
     """Share of the run after which masks no longer change. By default the method's own."""
     drop_fraction: float | None = None
-    """Fraction of live weights moved at an update, or pruned after a round. By default the method's own."""
-    rewind: int | None = None
-    """Step of the first round to whose weights lth goes back. By default 0, the initial weights."""
-    pattern: tuple[int, int] | None = None
-    """Keep N of each M inputs live, e.g. 2 4, in every layer made sparse (--exclude the others); for static, set and rigl."""
+    """Fraction of active weights moved at an update, or pruned after a round. By default the method's own."""
+    rewind: Annotated[int | None, _for_methods("rewind", REWIND)] = None
+    pattern: Annotated[tuple[int, int] | None, _for_methods("pattern", PATTERN)] = None
     include: tuple[str, ...] = ()
     """Only make layers sparse whose names or kinds (Conv2d) match one of these patterns."""
     exclude: tuple[str, ...] = ()
     """Leave layers dense whose names or kinds (Linear) match one of these patterns."""
-    layers: str = "all"
-    """What to leave dense, by whose convention: all, grasp, rigl, dsr or mest; `flatsparse list layers` shows the outcome."""
+    layers: Annotated[str, tyro.conf.arg(help=LAYERS)] = "all"
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ class Optim:
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes; evaluations are without it."""
     batch_size: int = 128
-    """Images a step."""
+    """Images in a step."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +125,19 @@ class Schedule:
     """The length of a run, and the course of its learning rate."""
 
     epochs: int = 30
-    """Passes over the training images, in each round of lth and lrr."""
+    """Passes over the training images, in each round of a method in rounds."""
     multiplier: float = 1.0
-    """Train so many times as long: epochs, learning-rate schedule and the last mask update scale, a period in steps does not."""
+    """Train this many times as long: epochs, schedule and the last mask update scale, a period in steps does not."""
     lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate falls: to 0 along half a cosine, to a tenth at each of --milestones, or not."""
+    """Course of the learning rate: to 0 along half a cosine, to a tenth at each of --milestones, or constant."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Shares of the run after which --lr-schedule step goes down to a tenth; RigL's: 0.3 0.7 0.9, and 5 epochs of warm-up."""
+    """Shares of the run after which --lr-schedule step goes down to a tenth. On ImageNet often 0.3 0.7 0.9, with --warmup 5."""
     warmup: int = 0
     """Epochs over which the learning rate rises linearly to where its schedule has it; --multiplier stretches them too."""
 
     @property
     def whole_epochs(self) -> int:
-        """Passes over the training images, the multiplier taken in."""
+        """Passes over the training images, with the multiplier."""
         return round(self.multiplier * self.epochs)
 
 
@@ -128,25 +148,25 @@ class Perturbation:
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
-    """How ρ changes over the run: not, as 1/√step, or down to 0."""
+    """Course of ρ over the run: constant, as 1/√step, or down to 0."""
     look_every: int = 5
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
-    """How much of the kept direction looksam adds in between, α, in lengths of the gradient."""
+    """Weight of the kept direction that looksam adds in between, α, in lengths of the gradient."""
     mask_perturbation: Annotated[bool, _without("Perturb pruned weights too, as in the released code of S²-SAM.")] = (
         True
     )
-    """Perturb live weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
+    """Perturb active weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a run is computed and evaluated."""
+    """The computation and the evaluations of a run."""
 
     validate_every: int = 1
-    """Epochs from one look at the images held out to the next; there is always one at the end."""
+    """Epochs between evaluations on the images held out; there is always one at the end."""
     batch_norm: Literal["training", "final"] = "training"
-    """Running statistics of the trained net: as training left them (taken at w + e), or taken anew at the final weights."""
+    """Running statistics of the trained net: as training left them (taken at w + e), or computed anew at the final weights."""
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -161,22 +181,22 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs that are compared with each other have in common."""
+    """The settings that runs which are compared have in common."""
 
     model: str | None = None
     """Network, by name (`flatsparse list models`). By default what suits the data."""
-    dataset: Dataset = Dataset()
-    pruning: Pruning = Pruning()
-    optim: Optim = Optim()
-    schedule: Schedule = Schedule()
-    perturbation: Perturbation = Perturbation()
-    runtime: Runtime = Runtime()
+    dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = Dataset()
+    pruning: Annotated[Pruning, tyro.conf.arg(name="pruning")] = Pruning()
+    optim: Annotated[Optim, tyro.conf.arg(name="optimizer")] = Optim()
+    schedule: Annotated[Schedule, tyro.conf.arg(name="schedule")] = Schedule()
+    perturbation: Annotated[Perturbation, tyro.conf.arg(name="perturbation")] = Perturbation()
+    runtime: Annotated[Runtime, tyro.conf.arg(name="runtime")] = Runtime()
 
     @classmethod
     def of(cls: type[SomeSetting], **settings: Any) -> SomeSetting:
         """Return a configuration with some settings, by their flat names.
 
-        >>> RunConfig.of(method="set", lr=0.05).optim.lr
+        >>> RunConfig.of(epochs=2, lr=0.05).optim.lr
         0.05
         """
         return change(cls(), **settings)
@@ -184,18 +204,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunConfig(Setting):
-    """One training run, as asked for. On one CPU, with as many threads, equal runs come out equal, bit for bit."""
+    """One training run, as asked for. On one CPU, with as many threads, equal runs give equal results, bit for bit."""
 
     sharpness: Sharpness = "none"
-    """Where the gradient is taken; `flatsparse list sharpness` describes each."""
+    """The weights at which the gradient is taken; `flatsparse list sharpness` describes each."""
     rho: float = 0.05
-    """Radius of the neighbourhood."""
+    """Radius of the perturbation, ρ."""
     label_noise: float = 0.0
     """Fraction of training labels that are made wrong."""
     seed: int = 0
     """Decides initial weights, masks, data order, augmentation and noise."""
     probe: str | None = None
-    """every=N: look at curvature and at what each direction gains every N steps; changes no weight. By default never."""
+    """every=N: measure curvature and what each direction gains every N steps; changes no weight. By default never."""
 
     @property
     def probe_every(self) -> int | None:
@@ -272,6 +292,6 @@ def kinds_of_settings(kind: type[Setting]) -> dict[str, Any]:
 
 
 def unasked(config: Any) -> Any:
-    """Return what a configuration, or a group of one, is when nothing is asked for."""
+    """Return the defaults of a configuration, or of a group of one."""
     kind = RunConfig if isinstance(config, RunConfig) else Pruning if isinstance(config, Pruning) else type(config)
     return kind()

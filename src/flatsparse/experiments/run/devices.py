@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""The devices that runs are computed on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flatsparse.common.errors import InputError
 
 
 def usable_device(name: str) -> str:
-    """A device by its name, ``auto`` made definite. Raises InputError for one that cannot be used."""
+    """Return the name of a usable device; of ``auto``, the one it stands for. Raises InputError for one that cannot be used."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder."""
+"""Finished runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -17,91 +17,87 @@ from flatsparse.common.masks_file import load_masks
 from flatsparse.common.schema import Schema, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import Splits, split
-from flatsparse.experiments.run.checkpoint import read_config, read_result
+from flatsparse.experiments.data.splits import DataSet, Splits
+from flatsparse.experiments.run.build import make_network, splits_of
 from flatsparse.experiments.run.config import ResolvedRun, kinds_of_settings
+from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, read_config, read_result
 from flatsparse.experiments.run.method import before_there_was_a_choice
+from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.task import NETWORKS
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished run left behind.
+    """A finished run.
 
     Attributes:
         model: with the true weights, in evaluation mode.
         masks: bool tensors by parameter name.
-        result: what ``result.json`` says.
-        digest: of the weights, the masks and the settings, not of the files that hold them: two runs that share it are the
-            same.
+        digest: a hash of weights, masks and settings, not of the files that hold them: two runs that share it are the same.
     """
 
     folder: Path
     run: ResolvedRun
     model: nn.Module
     masks: dict[str, Tensor]
-    result: dict[str, Any]
+    result: RunResult
     splits: Splits
     digest: str
 
 
 def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None) -> Finished:
-    """Read a finished run.
+    """Return the finished run of a folder.
 
     Args:
-        folder: what ``flatsparse train`` or a comparison wrote.
-        device: where model, masks and images go.
-        data_dir: where copies of data sets lie; by default where the run found them.
+        folder: as ``flatsparse train`` or a comparison wrote it.
+        device: of the model, the masks and the images.
+        data_dir: the folder of local copies of data sets; by default the run's own.
 
     Raises: InputError for a folder that is no run's, not finished or damaged.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(f"'{folder}' is no run's folder: give one that flatsparse train wrote")
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULT).is_file():
         raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
     config = read_config(folder)
-    settings = config["settings"]
-    run = run_of(settings, folder)
-    masks, about = load_masks(folder / "masks.safetensors")
-    tensors, _ = load_tensors(folder / "model.safetensors")
+    run = run_of(config["settings"], folder)
+    masks, about = load_masks(folder / MASKS)
+    tensors, _ = load_tensors(folder / WEIGHTS)
     data = load(run.dataset.data, data_dir or run.dataset.data_dir)
     data.check_same(config, f"'{folder}'")
-    splits = split(
-        data,
-        train_size=run.dataset.train_size,
-        validation_size=run.dataset.validation_size,
-        label_noise=run.label_noise,
-        seed=run.seed,
+    where = torch.device(device)
+    return Finished(
+        folder=folder,
+        run=run,
+        model=_model(run, data, tensors, folder).to(where).eval(),
+        masks={name: mask.to(where) for name, mask in masks.items()},
+        result=read_result(folder),
+        splits=splits_of(run, data).to(where),
+        digest=_digest(tensors, masks, about, config["settings"]),
     )
-    model = NETWORKS[str(run.model)](num_classes=data.classes, in_channels=splits.train.shape[-1])
+
+
+def _model(run: ResolvedRun, data: DataSet, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+    """Return a run's network with the weights of its folder. Raises InputError when they do not fit or are not finite."""
+    model = make_network(run, data)
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise corrupt_file(folder / "model.safetensors", f"its weights are not those of {run.model}") from None
+        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {run.model}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
-    place = torch.device(device)
-    splits = splits.to(place)
-    return Finished(
-        folder,
-        run,
-        model.to(place).eval(),
-        {name: mask.to(place) for name, mask in masks.items()},
-        read_result(folder),
-        splits,
-        _digest(tensors, masks, about, settings),
-    )
+    return model
 
 
 def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
-    """The run that a folder's settings are of. Raises InputError for settings that this version does not have."""
+    """Return the run of a folder's settings. Raises InputError for settings that this version does not have."""
     kinds = kinds_of_settings(ResolvedRun)
     odd = sorted(settings.keys() - kinds.keys())  # one that is missing is younger
     if odd or settings.get("model") not in list(NETWORKS):
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
     if (wrong := schema_error(settings, {name: _form(kinds[name]) for name in settings})) is not None:
-        raise corrupt_file(folder / "config.json", wrong)
+        raise corrupt_file(folder / CONFIG, wrong)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
@@ -109,7 +105,7 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
 
 
 def _form(kind: Any) -> Schema:
-    """What JSON has for a field of a kind."""
+    """Return the form that a field of a type has in JSON."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return set(parts)
@@ -123,6 +119,6 @@ def _form(kind: Any) -> Schema:
 def _digest(
     tensors: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, str], settings: dict[str, Any]
 ) -> str:
-    told = {name: value for name, value in settings.items() if name != "data_dir"}
-    parts = [tensor_digest(tensors, {}), tensor_digest(masks, about), told]
+    settings = {name: value for name, value in settings.items() if name != "data_dir"}
+    parts = [tensor_digest(tensors, {}), tensor_digest(masks, about), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The learning rate's way through a run."""
+"""The learning-rate schedule of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from flatsparse.experiments.run.config import ResolvedRun
 
 
 def start_schedule(run: ResolvedRun, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-    """The learning rate's way through a run, or through one round, from where it started the first time."""
+    """Return the schedule of a run, or of one of its rounds, from the initial learning rate on."""
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])
     if run.schedule.lr_schedule == "cosine" and run.schedule.warmup == 0:
         return CosineAnnealingLR(optimizer, T_max=run.schedule.whole_epochs * steps_per_epoch)
-    return LambdaLR(optimizer, lambda step: share(run, step, steps_per_epoch))
+    return LambdaLR(optimizer, lambda step: lr_factor(run, step, steps_per_epoch))
 
 
-def share(run: ResolvedRun, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is at a step, counted from 0, as a share of ``--lr``.
+def lr_factor(run: ResolvedRun, step: int, steps_per_epoch: int) -> float:
+    """Return the factor of ``--lr`` at a step, counted from 0.
 
     Warm-up (Goyal et al. 2017, sec. 2.2) multiplies the schedule rather than delaying it, so milestones stay where they are.
     """

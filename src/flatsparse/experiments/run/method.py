@@ -11,7 +11,7 @@ from typing import Any
 
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.run.config import ResolvedPruning, ResolvedRun, change
-from flatsparse.methods import METHODS, kind_of, methods_with, named, options_of, traits_of
+from flatsparse.methods import METHODS, kind_of, named, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.plan import Plan, due_steps
 
@@ -22,13 +22,8 @@ AMPLE = 10**6  # steps: no method finds such a run too short
 UPDATES = 10  # a run has at least so many mask updates
 
 
-def of_methods(option: str) -> str:
-    """Return the names of the methods that have an option, as a phrase."""
-    return " or ".join(methods_with(option))
-
-
 def removal(pruning: ResolvedPruning) -> str:
-    """Return what a method removes, as a phrase."""
+    """Return the part that a method removes, as a phrase."""
     if not traits_of(kind_of(pruning.method)).takes_sparsity:
         return f"{pruning.channels:.0%} of its channels removed"
     return f"{pruning.sparsity:.0%} of its weights zero"
@@ -57,7 +52,7 @@ def rounds_of(run: ResolvedRun) -> int:
 
 
 def before_there_was_a_choice(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the method of recorded settings did where they do not say, because they are older than the option."""
+    """Return what the method of recorded settings did by an option that is younger than they are, by the option's name."""
     kind = METHODS.get(str(settings.get("method")))
     options = () if kind is None else options_of(kind)
     return {name: value for name, value in FILLED_IN.items() if name not in settings and name in options}

@@ -1,28 +1,28 @@
-"""Figures of a finished run beyond its accuracy."""
+"""Metrics beside accuracy: macro scores, accuracy above chance, steps to an accuracy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from flatsparse.experiments.data.splits import IGNORED
+from flatsparse.experiments.run.records import EpochRecord
 
-REACHED = (50, 60, 70, 80, 90, 95)  # percent; what ``steps_to`` in a result asks for
+REACHED = (50, 60, 70, 80, 90, 95)  # percent; the levels of ``steps_to`` in a result
 
 
 def confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """How often each class (row) was taken for each (column), int64 (classes, classes), where anything is asked for."""
+    """Return how often each class (row) was predicted as each (column), int64 (classes, classes), over all that has a target."""
     asked = targets != IGNORED
     pairs = targets[asked] * classes + outputs.argmax(-1)[asked]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def macro(counts: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 in percent, each a plain mean over the classes that occur among the labels.
+    """Return precision, recall and F1 in percent, each a plain mean over the classes that occur among the labels.
 
     F1 is the mean of the classes' F1, not the F1 of the means (the two differ: Opitz & Burst 2019). A class that is
     never predicted has precision 0.
@@ -31,18 +31,18 @@ def macro(counts: Tensor) -> dict[str, float]:
         counts: see ``confusion``.
     """
     counts = counts.double()
-    there = counts.sum(1) > 0
-    hits, predicted, actual = counts.diagonal()[there], counts.sum(0)[there], counts.sum(1)[there]
-    parts = {
+    occurs = counts.sum(1) > 0
+    hits, predicted, actual = counts.diagonal()[occurs], counts.sum(0)[occurs], counts.sum(1)[occurs]
+    scores = {
         "precision": hits / predicted.clamp(min=1),
         "recall": hits / actual,
         "f1": 2 * hits / (predicted + actual),
     }
-    return {name: 100 * float(value.mean()) for name, value in parts.items()}
+    return {name: 100 * float(value.mean()) for name, value in scores.items()}
 
 
 def above_chance(counts: Tensor) -> bool:
-    """Whether more is right than naming the commonest class each time gets right, by over three standard deviations (ours).
+    """Return if more is right than always naming the commonest class gets right, by over three standard deviations (ours).
 
     Args:
         counts: see ``confusion``.
@@ -52,15 +52,12 @@ def above_chance(counts: Tensor) -> bool:
     return int(counts.diagonal().sum()) > commonest + 3 * spread
 
 
-def steps_to(records: Iterable[Mapping[str, Any]], accuracy: float) -> int | None:
-    """The optimizer steps at the end of the first epoch that reaches an accuracy in percent on the validation images.
+def steps_to(epochs: Iterable[EpochRecord], accuracy: float) -> int | None:
+    """Return the optimizer steps at the end of the first epoch that reaches an accuracy in percent on the validation images.
 
-    None when no epoch does. Test accuracy is looked at once, at the end of a run, so it cannot be asked for.
-
-    Args:
-        records: the epochs, as ``metrics.jsonl`` has them.
+    None when no epoch does. Test accuracy is measured once, at the end of a run, so it cannot be asked for.
     """
-    for record in records:
-        if record["validation_accuracy"] is not None and record["validation_accuracy"] >= accuracy:
-            return int(record["step"])
+    for epoch in epochs:
+        if epoch.validation_accuracy is not None and epoch.validation_accuracy >= accuracy:
+            return epoch.step
     return None

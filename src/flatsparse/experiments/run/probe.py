@@ -1,4 +1,4 @@
-"""Looks at the loss around the weights while they are trained: curvature, and what each direction gains."""
+"""Probes: measurements of the loss around the weights during training: curvature, and what each direction gains."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DEFINITION = (
 
 
 class Probe:
-    """Looks every so many steps, at a copy of the model, so that training is not touched.
+    """A measurement every so many steps, on a copy of the model, so that training is not touched.
 
     Args:
-        every: steps between looks.
+        every: steps between measurements.
         parts: those of the run.
     """
 
@@ -44,18 +44,18 @@ class Probe:
             self.model = parts.fresh().to(run.runtime.device)
 
     def __call__(self, parts: Parts, progress: Progress) -> float:
-        """Look after the step that was just taken, if it is time to; returns the seconds that took."""
+        """Measure after the step that was just taken, if it is time to; return the seconds that it took."""
         step = progress.step + 1
         if step % self.every:
             return 0.0
         began = time.perf_counter()
-        record = self.look(parts, step)
+        record = self.measure(parts, step)
         if record is not None:
             progress.probes.append(record)
         return time.perf_counter() - began
 
-    def look(self, parts: Parts, step: int) -> dict[str, Any] | None:
-        """What is seen at the weights as they are; nothing where the loss is not finite."""
+    def measure(self, parts: Parts, step: int) -> dict[str, Any] | None:
+        """Return the measurements at the present weights; None where the loss is not finite."""
         masks = parts.training.masks
         self.model.load_state_dict(parts.model.state_dict())
         self.model.eval()
@@ -70,6 +70,6 @@ class Probe:
         return {"step": step, "rho": self.rho, "loss": loss, **gained, "curvature": curvature}
 
     def _terms(self) -> Iterator[Tensor]:
-        """The mean loss, some images at a time."""
+        """Yield the terms of the mean loss, one for each chunk of images."""
         for inputs, targets in self.chunks:
             yield task.loss(self.model(inputs), targets, reduction="sum") / self.targets

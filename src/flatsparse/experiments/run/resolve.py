@@ -17,9 +17,10 @@ from flatsparse.experiments.run.config import (
     Runtime,
     Schedule,
     change,
+    names_of_methods,
 )
 from flatsparse.experiments.run.devices import usable_device
-from flatsparse.experiments.run.method import FILLED_IN, of_methods, plan_of
+from flatsparse.experiments.run.method import FILLED_IN, plan_of
 from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.sparse.distributions import DISTRIBUTIONS
@@ -72,7 +73,7 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
                 name, "which has no such choice"
             )
             raise InputError(
-                f"--{name.replace('_', '-')} cannot be asked of '{method}', {why}: give --method {of_methods(name)}"
+                f"--{name.replace('_', '-')} cannot be asked of '{method}', {why}: give --method {names_of_methods(name, 'or')}"
             )
     if pruning.every is not None:
         check_count("--every", pruning.every)

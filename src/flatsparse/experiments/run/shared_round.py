@@ -1,4 +1,4 @@
-"""Dense first rounds that runs share: the same for every target sparsity, and for weights rewound or kept."""
+"""Shared first rounds: dense training that is the same for every target sparsity, and for weights rewound or kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flatsparse.experiments.run.config import ResolvedRun, as_json
 from flatsparse.experiments.run.method import plan_of
 from flatsparse.sparse.plan import Plan
 
-# What a first round does not hang on. The data's place changes nothing; a later step to rewind to is noted on the way.
+# Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
 FREE = ("method", "sparsity", "drop_fraction", "data_dir")
 
 
-def shared(plan: Plan) -> bool:
-    """Whether a method's first round is plain dense training, and so the same as any other such method's."""
+def is_shareable(plan: Plan) -> bool:
+    """Return if a method's first round is plain dense training, and so the same as any other such method's."""
     own = plan.rules or plan.channel_pruning or plan.pattern or plan.momentum is not None
     return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
 
@@ -38,47 +38,47 @@ def _rewind(run: ResolvedRun) -> int:
     return (rounds.rewind or 0) if rounds else 0
 
 
-def first_round(run: ResolvedRun) -> str:
-    """What stands for all that a run's first round hangs on."""
+def first_round_key(run: ResolvedRun) -> str:
+    """Return a hash of all that a run's first round depends on."""
     text = json.dumps(_settings(run), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _file(folder: Path, run: ResolvedRun) -> Path:
-    return folder / f"dense-{first_round(run)}.pt"
+    return folder / f"dense-{first_round_key(run)}.pt"
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, before a round is trained that is to go there. Raises InputError when it cannot be."""
+    """Make the folder, before a round is trained that is to go there. Raises InputError when it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to '{folder}' ({problem.strerror}): give another --parent") from None
 
 
-def has_parent(folder: Path, run: ResolvedRun) -> bool:
-    """Whether another run has left such a round there."""
+def has_first_round(folder: Path, run: ResolvedRun) -> bool:
+    """Return if another run has left such a round there."""
     return _file(folder, run).is_file()
 
 
-def load_parent(folder: Path, run: ResolvedRun, parts: Parts) -> Progress | None:
-    """Put the parts at the end of a first round that another run trained; None when there is no such round.
+def load_first_round(folder: Path, parts: Parts) -> Progress | None:
+    """Load a first round that another run trained into the parts; return None when there is no such round.
 
     Raises: InputError when the file is damaged or made with other settings.
     """
-    file = _file(folder, run)
-    if not file.is_file():
+    run, file = parts.run, _file(folder, parts.run)
+    if not parts.context.broadcast(file.is_file()) or not file.is_file():
         return None
     state = load_checked(file)
     check_same(_settings(run), state["settings"], f"'{file}'")
     training = {**state["training"], "method": parts.training.method}
-    if not _rewind(run):  # what made the file may have kept nothing to go back to; our own start is that of the seed
+    if not _rewind(run):  # the run that made the file may have kept no weights to rewind to; ours are those of the seed
         training["rewind"] = parts.training.state_dict()["rewind"]
     return restore({**state, "training": training}, parts, file)
 
 
-def save_parent(folder: Path, run: ResolvedRun, parts: Parts, progress: Progress) -> None:
-    """Keep the first round for others, unless it is there."""
-    file = _file(folder, run)
+def save_first_round(folder: Path, parts: Parts, progress: Progress) -> None:
+    """Write the first round for other runs, unless it is there."""
+    file = _file(folder, parts.run)
     if not file.is_file():
-        save_state(file, state_of(_settings(run), parts, progress))
+        save_state(file, state_of(_settings(parts.run), parts, progress))

@@ -1,6 +1,6 @@
-"""What is asked of a network: one class of an image, or the next token at some places of a sequence.
+"""The task of a network: the class of an image, or the next token at some positions of a sequence.
 
-Outputs are (N, classes) or (N, length, classes), targets int64 (N) or (N, length), where ``IGNORED`` asks for nothing.
+Outputs are (N, classes) or (N, length, classes), targets int64 (N) or (N, length), where ``IGNORED`` stands for no target.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ NETWORKS = {**MODELS, **TOKEN_MODELS}
 
 
 def loss(outputs: Tensor, targets: Tensor, *, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy over all that is asked for."""
+    """Return the cross-entropy over all targets."""
     return F.cross_entropy(
         outputs.flatten(0, -2), targets.flatten(), reduction=reduction, label_smoothing=label_smoothing
     )
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many answers are right; a class is never ``IGNORED``."""
+    """Return the number of right predictions; a class is never ``IGNORED``."""
     return (outputs.argmax(-1) == targets).sum()
 
 
@@ -41,12 +41,12 @@ def check_fit(model: str, data: DataSet) -> None:
 def check_takes(name: str, model: nn.Module, images: Images, count: int) -> None:
     """Raise InputError for a network that cannot train on images of such a size, or on so few at a time.
 
-    Ours, because what a network refuses in a forward pass it tells in the terms of its layers.
+    Ours, because a network's own errors in a forward pass are in terms of its layers.
 
     Args:
         name: the model's.
         model: on the CPU; it is left as it is.
-        images: what it shall train on.
+        images: those to train on.
         count: images in the smallest batch. Batch norm takes no statistics of a single value.
     """
     blank = torch.cat([images.blank] * min(count, 2))

@@ -1,0 +1,46 @@
+"""``flatsparse export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from flatsparse.common.errors import check_count
+from flatsparse.experiments.export import RECORD, export, line
+from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.terminal import Console
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a finished run in forms that others can use, each checked by reading it back."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    format: tuple[str, ...] = ("dense", "masks")
+    """dense (with zeros), masks, small (fewer channels), csr, 2:4 (needs an NVIDIA GPU) or onnx (needs the extra onnx)."""
+    out: Path | None = None
+    """Where to write. By default the folder export in the run's."""
+    images: int = 1000
+    """Number of test images on which the run and what was read back are compared."""
+    device: str = "cpu"
+    """Where they are computed."""
+    data_dir: Path | None = None
+    """Where copies of data sets lie. By default where the run found them."""
+
+    def __call__(self) -> None:
+        check_count("--images", self.images)
+        finished = load_run(self.run, device=usable_device(self.device), data_dir=self.data_dir)
+        console, out = Console(), self.out or self.run / "export"
+
+        def show(text: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True)
+
+        record = export(
+            finished, self.format, out, images=self.images, report=lambda name, form: show(line(name, form))
+        )
+        run = record["run"]
+        show(f"the run itself has {run['accuracy']:.2f} % on {run['images']} test images; {out / RECORD} has it all")

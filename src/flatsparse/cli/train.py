@@ -1,0 +1,71 @@
+"""``flatsparse train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.text import Text
+
+from flatsparse.experiments.claims import plain_name
+from flatsparse.experiments.data import sources
+from flatsparse.experiments.report import pages
+from flatsparse.experiments.run.bar import RunBar
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig
+from flatsparse.experiments.run.ddp import distributed
+from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.records import RunResult
+from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.terminal import Console
+from flatsparse.methods import kind_of, name_of_kind
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one sparse network and write its run folder."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    out: Path | None = None
+    """The run's folder. By default runs/ and a name made of the settings."""
+    resume: bool = False
+    """Go on with the run that the folder holds."""
+    parent: Path | None = None
+    """Folder of dense first rounds that runs in rounds share; one that is missing is put there."""
+
+    def __call__(self) -> None:
+        run = resolve(self.run)
+        out = self.out or usual_folder(run)
+        with distributed(run.runtime.device) as context:
+            console = Console(quiet=not context.is_main)
+            with RunBar(console) as watcher:
+                result = train(
+                    run, out, resume=self.resume, watcher=watcher, context=context, shared_rounds=self.parent
+                )
+        if context.is_main:
+            report = pages.write_run(run, result, out)
+            console.print(summary(result), f"report: {report}", sep="\n", highlight=False)
+
+
+def usual_folder(run: ResolvedRun) -> Path:
+    """Return the folder of a run that names none."""
+    pruning = run.pruning
+    channels = "" if pruning.channels is None else f"-channels{pruning.channels:g}"
+    method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
+    name = f"{sources.slug(run.dataset.data)}-{run.model}-{method}-{run.sharpness}-seed{run.seed}"
+    return Path("runs") / plain_name(name).strip("._")  # data may be a path, and lie elsewhere
+
+
+def summary(result: RunResult) -> Text:
+    """Return accuracy, sparsity and cost of a run in two lines."""
+    flops, sparsity = result.flops, result.sparsity
+    channels = "" if result.channels is None else f", {result.channels:.1%} of the channels removed"
+    return Text.assemble(
+        "test accuracy ",
+        (f"{result.test_accuracy:.2f} %", "bold"),
+        f", training accuracy {result.train_accuracy:.2f} %,"
+        f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"
+        f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} images/s, "
+        f"{result.gradient_evaluations} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
+    )

@@ -1,0 +1,100 @@
+"""The files of a run's folder that are JSON: its configuration, its metrics, its result or why it failed."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flatsparse.common.files import corrupt_file, write_atomic
+from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
+from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
+
+CONFIG, RESULT, FAILURE = "config.json", "result.json", "failure.json"
+METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
+WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
+CONFIG_FORM: dict[str, Any] = {"settings": dict, "versions": dict, "machine": {"threads": int}}
+PROBE_FORM: dict[str, Any] = {
+    "step": int,
+    **dict.fromkeys(("rho", "cosine"), float),
+    "gain": dict.fromkeys(("worst", "sam", "previous", "random"), float),
+    "curvature": {space: {"largest": float} for space in ("all", "live")},
+}
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """Return ``config.json``. Raises InputError when it is damaged."""
+    return read_json(out / CONFIG, CONFIG_FORM)
+
+
+def write_result(out: Path, result: RunResult) -> None:
+    """Write ``result.json``, which says that the run is finished."""
+    write_json(out / RESULT, result.to_json())
+
+
+def read_result(out: Path) -> RunResult:
+    """Return the result of a finished run. Raises InputError when it is damaged."""
+    return RunResult.from_json(read_json(out / RESULT, RESULT_FORM))
+
+
+def write_metrics(out: Path, epochs: Iterable[EpochRecord], probes: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line an epoch, and if there are probes, a line a probe."""
+    _write_lines(out / METRICS, [epoch.to_json() for epoch in epochs])
+    if records := list(probes):
+        _write_lines(out / PROBES, records)
+
+
+def read_metrics(out: Path, result: RunResult) -> list[EpochRecord]:
+    """Return the epochs of a finished run. Raises InputError when the file is damaged, or epochs are missing."""
+    return [EpochRecord.from_json(line) for line in _read_lines(out / METRICS, EPOCH_FORM, result.epochs, "epochs")]
+
+
+def read_probes(out: Path, count: int = 0) -> list[dict[str, Any]]:
+    """Return the probes of a run, if it has any.
+
+    Raises: InputError when the file is damaged, or has less than ``count`` probes.
+    """
+    file = out / PROBES
+    return _read_lines(file, PROBE_FORM, count, "probes") if count or file.is_file() else []
+
+
+def write_failure(out: Path, reason: str, problem: BaseException | None = None) -> None:
+    """Write down why a run failed, when, and the line it failed at."""
+    where = traceback.extract_tb(problem.__traceback__)[-1] if problem else None
+    failure = {
+        "reason": reason,
+        "error": type(problem).__name__ if problem else None,
+        "where": f"{Path(where.filename).name}, line {where.lineno}, in {where.name}" if where else None,
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / FAILURE, failure)
+
+
+def read_failure(out: Path) -> str | None:
+    """Return why a run failed; None when it did not. Raises InputError when the file is damaged."""
+    file = out / FAILURE
+    return str(read_json(file, {"reason": str})["reason"]) if file.is_file() else None
+
+
+def has_diverged(out: Path) -> bool:
+    """Return if a run failed because its loss was no longer finite. Raises InputError when the file is damaged."""
+    file = out / FAILURE
+    return (
+        file.is_file() and read_json(file, {"reason": str}).get("error", "Diverged") == "Diverged"
+    )  # old ones lack it
+
+
+def _write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    lines = (json.dumps(with_checksum(record)) + "\n" for record in records)
+    write_atomic(file, "".join(lines).encode(), durable=False)
+
+
+def _read_lines(file: Path, form: dict[str, Any], count: int, what: str) -> list[dict[str, Any]]:
+    lines = read_json_lines(file, form)
+    if len(lines) < count:
+        raise corrupt_file(file, f"it has {len(lines)} of {count} {what}")
+    return lines
