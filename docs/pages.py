@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import flatsparse as fs
-from flatsparse.measure.flops import estimate
+from flatsparse.measure.estimate import estimate
 from flatsparse.methods import ALIASES, traits_of
 from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.redistribution import Redistribute

@@ -13,7 +13,8 @@ import torch
 import flatsparse as fs
 from flatsparse.experiments.run import loop as loop
 from flatsparse.experiments.run.config import RunConfig, change
-from flatsparse.measure.flops import cost, estimate
+from flatsparse.measure.estimate import estimate
+from flatsparse.measure.flops import cost
 from tests.helpers import conv_net, sgd
 
 STEPS, SPARSITY = 400, 0.8

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.measure.flops import cost, estimate, step_flops
+from flatsparse.measure.estimate import estimate
+from flatsparse.measure.flops import cost, step_flops
 from flatsparse.methods import RigL
 from flatsparse.models import digitnet, resnet32
 from flatsparse.sparse.rules import DropAndGrow

@@ -11,8 +11,10 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import flatsparse as fs
+import flatsparse.measure.estimate as estimating
 from flatsparse.measure import flops
-from flatsparse.measure.flops import cost, estimate
+from flatsparse.measure.estimate import estimate
+from flatsparse.measure.flops import cost
 from flatsparse.methods import METHODS
 from flatsparse.schedules import AnyOf
 from flatsparse.sparse.layers import prunable
@@ -257,7 +259,7 @@ def told(method, steps):
 @pytest.mark.parametrize("steps", [3, 450])
 def test_an_estimate_is_that_of_a_walk_step_by_step(method, steps, monkeypatch):
     ours = told(method, steps)
-    monkeypatch.setattr(flops._Walk, "take", step_by_step)
+    monkeypatch.setattr(estimating._Walk, "take", step_by_step)
     theirs = told(method, steps)
     assert ours.step == pytest.approx(theirs.step, rel=1e-12)
     assert (ours.layers, ours.inference) == (theirs.layers, theirs.inference)
@@ -266,7 +268,7 @@ def test_an_estimate_is_that_of_a_walk_step_by_step(method, steps, monkeypatch):
 @pytest.mark.parametrize("method", ["gmp", "mest-ems", "chase"])
 def test_an_estimate_of_more_updates_than_are_walked_is_close(method, monkeypatch):
     exact = told(method, 100_000)
-    monkeypatch.setattr(flops, "WALKED", 30)
+    monkeypatch.setattr(estimating, "WALKED", 30)
     near = told(method, 100_000)
     assert near.step == pytest.approx(exact.step, rel=0.01)
     assert near.inference == exact.inference
@@ -274,7 +276,7 @@ def test_an_estimate_of_more_updates_than_are_walked_is_close(method, monkeypatc
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "chase"])
 def test_a_run_of_any_length_is_estimated(method, monkeypatch):
-    monkeypatch.setattr(flops, "WALKED", 100)
+    monkeypatch.setattr(estimating, "WALKED", 100)
     long = told(method, 10**12)
     assert long.steps % 10**12 == 0
     assert long.step == pytest.approx(told(method, 10**5).step, rel=0.02)

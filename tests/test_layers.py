@@ -4,7 +4,8 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.common.errors import InputError
-from flatsparse.sparse.layers import PRESETS, chosen, classifier, first_convolution, prunable, shortcuts
+from flatsparse.methods.presets import PRESETS, left_dense_by
+from flatsparse.sparse.layers import chosen, classifier, first_convolution, prunable, shortcuts
 from tests.helpers import sgd, tiny_net
 
 
@@ -53,7 +54,7 @@ def test_a_shortcut_that_keeps_the_width_is_known_by_its_name():
 @pytest.mark.parametrize(("preset", "dense"), [("all", 0), ("grasp", 0), ("rigl", 1), ("dsr", 3), ("mest", 4)])
 def test_presets_leave_dense_what_their_papers_do(preset, dense):
     found = on_meta("resnet32")
-    assert len(found) - len(chosen(found, preset)) == dense
+    assert len(found) - len(chosen(found, left_dense_by(preset))) == dense
 
 
 @pytest.mark.parametrize(("sparsity", "overall"), [(0.9, 0.894), (0.95, 0.944), (0.98, 0.973)])
@@ -100,4 +101,4 @@ def test_a_choice_that_leaves_nothing_or_means_nothing_is_told(choice, told):
 
 def test_every_preset_fits_a_net_without_convolutions():
     found = modules(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
-    assert all(chosen(found, preset) >= {"0.weight"} for preset in PRESETS)
+    assert all(chosen(found, left_dense_by(preset)) >= {"0.weight"} for preset in PRESETS)

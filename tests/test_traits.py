@@ -9,7 +9,7 @@ import flatsparse as fs
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.resolve import resolve
-from flatsparse.measure.flops import estimate
+from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS, methods_with, options_of, traits_of
 from flatsparse.schedules import At
 from flatsparse.sparse.distributions import uniform

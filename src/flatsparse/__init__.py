@@ -5,7 +5,7 @@ from flatsparse.api import rounds, sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.graph.shrink import narrow, shrink
-from flatsparse.measure.flops import estimate
+from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS
 from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.sparse.import_masks import masks_from

@@ -16,6 +16,7 @@ from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
 from flatsparse.graph.groups import unwrapped
 from flatsparse.methods import DEFAULT, as_method, name_of, sparsity_for
+from flatsparse.methods.presets import left_dense_by
 from flatsparse.sparse.distributions import check_budget
 from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.import_masks import fitting
@@ -56,8 +57,7 @@ def sparsify(
         seed: of all random choices; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
             ``nn.Conv2d`` or ``"Conv2d"``.
-        layers: leave dense what a paper does: ``"rigl"`` the first convolution, ``"dsr"`` shortcuts too, ``"mest"`` the
-            classifier too; ``"grasp"`` and ``"all"`` nothing.
+        layers: a name in ``flatsparse.methods.presets.PRESETS``, which leaves dense what a paper does; ``"all"`` nothing.
         masks: to start from in place of the method's own, bool tensors by parameter name, such as ``masks_from`` gives;
             they fix the layers and their sparsity. ``"static"`` keeps them, so that a pruned model stays sparse.
         fresh_state: let a weight that grows take steps as under a new optimizer. Adam and its kin correct their averages by one
@@ -87,7 +87,7 @@ def sparsify(
         include = [glob.escape(name) for name in given]
     wanted = None if given else sparsity_for(chosen, sparsity)
     parameters = (p for group in innermost(optimizer).param_groups for p in group["params"])
-    state = TrainingState(Masks.of(model, parameters, include, exclude, seed, layers))
+    state = TrainingState(Masks.of(model, parameters, include, exclude, seed, left_dense_by(layers)))
     if wanted is None:
         _check_left(given, state.masks, model)
         given = {w.name: given[w.name] for w in state.masks}

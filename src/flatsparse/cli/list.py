@@ -19,11 +19,11 @@ from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.experiments.terminal import Console
-from flatsparse.measure.flops import Estimate, estimate
+from flatsparse.measure.estimate import Estimate, estimate
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
+from flatsparse.methods.presets import PRESETS
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
-from flatsparse.sparse.layers import PRESETS
 
 CHANNELS = f"For layers: fraction of the channels that {names_of_methods('channels', 'or')} removes. By default the method's own."
 

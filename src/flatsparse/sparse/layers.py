@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
-from flatsparse.common.errors import InputError, nearest, unknown
+from flatsparse.common.errors import InputError, nearest
 from flatsparse.common.names import plain_names
 from flatsparse.common.weight_layout import is_conv1d
 
@@ -26,6 +26,7 @@ NOTICED = 0.1  # the share of all from which on there is a warning of other matr
 
 LayerSelector = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
 Modules = Mapping[str, nn.Module]  # the layers that have a weight, by the weight's plain name, in the model's order
+LeftDense = Callable[[Modules], set[str]]  # names the weights that a convention leaves dense
 
 
 def first_convolution(modules: Modules) -> set[str]:
@@ -51,16 +52,6 @@ def shortcuts(modules: Modules) -> set[str]:
 def classifier(modules: Modules) -> set[str]:
     """Return the linear layer that comes last in the model."""
     return set([name for name, module in modules.items() if isinstance(module, nn.Linear)][-1:])
-
-
-# What is left dense beside biases, norms and embeddings, by whose convention.
-PRESETS: dict[str, tuple[Callable[[Modules], set[str]], ...]] = {
-    "all": (),  # also of ERK: Evci et al. 2020, app. B
-    "grasp": (),  # and of SNIP: Wang et al. 2020, Lee et al. 2019
-    "rigl": (first_convolution,),  # with uniform sparsity: Evci et al. 2020, sec. 3
-    "dsr": (first_convolution, shortcuts),  # the published code of Mostafa & Wang 2019
-    "mest": (first_convolution, shortcuts, classifier),  # the published code of Yuan et al. 2021; Ji et al. 2024
-}
 
 
 def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
@@ -93,24 +84,25 @@ def by_default(name: str, module: nn.Module) -> bool:
 
 
 def chosen(
-    modules: Modules, layers: str = "all", include: Sequence[LayerSelector] = (), exclude: Sequence[LayerSelector] = ()
+    modules: Modules,
+    left_dense: Sequence[LeftDense] = (),
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
 ) -> set[str]:
     """Return the names of the weights that shall be made sparse.
 
     Args:
         modules: of every matrix; see ``prunable``.
-        layers: a name in ``PRESETS``, for what is left dense.
+        left_dense: each names layers that stay dense, such as ``first_convolution``.
         include: names or kinds of what is made sparse instead of every layer that is by default.
         exclude: names or kinds of what is left dense besides.
 
-    Raises: InputError for an unknown preset, and for a pattern that matches nothing.
+    Raises: InputError for a pattern that matches nothing.
     """
-    if layers not in PRESETS:
-        raise unknown("choice of layers", layers, PRESETS)
     default = {name: module for name, module in modules.items() if by_default(name, module)}
     names = matching(include, modules, "include") if include else set(default)
-    for left_dense in PRESETS[layers]:
-        names -= left_dense(default)
+    for dense in left_dense:
+        names -= dense(default)
     return names - matching(exclude, modules, "exclude")
 
 

@@ -13,7 +13,16 @@ from flatsparse.common.names import plain_names
 from flatsparse.common.seeds import generator
 from flatsparse.common.tensors import Version, shared_storage, version
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.sparse.layers import LayerSelector, check_exact, chosen, kinds, matching, prunable, warn_of_dense
+from flatsparse.sparse.layers import (
+    LayerSelector,
+    LeftDense,
+    check_exact,
+    chosen,
+    kinds,
+    matching,
+    prunable,
+    warn_of_dense,
+)
 from flatsparse.sparse.topk import budget
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -160,7 +169,7 @@ class Masks(Sequence[MaskedWeight]):
         include: Sequence[LayerSelector] = (),
         exclude: Sequence[LayerSelector] = (),
         seed: int = 0,
-        layers: str = "all",
+        left_dense: Sequence[LeftDense] = (),
     ) -> Masks:
         """All-true masks for the prunable weights of a model.
 
@@ -171,7 +180,7 @@ class Masks(Sequence[MaskedWeight]):
                 layers' classes; or the classes themselves. ``include`` may name any matrix; without it all matrices of
                 linear, convolutional, recurrent and attention layers are taken, and a warning names matrices that stay
                 dense because a parametrization owns them or, where they are many, because their kind is unknown.
-            layers: leaves dense what a paper does; a name in ``layers.PRESETS``.
+            left_dense: each names layers that stay dense besides, such as ``layers.first_convolution``.
 
         Raises: InputError when a pattern matches nothing, or nothing is left; for a weight that shares its memory with
             another parameter, for one whose parametrization does not keep zeros, and for a lazy layer.
@@ -179,7 +188,7 @@ class Masks(Sequence[MaskedWeight]):
         held = {id(p) for p in trained if p.requires_grad}
         every = prunable(model)
         modules = {name: module for name, (_, module) in every.items()}
-        names = chosen(modules, layers, include, exclude)
+        names = chosen(modules, left_dense, include, exclude)
         picked = {name: p for name, (p, _) in every.items() if name in names and id(p) in held}
         if not picked:
             why = f"none of the model's {len(every)} matrices matches ({kinds(modules)})"

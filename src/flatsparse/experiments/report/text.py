@@ -30,8 +30,8 @@ from flatsparse.experiments.reproduce.text import (
 from flatsparse.experiments.reproduce.verdict import VERDICTS
 from flatsparse.experiments.stats import Interval
 from flatsparse.experiments.terminal import Console
-from flatsparse.measure.flops import Estimate
-from flatsparse.sparse.layers import PRESETS
+from flatsparse.measure.estimate import Estimate
+from flatsparse.methods.presets import PRESETS
 
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 

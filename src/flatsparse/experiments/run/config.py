@@ -16,7 +16,7 @@ import tyro
 
 from flatsparse.experiments.run.sharpness import Sharpness
 from flatsparse.methods import methods_with
-from flatsparse.sparse.layers import PRESETS
+from flatsparse.methods.presets import PRESETS
 
 SomeSetting = TypeVar("SomeSetting", bound="Setting")
 

@@ -23,8 +23,8 @@ from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
 from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
+from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
-from flatsparse.sparse.layers import PRESETS
 
 MODELS_OF = {"digits": "digitnet", "pairs": "pair_transformer"}  # by data set, where it is not the usual one
 MODEL = "resnet20"
