@@ -116,6 +116,7 @@ def estimate(
 
     Raises: InputError as ``sparsify`` does.
 
+    >>> import torch
     >>> dense = estimate(nn.Linear(20, 10), torch.ones(1, 20), "dense", sparsity=0.0, steps=100)
     >>> static = estimate(nn.Linear(20, 10), torch.ones(1, 20), "static", sparsity=0.9, steps=100)
     >>> static.inference, round(static.train(batch_size=8) / dense.train(batch_size=8), 3)
