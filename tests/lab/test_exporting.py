@@ -227,6 +227,6 @@ def test_without_the_extra_it_says_so(run, capsys, monkeypatch):
 
 
 def test_the_ratio_of_times_is_that_of_the_work():
-    found = export._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
+    found = export._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01), "cpu")
     assert found["ratio"] == pytest.approx(2, rel=0.2)
     assert 3 <= found["rounds"] <= export.ROUNDS

@@ -31,7 +31,7 @@ from flatsparse.experiments.data.splits import Images, batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.stats import median
+from flatsparse.experiments.stats import Interval, median
 from flatsparse.export import (
     load_csr,
     load_onnx,
@@ -257,8 +257,9 @@ def line(name: str, found: dict[str, Any]) -> str:
     )
     for work in ("inference", "training"):
         if work in found:
-            ratio = found[work]
-            text += f", {work} in {ratio['ratio']:.2f} [{ratio['low']:.2f}–{ratio['high']:.2f}] of the run's time"
+            saved = found[work]
+            ratio = Interval(saved["ratio"], saved["low"], saved["high"], saved["rounds"])
+            text += f", {work} in {ratio:.2f} of the run's time"
     if found.get("parameters_removed") == 0:
         text += "; no channel could go, so that it is as large as the dense model"
     return text

@@ -50,7 +50,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
+    """The choice of a measurement, its networks and its length."""
 
     what: tyro.conf.Positional[str]
     """step, throughput, memory or sparse."""

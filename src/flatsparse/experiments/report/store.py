@@ -31,7 +31,7 @@ from flatsparse.experiments.run.records import EpochRecord
 SOME, WORD = (float, None), (str, None)
 # Verdicts of records made before there was one set of words for all; what contradicts either hurts or helps too little.
 EARLIER = {"reproduces": "helps", "consistent with no effect": "within noise", "contradicts": "less than claimed"}
-# What is read of a table's record and of surfaces, see common.files.misfit.
+# What is read of a table's record and of surfaces, see schema_error.
 ROW = {
     **dict.fromkeys(("row", "column", "sharpness"), str),
     **dict.fromkeys(("control", "needs"), WORD),
