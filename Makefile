@@ -1,14 +1,18 @@
 # Everything lives in .venv; `make demo` and `make test` set it up on a machine that has only Python (3.10+) and make.
+# `make test TORCH=2.11.0` takes another torch than that of constraints.txt.
 PYTHON ?= python3
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := .venv/bin
+READY := .venv/ready-torch-$(TORCH)
 
 .PHONY: setup demo test test-all stress evidence docs lint format clean
 
-setup: .venv/ready
+setup: $(READY)
 
-.venv/ready: pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==$(TORCH)' --editable '.[lab,dev]'
+	rm -f .venv/ready*
 	touch $@
 
 # RigL at 95 % on 300 scans of digits, with clean labels and with a fifth of them wrong; ρ is chosen on validation scans.

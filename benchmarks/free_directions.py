@@ -379,10 +379,21 @@ Buffers are those the size of the weights, the neighbour included.
 - **The previous gradient is the least forgiving of a ρ that is too long**, with the shorter averages: twice the best one ruins
   it. Scaled layers, signs and extrapolation lose little there. Where ρ cannot be tuned, *weighted layers* is worth a try:
 
-      def weighted_layers(optimizer, gradients):
-          return {p: g * p.norm() / (g.norm() + 1e-12) for p, g in gradients.items()}
+  <!-- run
+  import torch
+  import flatsparse as fs
 
-      optimizer = fs.S2SAM(base, rho=0.5, direction=weighted_layers)
+  model = fs.models.digitnet()
+  base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+  -->
+
+  ```python
+  def weighted_layers(optimizer, gradients):
+      return {p: g * p.norm() / (g.norm() + 1e-12) for p, g in gradients.items()}
+
+
+  optimizer = fs.S2SAM(base, rho=0.5, direction=weighted_layers)
+  ```
 
 - The bowl ranks directions otherwise. Averages, which turn slowly, come to rest far out; down the momentum, which gains
   little, rests nearest to the minimum. On a loss with one minimum and no noise a near worst case is of no use.

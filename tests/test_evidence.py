@@ -26,9 +26,9 @@ def test_the_page_is_made_of_the_data():
     assert "–" not in page[: page.index("## How to read it")]  # of what has no runs
 
 
-def test_the_readme_says_what_the_data_says():
+def test_the_page_of_measurements_says_what_the_data_says():
     cells = study.by_cell(RECORDS)
-    readme = (study.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (study.ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
     noisy, right = evidence.labels(evidence.NOISE), evidence.labels(0)
     averages = [("s2sam", "none"), ("random", "none"), ("sam", "s2sam")]
     for found in (
@@ -38,7 +38,7 @@ def test_the_readme_says_what_the_data_says():
         study.averaged(cells, "main", right, "s2sam", "none"),
         study.gaps(cells["short", "static 95%", right], "s2sam"),
     ):
-        assert study.told(found).strip("*") in readme
+        assert study.told(found).strip("*") in page
 
 
 def test_every_run_is_of_the_cells_it_stands_for():

@@ -1,7 +1,7 @@
-"""When a rule acts, and how strongly: small frozen functions of the optimizer step, counted from 1.
+"""Timetables and schedules: small frozen functions of the optimizer step, counted from 1, for when a rule acts and how strongly.
 
-Timetables of ours say at which steps they are true (``ranges``), so that nothing that plans ahead walks a long run step by
-step; any other function of the step is asked at each.
+The timetables here list the steps at which they are true (``ranges``), so that planning a long run takes no walk through its
+steps; any other function of the step is called at each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-Timetable = Callable[[int], bool]  # step -> whether
-Schedule = Callable[[int], float]  # step -> how much
+Timetable = Callable[[int], bool]  # step -> due or not
+Schedule = Callable[[int], float]  # step -> value
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DueSteps:
     """The steps of a run at which one of several timetables is true, counted without a walk through them.
 
     Ours, because a run of 10¹² steps has a plan too. A timetable without ``ranges``, such as a user's function, is
-    asked at every step.
+    called at every step.
 
     Args:
         timetables: of the rules.
@@ -88,12 +88,12 @@ class DueSteps:
         self._single = sorted({r[0] for r in clipped if len(r) == 1 and not any(r[0] in long for long in self._long)})
 
     def count(self, after: int, until: int) -> int:
-        """How many there are after a step, up to and including another."""
+        """The number of due steps after a step, up to and including another."""
         single = bisect.bisect_right(self._single, until) - bisect.bisect_right(self._single, after)
         return max(0, single) + _union([_within(r, after + 1, until) for r in self._long])
 
     def thinned(self, stride: int = 1) -> Iterator[int]:
-        """Every so many-th of each regular sequence of them with its last, and all others, in order."""
+        """The due steps in order, of each regular sequence only every ``stride``-th and the last."""
         taken = [part for r in self._long for part in (r[::stride], r[-1:])]
         merged = heapq.merge(self._single, *taken)
         return (step for step, _ in itertools.groupby(merged))
@@ -113,7 +113,7 @@ def _within(steps: range, first: int, last: int) -> range:
 
 
 def _union(sequences: list[range]) -> int:
-    """How many numbers are in one of several rising sequences (each new one, less what it shares with those before)."""
+    """The size of the union of rising sequences: of each one, the numbers not shared with those before."""
     before: list[range] = []
     total = 0
     for steps in sequences:
@@ -127,11 +127,11 @@ def _union(sequences: list[range]) -> int:
 def _common(a: range, b: range) -> range:
     """The numbers that are in both of two rising sequences, by the Chinese remainder theorem."""
     divisor = math.gcd(a.step, b.step)
-    apart = b.start - a.start
-    if apart % divisor:
+    distance = b.start - a.start
+    if distance % divisor:
         return range(0)
     period = a.step * (b.step // divisor)
-    steps = apart // divisor * pow(a.step // divisor, -1, b.step // divisor) % (b.step // divisor)
+    steps = distance // divisor * pow(a.step // divisor, -1, b.step // divisor) % (b.step // divisor)
     return _within(
         range(a.start + steps * a.step, min(a.stop, b.stop), period), max(a.start, b.start), min(a.stop, b.stop)
     )
@@ -178,7 +178,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Ramp(ABC):
-    """From ``first`` at step ``start`` to ``last`` at step ``until``, held outside. The shape is the subclass's."""
+    """From ``first`` at step ``start`` to ``last`` at step ``until``, constant outside; subclasses define the shape."""
 
     first: float
     last: float
@@ -187,7 +187,7 @@ class Ramp(ABC):
 
     @abstractmethod
     def remaining(self, passed: float) -> float:
-        """What is left of the way, from 1 to 0, when the fraction ``passed`` of the steps is over."""
+        """The remaining fraction of the way, from 1 to 0, when the fraction ``passed`` of the steps is over."""
 
     def __call__(self, step: int) -> float:
         passed = (step - self.start) / max(1, self.until - self.start)
@@ -218,7 +218,7 @@ class Cosine(Ramp):
 
 
 class Cubic(Ramp):
-    """The cube of what is left (gradual pruning: Zhu & Gupta 2017, eq. 1).
+    """The cube of the remaining fraction (gradual pruning: Zhu & Gupta 2017, eq. 1).
 
     >>> Cubic(0.0, 0.9, until=10)(10)
     0.9

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import flatsparse as fs
+from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError
 
 from .processes import together
@@ -82,7 +83,7 @@ def train(model, optimizer, rank=0, world=1, steps=range(STEPS)):
 
 def plain_tensors(named):
     """By plain names, whole, and owned by nobody."""
-    return {name.removeprefix("module."): fs.shards.whole(t).detach().clone() for name, t in named.items()}
+    return {name.removeprefix("module."): full_tensor(t).detach().clone() for name, t in named.items()}
 
 
 def outcome(rank, wrapper, kind, method, base, world):

@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import flatsparse as fs
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
+from tests.docs.blocks import commands, python
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -38,29 +38,16 @@ def test_a_page_explains_every_option(pages, name):
 @pytest.fixture
 def followed(tmp_path, monkeypatch):
     """The steps of the page in an empty folder, with the file that it asks for written."""
-    text = (DOCS / "add-a-method.md").read_text(encoding="utf-8")
-    method, use = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    commands = [shlex.split(line) for line in re.search(r"```\n(flatsparse .*?)```", text, re.DOTALL)[1].splitlines()]
+    method, _ = python("docs/add-a-method.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("mine.py").write_text(method, encoding="utf-8")
-    yield use, commands
+    yield commands("docs/add-a-method.md", "flatsparse")
     sys.modules.pop("mine", None)
 
 
-def test_the_page_on_adding_a_method_works_in_a_loop_of_ones_own(followed):
-    use, _ = followed
-    found = {}
-    exec(use, found)
-    training = found["training"]
-    assert training.method == "drawn"
-    assert training.sparsity == pytest.approx(0.9, abs=1e-4)
-    assert [step for step in range(1, 31) if training.due(step)] == [10, 20, 30]
-    assert training.due(10)[0].dense_gradient
-
-
 def test_the_page_on_adding_a_method_works_on_the_command_line(followed, capsys):
-    _, (layers, train, _) = followed
+    layers, train, _ = followed
     for words in (layers, train):
         main(words[1:])
     assert "0.9500 of the chosen layers" in capsys.readouterr().out
@@ -72,7 +59,7 @@ def test_the_page_on_adding_a_method_works_on_the_command_line(followed, capsys)
 
 @pytest.mark.slow
 def test_the_page_on_adding_a_method_ends_with_a_comparison(followed):
-    _, (*_, compare) = followed
+    *_, compare = followed
     main(compare[1:])
     assert Path("drawn-or-not/report.html").is_file()
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatsparse.measure.directions import directional_increases
-from flatsparse.measure.sharpness import m_sharpness, worst_case_sharpness
+from flatsparse.measure.directions import directional_increases, mean_increases
+from flatsparse.measure.sharpness import worst_case_sharpness
 
 
 class Bowl(nn.Module):
@@ -62,23 +62,19 @@ def test_a_flat_loss_rises_by_nothing():
     assert worst_case_sharpness(bowl, {}, bowl.gradient, radius=0.1) == 0.0
 
 
-def test_m_sharpness_is_the_ball_of_each_batch_by_itself():
-    """Two batches that pull against each other: their mean is flat, each of them is not."""
-    bowl = Bowl([0.0], [1.0])
-
-    def pull(slope):
-        def gradient():
-            bowl.zero_grad()
-            loss = slope * bowl.w.sum()
-            loss.backward()
-            return float(loss.detach())
-
-        return gradient
-
-    assert m_sharpness(bowl, {}, [pull(3.0), pull(-3.0)], radius=0.1) == pytest.approx([0.3, 0.3], rel=1e-4)
+def test_the_worst_case_is_that_of_each_batch_by_itself():
+    """Two batches that pull against each other: their mean loss is flat, each batch's is not."""
+    net = nn.Linear(1, 1, bias=False)
+    batches = [(torch.ones(1, 1), torch.tensor([[slope]])) for slope in (3.0, -3.0)]
+    source = torch.Generator().manual_seed(0)
+    means = mean_increases(net, batches, lambda outputs, slopes: (outputs * slopes).mean(), {}, 0.1, source)
+    assert means["gain"]["worst"] == pytest.approx(0.3, rel=1e-4)
+    assert means["gain"]["sam"] == pytest.approx(0.3, rel=1e-4)
+    assert means["gain"]["previous"] == pytest.approx(-0.3, rel=1e-4)
+    assert means["cosine"] == pytest.approx(-1)
 
 
-def test_gains_are_those_of_steps_of_the_same_length():
+def test_directional_increases_are_those_of_steps_of_the_same_length():
     bowl = Bowl([2.0, 8.0], [3.0, 4.0])
     before = bowl.w.detach().clone()
     along = {"up": [torch.tensor([7.0, 0.0])], "down": [torch.tensor([0.0, -0.1])], "nowhere": [torch.zeros(2)]}

@@ -1,1 +1,1 @@
-"""What every package needs: errors, seeds, files, tensors of several processes."""
+"""Shared by all packages: errors, seeds, files, sharded tensors, chains of optimizers."""

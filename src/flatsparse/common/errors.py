@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """A choice that cannot be honoured. The message is one line; the command line exits with status 2."""
+    """Input that cannot be used. The message is one line; the command line exits with status 2."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -22,12 +22,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that stands for nothing."""
+    """The error for an unknown name."""
     return InputError(f"unknown {kind} '{name}' ({nearest(name, known)})")
 
 
 def as_number(value: Any) -> float:
-    """A number of any kind (numpy's, a tensor without dimensions) as Python's own; NaN for what is none."""
+    """A number of any kind (numpy's, a tensor without dimensions) as Python's own; NaN for anything else."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
-    """A model's names without what ``torch.compile`` and data-parallel wrappers put before them.
+    """A model's names without the prefixes of ``torch.compile`` and data-parallel wrappers.
 
     A ``module.`` that only some names have is the model's own.
     """

@@ -1,4 +1,4 @@
-"""Chains of optimizers, each of which wraps the next as its ``base``; what a wrapper knows of masks; unsuitable optimizers."""
+"""Chains of optimizers, each wrapping the next as its ``base``; the protocols of mask-aware wrappers; checks of optimizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flatsparse.common.errors import InputError
 
 
 class Masked(Protocol):
-    """A parameter's mask, as a wrapper sees it."""
+    """The part of a parameter's mask that optimizer wrappers use."""
 
     @property
     def active(self) -> int:
@@ -34,18 +34,18 @@ class Masked(Protocol):
 
 @runtime_checkable
 class MaskAware(Protocol):
-    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``: the one joint of ``sam`` and ``sparse``."""
+    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows of ``sam``."""
 
     def follow(self, model: nn.Module) -> object:
-        """Attach to a model's calls."""
+        """Attach hooks to a model."""
         ...
 
     def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
-        """Put the true weights in place and keep to these masks from now on; to none when the mapping is empty."""
+        """Restore the true weights and apply these masks from now on; none when the mapping is empty."""
         ...
 
     def reset_state(self) -> None:
-        """Forget everything learned so far: the next step is as the first."""
+        """Clear all state, so that the next step is like the first."""
         ...
 
     def disabled(self) -> AbstractContextManager[None]:
@@ -54,7 +54,7 @@ class MaskAware(Protocol):
 
 
 def chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
-    """The outermost first."""
+    """The optimizers of a chain, the outermost first."""
     while optimizer is not None:
         yield optimizer
         optimizer = getattr(optimizer, "base", None)
@@ -67,7 +67,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def check_hooks(optimizer: Optimizer) -> None:
-    """Raises InputError for an optimizer without hooks on its steps: a wrapper of others that torch has not made ready."""
+    """Raise InputError for an optimizer whose steps take no hooks: a wrapper that did not call torch's constructor."""
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         inside = next((name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)), None)
         cure = (
@@ -81,7 +81,7 @@ def check_hooks(optimizer: Optimizer) -> None:
 
 
 def check_dense(optimizer: Optimizer) -> None:
-    """Raises InputError for an optimizer that takes sparse gradients only, which have no place outside a mask."""
+    """Raise InputError for an optimizer that takes sparse gradients only, which have no entries outside a mask."""
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise InputError(
             "SparseAdam takes sparse gradients only: use torch.optim.Adam, with sparse=False in embeddings"
@@ -89,6 +89,6 @@ def check_dense(optimizer: Optimizer) -> None:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer computes the loss itself, several times a step, as LBFGS does."""
+    """True for an optimizer that evaluates the loss itself, several times a step, as LBFGS does."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

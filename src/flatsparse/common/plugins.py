@@ -1,4 +1,4 @@
-"""Python files of a user's own, which bring a method or a recipe."""
+"""A user's own Python files, which define a method or a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flatsparse.common.seeds import derive
 
 
 def name_for(file: Path, kind: str) -> str:
-    """The name of a file's module, by which what it defines can be pickled."""
+    """The name of a file's module, under which its definitions can be pickled."""
     return f"flatsparse_{kind}_{derive(0, str(file.resolve()))}"
 
 
@@ -36,10 +36,10 @@ def executed(file: Path, kind: str) -> ModuleType:
 
 @contextlib.contextmanager
 def errors_of(file: Path) -> Iterator[None]:
-    """While a file's code runs, any error of it is one line, and so is its wish to exit. Raises InputError."""
+    """A context for running a file's code: any error in it, and an exit, becomes an InputError of one line."""
     try:
         yield
-    except (InputError, KeyboardInterrupt):  # told already; the user's, not the file's
+    except (InputError, KeyboardInterrupt):  # one line already; the user's, not the file's
         raise
     except BaseException as problem:
         reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])

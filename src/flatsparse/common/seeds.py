@@ -8,7 +8,7 @@ import torch
 
 
 def derive(*path: int | str) -> int:
-    """A 63-bit seed for a place in a run, such as ``derive(run_seed, step, layer_index)``.
+    """A 63-bit seed derived from a path, such as ``derive(run_seed, step, layer_index)``.
 
     Ours, because Python's ``hash`` differs from process to process and nearby integer seeds are correlated.
 
@@ -20,5 +20,5 @@ def derive(*path: int | str) -> int:
 
 
 def generator(*path: int | str) -> torch.Generator:
-    """A generator seeded for a place in a run. On the CPU, so that every device sees the same numbers."""
+    """A generator with a derived seed. On the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(derive(*path))

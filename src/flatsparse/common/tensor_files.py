@@ -67,9 +67,9 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def tensor_digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """The SHA-256 of the contents of tensors on the CPU and of their metadata, whatever their order."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        hasher.update(_bytes(tensor))
+    return hasher.hexdigest()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def inputs_first(module: nn.Module) -> int:
-    """How many groups of inputs the weight of a layer begins with that stores its inputs first; 0 for all other layers.
+    """The number of groups in a layer whose weight stores its inputs first; 0 for all other layers.
 
     Most layers store (outputs, inputs, …). Transposed convolutions store (inputs, outputs/groups, …), and the Conv1D of
     transformers (inputs, outputs). The rows of an embedding count as its outputs, as in the linear layer that it may
@@ -18,7 +18,7 @@ def inputs_first(module: nn.Module) -> int:
 
 
 def outputs_first(values: Tensor, groups: int) -> Tensor:
-    """A weight, or what has its shape, turned to (outputs, inputs, …); turned once more it is as it was.
+    """A tensor of a weight's shape, turned to (outputs, inputs, …), and turned back by a second call.
 
     Args:
         values: as the layer stores its weight.
@@ -33,7 +33,7 @@ def outputs_first(values: Tensor, groups: int) -> Tensor:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a layer is the Conv1D of transformers, a linear layer that stores (inputs, outputs); known by its structure."""
+    """True for the Conv1D of transformers, a linear layer that stores (inputs, outputs); recognized by its structure."""
     named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     weight = getattr(module, "weight", None)
     return named and isinstance(weight, Tensor) and weight.ndim == 2 and getattr(module, "nf", None) == weight.shape[1]

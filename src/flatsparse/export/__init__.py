@@ -1,4 +1,4 @@
-"""Sparse models in forms that others can use; see docs/export.md for the files."""
+"""Export of sparse models to formats that other programs read; docs/export.md describes the files."""
 
 from flatsparse.export.csr import load_csr, save_csr, to_csr
 from flatsparse.export.dense import save_dense, with_zeros

@@ -1,4 +1,4 @@
-"""Inference in compressed sparse rows: a layer keeps its live weights only and multiplies by no other."""
+"""Inference in compressed sparse rows: layers that store and multiply their active weights only."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARTS = ("crow_indices", "col_indices", "values")
 
 
 class SparseRows(nn.Module):
-    """A matrix in compressed sparse rows, and a bias: what a linear layer and a convolution share.
+    """A matrix in compressed sparse rows and a bias: the base of sparse linear layers and convolutions.
 
     Attributes:
         crow_indices, col_indices: int32, as ``torch.sparse_csr_tensor`` takes them.
-        values: the live weights row by row, those among them that happen to be zero too; a parameter that takes no gradient.
+        values: the active weights row by row, including those that happen to be zero; a parameter without gradient.
         bias: (rows,), or none; the same.
-        weight: the layer's dense weight, made anew for whoever looks into it.
+        weight: the layer's dense weight, computed at each access.
     """
 
     crow_indices: Tensor
@@ -45,14 +45,14 @@ class SparseRows(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def matrix(self, *, check: bool = False) -> Tensor:
-        """The sparse tensor (rows, columns). Raises RuntimeError when it is asked to check and the indices are none."""
+        """The sparse tensor (rows, columns). Raises RuntimeError when ``check`` is set and the indices are invalid."""
         size = self.rows, self.columns
         return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values, size, check_invariants=check)
 
     def times(self, columns: Tensor) -> Tensor:
-        """The matrix times (columns, any), plus the bias."""
-        found = self.matrix() @ columns
-        return found if self.bias is None else found + self.bias[:, None]
+        """The matrix times (columns, n), plus the bias: (rows, n)."""
+        product = self.matrix() @ columns
+        return product if self.bias is None else product + self.bias[:, None]
 
 
 class CSRLinear(SparseRows):
@@ -69,14 +69,14 @@ class CSRLinear(SparseRows):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_nested:  # as nn.TransformerEncoder passes on padded inputs
             return torch.nested.as_nested_tensor([self(part) for part in x.unbind()], layout=x.layout)
-        found = self.times(x.reshape(-1, self.columns).T.contiguous())
-        return found.T.reshape(*x.shape[:-1], self.rows)
+        outputs = self.times(x.reshape(-1, self.columns).T.contiguous())
+        return outputs.T.reshape(*x.shape[:-1], self.rows)
 
 
 class CSRConv2d(SparseRows):
     """A convolution as one sparse matrix times the unfolded input. Input (N, C, H, W).
 
-    The kernels of a grouped or depthwise convolution lie in it as blocks, and so need no case of their own.
+    The kernels of a grouped or depthwise convolution are blocks of the matrix, and need no case of their own.
     """
 
     def __init__(self, layer: nn.Conv2d, parts: Mapping[str, Tensor]) -> None:
@@ -108,8 +108,8 @@ class CSRConv2d(SparseRows):
             columns = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
         else:
             columns = F.unfold(x, self.kernel_size, dilation=self.dilation, stride=self.stride)
-        found = self.times(columns.transpose(0, 1).reshape(self.columns, -1))
-        return found.view(self.rows, len(x), height, width).transpose(0, 1).contiguous()
+        outputs = self.times(columns.transpose(0, 1).reshape(self.columns, -1))
+        return outputs.view(self.rows, len(x), height, width).transpose(0, 1).contiguous()
 
 
 KINDS: dict[type[nn.Module], type[CSRLinear] | type[CSRConv2d]] = {nn.Linear: CSRLinear, nn.Conv2d: CSRConv2d}
@@ -118,12 +118,12 @@ KINDS: dict[type[nn.Module], type[CSRLinear] | type[CSRConv2d]] = {nn.Linear: CS
 def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model for inference whose masked linear layers and 2D convolutions run on ``torch.sparse``.
 
-    Ours, because hardware that skips zeros is rare. Other kinds of masked layers keep zeros, and so do attention, which
-    reads its weights itself, and layers with hooks or whose tensors are computed. Who looks into a sparse layer finds a dense
-    ``weight``. Whether it is faster depends on sparsity and shape: measure it.
+    Ours, because hardware that skips zeros is rare. Other kinds of masked layers stay dense with zeros, and so do attention,
+    which reads its weights itself, and layers with hooks or whose tensors are computed. A sparse layer has a dense
+    ``weight`` to read. Its speed depends on sparsity and shape: measure it.
 
     Args:
-        model: the network; it is left alone.
+        model: the network; it is not changed.
         masks: bool tensors by parameter name, such as ``training.masks``.
 
     Raises: InputError when the masks are not the model's, and where torch cannot multiply: in half precision on a CPU.
@@ -132,11 +132,11 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     >>> to_csr(layer, {"weight": torch.eye(2, 4).bool()}).values.shape
     torch.Size([2])
     """
-    found = fitting(masks, model)
-    twin = with_zeros(model, masks)
-    named = {name: module for name, module in twin.named_modules() if f"{name}.weight".lstrip(".") in found}
+    fitted = fitting(masks, model)
+    copy = with_zeros(model, masks)
+    named = {name: module for name, module in copy.named_modules() if f"{name}.weight".lstrip(".") in fitted}
     plain = {name: m for name, m in named.items() if type(m) in KINDS and has_plain_tensors(m) and not has_hooks(m)}
-    return _multiplying(_replaced(twin, {n: _parts(m, found[f"{n}.weight".lstrip(".")]) for n, m in plain.items()}))
+    return _checked(_replaced(copy, {n: _parts(m, fitted[f"{n}.weight".lstrip(".")]) for n, m in plain.items()}))
 
 
 def save_csr(file: Path, model: nn.Module) -> None:
@@ -145,9 +145,9 @@ def save_csr(file: Path, model: nn.Module) -> None:
 
 
 def load_csr(file: Path, model: nn.Module) -> nn.Module:
-    """Read what ``save_csr`` wrote, given the dense model that it was made of; that one is left alone.
+    """Read what ``save_csr`` wrote, given the dense model that it was made of, which is not changed.
 
-    Raises: InputError when the file is damaged, of another format or of another model.
+    Raises: InputError when the file is corrupt, of another format or of another model.
     """
     tensors, about = load_tensors(Path(file))
     if about.get("format") != CSR_FORMAT:
@@ -155,38 +155,38 @@ def load_csr(file: Path, model: nn.Module) -> nn.Module:
     names = [name.removesuffix("crow_indices").rstrip(".") for name in tensors if name.endswith("crow_indices")]
     try:
         parts = {n: {part: tensors[f"{n}.{part}".lstrip(".")] for part in PARTS} for n in names}
-        twin = _replaced(copy_of(model).eval(), parts)
-        twin.load_state_dict(tensors)
-        for rows in twin.modules():
+        copy = _replaced(copy_of(model).eval(), parts)
+        copy.load_state_dict(tensors)
+        for rows in copy.modules():
             if isinstance(rows, SparseRows):  # indices from a stranger's file must not reach beyond the matrix
                 rows.matrix(check=True)
     except (KeyError, AttributeError, RuntimeError):
         raise InputError(f"'{file}' is not of this model: give the one that it was made of") from None
-    return _multiplying(twin)
+    return _checked(copy)
 
 
 def _parts(layer: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """The three tensors of a layer's matrix (outputs, inputs), or (outputs, channels x kernel) of a convolution."""
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
-    live = mask.flatten(1).to(layer.weight.device)
-    rows, columns = live.nonzero(as_tuple=True)
+    active = mask.flatten(1).to(layer.weight.device)
+    rows, columns = active.nonzero(as_tuple=True)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    columns = columns + rows // (len(live) // groups) * live.shape[1]  # each group reads channels of its own
-    crow = F.pad(live.sum(1).cumsum(0), (1, 0))
-    values = layer.weight.detach().flatten(1)[live]
+    columns = columns + rows // (len(active) // groups) * active.shape[1]  # each group reads channels of its own
+    crow = F.pad(active.sum(1).cumsum(0), (1, 0))
+    values = layer.weight.detach().flatten(1)[active]
     return {"crow_indices": crow.int(), "col_indices": columns.int(), "values": values}
 
 
 def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
-    """The model with sparse layers in place of those that are named."""
+    """The model with its named layers replaced by sparse ones."""
     new: dict[nn.Module, nn.Module] = {}
     for name, tensors in parts.items():
         layer = model.get_submodule(name)
         kind = KINDS[type(layer)]
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        here = {part: tensor.to(layer.weight.device) for part, tensor in tensors.items()}
-        here["values"] = here["values"].to(layer.weight.dtype)  # as of a state dict that is loaded
-        new[layer] = kind(layer, here)  # type: ignore[arg-type]  # KINDS pairs them
+        moved = {part: tensor.to(layer.weight.device) for part, tensor in tensors.items()}
+        moved["values"] = moved["values"].to(layer.weight.dtype)  # as of a state dict that is loaded
+        new[layer] = kind(layer, moved)  # type: ignore[arg-type]  # KINDS pairs them
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in new:
@@ -197,8 +197,8 @@ def _replaced(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> nn
 
 
 @torch.no_grad()
-def _multiplying(model: nn.Module) -> nn.Module:
-    """The model, if torch has the products that its layers need."""
+def _checked(model: nn.Module) -> nn.Module:
+    """The model. Raises InputError when torch lacks the products that its layers need."""
     for rows in model.modules():
         if isinstance(rows, SparseRows):
             try:

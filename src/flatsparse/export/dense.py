@@ -1,4 +1,4 @@
-"""The plainest form of a sparse model: its own architecture, with zeros."""
+"""The dense form of a sparse model: its own architecture, with zeros."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from flatsparse.sparse.import_masks import fitting
 def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model, in evaluation mode, with the true weights and exactly zero outside the masks.
 
-    Wrappers (``torch.compile``, ``DistributedDataParallel``) are left behind.
+    Wrappers (``torch.compile``, ``DistributedDataParallel``) are removed.
 
     Raises: InputError when the masks are not the model's, and for a model that torch cannot copy.
     """
-    found = fitting(masks, model)
-    twin = copy_of(model).eval()
-    twin.load_state_dict({**twin.state_dict(), **masked_state(model, found)})  # true weights even amid a step of S²-SAM
-    return twin
+    fitted = fitting(masks, model)
+    copy = copy_of(model).eval()
+    copy.load_state_dict(
+        {**copy.state_dict(), **masked_state(model, fitted)}
+    )  # true weights even within a step of S²-SAM
+    return copy
 
 
 def save_dense(file: Path, model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -24,20 +24,20 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
     """Write a model with its zeros as one ONNX file; its input is ``input``, with any batch size, its output ``output``.
 
     Args:
-        file: what to write.
-        model: the network; it is left alone.
+        file: the file to write.
+        model: the network; it is not changed.
         masks: bool tensors by parameter name.
         sample: an input, (N, …); all but N is fixed by it.
 
     Raises: InputError without the extra, and when torch cannot export the model.
     """
     _needed("onnx"), _needed("onnxscript")
-    twin = with_zeros(model, masks).cpu()
-    sample = torch.cat([sample.cpu()] * 2)[:2]  # of one sample the exporter takes the batch size for fixed
+    copy = with_zeros(model, masks).cpu()
+    sample = torch.cat([sample.cpu()] * 2)[:2]  # with one sample the exporter would fix the batch size
     with tempfile.TemporaryDirectory() as folder, _quiet():
         try:
             program = torch.onnx.export(
-                twin,
+                copy,
                 (sample,),
                 dynamo=True,
                 input_names=["input"],
@@ -47,7 +47,7 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
             )
             assert program is not None
             program.save(Path(folder) / "model.onnx", external_data=False)
-        except Exception as problem:  # whatever the exporter trips over; its own error runs to pages
+        except Exception as problem:  # of any kind; the exporter's own message runs to pages
             raise InputError(
                 f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
             ) from problem
@@ -55,9 +55,9 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
 
 
 def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
-    """What onnxruntime makes of a file, as a function from inputs to outputs, on the CPU with as many threads as torch.
+    """Load a file into onnxruntime, as a function from inputs to outputs, on the CPU with as many threads as torch.
 
-    Raises: InputError without the extra, when the file is damaged, and, when called, for inputs of another shape.
+    Raises: InputError without the extra, when the file is corrupt, and, when called, for inputs of another shape.
     """
     runtime = _needed("onnxruntime")
     content, options = read(Path(file)), runtime.SessionOptions()
@@ -72,10 +72,10 @@ def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
 
     def run(inputs: Tensor) -> Tensor:
         try:
-            found = session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0]
+            outputs = session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0]
         except Exception as problem:
             raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({_first_line(problem)})") from None
-        return torch.from_numpy(found).to(inputs.device)
+        return torch.from_numpy(outputs).to(inputs.device)
 
     return run
 
@@ -85,6 +85,7 @@ def _first_line(problem: Exception) -> str:
 
 
 def _needed(name: str) -> Any:
+    """Import a module of the extra. Raises InputError without it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -93,7 +94,7 @@ def _needed(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and its warnings of what it has chosen, which are many."""
+    """A context without the exporter's progress and its many warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

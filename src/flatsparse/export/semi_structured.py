@@ -15,7 +15,7 @@ from flatsparse.sparse.layers import prunable
 
 
 def check_two_four(masks: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises InputError for the first mask with more than two live weights among four neighbours along the inputs."""
+    """Raise InputError for the first mask with more than two active weights of four consecutive inputs."""
     owners = {name: module for name, (_, module) in prunable(model).items()}
     for name, mask in masks.items():
         groups = outputs_first(mask, inputs_first(owners[name])).movedim(1, -1)
@@ -30,24 +30,24 @@ def to_semi_structured(
 ) -> nn.Module:
     """A copy of a model for inference whose masked linear layers run on ``torch.sparse``'s 2:4 kernels.
 
-    After Mishra et al. (2021). Convolutions have no such kernels in torch and keep zeros. So does a linear
-    layer of a shape that they do not take: outputs and inputs must be multiples of, as a rule, 32 and 64. All of the copy is in
-    ``dtype``.
+    After Mishra et al. (2021). Convolutions have no such kernels in torch and stay dense with zeros. So does
+    a linear layer of an unsupported shape: outputs and inputs must be multiples of, as a rule, 32 and 64. The whole copy is
+    in ``dtype``.
 
     Args:
-        model: the network, on a GPU; it is left alone.
-        masks: bool tensors by parameter name; every one keeps at most two of four neighbours along the inputs.
+        model: the network, on a GPU; it is not changed.
+        masks: bool tensors by parameter name; each with at most two active weights of four consecutive inputs.
         dtype: float16 or bfloat16.
 
     Raises: InputError for masks of another pattern, without a GPU, and when no linear layer is masked or can be packed.
     """
-    found = fitting(masks, model)
-    check_two_four(found, model)
-    twin = with_zeros(model, masks).to(dtype)
+    fitted = fitting(masks, model)
+    check_two_four(fitted, model)
+    copy = with_zeros(model, masks).to(dtype)
     layers = {
         name: module
-        for name, module in twin.named_modules()
-        if type(module) is nn.Linear and f"{name}.weight".lstrip(".") in found
+        for name, module in copy.named_modules()
+        if type(module) is nn.Linear and f"{name}.weight".lstrip(".") in fitted
     }
     if not layers:
         raise InputError("no linear layer is masked, and torch has 2:4 kernels for no other: export to csr instead")
@@ -65,4 +65,4 @@ def to_semi_structured(
         raise InputError(
             f"torch can pack no linear layer of this {type(model).__name__} ({why}): export to csr instead"
         )
-    return twin
+    return copy

@@ -20,7 +20,7 @@ SMALL_FORMAT = "flatsparse-small-1"
 def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> int:
     """Write ``shrink(model, masks)`` as safetensors: its state dict, and the widths of its layers in the metadata.
 
-    Returns: how many parameters went; 0 says that no channel could, and that the file is as large as a dense one.
+    Returns: the number of parameters removed; with 0, no channel could be removed, and the file is as large as a dense one.
     Raises: InputError as ``shrink`` does.
     """
     small = shrink(model, masks, example)
@@ -29,9 +29,9 @@ def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], exampl
 
 
 def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """Read what ``save_small`` wrote, in evaluation mode, given a model of the size that was shrunk, which is left alone.
+    """Read what ``save_small`` wrote, in evaluation mode, given a model of the size that was shrunk, which is not changed.
 
-    Raises: InputError when the file is damaged, of another format or of another model.
+    Raises: InputError when the file is corrupt, of another format or of another model.
     """
     tensors, about = load_tensors(Path(file))
     if about.get("format") != SMALL_FORMAT:

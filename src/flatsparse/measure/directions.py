@@ -59,6 +59,8 @@ def mean_increases(
 ) -> dict[str, float | dict[str, float]]:
     """The mean increases over some batches, ``{"cosine", "gain": {"sam", "previous", "random", "worst"}}``.
 
+    ``worst`` is m-sharpness, the mean worst-case sharpness of batches of m images (Foret et al. 2021, sec. 4.1).
+
     Args:
         model: in training mode; its weights are restored bit for bit, its running statistics are not.
         loss_fn: the mean loss of a batch, from outputs and targets.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import norm
 from flatsparse.common.tensors import restored
 
-ZeroOutside = Mapping[
-    nn.Parameter, Callable[[Tensor], Tensor]
-]  # for masked parameters: zeroes in place outside the mask
+# For each masked parameter a function that zeroes a tensor of its shape outside the mask, in place, and returns it.
+ZeroOutside = Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
 
 STEPS = 5
 DEFINITION = (
@@ -29,7 +28,7 @@ def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callabl
 
     Args:
         model: the network; its weights are restored bit for bit, its gradients are cleared.
-        masks: for each masked parameter, a function that zeroes a tensor outside its mask, in place.
+        masks: see ``ZeroOutside``.
         gradient: computes the loss and its gradients at the weights as they are, and returns the loss.
         radius: in the units of the weights.
     """
@@ -47,18 +46,6 @@ def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callabl
         for p in parameters:
             p.grad = None
     return highest - start
-
-
-def m_sharpness(
-    model: nn.Module, masks: ZeroOutside, gradients: Iterable[Callable[[], float]], radius: float
-) -> list[float]:
-    """``worst_case_sharpness`` of each batch by itself (m-sharpness is their mean: Foret et al. 2021, sec. 4.1).
-
-    Args:
-        model, masks, radius: see ``worst_case_sharpness``.
-        gradients: for each batch of m images, a function that computes its loss and gradients.
-    """
-    return [worst_case_sharpness(model, masks, gradient, radius) for gradient in gradients]
 
 
 def scale_to(length: float, tensors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the loss looks around trained weights: a plane through them, and how rough the loss is on it."""
+"""Loss surfaces: the loss on a plane through trained weights, and the surface's roughness."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ Plane = tuple[Weights, Weights]
 
 
 def direction(model: nn.Module, *path: int | str, masks: Mapping[str, Tensor] | None = None) -> Weights:
-    """A random direction whose filters are as long as the model's (Li et al. 2018, sec. 4, "filter-wise normalization").
+    """A random direction with filters of the same norm as the model's (Li et al. 2018, sec. 4, "filter-wise normalization").
 
-    Gaussian; each filter, all weights of one output, is scaled to the norm of the weights' own. A filter whose
-    weights are all 0, such as one that is pruned away, stays where it is, and so do vectors: biases and norms.
+    Gaussian; each filter, all weights of one output, is scaled to the norm of the model's filter. A filter whose
+    weights are all 0, such as a pruned one, does not move, and neither do vectors: biases and norms.
 
     Args:
         model: the network; its weights are read only.
-        path: what the numbers are derived from, beside each parameter's name and shape, so that all networks of one
-            architecture get the same ones, up to the lengths of their filters.
+        path: the seed, together with each parameter's name and shape, so that all networks of one architecture get the
+            same direction, up to the norms of their filters.
         masks: bool tensors by parameter name. With them the direction is masked and then normalized, so that it stays
-            within the live weights; without, it goes through the full space. Ours; the paper has no sparse networks.
+            within the active weights; without, it lies in the full space. Ours; the paper has no sparse networks.
 
     Returns: a tensor for each parameter with more than one dimension.
 
-    >>> found = direction(nn.Linear(3, 2), 0)
-    >>> {name: tuple(d.shape) for name, d in found.items()}
+    >>> {name: tuple(d.shape) for name, d in direction(nn.Linear(3, 2), 0).items()}
     {'weight': (2, 3)}
     """
     named = list(model.named_parameters())
     plain = plain_names([name for name, _ in named])
-    stored = {name: inputs_first(module) for name, (_, module) in prunable(model).items()}
-    found = {}
+    layouts = {name: inputs_first(module) for name, (_, module) in prunable(model).items()}
+    filters = {}
     for short, (name, p) in zip(plain, named, strict=True):
         if p.ndim < 2:
             continue
@@ -46,12 +45,12 @@ def direction(model: nn.Module, *path: int | str, masks: Mapping[str, Tensor] | 
         noise = torch.randn(p.shape, generator=generator(*path, short)).to(weight)
         if masks is not None and short in masks:
             noise = torch.where(masks[short].to(weight.device), noise, 0)
-        groups = stored.get(short, 0)
+        groups = layouts.get(short, 0)
         weight, noise = outputs_first(weight, groups), outputs_first(noise, groups)
         scale = _filter_norms(weight) / _filter_norms(noise)
-        scaled = noise * torch.where(scale.isfinite(), scale, 0)  # a filter without live weights has no direction
-        found[name] = outputs_first(scaled, groups)
-    return found
+        scaled = noise * torch.where(scale.isfinite(), scale, 0)  # a filter without active weights has no direction
+        filters[name] = outputs_first(scaled, groups)
+    return filters
 
 
 def _filter_norms(weight: Tensor) -> Tensor:
@@ -67,16 +66,16 @@ def losses(
     Args:
         loss: of the network's weights by name; see ``torch.func.functional_call``. With ``at_once`` it must allow
             ``torch.vmap``.
-        weights: the centre w, which is never written to.
+        weights: the centre w, which is not written to.
         plane: the directions δ and η.
         points: (P, 2), pairs of a and b.
-        at_once: how many points are stacked into one call. On a CPU a small convolutional net took 1.2 times as long with
+        at_once: the number of points stacked into one call. On a CPU a small convolutional net took 1.2 times as long with
             4 and 3 to 5 times as long with 16 as one after the other; on an accelerator it is not measured.
 
     Returns: (P,), in the points' order; at (0, 0) the model's own loss.
     """
 
-    def there(point: Tensor) -> Weights:
+    def weights_at(point: Tensor) -> Weights:
         moved = {
             name: weights[name] + point[0] * one + point[1] * other
             for (name, one), other in zip(plane[0].items(), plane[1].values(), strict=True)
@@ -85,8 +84,8 @@ def losses(
 
     points = points.to(next(iter(weights.values())))
     if at_once == 1:
-        return torch.stack([loss(there(point)) for point in points])
-    return torch.vmap(lambda point: loss(there(point)), chunk_size=at_once)(points)
+        return torch.stack([loss(weights_at(point)) for point in points])
+    return torch.vmap(lambda point: loss(weights_at(point)), chunk_size=at_once)(points)
 
 
 def grid(axis: Sequence[float]) -> Tensor:
@@ -95,19 +94,19 @@ def grid(axis: Sequence[float]) -> Tensor:
 
 
 def axis(points: int, reach: float = 1.0) -> list[float]:
-    """An odd number of places from ``-reach`` to ``reach`` with exactly 0 in the middle.
+    """An odd number of points from ``-reach`` to ``reach`` with exactly 0 at the centre.
 
     >>> axis(5)
     [-1.0, -0.5, 0.0, 0.5, 1.0]
     """
     half = points // 2
-    return [reach * (place / half) for place in range(-half, half + 1)]
+    return [reach * (index / half) for index in range(-half, half + 1)]
 
 
 def roughness(values: Tensor, clip: float | None = None) -> float:
     """Ra, the mean absolute deviation ``mean |z − z̄|`` of a surface's heights (as in Ji et al. 2024, who cite Myers 1962).
 
-    The paper says neither the range nor whether heights are cut, and both decide what comes out.
+    The paper gives neither the range nor a clipping of heights, and both determine the value.
 
     Args:
         values: the losses, any shape.

@@ -1,4 +1,4 @@
-"""S²-SAM on paper: its update in plain form, bounds with all their constants, and where it comes to rest on a bowl."""
+"""Theory of S²-SAM: its update in plain form, bounds with all their constants, and its limit on a quadratic bowl."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def s2sam_path(
     >>> s2sam_path(lambda x: x, torch.tensor([1.0]), lr=0.5, rho=0.2, steps=2).squeeze().tolist()
     [1.0, 0.5, 0.15000000596046448]
     """
-    w, looked, path = start, torch.zeros_like(start), [start]
+    w, previous, path = start, torch.zeros_like(start), [start]
     for step in range(1, steps + 1):
-        looked = gradient(w + _radius(rho, step) * _unit(looked))
-        w = w - lr * (looked + decay * w)
+        previous = gradient(w + _radius(rho, step) * _unit(previous))
+        w = w - lr * (previous + decay * w)
         path.append(w)
     return torch.stack(path)
 
@@ -50,7 +50,7 @@ def sam_path(
 
 
 def descent_step(loss: float, slope: float, *, lr: float, smoothness: float, rho: float) -> float:
-    """The most that the loss can be after a step ``w − η ∇F(w + e)`` with ``‖e‖ ≤ ρ`` in any direction, if ``ηL ≤ 1``.
+    """The largest loss possible after a step ``w − η ∇F(w + e)`` with ``‖e‖ ≤ ρ`` in any direction, if ``ηL ≤ 1``.
 
     ``F(w') ≤ F(w) − (η/2) ‖∇F(w)‖² + (η/2) L²ρ²``. Ours, from L-smoothness alone: Ji et al. (2024, App. C) have ρ in the
     place of L²ρ². An equality on ``(L/2)‖w‖²`` at ``ηL = 1``.
@@ -63,9 +63,9 @@ def descent_step(loss: float, slope: float, *, lr: float, smoothness: float, rho
 
 
 def descent_bound(gap: float, *, lr: float, smoothness: float, rhos: Sequence[float]) -> float:
-    """The most that ``‖∇F(w_t)‖²`` can be on average over the steps: ``2 (F(w_0) − F*) / (ηT) + L² mean ρ_t²``, if ``ηL ≤ 1``.
+    """The largest possible mean of ``‖∇F(w_t)‖²`` over the steps: ``2 (F(w_0) − F*) / (ηT) + L² mean ρ_t²``, if ``ηL ≤ 1``.
 
-    The sum of ``descent_step`` over T steps. With a fixed ρ it stays at L²ρ² however long one trains, with ``ρ_t = √(c/t)``
+    The sum of ``descent_step`` over T steps. With a fixed ρ it stays at L²ρ² for any number of steps, with ``ρ_t = √(c/t)``
     it goes to 0 as ``log T / T``.
 
     Args:
@@ -78,7 +78,7 @@ def descent_bound(gap: float, *, lr: float, smoothness: float, rhos: Sequence[fl
 def stability_step(
     distance: float, *, lr: float, smoothness: float, rho: float, decay: float = 0.0, lipschitz: float | None = None
 ) -> float:
-    """How far apart two runs can be after a step, whose data differ in one sample (Ji et al. 2024, Lemma 1, corrected).
+    """The largest distance of two runs after a step, whose data differ in one sample (Ji et al. 2024, Lemma 1, corrected).
 
     A step on the same sample: ``(1 + ηL − ηλ) ‖Δ‖ + 2ηLρ``. The lemma is printed with 2ηρ, without the factor L, which a
     curvature above 1 breaks. A step on the sample that differs: ``(1 − ηλ) ‖Δ‖ + 2ηB``.
@@ -95,11 +95,11 @@ def stability_step(
 
 
 def s2sam_rest(lr: float, curvature: float, rho: float) -> float:
-    """How far from the minimum of a round bowl S²-SAM stays: ``√(ηa) ρ`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
+    """The distance from the minimum of a round bowl at which S²-SAM stays: ``√(ηa) ρ`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
 
-    Ours. It comes to circle the minimum. Let u turn by θ a step, ``u_t = r e^{iθt}``, in the plane of the circle; then
+    Ours. It ends up circling the minimum. Let u turn by θ per step, ``u_t = r e^{iθt}``, in the plane of the circle; then
     ``w_{t+1} − w_t = −ηa u_t`` and ``u_t = w_t + ρ u_{t−1}/r`` have a solution only if ``r = ρ`` and ``sin²(θ/2) = ηa/4``, and in
-    it ``‖w‖ = ηa r / (2 sin(θ/2)) = √(ηa) ρ``. (In one dimension there is no room for a circle, and it comes to rest at ρ.)
+    it ``‖w‖ = ηa r / (2 sin(θ/2)) = √(ηa) ρ``. (In one dimension there is no circle, and it stays at ρ.)
 
     >>> round(s2sam_rest(lr=0.1, curvature=2.0, rho=1.0), 3)
     0.447
@@ -108,10 +108,10 @@ def s2sam_rest(lr: float, curvature: float, rho: float) -> float:
 
 
 def sam_rest(lr: float, curvature: float, rho: float) -> float:
-    """How far from the minimum of a round bowl SAM stays: ``ηa ρ / (2 − ηa)`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
+    """The distance from the minimum of a round bowl at which SAM stays: ``ηa ρ / (2 − ηa)`` on ``(a/2)‖w‖²``, for ``ηa ≤ 1``.
 
-    Ours. It comes to jump from w to −w, along a line, and ``−w = w − ηa (w + ρ w/‖w‖)`` has this solution. It is shorter than
-    S²-SAM's by a factor of about ``2/√(ηa)``.
+    Ours. It ends up jumping between w and −w, along a line, and ``−w = w − ηa (w + ρ w/‖w‖)`` has this solution. It is shorter
+    than S²-SAM's by a factor of about ``2/√(ηa)``.
 
     >>> round(sam_rest(lr=0.1, curvature=2.0, rho=1.0), 3)
     0.111

@@ -1,4 +1,4 @@
-"""Networks of the papers, by the names that ``--model`` takes. Each is ``f(num_classes, in_channels)``."""
+"""Networks of the papers, by the names of ``--model``. Each is a function ``f(num_classes, in_channels)``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # Of sequences: ``num_classes`` is the vocabulary and ``in_channels`` the length.
 TOKEN_MODELS: dict[str, Callable[..., nn.Module]] = {"pair_transformer": pair_transformer}
 
-# The images that the papers give them: channels, height and width.
+# Input images in the papers: channels, height and width.
 IMAGES = {
     **dict.fromkeys(("resnet20", "resnet32", "vgg19", "mobilenet_v2"), (3, 32, 32)),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50"), (3, 224, 224)),

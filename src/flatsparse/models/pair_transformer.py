@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Causal self-attention and a two-layer net, each added to its input after a norm (pre-norm: Xiong et al. 2020).
 
-    Attention is written out, so that each matrix is a layer of its own that a mask and a count of operations can name, and
-    so that it can be differentiated twice.
+    Attention is written out, so that each matrix is a layer with a name for masks and FLOP counts, and so that it has second
+    derivatives.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -35,8 +35,9 @@ class Block(nn.Module):
 
 
 class PairTransformer(nn.Module):
-    """Blocks over token and position embeddings, without dropout. Input (N, length) of token numbers, output a logit for each
-    entry of the vocabulary at each place, (N, length, vocabulary).
+    """Blocks over token and position embeddings, without dropout.
+
+    Input (N, length) of token numbers, output (N, length, vocabulary) of logits.
     """
 
     def __init__(self, vocabulary: int, width: int, depth: int, heads: int, length: int) -> None:

@@ -1,0 +1,195 @@
+"""Every code block of the README and the docs: Python runs, commands parse, make's targets and files exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+import tyro
+
+from flatsparse.cli.main import main
+from tests.docs.blocks import BLOCK, PAGES, ROOT, commands, python, run
+from tests.helpers import same
+
+WITH_PYTHON = [page for page in PAGES if python(page)]
+STARTED = [  # by torchrun
+    (page, words[words.index("flatsparse") :]) for page in PAGES for words in commands(page, "torchrun")
+]
+COMMANDS = [
+    *((page, words) for page in PAGES for words in commands(page, "flatsparse") if words != ["flatsparse", "export"]),
+    *STARTED,
+]
+EVERYWHERE = {name: [words for page in PAGES for words in commands(page, name)] for name in ("make", "python")}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run in, whose files can be imported as long as a test runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def check_readme(names):
+    assert names["correct"].float().mean() > 0.9
+    assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def check_resuming(names):
+    for part, state in zip((names["model"], names["optimizer"], names["training"]), names["saved"], strict=True):
+        assert same(part.state_dict(), state)
+    assert round(names["training"].sparsity, 2) == 0.8
+    assert isinstance(names["optimizer"].base, torch.optim.SGD)
+
+
+def check_export(names):
+    assert {n: m.tolist() for n, m in names["training"].masks.items()} == {
+        n: m.tolist() for n, m in names["before"].items() if not m.all()
+    }
+    weights = dict(names["model"].named_parameters())
+    for name in ("3", "6"):
+        expected = weights[f"{name}.weight"].detach().numpy()
+        assert np.array_equal(names["dense_weight"](name, expected.shape), expected)
+    inputs = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(names["sparse"](inputs), names["model"].eval()(inputs), atol=1e-5)
+
+
+def check_method(names):
+    training = names["training"]
+    assert training.method == "drawn"
+    assert training.sparsity == pytest.approx(0.9, abs=1e-4)
+    assert [step for step in range(1, 31) if training.due(step)] == [10, 20, 30]
+    assert training.due(10)[0].dense_gradient
+
+
+def check_channels(names):
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        outputs = [names[name].eval()(images) for name in ("model", "small", "again")]
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert same(outputs[1], outputs[2])
+    weights = [sum(p.numel() for p in names[name].parameters()) for name in ("model", "small")]
+    assert weights[1] < weights[0]
+
+
+def check_masks(names):
+    assert {n: m.tolist() for n, m in names["masks"].items()} == {
+        n: m.tolist() for n, m in names["training"].masks.items()
+    }
+
+
+def check_recipe(names):
+    assert {cell.row for cell in names["RECIPE"].cells("smoke")} == {"SET"}
+
+
+def check_corruptions(names):
+    assert set(names["found"]) == {"clean", "mean", "by"}
+    assert {len(accuracies) for accuracies in names["found"]["by"].values()} == {5}
+
+
+def check_import(names):
+    assert all(not mask.all() for mask in names["masks"].values())
+    assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+CHECKS = {
+    "README.md": check_readme,
+    "docs/add-a-method.md": check_method,
+    "docs/channels.md": check_channels,
+    "docs/export.md": check_export,
+    "docs/reproduce.md": check_recipe,
+    "docs/run-folder.md": check_masks,
+    "docs/sparsify.md": check_import,
+    "docs/training-options.md": check_corruptions,
+    "docs/your-loop.md": check_resuming,
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs_in_order_and_does_what_it_says(page):
+    CHECKS.get(page, lambda names: None)(run(page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_code_hides_in_another_kind_of_block(page):
+    for match in BLOCK.finditer(PAGES[page].read_text(encoding="utf-8")):
+        assert match["language"] in ("", "python")
+        assert match["language"] == "python" or not re.search(
+            r"^\s*(import|from|def|with) ", match["text"], re.MULTILINE
+        )
+
+
+def test_every_check_is_of_a_page():
+    assert set(CHECKS) <= set(WITH_PYTHON)
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_command_is_understood(page, words, monkeypatch):
+    parse, parsed = tyro.extras.subcommand_cli_from_dict, []
+
+    def parsed_only(*arguments, **options):
+        parsed.append(parse(*arguments, **options))
+        return lambda: None
+
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", parsed_only)
+    main(words[1:])
+    assert type(parsed[0]).__name__.lower() == words[1]
+
+
+@pytest.fixture(scope="module")
+def options():
+    """All options of all commands."""
+    found = set()
+    for command in {words[1] for _, words in COMMANDS}:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+            main([command, "--help"])
+        found |= set(re.findall(r"(?<![\w-])--[a-z][\w-]*", told.getvalue()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_are_there(page, options):
+    """Also those that a sentence names by themselves."""
+    of_others = {"--nproc-per-node", "--help"}
+    named = re.findall(r"(?<![\w-])--[a-z][\w-]*", PAGES[page].read_text(encoding="utf-8"))
+    assert set(named) - of_others <= options
+
+
+def test_a_command_with_an_unknown_option_is_not_understood():
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--no-such-option"])
+    assert end.value.code == 2
+
+
+def test_what_make_and_python_are_asked_for_is_there():
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {target for _, target, *_ in EVERYWHERE["make"]} <= set(targets)
+    assert all((ROOT / file).is_file() for _, file, *_ in EVERYWHERE["python"] if file.endswith(".py"))
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for file, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", PAGES[page].read_text(encoding="utf-8")):
+        if re.match(r"https?:", file):
+            continue
+        target = PAGES[page].parent / file if file else PAGES[page]
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"

@@ -1,0 +1,65 @@
+"""The files around the code agree with pyproject.toml: workflows, pre-commit and the citation."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import flatsparse as fs
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "CITATION.cff", ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
+
+
+def read(file):
+    return yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def project():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture
+def matrix():
+    return read(".github/workflows/test.yml")["jobs"]["test"]["strategy"]["matrix"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_it_is_yaml_with_content(file):
+    assert isinstance(read(file), dict)
+
+
+def test_every_python_that_is_promised_is_tested(project, matrix):
+    promised = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert matrix["python"] == promised
+    assert project["requires-python"] == f">={promised[0]}"
+
+
+def test_the_oldest_torch_and_that_of_the_constraints_are_tested(project, matrix):
+    (oldest,) = (re.fullmatch(r"torch>=([\d.]+)", entry)[1] for entry in project["dependencies"] if "torch" in entry)
+    pinned = re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert matrix["torch"] == [f"{oldest}.0", pinned]
+
+
+def test_the_hooks_have_the_ruff_of_make_lint(project):
+    (series,) = (
+        re.fullmatch(r"ruff==([\d.]+)\.\*", entry)[1]
+        for entry in project["optional-dependencies"]["dev"]
+        if "ruff" in entry
+    )
+    (rev,) = (repo["rev"] for repo in read(".pre-commit-config.yaml")["repos"] if "ruff" in repo["repo"])
+    assert rev.startswith(f"v{series}.")
+
+
+def test_a_release_is_tested_before_it_is_published():
+    jobs = read(".github/workflows/release.yml")["jobs"]
+    assert (ROOT / jobs["test"]["uses"]).is_file()
+    assert set(jobs["publish"]["needs"]) == {"test", "build"}
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_the_citation_is_of_this_version():
+    assert read("CITATION.cff")["version"] == fs.__version__
