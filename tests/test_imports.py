@@ -42,6 +42,7 @@ EXPERIMENTS = [
     "grid",
     "bench",
     "landscape",
+    "export_forms",
     "export",
     "recipes",
     "reproduce",
