@@ -23,8 +23,9 @@ from evidence_pictures import PICTURES
 
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.sources import load as load_data
-from flatsparse.experiments.data.splits import batches, split
+from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape

@@ -24,7 +24,7 @@ import flatsparse as fs
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json_lines, with_checksum
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.epoch import take_step

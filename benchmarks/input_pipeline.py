@@ -20,7 +20,9 @@ import tyro
 from torch import Tensor
 
 from flatsparse.common.errors import check_count
-from flatsparse.experiments.data.splits import Images, Splits, batches
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import Samples
+from flatsparse.experiments.data.splits import Splits
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.environment import processor
 from flatsparse.experiments.stats import FEWEST, median
@@ -112,7 +114,7 @@ def main(rounds: int = 12, images: int = 512, model: str = "resnet20", device: s
     check_count("--images", images)
     place, half = usable_device(device), torch.full((3,), 0.5)
     pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8)
-    some = Images(pixels, torch.randint(10, (images,))).to(torch.device(place))
+    some = Samples(pixels, torch.randint(10, (images,))).to(torch.device(place))
     splits = Splits(some, some, some, half, half)
     read = {"one by one": reading(one_by_one, splits), "batched": reading(batched, splits)}
     show("input alone, images/s", rates(read, images, rounds, place))

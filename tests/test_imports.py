@@ -43,6 +43,7 @@ EXPERIMENTS = [
     "grid",
     "bench",
     "landscape",
+    "export_forms",
     "export",
     "recipes",
     "reproduce",

@@ -14,8 +14,9 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import batches, split
+from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.ddp import SINGLE, DistContext, WorkerLost, distributed

@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.splits import DataSet, Images, at_once, batches, split, with_label_noise
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import DataSet, Samples, at_once
+from flatsparse.experiments.data.splits import split, with_label_noise
 
 
 def toy(n=40, side=6):
     source = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (n, side, side, 3), generator=source, dtype=torch.uint8)
-    everything = Images(images, torch.arange(n) % 4)
+    everything = Samples(images, torch.arange(n) % 4)
     return DataSet("toy", everything, everything.take(torch.arange(5)), classes=4, augmented=True, validation_size=10)
 
 
@@ -120,4 +122,4 @@ def test_training_needs_no_second_copy_of_the_images(monkeypatch):
     ],
 )
 def test_the_larger_images_are_the_fewer_are_computed_at_once(shape, most, wanted):
-    assert at_once(Images(torch.empty(0, *shape), torch.empty(0)), most) == wanted
+    assert at_once(Samples(torch.empty(0, *shape), torch.empty(0)), most) == wanted

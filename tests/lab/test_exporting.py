@@ -13,7 +13,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
-from flatsparse.experiments import export
+from flatsparse.experiments import export, export_forms
 from flatsparse.experiments.run.load import load_run
 
 from .test_cli import QUICK, fails
@@ -113,7 +113,7 @@ def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done,
     replace = export.os.replace
     main(["export", str(run), "--images", "50"])
     form = export.FORMS["masks"]
-    other = export.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
+    other = export_forms.Form(form.file, lambda r, file, x: fs.save_masks(file, r.masks, step=7), form.load, 0.0)
     monkeypatch.setitem(export.FORMS, "masks", other)
     monkeypatch.setattr(export.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -185,7 +185,7 @@ def test_a_file_that_says_something_else_is_not_kept(run, name, monkeypatch):
         tensors[key].view(-1)[0] += 3
         save_tensors(file, tensors, about)
 
-    monkeypatch.setitem(export.FORMS, name, export.Form(form.file, spoil, form.load, form.tolerance))
+    monkeypatch.setitem(export.FORMS, name, export_forms.Form(form.file, spoil, form.load, form.tolerance))
     with pytest.raises(InputError, match="does not say what the run says"):
         export.export(load_run(run), (name,), run / "export", images=50, report=lambda *_: None)
     assert contents(run / "export") == {}
@@ -197,7 +197,7 @@ def test_masks_that_changed_are_not_kept(run, monkeypatch):
         fs.save_masks(file, {n: torch.ones_like(m) for n, m in finished.masks.items()})
 
     form = export.FORMS["masks"]
-    monkeypatch.setitem(export.FORMS, "masks", export.Form(form.file, spoil, form.load, 0.0))
+    monkeypatch.setitem(export.FORMS, "masks", export_forms.Form(form.file, spoil, form.load, 0.0))
     with pytest.raises(InputError, match="not the run's"):
         export.export(load_run(run), ("masks",), run / "export", images=50, report=lambda *_: None)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.landscape import curved, mechanism, pictures, text
 from flatsparse.experiments.landscape import measure as measuring
 from flatsparse.experiments.landscape.folding import folded

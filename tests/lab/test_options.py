@@ -13,7 +13,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build

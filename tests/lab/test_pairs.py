@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.pairs import LENGTH, WORDS
+from flatsparse.experiments.data.samples import IGNORED
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import IGNORED, batches, split
+from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.landscape.measure import mean_loss
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import build, describe

@@ -1,4 +1,4 @@
-"""A folder belongs to one piece of work, and one process at a time is at it."""
+"""Claims and locks of folders: each holds one piece of work, and one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LOCK = ".lock"
 
 
 class Busy(InputError):
-    """Another process is at the work."""
+    """Another process is working in the folder."""
 
 
 class NoLocks(InputError):
-    """A file system cannot lock."""
+    """The file system has no locks."""
 
 
 @contextlib.contextmanager
 def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
-    """Whether this process has got a lock, which the system takes back when the process ends, however it ends.
+    """A context with a lock: True if this process holds it. The system releases it when the process ends, however it ends.
 
     Args:
-        file: an empty file that stands for the lock; it is made, and its folder must be there.
+        file: an empty file that stands for the lock; it is made, and its folder must exist.
         keep: leave the file there.
 
     Raises: NoLocks on a file system that has none, OSError where the file cannot be made.
@@ -67,7 +67,7 @@ def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return if an open file is still the one of that name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), file.stat())
     return False
@@ -75,7 +75,7 @@ def _is_at(descriptor: int, file: Path) -> bool:
 
 @contextlib.contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Keep a folder, which is made where there is none, for this process; on a file system without locks from nobody.
+    """A context in which a folder, made where there is none, is locked for this process; without locks it is open to all.
 
     Raises: Busy when another process is at work in it, InputError when nothing can be written there.
     """
@@ -93,12 +93,12 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 def in_use(out: Path) -> bool:
-    """Whether a folder holds anything, but for its lock."""
+    """Return if a folder holds anything but its lock."""
     return any(file.name != LOCK for file in out.iterdir())
 
 
 def plain_name(text: str) -> str:
-    """A text as the name of a file or folder, which it may not be as it is: data sets and methods may be paths."""
+    """Return a text as the name of a file or folder: names of data sets and methods may be paths."""
     return re.sub(r"[^\w.-]+", "_", text)[-150:]
 
 
@@ -106,26 +106,26 @@ def plain_name(text: str) -> str:
 def claim(
     out: Path,
     record: str,
-    mine: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     resume: bool,
     about: Mapping[str, Any] | None = None,
     free: Collection[str] = (),
 ) -> Iterator[None]:
-    """Make a folder the place of one piece of work, or find that it is so already; a context that keeps other processes out.
+    """A context in which a folder is claimed for one piece of work, and locked; a folder that has a claim must be of the same.
 
     Args:
         out: the folder; it may be absent or empty.
-        record: the file in it that says what the work is.
-        mine: the settings of the work.
-        resume: whether the folder may already hold this very work.
-        about: what else to write into a new record.
+        record: the file in it that describes the work.
+        settings: of the work.
+        resume: the folder may already hold this very work.
+        about: other entries of a new record.
         free: settings that may differ when work is resumed, because they change no result.
 
     Raises: InputError for a folder that holds anything else, that another process is at work in, or that cannot be written.
     """
     file = out / record
-    plain = json.loads(json.dumps(mine))
+    plain = json.loads(json.dumps(settings))
     with alone_in(out):
         remove_temporary(out)  # a kill may have come while the record itself was written
         if not file.is_file():
@@ -139,13 +139,15 @@ def claim(
         yield
 
 
-def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], place: str, free: Collection[str] = ()) -> None:
-    """Raise InputError, with the first difference, when what a place holds was made with other settings."""
-    plain, theirs = (json.loads(json.dumps(settings)) for settings in (mine, theirs))  # tuples become lists
-    odd = next((name for name in plain if name not in free and plain[name] != theirs.get(name)), None)
+def check_same(
+    settings: Mapping[str, Any], recorded: Mapping[str, Any], origin: str, free: Collection[str] = ()
+) -> None:
+    """Raise InputError, with the first difference, when recorded settings are others; ``origin`` is where they lie."""
+    plain, recorded = (json.loads(json.dumps(one)) for one in (settings, recorded))  # tuples become lists
+    odd = next((name for name in plain if name not in free and plain[name] != recorded.get(name)), None)
     if odd is not None:
         flag = f"--{odd.replace('_', '-')}"
         raise InputError(
-            f"{place} holds work with {flag} {theirs.get(odd)}, not {plain[odd]}: resume it with its own settings, or give"
+            f"{origin} holds work with {flag} {recorded.get(odd)}, not {plain[odd]}: resume it with its own settings, or give"
             " another --out"
         )

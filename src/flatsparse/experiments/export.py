@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,106 +20,21 @@ from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.files import read
 from flatsparse.common.json_files import read_json, write_json
-from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.common.seeds import derive
-from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
-from flatsparse.experiments.data.splits import Images, batches
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import Samples
+from flatsparse.experiments.export_forms import FORMS, Runs
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval, median
-from flatsparse.export import (
-    load_csr,
-    load_onnx,
-    load_small,
-    save_csr,
-    save_dense,
-    save_onnx,
-    save_small,
-    to_csr,
-    to_semi_structured,
-    with_zeros,
-)
 
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
 BATCH = 32  # images of a timed step
-
-Runs = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to write a run.
-
-    Attributes:
-        file: its name in the folder.
-        write: the run, into the file, given a batch of images; of the small form it gives how many parameters went.
-        load: what computes outputs, from the file and a model of the run's kind whose numbers are all missing.
-        tolerance: the largest difference of outputs from the run's, as a share of its largest output; 0 is bit for bit.
-    """
-
-    file: str
-    write: Callable[[Finished, Path, Tensor], int | None]
-    load: Callable[[Finished, Path, nn.Module], Runs]
-    tolerance: float
-
-
-def _write_masks(run: Finished, file: Path, sample: Tensor) -> None:
-    _, about = load_masks(run.folder / "masks.safetensors")
-    save_masks(file, run.masks, method=about["method"], step=int(about["step"]))
-
-
-def _load_dense(run: Finished, file: Path, empty: nn.Module) -> Runs:
-    empty.load_state_dict(load_tensors(file)[0])
-    return empty
-
-
-def _load_masks(run: Finished, file: Path, empty: nn.Module) -> Runs:
-    masks, _ = load_masks(file)
-    if list(masks) != list(run.masks) or not all(torch.equal(masks[n], m.cpu()) for n, m in run.masks.items()):
-        raise InputError("the masks that were read back are not the run's: the file was not kept")
-    return with_zeros(run.model, masks)
-
-
-def _write_two_four(run: Finished, file: Path, sample: Tensor) -> None:
-    to_semi_structured(run.model, run.masks)  # refuses what cannot be packed; torch has no file for what is
-    half = with_zeros(run.model, run.masks).half().state_dict()
-    save_tensors(file, half, {"format": "pt"})
-
-
-def _load_two_four(run: Finished, file: Path, empty: nn.Module) -> Runs:
-    empty.load_state_dict(load_tensors(file)[0])
-    packed = to_semi_structured(empty, run.masks)
-    return lambda inputs: packed(inputs.half()).float()
-
-
-FORMS = {
-    "dense": Form("dense.safetensors", lambda run, file, x: save_dense(file, run.model, run.masks), _load_dense, 0.0),
-    "masks": Form("masks.safetensors", _write_masks, _load_masks, 0.0),
-    "small": Form(
-        "small.safetensors",
-        lambda run, file, x: save_small(file, run.model, run.masks),
-        lambda run, file, empty: load_small(file, empty),
-        1e-4,
-    ),
-    "csr": Form(
-        "csr.safetensors",
-        lambda run, file, x: save_csr(file, to_csr(run.model, run.masks)),
-        lambda run, file, empty: load_csr(file, empty),
-        1e-4,
-    ),
-    "2:4": Form("two-four.safetensors", _write_two_four, _load_two_four, 1e-2),
-    "onnx": Form(
-        "model.onnx",
-        lambda run, file, x: save_onnx(file, run.model, run.masks, x),
-        lambda run, file, empty: load_onnx(file),
-        1e-4,
-    ),
-}
 
 
 def export(
@@ -154,7 +68,7 @@ def export(
 def _export(
     run: Finished, formats: tuple[str, ...], out: Path, images: int, report: Callable[[str, dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Write a run in forms that there are, into a folder that is there."""
+    """Write a run in known forms, into a folder that exists."""
     record = _claimed(run, formats, out)
     test = run.splits.test.take(torch.arange(min(images, len(run.splits.test)), device=run.splits.test.labels.device))
     wanted = _outputs(run.model, run, test)
@@ -163,17 +77,17 @@ def _export(
         with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
-            found = _checked(run, name, file, test, wanted)
-            write_json(out / RECORD, {**record, "coming": found["sha256"]})  # a kill here leaves no stranger's file
+            form = _checked(run, name, file, test, wanted)
+            write_json(out / RECORD, {**record, "coming": form["sha256"]})  # a kill here leaves no unknown file
             os.replace(file, out / file.name)
-        record["formats"][name] = found
+        record["formats"][name] = form
         write_json(out / RECORD, record)
         report(name, record["formats"][name])
     return record
 
 
-def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor) -> dict[str, Any]:
-    """Write one form, read it back and compare. Raises InputError when its outputs are not those that are wanted."""
+def _checked(run: Finished, name: str, file: Path, test: Samples, wanted: Tensor) -> dict[str, Any]:
+    """Write one form, read it back and compare. Raises InputError when its outputs are not the run's."""
     form, batch = FORMS[name], next(iter(batches(test, run.splits, size=BATCH)))
     removed = form.write(run, file, batch[0])
     runs = form.load(run, file, _empty(run.model))
@@ -185,7 +99,7 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
             f" {form.tolerance:g} is allowed; its file was not kept"
         )
     content = read(file)
-    found = {
+    record = {
         "file": file.name,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -196,24 +110,24 @@ def _checked(run: Finished, name: str, file: Path, test: Images, wanted: Tensor)
     }
     device = wanted.device.type
     if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
-        found["measured_on"] = environment(device=device)
-        found["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]), device)
+        record["measured_on"] = environment(device=device)
+        record["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]), device)
     if name == "small":
-        found["parameters_removed"] = removed
-        ours, base = copy.deepcopy(runs), copy.deepcopy(run.model)
-        found["training"] = _time_ratio(_training_step(ours, batch), _training_step(base, batch, run.masks), device)
-    return found
+        record["parameters_removed"] = removed
+        small, base = copy.deepcopy(runs), copy.deepcopy(run.model)
+        record["training"] = _time_ratio(_training_step(small, batch), _training_step(base, batch, run.masks), device)
+    return record
 
 
 def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """What the folder's record says so far, when nothing in the folder stands in the way."""
-    mine = {
+    """Return the record of a folder so far. Raises InputError when something else in the folder would be replaced."""
+    about = {
         "digest": run.digest,
         "method": run.run.pruning.method,
         "model": run.run.model,
         "data": run.run.dataset.data,
     }
-    before: dict[str, Any] = {"run": mine, "formats": {}}
+    before: dict[str, Any] = {"run": about, "formats": {}}
     if (out / RECORD).exists():
         before = read_json(out / RECORD, {"run": {"digest": str}, "formats": {str: {"sha256": str}}})
         if before["run"]["digest"] != run.digest:
@@ -230,7 +144,7 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
 
 
 def _empty(model: nn.Module) -> nn.Module:
-    """A model of the same kind that knows no number yet: what is not loaded into it spoils its outputs."""
+    """Return a model of the same kind whose numbers are all NaN or 0: any that is not loaded spoils its outputs."""
     empty = copy.deepcopy(model)
     with torch.no_grad():
         for tensor in empty.state_dict().values():
@@ -239,28 +153,26 @@ def _empty(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _outputs(runs: Runs, run: Finished, test: Images) -> Tensor:
-    """The outputs of test images in float32."""
+def _outputs(runs: Runs, run: Finished, test: Samples) -> Tensor:
+    """Return the outputs of test images in float32."""
     return torch.cat([runs(inputs.contiguous()).float() for inputs, _ in batches(test, run.splits, size=100)])
 
 
-def _accuracy(outputs: Tensor, test: Images) -> float:
-    """In percent."""
+def _accuracy(outputs: Tensor, test: Samples) -> float:
+    """Return the accuracy in percent."""
     return 100 * int(task.correct(outputs, test.labels)) / test.targets
 
 
-def line(name: str, found: dict[str, Any]) -> str:
-    """One form of an exported run, in a line."""
-    near = f"within {found['difference']:.1e} of the largest" if found["difference"] else "bit for bit the run's"
-    text = (
-        f"{found['file']} ({name}): {found['bytes'] / 1000:,.0f} kB, outputs {near}, accuracy {found['accuracy']:.2f} %"
-    )
+def line(name: str, form: dict[str, Any]) -> str:
+    """Return the record of a form of an exported run as a line of text."""
+    near = f"within {form['difference']:.1e} of the largest" if form["difference"] else "bit for bit the run's"
+    text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, accuracy {form['accuracy']:.2f} %"
     for work in ("inference", "training"):
-        if work in found:
-            saved = found[work]
+        if work in form:
+            saved = form[work]
             ratio = Interval(saved["ratio"], saved["low"], saved["high"], saved["rounds"])
             text += f", {work} in {ratio:.2f} of the run's time"
-    if found.get("parameters_removed") == 0:
+    if form.get("parameters_removed") == 0:
         text += "; no channel could go, so that it is as large as the dense model"
     return text
 
@@ -268,20 +180,20 @@ def line(name: str, found: dict[str, Any]) -> str:
 # -- speed, side by side ----------------------------------------------------------------------------------------------
 
 
-def _time_ratio(ours: Callable[[], None], base: Callable[[], None], device: str) -> dict[str, float]:
-    """The time of ours to that of the base: the median over rounds that run both, in random order, with its 95 % interval.
+def _time_ratio(call: Callable[[], None], base: Callable[[], None], device: str) -> dict[str, float]:
+    """Return the ratio of two calls' times: the median over repeats that time both, in random order, with its 95 % interval.
 
-    Below 1 ours is faster.
+    Below 1 the first is faster.
     """
-    order, begun = random.Random(derive(0, "order")), clock()
+    order, began = random.Random(derive(0, "order")), clock()
     ratios: list[float] = []
-    for call in (ours, base, ours, base):  # the first calls allocate
-        call()
-    while len(ratios) < 3 or (len(ratios) < ROUNDS and clock() - begun < SECONDS):
-        seconds = {call: seconds_of(call, device) for call in order.sample([ours, base], 2)}
-        ratios.append(seconds[ours] / seconds[base])
-    found = median(ratios)
-    return {"ratio": found.mean, "low": found.low, "high": found.high, "rounds": len(ratios)}
+    for each in (call, base, call, base):  # the first calls allocate
+        each()
+    while len(ratios) < 3 or (len(ratios) < ROUNDS and clock() - began < SECONDS):
+        seconds = {each: seconds_of(each, device) for each in order.sample([call, base], 2)}
+        ratios.append(seconds[call] / seconds[base])
+    ratio = median(ratios)
+    return {"ratio": ratio.mean, "low": ratio.low, "high": ratio.high, "rounds": len(ratios)}
 
 
 def _forward(runs: Runs, inputs: Tensor) -> Callable[[], None]:
@@ -295,7 +207,7 @@ def _forward(runs: Runs, inputs: Tensor) -> Callable[[], None]:
 def _training_step(
     model: Any, batch: tuple[Tensor, Tensor], masks: dict[str, Tensor] | None = None
 ) -> Callable[[], None]:
-    """A step of SGD with momentum, under masks where there are any."""
+    """Return a step of SGD with momentum, under masks if there are any."""
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9)
     training = sparsify(model, optimizer, "static", masks=masks, steps=1) if masks else None
 

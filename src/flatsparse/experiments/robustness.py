@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from flatsparse.experiments.data.splits import Images
+from flatsparse.experiments.data.samples import Samples
 from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.load import Finished
@@ -32,7 +32,7 @@ def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:
     run = change(finished.run, device=str(test.images.device))
 
     def accuracy(images: Tensor) -> float:
-        percent, _ = evaluate(run, finished.model, Images(images, test.labels), finished.splits)
+        percent, _ = evaluate(run, finished.model, Samples(images, test.labels), finished.splits)
         assert percent is not None
         return percent
 

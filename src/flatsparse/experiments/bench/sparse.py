@@ -21,7 +21,7 @@ from flatsparse.experiments.bench.timing import interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import FOREVER, Timing
 from flatsparse.experiments.bench.variants import fused_sgd
 from flatsparse.experiments.clock import clock
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval

@@ -27,7 +27,7 @@ from flatsparse.experiments.bench.sparse import RUNS, SMALL, TARGET, Thinned, cs
 from flatsparse.experiments.bench.timing import WARM_UP
 from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run

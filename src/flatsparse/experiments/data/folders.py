@@ -1,4 +1,4 @@
-"""A local folder as a data set: read by what its layout says, and by nothing else."""
+"""Local folders as data sets, read by their layout alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.files import read
 from flatsparse.experiments.data.parts import Part, assembled, listed, part_of
 from flatsparse.experiments.data.pixels import brief, gathered, suffixes
-from flatsparse.experiments.data.splits import DataSet
+from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.tables import parquet_part
 
 NEEDED = "train.npz and test.npz, parquet files train* and test*, or images in train/CLASS/ and test/CLASS/"
@@ -29,7 +29,7 @@ TABLE = re.compile(r"([a-z]+)[-_. ]?\d*(?:-of-(\d+))?(?:-[0-9a-f]{8,})?", re.IGN
 
 
 def read_folder(folder: Path, name: str | None = None) -> DataSet:
-    """The data set in a folder: arrays, tables or images, with their parts named train, test and validation.
+    """Return the data set in a folder: arrays, tables or images, with their parts named train, test and validation.
 
     - Arrays: ``train.npz`` and ``test.npz``, each with ``images`` uint8 (N, H, W, 3) and ``labels``.
     - Tables: parquet files called ``train*`` and ``test*``, or in folders ``train`` and ``test``.
@@ -46,31 +46,34 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     Raises: InputError for a folder that can be read in no way or in two, and for what cannot be used in it.
     """
     name = name or folder.resolve().name or "root"
-    found, left = _found(folder)
+    locations, left = _find_parts(folder)
     notes = []
     if left:
         notes.append(f"what belongs to no part of '{name}' is left out ({listed(left)})")
-    kinds = {there.kind for there in found.values()}
+    kinds = {location.kind for location in locations.values()}
     if len(kinds) > 1:
         raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
     parts = {}
-    for there in sorted(found.values(), key=lambda there: there.part != "train"):  # whose faults are told first
-        told, training = f"{name} ({there.part})", there.part == "train"
-        if there.kind == "arrays":
-            parts[there.part] = _arrays(told, there.paths[0])
-        elif there.kind == "tables":
-            parts[there.part] = _tables(told, there.paths, training)
+    for location in sorted(
+        locations.values(), key=lambda location: location.part != "train"
+    ):  # whose errors come first
+        part, paths, training = location.part, location.paths, location.part == "train"
+        title = f"{name} ({part})"
+        if location.kind == "arrays":
+            parts[part] = _arrays(title, paths[0])
+        elif location.kind == "tables":
+            parts[part] = _tables(title, paths, training)
         else:
-            parts[there.part] = _images(told, there.paths[0], training, notes)
+            parts[part] = _images(title, paths[0], training, notes)
     return assembled(name, str(folder.resolve()), parts, notes)
 
 
 @dataclass(frozen=True)
-class _There:
-    """Where a part lies.
+class _Location:
+    """The files of a part.
 
     Attributes:
-        stem: what its files, or its folder, are called.
+        stem: the name of its files, or of its folder.
         paths: the files, or the folder of the classes.
     """
 
@@ -80,35 +83,36 @@ class _There:
     paths: tuple[Path, ...]
 
 
-def _found(folder: Path) -> tuple[dict[str, _There], list[str]]:
-    """The parts in a folder, or in one inside it; and the names of what belongs to none."""
-    place = folder
+def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
+    """Return the parts in a folder, or in one inside it, and the names of files and folders that belong to none."""
+    inner = folder
     for _ in range(DEPTH + 1):
-        entries = _entries(place)
-        found: dict[str, _There] = {}
+        entries = _entries(inner)
+        found: dict[str, _Location] = {}
         left = []
         for path in entries:
-            there = _there(path)
-            if there is None:
+            location = _located(path)
+            if location is None:
                 left += [path.name] if os.path.isdir(path) or path.suffix.lower() in (".npz", ".parquet") else []
-            elif (before := found.get(there.part)) is None:
-                found[there.part] = there
-            elif before.kind == there.kind == "tables" and before.stem == there.stem:
-                found[there.part] = dataclasses.replace(there, paths=(*before.paths, *there.paths))
+            elif (before := found.get(location.part)) is None:
+                found[location.part] = location
+            elif before.kind == location.kind == "tables" and before.stem == location.stem:
+                found[location.part] = dataclasses.replace(location, paths=(*before.paths, *location.paths))
             else:
-                raise InputError(f"'{place}' has its {there.part} part twice, {before.stem} and {there.stem}: keep one")
+                part, stem = location.part, location.stem
+                raise InputError(f"'{inner}' has its {part} part twice, {before.stem} and {stem}: keep one")
         if found:
             return found, left
         folders = [path for path in entries if os.path.isdir(path)]
-        inner = [path for path in folders if path.name == "data"] or folders
-        if len(inner) != 1:
+        candidates = [path for path in folders if path.name == "data"] or folders
+        if len(candidates) != 1:
             break
-        (place,) = inner
+        (inner,) = candidates
     raise InputError(f"'{folder}' holds no data set: it needs {NEEDED}")
 
 
-def _there(path: Path) -> _There | None:
-    """The part that a file or folder is, or is a piece of."""
+def _located(path: Path) -> _Location | None:
+    """Return the part that a file or folder is, or is a piece of; None for one that is no part."""
     if os.path.isdir(path):
         if (part := part_of(path.name)) is None:
             return None
@@ -116,17 +120,17 @@ def _there(path: Path) -> _There | None:
         tables = tuple(file for file in inside if file.suffix.lower() == ".parquet" and not os.path.isdir(file))
         if tables and any(os.path.isdir(entry) for entry in inside):
             raise InputError(f"'{path}' holds both parquet files and folders: keep the one or the other")
-        return _There(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
+        return _Location(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
     kind = path.suffix.lower()
     if kind == ".npz" and (part := part_of(path.stem)):
-        return _There(part, "arrays", path.name, (path,))
-    if kind == ".parquet" and (told := TABLE.fullmatch(path.stem)) and (part := part_of(told[1])):
-        return _There(part, "tables", f"{told[1]}*{path.suffix}", (path,))
+        return _Location(part, "arrays", path.name, (path,))
+    if kind == ".parquet" and (match := TABLE.fullmatch(path.stem)) and (part := part_of(match[1])):
+        return _Location(part, "tables", f"{match[1]}*{path.suffix}", (path,))
     return None
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in one order on every machine, less what is hidden."""
+    """Return the entries of a folder that are not hidden, in one order on every machine."""
     try:
         names = os.listdir(folder)
         os.stat(os.path.join(folder, "."))  # which may be closed where the names are not
@@ -137,7 +141,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _composed(name: str) -> str:
-    """A name in the form that most systems write: some write an accent as a sign of its own."""
+    """Return a name in the form that most systems write: some write an accent as a sign of its own."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -146,36 +150,36 @@ def _composed(name: str) -> str:
 
 def _tables(name: str, files: Sequence[Path], training: bool) -> Part:
     for file in files:
-        told = TABLE.fullmatch(file.stem)
-        if told and told[2] and int(told[2]) != len(files):
+        match = TABLE.fullmatch(file.stem)
+        if match and match[2] and int(match[2]) != len(files):
             raise InputError(
-                f"'{file}' is one of {int(told[2])} files of '{name}', but {len(files)} are there: fetch all"
+                f"'{file}' is one of {int(match[2])} files of '{name}', but {len(files)} are there: fetch all"
             )
     return parquet_part(name, files, training=training)
 
 
 def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
-    """Files by the folder that they lie in, which is their class."""
+    """Return a part of image files, whose classes are the folders that they lie in."""
     labels: list[str] = []
     files: list[Path] = []
     others: list[str] = []
     seen: dict[str, Path] = {}
-    for place in _entries(folder):
-        if not os.path.isdir(place):
-            if place.suffix.lower() in suffixes():
-                raise InputError(f"'{place}' lies in no class: put it into '{folder}/CLASS/'")
-            others.append(place.name)
+    for entry in _entries(folder):
+        if not os.path.isdir(entry):
+            if entry.suffix.lower() in suffixes():
+                raise InputError(f"'{entry}' lies in no class: put it into '{folder}/CLASS/'")
+            others.append(entry.name)
             continue
-        label = _composed(place.name)
-        if (other := seen.setdefault(label, place)) is not place:
-            raise InputError(f"'{other}' and '{place}' are written alike: put them into one folder")
-        inside = _entries(place)
-        if deeper := next((entry for entry in inside if os.path.isdir(entry)), None):
-            raise InputError(f"'{deeper}' is a folder in a class: put its images into '{place}', or make it a class")
-        images = [entry for entry in inside if entry.suffix.lower() in suffixes()]
-        others += [f"{place.name}/{entry.name}" for entry in inside if entry.suffix.lower() not in suffixes()]
+        label = _composed(entry.name)
+        if (other := seen.setdefault(label, entry)) is not entry:
+            raise InputError(f"'{other}' and '{entry}' are written alike: put them into one folder")
+        inside = _entries(entry)
+        if deeper := next((file for file in inside if os.path.isdir(file)), None):
+            raise InputError(f"'{deeper}' is a folder in a class: put its images into '{entry}', or make it a class")
+        images = [file for file in inside if file.suffix.lower() in suffixes()]
+        others += [f"{entry.name}/{file.name}" for file in inside if file.suffix.lower() not in suffixes()]
         if training and not images:
-            raise InputError(f"class '{place}' holds no images: add some, or take it away")
+            raise InputError(f"class '{entry}' holds no images: add some, or take it away")
         labels += [label] * len(images)
         files += images
     if others:
@@ -193,7 +197,7 @@ def _content(file: Path) -> bytes:
 
 
 def _arrays(name: str, file: Path) -> Part:
-    """``images`` uint8 (N, H, W, 1 or 3) and ``labels`` (N) of an ``.npz`` file."""
+    """Return a part of an ``.npz`` file with ``images`` uint8 (N, H, W, 1 or 3) and ``labels`` (N)."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]

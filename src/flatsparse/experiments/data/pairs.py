@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.splits import IGNORED, DataSet, Images
+from flatsparse.experiments.data.samples import IGNORED, DataSet, Samples
 
 WORDS, LENGTH = 16, 6  # of the language, and of a sentence
 POOL, TEST = 11_000, 1_000
@@ -25,15 +25,15 @@ def pairs(data_dir: Path) -> DataSet:
     next tokens, and only those of the target are asked for.
     """
     source = generator("pairs")
-    means = torch.randperm(WORDS, generator=source)
-    places = WORDS ** torch.arange(LENGTH)
+    meanings = torch.randperm(WORDS, generator=source)
+    powers = WORDS ** torch.arange(LENGTH)
     numbers = torch.randperm(int(WORDS**LENGTH), generator=source)[: POOL + TEST]
-    sentences = numbers[:, None] // places % WORDS
+    sentences = numbers[:, None] // powers % WORDS
     separator = torch.full((len(sentences), 1), WORDS)
-    text = torch.cat([sentences, separator, means[sentences].flip(1)], dim=1)
+    text = torch.cat([sentences, separator, meanings[sentences].flip(1)], dim=1)
     labels = text[:, 1:].clone()
     labels[:, :LENGTH] = IGNORED
-    everything = Images(text[:, :-1], labels)
-    order = torch.arange(len(everything))
-    pool, test = everything.take(order[:POOL]), everything.take(order[POOL:])
+    samples = Samples(text[:, :-1], labels)
+    order = torch.arange(len(samples))
+    pool, test = samples.take(order[:POOL]), samples.take(order[POOL:])
     return DataSet("pairs", pool, test, classes=WORDS + 1, augmented=False, validation_size=1000)

@@ -1,4 +1,4 @@
-"""The parts of a data set, and how a set is made of them: which is the test, and what the labels stand for."""
+"""Parts of a data set, and the set that they make: the choice of the test part, and labels as numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.splits import DataSet, Images
+from flatsparse.experiments.data.samples import DataSet, Samples
 
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -28,9 +28,9 @@ class Part:
 
     Attributes:
         name: for messages.
-        labels: a class for each image: all names, or all whole numbers from 0. -1 or None stands for one that is withheld.
-        read: gives the images, uint8 (N, H, W, C), and what should be known of them, a sentence each.
-        names: of the classes that numbers stand for, of a source that has them.
+        labels: the class of each image: all names, or all whole numbers from 0. -1 or None stands for a withheld one.
+        read: returns the images, uint8 (N, H, W, C), and remarks on them, a sentence each.
+        names: of the numbered classes, of a source that has them.
     """
 
     name: str
@@ -40,26 +40,27 @@ class Part:
 
     @property
     def is_withheld(self) -> bool:
+        """Return if no image has a label."""
         return all(label is None or label == -1 for label in self.labels)
 
 
 def part_of(word: str) -> str | None:
-    """The part that the name of a file, folder or table stands for, in capitals or not: train, validation or test."""
+    """Return the part that a file, folder or table is by its name, in capitals or not: train, validation or test."""
     return WORDS.get(word.lower())
 
 
 def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable[str] = ()) -> DataSet:
-    """A data set of its parts.
+    """Return the data set of its parts.
 
     Classes are those of the training part: names in alphabetical order, or numbers. Tests are of the test part, or of the
-    validation part when there is no other or its labels are withheld. What is held out for choices is the validation part
-    where that is not the test, else a tenth of the training part.
+    validation part when there is no other or its labels are withheld. Held out for choices is the validation part where
+    that is not the test, else a tenth of the training part.
 
     Args:
         name: the set's.
         source: where it came from.
         parts: train, and test or validation or both.
-        notes: what its reader should know already.
+        notes: remarks on the set so far.
 
     Raises: InputError for labels that cannot be used, a class without training images, and images of unequal size.
     """
@@ -74,36 +75,36 @@ def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable
     labels, classes = _numbered(used, notes)
     images = []
     for part in used:
-        pixels, told = part.read()
-        notes += told
+        pixels, remarks = part.read()
+        notes += remarks
         images.append(pixels)
         if pixels.shape[1:] != images[0].shape[1:]:
-            mine, theirs = tuple(images[0].shape[1:]), tuple(pixels.shape[1:])
+            first, other = tuple(images[0].shape[1:]), tuple(pixels.shape[1:])
             raise InputError(
-                f"images of '{train.name}' are {mine} and of '{part.name}' {theirs}: make them of one size"
+                f"images of '{train.name}' are {first} and of '{part.name}' {other}: make them of one size"
             )
-    pool, tested, *apart = (Images(*of_part) for of_part in zip(images, labels, strict=True))
+    pool, tested, *others = (Samples(*of_part) for of_part in zip(images, labels, strict=True))
     return DataSet(
         name,
         pool,
         tested,
         classes,
         augmented=True,
-        validation_size=len(apart[0]) if apart else round(VALIDATION_SHARE * len(pool)),
-        validation=apart[0] if apart else None,
+        validation_size=len(others[0]) if others else round(VALIDATION_SHARE * len(pool)),
+        validation=others[0] if others else None,
         source=source,
         notes=tuple(notes),
     )
 
 
-def listed(things: Collection[object]) -> str:
-    """The first few of some things, in words."""
-    first = ", ".join(str(thing) for thing in list(things)[:3])
-    return first if len(things) <= 3 else f"{first} and {len(things) - 3:,} more"
+def listed(items: Collection[object]) -> str:
+    """Return the first few of some items as text, and the number of the others."""
+    first = ", ".join(str(item) for item in list(items)[:3])
+    return first if len(items) <= 3 else f"{first} and {len(items) - 3:,} more"
 
 
 def _held_out(name: str, parts: Mapping[str, Part], notes: list[str]) -> str:
-    """The part that is the test."""
+    """Return the part that is the test, and note what else is to know of it."""
     withheld = [kind for kind in ("test", "validation") if kind in parts and parts[kind].is_withheld]
     notes += [f"the labels of '{parts[kind].name}' are withheld, so that it is left out" for kind in withheld]
     held = next((kind for kind in ("test", "validation") if kind in parts and kind not in withheld), None)
@@ -118,7 +119,7 @@ def _held_out(name: str, parts: Mapping[str, Part], notes: list[str]) -> str:
 
 
 def _numbered(parts: Sequence[Part], notes: list[str]) -> tuple[list[Tensor], int]:
-    """The labels of each part as numbers, and how many classes there are; the first part is the training's."""
+    """Return the labels of each part as numbers, and the number of classes; the first part is the training part."""
     for part in parts:
         _check_labels(part)
     train, *others = parts
@@ -131,16 +132,18 @@ def _numbered(parts: Sequence[Part], notes: list[str]) -> tuple[list[Tensor], in
             )
     known = sorted(set(train.labels))
     if len(known) == 1:
-        raise InputError(f"'{train.name}' holds one class, {_called(known[0], train)}: give images of at least two")
+        raise InputError(f"'{train.name}' holds one class, {_class_name(known[0], train)}: give images of at least two")
     for part in others:
         counts = collections.Counter(part.labels)
-        if strange := sorted(counts.keys() - set(known)):
-            told = listed([f"{_called(label, part)} ({counts[label]} images)" for label in strange])
+        if unknown := sorted(counts.keys() - set(known)):
+            named = listed([f"{_class_name(label, part)} ({counts[label]} images)" for label in unknown])
             raise InputError(
-                f"'{part.name}' has classes that no image of '{train.name}' has, {told}: add such images, or take these out"
+                f"'{part.name}' has classes that no image of '{train.name}' has, {named}: add such images, or take these out"
             )
         if lacking := [label for label in known if label not in counts]:
-            notes.append(f"'{part.name}' has no images of class {listed([_called(label, train) for label in lacking])}")
+            notes.append(
+                f"'{part.name}' has no images of class {listed([_class_name(label, train) for label in lacking])}"
+            )
     if isinstance(known[0], str):
         numbers = {name: number for number, name in enumerate(known)}
         return [torch.tensor([numbers[label] for label in part.labels]) for part in parts], len(known)
@@ -158,16 +161,17 @@ def _check_labels(part: Part) -> None:
     if kinds == {str}:
         return
     if not kinds <= {int, bool}:
-        told = " and ".join(sorted(kind.__name__ for kind in kinds))
+        types = " and ".join(sorted(kind.__name__ for kind in kinds))
         raise InputError(
-            f"labels of '{part.name}' are of type {told}: give one whole number from 0, or one name, an image"
+            f"labels of '{part.name}' are of type {types}: give one whole number from 0, or one name, an image"
         )
     low, high = min(part.labels), max(part.labels)
     if low < 0 or high >= MOST_CLASSES:
         raise InputError(f"labels of '{part.name}' run from {low} to {high}: number the classes 0, 1, 2, …")
 
 
-def _called(label: Any, part: Part) -> str:
+def _class_name(label: Any, part: Part) -> str:
+    """Return the name of a class, or its number where it has none."""
     if isinstance(label, str):
         return f"'{label}'"
     return f"'{part.names[label]}'" if part.names and label < len(part.names) else f"{label}"

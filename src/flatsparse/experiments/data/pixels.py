@@ -1,4 +1,4 @@
-"""Image files as pixels: what each kind of image becomes, and which are refused."""
+"""Image files as pixels: the conversion of each kind of image, and the kinds that are refused."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DARK = 2**13  # 16-bit levels that all lie below come from 13 bits or fewer
 
 
 def gathered(files: Iterable[tuple[str, bytes]], count: int, name: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Image files as one uint8 tensor (N, H, W, C), and what should be known of them, a sentence each.
+    """Return image files as one uint8 tensor (N, H, W, C), and remarks on them, a sentence each.
 
-    A pixel becomes what a viewer would show, on 256 levels, grey (C = 1) or red, green and blue (C = 3):
+    Pixels are as a viewer shows them, on 256 levels, grey (C = 1) or red, green and blue (C = 3):
 
     - 1-bit, grey and grey with transparency: grey. Palettes, RGB, CMYK, YCbCr, HSV and LAB: RGB, as Pillow converts them.
     - 16-bit grey: ``round(level / 257)``, so that 65535 becomes 255; 16-bit colours lose their lower byte.
@@ -39,23 +39,23 @@ def gathered(files: Iterable[tuple[str, bytes]], count: int, name: str) -> tuple
 
     Args:
         files: each image's name, for messages, and its content.
-        count: how many.
-        name: what they are together.
+        count: the number of files.
+        name: of all of them, for messages.
 
     Raises: InputError, with the image's name, for one that is damaged, of another size or kind than the first, of several
         frames, or of levels whose range its file does not say (32-bit whole numbers and floats).
     """
     stack: np.ndarray | None = None
     first, transparent, deepest = "", 0, 0
-    for place, (file, content) in enumerate(files):
+    for index, (file, content) in enumerate(files):
         image = _decoded(content, file)
         transparent, deepest = transparent + image.transparent, max(deepest, image.deepest)
         if stack is None:
-            stack, first = _room(count, image.pixels, name), file
+            stack, first = _empty_stack(count, image.pixels, name), file
         if image.pixels.shape != stack.shape[1:]:
-            mine, theirs = _shape(image.pixels), _shape(stack[0])
-            raise InputError(f"{file} is {mine} and {first} is {theirs}: make all images of one size and kind")
-        stack[place] = image.pixels
+            shape, other = _shape(image.pixels), _shape(stack[0])
+            raise InputError(f"{file} is {shape} and {first} is {other}: make all images of one size and kind")
+        stack[index] = image.pixels
     assert stack is not None, "a part without images is refused before"
     notes = []
     if transparent:
@@ -69,21 +69,21 @@ def gathered(files: Iterable[tuple[str, bytes]], count: int, name: str) -> tuple
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """The endings, in small letters, of files that are taken for images."""
+    """Return the endings, in small letters, of files that are read as images."""
     from PIL import Image
 
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 def brief(problem: Exception) -> str:
-    """An error of another library, in a line of at most 150 characters."""
+    """Return an error of another library as a line of at most 150 characters."""
     lines = str(problem).strip().splitlines()
     return (lines[0] if lines else type(problem).__name__)[:150]
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One image, uint8 (H, W, 1 or 3), whether any of it is transparent, and its highest level if it has 16 bits."""
+    """One image, uint8 (H, W, 1 or 3), with a flag for transparent pixels, and its highest level if it has 16 bits."""
 
     pixels: np.ndarray
     transparent: bool
@@ -146,7 +146,7 @@ def _of_16_bits(image: Image.Image, upright: Image.Image) -> _Decoded:
     return _Decoded(pixels[..., None], bool(hidden.any()), int(levels.max()))
 
 
-def _room(count: int, image: np.ndarray, name: str) -> np.ndarray:
+def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
     try:
         return np.empty((count, *image.shape), np.uint8)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Where data sets come from: embedded, known ones in their classic forms, a folder of one's own, or the hub."""
+"""Sources of data sets: embedded ones, known ones in their classic forms, a user's folder, or the hub."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from flatsparse.experiments.data.folders import read_folder
 from flatsparse.experiments.data.pairs import pairs
 from flatsparse.experiments.data.parts import assembled
 from flatsparse.experiments.data.pixels import brief
-from flatsparse.experiments.data.splits import DataSet, Images
+from flatsparse.experiments.data.samples import DataSet, Samples
 from flatsparse.experiments.data.tables import hub_parts
 
 EMBEDDED = ("digits", "pairs")
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
-    """A data set by name, folder or hub id.
+    """Return a data set by name, folder or hub id.
 
     Args:
         name: one of ``SOURCES``; a folder, see ``read_folder``; or a hub id such as ``owner/name``.
-        data_dir: where local copies of named sets lie; by default the variable FLATSPARSE_DATA, else ``./data``.
+        data_dir: the folder of local copies of named sets; by default the variable FLATSPARSE_DATA, else ``./data``.
 
     Raises: InputError for an unknown name, when no copy is found, or when one cannot be used.
     """
@@ -44,10 +44,10 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
                 f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir"
             )
         return SOURCES[name](folder)
-    place = _path(name)
-    if name and os.path.isdir(place):  # which takes a name that is too long
-        return _folder(place)
-    if name and os.path.exists(place):
+    path = _path(name)
+    if name and os.path.isdir(path):  # which takes a name that is too long
+        return _folder(path)
+    if name and os.path.exists(path):
         raise InputError(f"'{name}' is a file: give the folder that holds the data set")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return assembled(name, f"hub:{name}", hub_parts(name, name))
@@ -55,7 +55,7 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
 
 
 def slug(name: str) -> str:
-    """A data set's name as a piece of a file's name: a folder's own, not the way to it."""
+    """Return a data set's name as a part of a file name: of a folder, its own name without its path."""
     folder = name not in SOURCES and os.path.isdir(_path(name))
     return re.sub(r"[^\w.-]+", "_", _path(name).resolve().name if folder else name)[-60:]
 
@@ -77,12 +77,12 @@ def _folder(folder: Path) -> DataSet:
 
 @functools.cache
 def _digits(data_dir: Path) -> DataSet:
-    """1,797 real scans of handwritten digits, 8x8, grey (Alpaydin & Kaynak 1998), embedded: 797 for the test."""
+    """1,797 images of handwritten digits, 8x8, grey (Alpaydin & Kaynak 1998), embedded: 797 for the test."""
     from sklearn.datasets import load_digits
 
-    scans = load_digits()
-    images = torch.from_numpy(np.round(scans.images * (255 / 16)).astype(np.uint8))[..., None]
-    everything = Images(images, torch.from_numpy(scans.target.astype(np.int64)))
+    source = load_digits()
+    images = torch.from_numpy(np.round(source.images * (255 / 16)).astype(np.uint8))[..., None]
+    everything = Samples(images, torch.from_numpy(source.target.astype(np.int64)))
     order = torch.randperm(len(everything), generator=generator("test", "digits"))  # the source is sorted by writer
     pool, test = everything.take(order[:1000]), everything.take(order[1000:])
     return DataSet("digits", pool, test, classes=10, augmented=False, validation_size=300)
@@ -90,18 +90,18 @@ def _digits(data_dir: Path) -> DataSet:
 
 @functools.cache
 def _cifar10(data_dir: Path) -> DataSet:
-    """CIFAR-10 (Krizhevsky 2009) from the classic folder, local parquet files or the hub, whichever is there first."""
+    """CIFAR-10 (Krizhevsky 2009) from the classic folder, local parquet files or the hub, whichever is found first."""
     classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if os.path.isfile(p / "test_batch")), None)
     if classic is None:
         return _cifar_elsewhere("cifar10", "cifar-10-batches-py", "uoft-cs/cifar10", data_dir, classes=10)
     train = [_cifar_batch(classic / f"data_batch_{i}", b"labels", 10) for i in range(1, 6)]
-    pool = Images(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
+    pool = Samples(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
     return _cifar("cifar10", classic, pool, _cifar_batch(classic / "test_batch", b"labels", 10), classes=10)
 
 
 @functools.cache
 def _cifar100(data_dir: Path) -> DataSet:
-    """CIFAR-100 (Krizhevsky 2009), fine labels, from the same kinds of places."""
+    """CIFAR-100 (Krizhevsky 2009), fine labels, from the same kinds of sources."""
     classic = data_dir / "cifar-100-python"
     if not os.path.isfile(classic / "test"):
         return _cifar_elsewhere("cifar100", "cifar-100-python", "uoft-cs/cifar100", data_dir, classes=100)
@@ -117,34 +117,36 @@ SOURCES: dict[str, Callable[[Path], DataSet]] = {
 }
 
 
-def _cifar(name: str, place: Path, pool: Images, test: Images, classes: int) -> DataSet:
-    source = str(place.resolve())
-    return _counted(DataSet(name, pool, test, classes=classes, augmented=True, validation_size=5000, source=source))
-
-
-def _counted(found: DataSet) -> DataSet:
-    """The same, with a note when it has not as many images as CIFAR."""
-    counts = len(found.pool), len(found.test)
-    if counts == (50_000, 10_000):
-        return found
-    note = (
-        f"{found.name} has 50,000 training and 10,000 test images; '{found.source}' has {counts[0]:,} and {counts[1]:,}"
+def _cifar(name: str, folder: Path, pool: Samples, test: Samples, classes: int) -> DataSet:
+    source = str(folder.resolve())
+    return _with_note_of_size(
+        DataSet(name, pool, test, classes=classes, augmented=True, validation_size=5000, source=source)
     )
-    return dataclasses.replace(found, notes=(*found.notes, note))
+
+
+def _with_note_of_size(data: DataSet) -> DataSet:
+    """Return a data set, with a note when it has not as many images as CIFAR."""
+    counts = len(data.pool), len(data.test)
+    if counts == (50_000, 10_000):
+        return data
+    note = (
+        f"{data.name} has 50,000 training and 10,000 test images; '{data.source}' has {counts[0]:,} and {counts[1]:,}"
+    )
+    return dataclasses.replace(data, notes=(*data.notes, note))
 
 
 def _cifar_elsewhere(name: str, classic: str, hub: str, data_dir: Path, *, classes: int) -> DataSet:
-    """A known set in a folder of its own name, or from the hub; another's name stands for another set."""
+    """Return a known set from a folder of its own name, or from the hub; a folder of another name is another set."""
     local = data_dir / name
-    found = read_folder(local, name) if os.path.isdir(local) else _cifar_of_hub(name, classic, hub, data_dir)
-    if found.pool.shape != (32, 32, 3) or found.classes > classes:
-        shape = "x".join(map(str, found.pool.shape))
+    data = read_folder(local, name) if os.path.isdir(local) else _cifar_of_hub(name, classic, hub, data_dir)
+    if data.pool.shape != (32, 32, 3) or data.classes > classes:
+        shape = "x".join(map(str, data.pool.shape))
         raise InputError(
-            f"'{found.source}' is not {name}: it has {found.classes} classes of images of {shape}, wanted {classes} of"
+            f"'{data.source}' is not {name}: it has {data.classes} classes of images of {shape}, wanted {classes} of"
             " 32x32x3; give its folder another name, and --data its path"
         )
-    held_out = 5000 if found.validation is None else found.validation_size
-    return _counted(dataclasses.replace(found, classes=classes, validation_size=held_out))
+    held_out = 5000 if data.validation is None else data.validation_size
+    return _with_note_of_size(dataclasses.replace(data, classes=classes, validation_size=held_out))
 
 
 def _cifar_of_hub(name: str, classic: str, hub: str, data_dir: Path) -> DataSet:
@@ -160,7 +162,7 @@ def _cifar_of_hub(name: str, classic: str, hub: str, data_dir: Path) -> DataSet:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values; anything else a pickle could run is refused."""
+    """An unpickler of arrays and plain values; anything else a pickle could run is refused."""
 
     ALLOWED = frozenset({("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")})
 
@@ -172,7 +174,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no image data needs")
 
 
-def _cifar_batch(file: Path, key: bytes, classes: int) -> Images:
+def _cifar_batch(file: Path, key: bytes, classes: int) -> Samples:
     try:
         batch = _PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
         pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
@@ -183,4 +185,4 @@ def _cifar_batch(file: Path, key: bytes, classes: int) -> Images:
         raise InputError(
             f"'{file}' holds {len(pixels)} images and {len(labels)} labels, not all in 0 … {classes - 1}: fetch it again"
         )
-    return Images(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))
+    return Samples(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))

@@ -21,14 +21,14 @@ ROWS = 256  # read at a time
 
 
 def parquet_part(name: str, files: Sequence[Path], *, training: bool) -> Part:
-    """A part whose rows are those of parquet files, one file after another.
+    """Return the part whose rows are those of parquet files, one file after another.
 
     Images are bytes, alone or beside a path, which is not opened: it may lead anywhere.
 
     Args:
         name: for messages.
         files: at least one.
-        training: whether it must have labels; elsewhere they may be withheld.
+        training: the part must have labels; those of others may be withheld.
 
     Raises: InputError for a file that is damaged or has not the columns.
     """
@@ -44,7 +44,7 @@ def parquet_part(name: str, files: Sequence[Path], *, training: bool) -> Part:
 
 
 def hub_parts(source: str, name: str) -> dict[str, Part]:
-    """The parts of a data set of the hub, by the ``datasets`` library.
+    """Return the parts of a data set of the hub, read by the ``datasets`` library.
 
     Raises: InputError when it cannot be had, or has not the columns.
     """
@@ -53,7 +53,7 @@ def hub_parts(source: str, name: str) -> dict[str, Part]:
 
     datasets.disable_progress_bars()
     for library in ("huggingface_hub", "datasets"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # their retries; the outcome is ours to tell
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # their retries; we report the outcome
     try:
         tables = datasets.load_dataset(source, download_config=datasets.DownloadConfig(max_retries=0))
     except Exception as problem:  # no network, no such dataset, a damaged file: each library has its own error
@@ -65,20 +65,20 @@ def hub_parts(source: str, name: str) -> dict[str, Part]:
             continue
         if part in parts:
             raise InputError(f"'{name}' has its {part} part twice: as {word} too")
-        told = f"{name} ({word})"
-        image, label = _columns(table.column_names, told, part == "train")
+        title = f"{name} ({word})"
+        image, label = _columns(table.column_names, title, part == "train")
         plain = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format("arrow")
         pieces = (piece.column(0) for piece in plain.iter(ROWS))
         labels = [None] * len(table) if label is None else table.data.column(label).to_pylist()
         names = getattr(table.features.get(label), "names", None)
-        stack = functools.partial(gathered, _contents(pieces, told, copies), len(labels), told)
-        parts[part] = Part(told, labels, stack, tuple(names) if names else None)
+        stack = functools.partial(gathered, _contents(pieces, title, copies), len(labels), title)
+        parts[part] = Part(title, labels, stack, tuple(names) if names else None)
     return parts
 
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A parquet file; what is wrong with it is told in a line."""
+    """A context with an open parquet file. Raises InputError when it cannot be read."""
     import pyarrow.parquet
 
     try:
@@ -91,7 +91,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _columns(names: Sequence[str], name: str, labelled: bool) -> tuple[str, str | None]:
-    """The columns of the images and of the labels."""
+    """Return the names of the columns of images and labels."""
     image, label = (next((c for c in known if c in names), None) for known in (IMAGE, LABEL))
     if image is None or (labelled and label is None):
         raise InputError(
@@ -102,7 +102,7 @@ def _columns(names: Sequence[str], name: str, labelled: bool) -> tuple[str, str 
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> tuple[str, ...] | None:
-    """What numbers stand for, as the ``datasets`` library notes it in files that it writes."""
+    """Return the names of numbered classes, as the ``datasets`` library notes them in files that it writes."""
     try:
         return tuple(json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):
@@ -110,7 +110,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> tupl
 
 
 def _of_files(files: Sequence[Path], name: str) -> Iterator[Any]:
-    """The images of parquet files, as Arrow's arrays."""
+    """Yield the images of parquet files, as Arrow's arrays."""
     for file in files:
         with _opened(file) as table:
             image, _ = _columns(table.schema_arrow.names, name, labelled=False)
@@ -119,18 +119,18 @@ def _of_files(files: Sequence[Path], name: str) -> Iterator[Any]:
 
 
 def _contents(pieces: Iterable[Any], name: str, within: Sequence[Path] = ()) -> Iterator[tuple[str, bytes]]:
-    """Each image's name, for messages, and its content.
+    """Yield each image's name, for messages, and its content.
 
     Args:
         pieces: Arrow's arrays of bytes, or of bytes and paths.
         name: of the part.
         within: folders whose files may be opened by their paths.
     """
-    place = 0
+    number = 0
     for piece in pieces:
         for value in piece.to_pylist():
-            yield _content(value, f"image {place} of '{name}'", within)
-            place += 1
+            yield _content(value, f"image {number} of '{name}'", within)
+            number += 1
 
 
 def _content(value: Any, where: str, within: Sequence[Path]) -> tuple[str, bytes]:
@@ -149,7 +149,7 @@ def _content(value: Any, where: str, within: Sequence[Path]) -> tuple[str, bytes
 
 
 def _shown(path: Any) -> str:
-    """What a table says, on one line and no more than that."""
+    """Return the start of a table's entry, on one line."""
     return repr(path)[:150]
 
 

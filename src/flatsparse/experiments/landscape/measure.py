@@ -19,7 +19,8 @@ from flatsparse.common.files import corrupt_file, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import claim
-from flatsparse.experiments.data.splits import at_once, batches
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import at_once
 from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.landscape import curved
 from flatsparse.experiments.landscape.folding import folded

@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import DataSet, Splits, batches, split
+from flatsparse.experiments.data.splits import Splits, split
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.lr import start_schedule

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatsparse.experiments.clock import clock
-from flatsparse.experiments.data.splits import batches
+from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress

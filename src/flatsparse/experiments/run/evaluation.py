@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flatsparse.experiments.data.splits import Images, Splits, at_once, batches
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import Samples, at_once
+from flatsparse.experiments.data.splits import Splits
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun
@@ -18,7 +20,7 @@ RADIUS, RADIUS_IMAGES = 0.1, 1000  # of the worst-case sharpness: the same for e
 
 @torch.no_grad()
 def evaluate(
-    run: ResolvedRun, model: nn.Module, images: Images, splits: Splits, counts: Tensor | None = None
+    run: ResolvedRun, model: nn.Module, images: Samples, splits: Splits, counts: Tensor | None = None
 ) -> tuple[float | None, float | None]:
     """Return accuracy in percent and mean loss, in evaluation mode; None and None without images.
 

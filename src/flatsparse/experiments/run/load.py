@@ -16,8 +16,9 @@ from flatsparse.common.files import corrupt_file
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.schema import Schema, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
+from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import DataSet, Splits
+from flatsparse.experiments.data.splits import Splits
 from flatsparse.experiments.run.build import make_network, splits_of
 from flatsparse.experiments.run.config import ResolvedRun, kinds_of_settings
 from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, read_config, read_result

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from flatsparse.experiments.data.splits import IGNORED
+from flatsparse.experiments.data.samples import IGNORED
 from flatsparse.experiments.run.records import EpochRecord
 
 REACHED = (50, 60, 70, 80, 90, 95)  # percent; the levels of ``steps_to`` in a result

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.splits import at_once, batches
+from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.data.samples import at_once
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress

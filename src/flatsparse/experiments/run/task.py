@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.splits import DataSet, Images
+from flatsparse.experiments.data.samples import DataSet, Samples
 from flatsparse.models import MODELS, TOKEN_MODELS
 
 NETWORKS = {**MODELS, **TOKEN_MODELS}
@@ -38,7 +38,7 @@ def check_fit(model: str, data: DataSet) -> None:
 
 
 @torch.no_grad()
-def check_takes(name: str, model: nn.Module, images: Images, count: int) -> None:
+def check_takes(name: str, model: nn.Module, images: Samples, count: int) -> None:
     """Raise InputError for a network that cannot train on images of such a size, or on so few at a time.
 
     Ours, because a network's own errors in a forward pass are in terms of its layers.

@@ -1,0 +1,152 @@
+"""Data sets as tensors in memory: images or token sequences with their labels, and where they came from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.errors import InputError
+
+IGNORED = -100  # the label of a position in a sequence that has no target: what torch's cross_entropy leaves out
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images, uint8 (N, H, W, C), and their labels, int64 (N); or token sequences and their labels, int64 (N, length).
+
+    Attributes:
+        stored: the images or sequences, or more than these.
+        rows: the indices of these in ``stored``, in their order; all by default. So the splits of a set share its memory.
+    """
+
+    stored: Tensor
+    labels: Tensor
+    rows: Tensor | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """The images or sequences alone: a copy where ``stored`` has more."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of one sample: height, width and channels of an image, the length of a sequence."""
+        return self.stored.shape[1:]
+
+    @property
+    def are_tokens(self) -> bool:
+        """Return if the samples are token sequences."""
+        return self.stored.ndim == 2
+
+    @property
+    def targets(self) -> int:
+        """The number of targets: one an image, or several a sequence."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def blank(self) -> Tensor:
+        """One input of zeros, in the form that ``batches`` gives."""
+        if self.are_tokens:
+            return torch.zeros_like(self.stored[:1])
+        return self.stored.new_zeros(1, self.shape[-1], *self.shape[:2], dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, index: Tensor) -> Tensor:
+        """Return a copy of the images at some indices."""
+        return self.stored[index if self.rows is None else self.rows[index]]
+
+    def take(self, index: Tensor) -> Samples:
+        """Return a copy of the samples at some indices."""
+        return Samples(self.at(index), self.labels[index])
+
+    def subset(self, index: Tensor) -> Samples:
+        """Return the samples at some indices, in the memory of these."""
+        return Samples(self.stored, self.labels[index], index if self.rows is None else self.rows[index])
+
+    def to(self, device: torch.device) -> Samples:
+        """Return the samples on a device; there ``stored`` has no more than these."""
+        if self.stored.device == device:
+            return self
+        return Samples(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as its source gives it.
+
+    Attributes:
+        pool: the samples that training and validation are taken from.
+        test: evaluated once, at the end of a run.
+        classes: the number of classes.
+        augmented: training crops (after padding by 4) and flips.
+        validation_size: number of samples held out unless a run asks for another.
+        validation: the samples held out, of a source that has such a part; by default they are taken from the pool.
+        source: where it came from.
+        notes: remarks for its user, a sentence each.
+    """
+
+    name: str
+    pool: Samples
+    test: Samples
+    classes: int
+    augmented: bool
+    validation_size: int
+    validation: Samples | None = None
+    source: str = "embedded"
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 over shapes, labels and pixels in their order: equal sets share it, whatever files they came in."""
+        digest = hashlib.sha256()
+        for samples in (self.pool, self.test, *([] if self.validation is None else [self.validation])):
+            digest.update(repr((tuple(samples.stored.shape), self.classes)).encode())
+            for tensor in (samples.labels, samples.stored):
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """The numbers of samples and classes, in a line."""
+        validation = "" if self.validation is None else f", {len(self.validation):,} validation images"
+        train, test = ("sequences",) * 2 if self.pool.are_tokens else (f"images of {self.classes} classes", "images")
+        return f"{self.name}: {len(self.pool):,} training {train}{validation}, {len(self.test):,} test {test}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, source and fingerprint, as a run's files have them."""
+        return {"name": self.name, "source": self.source, "fingerprint": self.fingerprint}
+
+    def check_same(self, record: Mapping[str, Any], origin: str) -> None:
+        """Raise InputError when a record is of other images or labels; records of early versions do not say.
+
+        Args:
+            record: the JSON of a run or a comparison.
+            origin: where the record lies, for the message.
+        """
+        recorded = record.get("data_set")
+        if recorded is not None and recorded["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"{origin} is of other data: '{self.name}' from {self.source} is not what it was made on, from"
+                f" {recorded['source']}: put that back, or name its place with --data-dir"
+            )
+
+
+def at_once(samples: Samples, most: int = 1000) -> int:
+    """Return how many samples to compute at once where no step depends on it: ``most`` of up to 64x64, fewer of larger ones.
+
+    Ours, because memory goes with the pixels: ResNet-50 takes 21 GiB to evaluate 1,000 images of 224x224.
+
+    >>> at_once(Samples(torch.empty(0, 224, 224, 3), torch.empty(0)))
+    81
+    """
+    pixels = samples.shape[0] * (1 if samples.are_tokens else samples.shape[1])
+    return max(1, min(most, most * 64**2 // max(1, pixels)))
