@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
@@ -31,12 +30,13 @@ from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.recipes import load
-from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.config import RunConfig, as_json, change
+from flatsparse.experiments.run.config import ResolvedRun, RunConfig, as_json, change
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.resolve import resolve
 
 Part = tuple[str, str | None, tuple[str, ...]]
 # By file of results: what is run, in order, as recipe, pattern of its cells, sharpnesses (all if none is named).
@@ -78,8 +78,8 @@ def planned(part: Part, data_dir: Path | None) -> dict[RunConfig, list[list[str]
     found: dict[RunConfig, list[list[str]]] = {}
     for seed in range(first, first + count):
         for cell in recipe.cells("laptop"):
-            if meets(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
-                run = change(cell.run, seed=seed, data_dir=data_dir).resolved()
+            if matches(cell.name, pattern) and (not sharpnesses or cell.run.sharpness in sharpnesses):
+                run = resolve(change(cell.run, seed=seed, data_dir=data_dir))
                 found.setdefault(run, []).append([name, cell.row, cell.column, cell.label])
     return found
 
@@ -103,7 +103,7 @@ def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]
 
 def told(run: RunConfig) -> dict[str, Any]:
     """What a run is: where it differs from the usual settings, and its seed."""
-    plain = RunConfig.of(data_dir=run.dataset.data_dir).resolved().as_dict()
+    plain = as_json(resolve(RunConfig.of(data_dir=run.dataset.data_dir)))
     differs = {name: value for name, value in as_json(run).items() if value != plain[name] and name != "data_dir"}
     return {"settings": differs, "seed": run.seed}
 
@@ -114,7 +114,7 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
         kept = {r["key"]: r for r in read_json_lines(file)}
         unmasked = load(f"evidence{name}-masking").cells("laptop")[-1]
         for seed in seeds:
-            run = dataclasses.replace(unmasked.run, seed=seed, data_dir=data_dir).resolved()
+            run = resolve(change(unmasked.run, seed=seed, data_dir=data_dir))
             cells = [[f"share{name}", unmasked.row, unmasked.column, unmasked.label]]
             kept[f"share-{key(run)}"] = {"key": f"share-{key(run)}", "cells": cells, **told(run), **share_record(run)}
             write(file, kept.values())
@@ -196,7 +196,7 @@ def gathered(store: Path, data_dir: Path | None) -> None:
         write(DATA[name], {**kept, **{stands: r for stands, r in there.items() if stands not in kept}}.values())
 
 
-def share_record(run: RunConfig) -> dict[str, Any]:
+def share_record(run: ResolvedRun) -> dict[str, Any]:
     """How much of an unmasked perturbation's squared length lies on live weights, step by step, over a run."""
     parts, found = build(run), []
     names = {p: name for name, p in parts.model.named_parameters()}

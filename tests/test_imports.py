@@ -44,9 +44,10 @@ EXPERIMENTS = [
     "landscape",
     "export_forms",
     "export",
-    "compare",
     "recipes",
     "reproduce",
+    "comparison_table",
+    "compare",
     "report",
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}

@@ -134,12 +134,24 @@ def test_a_run_that_was_killed_goes_on_to_the_end_it_would_have_had(tmp_path):
     assert {n: (t.dtype, t.shape) for n, t in weights.items()} == {n: (t.dtype, t.shape) for n, t in theirs.items()}
 
 
+def still_there(saved: object, now: object) -> bool:
+    """Return if a JSON value holds all that another one holds; there may be more keys."""
+    if isinstance(saved, dict):
+        return isinstance(now, dict) and all(key in now and still_there(saved[key], now[key]) for key in saved)
+    if isinstance(saved, list):
+        return isinstance(now, list) and len(saved) == len(now) and all(map(still_there, saved, now))
+    return saved == now
+
+
 def test_a_comparison_that_is_finished_is_read_and_not_run_again(tmp_path, capsys):
     folder = kept("comparison", tmp_path)
-    before = contents(folder)
+    before, saved = contents(folder), read_json(folder / "compare.json")
     main([*COMPARISON.split(), "--resume", "--out", str(folder)])
     assert "+3.20" in capsys.readouterr().out
+    del before["compare.json"]
     assert unchanged(folder, before)
+    now = read_json(folder / "compare.json")
+    assert still_there(saved, now)
     for run in sorted((folder / "runs").iterdir()):
         assert load_run(run).result.epochs == 2
 

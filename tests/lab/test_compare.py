@@ -1,25 +1,29 @@
 import dataclasses
 import io
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.json_files import read_json
-from flatsparse.experiments.compare import TUNING_SEEDS, Comparison, as_dict, compare, tabulate
-from flatsparse.experiments.grid import pool
-from flatsparse.experiments.report import figures
+from flatsparse.common.json_files import read_json, write_json
+from flatsparse.experiments.compare import Comparison, compare
+from flatsparse.experiments.comparison_table import Table, tabulate
+from flatsparse.experiments.grid import job
+from flatsparse.experiments.grid.store import Outcome
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
+from flatsparse.experiments.report import figures, pages
 from flatsparse.experiments.report.sentences import UNLEARNED, comparison_sentences
 from flatsparse.experiments.report.text import print_comparison
-from flatsparse.experiments.run.config import Setting, change
+from flatsparse.experiments.reproduce.table import Line
+from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.metrics import above_chance
+from flatsparse.experiments.run.records import Seconds
+from tests.lab.results import made_up_result
 
 SMALL = Comparison(
     Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
@@ -31,17 +35,22 @@ SMALL = Comparison(
 
 
 def result(accuracy, sharpness="none", rho=0.0, step=0.01, gradients=10):
-    return {
-        "test_accuracy": accuracy,
-        "train_accuracy": 99.0,
-        "validation_accuracy": 90.0,
-        "rho": rho,
-        "gradient_evaluations": gradients,
-        "steps": 10,
-        "gradient_cosine": 0.1,
-        "seconds": {"step_median": step},
-        "ball": {"radius": 0.1, "increase": 0.2},
-    }
+    seconds = Seconds(train=1.0, step_median=step)
+    return made_up_result(accuracy, sharpness=sharpness, rho=rho, gradient_evaluations=gradients, seconds=seconds)
+
+
+def table_of(results, tried=None):
+    """The table of results by sharpness, seed by seed; a text in the place of one says why its run failed."""
+    lines = []
+    for name, found in results.items():
+        runs = [RunConfig(sharpness=name, seed=seed) for seed in range(len(found))]
+        folders = [Path(f"runs/noise0-{name}-seed{run.seed}") for run in runs]
+        outcomes = [
+            Outcome(run, folder, None, given) if isinstance(given, str) else Outcome(run, folder, given, None)
+            for run, folder, given in zip(runs, folders, found, strict=True)
+        ]
+        lines.append(Line(Cell(name, "clean", runs[0]), outcomes))
+    return tabulate(lines, tried={"sam": tried} if tried else None)
 
 
 def test_rows_are_paired_seed_by_seed():
@@ -54,7 +63,7 @@ def test_rows_are_paired_seed_by_seed():
         ],
         "random": [result(90.1), result(79.9), result(85.0)],
     }
-    table = tabulate(0.0, results, {})
+    table = table_of(results)
     row = table.row("s2sam")
     assert row.difference.mean == pytest.approx(statistics.fmean([1.0, 1.2, 0.9]))
     assert row.difference.verdict == "helps"  # by far, although the seeds themselves differ by ten points
@@ -68,16 +77,16 @@ def test_rows_are_paired_seed_by_seed():
 
 def test_nets_that_learned_nothing_are_not_compared():
     results = {
-        name: [{**result(10.0 + step * n), "above_chance": False} for n in range(3)]
+        name: [made_up_result(10.0 + step * n, above_chance=False) for n in range(3)]
         for name, step in (("none", 0.0), ("s2sam", 1.0), ("random", 1.0))
     }
-    table = tabulate(0.0, results, {})
+    table = table_of(results)
     assert comparison_sentences(table) == [UNLEARNED]
-    plain = as_dict(table)
+    plain = table.to_json()
     told = [row["difference"]["verdict"] for row in plain["rows"] if row["difference"]]
     assert {*told, plain["over_random"]["verdict"]} == {"nothing learned"}
-    results["s2sam"][2]["above_chance"] = True  # one that did is a difference
-    assert UNLEARNED not in comparison_sentences(tabulate(0.0, results, {}))
+    results["s2sam"][2] = made_up_result(13.0, above_chance=True)  # one that did is a difference
+    assert UNLEARNED not in comparison_sentences(table_of(results))
 
 
 def test_above_chance_is_above_the_commonest_class_by_more_than_luck():
@@ -95,6 +104,76 @@ def test_a_run_that_diverges_is_named(tmp_path):
         compare(wild, tmp_path / "out", console=Console(quiet=True))
 
 
+def test_a_seed_that_failed_has_no_pair_and_is_counted():
+    results = {
+        "none": [result(90.0), result(80.0), "the loss became nan", result(70.0)],
+        "sam": [result(91.0, rho=0.1), "MemoryError: no", result(99.0, rho=0.1), result(73.0, rho=0.1)],
+        "s2sam": ["the loss became inf"] * 4,
+        "random": ["MemoryError: no", "MemoryError: no", result(50.0), "MemoryError: no"],
+    }
+    table = table_of(results)
+    row = table.row("sam")
+    assert (row.seeds, row.accuracies) == ((0, 2, 3), (91.0, 99.0, 73.0))
+    assert (row.gaps, row.difference.n, row.unpaired) == ((1.0, 3.0), 2, 2)
+    assert row.folders == tuple(f"runs/noise0-sam-seed{seed}" for seed in (0, 2, 3))
+    assert [r.sharpness for r in table.rows] == ["none", "sam"]  # the others have no pair
+    assert len(table.failures) == 1 + 1 + 4 + 3
+    assert "s2sam, seed 3: the loss became inf" in table.failures
+    told = comparison_sentences(table)
+    assert "Without 2 seeds that failed" in told[0]
+    assert "Failed: sam, seed 1: MemoryError: no." in told
+    assert len(figures.differences([table]).axes) == 1
+    assert Table.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_without_a_plain_run_nothing_is_compared():
+    with pytest.raises(InputError, match=r"none has finished: run noise0-none-seed0: the loss became nan"):
+        table_of({"none": ["the loss became nan"], "sam": [result(90.0)]})
+
+
+def test_a_radius_too_long_for_a_seed_ends_no_comparison(tmp_path):
+    wild = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("sam", "s2sam"), rhos={"sam": 1e30})
+    (table,) = compare(wild, tmp_path / "out", console=Console(quiet=True))
+    assert [row.sharpness for row in table.rows] == ["none", "s2sam"]
+    (failure,) = table.failures
+    assert failure.startswith("sam, seed 0: the loss became")
+    assert pages.write_comparison([table], wild.resolved(), tmp_path / "out").is_file()
+    saved = read_json(tmp_path / "out" / "compare.json")["tables"]
+    assert [Table.from_json(one) for one in saved] == [table]
+
+
+def test_a_choice_that_lacks_a_run_for_another_reason_than_its_radius_is_not_made(tmp_path, monkeypatch):
+    def burst(*args, **kwargs):
+        raise MemoryError("no more")
+
+    chosen = dataclasses.replace(SMALL, tune=True, tune_seeds=1, seeds=1, jobs=1, rho_grid=(0.1,), rhos={})
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "train", burst)
+        with pytest.raises(InputError, match=r"cannot be chosen without run noise0-sam-rho0.1-seed1000: MemoryError"):
+            compare(chosen, tmp_path / "out", console=Console(quiet=True))
+    assert len(compare(dataclasses.replace(chosen, retry=True), tmp_path / "out", resume=True)) == 2
+
+
+def test_a_run_with_another_radius_than_the_chosen_one_is_not_taken_for_it(tmp_path):
+    chosen = dataclasses.replace(SMALL, seeds=1, jobs=1, label_noise=(0.0,), sharpness=("sam",))
+    compare(chosen, tmp_path / "out", console=Console(quiet=True))
+    file = tmp_path / "out" / "runs" / "noise0-sam-seed0" / "result.json"
+    write_json(file, {**read_json(file), "rho": 0.3})
+    with pytest.raises(InputError, match=r"holds a run with --rho 0.3, and 0.1 is chosen now"):
+        compare(chosen, tmp_path / "out", resume=True, console=Console(quiet=True))
+
+
+def test_a_comparison_goes_on_with_other_jobs_and_comes_to_the_same(small_comparison, tmp_path):
+    """Each run has one thread, however many run at once."""
+    _, tables = small_comparison
+    first = dataclasses.replace(SMALL, jobs=1)
+    found = compare(first, tmp_path / "out", console=Console(quiet=True))
+    assert [[row.accuracies for row in table.rows] for table in found] == [
+        [row.accuracies for row in table.rows] for table in tables
+    ]
+    assert compare(SMALL, tmp_path / "out", resume=True, console=Console(quiet=True)) == found
+
+
 def test_the_same_twice_is_compared_once():
     twice = dataclasses.replace(SMALL, label_noise=(0.2, 0.0, 0.2), rho_grid=(0.1, 0.1, 0.2), sharpness=("sam", "sam"))
     found = twice.resolved()
@@ -103,14 +182,14 @@ def test_the_same_twice_is_compared_once():
 
 def test_a_radius_at_the_edge_of_its_grid_is_told():
     results = {"none": [result(90.0)] * 2, "sam": [result(91.0, rho=0.5)] * 2}
-    at_edge = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0}})
-    inside = tabulate(0.0, results, {"sam": {"0.1": 88.0, "0.5": 89.0, "1": 80.0}})
+    at_edge = table_of(results, {"0.1": 88.0, "0.5": 89.0})
+    inside = table_of(results, {"0.1": 88.0, "0.5": 89.0, "1": 80.0})
     assert "largest tried" in comparison_sentences(at_edge)[0]
     assert "tried" not in comparison_sentences(inside)[0]
 
 
 def test_one_seed_claims_nothing():
-    table = tabulate(0.0, {"none": [result(90.0)], "sam": [result(99.0, rho=0.1, gradients=20)]}, {})
+    table = table_of({"none": [result(90.0)], "sam": [result(99.0, rho=0.1, gradients=20)]})
     (told,) = comparison_sentences(table)
     assert "nothing can be said" in told
     assert "2 gradients a step" in told
@@ -205,7 +284,7 @@ def test_a_radius_that_diverges_is_the_worst_and_stops_nothing(tmp_path, monkeyp
     assert "the loss became" in read_json(failed / "failure.json")["reason"]
     assert not (failed / "result.json").exists()
     trained = []
-    monkeypatch.setattr(pool, "train", lambda *job, **how: trained.append(job))
+    monkeypatch.setattr(job, "train", lambda *given, **how: trained.append(given))
     (again,) = compare(chosen, tmp_path / "out", resume=True, console=Console(quiet=True))
     assert (again.rows[1].rho, again.tried, trained) == (0.1, table.tried, [])
 
@@ -219,30 +298,10 @@ def test_a_radius_that_was_given_is_not_chosen(tmp_path):
     assert set(table.tried) == {"s2sam", "random"}
 
 
-def test_workers_leave_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import os, signal, time\n"
-        "from flatsparse.experiments.grid.pool import workers\n"
-        "if __name__ == '__main__':\n"
-        "    with workers(2) as pool:\n"
-        "        print(*(pool.submit(os.getpid).result() for _ in range(4)), flush=True)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
-    workers = {int(pid) for pid in done.stdout.split()}
-    assert workers
-    for _ in range(100):
-        if not any(os.path.exists(f"/proc/{pid}") for pid in workers):
-            return
-        time.sleep(0.05)
-    raise AssertionError("a worker outlived its parent")
-
-
 def test_curves_go_through_what_was_looked_at():
-    seed = [{"train_loss": 3.0 - n, "validation_accuracy": [None, 70.0, None, 80.0][n]} for n in range(4)]
+    seed = [SimpleNamespace(train_loss=3.0 - n, validation_accuracy=[None, 70.0, None, 80.0][n]) for n in range(4)]
     loss, accuracy = figures.curves({"none": [seed, seed]}).axes
     assert [list(line.get_xdata()) for line in accuracy.get_lines()] == 3 * [[2, 4]]
     assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
-    unseen = [{**record, "validation_accuracy": None} for record in seed]
+    unseen = [SimpleNamespace(train_loss=record.train_loss, validation_accuracy=None) for record in seed]
     assert not figures.curves({"none": [unseen]}).axes[1].has_data()

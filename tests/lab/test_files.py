@@ -12,7 +12,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.experiments import claims
 from flatsparse.experiments.claims import LOCK, Busy, alone_in, claim, in_use, locked
-from flatsparse.experiments.grid import workers
+from flatsparse.experiments.grid.job import JobOutcome, RunJob
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.resolve import resolve
 
@@ -86,7 +86,7 @@ def test_where_there_are_no_locks_work_goes_on_alone_and_a_store_says_so(tmp_pat
     monkeypatch.setattr(claims.fcntl, "flock", none)
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
-    end = workers.work(workers.Task(resolve(RunConfig()), tmp_path / "runs" / "a", tmp_path))
+    end = RunJob(resolve(RunConfig()), tmp_path / "runs" / "a", tmp_path).run()
     assert "without locks (No locks available)" in end.failure
     assert not (tmp_path / "runs").exists()
 
@@ -125,10 +125,10 @@ def test_a_second_process_ends_in_a_line_and_changes_nothing(called, name, tmp_p
 
 
 def test_a_run_that_another_process_trains_is_put_off_by_a_grid(tmp_path):
-    task = workers.Task(resolve(RunConfig.of(train_size=64, epochs=2)), tmp_path / "runs" / "a", tmp_path)
-    with alone_in(task.folder):
-        assert workers.work(task) == workers.End(busy=True)
-    assert not (task.folder / "failure.json").exists()
+    job = RunJob(resolve(RunConfig.of(train_size=64, epochs=2)), tmp_path / "runs" / "a", tmp_path)
+    with alone_in(job.folder):
+        assert job.run() == JobOutcome(busy=True)
+    assert not (job.folder / "failure.json").exists()
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -17,11 +18,14 @@ from rich.console import Console
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
-from flatsparse.experiments.grid import ray_cluster, store, workers
-from flatsparse.experiments.grid.progress import Board
+from flatsparse.experiments.grid import job, ray_cluster, store
+from flatsparse.experiments.grid.job import JobOutcome, RunJob
+from flatsparse.experiments.grid.progress import ProgressTable
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.grid.workers import Workers, local_executor
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig, as_json, change
+from flatsparse.experiments.run.folder import read_result
 from flatsparse.experiments.run.load import run_of
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
@@ -42,7 +46,7 @@ def counted(outcome):
     """What a run came to, less what its time was."""
     timed = ("seconds", "images_per_second")
     weights = load_tensors(outcome.folder / "model.safetensors")[0]
-    return {name: v for name, v in outcome.result.items() if name not in timed}, weights
+    return {name: v for name, v in outcome.result.to_json().items() if name not in timed}, weights
 
 
 def check_alike(ours, theirs):
@@ -117,7 +121,7 @@ def test_processes_come_to_the_numbers_of_one(alone, tmp_path):
 
 
 def test_what_is_finished_is_not_run_again(alone, monkeypatch):
-    monkeypatch.setattr(workers, "train", lambda *args, **kwargs: pytest.fail("ran again"))
+    monkeypatch.setattr(job, "train", lambda *args, **kwargs: pytest.fail("ran again"))
     store = alone[0].folder.parent.parent
     check_alike(run_grid(RUNS[::-1], store, jobs=1, console=quiet())[::-1], alone)
 
@@ -128,11 +132,11 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path):
     found = run_grid([odd, DIVERGES, SMALL], tmp_path, jobs=1, console=told)
     assert "unknown model 'resnet2000'" in found[0].failure
     assert "the loss became" in found[1].failure
-    assert found[2].result["test_accuracy"] > 0
+    assert found[2].result.test_accuracy > 0
     assert all(o.result is None for o in found[:2])
     record = read_json(found[1].folder / "failure.json")
     assert record["reason"] == found[1].failure
-    assert record["where"].startswith("loop.py, line ")
+    assert record["where"].startswith("finish.py, line ")
     text = told.file.getvalue()
     assert "failed: the loss became" in text
     assert "running: 1 runs done, 1 failed, 1 before" in text
@@ -143,22 +147,22 @@ def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
         raise MemoryError("no\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "train", burst)
+        patch.setattr(job, "train", burst)
         assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
     assert run_grid([SMALL], tmp_path, jobs=1, console=quiet())[0].failure == "MemoryError: no"
     again = run_grid([SMALL], tmp_path, jobs=1, retry=True, console=quiet())[0]
     assert again.failure is None
-    assert again.result["epochs"] == 2
+    assert again.result.epochs == 2
     assert not (again.folder / "failure.json").exists()
 
 
 def test_rounds_share_their_first_one(tmp_path, monkeypatch):
     made = []
-    keep = loop.save_parent
-    monkeypatch.setattr(loop, "save_parent", lambda *args: made.append(args[1].pruning.method) or keep(*args))
+    keep = loop.save_first_round
+    monkeypatch.setattr(loop, "save_first_round", lambda *args: made.append(args[1].run.pruning.method) or keep(*args))
     found = run_grid(ROUNDS, tmp_path, jobs=1, console=quiet())
     assert made == ["lth"]
-    assert [o.result["method"] for o in found] == ["lth", "lrr"]
+    assert [o.result.method for o in found] == ["lth", "lrr"]
 
 
 @pytest.mark.slow
@@ -171,17 +175,17 @@ def test_rounds_side_by_side_share_their_first_one(tmp_path):
 def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypatch):
     """The other run is let in after the first round, long before the first run ends."""
     let_in = []
-    stepped = workers._Sharing.finished_epoch
+    stepped = job._RoundSharing.finished_epoch
 
-    def look(self, record):
+    def finished_epoch(self, record):
         stepped(self, record)
-        with workers._lock(tmp_path, f"first-{workers.first_round(resolve(ROUNDS[0]))}") as got:
+        with job.store_lock(tmp_path, f"first-{job.first_round_key(resolve(ROUNDS[0]))}") as got:
             let_in.append(got)
 
-    with workers._lock(tmp_path, f"first-{workers.first_round(resolve(ROUNDS[0]))}") as got:
+    with job.store_lock(tmp_path, f"first-{job.first_round_key(resolve(ROUNDS[0]))}") as got:
         assert got
-        assert workers.work(workers.Task(resolve(ROUNDS[0]), tmp_path / "runs" / "a", tmp_path)).busy
-    monkeypatch.setattr(workers._Sharing, "finished_epoch", look)
+        assert RunJob(resolve(ROUNDS[0]), tmp_path / "runs" / "a", tmp_path).run().busy
+    monkeypatch.setattr(job._RoundSharing, "finished_epoch", finished_epoch)
     run_grid(ROUNDS[:1], tmp_path, jobs=1, console=quiet())
     assert let_in == [True] * rounds_of(resolve(ROUNDS[0]))  # of an epoch each
 
@@ -196,15 +200,15 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
         while not (folder / "metrics.jsonl").exists():
             time.sleep(0.01)
         name = folder.name
-        for hand in hands():
-            if hand.task is not None and hand.task.folder.name == name:
-                killed.append(hand.process.pid)
-                os.kill(hand.process.pid, signal.SIGKILL)
+        for worker in list(made[0].workers):
+            if worker.job is not None and worker.job.folder.name == name:
+                killed.append(worker.process.pid)
+                os.kill(worker.process.pid, signal.SIGKILL)
 
-    made, hands = [], lambda: list(made[0].hands)
-    begin = workers.Processes.__init__
+    made = []
+    begin = Workers.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers.Processes, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
+        patch.setattr(Workers, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
         found = run_grid([long, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
@@ -217,19 +221,94 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
 
 @pytest.mark.slow
 def test_an_idle_process_that_died_is_replaced(tmp_path):
-    hands = workers.Processes(1)
-    try:
+    with Workers(1) as executor:
         for seed in (0, 1):
             run = resolve(change(SMALL, seed=seed))
-            hands.begin(workers.Task(run, tmp_path / "runs" / str(seed), tmp_path))
-            ends = []
-            while not ends:
-                ends = hands.finished()
-            assert ends[0][1] == workers.End()
-            os.kill(hands.hands[0].process.pid, signal.SIGKILL)
-            hands.hands[0].process.join()
+            ((_, outcome),) = executor.map([RunJob(run, tmp_path / "runs" / str(seed), tmp_path)])
+            assert outcome == JobOutcome()
+            (worker,) = executor.workers
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.join()
+
+
+class Odd(InputError):
+    """An error that cannot go through a pipe: it asks for more than its text."""
+
+    def __init__(self, text, more):
+        super().__init__(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    """A job for the executors."""
+
+    number: int
+
+    def run(self):
+        if self.number < 0:
+            raise InputError(f"{self.number} is negative")
+        if self.number == 99:
+            raise Odd("odd", None)
+        return self.number**2, torch.get_num_threads(), os.getpid()
+
+    def lost(self, reason):
+        raise AssertionError(reason)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_executor_runs_every_job_on_one_thread(jobs):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with local_executor(jobs) as executor:
+            ended = dict(executor.map(map(Square, range(5))))
+        assert torch.get_num_threads() == 2
     finally:
-        hands.close()
+        torch.set_num_threads(threads)
+    assert {job.number: outcome[:2] for job, outcome in ended.items()} == {n: (n**2, 1) for n in range(5)}
+    elsewhere = {pid for *_, pid in ended.values()} - {os.getpid()}
+    assert len(elsewhere) == (0 if jobs == 1 else 2)
+
+
+def test_what_a_job_raises_stops_the_others():
+    for jobs in (1, 2):
+        with local_executor(jobs) as executor, pytest.raises(InputError, match="-1 is negative"):
+            list(executor.map([Square(1), Square(-1), Square(2)]))
+    with local_executor(2) as executor, pytest.raises(RuntimeError, match="Odd: odd"):
+        list(executor.map([Square(99)]))
+
+
+def test_workers_exit_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import dataclasses, os, signal\n"
+        "from flatsparse.experiments.grid.workers import Workers\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Who:\n"
+        "    number: int\n"
+        "    def run(self):\n"
+        "        return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    print(*(pid for _, pid in Workers(2).map([Who(0), Who(1)])), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    workers = {int(pid) for pid in done.stdout.split()}
+    assert workers
+    for _ in range(100):
+        if not any(os.path.exists(f"/proc/{pid}") for pid in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a worker outlived its parent")
+
+
+def test_runs_in_folders_of_other_names_are_found_there_and_may_go_untested(tmp_path):
+    how = {"name": lambda run: f"mine/{run.sharpness}-{run.seed}", "test": False, "jobs": 1}
+    found = run_grid(RUNS, tmp_path, **how, console=quiet())
+    assert [o.folder for o in found] == [tmp_path / "mine" / f"{run.sharpness}-{run.seed}" for run in RUNS]
+    assert {o.result.test_accuracy for o in found} == {None}
+    assert outcomes(RUNS, tmp_path, how["name"]) == found
+    assert [o.result for o in outcomes(RUNS, tmp_path)] == [None] * 4  # not under the names that keys give
 
 
 def serve_grid(runs, store, jobs):
@@ -289,7 +368,7 @@ def note_runs(folder, number):
         return loop.train(run, out, **options)
 
     (folder / f"began{number}").touch()
-    workers.train, store.AGAIN = noting, 0.1
+    job.train, store.RETRY_SECONDS = noting, 0.1
     run_grid(RUNS, folder / "store", jobs=1, console=quiet())
 
 
@@ -297,14 +376,14 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("flatsparse.experiments.grid.progress.time.monotonic", lambda: now[0])
     long = resolve(change(SMALL, epochs=10))
-    tasks = [workers.Task(long, tmp_path / name, tmp_path) for name in "ab"]
-    board = Board("table2", tasks, 3, quiet())
-    board.begun(tmp_path / "a")
+    jobs = [RunJob(long, tmp_path / name, tmp_path) for name in "ab"]
+    table = ProgressTable("table2", jobs, 3, quiet())
+    table.started(tmp_path / "a")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.jsonl").write_text("{}\n" * 4)
     now[0] += 20  # 4 epochs: 12 a minute, 6 of this run left and 16 of all
-    board.console.print(board.table())
-    text = board.console.file.getvalue()
+    table.console.print(table.table())
+    text = table.console.file.getvalue()
     assert " ".join(text.splitlines()[1].split()) == "digits digitnet rigl 0.9 none seed 0 4/10 12.0 0 min 30 s"
     assert "table2: 0 done, 0 failed, 2 to go, 0 min 20 s, about 1 min 20 s left" in text
 
@@ -312,14 +391,14 @@ def test_the_table_tells_rate_and_time_left(tmp_path, monkeypatch):
 def test_what_comes_back_from_afar_is_a_finished_run(tmp_path):
     """Where the store is not shared, all but checkpoints is carried over."""
     run = resolve(SMALL)
-    there = workers.Task(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
-    here = workers.Task(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
-    end, files = ray_cluster.work_far_away(there)
-    assert end == workers.End()
-    ray_cluster.bring(here, files)
+    there = RunJob(run, tmp_path / "there" / "runs" / "a", tmp_path / "there")
+    here = RunJob(run, tmp_path / "here" / "runs" / "a", tmp_path / "here")
+    outcome, files = ray_cluster.run_remotely(there)
+    assert outcome == JobOutcome()
+    ray_cluster.write_files(here, files)
     check_alike(
-        [store.Outcome(run, here.folder, read_json(here.folder / "result.json"), None)],
-        [store.Outcome(run, there.folder, read_json(there.folder / "result.json"), None)],
+        [store.Outcome(run, here.folder, read_result(here.folder), None)],
+        [store.Outcome(run, there.folder, read_result(there.folder), None)],
     )
 
 
@@ -340,7 +419,7 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
 LISTENING = """
 import os
 from pathlib import Path
-from flatsparse.experiments.grid.ray_cluster import OnRay
+from flatsparse.experiments.grid.ray_cluster import RayCluster
 
 def family():
     "This process and those that come of it."
@@ -363,7 +442,7 @@ def sockets(process):
         except OSError:
             pass
 
-cluster = OnRay("local", 1)
+cluster = RayCluster("local", 1)
 ours = {name for process in family() for name in sockets(process)}
 for name in ("tcp", "tcp6"):
     for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:

@@ -23,7 +23,7 @@ from flatsparse.experiments.report.cells import point
 from flatsparse.experiments.report.interval_mark import interval_mark, reach
 from flatsparse.experiments.report.store import MOST_POINTS, records, run, thinned
 from flatsparse.experiments.report.text import print_record
-from flatsparse.experiments.reproduce.making import Choice, make
+from flatsparse.experiments.reproduce.run import Choice, run_recipe
 from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.resolve import resolve
 
@@ -60,12 +60,14 @@ def surface(store):
 def store(tmp_path_factory):
     store = tmp_path_factory.mktemp("report") / "store"
     choice, quiet = Choice(seeds=2, jobs=1, device="cpu"), Console(quiet=True)
-    make(Recipe("table1", f"Title {ODD}", "Ji et al., Table 1", cells, notes=("a stand-in",)), choice, store, quiet)
+    run_recipe(
+        Recipe("table1", f"Title {ODD}", "Ji et al., Table 1", cells, notes=("a stand-in",)), choice, store, quiet
+    )
     readings = [Reading("speed", "x", "none", (5.0, 6.5)), Reading("speed", "x", "s2sam", (4.5, 7.5))]
     rounds = Recipe(
         "mine", "Rounds", "ours", metric=Metric("s", "lower"), measure=lambda runs, work: Measured(readings=readings)
     )
-    make(rounds, choice, store, quiet)
+    run_recipe(rounds, choice, store, quiet)
     return store
 
 

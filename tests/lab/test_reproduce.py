@@ -29,14 +29,16 @@ from flatsparse.experiments.recipes.recipe import (
     controls,
 )
 from flatsparse.experiments.report.text import print_record
-from flatsparse.experiments.reproduce.making import Choice, chosen, elsewhere, make, meets, with_controls
 from flatsparse.experiments.reproduce.pictures import front, pareto
-from flatsparse.experiments.reproduce.table import Line, tabulate
+from flatsparse.experiments.reproduce.run import Choice, elsewhere, run_recipe
+from flatsparse.experiments.reproduce.select import matches, selected, with_controls
+from flatsparse.experiments.reproduce.table import Line, TableRow, tabulate
 from flatsparse.experiments.reproduce.verdict import VERDICTS, Claim, judge
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
+from tests.lab.results import made_up_result
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
@@ -74,12 +76,12 @@ def store(tmp_path_factory):
 
 def made(recipe, store, **choice):
     choice = {"seeds": 1, "jobs": 1, "device": "cpu", **choice}
-    return make(recipe, Choice(**choice), store, Console(quiet=True))
+    return run_recipe(recipe, Choice(**choice), store, Console(quiet=True))
 
 
 def check_whole(record, store, only=None):
     """Every row has its values, from masks that were trained, and the table is told beside what was printed."""
-    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
+    rows = [row for row in record["rows"] if matches(f"{row['row']} {row['column']}", only)]
     assert rows
     for row in rows:
         assert row["needs"] is None
@@ -146,7 +148,7 @@ def test_imagenet_says_what_it_needs_and_the_rest_runs():
 
 @pytest.mark.parametrize("name", ["table2", "table3", "table5", "table6", "imagenet95", "set5x", "wmt14"])
 def test_a_cell_that_is_unlocked_is_not_run_on_another_data_set_than_the_printed_one(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("flatsparse.experiments.reproduce.making.load", unreachable)
+    monkeypatch.setattr("flatsparse.experiments.reproduce.run.load", unreachable)
     recipe = load(name)
     locked = [cell for cell in recipe.cells("paper") if cell.needs]
     assert {cell.run.dataset.data for cell in locked} == {"wmt14" if name == "wmt14" else "imagenet"}
@@ -223,13 +225,13 @@ def test_a_measure_of_ones_own_that_fails_is_told_in_one_line(tmp_path, problem)
 
 def test_only_takes_shell_patterns_and_regular_expressions_and_tells_the_near_ones():
     cells = load("table1").cells("smoke")
-    assert {cell.name for cell in chosen(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
-    assert {cell.name for cell in chosen(cells, r"^SET .*-10 9[05]")} == {"SET CIFAR-10 90%", "SET CIFAR-10 95%"}
-    assert len({cell.name for cell in chosen(cells, "MEST(EM) CIFAR-10 9")}) == 3
+    assert {cell.name for cell in selected(cells, "rigl*98%")} == {"RigL CIFAR-10 98%", "RigL CIFAR-100 98%"}
+    assert {cell.name for cell in selected(cells, r"^SET .*-10 9[05]")} == {"SET CIFAR-10 90%", "SET CIFAR-10 95%"}
+    assert len({cell.name for cell in selected(cells, "MEST(EM) CIFAR-10 9")}) == 3
     with pytest.raises(InputError, match="measured without any: leave it out"):
-        chosen(load("table4").cells("smoke"), "rigl*")
+        selected(load("table4").cells("smoke"), "rigl*")
     with pytest.raises(InputError, match=r"meets none of 48 places: near it are .*RigL CIFAR-10 90%"):
-        chosen(cells, "rigle cifar-10 90%")
+        selected(cells, "rigle cifar-10 90%")
 
 
 def test_controls_join_every_cell_with_s2sam():
@@ -243,8 +245,8 @@ def test_controls_join_every_cell_with_s2sam():
     longer = found["plain, twice as long"]
     assert longer == change(plain.run, multiplier=2.0)
     sam = found["sam"]
-    assert longer.whole_epochs * longer.passes == sam.whole_epochs * sam.passes  # as many gradients
-    assert found["s2sam, weight decay 0.0005"].weight_decay == 5e-4
+    assert longer.schedule.whole_epochs * longer.passes == sam.schedule.whole_epochs * sam.passes  # as many gradients
+    assert found["s2sam, weight decay 0.0005"].optim.weight_decay == 5e-4
     assert len(with_controls(load("table6").cells("paper")[:3])) == 3 + 4  # SAM is there already
 
 
@@ -349,17 +351,15 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
 
 
 def outcome(cell, seed, accuracy):
-    result = {
-        "test_accuracy": accuracy,
-        "train_accuracy": 100.0,
-        "generalization_gap": 100.0 - accuracy,
-        "macro": {"precision": 1.0, "recall": 1.0, "f1": 1.0},
-        "steps_to": {"50": None},
-        "flops": {"train": 1.0, "train_dense": 2.0, "inference": 1.0, "inference_dense": 2.0},
-        "sparsity": {"prunable": 0.9},
-        "seconds": {"train": 1.0},
-    }
+    result = made_up_result(accuracy)
     return Outcome(change(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
+
+
+def json_rows(rows):
+    """The rows as a record holds them, from which they can be read again."""
+    plain = [row.to_json() for row in rows]
+    assert [TableRow.from_json(json.loads(json.dumps(row))) for row in plain] == rows
+    return plain
 
 
 def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
@@ -369,7 +369,7 @@ def rows_of(scale, plain, ours, printed=(90.0, 91.0)):
         Line(cell, [outcome(cell, seed, value) for seed, value in values.items()])
         for cell, values in ((first, plain), (other, ours))
     ]
-    return tabulate(Recipe("x", "", ""), scale, lines, None, ".")
+    return json_rows(tabulate(Recipe("x", "", ""), scale, lines, None, "."))
 
 
 def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale():
@@ -393,7 +393,7 @@ def table_of(cells, scale="laptop", folders=lambda cell, seed: f"{cell.row}-{cel
         values = EDGE if cell.run.sharpness == "s2sam" else (80.0,) * 4
         found = [outcome(cell, seed, value) for seed, value in enumerate(values)]
         lines.append(Line(cell, [dataclasses.replace(o, folder=folders(cell, n)) for n, o in enumerate(found)]))
-    return tabulate(Recipe("x", "", ""), scale, lines, None, ".")
+    return json_rows(tabulate(Recipe("x", "", ""), scale, lines, None, "."))
 
 
 def shown(rows):
@@ -457,9 +457,9 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
     lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
     odd = list(lines[which].outcomes)
     odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
-    odd[3] = dataclasses.replace(odd[3], result={**odd[3].result, "test_accuracy": float("nan")})
+    odd[3] = dataclasses.replace(odd[3], result=made_up_result(float("nan"), generalization_gap=0.0))
     lines[which] = dataclasses.replace(lines[which], outcomes=odd)
-    rows = tabulate(Recipe("x", "", ""), "laptop", lines, None, ".")
+    rows = json_rows(tabulate(Recipe("x", "", ""), "laptop", lines, None, "."))
     assert rows[1]["difference"]["pairs"] == 2
     assert rows[1]["unpaired"] == 2
     assert rows[which]["failures"] == ["seed 1: the loss became nan", "seed 3: what was measured is nan"]
@@ -501,7 +501,7 @@ def test_seeds_needed_count_the_claims_of_the_table_and_no_printed_number_of_ano
             for pair in cells
             for cell, values in zip(pair, ((80.0, 80.0, 80.0), (81.0, 79.0, 80.5)), strict=True)
         ]
-        return tabulate(Recipe("x", "", "", metric=metric), "laptop", lines, None, ".")[1]["difference"]
+        return json_rows(tabulate(Recipe("x", "", "", metric=metric), "laptop", lines, None, "."))[1]["difference"]
 
     spread = deviation([1.0, -1.0, 0.5])
     for claims in (1, 20):

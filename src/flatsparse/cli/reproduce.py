@@ -11,7 +11,7 @@ import tyro
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
 from flatsparse.experiments.report.text import print_record
-from flatsparse.experiments.reproduce.making import Choice, make
+from flatsparse.experiments.reproduce.run import Choice, run_recipe
 from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
@@ -36,7 +36,7 @@ class Reproduce(Choice):
         refused = None
         for recipe in everything:
             try:
-                record = make(recipe, choice, self.out, console)
+                record = run_recipe(recipe, choice, self.out, console)
             except InputError as problem:  # of all, the others go on
                 if len(everything) == 1:
                     raise

@@ -1,11 +1,12 @@
-"""The main job: the same sparse training with and without sharpness awareness, seed by seed, and what may be said of it."""
+"""The main job: the same sparse training with and without sharpness awareness, seed by seed, as a grid of runs.
+
+The rows are sharpness, the columns settings: fractions of wrong labels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from typing import Any
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.claims import claim
+from flatsparse.experiments.comparison_table import Table, tabulate
 from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.grid.pool import Job, default_jobs, run_all, workers
+from flatsparse.experiments.grid.store import Outcome, run_grid
+from flatsparse.experiments.grid.workers import default_jobs
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
+from flatsparse.experiments.reproduce.table import lines_of, runs_of
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig, Setting, as_json
-from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
-from flatsparse.experiments.stats import Interval, deviation, paired_difference
 from flatsparse.experiments.terminal import Console
 
-TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
+Radii = dict[tuple[float, Sharpness], float]  # by label noise and sharpness
+Tried = dict[float, dict[str, dict[str, float]]]  # by label noise, sharpness and ρ
+FREE = ("data_dir", "jobs", "cluster", "retry")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,13 @@ class Comparison:
     """Compare seeds 0, 1, … up to so many."""
     jobs: int | None = None
     """Runs at once. By default one for each core, or one on an accelerator."""
+    cluster: str | None = None
+    """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
+    retry: bool = False
+    """With --resume, run again what failed before."""
 
     def resolved(self) -> Comparison:
-        """The comparison with its defaults filled in. Raises InputError for anything that cannot be run."""
+        """Return the comparison with its defaults filled in. Raises InputError for anything that cannot be run."""
         check_count("--seeds", self.seeds)
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
@@ -84,79 +93,32 @@ class Comparison:
             sharpness=everyone,
             label_noise=tuple(dict.fromkeys(self.label_noise)),  # twice the same is no more evidence
             rho_grid=tuple(dict.fromkeys(self.rho_grid)),
-            jobs=self.jobs or default_jobs(first),
+            jobs=self.jobs if self.cluster else self.jobs or default_jobs(first.runtime.device),
         )
 
     def run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> RunConfig:
-        """One of the runs."""
+        """Return one of the runs."""
         return RunConfig(**_common(self.setting), sharpness=sharpness, rho=rho, label_noise=noise, seed=seed)
 
-    def resolved_run(self, sharpness: Sharpness, rho: float, noise: float, seed: int) -> ResolvedRun:
-        """One of the runs of a resolved comparison."""
-        return resolve(self.run(sharpness, rho, noise, seed))
-
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "setting"}
         return {**as_json(self.setting), **own}
 
 
 def _common(setting: Setting) -> dict[str, Any]:
-    """The fields of a setting, by name."""
+    """Return the fields of a setting, by name."""
     return {field.name: getattr(setting, field.name) for field in dataclasses.fields(Setting)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sharpness in one setting, over all seeds. Accuracies in percent, differences in points; ``ball`` holds each
-    seed's loss increase within ``ball_radius``."""
-
-    sharpness: Sharpness
-    rho: float
-    accuracies: tuple[float, ...]
-    train_accuracy: float
-    validation_accuracy: float | None
-    difference: Interval | None
-    gradients_per_step: float
-    step_time: float
-    step_times: tuple[float, ...]
-    cosine: float
-    ball: tuple[float, ...]
-    ball_radius: float
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float:
-        return deviation(self.accuracies)
-
-
-@dataclass(frozen=True)
-class Table:
-    """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
-
-    Attributes:
-        learned: whether any net does better than naming the commonest class; where none does, differences mean nothing.
-    """
-
-    label_noise: float
-    rows: tuple[Row, ...]
-    over_random: Interval | None
-    tried: dict[str, dict[str, float]]
-    learned: bool = True
-
-    def row(self, sharpness: str) -> Row:
-        return next(row for row in self.rows if row.sharpness == sharpness)
 
 
 def compare(comparison: Comparison, out: Path, *, resume: bool = False, console: Console | None = None) -> list[Table]:
     """Run a comparison into a folder and return its tables; ``compare.json`` there holds them too.
 
+    A run that fails is counted beside what the others allow to say, and does not stop them.
+
     Args:
         comparison: what to compare; see ``Comparison``.
-        out: the folder; every run has its own in ``runs`` below it.
+        out: the folder; every run has its own in ``runs`` below it, and each that ρ is chosen by in ``tuning``.
         resume: go on with the same comparison; what is finished is not run again.
         console: where progress is shown.
 
@@ -164,99 +126,40 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
     data = load(comparison.setting.dataset.data, comparison.setting.dataset.data_dir)
-    mine: dict[str, Any] = {"about": {"data_set": data.identity}, "free": ("data_dir",)}
-    # Jobs share out the cores, and the number of threads is felt in the last bits.
-    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, **mine):
+    about: dict[str, Any] = {"data_set": data.identity}
+    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=FREE):
         data.check_same(read_json(out / "comparison.json"), f"'{out}'")
         console.print(data.summary, *(f"warning: {note}" for note in data.notes), sep="\n", highlight=False)
-        return _compare(comparison, out, console, about=mine["about"])
-
-
-def _compare(comparison: Comparison, out: Path, console: Console, about: dict[str, Any]) -> list[Table]:
-    """Run a resolved comparison in its folder."""
-    assert comparison.jobs is not None  # resolved
-    with workers(comparison.jobs) as pool:
-        radii, tried = _radii(comparison, out, pool, console)
-        jobs = {
-            (noise, sharpness, seed): Job(
-                comparison.resolved_run(sharpness, radii[noise, sharpness], noise, seed),
-                out / "runs" / f"noise{noise:g}-{sharpness}-seed{seed}",
-            )
-            for seed in range(comparison.seeds)  # seeds outermost, so that what is compared runs side by side
-            for noise in comparison.label_noise
-            for sharpness in comparison.sharpness
-        }
-        run_all(list(jobs.values()), pool, "comparing", console)
-    tables = []
-    for noise in comparison.label_noise:
-        results = {
-            name: [jobs[noise, name, seed].result for seed in range(comparison.seeds)] for name in comparison.sharpness
-        }
-        tables.append(tabulate(noise, results, tried.get(noise, {})))
-    write_json(
-        out / "compare.json", {"comparison": comparison.as_dict(), **about, "tables": [as_dict(t) for t in tables]}
-    )
+        radii, tried = choose_radii(comparison, out, console)
+        tables = _compare(comparison, radii, tried, out, console)
+        saved = {"comparison": comparison.as_dict(), **about, "tables": [table.to_json() for table in tables]}
+        write_json(out / "compare.json", saved)
     return tables
 
 
-def tabulate(noise: float, results: dict[Sharpness, list[RunResult]], tried: dict[str, dict[str, float]]) -> Table:
-    """Turn results, seed by seed, into a table."""
-    base = results["none"]
-    plain = [r.accuracy for r in base]
-    rows = []
-    for name, found in results.items():
-        accuracies = [r.accuracy for r in found]
-        times = [r.seconds.step_median / b.seconds.step_median for r, b in zip(found, base, strict=True)]
-        cosines = [r.gradient_cosine for r in found if r.gradient_cosine is not None]
-        rows.append(
-            Row(
-                sharpness=name,
-                rho=found[0].rho,
-                accuracies=tuple(accuracies),
-                train_accuracy=statistics.fmean(r.train_accuracy for r in found),
-                validation_accuracy=_mean([r.validation_accuracy for r in found]),
-                difference=None if name == "none" else paired_difference(accuracies, plain),
-                gradients_per_step=found[0].gradient_evaluations / found[0].steps,
-                step_time=statistics.median(times),
-                step_times=tuple(times),
-                cosine=statistics.fmean(cosines) if cosines else math.nan,
-                ball=tuple(r.worst_case_increase for r in found),
-                ball_radius=found[0].ball.radius,
-            )
-        )
-    over_random = None
-    if "s2sam" in results and "random" in results:
-        ours, control = ([r.accuracy for r in results[name]] for name in ("s2sam", "random"))
-        over_random = paired_difference(ours, control)
-    learned = any(r.above_chance is not False for found in results.values() for r in found)  # older results lack it
-    return Table(noise, tuple(rows), over_random, tried, learned)
+def _compare(comparison: Comparison, radii: Radii, tried: Tried, out: Path, console: Console) -> list[Table]:
+    seeds = range(comparison.seeds)
+    cells = [
+        Cell(name, f"{noise:.0%} wrong labels", comparison.run(name, radii[noise, name], noise, 0))
+        for noise in comparison.label_noise
+        for name in comparison.sharpness
+    ]
+    how = _how(comparison, console)
+    outcomes = run_grid(runs_of(cells, seeds), out, name=_run_name, title="comparing", **how)
+    for outcome in outcomes:
+        _check_radius(outcome)
+    lines = lines_of(cells, outcomes)
+    return [
+        tabulate([line for line in lines if line.cell.run.label_noise == noise], out, tried.get(noise))
+        for noise in comparison.label_noise
+    ]
 
 
-def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None
+def choose_radii(comparison: Comparison, out: Path, console: Console) -> tuple[Radii, Tried]:
+    """Return each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was.
 
-
-def as_dict(table: Table) -> dict[str, Any]:
-    """A table as plain values, with its verdicts."""
-    plain = dataclasses.asdict(table)
-    for row, values in zip(table.rows, plain["rows"], strict=True):
-        values |= {"mean": row.mean, "std": None if math.isnan(row.std) else row.std}
-        values["cosine"] = None if math.isnan(row.cosine) else row.cosine
-        if row.difference is not None:
-            values["difference"] = _difference(row.difference, table.learned)
-    plain["over_random"] = None if table.over_random is None else _difference(table.over_random, table.learned)
-    return plain
-
-
-def _difference(d: Interval, learned: bool) -> dict[str, Any]:
-    return {**d.to_json(), "verdict": d.verdict if learned else "nothing learned"}
-
-
-def _radii(
-    comparison: Comparison, out: Path, pool: ProcessPoolExecutor | None, console: Console
-) -> tuple[dict[tuple[float, Sharpness], float], dict[float, dict[str, dict[str, float]]]]:
-    """Each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was."""
+    Raises: InputError when a run that the choice needs failed, but for one that diverged, which is the worst there is.
+    """
     radii = {
         (noise, name): 0.0 if name == "none" else comparison.rhos.get(name, comparison.rho)
         for noise in comparison.label_noise
@@ -265,27 +168,52 @@ def _radii(
     if not comparison.tune:
         return radii, {}
     seeds = range(TUNING_SEEDS, TUNING_SEEDS + comparison.tune_seeds)
-    jobs = {
-        (noise, name, rho, seed): Job(
-            comparison.resolved_run(name, rho, noise, seed),
-            out / "tuning" / f"noise{noise:g}-{name}-rho{rho:g}-seed{seed}",
-            test=False,
-        )
-        for seed in seeds
-        for noise in comparison.label_noise
-        for name in comparison.sharpness
+    cells = [
+        Cell(f"{noise:g} {name}", f"{rho:g}", comparison.run(name, rho, noise, 0))
+        for noise, name in radii
         if name != "none" and name not in comparison.rhos
         for rho in comparison.rho_grid
-    }
-    run_all(list(jobs.values()), pool, "choosing ρ", console)
-    tried: dict[float, dict[str, dict[str, float]]] = {}
+    ]
+    how = _how(comparison, console)
+    outcomes = run_grid(runs_of(cells, seeds), out, name=_tuning_name, test=False, title="choosing ρ", **how)
+    tried: Tried = {}
+    for line in lines_of(cells, outcomes):
+        run, accuracy = line.cell.run, statistics.fmean(map(_validation_accuracy, line.outcomes))
+        tried.setdefault(run.label_noise, {}).setdefault(run.sharpness, {})[f"{run.rho:g}"] = accuracy
     for noise, name in radii:
-        if name == "none" or name in comparison.rhos:
-            continue
-        accuracy = {
-            rho: statistics.fmean(jobs[noise, name, rho, seed].validation_accuracy for seed in seeds)
-            for rho in comparison.rho_grid
-        }
-        radii[noise, name] = max(accuracy, key=lambda rho: accuracy[rho])
-        tried.setdefault(noise, {})[name] = {f"{rho:g}": value for rho, value in accuracy.items()}
+        if accuracies := tried.get(noise, {}).get(name):
+            radii[noise, name] = max(comparison.rho_grid, key=lambda rho: accuracies[f"{rho:g}"])
     return radii, tried
+
+
+def _how(comparison: Comparison, console: Console) -> dict[str, Any]:
+    """Return how the runs are run; no two of them have the same first round."""
+    how = {"jobs": comparison.jobs, "cluster": comparison.cluster, "retry": comparison.retry}
+    return {**how, "share_rounds": False, "console": console}
+
+
+def _run_name(run: ResolvedRun) -> str:
+    return f"runs/noise{run.label_noise:g}-{run.sharpness}-seed{run.seed}"
+
+
+def _tuning_name(run: ResolvedRun) -> str:
+    return f"tuning/noise{run.label_noise:g}-{run.sharpness}-rho{run.rho:g}-seed{run.seed}"
+
+
+def _check_radius(outcome: Outcome) -> None:
+    """Raise InputError when a folder holds a run with a ρ that is no longer the chosen one."""
+    run, result = outcome.run, outcome.result
+    if result is not None and run.sharpness != "none" and result.rho != run.rho:
+        raise InputError(
+            f"'{outcome.folder}' holds a run with --rho {result.rho:g}, and {run.rho:g} is chosen now: remove that folder,"
+            " or give another --out"
+        )
+
+
+def _validation_accuracy(outcome: Outcome) -> float:
+    """The validation accuracy of a run in percent; 0, the worst there is, for one that diverged."""
+    if outcome.result is not None:
+        return float(outcome.result.validation_accuracy or 0.0)
+    if outcome.diverged:
+        return 0.0
+    raise InputError(f"ρ cannot be chosen without run {outcome.folder.name}: {outcome.failure}")

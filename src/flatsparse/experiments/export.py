@@ -78,9 +78,7 @@ def _export(
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
             form = _checked(run, name, file, test, wanted)
-            write_json(
-                out / RECORD, {**record, "coming": form["sha256"]}
-            )  # a kill here leaves no unknown file
+            write_json(out / RECORD, {**record, "coming": form["sha256"]})  # a kill here leaves no unknown file
             os.replace(file, out / file.name)
         record["formats"][name] = form
         write_json(out / RECORD, record)

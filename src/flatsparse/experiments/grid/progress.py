@@ -1,4 +1,4 @@
-"""How far a grid of runs is: a table that lives on a terminal, a line for each finished run elsewhere."""
+"""Progress of a grid of runs: a table that lives on a terminal; elsewhere a line for each finished run, and now and then."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flatsparse.experiments.grid.pool import epochs_done
-from flatsparse.experiments.grid.workers import Task
+from flatsparse.experiments.grid.job import RunJob
+from flatsparse.experiments.progress import ProgressLines
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.folder import read_result
+from flatsparse.experiments.run.folder import METRICS, read_result
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.terminal import Console
 
-SHOWN = 12  # runs at work; a cluster may have hundreds
+SHOWN = 12  # rows of running runs; a cluster may have hundreds
 
 
-class Mark:
-    """Where one run is: passes over the images in all, made before, and by now; and since when it is at work here."""
+def epochs_done(folder: Path) -> int:
+    """The number of epochs that a run has finished, by its folder."""
+    metrics = folder / METRICS
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+
+
+class RunProgress:
+    """The epochs of one run: in all, done before, and done by now; and since when it has been running here."""
 
     def __init__(self, run: ResolvedRun, before: int) -> None:
         self.run, self.whole, self.before, self.done = run, run.schedule.whole_epochs * rounds_of(run), before, before
@@ -30,78 +36,92 @@ class Mark:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The run in words."""
         run = self.run
         return f"{run.dataset.data} {run.model} {run.pruning.method} {run.pruning.sparsity:g} {run.sharpness} seed {run.seed}"
 
-    def look(self, folder: Path) -> None:
-        """See how far the run is."""
+    def refresh(self, folder: Path) -> None:
+        """Read again how many epochs are done."""
         self.done = max(self.before, epochs_done(folder))
 
 
-class Board:
+class ProgressTable:
     """Shows how far runs are; a context."""
 
-    def __init__(self, title: str, tasks: Sequence[Task], before: int, console: Console) -> None:
+    def __init__(self, title: str, jobs: Sequence[RunJob], before: int, console: Console) -> None:
         self.title, self.before, self.console = title, before, console
-        self.marks = {task.folder: Mark(task.run, epochs_done(task.folder)) for task in tasks}
+        self.runs = {job.folder: RunProgress(job.config, epochs_done(job.folder)) for job in jobs}
         self.done = self.failed = 0
         self.began = time.monotonic()
+        # An epoch takes the time of its gradients; nets of other sizes are not told apart.
+        whole = sum((run.whole - run.before) * run.run.passes for run in self.runs.values())
+        self.lines = ProgressLines(console, title, whole)
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressTable:
         if self.console.is_terminal:
             self.live.start()
+        self.lines.__enter__()
         return self
 
     def __exit__(self, *problem: object) -> None:
+        self.lines.__exit__(*problem)
         self.live.stop()
         failed = f", {self.failed} failed" if self.failed else ""
         before = f", {self.before} before" if self.before else ""
         self.console.print(f"{self.title}: {self.done} runs done{failed}{before}", highlight=False)
 
-    def begun(self, folder: Path) -> None:
-        """A run is at work from now on."""
-        self.marks[folder].since = time.monotonic()
+    def started(self, folder: Path) -> None:
+        """Count a run as running from now on."""
+        self.runs[folder].since = time.monotonic()
 
-    def put_off(self, folder: Path) -> None:
-        """Another process is at the run."""
-        self.marks[folder].since = None
+    def postponed(self, folder: Path) -> None:
+        """Count a run as not running: another process is training it."""
+        self.runs[folder].since = None
 
     def ended(self, folder: Path, failure: str | None) -> None:
-        """A run has ended; what a failed one leaves undone is no longer waited for."""
-        mark = self.marks[folder]
-        took = time.monotonic() - (mark.since or time.monotonic())
-        mark.look(folder)
-        mark.since, mark.whole = None, mark.done
+        """Count a run as finished or failed; what a failed one leaves undone is no longer waited for."""
+        run = self.runs[folder]
+        took = time.monotonic() - (run.since or time.monotonic())
+        run.refresh(folder)
+        run.since, run.whole = None, run.done
         self.done, self.failed = self.done + (failure is None), self.failed + (failure is not None)
-        place = f"[{self.done + self.failed}/{len(self.marks)}] {folder.name}"
+        counted = f"[{self.done + self.failed}/{len(self.runs)}] {folder.name}"
         if failure is not None:
-            self.console.print(Text(f"{place} failed: {failure}", style="red"), soft_wrap=True)
+            self.console.print(Text(f"{counted} failed: {failure}", style="red"), soft_wrap=True)
         elif not self.console.is_terminal:
-            accuracy = read_result(folder).accuracy
-            self.console.print(Text(f"{place}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
+            result = read_result(folder)
+            accuracy = result.validation_accuracy if result.test_accuracy is None else result.test_accuracy
+            self.console.print(Text(f"{counted}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
+
+    def refresh(self) -> None:
+        """Read again how far the running runs are."""
+        for folder, run in self.runs.items():
+            if run.since is not None:
+                run.refresh(folder)
+        self.lines.done = self._trained()
 
     def table(self) -> Group:
-        """A row for each run at work, and a line for all."""
+        """The rows of the running runs, and a line for all."""
         now = time.monotonic()
-        grid = Table("run", "epoch", "epochs/min", "left", box=None, pad_edge=False)
-        working = [(folder, mark) for folder, mark in self.marks.items() if mark.since is not None]
-        for folder, mark in working:
-            mark.look(folder)
-        for _, mark in working[:SHOWN]:
-            made, took = mark.done - mark.before, now - (mark.since or now)
+        self.refresh()
+        rows = Table("run", "epoch", "epochs/min", "left", box=None, pad_edge=False)
+        running = [run for run in self.runs.values() if run.since is not None]
+        for run in running[:SHOWN]:
+            made, took = run.done - run.before, now - (run.since or now)
             speed = made / took if took else 0.0
-            when = _time((mark.whole - mark.done) / speed) if speed else ""
-            grid.add_row(Text(mark.name), f"{mark.done}/{mark.whole}", f"{60 * speed:.1f}" if speed else "", when)
-        # An epoch takes the time of its gradients; nets of other sizes are not told apart.
-        behind = sum((mark.done - mark.before) * mark.run.passes for mark in self.marks.values())
-        left = sum((mark.whole - mark.done) * mark.run.passes for mark in self.marks.values())
-        took = now - self.began
-        ahead = f", about {_time(left * took / behind)} left" if behind else ""
-        more = f", {len(working) - SHOWN} more at work" if len(working) > SHOWN else ""
-        counts = f"{self.done} done, {self.failed} failed, {len(self.marks) - self.done - self.failed} to go"
-        return Group(grid, Text(f"{self.title}: {counts}{more}, {_time(took)}{ahead}"))
+            left = _time((run.whole - run.done) / speed) if speed else ""
+            rows.add_row(Text(run.name), f"{run.done}/{run.whole}", f"{60 * speed:.1f}" if speed else "", left)
+        trained, took = self._trained(), now - self.began
+        remaining = sum((run.whole - run.done) * run.run.passes for run in self.runs.values())
+        ahead = f", about {_time(remaining * took / trained)} left" if trained else ""
+        more = f", {len(running) - SHOWN} more at work" if len(running) > SHOWN else ""
+        counts = f"{self.done} done, {self.failed} failed, {len(self.runs) - self.done - self.failed} to go"
+        return Group(rows, Text(f"{self.title}: {counts}{more}, {_time(took)}{ahead}"))
+
+    def _trained(self) -> float:
+        """The epochs trained since the start, in passes."""
+        return sum((run.done - run.before) * run.run.passes for run in self.runs.values())
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A Ray cluster that runs tasks. Ray is an extra, imported only when it is asked for."""
+"""The executor on a Ray cluster. Ray is an extra, imported only when it is asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_atomic
-from flatsparse.experiments.grid.workers import PATIENCE, Crew, End, Task, fail, work
+from flatsparse.experiments.grid.job import JobOutcome, RunJob, fail
+from flatsparse.experiments.grid.workers import PATIENCE, Executor, one_thread
 from flatsparse.experiments.run.config import change
 
 LOOPBACK = "127.0.0.1"
@@ -19,8 +20,8 @@ CLUSTERS = (
 )
 
 
-class OnRay(Crew):
-    """A Ray cluster, a Ray task for each run: one CPU, and one GPU where the run is on ``cuda``.
+class RayCluster(Executor[RunJob]):
+    """Runs jobs on a Ray cluster, each as a Ray task: one CPU, and one GPU where the run is on ``cuda``.
 
     The store should lie on a file system that all machines see, at the same path. Where it does not, finished runs come back
     as the bytes of their files, but neither checkpoints nor first rounds are shared. Ray's dashboard and its statistics
@@ -43,7 +44,7 @@ class OnRay(Crew):
         except ImportError:
             raise InputError("--cluster needs Ray, which is not installed: pip install 'flatsparse[cluster]'") from None
         try:
-            _knock(address)
+            _check_answers(address)
             own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {}
             ray.init(address, log_to_driver=False, configure_logging=False, **own)
         except (OSError, ValueError, RuntimeError) as problem:
@@ -54,60 +55,61 @@ class OnRay(Crew):
         if address == "local" and ray.util.get_node_ip_address() != LOOPBACK:  # Ray was imported before
             warnings.warn("Ray's ports are open to other machines: close them by a firewall", stacklevel=2)
         self.ray: Any = ray
-        self.running: dict[Any, Task] = {}
+        self.running: dict[Any, RunJob] = {}
         self.limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     @property
     def free(self) -> bool:
         return len(self.running) < self.limit
 
-    def begin(self, task: Task) -> None:
-        gpus = 1 if task.run.runtime.device.startswith("cuda") else 0
-        remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(work_far_away)
-        place = task.run.dataset.data_dir
-        run = change(task.run, data_dir=place and place.resolve())  # workers stand in other folders
-        there = dataclasses.replace(task, run=run, folder=task.folder.resolve(), store=task.store.resolve())
-        self.running[remote.remote(there)] = task
+    def submit(self, job: RunJob) -> None:
+        gpus = 1 if job.config.runtime.device.startswith("cuda") else 0
+        remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_remotely)
+        data_dir = job.config.dataset.data_dir
+        config = change(job.config, data_dir=data_dir and data_dir.resolve())  # workers stand in other folders
+        there = dataclasses.replace(job, config=config, folder=job.folder.resolve(), store=job.store.resolve())
+        self.running[remote.remote(there)] = job
 
-    def finished(self) -> list[tuple[Task, End]]:
+    def finished(self) -> list[tuple[RunJob, JobOutcome]]:
         if not self.running:
             return []
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=PATIENCE)
-        ends = []
+        ended = []
         for reference in done:
-            task = self.running.pop(reference)
+            job = self.running.pop(reference)
             try:
-                end, files = self.ray.get(reference)
-                bring(task, files)
+                outcome, files = self.ray.get(reference)
+                write_files(job, files)
             except self.ray.exceptions.RayError as problem:
-                end = fail(task.folder, f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
-            ends.append((task, end))
-        return ends
+                outcome = fail(job.folder, f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
+            ended.append((job, outcome))
+        return ended
 
     def close(self) -> None:
         self.ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Find out at once whether a named machine answers; Ray itself would try for minutes. Raises: OSError."""
+def _check_answers(address: str) -> None:
+    """Raise OSError at once when a named machine does not answer; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def work_far_away(task: Task) -> tuple[End, dict[str, bytes]]:
-    """Run a task; what it leaves behind, less its checkpoints, the result last."""
-    end = work(task)
-    if end.busy or not task.folder.is_dir():
-        return end, {}
-    names = [file.name for file in task.folder.iterdir() if file.suffix != ".pt" and not file.name.startswith(".")]
+def run_remotely(job: RunJob) -> tuple[JobOutcome, dict[str, bytes]]:
+    """Run a job; return its outcome and the contents of its files, less the checkpoints, the result last."""
+    with one_thread():
+        outcome = job.run()
+    if outcome.busy or not job.folder.is_dir():
+        return outcome, {}
+    names = [file.name for file in job.folder.iterdir() if file.suffix != ".pt" and not file.name.startswith(".")]
     names.sort(key=lambda name: name in ("result.json", "failure.json"))
-    return end, {name: (task.folder / name).read_bytes() for name in names}
+    return outcome, {name: (job.folder / name).read_bytes() for name in names}
 
 
-def bring(task: Task, files: dict[str, bytes]) -> None:
-    """Put down what came back, where the store does not have it."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    if not (task.folder / "result.json").is_file():
+def write_files(job: RunJob, files: dict[str, bytes]) -> None:
+    """Write a run's files to its folder, unless its result is there."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not (job.folder / "result.json").is_file():
         for name, content in files.items():
-            write_atomic(task.folder / name, content)
+            write_atomic(job.folder / name, content)

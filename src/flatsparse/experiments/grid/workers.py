@@ -1,251 +1,239 @@
-"""Those who run tasks: this process, or several side by side. Each run has one thread, wherever it is run."""
+"""Executors: run jobs serially or in worker processes, each job on one thread."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import pickle
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from flatsparse.common.errors import InputError
-from flatsparse.experiments.claims import Busy, locked
-from flatsparse.experiments.grid.pool import end_with_parent
-from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure, write_failure
-from flatsparse.experiments.run.loop import train
-from flatsparse.experiments.run.method import plan_of
-from flatsparse.experiments.run.records import EpochRecord
-from flatsparse.experiments.run.shared_round import first_round_key, has_first_round, is_shareable
-from flatsparse.experiments.run.watcher import Silent
-
-PATIENCE = 0.5  # seconds between looks at how far runs are
+PATIENCE = 0.5  # seconds that an executor waits for a job to end
 
 
-@dataclass(frozen=True)
-class Task:
-    """A resolved run, its folder, the store that it belongs to, and whether to try again what failed."""
+class Job(Protocol):
+    """A piece of work that another process can be given."""
 
-    run: ResolvedRun
-    folder: Path
-    store: Path
-    retry: bool = False
+    def run(self) -> Any:
+        """Do the work and return its outcome. Raise what should stop the other jobs too."""
 
-
-@dataclass(frozen=True)
-class End:
-    """How a task ended: finished, failed for a reason, or not begun because another process is at it."""
-
-    failure: str | None = None
-    busy: bool = False
+    def lost(self, reason: str) -> Any:
+        """Return the outcome of a job whose process died, or raise an error; the reason ends in what to do."""
 
 
-class Crew(ABC):
-    """Who runs tasks."""
+SomeJob = TypeVar("SomeJob", bound=Job)
+
+
+class Executor(ABC, Generic[SomeJob]):
+    """Runs jobs, some at a time; a context.
+
+    A job has one thread wherever it runs, so that its numbers do not depend on how many run at once.
+    """
 
     @property
     @abstractmethod
     def free(self) -> bool:
-        """Whether another task can begin."""
+        """True while another job can be submitted."""
 
     @abstractmethod
-    def begin(self, task: Task) -> None:
-        """Begin a task."""
+    def submit(self, job: SomeJob) -> None:
+        """Start a job."""
 
     @abstractmethod
-    def finished(self) -> list[tuple[Task, End]]:
-        """What has ended. Waits a moment for the first."""
+    def finished(self) -> list[tuple[SomeJob, Any]]:
+        """The jobs that have ended, with their outcomes; waits a moment for the first. Raises what a job raised."""
 
     @abstractmethod
     def close(self) -> None:
         """Stop what is still running; all of it can be resumed."""
 
+    def map(self, jobs: Iterable[SomeJob]) -> Iterator[tuple[SomeJob, Any]]:
+        """Run all jobs; yield each with its outcome as it ends."""
+        waiting, running = deque(jobs), 0
+        while waiting or running:
+            while waiting and self.free:
+                self.submit(waiting.popleft())
+                running += 1
+            for ended in self.finished():
+                running -= 1
+                yield ended
 
-def work(task: Task) -> End:
-    """Run a task to its end on one thread, unless another process is at it, or at the first round that it would share.
+    def __enter__(self) -> Executor[SomeJob]:
+        return self
 
-    A failure is written down before the lock is given back, so that no other process meets the run without one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with contextlib.ExitStack() as held:
-            if not held.enter_context(_lock(task.store, task.folder.name)):
-                return End(busy=True)
-            if (task.folder / RESULT).is_file():
-                return End()
-            failure = None if task.retry else read_failure(task.folder)
-            if failure is not None:  # in another process, since the grid began
-                return End(failure)
-            (task.folder / FAILURE).unlink(missing_ok=True)
-            first = contextlib.ExitStack()
-            if shares := is_shareable(plan_of(task.run)):
-                held.enter_context(first)
-                if not first.enter_context(_lock(task.store, f"first-{first_round_key(task.run)}")):
-                    return End(busy=True)
-            try:
-                train(
-                    task.run,
-                    task.folder,
-                    resume=True,
-                    shared_rounds=task.store / "parents",
-                    watcher=_Sharing(task.store / "parents", first) if shares else None,
-                )
-            except Busy:  # with flatsparse train
-                return End(busy=True)
-            except (Exception, SystemExit) as problem:  # whatever it is, the other runs go on
-                return fail(task.folder, _reason(problem), problem)
-    except (InputError, OSError) as problem:
-        return End(_reason(problem))
-    finally:
-        torch.set_num_threads(threads)
-    return End()
+    def __exit__(self, *problem: object) -> None:
+        self.close()
 
 
-def fail(folder: Path, reason: str, problem: BaseException | None = None) -> End:
-    """The end of a task that failed, which is written down."""
-    with contextlib.suppress(InputError, OSError):  # a full disk is a reason to fail, and no place to say so
-        write_failure(folder, reason, problem)
-    return End(reason)
+def local_executor(jobs: int) -> Executor[Any]:
+    """Return the executor on this machine that runs so many jobs at once."""
+    return Serial() if jobs == 1 else Workers(jobs)
 
 
-def _reason(problem: BaseException) -> str:
-    first = next(iter(str(problem).splitlines()), "")
-    return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Sharing(Silent):
-    """Gives the lock of a shared first round back as soon as the round is there for others."""
-
-    def __init__(self, parents: Path, lock: contextlib.ExitStack) -> None:
-        self.parents, self.lock = parents, lock
-
-    def started(self, run: ResolvedRun, setting: str) -> None:
-        self.run = run  # with the sizes of its data, which the round's file is named by
-        self._look()
-
-    def finished_epoch(self, record: EpochRecord) -> None:
-        self._look()
-
-    def _look(self) -> None:
-        if has_first_round(self.parents, self.run):
-            self.lock.close()
+def default_jobs(device: str) -> int:
+    """The number of jobs that a device runs at once: one for each core, and a single one on an accelerator."""
+    return cores() if device == "cpu" else 1
 
 
 @contextlib.contextmanager
-def _lock(store: Path, name: str) -> Iterator[bool]:
-    """Whether this process has got a lock of the store. Raises InputError on a file system that has no locks."""
-    (store / "locks").mkdir(parents=True, exist_ok=True)
-    with locked(store / "locks" / name, keep=True) as got:
-        yield got
+def one_thread() -> Iterator[None]:
+    """A context in which torch computes on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-class Alone(Crew):
-    """This process, one run at a time."""
+class Serial(Executor[SomeJob]):
+    """Runs one job at a time, in this process."""
 
     def __init__(self) -> None:
-        self.task: Task | None = None
+        self.job: SomeJob | None = None
 
     @property
     def free(self) -> bool:
-        return self.task is None
+        return self.job is None
 
-    def begin(self, task: Task) -> None:
-        self.task = task
+    def submit(self, job: SomeJob) -> None:
+        self.job = job
 
-    def finished(self) -> list[tuple[Task, End]]:
-        task, self.task = self.task, None
-        return [] if task is None else [(task, work(task))]
+    def finished(self) -> list[tuple[SomeJob, Any]]:
+        job, self.job = self.job, None
+        if job is None:
+            return []
+        with one_thread():
+            return [(job, job.run())]
 
     def close(self) -> None:
         """Nothing runs on."""
 
 
 @dataclass
-class Hand:
-    """A process that runs one task after the other, and what it is at."""
+class Worker:
+    """A process that runs one job after the other, and the job it is running."""
 
     process: BaseProcess
     pipe: Connection
-    task: Task | None = None
+    job: Any = None
 
 
-class Processes(Crew):
-    """Processes side by side. One that is killed fails its own run; the next task gets a new one.
+@dataclass(frozen=True)
+class _Raised:
+    """An error that a job raised."""
+
+    problem: BaseException
+
+
+class Workers(Executor[SomeJob]):
+    """Runs jobs in worker processes. One that is killed loses its own job; the next job gets a new one.
 
     Ours, because a ``ProcessPoolExecutor`` breaks as a whole and does not say whose process died.
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.hands = count, list[Hand]()
+        self.count, self.workers = count, list[Worker]()
 
     @property
     def free(self) -> bool:
-        return sum(hand.task is not None for hand in self.hands) < self.count
+        return sum(worker.job is not None for worker in self.workers) < self.count
 
-    def begin(self, task: Task) -> None:
-        for hand in [hand for hand in self.hands if hand.task is None]:
+    def submit(self, job: SomeJob) -> None:
+        for worker in [worker for worker in self.workers if worker.job is None]:
             try:
-                hand.pipe.send(task)
+                worker.pipe.send(job)
             except OSError:  # it died while it was idle
-                self._part(hand)
+                self._remove(worker)
                 continue
-            hand.task = task
+            worker.job = job
             return
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there,), daemon=True)
         process.start()
-        theirs.close()  # so that the pipe ends with the process
-        self.hands.append(Hand(process, ours, task))
+        there.close()  # so that the pipe ends with the process
+        self.workers.append(Worker(process, here, job))
         with contextlib.suppress(OSError):  # one that died at once is found by the end of its pipe
-            ours.send(task)
+            here.send(job)
 
-    def finished(self) -> list[tuple[Task, End]]:
-        busy: dict[Any, Hand] = {hand.pipe: hand for hand in self.hands if hand.task is not None}
-        ends = []
+    def finished(self) -> list[tuple[SomeJob, Any]]:
+        busy: dict[Any, Worker] = {worker.pipe: worker for worker in self.workers if worker.job is not None}
+        ended = []
         for pipe in wait(list(busy), timeout=PATIENCE):
-            hand = busy[pipe]
-            task, hand.task = hand.task, None
-            assert task is not None  # it is busy
+            worker = busy[pipe]
+            job, worker.job = worker.job, None
             try:
-                ends.append((task, hand.pipe.recv()))
+                outcome = worker.pipe.recv()
             except (EOFError, OSError):
-                ends.append((task, fail(task.folder, _death(self._part(hand)))))
-        return ends
+                outcome = job.lost(_death(self._remove(worker)))
+            if isinstance(outcome, _Raised):
+                raise outcome.problem
+            ended.append((job, outcome))
+        return ended
 
-    def _part(self, hand: Hand) -> int | None:
-        self.hands.remove(hand)
-        hand.pipe.close()
-        hand.process.join(5)
-        return hand.process.exitcode
+    def _remove(self, worker: Worker) -> int | None:
+        self.workers.remove(worker)
+        worker.pipe.close()
+        worker.process.join(5)
+        return worker.process.exitcode
 
     def close(self) -> None:
-        for hand in self.hands:
-            hand.process.kill()  # files are whole or absent, at any moment
-        for hand in list(self.hands):
-            self._part(hand)
+        for worker in self.workers:
+            worker.process.kill()  # files are whole or absent, at any moment
+        for worker in list(self.workers):
+            self._remove(worker)
 
 
 def _death(code: int | None) -> str:
     if code == -signal.SIGKILL:
-        return "its process was killed, perhaps for want of memory: try fewer --jobs, and --retry"
-    told = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-    return f"its process ended with {told}: try again with --retry"
+        return "its process was killed, perhaps for want of memory: try fewer --jobs"
+    end = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
+    return f"its process ended with {end}: try again"
 
 
 def _serve(pipe: Connection) -> None:
-    """Run what comes through the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """Run the jobs that come through the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send(work(pipe.recv()))
+            job = pipe.recv()
+            try:
+                outcome = job.run()
+            except Exception as problem:
+                outcome = _Raised(_picklable(problem))
+            pipe.send(outcome)
+
+
+def _picklable(problem: Exception) -> Exception:
+    """Return an error that can go through a pipe: itself, or where it cannot, one with its text."""
+    try:
+        pickle.loads(pickle.dumps(problem))
+    except Exception:  # whatever its class does
+        return RuntimeError(f"{type(problem).__name__}: {problem}")
+    return problem
+
+
+def _exit_with_parent() -> None:
+    """Exit when the parent is killed: a pipe's other end may live on in another worker."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -6,8 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.grid.pool import workers
+from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.landscape import curved
 from flatsparse.experiments.landscape.folding import folded
 from flatsparse.experiments.landscape.records import tabulate
@@ -38,11 +38,21 @@ BATCH = 40  # images; with many more, what is between layers leaves the caches
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some consecutive points of one surface, and the file that holds their losses once they are known."""
+class _Measurement:
+    """A part of what is measured of the run in a folder, which another process can be given."""
 
     settings: Landscape
     folder: Path
+
+    def lost(self, reason: str) -> None:
+        """Stop: the process that measured it died."""
+        raise InputError(f"'{self.folder}' could not be measured: {reason}, with --resume")
+
+
+@dataclass(frozen=True)
+class Piece(_Measurement):
+    """Some consecutive points of one surface, and the file that holds their losses once they are known."""
+
     kind: Kind
     pair: int
     start: int
@@ -58,8 +68,8 @@ class Piece:
         """Images that go through the network."""
         return len(self.points) * self.settings.images
 
-    def measure(self) -> None:
-        """Measure the losses and keep them."""
+    def run(self) -> None:
+        """Measure the losses and save them."""
         chosen = self.settings
         weights, loss = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, self.bf16)
         plane = _plane(self.folder, chosen.device, chosen.data_dir, chosen.seed, self.pair, self.kind)
@@ -73,11 +83,9 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What the Hessian looks like at the weights of one run, and the file for it."""
+class Curvature(_Measurement):
+    """The Hessian at the weights of one run, and the file for what is measured of it."""
 
-    settings: Landscape
-    folder: Path
     file: Path
 
     @property
@@ -85,8 +93,8 @@ class Curvature:
         """As of a piece, roughly: a product with the Hessian is worth four passes."""
         return 4 * curved.PRODUCTS * self.settings.hessian_images
 
-    def measure(self) -> None:
-        """Look and keep what is seen."""
+    def run(self) -> None:
+        """Measure the curvature and save it."""
         run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
         write_json(self.file, curved.look(run, self.settings.hessian_images, self.settings.seed))
 
@@ -106,7 +114,6 @@ def measure(
     """
     settings, console = settings.resolved(), console or Console(stderr=True)
     about = [_about(load_run(folder, data_dir=settings.data_dir), settings) for folder in settings.runs]
-    # How many work at once changes a sum's rounding at most, and a figure is taken up again with another --jobs.
     with claim(out, "settings.json", settings.as_dict(), resume=resume, free=("runs", "clip", "data_dir", "jobs")):
         return _measure(settings, about, out, console)
 
@@ -185,29 +192,13 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
     before = whole - sum(piece.work for piece in todo)
     with Progress(console, "measuring", whole, done=before) as progress:
         assert settings.jobs is not None  # resolved
-        with workers(settings.jobs) as pool:
-            for done in map(_measure_piece, todo) if pool is None else _side_by_side(todo, pool):
-                progress.advance(done)
+        with local_executor(settings.jobs) as executor:
+            for piece, _ in executor.map(todo):
+                progress.advance(piece.work)
                 progress.update(note=f"{progress.done / whole:.0%}")
     if not console.is_terminal:
         told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
         console.print(f"measured {len(todo)} pieces{told}")
-
-
-def _side_by_side(pieces: Sequence[Piece | Curvature], pool: ProcessPoolExecutor) -> Iterator[int]:
-    waiting = {pool.submit(_measure_piece, piece) for piece in pieces}
-    try:
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield sum(future.result() for future in done)
-    finally:  # after a failure, or Ctrl-C, what has not begun shall not begin
-        for future in waiting:
-            future.cancel()
-
-
-def _measure_piece(piece: Piece | Curvature) -> int:
-    piece.measure()
-    return piece.work
 
 
 # A worker's pieces mostly belong to the surface that the last one belonged to.

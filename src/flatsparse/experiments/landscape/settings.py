@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import tyro
 
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
-from flatsparse.experiments.grid.pool import cores
+from flatsparse.experiments.grid.workers import default_jobs
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.precision import has_bf16
 from flatsparse.measure import surface
@@ -90,7 +90,7 @@ class Landscape:
                 f"--stride {stride} misses the centre or the corners of {self.points} places: give a divisor of {half}"
             )
         device = usable_device(self.device)
-        jobs = (cores() if device == "cpu" else 1) if self.jobs is None else self.jobs
+        jobs = default_jobs(device) if self.jobs is None else self.jobs
         check_count("--jobs", jobs)
         kinds = tuple(kind for kind in get_args(Kind) if kind in self.kinds)
         return dataclasses.replace(self, kinds=kinds, stride=stride, device=device, jobs=jobs)

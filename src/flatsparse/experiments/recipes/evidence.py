@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flatsparse.experiments.compare import TUNING_SEEDS
-from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, both
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Recipe, Scale, both
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, run_at
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.sharpness import Sharpness

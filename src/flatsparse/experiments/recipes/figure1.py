@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from flatsparse.experiments.landscape import pictures
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, STUDY, run_at
@@ -12,7 +10,7 @@ from flatsparse.experiments.recipes.surfaces import NOTE, ROUGHNESS, surfaces
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     return tuple(
-        Cell(LABELS[method], f"{sparsity:.0%}", dataclasses.replace(run_at(scale, method, sparsity), sharpness="none"))
+        Cell(LABELS[method], f"{sparsity:.0%}", run_at(scale, method, sparsity))
         for method in ("grasp", "mest")
         for sparsity in (0.8, 0.9, 0.95, 0.98)
     )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import IMAGENET, LABELS, ON_IMAGENET, STAND_IN, STUDY, run_at
-from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.experiments.recipes.setting import (
+    LABELS,
+    ON_IMAGENET,
+    REVIEW,
+    STAND_IN,
+    STUDY,
+    imagenet_needs,
+    on_imagenet,
+    reviewed,
+)
 
 PRINTED = {"rigl": (69.02, 69.83), "mest": (69.95, 70.81)}
 
@@ -12,22 +20,15 @@ PRINTED = {"rigl": (69.02, 69.83), "mest": (69.95, 70.81)}
 def cells(scale: Scale) -> tuple[Cell, ...]:
     return tuple(
         cell
-        for method, (plain, ours) in PRINTED.items()
-        for cell in both(
-            LABELS[method],
-            "95%",
-            run_at(scale, method, 0.95, "imagenet", model="resnet50", small="resnet20"),
-            Published(plain, source=REVIEW),
-            Published(ours, source=REVIEW),
-            needs=IMAGENET if scale == "paper" else None,
-        )
+        for method, printed in PRINTED.items()
+        for cell in reviewed(LABELS[method], "95%", on_imagenet(scale, method, 0.95), printed, imagenet_needs(scale))
     )
 
 
 RECIPE = Recipe(
     "imagenet95",
     "ResNet-50 on ImageNet at 95 %",
-    "reviews of Ji et al. 2024",
+    REVIEW,
     cells,
     notes=(STAND_IN + " The net is ResNet-20.", STUDY, ON_IMAGENET),
 )

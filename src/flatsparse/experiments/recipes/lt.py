@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import STAND_IN, STUDY, run_at
-from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.experiments.recipes.setting import REVIEW, STAND_IN, STUDY, reviewed, run_at
 
 # share pruned a round: rounds, and what was printed
 PRINTED = {0.2: (11, 92.31, 92.58), 0.3: (6, 91.71, 92.32), 0.4: (4, 90.73, 91.44)}
@@ -14,12 +13,11 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     return tuple(
         cell
         for share, (rounds, plain, ours) in PRINTED.items()
-        for cell in both(
+        for cell in reviewed(
             f"LT, {share:.0%} a round",
             f"{rounds} rounds",
             run_at(scale, "lth", 1 - (1 - share) ** rounds, drop_fraction=share),
-            Published(plain, source=REVIEW),
-            Published(ours, source=REVIEW),
+            (plain, ours),
         )
     )
 
@@ -27,7 +25,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
 RECIPE = Recipe(
     "lt",
     "ResNet-32 on CIFAR-10, lottery tickets with 20, 30 and 40 % pruned a round",
-    "reviews of Ji et al. 2024",
+    REVIEW,
     cells,
     notes=(
         STAND_IN + " A round of it has 2 epochs there.",

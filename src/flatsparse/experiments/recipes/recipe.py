@@ -18,6 +18,9 @@ SCALES: dict[Scale, str] = {
 }
 
 
+TUNING_SEEDS = 1000  # seeds of the choice of ρ start here, so that none of them is compared
+
+
 @dataclass(frozen=True)
 class Published:
     """A number that was printed somewhere; a cell without one is unknown to us. ``flops`` of training are a share of dense."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
-from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.experiments.recipes.setting import (
+    ON_IMAGENET,
+    REVIEW,
+    STAND_IN,
+    STUDY,
+    imagenet_needs,
+    on_imagenet,
+    reviewed,
+)
 
 PRINTED = {0.8: (74.60, 75.43), 0.9: (72.43, 73.16)}
 
@@ -12,14 +19,13 @@ PRINTED = {0.8: (74.60, 75.43), 0.9: (72.43, 73.16)}
 def cells(scale: Scale) -> tuple[Cell, ...]:
     return tuple(
         cell
-        for sparsity, (plain, ours) in PRINTED.items()
-        for cell in both(
+        for sparsity, printed in PRINTED.items()
+        for cell in reviewed(
             "SET 5×",
             f"{sparsity:.0%}",
-            run_at(scale, "set", sparsity, "imagenet", model="resnet50", small="resnet20", multiplier=5.0),
-            Published(plain, source=REVIEW),
-            Published(ours, source=REVIEW),
-            needs=IMAGENET if scale == "paper" else None,
+            on_imagenet(scale, "set", sparsity, multiplier=5.0),
+            printed,
+            imagenet_needs(scale),
         )
     )
 
@@ -27,7 +33,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
 RECIPE = Recipe(
     "set5x",
     "ResNet-50 on ImageNet, SET trained five times as long",
-    "reviews of Ji et al. 2024",
+    REVIEW,
     cells,
     notes=(STAND_IN + " The net is ResNet-20, and 6 epochs become 30.", STUDY, ON_IMAGENET),
     seeds={"smoke": 1, "laptop": 5, "paper": 3},

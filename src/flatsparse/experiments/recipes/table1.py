@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, STUDY, run_at
+from flatsparse.experiments.recipes.setting import LABELS, REVIEW, STAND_IN, STUDY, run_at
 
 BEFORE = "from memory of the GraSP and MEST papers, which it quotes; check before use"
-REVIEW = "reviews of Ji et al. 2024"
 SPARSITIES = (0.9, 0.95, 0.98)
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 PLAIN: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
+from flatsparse.experiments.recipes.setting import ON_IMAGENET, STAND_IN, STUDY, imagenet_needs, on_imagenet
 
 RIGL = "Evci et al. 2020 and their repository"
 CHASE = "as listed with the code of Chase (Yin et al. 2023)"
@@ -40,8 +40,8 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
             plain = None if top1 is None else Published(top1[place], source=source)
             if plain is not None and flops is not None:
                 plain = Published(plain.value, flops=flops[place], source=source)
-            run = run_at(scale, method, sparsity, "imagenet", **{"model": "resnet50", "small": "resnet20", **differs})
-            found += both(row, f"{sparsity:.0%}", run, plain, needs=IMAGENET if scale == "paper" else None)
+            run = on_imagenet(scale, method, sparsity, **differs)
+            found += both(row, f"{sparsity:.0%}", run, plain, needs=imagenet_needs(scale))
     return tuple(found)
 
 

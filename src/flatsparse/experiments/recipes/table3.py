@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
+from flatsparse.experiments.recipes.setting import ON_IMAGENET, STAND_IN, STUDY, imagenet_needs, on_imagenet
 from flatsparse.experiments.run.config import change
 
 CHEX = "Hou et al. 2022 and their repository"
@@ -27,14 +27,14 @@ BY_LAYER: dict[str, Any] = {
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    needs = IMAGENET if scale == "paper" else None
+    needs = imagenet_needs(scale)
     found: list[Cell] = []
     for model, removed, column, top1 in BY_CHANNELS:
-        run = run_at(scale, "chex", None, "imagenet", model=model, small="resnet20", channels=removed)
+        run = on_imagenet(scale, "chex", None, model=model, channels=removed)
         found += both("CHEX", column, run, Published(top1, source=CHEX), needs=needs)
     for removed, numbers in BY_BOTH.items():
         for sparsity, top1 in zip((0.8, 0.9), numbers, strict=True):
-            run = run_at(scale, "chase", sparsity, "imagenet", model="resnet50", small="resnet20", channels=removed)
+            run = on_imagenet(scale, "chase", sparsity, channels=removed)
             run = change(run, **BY_LAYER) if scale == "paper" else run
             row = f"Chase, {removed:.0%} of channels"
             found += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import IMAGENET, ON_IMAGENET, STAND_IN, STUDY, run_at
-from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.recipes.setting import ON_IMAGENET, REVIEW, STAND_IN, STUDY, imagenet_needs, run_at
 from flatsparse.experiments.run.config import change
 
 TABLE = "Ji et al. 2024, Table 6"
@@ -26,7 +25,7 @@ SMALL = {"ResNet-32": "resnet20", "ResNet-34": "resnet20", "ResNet-50": "resnet2
 def cells(scale: Scale) -> tuple[Cell, ...]:
     found: list[Cell] = []
     for network, (data, model, epochs, plain, ours, sam) in PRINTED.items():
-        needs = IMAGENET if scale == "paper" and data == "ImageNet" else None
+        needs = imagenet_needs(scale) if data == "ImageNet" else None
         long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
         run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"), **long)
         found += both(network, data, run, Published(plain, source=TABLE), Published(ours, source=TABLE), needs=needs)

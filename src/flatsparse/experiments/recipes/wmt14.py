@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatsparse.experiments.recipes.recipe import Cell, Metric, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.table1 import REVIEW
+from flatsparse.experiments.recipes.recipe import Cell, Metric, Recipe, Scale
+from flatsparse.experiments.recipes.setting import REVIEW, reviewed
 from flatsparse.experiments.run.config import RunConfig, change
 
 PRINTED = {0.0: (27.6, 27.9), 0.8: (27.1, 27.5), 0.9: (26.4, 27.2)}
@@ -19,17 +19,16 @@ NEEDS = "WMT14 English-German (4.5M pairs), an encoder-decoder Transformer with 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     found: list[Cell] = []
-    for sparsity, (plain, ours) in PRINTED.items():
+    for sparsity, printed in PRINTED.items():
         method, shared = ("mest", "uniform") if sparsity else ("dense", None)
         run = RunConfig.of(
             data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3
         )
-        found += both(
+        found += reviewed(
             "MEST(EM)" if sparsity else "dense",
             f"{sparsity:.0%}",
             change(run, weight_decay=1e-2, **SIZES[scale]),
-            Published(plain, source=REVIEW),
-            Published(ours, source=REVIEW),
+            printed,
             needs=NEEDS if scale == "paper" else None,
         )
     return tuple(found)
@@ -38,7 +37,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
 RECIPE = Recipe(
     "wmt14",
     "A Transformer on WMT14 English-German, MEST(EM), all layers equally sparse",
-    "reviews of Ji et al. 2024",
+    REVIEW,
     cells,
     notes=(
         "smoke and laptop: a small causal Transformer on synthetic sentence pairs stands in, and the share of the target's words"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flatsparse.experiments.compare import Row
+from flatsparse.experiments.comparison_table import Row
 from flatsparse.experiments.labels import label
 
 TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flatsparse.experiments.bench.results import Table as BenchTable
-from flatsparse.experiments.compare import Table
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.plotting import LINE, caption, plain
 from flatsparse.experiments.report.columns import beside
@@ -35,8 +35,9 @@ def differences(tables: Sequence[Table]) -> Figure:
         base = table.row("none")
         compared = [row for row in table.rows if row.difference is not None]
         for height, row in enumerate(reversed(compared)):
-            gaps = [value - other for value, other in zip(row.accuracies, base.accuracies, strict=True)]
-            axis.plot(gaps, [height] * len(gaps), "o", color=color(row.sharpness), alpha=0.35, markersize=5, mew=0)
+            axis.plot(
+                row.gaps, [height] * len(row.gaps), "o", color=color(row.sharpness), alpha=0.35, markersize=5, mew=0
+            )
             d = row.difference
             assert d is not None  # compared
             reach = d.half if d.bounded else 0.0

@@ -14,7 +14,8 @@ from matplotlib.colors import to_hex
 from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.bench.suite import NOTES, Bench
-from flatsparse.experiments.compare import Comparison, Table
+from flatsparse.experiments.compare import Comparison
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
@@ -56,13 +57,9 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
 def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path) -> Path:
     """Write the page of a comparison. Returns the file."""
 
-    def folder(table: Table, sharpness: str, seed: int) -> Path:
-        return out / "runs" / f"noise{table.label_noise:g}-{sharpness}-seed{seed}"
-
     def of_table(table: Table) -> dict[str, Any]:
-        seeds = range(comparison.seeds)
         curves: dict[str, Any] = {
-            r.sharpness: [_metrics(folder(table, r.sharpness, seed)) for seed in seeds] for r in table.rows
+            row.sharpness: [_metrics(out / folder) for folder in row.folders] for row in table.rows
         }
         return {
             "table": table,
@@ -87,7 +84,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         label=label,
         ball_radius=tables[0].rows[0].ball_radius,
         sharpness_definition=DEFINITION,
-        layers=_layers(folder(tables[0], "none", 0)),
+        layers=_layers(out / tables[0].row("none").folders[0]),
         settings=_settings(comparison),
         command=f"flatsparse compare {flags(comparison)} --out {out}",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flatsparse.experiments.compare import Row, Table
+from flatsparse.experiments.comparison_table import Row, Table
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval
@@ -20,10 +20,11 @@ def setting(table: Table) -> str:
 
 def comparison_sentences(table: Table) -> list[str]:
     """A comparison's table in sentences."""
+    failed = [f"Failed: {failure}." for failure in table.failures]
     if not table.learned:
-        return [UNLEARNED]
-    of_rows = [_sentence(row) + _edge(row, table) for row in table.rows if row.difference is not None]
-    return of_rows + _control(table)
+        return [UNLEARNED, *failed]
+    of_rows = [_sentence(row) + _edge(row, table) + _unpaired(row) for row in table.rows if row.difference is not None]
+    return of_rows + _control(table) + failed
 
 
 def _sentence(row: Row) -> str:
@@ -42,6 +43,10 @@ def _edge(row: Row, table: Table) -> str:
             f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may lie outside."
         )
     return ""
+
+
+def _unpaired(row: Row) -> str:
+    return f" Without {row.unpaired} seed{'' if row.unpaired == 1 else 's'} that failed." if row.unpaired else ""
 
 
 def _control(table: Table) -> list[str]:

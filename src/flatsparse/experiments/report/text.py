@@ -9,12 +9,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from flatsparse.experiments.bench.results import Table as BenchTable
-from flatsparse.experiments.compare import Table
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
 from flatsparse.experiments.report.columns import TERMINAL, columns
 from flatsparse.experiments.report.sentences import comparison_sentences, setting
-from flatsparse.experiments.reproduce.making import meets
+from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
     ONCE,
     UNKNOWN,
@@ -64,7 +64,7 @@ def layer_table(estimate: Estimate) -> str:
 
 def print_comparison(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
-    seeds = len(tables[0].rows[0].accuracies)
+    seeds = len(tables[0].seeds)
     title = f"Test accuracy, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
     name, *others = columns(TERMINAL)
@@ -125,7 +125,7 @@ def _print_grid(console: Console, title: str, head: Sequence[str], rows: Iterabl
 
 def print_record(record: Mapping[str, Any], console: Console, only: str | None = None) -> None:
     """Print a recipe's rows, or those of some places, beside the published numbers, then what must be known to read them."""
-    rows = [row for row in record["rows"] if meets(f"{row['row']} {row['column']}", only)]
+    rows = [row for row in record["rows"] if matches(f"{row['row']} {row['column']}", only)]
     title = f"{record['title']} ({record['source']}), {record['scale']}: {record['metric']}"
     console.print(title, style="italic", highlight=False, markup=False)
     grid = Grid(box=None, pad_edge=False)

@@ -1,14 +1,11 @@
-"""From a recipe to its record: choose cells, run them, measure, compare, write."""
+"""Run a recipe: choose cells, run them, measure, compare, write the record."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import fnmatch
 import functools
 import os
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +13,15 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.json_files import write_json
-from flatsparse.experiments.compare import TUNING_SEEDS
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
-from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale, Work, controls
+from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Measured, Recipe, Scale, Work
 from flatsparse.experiments.reproduce.pictures import pareto
-from flatsparse.experiments.reproduce.table import Line, readings, tabulate
-from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.reproduce.select import matches, selected, with_controls
+from flatsparse.experiments.reproduce.table import Line, lines_of, readings, runs_of, tabulate
+from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
@@ -32,12 +29,12 @@ from flatsparse.experiments.terminal import Console
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What of a recipe is made, and how."""
+    """The part of a recipe to reproduce, and how."""
 
     scale: Scale = "smoke"
     """smoke: every cell in seconds, figures mean little; laptop: a small study in hours; paper: the published setting."""
     only: str | None = None
-    """Only cells whose "row column" this shell pattern or regular expression meets, e.g. 'mest*90%'."""
+    """Only cells whose "row column" this shell pattern or regular expression matches, e.g. 'mest*90%'."""
     seeds: int | None = None
     """So many seeds, from the recipe's first, which is 0 for most. By default the recipe's."""
     controls: bool = False
@@ -54,17 +51,31 @@ class Choice:
     """Run again what failed before."""
 
 
-def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:
     """Reproduce a recipe into a folder and return its record, which is also ``<name>-<scale>.json`` there.
 
     The folder is the store of all recipes: a finished run is never run again, whichever asked for it first. Cells that are not
     chosen are not run, but have their rows, with what the store holds of them: a table makes all its claims at once.
 
-    Raises: InputError for what cannot be made, such as when no cell is chosen or none has its data.
+    Raises: InputError for what cannot be reproduced, such as when no cell is chosen or none has its data.
     """
     cells = recipe.cells(choice.scale)
     if choice.controls:
         cells = with_controls(cells)
+    seeds = _seeds(recipe, choice)
+    missing = _missing_data(cells, choice)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
+    lines = _run(cells, seeds, missing, choice, out, console)
+    measured = None if recipe.measure is None else _measure(recipe, lines, choice, out, console)
+    record = _record(recipe, choice, lines, measured, out)
+    write_json(out / f"{recipe.name}-{choice.scale}.json", record)
+    return record
+
+
+def _seeds(recipe: Recipe, choice: Choice) -> range:
     seeds = recipe.seeds.get(choice.scale) if choice.seeds is None else check_count("--seeds", choice.seeds)
     if seeds is None:
         raise InputError(f"recipe '{recipe.name}' does not say how many seeds it has in {choice.scale}: give --seeds")
@@ -72,30 +83,32 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         raise InputError(
             f"--seeds {seeds} would judge seeds that ρ is chosen by, which begin at {TUNING_SEEDS}: give fewer"
         )
-    missing = _missing_data(cells, choice)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
-    lines = _run(cells, range(recipe.first_seed, recipe.first_seed + seeds), missing, choice, out, console)
-    measured = None
-    if recipe.measure is not None:
-        place = out / f"{recipe.name}-{choice.scale}"
-        place.mkdir(parents=True, exist_ok=True)
-        work = Work(choice.scale, place, choice.data_dir, usable_device(choice.device), choice.jobs, console)
-        done = [(line.cell, [o.folder for o in line.outcomes if o.result is not None]) for line in lines]
-        measured = recipe.measure([(cell, folders) for cell, folders in done if folders], work)
-    rows = tabulate(recipe, choice.scale, lines, measured, out)
-    rows += [] if measured is None else readings(recipe, measured)
+    return range(recipe.first_seed, recipe.first_seed + seeds)
+
+
+def _measure(recipe: Recipe, lines: Sequence[Line], choice: Choice, out: Path, console: Console) -> Measured:
+    assert recipe.measure is not None  # or this is not called
+    folder = out / f"{recipe.name}-{choice.scale}"
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Work(choice.scale, folder, choice.data_dir, usable_device(choice.device), choice.jobs, console)
+    return recipe.measure([(line.cell, line.folders) for line in lines if line.folders], work)
+
+
+def _record(
+    recipe: Recipe, choice: Choice, lines: Sequence[Line], measured: Measured | None, out: Path
+) -> dict[str, Any]:
+    """Return the record of a recipe, with its picture of cost drawn."""
+    table = tabulate(recipe, choice.scale, lines, measured, out)
+    table += [] if measured is None else readings(recipe, measured)
+    rows = [row.to_json() for row in table]
     pictures = [] if measured is None else list(measured.pictures)
-    drawn = pareto(rows, recipe.metric)
-    if drawn is not None:
+    if (figure := pareto(rows, recipe.metric)) is not None:
         pictures.append(out / f"{recipe.name}-{choice.scale}-flops.png")
-        save(drawn, pictures[-1])
+        save(figure, pictures[-1])
     data_sets = _data_sets(lines)
-    names = [told["name"] for told in data_sets]
+    names = [data_set["name"] for data_set in data_sets]
     mixed = sorted({name for name in names if names.count(name) > 1})
-    record = {
+    return {
         "name": recipe.name,
         "scale": choice.scale,
         "title": recipe.title,
@@ -104,7 +117,7 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         "metric": recipe.metric.name,
         "better": recipe.metric.better,
         "comparable": recipe.metric.comparable,
-        "seeds": seeds,
+        "seeds": len(_seeds(recipe, choice)),
         "controls": choice.controls,
         "rows": rows,
         "data_sets": data_sets,
@@ -115,64 +128,21 @@ def make(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[st
         ],
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
-    write_json(out / f"{recipe.name}-{choice.scale}.json", record)
-    return record
 
 
 def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:
-    """What the finished runs were made on, each once; results of old do not say it."""
+    """Return the data sets of the finished runs, each once; old results do not name theirs."""
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
-    found = {told["fingerprint"]: told for result in results if (told := result.data_set) is not None}
+    found = {data_set["fingerprint"]: data_set for r in results if (data_set := r.data_set) is not None}
     return list(found.values())
 
 
-def chosen(cells: Sequence[Cell], only: str | None) -> list[Cell]:
-    """The cells whose "row column" a pattern meets: a shell pattern of the whole, or a regular expression found in it.
-
-    Raises: InputError for a pattern that meets none, with the nearest there are.
-    """
-    if only is None:
-        return list(cells)
-    if not cells:
-        raise InputError(f"--only '{only}' chooses among runs, and this is measured without any: leave it out")
-    found = [cell for cell in cells if meets(cell.name, only)]
-    if not found:
-        names = list(dict.fromkeys(cell.name for cell in cells))
-        plain = {name.lower(): name for name in names}
-        near = [plain[n] for n in difflib.get_close_matches(only.lower().strip("*^$"), plain, n=5, cutoff=0.3)]
-        raise InputError(
-            f"--only '{only}' meets none of {len(names)} places: near it are {', '.join(near or names[:5])}"
-        )
-    return found
-
-
-def meets(name: str, pattern: str | None) -> bool:
-    """Whether a "row column" is among those that ``--only`` asks for."""
-    if pattern is None or fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower():
-        return True
-    try:
-        return re.search(pattern, name, re.IGNORECASE) is not None
-    except re.error:
-        return False
-
-
-def with_controls(cells: Sequence[Cell]) -> list[Cell]:
-    """The same with the controls of every S²-SAM cell after it, less those that the table itself has."""
-    told = []
-    there = {(cell.name, cell.run) for cell in cells}
-    for cell in cells:
-        told.append(cell)
-        if cell.run.sharpness == "s2sam" and cell.control is None:
-            told += [control for control in controls(cell) if (control.name, control.run) not in there]
-    return told
-
-
 def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
-    """The data sets of chosen cells that are not there, and how to get each.
+    """Return the data sets of chosen cells that are not there, and how to get each.
 
     Raises: InputError when no chosen cell can be run for want of them, or none was chosen.
     """
-    asked = chosen(cells, choice.only)
+    asked = selected(cells, choice.only)
     missing: dict[str, str] = {}
     for data in dict.fromkeys(cell.run.dataset.data for cell in asked if cell.needs is None):
         try:
@@ -185,7 +155,7 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
 
 
 def elsewhere(recipe: Recipe, scale: Scale) -> list[str]:
-    """A sentence when tables that measure the same have all runs of this one, which then adds no evidence to theirs."""
+    """Return a sentence when tables that measure the same have all runs of this one, which then adds no evidence to theirs."""
     mine = _keys(recipe, scale)
     if not mine:
         return []
@@ -206,8 +176,8 @@ def _alike(recipe: Recipe) -> Hashable:
 
 
 def _keys(recipe: Recipe, scale: Scale) -> frozenset[str]:
-    """Those of a table's runs, of one seed."""
-    with contextlib.suppress(InputError):  # a run that cannot be is told of where it fails
+    """Return the keys of a table's runs, of one seed."""
+    with contextlib.suppress(InputError):  # a run that cannot be is reported where it fails
         return frozenset(key(cell.run) for cell in recipe.cells(scale) if cell.needs is None)
     return frozenset()
 
@@ -216,24 +186,20 @@ def _run(
     cells: Sequence[Cell], seeds: range, missing: Mapping[str, str], choice: Choice, out: Path, console: Console
 ) -> list[Line]:
     """Run what is chosen and can be run, each once even where several cells share it; what is finished needs no data."""
-
-    def run(cell: Cell, seed: int) -> RunConfig:
-        return resolve(change(cell.run, seed=seed, data_dir=choice.data_dir, device=choice.device))
-
-    wanted = [[] if cell.needs else [run(cell, seed) for seed in seeds] for cell in cells]
-    every = list(dict.fromkeys(run for runs in wanted for run in runs))
-    asked = [
-        run
-        for cell, runs in zip(cells, wanted, strict=True)
-        if meets(cell.name, choice.only) and cell.run.dataset.data not in missing
-        for run in runs
+    configured = [
+        cell if cell.needs else _with_run(cell, data_dir=choice.data_dir, device=choice.device) for cell in cells
     ]
-    if asked:
-        run_grid(asked, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
-    found = dict(zip(every, outcomes(every, out), strict=True))
+    asked = [cell for cell in configured if matches(cell.name, choice.only) and cell.run.dataset.data not in missing]
+    if runs := runs_of(asked, seeds):
+        run_grid(runs, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
     lines = []
-    for cell, runs in zip(cells, wanted, strict=True):
-        of_cell = [found[run] for run in runs]
-        needs = missing.get(cell.run.dataset.data) if any(outcome.result is None for outcome in of_cell) else None
-        lines.append(Line(dataclasses.replace(cell, needs=cell.needs or needs), of_cell))
+    for line in lines_of(configured, outcomes(runs_of(configured, seeds), out)):
+        lacks = any(outcome.result is None for outcome in line.outcomes)
+        needs = missing.get(line.cell.run.dataset.data) if lacks else None
+        lines.append(dataclasses.replace(line, cell=dataclasses.replace(line.cell, needs=line.cell.needs or needs)))
     return lines
+
+
+def _with_run(cell: Cell, **settings: Any) -> Cell:
+    """Return a cell with some settings of its run changed. Raises InputError for a run that cannot be."""
+    return dataclasses.replace(cell, run=resolve(change(cell.run, **settings)))

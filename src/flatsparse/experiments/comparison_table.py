@@ -1,0 +1,217 @@
+"""The tables of a comparison: a row for each sharpness in one setting, and the paired differences between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatsparse.common.errors import InputError
+from flatsparse.experiments.reproduce.table import Line
+from flatsparse.experiments.run.records import RunResult
+from flatsparse.experiments.stats import Interval, deviation, mean_interval, paired_difference
+
+NOTHING_LEARNED = "nothing learned"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sharpness in one setting, over the seeds whose runs have finished. Accuracies in percent, differences in points.
+
+    Attributes:
+        seeds: whose runs have finished; ``accuracies``, ``ball`` and ``folders`` are in their order.
+        difference: to plain training, of the seeds that both have; None for plain training itself.
+        gaps: what it is the mean of, seed by seed.
+        unpaired: the number of seeds that have no pair, because their run failed here or in plain training.
+        step_times: ratios to plain training; ``step_time`` is their median.
+        cosine: between the gradients of consecutive steps.
+        ball: the loss increase found within ``ball_radius``.
+        folders: of the runs, within the comparison's.
+    """
+
+    sharpness: str
+    rho: float
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    train_accuracy: float
+    validation_accuracy: float | None
+    difference: Interval | None
+    gaps: tuple[float, ...]
+    unpaired: int
+    gradients_per_step: float
+    step_time: float
+    step_times: tuple[float, ...]
+    cosine: float
+    ball: tuple[float, ...]
+    ball_radius: float
+    folders: tuple[str, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        return deviation(self.accuracies)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The accuracies by seed."""
+        return dict(zip(self.seeds, self.accuracies, strict=True))
+
+    def to_json(self, learned: bool = True) -> dict[str, Any]:
+        """Return the row as plain values, with its mean and its verdict."""
+        return {
+            **dataclasses.asdict(self),
+            "difference": _to_json(self.difference, learned),
+            "cosine": None if math.isnan(self.cosine) else self.cosine,
+            "mean": self.mean,
+            "std": None if math.isnan(self.std) else self.std,
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Row:
+        """Return the row that ``to_json`` wrote."""
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        cosine = math.nan if saved["cosine"] is None else saved["cosine"]
+        return cls(**{**fields, "difference": _from_json(saved["difference"]), "cosine": cosine})
+
+
+@dataclass(frozen=True)
+class Table:
+    """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
+
+    Attributes:
+        rows: plain training, and what can be paired with it.
+        tried: by sharpness and ρ, the validation accuracy that ρ was chosen by.
+        learned: whether any net does better than naming the commonest class; where none does, differences mean nothing.
+        failures: which runs failed, and why.
+    """
+
+    label_noise: float
+    rows: tuple[Row, ...]
+    over_random: Interval | None
+    tried: dict[str, dict[str, float]]
+    learned: bool = True
+    failures: tuple[str, ...] = ()
+
+    def row(self, sharpness: str) -> Row:
+        return next(row for row in self.rows if row.sharpness == sharpness)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of which any run has finished."""
+        return sorted({seed for row in self.rows for seed in row.seeds})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as plain values, with its verdicts."""
+        return {
+            **dataclasses.asdict(self),
+            "rows": [row.to_json(self.learned) for row in self.rows],
+            "over_random": _to_json(self.over_random, self.learned),
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Table:
+        """Return the table that ``to_json`` wrote."""
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
+        rows = tuple(Row.from_json(row) for row in saved["rows"])
+        over_random, failures = _from_json(saved["over_random"]), tuple(saved["failures"])
+        return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures})
+
+
+def _to_json(difference: Interval | None, learned: bool) -> dict[str, Any] | None:
+    """Return a difference as plain values, with what it says where anything was learned."""
+    if difference is None:
+        return None
+    return {**difference.to_json(), "verdict": difference.verdict if learned else NOTHING_LEARNED}
+
+
+def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
+    return None if saved is None else Interval.from_json(saved)
+
+
+def tabulate(
+    lines: Sequence[Line], out: Path = Path(), tried: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
+    """Return the table of one setting.
+
+    A seed whose run failed has no pair, and is counted; a sharpness without any pair has no row.
+
+    Args:
+        lines: one for each sharpness, plain training among them.
+        out: the comparison's folder.
+        tried: see ``Table``.
+
+    Raises: InputError when no plain run has finished.
+    """
+    base = next(line for line in lines if line.is_base)
+    failed = [(line, seed, reason) for line in lines for seed, reason in line.failures(None).items()]
+    if not base.values(None):
+        _, seed, reason = next(failure for failure in failed if failure[0] is base)
+        folder = next(outcome.folder for outcome in base.outcomes if outcome.run.seed == seed)
+        raise InputError(
+            f"nothing can be compared without a plain run, and none has finished: run {folder.name}: {reason}"
+        )
+    rows = [_row(line, base, out) for line in lines if line.values(None).keys() & base.values(None).keys()]
+    results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
+    return Table(
+        base.cell.run.label_noise,
+        tuple(rows),
+        _over_random(rows),
+        {name: dict(values) for name, values in (tried or {}).items()},
+        learned=any(result.above_chance is not False for result in results),  # older results lack it
+        failures=tuple(f"{line.cell.run.sharpness}, seed {seed}: {reason}" for line, seed, reason in failed),
+    )
+
+
+def _row(line: Line, base: Line, out: Path) -> Row:
+    values, plain = line.values(None), base.values(None)
+    results = _results(line)
+    pairs = [seed for seed in values if seed in plain]
+    gaps = tuple(values[seed] - plain[seed] for seed in pairs)
+    times = tuple(results[seed].seconds.step_median / _results(base)[seed].seconds.step_median for seed in pairs)
+    there = [result for seed, result in results.items() if seed in values]
+    cosines = [result.gradient_cosine for result in there if result.gradient_cosine is not None]
+    return Row(
+        sharpness=line.cell.run.sharpness,
+        rho=there[0].rho,
+        seeds=tuple(values),
+        accuracies=tuple(values.values()),
+        train_accuracy=statistics.fmean(result.train_accuracy for result in there),
+        validation_accuracy=_mean([result.validation_accuracy for result in there]),
+        difference=None if line is base else mean_interval(gaps),
+        gaps=() if line is base else gaps,
+        unpaired=0 if line is base else len(line.failures(None) | base.failures(None)),
+        gradients_per_step=there[0].gradient_evaluations / there[0].steps,
+        step_time=statistics.median(times),
+        step_times=times,
+        cosine=statistics.fmean(cosines) if cosines else math.nan,
+        ball=tuple(result.worst_case_increase for result in there),
+        ball_radius=there[0].ball.radius,
+        folders=tuple(os.path.relpath(o.folder, out) for o in line.outcomes if o.run.seed in values),
+    )
+
+
+def _results(line: Line) -> dict[int, RunResult]:
+    return {outcome.run.seed: outcome.result for outcome in line.outcomes if outcome.result is not None}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None
+
+
+def _over_random(rows: Sequence[Row]) -> Interval | None:
+    found = {row.sharpness: row.by_seed for row in rows}
+    ours, control = found.get("s2sam", {}), found.get("random", {})
+    pairs = [seed for seed in ours if seed in control]
+    if not pairs:
+        return None
+    return paired_difference([ours[seed] for seed in pairs], [control[seed] for seed in pairs])
