@@ -1,4 +1,4 @@
-"""What S²-SAM does: runs the recipes `evidence-*`, in the order of what they decide, and writes what came of them.
+"""The evidence: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
 
     python benchmarks/evidence.py --data-dir DIR        # goes on where results/ stop
     python benchmarks/evidence.py --data-dir DIR --again --store runs/again
@@ -85,7 +85,7 @@ def planned(part: Part, data_dir: Path | None) -> dict[RunConfig, list[list[str]
 
 
 def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]:
-    """What is kept of a finished run."""
+    """The record of a finished run."""
     result, about = read_json(folder / "result.json"), read_json(folder / "config.json")
     return {
         "key": key(run),
@@ -102,7 +102,7 @@ def line(run: RunConfig, cells: list[list[str]], folder: Path) -> dict[str, Any]
 
 
 def told(run: RunConfig) -> dict[str, Any]:
-    """What a run is: where it differs from the usual settings, and its seed."""
+    """The settings of a run that differ from the usual ones, and its seed."""
     plain = as_json(resolve(RunConfig.of(data_dir=run.dataset.data_dir)))
     differs = {name: value for name, value in as_json(run).items() if value != plain[name] and name != "data_dir"}
     return {"settings": differs, "seed": run.seed}
@@ -197,7 +197,7 @@ def gathered(store: Path, data_dir: Path | None) -> None:
 
 
 def share_record(run: ResolvedRun) -> dict[str, Any]:
-    """How much of an unmasked perturbation's squared length lies on live weights, step by step, over a run."""
+    """The share of an unmasked perturbation's squared length that lies on active weights, step by step, over a run."""
     parts, found = build(run), []
     names = {p: name for name, p in parts.model.named_parameters()}
 

@@ -11,7 +11,7 @@ from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.labels import LABELS
 from flatsparse.experiments.labels import label as label_of
 from flatsparse.experiments.recipes.evidence import DECAYS, RHO, labels
-from flatsparse.experiments.stats import holm, p_value, paired_difference
+from flatsparse.experiments.stats import holm, mean_interval, p_value
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
@@ -53,10 +53,10 @@ def told(differences: list[float], places: int = 1) -> str:
     """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
         return f"{differences[0]:+.{places}f} (one pair)".replace("-", "−") if differences else "–"
-    d = paired_difference(differences, [0.0] * len(differences))
+    d = mean_interval(differences)
     if not d.bounded:
         return f"{d.mean:+.{places}f} (all alike)".replace("-", "−")
-    text = f"{d.mean:+.{places}f} [{d.low:+.{places}f}, {d.high:+.{places}f}]".replace("-", "−")
+    text = f"{d:+.{places}f}".replace("-", "−")
     return text if d.low <= 0 <= d.high else f"**{text}**"
 
 
@@ -123,7 +123,7 @@ def by_rho(cells: Cells, recipes: tuple[str, ...], column: str) -> dict[float, d
 
 
 def crossed(cells: Cells, recipe: str) -> str:
-    """What the released scripts compare, S²-SAM with the larger weight decay against SGD with the smaller, and decay alone."""
+    """The comparison of the released scripts: S²-SAM with the larger decay against SGD with the smaller, and decay alone."""
     told_of = []
     for column in dict.fromkeys(where[2] for where in cells if where[0] == recipe):
         small, large = (cells.get((recipe, f"decay {value:g}", column), {}) for value in DECAYS)
@@ -194,7 +194,7 @@ def sharp(cells: Cells, *recipes: str) -> str:
 
 
 def learned(cells: Cells, *recipes: str) -> str:
-    """What was learned of right and of wrong training labels."""
+    """The shares of right and of wrong training labels that were learned."""
     rows = []
     for (recipe, row, _), place in cells.items():
         for label in sorted(place if recipe in recipes else (), key=lambda name: name != "none"):
@@ -273,7 +273,7 @@ def rendered() -> str:
 
 def _gaining(cells: Cells, recipe: str, column: str, ours: str) -> str:
     places = [place for where, place in cells.items() if (where[0], where[2]) == (recipe, column)]
-    found = [paired_difference(g, [0.0] * len(g)) for place in places if len(g := gaps(place, ours)) > 1]
+    found = [mean_interval(g) for place in places if len(g := gaps(place, ours)) > 1]
     return f"{sum(d.low > 0 for d in found)} of {len(found)}"
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from flatsparse.experiments.labels import COLORS, color, label
 from flatsparse.experiments.recipes.evidence import NOISE, RHO, labels
-from flatsparse.experiments.stats import paired_difference
+from flatsparse.experiments.stats import mean_interval
 
 SHOWN = {**COLORS, "none": "black"}  # which grey noise would be taken for
 LOWEST = -10  # what lies below is told, not drawn
@@ -21,12 +21,12 @@ CIFAR = ("main", "fixed", "short", "noise")  # in which a picture has them
 
 
 def added(axis: Axes, places: Sequence[tuple[str, Any]]) -> None:
-    """What each sharpness adds to plain training at each place, with 95 % intervals."""
+    """The gain that each sharpness adds to plain training at each place, with 95 % intervals."""
     for height, (_, place) in enumerate(places):
         for shift, name in enumerate(ADDED):
             found = gaps(place, name)
             if len(found) > 1:
-                d = paired_difference(found, [0.0] * len(found))
+                d = mean_interval(found)
                 if d.mean < LOWEST:
                     beyond = {
                         "va": "center",

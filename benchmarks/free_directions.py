@@ -1,4 +1,4 @@
-"""Which direction that costs no gradient comes closest to SAM's: gains on real sparse training, a bowl, and accuracy.
+"""Directions that cost no gradient, and how close they come to SAM's: gains on real sparse training, a bowl, and accuracy.
 
     python benchmarks/free_directions.py            # goes on where it stopped; writes the page at the end
 
@@ -30,7 +30,7 @@ from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
-from flatsparse.experiments.stats import paired_difference
+from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure.directions import directional_increases
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ DIRECTIONS: dict[str, tuple[Callable[[], Direction], int, str]] = {
     "average 0.5": (lambda: Average(0.5), 2, "a running average, β = 0.5"),
     "average 0.9": (lambda: Average(0.9), 2, "a running average, β = 0.9; up the momentum, but for decay"),
     "average 0.97": (lambda: Average(0.97), 2, "a running average, β = 0.97"),
-    "down 0.9": (lambda: Average(0.9, -1.0), 2, "down that of β = 0.9, where MSAM looks (Becker et al. 2024)"),
+    "down 0.9": (lambda: Average(0.9, -1.0), 2, "down that of β = 0.9, where MSAM perturbs (Becker et al. 2024)"),
     "extrapolated": (Extrapolated, 2, "2 g_t − g_{t−1}"),
     "sign": (lambda: each(lambda w, g: g.sign()), 1, "the signs of the previous gradient"),
     "equal layers": (
@@ -187,7 +187,7 @@ def _slopes(model: nn.Module, batch: tuple[Tensor, Tensor], parts: Any) -> list[
 
 
 def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy on validation and test scans of a run that looks along a direction."""
+    """Accuracy on validation and test scans of a run that is perturbed along a direction."""
     run = dataclasses.replace(SETTING, sharpness="s2sam", rho=key["rho"], label_noise=NOISE, seed=key["seed"])
     *_, (parts, _) = trained(run, DIRECTIONS[key["direction"]][0]())
     held, test = (
@@ -198,7 +198,10 @@ def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
-    """How far from the minimum of ‖w‖² in R¹⁰ a direction comes to rest: over the last hundred of a thousand steps, over ρ."""
+    """The distance from the minimum of ‖w‖² in R¹⁰ at which a direction comes to rest, over ρ.
+
+    It is the mean over the last hundred of a thousand steps.
+    """
     w = nn.Parameter(torch.randn(10, generator=generator("bowl"), dtype=torch.float64))
     optimizer = fs.S2SAM(SGD([w], lr=0.1), rho=0.05, direction=DIRECTIONS[key["direction"]][0]())
     tail = []
@@ -212,7 +215,7 @@ def bowl_record(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan() -> Iterator[tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any]]]:
-    """What is to be measured, in order."""
+    """The measurements, in their order."""
     for name in DIRECTIONS:
         yield bowl_record, {"kind": "bowl", "direction": name}
     for seed in GAIN_SEEDS:
@@ -260,8 +263,7 @@ def share(
 
 
 def interval(values: list[float]) -> str:
-    told = paired_difference(values, [0.0] * len(values))
-    return f"{told.mean:.2f} ± {told.half:.2f}"
+    return mean_interval(values).with_half(".2f")
 
 
 def rendered(records: list[dict[str, Any]]) -> str:
@@ -292,7 +294,7 @@ def rendered(records: list[dict[str, Any]]) -> str:
                 name,
                 *(f"{statistics.fmean(accuracies(records, name, rho)):.2f}" for rho in TRAIN_RHOS),
                 f"{best_rho(records, name):g}",
-                f"{told.mean:+.1f} [{told.low:+.1f}, {told.high:+.1f}]" if name in over else "",
+                f"{told:+.1f}" if name in over else "",
                 f"{rest[name]:.3f}",
                 str(buffers),
             ]
@@ -327,7 +329,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 TEXT = """# Which direction is free, and near to SAM's?
 
-S²-SAM looks along the previous gradient because it costs nothing. Other things cost nothing too: momentum, averages of several
+S²-SAM perturbs along the previous gradient because it costs nothing. Other things cost nothing too: momentum, averages of several
 lengths, the gradient's signs, its layers scaled. `python benchmarks/free_directions.py` measures them all and makes this page of
 `results/free_directions.jsonl`; a test makes it again and compares. Measured with torch 2.13.0 on a CPU, one thread.
 
@@ -353,7 +355,7 @@ Trained with S²-SAM, ρ = 0.5; the last three columns are thirds of the run, at
 - **Late in a run shares fall**, and that of a fresh gradient most: on so few scans the gradient of one batch then says little of
   the next.
 - **Long averages overtake it late and lose early.** An average of β = 0.5 is its equal over the whole run, for a buffer more.
-- Signs and scaled layers gain less at every ρ, and down the momentum, where MSAM looks, there is little or nothing to gain:
+- Signs and scaled layers gain less at every ρ, and down the momentum, where MSAM perturbs, there is little or nothing to gain:
   that method must work by something else than a near worst case.
 
 Within an epoch the coming batch shares no scan with the last one. The first batch of an epoch, one of five, may share some with
@@ -365,7 +367,7 @@ Test accuracy with «NOISE» of the training labels wrong, «SEEDS» seeds, mean
 is then chosen by the mean accuracy on the validation scans, and its test accuracy at that ρ compared with the previous gradient's
 at its own, in points: paired by seed, with 95 % intervals, that do not count the choice of ρ. The bowl is ‖w‖² in R¹⁰ at
 η = 0.1 without momentum: where the weights come to rest, in units of ρ (see [theory](theory.md)); there SAM's is 0.111.
-Buffers are those the size of the weights, the neighbour included.
+Buffers are those the size of the weights, the perturbed weights included.
 
 «OUTCOME»
 
@@ -402,7 +404,7 @@ A first round chose each ρ on two seeds. It gave the previous gradient a worse 
 looked certain; once every ρ had eight seeds it was gone.
 
 What was not studied: large nets and large sets, where batches say more of each other, and schedules of ρ, which change
-how far one looks and not whereto (`--rho-schedule` has them).
+how far the weights are perturbed and not whereto (`--rho-schedule` has them).
 """
 
 

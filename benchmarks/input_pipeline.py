@@ -33,7 +33,7 @@ Pipeline = Callable[[Splits], Iterator[tuple[Tensor, Tensor]]]
 
 
 def batched(splits: Splits) -> Iterator[tuple[Tensor, Tensor]]:
-    """What training uses."""
+    """The input pipeline of training."""
     return batches(splits.train, splits, BATCH, augment=True, seed=0)
 
 

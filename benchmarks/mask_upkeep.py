@@ -1,4 +1,4 @@
-"""What masks cost: keeping them true, as a share of a training step, and changing them every hundred steps.
+"""The cost of masks: keeping them true, as a share of a training step, and changing them every hundred steps.
 
     python benchmarks/mask_upkeep.py --rounds 20
 

@@ -83,7 +83,7 @@ def wavy(curvatures: Tensor) -> Callable[[Tensor, int], Tensor]:
 
 
 def descent(runs: int = 20, steps: int = 50, lr: float = 0.1, rho: float = 0.3) -> list[list[str]]:
-    """How near ``‖∇F‖²``, averaged over a run, comes to its bound on nets of cosines with L = 10, so ``ηL = 1``."""
+    """The share of its bound that ``‖∇F‖²``, averaged over a run, comes to on nets of cosines with L = 10, so ``ηL = 1``."""
     rows = []
     for name in ("S²-SAM", "SAM", "random"):
         shares = []

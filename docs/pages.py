@@ -14,7 +14,7 @@ import torch
 import flatsparse as fs
 from flatsparse.measure.flops import estimate
 from flatsparse.methods import ALIASES, traits_of
-from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.redistribution import Redistribute
 
 FOLDER = Path(__file__).parent / "methods"
@@ -68,37 +68,40 @@ def _sparsity(name: str) -> float:
 
 
 def plan_rows(plan: Any) -> list[list[str]]:
-    rows = [["initial masks", told(plan.initial)], ["shared out by", told(plan.distribution)]]
-    if plan.thinning is not None and plan.thinning.first:
+    rows = [["initial masks", described(plan.initial)], ["allocated by", described(plan.distribution)]]
+    if plan.channel_pruning is not None and plan.channel_pruning.first:
         rows = [
-            ["channels removed at the start", f"{plan.thinning.first:.0%}, the smallest by L1 norm; the rest is live"]
+            [
+                "channels removed at the start",
+                f"{plan.channel_pruning.first:.0%}, the smallest by L1 norm; the rest is active",
+            ]
         ]
     elif plan.rules:
         rows.insert(0, ["sparsity at the start", f"{plan.sparsity:.0%}"])
-    rows += [["rule", told(rule)] for rule in plan.rules] or [["rules", "none: the masks stay"]]
+    rows += [["rule", described(rule)] for rule in plan.rules] or [["rules", "none: the masks stay"]]
     if plan.rounds:
         rewind = "" if plan.rounds.rewind is None else f", each from the weights of step {plan.rounds.rewind}"
         rows[-1:] = [
-            ["rounds", f"{plan.rounds.count}, the first dense{rewind}; between them {told(plan.rounds.prune)}"]
+            ["rounds", f"{plan.rounds.count}, the first dense{rewind}; between them {described(plan.rounds.prune)}"]
         ]
     if plan.momentum is not None:
         rows.append(["running average of dense gradients", f"keeps {plan.momentum:g} of itself a step"])
     return rows
 
 
-def told(thing: Any) -> str:
+def described(thing: Any) -> str:
     """A part with its own parts, in Markdown."""
     if inspect.isfunction(thing):
         score = inspect.getclosurevars(thing).nonlocals.get("score")  # of each()
-        return told(score) if score is not None else f"`{thing.__name__}`"
+        return described(score) if score is not None else f"`{thing.__name__}`"
     if isinstance(thing, frozenset):
         steps = sorted(thing)
         return f"{steps[0]:,}" if len(steps) == 1 else f"{len(steps)} from {steps[0]:,} to {steps[-1]:,}"
     if isinstance(thing, tuple):
-        return " and ".join(map(told, thing))
+        return " and ".join(map(described, thing))
     if dataclasses.is_dataclass(thing):
         shown = [f for f in dataclasses.fields(thing) if getattr(thing, f.name) not in (f.default, None)]
-        inner = ", ".join(f"{f.name.replace('_', ' ')} {told(getattr(thing, f.name))}" for f in shown)
+        inner = ", ".join(f"{f.name.replace('_', ' ')} {described(getattr(thing, f.name))}" for f in shown)
         return f"`{type(thing).__name__}`" + (f" ({inner})" if inner else "")
     return f"{thing:,}" if isinstance(thing, int) and not isinstance(thing, bool) else str(thing)
 
@@ -127,29 +130,29 @@ def costs(name: str) -> str:
     if by_channels:
         asked = [{"channels": channels} for channels in CHANNELS]
     for choice in asked:
-        found = estimate(model, sample, name, **choice, steps=32_000)  # type: ignore[arg-type]
-        runs = found.steps // 32_000
+        expected = estimate(model, sample, name, **choice, steps=32_000)  # type: ignore[arg-type]
+        runs = expected.steps // 32_000
         rows.append(
             [
                 *([f"{choice['channels']:.0%}"] if by_channels else []),
-                f"{found.sparsity:.0%}",
-                f"{found.inference_ratio:.3f}",
-                f"{runs * found.step_ratio:.3f}" + (f" ({runs} rounds)" if runs > 1 else ""),
+                f"{expected.sparsity:.0%}",
+                f"{expected.inference_ratio:.3f}",
+                f"{runs * expected.step_ratio:.3f}" + (f" ({runs} rounds)" if runs > 1 else ""),
             ]
         )
     plan = plan_of(name)
-    dense = "It never needs the gradient of a weight that is not live."
+    dense = "It never needs the gradient of a pruned weight."
     if plan.momentum is not None:
-        dense = "It needs the gradient of every weight, live or not, at every step."
+        dense = "It needs the gradient of every weight, active or pruned, at every step."
     elif any(rule.dense_gradient for rule in plan.rules):
-        dense = "It needs the gradient of every weight, live or not, at the steps that change its masks."
+        dense = "It needs the gradient of every weight, active or pruned, at the steps that change its masks."
     shares = [plan.distribution, *(getattr(rule, "distribution", None) for rule in plan.rules)]
-    if plan.thinning is not None and plan.thinning.first:
+    if plan.channel_pruning is not None and plan.channel_pruning.first:
         dense += (
-            " What each layer keeps hangs on the data; this count takes all groups of channels to be thinned alike."
+            " What each layer keeps depends on the data; this count takes all groups of channels to be pruned alike."
         )
-    elif plan.rounds or ranked_together in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
-        dense += " What each layer keeps hangs on the data; this count takes all layers to be pruned alike."
+    elif plan.rounds or global_ranking in shares or any(isinstance(rule, Redistribute) for rule in plan.rules):
+        dense += " What each layer keeps depends on the data; this count takes all layers to be pruned alike."
     columns = [*(["channels removed"] if by_channels else []), "sparsity", "inference", "training"]
     head = "FLOPs as a share of dense ResNet-20's on CIFAR images over 32,000 steps a round, all layers sparse:"
     return f"{head}\n\n" + table(columns, rows) + f"\n\n{dense}"

@@ -1,4 +1,4 @@
-"""Following compiled models: the window opens, or the user is told."""
+"""Following compiled models: their forwards are perturbed, or the user is warned."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_compiled_model_is_perturbed_as_an_eager_one(net, how):
     compiled.eval()
     with torch.no_grad():
         inside = compiled(batch()[0])
-        assert optimizer.is_open
+        assert optimizer.is_perturbed
         optimizer.eval()
         assert same(compiled(batch()[0]), inside)
 
@@ -85,7 +85,7 @@ def test_a_model_that_ran_compiled_is_refused(net, how):
 
 
 def perturbs_or_objects(model, called, optimizer):
-    """Whether `follow` refuses, a window opens, or at least the second step warns."""
+    """Whether `follow` refuses, the weights are perturbed, or at least the second step warns."""
     try:
         optimizer.follow(model)
     except fs.InputError:
@@ -94,7 +94,7 @@ def perturbs_or_objects(model, called, optimizer):
         warnings.simplefilter("always")
         train_steps(called, optimizer, 2)
     loss_at(called)
-    return optimizer.is_open or any("S2SAM" in str(c.message) for c in caught)
+    return optimizer.is_perturbed or any("S2SAM" in str(c.message) for c in caught)
 
 
 def test_following_what_ran_inside_a_compiled_model_is_never_silently_the_base(net):
@@ -119,12 +119,12 @@ def test_after_a_reset_a_compiled_model_may_be_followed(net):
     optimizer = fs.S2SAM(sgd(model.parameters())).follow(compiled)
     train_steps(compiled, optimizer, 2)
     loss_at(compiled)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 @pytest.mark.parametrize("options", [{}, {"compact": True}, {"in_place": True}], ids=str)
 @pytest.mark.parametrize("how", ["compile, then follow", "in place, then follow"])
-def test_windows_and_moving_masks_neither_break_nor_recompile_the_graph(net, how, options):
+def test_perturbations_and_moving_masks_neither_break_nor_recompile_the_graph(net, how, options):
     graphs = []
 
     def backend(graph, inputs):
@@ -149,7 +149,7 @@ def test_windows_and_moving_masks_neither_break_nor_recompile_the_graph(net, how
 
 
 @pytest.mark.slow
-def test_inductor_sees_the_windows_too(net):
+def test_inductor_sees_the_perturbed_weights_too(net):
     eager, inner = net(), net()
     optimizer = s2sam(eager, rho=0.5)
     train_steps(eager, optimizer, 4)

@@ -82,7 +82,7 @@ def test_a_gpu_trains_as_a_cpu_does(method, base, aware):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("options", [{}, {"compact": True}, {"in_place": True}, {"adaptive": True}], ids=str)
-def test_windows_are_rho_long_and_leave_the_weights_bit_for_bit(base, options):
+def test_perturbations_are_rho_long_and_leave_the_weights_bit_for_bit(base, options):
     model, optimizer, _ = sparse(base=base, **options)
     take(model, optimizer, 6)
     true = weights(model)

@@ -144,14 +144,14 @@ def test_grown_weights_start_at_zero_in_the_perturbation_too(base):
         assert w[name][g].count_nonzero() == model.get_parameter(name)[g].count_nonzero() == 0
 
 
-def test_masks_that_come_inside_a_window_close_it():
+def test_masks_that_come_while_perturbed_restore_w():
     model = conv_net()
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)
     w = dict(zip(dict(model.named_parameters()), weights(model), strict=True))
     loss_at(model)
     training = fs.sparsify(model, optimizer, "static", sparsity=0.7, steps=20)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     for name, p in model.named_parameters():
         assert same(p.detach(), torch.where(training.masks.get(name, torch.tensor(True)), w[name], 0))
     train_steps(model, optimizer, 2)

@@ -1,4 +1,4 @@
-"""How a budget of live weights is shared out between layers."""
+"""Distributions: how a budget of active weights is allocated to layers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import flatsparse as fs
 from flatsparse.measure.flops import cost
-from flatsparse.sparse.distributions import DISTRIBUTIONS, erdos_renyi, erdos_renyi_kernel, ranked_together, uniform
+from flatsparse.sparse.distributions import DISTRIBUTIONS, erdos_renyi, erdos_renyi_kernel, global_ranking, uniform
 from flatsparse.sparse.masks import Masks
 
 
@@ -144,16 +144,16 @@ def test_er_and_erk_agree_on_linear_layers():
 
 def test_global_keeps_each_layers_share_of_the_largest():
     scores = {"a": torch.tensor([9.0, 1.0, 8.0]), "b": torch.tensor([7.0, 0.0, 0.5])}
-    assert ranked_together(scores, 3) == {"a": 2, "b": 1}
+    assert global_ranking(scores, 3) == {"a": 2, "b": 1}
 
 
 def test_global_leaves_one_weight_in_a_layer_it_would_empty():
-    assert ranked_together({"a": torch.full((5,), 9.0), "b": torch.zeros(5)}, 4) == {"a": 3, "b": 1}
+    assert global_ranking({"a": torch.full((5,), 9.0), "b": torch.zeros(5)}, 4) == {"a": 3, "b": 1}
 
 
 @pytest.mark.parametrize("name", sorted(DISTRIBUTIONS))
 def test_fewer_weights_than_layers_is_refused_in_one_line(name):
     scores = {"a": torch.ones(4, 4), "b": torch.ones(4, 4)}
-    with pytest.raises(fs.InputError, match=r"leaves 1 live weights for 2 layers: give at most 0\.9375") as caught:
+    with pytest.raises(fs.InputError, match=r"leaves 1 active weights for 2 layers: give at most 0\.9375") as caught:
         DISTRIBUTIONS[name](scores, 1)
     assert "\n" not in str(caught.value)

@@ -12,9 +12,10 @@ import flatsparse as fs
 from flatsparse.common.seeds import generator
 from flatsparse.schedules import At, Constant
 from flatsparse.sparse import scores
-from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.redistribution import BelowThreshold, Redistribute, SmallestOfEach, survivors
+from flatsparse.sparse.state import TrainingState
 from flatsparse.sparse.topk import apportion, keep_top
 from tests.helpers import copied, image_batch, same, take_step, tiny_net
 
@@ -348,9 +349,10 @@ def test_the_threshold_of_dsr_doubles_or_halves_by_a_tenth_off_target(threshold,
     masks = Masks.of(model, model.parameters())
     model.weight.data = torch.arange(1.0, 21.0).view(1, 20) / 1000
     rule = BelowThreshold(threshold, target=0.5)
-    kept = rule(masks, 2)
+    state = TrainingState(masks)
+    kept = rule(state, 2)
     assert int(kept["weight"].sum()) == max(1, 20 - math.ceil(1000 * threshold - 1)) if threshold < 1 else 1
-    assert masks.memory["threshold"] == pytest.approx(then)
+    assert state.memory["threshold"] == pytest.approx(then)
 
 
 def test_dropping_by_sign_takes_the_same_share_of_either():
@@ -399,8 +401,8 @@ def test_redistribution_goes_on_beside_a_layer_that_has_nothing_to_drop_or_to_gr
         w.set_mask(torch.arange(w.weight.numel()).view(w.weight.shape) % 4 == 0)
     weights[1].set_mask(torch.full_like(weights[1].mask, odd == "all live"))
     total = masks.active
-    masks.prepare(2)
-    new = rule(masks, 2)
+    masks.seed_generators(2)
+    new = rule(TrainingState(masks), 2)
     assert sum(int(mask.sum()) for mask in new.values()) == total
     assert all(new[w.name].any() for w in weights if w.active)
 
@@ -413,7 +415,7 @@ def test_a_budget_is_of_the_weights_that_a_rule_is_given(name, frozen):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     method = fs.METHODS[name]
     options = {"every": 2} if hasattr(method, "every") else {}
-    options |= {"distribution": ranked_together} if name == "gmp" else {}
+    options |= {"distribution": global_ranking} if name == "gmp" else {}
     training = fs.sparsify(model, optimizer, name, sparsity=0.7, steps=40, **options)
     for step in range(1, 4):
         take_step(model, optimizer, step)
@@ -495,7 +497,7 @@ def test_every_group_of_a_pattern_keeps_its_count_at_every_step(method, live):
         ({"pattern": (1, 4)}, "layer '0.weight' has 1 inputs, which pattern 1:4 does not divide"),
         ({"pattern": (5, 4)}, "the pattern's second number 4"),
         ({"pattern": 4}, "pattern 4 is not usable"),
-        ({"method": "mest", "bounds": (0.3, 0.1)}, "leaves no room to prune 0.3"),
+        ({"method": "mest", "bounds": (0.3, 0.1)}, "leaves too little to prune 0.3"),
         ({"method": "mest", "bounds": (0.1,)}, "1 bounds do not fit 2 phases"),
         ({"method": "mest", "phases": (0.8, 0.6)}, "phases (0.8, 0.6)"),
         ({"method": "mest-ems", "bounds": (-0.1, 0.0)}, "each of bounds -0.1"),

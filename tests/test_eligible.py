@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.sparse.channel_choice import between_convolutions, blocks_and_shortcuts, eligible, removable, with_sums
+from flatsparse.sparse.channel_choice import (
+    between_convolutions,
+    blocks_and_shortcuts,
+    eligible,
+    removable,
+    with_residual_channels,
+)
 from tests.test_thinning import Residual, Widening
 
 
@@ -21,7 +27,7 @@ def names(groups):
 
 def test_channels_of_residual_sums_are_left_unless_asked_for():
     assert names(removable(Residual())) == ["one", "two"]
-    assert names(with_sums(Residual())) == ["stem", "one", "two"]
+    assert names(with_residual_channels(Residual())) == ["stem", "one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +132,6 @@ def test_names_are_those_of_the_bare_model():
 def test_which_channels_an_option_names():
     assert eligible("published", False, blocks_and_shortcuts) is blocks_and_shortcuts
     assert eligible("removable", False, blocks_and_shortcuts) is removable
-    assert eligible("published", True, blocks_and_shortcuts) is with_sums
+    assert eligible("published", True, blocks_and_shortcuts) is with_residual_channels
     with pytest.raises(fs.InputError, match="unknown choice of channels explore= 'everything'"):
         eligible("everything", False, blocks_and_shortcuts)

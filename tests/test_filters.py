@@ -9,14 +9,14 @@ import torch
 import flatsparse as fs
 from flatsparse.schedules import Cosine, Cubic
 from flatsparse.sparse.channel_scores import (
-    drawn,
+    active_fraction,
+    active_kernels,
+    draw,
     leverage,
-    live_fraction,
-    live_kernels,
-    mean_live_magnitude,
+    mean_active_magnitude,
     mean_magnitude,
-    ranked_channels,
     residuals,
+    select_channels,
 )
 
 sizes = pytest.mark.parametrize(("rows", "columns", "rank"), [(9, 4, 2), (12, 7, 5), (5, 5, 3), (30, 6, 1)])
@@ -74,7 +74,7 @@ def test_draws_follow_the_softmax_without_replacement():
         wanted[pair] = wanted.get(pair, 0.0) + chance
     source, draws = torch.Generator().manual_seed(1), 4000
     mask = torch.tensor([i in among for i in range(4)])
-    found = [frozenset(drawn(scores, count, mask, source).nonzero().flatten().tolist()) for _ in range(draws)]
+    found = [frozenset(draw(scores, count, mask, source).nonzero().flatten().tolist()) for _ in range(draws)]
     for pair, chance in wanted.items():
         spread = math.sqrt(chance * (1 - chance) / draws)
         assert abs(found.count(pair) / draws - chance) < 4 * spread
@@ -93,9 +93,9 @@ def test_scores_of_filters_are_plain_means():
         kernels = [bool(m[i].any()) for i in range(2)]
         wanted = {
             mean_magnitude: sum(values) / 8,
-            mean_live_magnitude: sum(values) / max(1, sum(live)),
-            live_fraction: sum(live) / 8,
-            live_kernels: sum(kernels) / 2,
+            mean_active_magnitude: sum(values) / max(1, sum(live)),
+            active_fraction: sum(live) / 8,
+            active_kernels: sum(kernels) / 2,
         }
         for score, value in wanted.items():
             assert math.isclose(score([(weight, mask)])[channel], value, rel_tol=1e-6)
@@ -103,7 +103,7 @@ def test_scores_of_filters_are_plain_means():
 
 def test_a_filter_of_a_linear_layer_has_a_kernel_of_one_weight_an_input():
     mask = torch.tensor([[True, False], [False, False]])
-    assert live_kernels([(torch.ones(2, 2), mask)]).tolist() == [0.5, 0.0]
+    assert active_kernels([(torch.ones(2, 2), mask)]).tolist() == [0.5, 0.0]
 
 
 def test_scores_of_several_layers_count_every_entry_once():
@@ -118,18 +118,18 @@ def test_a_ranking_keeps_the_largest_of_all_but_for_floors(seed):
     scores = [torch.rand(n, generator=source) for n in (4, 7, 3)]
     scores[2] -= 1  # a group that only its floor keeps
     floors = [1, 2, 2]
-    kept = ranked_channels(scores, 8, floors)
+    kept = select_channels(scores, 8, floors)
     plain = {(g, int(i)) for g, s in enumerate(scores) for i in s.argsort(descending=True)[: floors[g]]}
     rest = sorted(((float(s[i]), g, i) for g, s in enumerate(scores) for i in range(len(s)) if (g, i) not in plain))
     plain |= {(g, i) for _, g, i in rest[-(8 - len(plain)) :]}
     assert {(g, int(i)) for g, mask in enumerate(kept) for i in mask.nonzero()} == plain
-    more = ranked_channels(scores, 10, floors)
+    more = select_channels(scores, 10, floors)
     assert all((few <= many).all() for few, many in zip(kept, more, strict=True))
 
 
 def test_a_ranking_says_when_floors_exceed_the_total():
     with pytest.raises(fs.InputError, match="3 channels cannot be left"):
-        ranked_channels([torch.rand(3), torch.rand(3)], 3, [2, 2])
+        select_channels([torch.rand(3), torch.rand(3)], 3, [2, 2])
 
 
 def test_schedules_are_the_papers():

@@ -6,7 +6,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.measure.flops import cost, estimate, step_flops
 from flatsparse.methods import RigL
 from flatsparse.models import digitnet, resnet32
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 
 
 def test_a_multiply_add_counts_as_two():
@@ -58,8 +58,8 @@ def test_counting_leaves_the_net_in_its_mode():
 
 
 def test_a_step_costs_three_forwards_and_a_due_dense_gradient_one_dense_product():
-    dense_rule = Rewire(lambda step: True, lambda step: 0.3, drop=lambda w: w.weight, grow=_needs_gradient)
-    plain_rule = Rewire(lambda step: True, lambda step: 0.3, drop=lambda w: w.weight, grow=lambda w: w.weight)
+    dense_rule = DropAndGrow(lambda step: True, lambda step: 0.3, drop=lambda w: w.weight, grow=_needs_gradient)
+    plain_rule = DropAndGrow(lambda step: True, lambda step: 0.3, drop=lambda w: w.weight, grow=lambda w: w.weight)
     assert step_flops(2.0, 10.0, 1, []) == step_flops(2.0, 10.0, 1, [plain_rule]) == 6.0
     assert step_flops(2.0, 10.0, 1, [dense_rule]) == 2 * 2.0 + 10.0
     assert step_flops(2.0, 10.0, 2, []) == 12.0

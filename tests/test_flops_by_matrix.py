@@ -15,7 +15,6 @@ from flatsparse.measure import flops
 from flatsparse.measure.flops import cost, estimate
 from flatsparse.methods import METHODS
 from flatsparse.schedules import AnyOf
-from flatsparse.sparse.channel_rules import Explore
 from flatsparse.sparse.layers import prunable
 from tests.helpers import tiny_net
 
@@ -243,10 +242,7 @@ def step_by_step(run, steps):
         due = [rule for rule in run.plan.rules if step > 1 and rule.when(step)]
         run.spent += flops.step_flops(run.forward, run.cost.dense, run.passes, due, run.plan.momentum is not None)
         for rule in due:
-            if isinstance(rule, Explore):
-                run.live = run._thinned(rule.removed_by(step))
-            elif hasattr(rule, "counts"):
-                run.live = rule.counts(run.scores, run.live, step)
+            run.expected.active = rule.counts(run.expected, step)
     run.steps += steps
 
 

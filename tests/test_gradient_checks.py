@@ -15,7 +15,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import flatsparse as fs
-from flatsparse.sam.gradient_checks import address_holder, is_inspected
+from flatsparse.sam.addresses import address_holder
+from flatsparse.sam.gradient_checks import is_inspected
 from tests.helpers import batch, gradients, loss_at, mlp, s2sam, same, sgd, train_steps, weights
 
 
@@ -257,7 +258,7 @@ def test_sam_under_whole_model_checkpointing_is_told_of():
         optimizer.step(closure)
 
 
-def test_the_watch_of_a_window_that_sam_had_closed_ends_with_its_step():
+def test_the_watch_of_weights_that_were_restored_within_sam_ends_with_its_step():
     model = mlp(norm=False)
     optimizer = fs.SAM(sgd(model.parameters()), rho=0.5).follow(model)
 
@@ -265,7 +266,7 @@ def test_the_watch_of_a_window_that_sam_had_closed_ends_with_its_step():
         optimizer.zero_grad()
         loss = loss_at(model)
         loss.backward()
-        if optimizer.is_open:
+        if optimizer.is_perturbed:
             optimizer.eval()
         return loss
 
@@ -347,7 +348,7 @@ def test_a_copy_made_in_an_inspected_step_follows_nobody(how):
     train_steps(model, optimizer, 1)
     other = how(model)
     loss_at(other).backward()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert gradients(other)
 
 
@@ -360,13 +361,13 @@ def test_a_model_that_is_no_longer_followed_can_be_scripted_and_is_told_of():
     train_steps(model, optimizer, 2)
     loss_at(model, 2)
     optimizer.unfollow()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     torch.jit.script(model)
     with pytest.warns(UserWarning, match="plain SGD"):
         train_steps(model, optimizer, 2)
     optimizer.follow(model)
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_one_of_two_models_can_be_let_go():
@@ -375,12 +376,12 @@ def test_one_of_two_models_can_be_let_go():
     train_steps(nn.Sequential(one, nn.Linear(3, 6), two), optimizer, 2)
     optimizer.unfollow(one)
     loss_at(one)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     loss_at(two)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
-def test_an_export_in_a_window_leaves_the_parameters_as_they_are():
+def test_an_export_while_perturbed_leaves_the_parameters_as_they_are():
     model = mlp(norm=False)
     optimizer = s2sam(model, sgd, rho=0.5)
     train_steps(model, optimizer, 2)
@@ -394,7 +395,7 @@ def test_an_export_in_a_window_leaves_the_parameters_as_they_are():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_model_that_is_cast_in_a_window_is_of_one_kind_after_it(in_place):
+def test_a_model_that_is_cast_while_perturbed_is_of_one_kind_after_it(in_place):
     model = mlp(norm=False)
     optimizer = s2sam(model, sgd, rho=0.5, in_place=in_place)
     train_steps(model, optimizer, 2)
@@ -433,13 +434,13 @@ def test_modes_are_passed_on_to_a_base_that_has_them(kind):
     assert base.calls == ("train", "eval")
 
 
-def test_a_base_without_modes_keeps_its_window_when_a_trainer_asks_for_one():
+def test_a_base_without_modes_stays_perturbed_when_a_trainer_asks_for_one():
     model = mlp()
     optimizer = s2sam(model, sgd, rho=0.5)
     train_steps(model, optimizer, 2)
     loss_at(model)
     optimizer.train()
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 class Prepared(torch.optim.Optimizer):

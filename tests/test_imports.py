@@ -1,6 +1,7 @@
 """Imports run one way, from the floors above to the floors below, and the library needs nothing of the extra `lab`."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_a_file_imports_only_from_its_own_floor_and_those_below():
         ]
     assert upward == []
     assert seen == set(FLOORS)
+
+
+def test_the_files_of_sam_import_each_other_one_way():
+    graph = {}
+    for path in sorted((PACKAGE / "sam").rglob("*.py")):
+        own = ".".join(("flatsparse", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        assert "TYPE_CHECKING" not in path.read_text(), f"{own} hides an import"
+        names = set(imports(ast.parse(path.read_text())))
+        graph[own] = names | {name.rpartition(".")[0] for name in names}
+    files = {
+        own: {name for name in names if name in graph and name != own} - {"flatsparse.sam"}
+        for own, names in graph.items()
+    }
+    assert len(files) > 10
+    graphlib.TopologicalSorter(files).prepare()  # raises for a circle
 
 
 def test_experiments_import_from_their_own_floor_and_those_below():

@@ -14,6 +14,7 @@ from flatsparse.cli.main import main
 from flatsparse.common.json_files import read_json, read_json_lines
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.run.load import load_run
 from flatsparse.sam.looksam import LookSAM
 from tests.helpers import adamw, assert_zero_outside, copied, image_loss, same, sgd, tiny_net
@@ -140,7 +141,7 @@ def still_there(saved: object, now: object) -> bool:
         return isinstance(now, dict) and all(key in now and still_there(saved[key], now[key]) for key in saved)
     if isinstance(saved, list):
         return isinstance(now, list) and len(saved) == len(now) and all(map(still_there, saved, now))
-    return saved == now
+    return saved == (pytest.approx(now, rel=1e-9) if isinstance(saved, float) else now)
 
 
 def test_a_comparison_that_is_finished_is_read_and_not_run_again(tmp_path, capsys):
@@ -152,6 +153,8 @@ def test_a_comparison_that_is_finished_is_read_and_not_run_again(tmp_path, capsy
     assert unchanged(folder, before)
     now = read_json(folder / "compare.json")
     assert still_there(saved, now)
+    (old,), (new,) = ([Table.from_json(table) for table in record["tables"]] for record in (saved, now))
+    assert [row.by_seed for row in old.rows] == [row.by_seed for row in new.rows]
     for run in sorted((folder / "runs").iterdir()):
         assert load_run(run).result.epochs == 2
 

@@ -1,4 +1,4 @@
-"""The compiled pass does what SGD's step and the making of neighbours do in turn."""
+"""The compiled pass does what SGD's step and the making of perturbed weights do in turn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
+from flatsparse.sam.kernel import build
 from tests.helpers import (
     adamw,
     close,
@@ -49,7 +50,7 @@ def ends(base, *, method=None, how=None, net=mlp, steps=9, **options):
     training = fs.sparsify(model, optimizer, method, sparsity=0.6, steps=steps, every=2) if method else None
     train_steps(model, optimizer, steps)
     masks = dict(training.masks) if training else {}
-    return weights(model), [entry["neighbour"] for entry in optimizer.state.values()], masks
+    return weights(model), [entry["perturbed"] for entry in optimizer.state.values()], masks
 
 
 BASES = {
@@ -163,7 +164,7 @@ def test_without_a_compiler_one_line_says_so(compiler, monkeypatch, tmp_path):
 
 # -- what is kept of it -----------------------------------------------------------------------------------------------
 
-build = kernel.library.__wrapped__
+built = kernel.library.__wrapped__
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = []
     run = subprocess.run
-    monkeypatch.setattr(kernel.subprocess, "run", lambda *a, **k: (calls.append(a), run(*a, **k))[-1])
+    monkeypatch.setattr(build.subprocess, "run", lambda *a, **k: (calls.append(a), run(*a, **k))[-1])
     return tmp_path / "cache" / "flatsparse", lambda: len(calls) // 2
 
 
@@ -188,8 +189,8 @@ def works(library):
 
 def test_it_is_built_once_and_nobody_else_may_write_to_what_is_kept(cache):
     folder, builds = cache
-    assert works(build())
-    assert works(build())
+    assert works(built())
+    assert works(built())
     assert builds() == 1
     assert folder.stat().st_mode & 0o777 == kept(folder).stat().st_mode & 0o777 == 0o700
 
@@ -197,7 +198,7 @@ def test_it_is_built_once_and_nobody_else_may_write_to_what_is_kept(cache):
 @pytest.mark.parametrize("spoil", ["cut", "emptied", "other bytes", "another library"])
 def test_what_is_not_what_was_built_is_built_anew(cache, spoil):
     folder, builds = cache
-    build()
+    built()
     file = kept(folder)
     whole = file.read_bytes()
     content = {
@@ -209,10 +210,10 @@ def test_what_is_not_what_was_built_is_built_anew(cache, spoil):
     file.unlink()  # as it is loaded
     file.write_bytes(content[spoil])
     file.chmod(0o700)
-    assert works(build())
+    assert works(built())
     assert builds() == 2
     assert kept(folder).read_bytes() == whole
-    assert works(build())
+    assert works(built())
     assert builds() == 2
 
 
@@ -220,10 +221,10 @@ def test_a_library_that_cannot_be_loaded_is_built_anew_once(cache):
     folder, builds = cache
     folder.mkdir(parents=True, mode=0o700)
     content = b"no library"
-    file = folder / f"{kernel._name()}{kernel.hashlib.sha256(content).hexdigest()[:16]}.so"
+    file = folder / f"{build._name()}{build.hashlib.sha256(content).hexdigest()[:16]}.so"
     file.write_bytes(content)
     file.chmod(0o700)
-    assert works(build())
+    assert works(built())
     assert builds() == 1
     assert not file.exists()
 
@@ -232,9 +233,9 @@ def test_a_folder_that_programs_may_not_run_from_is_said_and_no_compiler_blamed(
     def never(name):
         raise OSError(f"{name}: failed to map segment from shared object")
 
-    monkeypatch.setattr(kernel.ctypes, "CDLL", never)
+    monkeypatch.setattr(build.ctypes, "CDLL", never)
     with pytest.raises(InputError, match=r"\A.*cannot be loaded \(.*failed to map.*XDG_CACHE_HOME.*\Z") as caught:
-        build()
+        built()
     assert "install" not in str(caught.value)
 
 
@@ -243,7 +244,7 @@ def test_a_folder_that_programs_may_not_run_from_is_said_and_no_compiler_blamed(
 @pytest.mark.parametrize("whose", ["all may write", "another's", "a link"])
 def test_what_others_could_have_put_there_is_not_loaded(cache, which, whose, monkeypatch, tmp_path):
     folder, builds = cache
-    build()
+    built()
     place = folder if which == "folder" else kept(folder)
     if whose == "all may write":
         place.chmod(0o777)
@@ -255,13 +256,13 @@ def test_what_others_could_have_put_there_is_not_loaded(cache, which, whose, mon
             return os.stat_result((*about[:4], about.st_uid + 1, *about[5:])) if str(path) == str(place) else about
 
         monkeypatch.setattr(os, "lstat", lstat)
-        monkeypatch.setattr(kernel.Path, "lstat", lambda self: lstat(self))
+        monkeypatch.setattr(build.Path, "lstat", lambda self: lstat(self))
     else:
         place.rename(tmp_path / "elsewhere")
         place.symlink_to(tmp_path / "elsewhere")
     loaded = []
-    load = kernel.ctypes.CDLL
-    monkeypatch.setattr(kernel.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[-1])
-    assert works(build())
+    load = build.ctypes.CDLL
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[-1])
+    assert works(built())
     assert builds() == 2
     assert which == "file" or not loaded[0].startswith(str(folder))

@@ -90,23 +90,23 @@ def test_a_mask_changes_its_contents_and_never_its_identity():
     assert (w.active, int(mask.sum())) == (5, 5)
 
 
-def test_restore_zeroes_what_was_written_since_the_last_look():
+def test_reapplying_zeroes_what_was_written_since_the_last_record():
     w = checkered((4, 4))
-    w.restore()
+    w.reapply()
     assert is_plus_zero(w.weight[~w.mask])
     with torch.no_grad():
         w.weight.fill_(3.0)
-    w.restore()
+    w.reapply()
     assert torch.equal(w.weight.detach(), w.mask * 3.0)
 
 
-def test_cleaning_zeroes_the_weight_and_no_gradient():
+def test_applying_zeroes_the_weight_and_no_gradient():
     model = tiny_net()
     masks = Masks.of(model, model.parameters())
     w = masks[0]
     w.set_mask(torch.zeros_like(w.mask))
     w.weight.grad = torch.ones_like(w.weight)
-    masks.clean()
+    w.apply()
     assert is_plus_zero(w.weight)
     assert w.weight.grad.all()  # a rule may yet want it dense
 

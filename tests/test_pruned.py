@@ -322,7 +322,7 @@ REFUSED = {
     "name": ({"masks": {"0.wieght": MASK}}, "no weight '0.wieght'.*0.weight"),
     "shape": ({"masks": {"0.weight": MASK.T}}, r"\(6, 16\).*shape \(16, 6\)"),
     "kind": ({"masks": {"0.weight": MASK.float()}}, "float32.*bool"),
-    "nothing live": ({"masks": {"0.weight": ~MASK}}, "no weight live"),
+    "nothing live": ({"masks": {"0.weight": ~MASK}}, "no weight active"),
     "sparsity too": ({"sparsity": 0.5}, "leave out sparsity"),
     "layers too": ({"include": ["0*"]}, "leave out"),
     "denser start": ({"method": "gmp"}, "'gmp' starts denser"),

@@ -25,7 +25,7 @@ def test_d1_clearing_gradients_to_none_does_not_switch_the_perturbation_off():
 
 
 def sparse_run(steps=12):
-    """A masked run, step by step, with the weights before each window."""
+    """A masked run, step by step, with the weights before each perturbation."""
     model = conv_net()
     optimizer = fs.S2SAM(sgd(model.parameters()), rho=0.05)
     training = fs.sparsify(model, optimizer, "rigl", sparsity=0.7, steps=20, every=4)
@@ -105,7 +105,7 @@ def test_d9_the_state_has_momentum_and_schedulers_reach_the_base_after_a_load():
     assert optimizer.base.param_groups[0]["lr"] == 0.05
 
 
-def test_d10_a_step_without_a_window_subtracts_no_old_perturbation():
+def test_d10_a_step_without_a_perturbation_subtracts_no_old_perturbation():
     model = mlp()
     optimizer = fs.S2SAM(sgd(model.parameters(), lr=0.0), rho=0.5)
     w = weights(model)

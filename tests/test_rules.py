@@ -1,4 +1,4 @@
-"""Rules by themselves, against plain forms: Rewire moves live weights, PruneTo takes them away."""
+"""Rules by themselves, against plain forms: DropAndGrow moves active weights, PruneTo takes them away."""
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from flatsparse.sparse import scores
 from flatsparse.sparse.distributions import DISTRIBUTIONS, uniform
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import updates
-from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
+from flatsparse.sparse.rules import DropAndGrow, GrowTo, PruneTo
+from flatsparse.sparse.state import TrainingState
 from tests.helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
@@ -24,27 +25,27 @@ def half_live(seed=0):
     model = tiny_net(seed)
     masks = Masks.of(model, model.parameters(), seed=seed)
     source = torch.Generator().manual_seed(seed)
-    masks.rewire({w.name: torch.rand(w.weight.shape, generator=source) < 0.5 for w in masks})
+    masks.update({w.name: torch.rand(w.weight.shape, generator=source) < 0.5 for w in masks})
     for w in masks:
         w.dense_grad = torch.randn(w.weight.shape, generator=source)
     return masks
 
 
-def rewire(fraction, grow=scores.gradient):
-    return Rewire(ALWAYS, Constant(fraction), drop=scores.magnitude, grow=grow)
+def drop_and_grow(fraction, grow=scores.gradient):
+    return DropAndGrow(ALWAYS, Constant(fraction), drop=scores.magnitude, grow=grow)
 
 
 def now(masks):
     return copied({w.name: w.mask for w in masks})
 
 
-# -- Rewire -----------------------------------------------------------------------------------------------------------
+# -- DropAndGrow ------------------------------------------------------------------------------------------------------
 
 
 @given(st.floats(0, 1), st.integers(0, 5), st.sampled_from([scores.random, scores.gradient]))
 def test_rewiring_keeps_each_layers_count(fraction, seed, grow):
     masks = half_live(seed)
-    new = rewire(fraction, grow)(masks, 2)
+    new = drop_and_grow(fraction, grow)(TrainingState(masks), 2)
     assert {name: int(mask.sum()) for name, mask in new.items()} == {w.name: w.active for w in masks}
 
 
@@ -52,7 +53,7 @@ def test_rewiring_keeps_each_layers_count(fraction, seed, grow):
 def test_a_fraction_of_zero_changes_nothing(grow):
     masks = half_live()
     before = now(masks)
-    masks.rewire(rewire(0.0, grow)(masks, 2))
+    masks.update(drop_and_grow(0.0, grow)(TrainingState(masks), 2))
     assert all(torch.equal(w.mask, before[w.name]) for w in masks)
 
 
@@ -62,7 +63,7 @@ def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed, fres
     if fresh:  # weights that have just grown are zero, like dead ones, and yet live
         for w in masks:
             w.weight.data[w.weight.abs() < w.weight.abs().median()] = 0
-    new = rewire(fraction)(masks, 2)
+    new = drop_and_grow(fraction)(TrainingState(masks), 2)
     for w in masks:
         assert torch.equal(new[w.name], rewired_plainly(w.weight, w.dense_grad, w.mask, fraction))
 
@@ -71,7 +72,7 @@ def test_rigl_drops_small_weights_and_grows_large_gradients(fraction, seed, fres
 def test_grown_entries_start_from_zero_and_are_told(grow):
     masks = half_live()
     before = now(masks)
-    told = masks.rewire(rewire(0.5, grow)(masks, 2))
+    told = masks.update(drop_and_grow(0.5, grow)(TrainingState(masks), 2))
     for w in masks:
         grown = w.mask & ~before[w.name]
         assert grown.any()
@@ -86,7 +87,7 @@ def test_a_weight_dropped_and_grown_at_once_keeps_its_value():
     smallest = tuple(live[w.weight[w.mask].abs().argmin()])
     w.dense_grad[smallest] = 1e6
     value = w.weight[smallest].item()
-    masks.rewire(rewire(0.3)(masks, 2))
+    masks.update(drop_and_grow(0.3)(TrainingState(masks), 2))
     assert w.mask[smallest]
     assert w.weight[smallest].item() == value != 0
 
@@ -95,15 +96,15 @@ def test_a_layer_that_got_no_gradient_to_grow_by_keeps_its_mask():
     masks = half_live()
     masks[0].dense_grad = None
     before = masks[0].mask.clone()
-    assert torch.equal(rewire(1.0)(masks, 2)["0.weight"], before)
+    assert torch.equal(drop_and_grow(1.0)(TrainingState(masks), 2)["0.weight"], before)
 
 
 def grown_at(step, seed):
     masks = half_live()
     for w in masks:
         w.seed = seed
-    masks.prepare(step)
-    return rewire(0.5, scores.random)(masks, step)
+    masks.seed_generators(step)
+    return drop_and_grow(0.5, scores.random)(TrainingState(masks), step)
 
 
 def test_random_growth_depends_on_seed_and_step_and_on_nothing_else():
@@ -117,15 +118,15 @@ def test_random_growth_depends_on_seed_and_step_and_on_nothing_else():
 def test_layers_of_one_shape_grow_at_different_places():
     model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
     masks = Masks.of(model, model.parameters())
-    masks.prepare(2)
+    masks.seed_generators(2)
     one, other = (scores.random(w) for w in masks)
     assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("grow", "reads"), [(scores.gradient, True), (scores.random, False)])
 def test_a_rule_says_whether_it_reads_the_dense_gradient(grow, reads):
-    assert rewire(0.3, grow).dense_gradient is reads
-    assert Rewire(ALWAYS, Constant(0.3), drop=grow, grow=scores.random).dense_gradient is reads
+    assert drop_and_grow(0.3, grow).dense_gradient is reads
+    assert DropAndGrow(ALWAYS, Constant(0.3), drop=grow, grow=scores.random).dense_gradient is reads
     assert PruneTo(ALWAYS, Constant(0.5), keep=grow, distribution=uniform).dense_gradient is reads
 
 
@@ -159,7 +160,7 @@ def test_pruning_never_brings_a_weight_back_and_ends_on_target(shapes, distribut
     prune = PruneTo(ALWAYS, Cubic(0.0, 0.6, until=updates), scores.magnitude, DISTRIBUTIONS[distribution])
     for step in range(1, updates + 1):
         before = now(masks)
-        masks.rewire(prune(masks, step))
+        masks.update(prune(TrainingState(masks), step))
         assert masks.active == masks.budget(prune.sparsity(step))
         assert all((before[w.name] | ~w.mask).all() for w in masks)
     assert masks.active == masks.budget(0.6)
@@ -170,7 +171,7 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
     masks = dense_net([(3, 3), (7, 1), (3, 1)])
     for live in (10, 9):
         before = now(masks)
-        masks.rewire(PruneTo(ALWAYS, Constant(1 - live / 19), scores.magnitude, uniform)(masks, 2))
+        masks.update(PruneTo(ALWAYS, Constant(1 - live / 19), scores.magnitude, uniform)(TrainingState(masks), 2))
         assert masks.active == live
         assert all((before[w.name] | ~w.mask).all() for w in masks)
 
@@ -178,17 +179,17 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
 @pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
 def test_pruning_tells_a_live_zero_from_a_dead_one(distribution):
     masks = dense_net([(4, 5), (5, 4)])
-    masks.rewire({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks})
+    masks.update({w.name: torch.arange(20).view(w.weight.shape) >= 8 for w in masks})
     for w in masks:
         w.weight.data.zero_()
-    new = PruneTo(ALWAYS, Constant(0.5), scores.magnitude, DISTRIBUTIONS[distribution])(masks, 2)
+    new = PruneTo(ALWAYS, Constant(0.5), scores.magnitude, DISTRIBUTIONS[distribution])(TrainingState(masks), 2)
     assert sum(int(mask.sum()) for mask in new.values()) == 20
     assert all((w.mask | ~new[w.name]).all() for w in masks)
 
 
 def test_pruning_keeps_the_largest_weights_of_each_layer():
     masks = dense_net([(4, 5), (5, 4)])
-    new = PruneTo(ALWAYS, Constant(0.75), scores.magnitude, uniform)(masks, 2)
+    new = PruneTo(ALWAYS, Constant(0.75), scores.magnitude, uniform)(TrainingState(masks), 2)
     for w in masks:
         assert w.weight.abs()[new[w.name]].min() > w.weight.abs()[~new[w.name]].max()
 
@@ -210,11 +211,13 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
     masks = dense_net([(9, 9), (3, 4), (5, 8)], seed)
     source = torch.Generator().manual_seed(seed)
     densities = torch.rand(3, generator=source).tolist()
-    masks.rewire(
+    masks.update(
         {w.name: torch.rand(w.weight.shape, generator=source) < d for w, d in zip(masks, densities, strict=True)}
     )
     before, live = now(masks), masks.active
-    masks.rewire(GrowTo(ALWAYS, Constant(sparsity), scores.random, DISTRIBUTIONS[distribution])(masks, 2))
+    masks.update(
+        GrowTo(ALWAYS, Constant(sparsity), scores.random, DISTRIBUTIONS[distribution])(TrainingState(masks), 2)
+    )
     assert masks.active == max(live, masks.budget(sparsity))
     assert all((w.mask | ~before[w.name]).all() for w in masks)
 
@@ -222,7 +225,7 @@ def test_growing_takes_nothing_away_and_ends_on_target_whatever_the_layers_have(
 def test_growing_brings_the_best_of_the_dead():
     masks = half_live()
     before = now(masks)
-    masks.rewire(GrowTo(ALWAYS, Constant(0.3), scores.gradient, uniform)(masks, 2))
+    masks.update(GrowTo(ALWAYS, Constant(0.3), scores.gradient, uniform)(TrainingState(masks), 2))
     for w in masks:
         grown = w.mask & ~before[w.name]
         assert w.grad.abs()[grown].min() >= w.grad.abs()[~w.mask].max()

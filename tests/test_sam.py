@@ -182,7 +182,7 @@ def test_an_exception_in_a_closure_leaves_w_and_statistics(lost):
 
     with pytest.raises(RuntimeError, match="lost"):
         optimizer.step(closure)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(weights(model), w)
     assert model[1].num_batches_tracked == calls[0] + 1
 
@@ -254,7 +254,7 @@ def test_it_keeps_nothing_between_steps():
     optimizer = fs.SAM(sgd(model.parameters()), rho=0.5)
     sam_steps(model, optimizer, 2)
     assert all(set(entry) == {"momentum_buffer"} for entry in optimizer.state.values())
-    assert not optimizer._neighbours
+    assert not optimizer.perturbation.weights.kept()
 
 
 def test_sam_and_s2sam_differ():

@@ -180,7 +180,7 @@ def test_a_gradient_scaler_changes_nothing(base):
 
 
 @pytest.mark.parametrize("base", [sgd, adamw, *FUSED], ids=["sgd", "adamw", "sgd-fused", "adamw-fused"])
-def test_a_step_that_a_scaler_skips_leaves_weights_and_neighbour(base):
+def test_a_step_that_a_scaler_skips_leaves_weights_and_perturbed_weights(base):
     model = mlp()
     optimizer, scaler = s2sam(model, base, rho=0.5), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(2):
@@ -316,7 +316,7 @@ def test_the_buffer_is_made_once():
     optimizer, places = s2sam(model), set()
     for step in range(4):
         train_steps(model, optimizer, 1, start=step)
-        places.add(tuple(optimizer.state[p]["neighbour"].data_ptr() for p in model.parameters()))
+        places.add(tuple(optimizer.state[p]["perturbed"].data_ptr() for p in model.parameters()))
     assert len(places) == 1
 
 
@@ -333,7 +333,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_neither_step_nor_window_makes_the_host_wait():
+def test_neither_step_nor_swap_makes_the_host_wait():
     model = mlp()
     optimizer = s2sam(model)
     train_steps(model, optimizer, 2)
@@ -343,7 +343,7 @@ def test_neither_step_nor_window_makes_the_host_wait():
         optimizer.zero_grad()
         model(batch()[0])
         torch.ones(1).item()
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert waits.found == ["aten._local_scalar_dense.default"]  # our own, which shows that one would be seen
 
 

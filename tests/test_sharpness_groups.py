@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch.optim import lr_scheduler
 
 import flatsparse as fs
+from flatsparse.schedules import InverseSqrt
 from tests.helpers import (
     backward,
     bases,
@@ -79,7 +81,7 @@ def test_a_group_with_a_bad_rho_is_refused():
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_change_of_rho_counts_from_the_next_window():
+def test_a_change_of_rho_counts_from_the_next_perturbation():
     model = mlp(norm=False)
     optimizer, found = s2sam(model, rho=0.5), []
     for step, rho in enumerate([0.5, 0.2, 0.8, 0.0, 0.5, 0.5]):
@@ -110,6 +112,18 @@ def test_rho_may_warm_up_from_zero():
         optimizer.step()
         optimizer.zero_grad()
     assert found == [0.0, 0.0, close(0.2), close(0.3)]
+
+
+@pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
+def test_a_schedule_leaves_the_rho_of_adadelta_alone(kind):
+    model = mlp()
+    optimizer = kind(torch.optim.Adadelta(model.parameters(), rho=0.75), rho=InverseSqrt(0.5))
+    for step in range(3):
+        optimizer.step(lambda step=step: (optimizer.zero_grad(), backward(model, step))[1])
+    group = optimizer.param_groups[0]
+    assert (group["rho"], group["sam_rho"]) == (0.75, InverseSqrt(0.5)(4))
+    optimizer.reset_state()
+    assert (group["rho"], group["sam_rho"]) == (0.75, 0.5)
 
 
 SCHEDULERS = {

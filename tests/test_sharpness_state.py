@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import flatsparse as fs
+from flatsparse.sam.looksam import LookSAM
+from flatsparse.schedules import InverseSqrt
 from tests.helpers import (
     backward,
     bases,
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 @bases
-def test_state_is_the_same_inside_a_window_and_outside(base):
+def test_state_is_the_same_while_perturbed_as_otherwise(base):
     model = mlp()
     optimizer = s2sam(model, base, rho=0.5)
     train_steps(model, optimizer, 2)
@@ -103,6 +105,51 @@ def test_the_state_of_a_plain_base_loads(base):
     w = weights(ours)
     backward(ours)
     assert norm(shift(ours, w)) == close(0.5)
+
+
+OLD = {"perturbed": "neighbour", "perturbation_step": "looks", "perturbed_rho": "neighbour_rho"}
+
+
+def under_old_keys(state):
+    """A state as versions before this one saved it."""
+    if isinstance(state, dict):
+        return {OLD.get(key, key): under_old_keys(value) for key, value in state.items()}
+    return [under_old_keys(value) for value in state] if isinstance(state, list) else state
+
+
+@bases
+@pytest.mark.parametrize("kind", [fs.S2SAM, LookSAM])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_state_saved_under_old_keys_goes_on_as_if_never_stopped(base, kind, sparse):
+    def make(seed):
+        model = mlp(seed)
+        options = {"direction": "random", "seed": 3} if kind is fs.S2SAM else {"every": 4}
+        optimizer = kind(base(model.parameters()), rho=InverseSqrt(0.5), **options).follow(model)
+        return (
+            model,
+            optimizer,
+            fs.sparsify(model, optimizer, "rigl", sparsity=0.5, steps=20, every=3) if sparse else None,
+        )
+
+    def train(model, optimizer, steps, start=0):
+        for step in range(start, start + steps):
+            optimizer.step(lambda step=step: (optimizer.zero_grad(), backward(model, step))[1])
+
+    model, optimizer, training = make(0)
+    train(model, optimizer, 5)
+    old = under_old_keys(saved(optimizer.state_dict()))
+    assert "looks" in old["param_groups"][0]
+    assert kind is LookSAM or "neighbour" in old["state"][0]
+    other, resumed, its = make(1)
+    other.load_state_dict(saved(model.state_dict()))
+    resumed.load_state_dict(old)
+    if sparse:
+        its.load_state_dict(saved(training.state_dict()))
+    assert same(resumed.state_dict(), optimizer.state_dict())
+    assert "looks" in old["param_groups"][0]  # what is loaded is left as it is
+    train(model, optimizer, 4, start=5)
+    train(other, resumed, 4, start=5)
+    assert same(model.state_dict(), other.state_dict())
 
 
 def load(model, new):
@@ -180,7 +227,7 @@ def test_a_copy_of_model_and_optimizer_goes_on_as_the_original(base, how):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
+def test_a_copy_made_while_perturbed_can_restore_its_own_w(how):
     model = mlp()
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)
@@ -213,11 +260,11 @@ def test_a_copy_of_a_followed_model_follows_nobody(how):
     w = weights(twin)
     backward(twin)
     assert same(weights(twin), w)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     plain.load_state_dict(twin.state_dict())
     twin.load_state_dict(plain.state_dict())
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     inside = weights(model)
     twin.eval()
     loss_at(twin)
@@ -226,7 +273,7 @@ def test_a_copy_of_a_followed_model_follows_nobody(how):
     new = fs.S2SAM(sgd(twin.parameters()), rho=0.5).follow(twin.train())
     train_steps(twin, new, 2)
     loss_at(twin)
-    assert new.is_open
+    assert new.is_perturbed
 
 
 def test_a_shallow_copy_of_a_followed_model_follows_nobody():
@@ -234,7 +281,7 @@ def test_a_shallow_copy_of_a_followed_model_follows_nobody():
     optimizer = s2sam(model, rho=0.5)
     train_steps(model, optimizer, 2)
     backward(copy.copy(model))
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     loss_at(model)
     u = weights(model)
     with torch.no_grad():

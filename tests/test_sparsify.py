@@ -60,7 +60,7 @@ def test_the_report_agrees_with_the_masks():
     assert [r.sparsity for r in report] == [1 - r.active / r.total for r in report]
     assert report.sparsity == training.sparsity == report.overall_sparsity
     assert all(name in str(report) for name in training.masks)
-    assert "129 of 646 live" in str(report)
+    assert "129 of 646 active" in str(report)
 
 
 def test_the_seed_chooses_the_masks_and_the_global_one_does_not():
@@ -191,8 +191,8 @@ REFUSED = {
     "exclude without a match": ({"exclude": ["conv1"]}, "exclude pattern 'conv1'"),
     "all excluded": ({"exclude": ["*"]}, "no weight to make sparse"),
     "dense and sparse": ({"method": "dense", "sparsity": 0.5}, "'dense' keeps every weight"),
-    "fewer weights than layers": ({"sparsity": 0.999}, "leaves 1 live weights for 3 layers"),
-    "fewer weights than layers at the end": ({"method": "gmp", "sparsity": 0.999}, "leaves 1 live weights"),
+    "fewer weights than layers": ({"sparsity": 0.999}, "leaves 1 active weights for 3 layers"),
+    "fewer weights than layers at the end": ({"method": "gmp", "sparsity": 0.999}, "leaves 1 active weights"),
     "no period": ({"every": 0}, "every 0"),
     "half a period": ({"every": 2.5}, "every 2.5"),
     "until before the start": ({"until": 0}, "until 0"),

@@ -10,6 +10,7 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.rules import Rule
 from tests.helpers import (
     assert_zero_outside,
     bases,
@@ -189,7 +190,7 @@ def test_a_gradient_kept_for_a_step_that_never_came_is_not_used_later(set_to_non
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorder:
+class Recorder(Rule):
     """A rule and a method at once: it reads the dense gradients at every step and changes nothing."""
 
     seen: list
@@ -199,8 +200,8 @@ class Recorder:
     def when(self, step):
         return True
 
-    def __call__(self, masks, step):
-        self.seen.append({w.name: w.grad.clone() for w in masks})
+    def __call__(self, state, step):
+        self.seen.append({w.name: w.grad.clone() for w in state.masks})
         return {}
 
     def plan(self, sparsity, steps):
@@ -298,14 +299,14 @@ def counted(training):
     calls = []
     [rule] = training.plan.rules
 
-    class Counting:
+    class Counting(Rule):
         when, weight_step, dense_gradient = rule.when, rule.weight_step, rule.dense_gradient
 
-        def __call__(self, masks, step):
+        def __call__(self, state, step):
             calls.append(step)
-            return rule(masks, step)
+            return rule(state, step)
 
-    training.plan = dataclasses.replace(training.plan, rules=(Counting(),))
+    training._step._plan = dataclasses.replace(training.plan, rules=(Counting(),))
     return calls
 
 

@@ -14,10 +14,10 @@ from flatsparse.common.seeds import generator
 from flatsparse.graph.shrink import shrink
 from flatsparse.schedules import At, Constant
 from flatsparse.sparse.channel_choice import removable
-from flatsparse.sparse.channel_rules import Thinning
-from flatsparse.sparse.channel_scores import drawn, leverage, live_fraction, residuals
-from flatsparse.sparse.channel_state import Widths
-from flatsparse.sparse.distributions import ranked_together, uniform
+from flatsparse.sparse.channel_rules import ChannelPruning
+from flatsparse.sparse.channel_scores import active_fraction, draw, leverage, residuals
+from flatsparse.sparse.channel_state import ChannelState
+from flatsparse.sparse.distributions import global_ranking, uniform
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.rules import PruneTo
 from flatsparse.sparse.scores import magnitude
@@ -71,8 +71,8 @@ def residual(seed=0, net=Residual):
         return model
 
 
-def widths_of(model, eligible=removable):
-    return Widths.of(model, Masks.of(model, model.parameters()), eligible=eligible, restores=False)
+def channels_of(model, eligible=removable):
+    return ChannelState.of(model, Masks.of(model, model.parameters()), eligible=eligible, restores=False)
 
 
 def chex(model, optimizer, **options):
@@ -84,7 +84,7 @@ def chase(model, optimizer, **options):
 
 
 def live(training):
-    return {g.name: g.live.clone() for g in training._masks.widths}
+    return {g.name: g.active.clone() for g in training._state.channels}
 
 
 @pytest.mark.parametrize("channels", [0.3, 0.5, 0.7])
@@ -136,10 +136,10 @@ def test_an_update_of_chex_is_its_plain_form():
     def note_weights(*_):  # after the weight step, before the update: our hook comes first
         model_copy.update(copied(model.state_dict()))
 
-    training._base._optimizer_step_post_hooks.clear()
+    training._step._base._optimizer_step_post_hooks.clear()
     optimizer.register_step_post_hook(note_weights)
-    optimizer.register_step_post_hook(training._after_step)
-    latest = copied(training._masks.widths.latest)
+    optimizer.register_step_post_hook(training._step._after)
+    latest = copied(training._state.channels.latest)
     for step in range(1, 9):
         before, masks = live(training), copied(training.masks)
         take_step(model, optimizer, step)
@@ -163,7 +163,7 @@ def test_an_update_of_chex_is_its_plain_form():
             kept[best] = True
             lacking = residuals(latest[name].flatten(1).T, kept)
             source = generator(5, step, index)
-            wanted = kept | drawn(lacking, count[name] - kept_count[name], ~kept, source)
+            wanted = kept | draw(lacking, count[name] - kept_count[name], ~kept, source)
             assert torch.equal(live(training)[name], wanted), (step, name)
 
 
@@ -186,7 +186,7 @@ def test_what_returns_has_the_values_that_it_last_had():
                 assert all(torch.equal(state[name][i], last[name][i]) for name in vectors)
             elif alive[i] and not now[i]:  # what it had at the moment it went, which is no longer in the model
                 for name in last:
-                    last[name][i] = training._masks.widths.latest[name][i].clone()
+                    last[name][i] = training._state.channels.latest[name][i].clone()
                 assert last["one.weight"][i].any()
                 assert not state["one.weight"][i].any()
         alive = now
@@ -254,7 +254,7 @@ def test_a_shortcut_that_returns_takes_up_its_batch_norm_again():
                 assert all(torch.equal(state[name][i], last[i][name]) for name in names)
                 assert state["third.weight"][i] != 0
             elif alive[i] and not now[i]:
-                last[i] = {name: training._masks.widths.latest[name][i].clone() for name in names}
+                last[i] = {name: training._state.channels.latest[name][i].clone() for name in names}
         alive = now
     assert returned >= 3
 
@@ -368,7 +368,7 @@ class WithMore:
 
     def plan(self, sparsity, steps):
         plan = fs.methods.CHEX(every=3).plan(sparsity, steps)
-        more = PruneTo(At(frozenset({4})), Constant(0.7), magnitude, ranked_together)
+        more = PruneTo(At(frozenset({4})), Constant(0.7), magnitude, global_ranking)
         return dataclasses.replace(plan, rules=(*plan.rules, more))
 
 
@@ -378,7 +378,7 @@ def test_a_rule_beside_it_brings_no_old_values_back():
     training = fs.sparsify(model, optimizer, WithMore(), sparsity=0.0, steps=20)
     train_on_images(model, optimizer, 4)
     mask = training.masks["two.weight"]
-    assert not (model.two.weight == training._masks.widths.latest["two.weight"])[mask].any()
+    assert not (model.two.weight == training._state.channels.latest["two.weight"])[mask].any()
 
 
 def test_saved_channels_of_other_groups_are_refused():
@@ -398,7 +398,7 @@ def test_a_net_without_batch_norm_is_ranked_by_its_filters():
             nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 5)
         )
     norms = [model[i].weight.detach().abs().sum(1) for i in (1, 3)]
-    for found, norm in zip(widths_of(model).scales(), norms, strict=True):
+    for found, norm in zip(channels_of(model).scales(), norms, strict=True):
         assert torch.allclose(found, norm / norm.mean())
     optimizer = sgd(model.parameters())
     training = chex(model, optimizer)
@@ -411,15 +411,15 @@ def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
     model = residual()
     optimizer = sgd(model.parameters()) if sharpness == "none" else fs.S2SAM(sgd(model.parameters()), rho=0.1)
     training = chase(model, optimizer, channels=0.4, bound=0.1)
-    total, last, alive = training._masks.total, 15, live(training)
+    total, last, alive = training.masked_weights.total, 15, live(training)
     for step in range(1, 21):
         take_step(model, optimizer, step)
         now = live(training)
         assert all((alive[name] >= now[name]).all() for name in now)
         alive = now
         assert_zero_outside(model, training, optimizer)
-        for g in training._masks.widths:
-            assert not any(mask[~g.live].any() for _, mask in g.filters())
+        for g in training._state.channels:
+            assert not any(mask[~g.active].any() for _, mask in g.filters())
         at, thinned = step // 3 * 3, (step + 1) // 3 * 3 - 1  # channels go a step before, about half a period
         if at <= last:
             removed = 0.4 - 0.4 * (1 - max(0, min(thinned, 14)) / 14) ** 3
@@ -434,7 +434,7 @@ def test_chase_removes_for_good_and_grows_denser_on_the_way(sharpness):
 def test_chase_removes_the_filters_that_are_emptiest():
     model = residual()
     optimizer = sgd(model.parameters())
-    training = chase(model, optimizer, channels=0.4, least=0.0, score=live_fraction, every=10, until=0.5)
+    training = chase(model, optimizer, channels=0.4, least=0.0, score=active_fraction, every=10, until=0.5)
     parts = {name: mask.flatten(1).float().mean(1) for name, mask in training.masks.items()}
     pooled = sorted((float(parts[name][i]), name, i) for name in ("one.weight", "two.weight") for i in range(8))
     train_on_images(model, optimizer, 10)
@@ -478,7 +478,7 @@ def test_the_last_phase_of_chase_moves_weights_within_its_scope(scope):
     optimizer = sgd(model.parameters())
     training = chase(model, optimizer, steps=40, every=2, until=0.3, last_phase=scope)
     train_on_images(model, optimizer, 12)
-    total, counts = training._masks.total, {name: int(mask.sum()) for name, mask in training.masks.items()}
+    total, counts = training.masked_weights.total, {name: int(mask.sum()) for name, mask in training.masks.items()}
     for step in range(13, 41):
         before = copied(training.masks)
         take_step(model, optimizer, step)
@@ -512,8 +512,8 @@ def test_chase_keeps_its_floors():
 
 
 def test_a_floor_is_not_one_less_by_rounding():
-    widths = widths_of(nn.Sequential(nn.Conv2d(1, 20, 1), nn.ReLU(), nn.Conv2d(20, 2, 1)))
-    assert Thinning(0.8, least=(1 - 0.8) * 0.5).floors(widths) == [2]
+    widths = channels_of(nn.Sequential(nn.Conv2d(1, 20, 1), nn.ReLU(), nn.Conv2d(20, 2, 1)))
+    assert ChannelPruning(0.8, least=(1 - 0.8) * 0.5).floors(widths) == [2]
 
 
 def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
@@ -521,7 +521,7 @@ def test_where_the_channels_that_stay_hold_less_all_of_it_is_live():
     optimizer = sgd(model.parameters())
     training = chase(model, optimizer, sparsity=0.1, channels=0.8)
     train_on_images(model, optimizer, 20)
-    room = training._masks.widths.masks({w.name: w.weight.shape for w in training._masks})
+    room = training._state.channels.growable({w.name: w.weight.shape for w in training.masked_weights})
     assert training.sparsity > 0.1
     assert all(torch.equal(mask, room[name]) for name, mask in training.masks.items())
 
@@ -587,7 +587,7 @@ def test_a_net_that_diverges_keeps_its_channels_to_the_channel(method, value):
 
 
 def test_what_cannot_be_done_is_refused_in_a_line():
-    refused("method 'chex' got sparsity=0.9, but it removes channels: give channels=", sparsity=0.9)
+    refused("method 'chex' got sparsity=0.9, but takes none: give channels=", sparsity=0.9)
     refused("method 'chase' got neither sparsity= nor masks=", "chase")
     every = {name: torch.ones_like(p, dtype=torch.bool) for name, p in residual().named_parameters() if p.ndim > 1}
     refused("method 'chex' chooses its own channels", masks=every)
@@ -595,8 +595,8 @@ def test_what_cannot_be_done_is_refused_in_a_line():
     refused("channels -0.1 is not in", channels=-0.1)
     refused("regrow 0.7 is more than channels 0.5", regrow=0.7)
     refused("channels 0.95 leaves 1 of 16 channels, where 2 groups keep 2", "chase", sparsity=0.8, channels=0.95)
-    refused("no channels to remove", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
-    refused("no channels to remove", include=["stem"])
+    refused("no channels to prune", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
+    refused("no channels to prune", include=["stem"])
     refused("unknown choice of channels explore= 'stem'", explore="stem")
     refused("unknown last_phase= 'nets' .nearest: net", "chase", sparsity=0.8, last_phase="nets")
     refused("channel_every 90 leaves no removal of channels in the 15 steps", "chase", sparsity=0.8, channel_every=90)

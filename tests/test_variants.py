@@ -1,4 +1,4 @@
-"""Other directions, scales and schedules of ρ, and other ways to keep and show a neighbour."""
+"""Other directions, scales and schedules of ρ, and other ways to keep and show perturbed weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def perturbation(model, step):
 
 
 @bases
-def test_momentum_looks_down_the_base_s_own_momentum(base):
+def test_momentum_goes_down_the_base_s_own_momentum(base):
     model = mlp(norm=False)
     optimizer = s2sam(model, base, rho=0.5, direction="momentum")
     train_steps(model, optimizer, 3)
@@ -72,7 +72,7 @@ def test_momentum_needs_momentum():
         optimizer.step()
 
 
-def test_average_looks_up_a_running_average_of_gradients():
+def test_average_goes_up_a_running_average_of_gradients():
     model = mlp(norm=False)
     optimizer, expected = s2sam(model, rho=0.5, direction="average"), None
     for step in range(4):
@@ -149,7 +149,7 @@ def test_every_variant_stays_on_live_weights_and_goes_on_after_a_resume(directio
     assert same(optimizer.state_dict(), resumed.state_dict())
 
 
-def test_a_net_loaded_under_an_adaptive_optimizer_is_not_looked_at_from_its_old_neighbours():
+def test_a_net_loaded_under_an_adaptive_optimizer_is_not_perturbed_to_the_old_weights():
     model, other = mlp(), mlp(1)
     optimizer = s2sam(model, rho=0.5, adaptive=True)
     train_steps(model, optimizer, 2)
@@ -213,7 +213,7 @@ def test_a_schedule_leaves_groups_with_a_radius_of_their_own_alone_and_goes_on_a
 @bases
 @pytest.mark.parametrize("method", ["static", "rigl", "gmp"])
 @pytest.mark.parametrize("how", ["in place", "compact"])
-def test_how_a_neighbour_is_kept_changes_nothing(how, method, base):
+def test_how_perturbed_weights_are_kept_changes_nothing(how, method, base):
     ends = []
     for options in (KEPT["pointers"], KEPT[how]):
         model = conv_net()
@@ -233,14 +233,14 @@ def test_how_a_neighbour_is_kept_changes_nothing(how, method, base):
 
 @kept
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_every_window_gives_w_back_bit_for_bit(how, layout):
+def test_every_restoration_gives_w_back_bit_for_bit(how, layout):
     model = conv_net().to(memory_format=layout)
     optimizer = s2sam(model, rho=0.5, **KEPT[how])
     sparse(model, optimizer)
     train_steps(model, optimizer, 4)
     w, state, own = weights(model), copy.deepcopy(optimizer.state_dict()), saved(model.state_dict())
     loss = loss_at(model, 4)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert norm(shift(model, w)) == close(0.5)
     assert same(saved(optimizer.state_dict()), saved(state))
     inside = model.state_dict()
@@ -252,7 +252,7 @@ def test_every_window_gives_w_back_bit_for_bit(how, layout):
 
 
 @kept
-def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
+def test_a_copy_made_while_perturbed_can_restore_its_own_w(how):
     model = conv_net()
     optimizer = s2sam(model, rho=0.5, **KEPT[how])
     training = sparse(model, optimizer)
@@ -262,11 +262,11 @@ def test_a_copy_made_inside_a_window_can_restore_its_own_w(how):
     twin, its = copy.deepcopy((model, optimizer))
     its.eval()
     assert same(weights(twin), w)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
     assert training.sparsity > 0
 
 
-def test_masks_that_move_leave_no_old_compact_neighbour():
+def test_masks_that_move_leave_no_old_compact_values():
     model = conv_net()
     optimizer = s2sam(model, rho=0.5, compact=True)
     training = sparse(model, optimizer)
@@ -279,7 +279,7 @@ def test_masks_that_move_leave_no_old_compact_neighbour():
 
 
 def test_compact_cannot_perturb_dead_weights():
-    with pytest.raises(fs.InputError, match=r"\A.*live weights only.*\Z"):
+    with pytest.raises(fs.InputError, match=r"\A.*active weights only.*\Z"):
         fs.S2SAM(sgd(mlp().parameters()), compact=True, mask_perturbation=False)
 
 
@@ -347,7 +347,9 @@ def test_the_extra_state_is_one_buffer_or_a_quarter_of_one(options, sparsity, mo
         peaks.append(peak.most)
         optimizer.zero_grad()
     momentum = sum(entry["momentum_buffer"].nbytes for entry in optimizer.state.values())
-    places = 0 if training is None else sum(w._live.nbytes for w in training._masks if w._live is not None)
+    places = (
+        0 if training is None else sum(w._indices.nbytes for w in training.masked_weights if w._indices is not None)
+    )
     assert (bytes_kept(optimizer) - momentum + places) / size <= most
     assert peaks[-1] / size < 0.15  # a step makes nothing but scraps: the buffer is there
 

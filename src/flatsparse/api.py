@@ -1,4 +1,4 @@
-"""Making a model sparse: what is asked is checked, masks are chosen, and a training begins."""
+"""The library's entry points: ``sparsify``, which makes a model sparse, and ``rounds``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from torch.optim import Optimizer
 
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
-from flatsparse.common.optimizers import MaskAware, chain, check_dense, check_hooks, innermost
+from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
 from flatsparse.graph.groups import unwrapped
-from flatsparse.methods import as_method, name_of, sparsity_for
+from flatsparse.methods import DEFAULT, as_method, name_of, sparsity_for
 from flatsparse.sparse.distributions import check_budget
+from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.import_masks import fitting
-from flatsparse.sparse.layers import Pattern, prunable
+from flatsparse.sparse.layers import LayerSelector, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan
+from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.step import SparseStep
 from flatsparse.sparse.training import SparseTraining
 
 
 def sparsify(
     model: nn.Module,
     optimizer: Optimizer,
-    method: str | Method = "rigl",
+    method: str | Method = DEFAULT,
     *,
     sparsity: float | None = None,
     steps: int,
     seed: int = 0,
-    include: Sequence[Pattern] = (),
-    exclude: Sequence[Pattern] = (),
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
     fresh_state: bool = True,
@@ -47,23 +50,23 @@ def sparsify(
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
             ``SAM`` then follow the model by themselves.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``, nor for
-            ``chex``, which takes ``channels=``, the fraction of channels to remove.
-        steps: how many optimizer steps the run has, or each round of a method that has rounds (see ``rounds``).
-        seed: of everything random; all processes of a run give the same.
+        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``, nor for a
+            method that takes ``channels=`` instead, the fraction of channels to remove.
+        steps: the number of optimizer steps of the run, or of each round of a method that has rounds (see ``rounds``).
+        seed: of all random choices; all processes of a run give the same.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
             ``nn.Conv2d`` or ``"Conv2d"``.
         layers: leave dense what a paper does: ``"rigl"`` the first convolution, ``"dsr"`` shortcuts too, ``"mest"`` the
             classifier too; ``"grasp"`` and ``"all"`` nothing.
         masks: to start from in place of the method's own, bool tensors by parameter name, such as ``masks_from`` gives;
-            they stand for ``sparsity`` and the choice of layers. ``"static"`` keeps them, so that a pruned model stays sparse.
+            they fix the layers and their sparsity. ``"static"`` keeps them, so that a pruned model stays sparse.
         fresh_state: let a weight that grows take steps as under a new optimizer. Adam and its kin correct their averages by one
             step count for the whole tensor, so its first steps would else be several times as long; ``False`` is the
             behaviour of published code.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
-    Returns: the live part, with ``masks``, ``sparsity`` and ``report()``.
+    Returns: the training, with ``masks``, ``sparsity`` and ``report()``.
     Raises: InputError for a choice that cannot be honoured; the model is then as it was.
 
     >>> import flatsparse as fs
@@ -73,58 +76,41 @@ def sparsify(
     (0.9, 20)
     """
     steps = check_count("steps", steps)
-    if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
-        got = f"{type(model).__name__} and {type(optimizer).__name__}"
-        raise InputError(f"sparsify got {got}: give the model first, then its optimizer")
-    check_hooks(innermost(optimizer))
-    check_dense(innermost(optimizer))
+    _check_objects(model, optimizer)
     chosen = as_method(method, options)
     given = {} if masks is None else fitting(masks, model)
     if given:
         if sparsity is not None or include or exclude or layers != "all":
             raise InputError(
-                "masks= say themselves which layers are how sparse: leave out sparsity= and choices of layers"
+                "masks= already fixes the layers and their sparsity: leave out sparsity=, include=, exclude= and layers="
             )
         include = [glob.escape(name) for name in given]
-    else:
-        sparsity = sparsity_for(chosen, sparsity)
-    held = (p for group in innermost(optimizer).param_groups for p in group["params"])
-    masked = Masks.of(model, held, include, exclude, seed, layers)
+    wanted = None if given else sparsity_for(chosen, sparsity)
+    parameters = (p for group in innermost(optimizer).param_groups for p in group["params"])
+    state = TrainingState(Masks.of(model, parameters, include, exclude, seed, layers))
+    if wanted is None:
+        _check_left(given, state.masks, model)
+        given = {w.name: given[w.name] for w in state.masks}
+        wanted = 1 - sum(int(mask.sum()) for mask in given.values()) / state.masks.total
+    plan = chosen.plan(float(wanted), steps)
     if given:
-        _check_left(given, masked, model)
-        given = {w.name: given[w.name] for w in masked}
-        sparsity = 1 - sum(int(mask.sum()) for mask in given.values()) / masked.total
-    assert sparsity is not None
-    plan = chosen.plan(float(sparsity), steps)
-    if given and plan.thinning is not None:
-        raise InputError(f"method '{name_of(chosen)}' chooses its own channels to start with: leave out masks=")
-    if given:
-        _check_start(given, masked, sparsity, plan, name_of(chosen))
-        initial = given
-    else:
-        check_budget(masked.budget(sparsity), masked.total, len(masked))
-        with contextlib.ExitStack() as stack:
-            for wrapper in chain(optimizer):
-                if isinstance(wrapper, MaskAware):
-                    stack.enter_context(wrapper.disabled())  # scores are those of the true weights
-            # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
-            initial = plan.initial_masks(masked.whole(), unwrapped(model))
-    for hook in innermost(optimizer)._optimizer_step_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), SparseTraining):
-            raise InputError(
-                "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
-            )
-    for wrapper in chain(optimizer):
-        if isinstance(wrapper, MaskAware):
-            wrapper.follow(model)
-    return SparseTraining(model, masked, optimizer, plan, name_of(chosen), initial, fresh_state=fresh_state)
+        _check_start(given, state.masks, wanted, plan, name_of(chosen))
+    initial = given or _initial_masks(plan, state, wanted, model, optimizer)
+    _check_free(innermost(optimizer))
+    for wrapper in mask_aware(optimizer):
+        wrapper.follow(model)
+    if fresh_state:
+        state.grown = GrownWeights(innermost(optimizer))
+    if plan.momentum is not None:
+        state.masks.keep_momentum()
+    return SparseTraining(model, state, optimizer, plan, name_of(chosen), initial)
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:
-    """The rounds of a training, from 0, the dense one; before each later one it prunes, rewinds and clears.
+    """Yield the rounds of a training, from 0, the dense one; before each later one it prunes, rewinds and clears.
 
-    Between rounds the smallest weights go, ``lth`` writes the early weights back into what is left (``lrr`` keeps
-    them) and the optimizer forgets all its state. Start the learning-rate schedule anew in each round. Loaded into a
+    Between rounds the smallest weights are pruned, the early weights are written back into the others, if the method rewinds,
+    and the optimizer forgets all its state. Start the learning-rate schedule anew in each round. Loaded into a
     training, a state goes on in the round it was saved in. A method without rounds has one.
 
     >>> import flatsparse as fs
@@ -140,9 +126,41 @@ def rounds(training: SparseTraining) -> Iterator[int]:
         yield training.round
 
 
+def _initial_masks(
+    plan: Plan, state: TrainingState, sparsity: float, model: nn.Module, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """Return the masks that a plan starts from, scored at the true weights."""
+    check_budget(state.masks.budget(sparsity), state.masks.total, len(state.masks))
+    with contextlib.ExitStack() as stack:
+        for wrapper in mask_aware(optimizer):
+            stack.enter_context(wrapper.disabled())
+        # Scores are each process's own, and need gradients of gradients that no compiler gives: without wrappers.
+        state.channels = plan.channels(unwrapped(model), state.masks)
+        return plan.initial_masks(state.gathered(), unwrapped(model))
+
+
+def _check_objects(model: object, optimizer: Any) -> None:
+    """Raise InputError for what is no model, no optimizer, or an optimizer that cannot train sparsely."""
+    if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
+        raise InputError(
+            f"sparsify got {type(model).__name__} and {type(optimizer).__name__}: give the model first, then its optimizer"
+        )
+    check_hooks(innermost(optimizer))
+    check_dense(innermost(optimizer))
+
+
+def _check_free(optimizer: Optimizer) -> None:
+    """Raise InputError for an optimizer that trains sparsely already."""
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), SparseStep):
+            raise InputError(
+                "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
+            )
+
+
 @torch.no_grad()
 def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) -> None:
-    """Raises InputError when a mask is not true of a weight that is not trained, and so would never become true."""
+    """Raise InputError for a mask of a weight that is not trained and not zero outside it."""
     trained = {w.name for w in masked}
     for name, (p, _) in prunable(model).items():
         if name in given and name not in trained and bool((full_tensor(p).ne(0) & ~given[name].to(p.device)).any()):
@@ -153,14 +171,18 @@ def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) ->
 
 
 def _check_start(given: Mapping[str, Tensor], masked: Masks, sparsity: float, plan: Plan, method: str) -> None:
-    """Raises InputError when a method cannot start from these masks."""
+    """Raise InputError when a method cannot start from these masks."""
+    if plan.channel_pruning is not None:
+        raise InputError(f"method '{method}' chooses its own channels to start with: leave out masks=")
     if plan.sparsity != sparsity or plan.rounds:
-        raise InputError(f"method '{method}' starts denser than it ends, not from masks=: give 'static', or 'rigl'")
+        raise InputError(
+            f"method '{method}' starts denser than it ends, not from masks=: give a method that starts at its sparsity"
+        )
     if plan.pattern is not None:
         for w in masked:
             mask = given[w.name]
             if not torch.equal(plan.pattern.keep(mask.float(), w.name, w.inputs_first), mask):
-                pair = f"{plan.pattern.live}:{plan.pattern.of}"
+                pair = f"{plan.pattern.active}:{plan.pattern.of}"
                 raise InputError(
                     f"the mask of '{w.name}' does not keep to {pair}: leave out pattern=, or give other masks"
                 )

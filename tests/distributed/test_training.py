@@ -1,4 +1,4 @@
-"""Two processes train as one: with DDP and with FSDP2, the same weights, the same masks, at the same neighbours."""
+"""Two processes train as one: with DDP and with FSDP2, the same weights, the same masks, at the same perturbed weights."""
 
 import contextlib
 
@@ -251,7 +251,7 @@ def followed_too_early(rank):
             attempt()
         except InputError as problem:
             said.append(str(problem))
-    return said, optimizer.is_open
+    return said, optimizer.is_perturbed
 
 
 def test_following_before_sharding_is_refused():
@@ -266,9 +266,9 @@ def inside(rank, wrapper):
     sparse(model, optimizer)
     train(model, optimizer, rank, 2, range(3))
     true = plain_tensors(model.state_dict())
-    neighbours = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    perturbed = [plain_tensors({"u": entry["perturbed"]}) for entry in optimizer.state_dict()["state"].values()]
     loss = F.cross_entropy(model(batches()[3][0]), batches()[3][1])
-    still = [plain_tensors({"u": entry["neighbour"]}) for entry in optimizer.state_dict()["state"].values()]
+    still = [plain_tensors({"u": entry["perturbed"]}) for entry in optimizer.state_dict()["state"].values()]
     shown = plain_tensors(dict(model.named_parameters()))
     saved = plain_tensors(model.state_dict())
     loss.backward()
@@ -277,13 +277,13 @@ def inside(rank, wrapper):
         "was open": distance(shown, true) > 0,
         "radius": sum((shown[name] - true[name]).square().sum() for name in true).sqrt().item(),
         "state_dict shows w": equal(saved, true),
-        "optimizer state is the same": all(torch.equal(a["u"], b["u"]) for a, b in zip(neighbours, still, strict=True)),
+        "optimizer state is the same": all(torch.equal(a["u"], b["u"]) for a, b in zip(perturbed, still, strict=True)),
         "eval gives w back": equal(plain_tensors(dict(model.named_parameters())), true),
     }
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp at once"])
-def test_a_window_over_processes_is_what_it_is_in_one(wrapper):
+def test_a_perturbation_over_processes_is_what_it_is_in_one(wrapper):
     for answer in together(inside, wrapper):
         assert answer.pop("radius") == pytest.approx(RHO, rel=1e-4)
         assert all(answer.values()), answer
@@ -303,7 +303,7 @@ def looked_at_between_steps(rank, wrapper, look):
             model.train()
         loss = F.cross_entropy(model(inputs), targets)
         if look:
-            with torch.no_grad():  # inside the window, where w is asked for
+            with torch.no_grad():  # while perturbed, where w is asked for
                 seen.append((F.cross_entropy(model(inputs), targets) - loss).abs().item())
         loss.backward()
         optimizer.step()
@@ -316,7 +316,7 @@ def test_looks_between_and_inside_steps_change_nothing_and_see_w(wrapper):
     quiet = together(looked_at_between_steps, wrapper, False)
     for (ours, _), (theirs, seen) in zip(quiet, together(looked_at_between_steps, wrapper, True), strict=True):
         assert equal(ours, theirs)
-        assert seen[0] == 0  # the first step has no neighbour
+        assert seen[0] == 0  # the first step is unperturbed
         assert min(seen[1:]) > 1e-4  # the others' loss at u is not that at w
 
 

@@ -25,7 +25,7 @@ from flatsparse.export import (
     with_zeros,
 )
 from flatsparse.export.csr import SparseRows
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from tests.export.nets import NETS, masked, net
 
 LARGE = {"resnet34", "resnet50"}
@@ -272,7 +272,7 @@ def test_indices_beyond_the_matrix_are_refused(tmp_path):
 
 def test_only_masks_of_the_pattern_pass_for_2_of_4():
     model = nn.Sequential(nn.Linear(8, 4), nn.Conv2d(4, 4, 3))
-    good = {"0.weight": Pattern(2, 4).keep(torch.randn(4, 8)), "1.weight": Pattern(2, 4).keep(torch.randn(4, 4, 3, 3))}
+    good = {"0.weight": NofM(2, 4).keep(torch.randn(4, 8)), "1.weight": NofM(2, 4).keep(torch.randn(4, 4, 3, 3))}
     bad = {**good, "0.weight": torch.ones(4, 8, dtype=torch.bool)}
     with pytest.raises(InputError, match=r"'0\.weight' does not keep 2 of each 4"):
         to_semi_structured(model, bad)
@@ -285,7 +285,7 @@ def test_only_masks_of_the_pattern_pass_for_2_of_4():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_2_of_4_says_what_the_masked_model_says():
     model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)).cuda()
-    masks = {n: Pattern(2, 4).keep(p.detach()) for n, p in model.named_parameters() if p.ndim == 2}
+    masks = {n: NofM(2, 4).keep(p.detach()) for n, p in model.named_parameters() if p.ndim == 2}
     inputs = torch.randn(64, 128, device="cuda")
     with torch.no_grad():
         wanted = with_zeros(model, masks).half()(inputs.half())

@@ -1,5 +1,6 @@
 """What the measurements compute; no assertion here is about how long anything takes."""
 
+import html
 import importlib.util
 import json
 import statistics
@@ -14,7 +15,7 @@ import flatsparse as fs
 from flatsparse.cli.main import main
 from flatsparse.common.json_files import read_json
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.bench import results, trainer
+from flatsparse.experiments.bench import results
 from flatsparse.experiments.bench.cases import CASES, QUICK_CASES, Case, images, loss
 from flatsparse.experiments.bench.memory import LiveBytes, memory
 from flatsparse.experiments.bench.results import against_target, memory_table, throughput_table, timed
@@ -104,7 +105,7 @@ CLOCK = [0.0]
 
 
 def test_an_optimizers_time_is_its_step_and_its_hooks_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: CLOCK[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: CLOCK[0])
     case = Case("slow", lambda: nn.Sequential(nn.Flatten(), Slow(48, 5)), images(2, 4, 5))
     assert time.perf_counter() == CLOCK[0]
     assert Trainer(case, Variant("busy", Busy)).step(case.batch(generator(0))) == Timing(13.0, 3.0)
@@ -202,7 +203,7 @@ def test_the_memory_table_says_which_targets_are_met(monkeypatch):
     ticks = []
     table = memory_table("mine", COUNTABLE, sparsity=0.9, device="cpu", tell=lambda: ticks.append(1))
     assert len(ticks) == len(table.rows) == len(table.record["variants"])
-    assert [sentence.rpartition(" ")[2] for sentence in table.found] == ["met.", "met.", "missed."]
+    assert [sentence.rpartition(" ")[2] for sentence in table.sentences] == ["met.", "met.", "missed."]
     extra = {(v["variant"], v["sparsity"]): v["extra_kept"] for v in table.record["variants"]}
     assert extra["s2sam", 0.0] == extra["s2sam", 0.9] == 1.0
     assert extra["sgd", 0.9] == 0.0
@@ -236,7 +237,7 @@ def test_step_writes_every_round_and_tells_both_ratios(tmp_path, capsys):
             if name != "sgd":
                 assert variant["wall_ratio"]["value"] == pytest.approx(statistics.median(a / b for a, b in pairs))
             assert (variant["implied_ratio"] is None) == (name in ("sgd", "sam"))
-        assert all(sentence in page.replace("&#x27;", "'") for sentence in case["found"])
+        assert all(sentence in html.unescape(page) for sentence in case["found"])
     assert "S²-SAM: implied ratio" in said
     assert "the figures mean nothing" in said
     assert "<svg" in page
@@ -288,7 +289,7 @@ def test_throughput_counts_updates_of_the_masks_by_their_share_of_a_run(monkeypa
     each = table.record["methods"][method]["sgd"]["each"]
     assert each == pytest.approx([4 / (2.0 + share * 10.0)] * 6, rel=1e-4)  # four images
     assert len(ticks) == WARM_UP + timed(6, share)
-    assert ("6.00 times as long, and counts as one in 100" in table.found[0]) == bool(share)
+    assert ("6.00 times as long, and counts as one in 100" in table.sentences[0]) == bool(share)
 
 
 def test_updates_of_a_run_are_those_of_its_plan():

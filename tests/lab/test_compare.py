@@ -23,7 +23,8 @@ from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.metrics import above_chance
 from flatsparse.experiments.run.records import Seconds
-from tests.lab.results import made_up_result
+
+from .results import run_result
 
 SMALL = Comparison(
     Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
@@ -34,9 +35,8 @@ SMALL = Comparison(
 )
 
 
-def result(accuracy, sharpness="none", rho=0.0, step=0.01, gradients=10):
-    seconds = Seconds(train=1.0, step_median=step)
-    return made_up_result(accuracy, sharpness=sharpness, rho=rho, gradient_evaluations=gradients, seconds=seconds)
+def result(accuracy, rho=0.0, step=0.01, gradients=10):
+    return run_result(accuracy, rho=rho, gradient_evaluations=gradients, seconds=Seconds(1.0, step))
 
 
 def table_of(results, tried=None):
@@ -77,7 +77,7 @@ def test_rows_are_paired_seed_by_seed():
 
 def test_nets_that_learned_nothing_are_not_compared():
     results = {
-        name: [made_up_result(10.0 + step * n, above_chance=False) for n in range(3)]
+        name: [dataclasses.replace(result(10.0 + step * n), above_chance=False) for n in range(3)]
         for name, step in (("none", 0.0), ("s2sam", 1.0), ("random", 1.0))
     }
     table = table_of(results)
@@ -85,7 +85,7 @@ def test_nets_that_learned_nothing_are_not_compared():
     plain = table.to_json()
     told = [row["difference"]["verdict"] for row in plain["rows"] if row["difference"]]
     assert {*told, plain["over_random"]["verdict"]} == {"nothing learned"}
-    results["s2sam"][2] = made_up_result(13.0, above_chance=True)  # one that did is a difference
+    results["s2sam"][2] = dataclasses.replace(results["s2sam"][2], above_chance=True)  # one that did is a difference
     assert UNLEARNED not in comparison_sentences(table_of(results))
 
 
@@ -204,6 +204,7 @@ def small_comparison(tmp_path_factory):
 def test_a_comparison_runs_every_cell_and_writes_what_it_says(small_comparison):
     out, tables = small_comparison
     assert len(list(out.glob("runs/*/result.json"))) == 2 * 4 * 2
+    assert {file.name for file in out.iterdir()} == {"comparison.json", "compare.json", "runs"}
     saved = json.loads((out / "compare.json").read_text())
     assert [t["label_noise"] for t in saved["tables"]] == [0.0, 0.2]
     assert tables[0].row("sam").rho == 0.1
@@ -303,5 +304,5 @@ def test_curves_go_through_what_was_looked_at():
     loss, accuracy = figures.curves({"none": [seed, seed]}).axes
     assert [list(line.get_xdata()) for line in accuracy.get_lines()] == 3 * [[2, 4]]
     assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
-    unseen = [SimpleNamespace(train_loss=record.train_loss, validation_accuracy=None) for record in seed]
+    unseen = [SimpleNamespace(train_loss=1.0, validation_accuracy=None) for _ in seed]
     assert not figures.curves({"none": [unseen]}).axes[1].has_data()

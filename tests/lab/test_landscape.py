@@ -112,7 +112,7 @@ def test_the_hessian_is_that_of_the_live_weights(measured, runs):
 def test_a_look_leaves_the_model_as_it_was(runs):
     run = load_run(runs[0])
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
-    curved.look(run, 40, seed=0)
+    curved.curvature(run, 40, seed=0)
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert not run.model.training
 
@@ -215,21 +215,23 @@ class Killed(BaseException):
 
 def test_after_a_kill_the_file_is_the_same_and_nothing_is_measured_twice(measured, tmp_path, monkeypatch):
     settings, whole, _ = measured
-    work, count = measuring._measure_piece, []
+    works, count = {kind: kind.run for kind in (measuring.Piece, measuring.Curvature)}, []
 
-    def killed(piece):
-        if len(count) == 5:
+    def run(piece):
+        if len(count) == most:
             raise Killed
         count.append(piece)
-        return work(piece)
+        works[type(piece)](piece)
 
-    monkeypatch.setattr(measuring, "_measure_piece", killed)
+    for kind in works:
+        monkeypatch.setattr(kind, "run", run)
+    most = 5
     with pytest.raises(Killed):
         quietly(settings, tmp_path / "out")
     assert not (tmp_path / "out" / "landscape.json").exists()
     (tmp_path / "out" / "pieces" / ".some.safetensors.abc.half").write_bytes(b"what a killed process was writing")
     count.clear()
-    monkeypatch.setattr(measuring, "_measure_piece", lambda piece: count.append(piece) or work(piece))
+    most = None
     quietly(settings, tmp_path / "out", resume=True)
     assert len(count) == 2 + 2 * 2 * 3 - 5
     assert not list((tmp_path / "out" / "pieces").glob(".*"))
@@ -405,7 +407,7 @@ def test_the_steps_of_figure_2_are_the_optimizers_own():
         for step in range(6):
             along = {"none": np.zeros(2), "sam": slope(w), "s2sam": last}[name]
             look = w + rho * along / (np.linalg.norm(along) + 1e-12)
-            assert path.looks[step] == pytest.approx(look, abs=1e-4)
+            assert path.perturbed[step] == pytest.approx(look, abs=1e-4)
             last = slope(look)
             w = w - lr * last
             assert path.weights[step + 1] == pytest.approx(w, abs=1e-4)

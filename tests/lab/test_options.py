@@ -14,12 +14,15 @@ from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
 from flatsparse.experiments.data.batches import batches
+from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.lr import start_schedule
 from flatsparse.experiments.run.metrics import confusion, macro, steps_to
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.sam.directions import DIRECTIONS
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
@@ -89,7 +92,7 @@ def test_the_optimizer_is_the_one_asked_for():
         kept, freed = (
             build(resolve(small(sharpness=sharpness, mask_perturbation=on))).optimizer for on in (True, False)
         )
-        assert (kept.mask_perturbation, freed.mask_perturbation) == (True, False)
+        assert tuple(o.perturbation.options.mask_perturbation for o in (kept, freed)) == (True, False)
 
 
 def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_path):
@@ -217,10 +220,10 @@ def test_which_channels_are_removed_and_when_can_be_chosen():
     chosen = {"first_phase": "layer", "last_phase": "layer", "channel_offset": 0.0}
     parts = build(resolve(change(run, method="chase", **chosen)))
     assert [type(rule).__name__ for rule in parts.training.plan.rules] == [
-        "RemoveChannels",
+        "PruneChannels",
         "PruneTo",
         "GrowTo",
-        "Rewire",
+        "DropAndGrow",
     ]
     for name, methods in {"explore": "chex or chase", "last_phase": "chase", "channel_offset": "chase"}.items():
         flag = f"--{name.replace('_', '-')}"
@@ -242,3 +245,10 @@ def test_table_3_explores_what_the_authors_code_does():
 def rows_gone(parts):
     """The weights of which the masks leave out a whole filter."""
     return {name for name, mask in parts.training.masks.items() if not mask.flatten(1).any(1).all()}
+
+
+def test_every_direction_of_s2sam_can_be_asked_for_and_has_a_label_and_a_colour():
+    choices = ["none", "sam", *("s2sam" if name == "previous" else name for name in DIRECTIONS), "looksam"]
+    assert list(SHARPNESS) == choices
+    assert all(SHARPNESS.values())
+    assert all(label(name) and color(name) for name in choices)

@@ -1,20 +1,24 @@
+import ast
 import dataclasses
 import html.parser
 import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import flatsparse
 from flatsparse.experiments.compare import Comparison, compare
-from flatsparse.experiments.report import pages
+from flatsparse.experiments.report import columns, figures, pages
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.resolve import resolve
 
+PACKAGE = Path(flatsparse.__file__).parent
 SMALL = Comparison(
     Setting.of(train_size=64, validation_size=50, batch_size=32, epochs=2),
     seeds=2, label_noise=(0.0, 0.2), tune=True, rho_grid=(0.1, 0.5),
@@ -96,6 +100,39 @@ def test_the_command_in_a_report_repeats_the_comparison():
     )
     assert again.resolved() == asked.resolved()
     assert "'3*'" in told  # as a shell must be given it
+
+
+def test_no_html_stands_in_a_python_string():
+    html = re.compile(r"</[a-z]+>|<(div|table|t[rdh]|svg|p|h[1-6]|span|script|style|ul|li|figure|body)\b")
+    for file in PACKAGE.rglob("*.py"):
+        texts = [n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant)]
+        assert not [text for text in texts if isinstance(text, str) and html.search(text)], file
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+@pytest.mark.parametrize(
+    "script", sorted((PACKAGE / "experiments/report/assets").glob("*.js")), ids=lambda file: file.name
+)
+def test_scripts_are_javascript(script):
+    subprocess.run(["node", "--check", str(script)], check=True)
+
+
+def test_names_are_escaped(tmp_path):
+    out = tmp_path / "<b>run</b> & co"
+    run = resolve(RunConfig.of(train_size=40, validation_size=20, batch_size=20, epochs=1))
+    text = pages.write_run(run, train(run, out), out).read_text()
+    assert "<b>" not in text
+    assert "&lt;b&gt;run&lt;/b&gt; &amp; co" in text
+
+
+def test_a_sharpness_without_an_entry_has_a_name_and_a_color_and_every_column_its_text(comparison_report):
+    _, tables = comparison_report
+    row = dataclasses.replace(tables[0].row("s2sam"), sharpness="previous_two")
+    table = dataclasses.replace(tables[0], rows=(tables[0].row("none"), row))
+    (axis,) = figures.differences([table]).axes
+    assert axis.get_yticklabels()[0].get_text().startswith("previous two, ρ = ")
+    assert all(column.text(row) for column in columns.COLUMNS)
+    assert columns.columns(columns.ACCURACY)[0].text(row) == "previous two"
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed (Debian: apt-get install chromium)")

@@ -47,6 +47,30 @@ def test_a_terminal_has_its_bar_and_no_lines(often):
     assert console.file.getvalue() == ""
 
 
+def test_a_bar_shows_title_note_and_how_much_is_done():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress.Progress(console, "some [b]work[/b]", 8, done=1, note="1/4 runs") as bar:
+        bar.advance()
+        bar.update(title="other work", note="2/4 runs")
+        bar.update(6)
+        assert bar.done == 6
+        bar.advance(2)
+        assert bar.done == 8
+    shown = console.file.getvalue()
+    assert "other work" in shown
+    assert "2/4 runs" in shown
+
+
+def test_progress_without_a_terminal_is_lines_of_what_is_done(often):
+    console = Console(file=io.StringIO(), width=100)
+    with progress.Progress(console, "work", 8, done=1) as bar:
+        bar.advance(3)
+        assert until_told(console, "work: 50% after 0 s\n")
+        bar.update(title="a part of it")
+        bar.update(8)
+        assert until_told(console, "work: 100% after 0 s\n")
+
+
 def bench(tmp_path, console):
     measure(Bench("step", case=("resnet32",), quick=True, device="cpu").resolved(), console)
     return "bench step: "

@@ -142,7 +142,7 @@ def test_every_number_in_a_table_is_of_its_record_and_none_is_left_out(written, 
             ]
             if row["also"]:
                 assert cells["FLOPs"][0] == f"{row['also']['flops_train']:.3f}"
-    assert any(row["verdict"] == "consistent with no effect" for row in read_json(store / "table1-smoke.json")["rows"])
+    assert any(row["verdict"] == "within noise" for row in read_json(store / "table1-smoke.json")["rows"])
 
 
 def test_cells_open_what_the_runs_left_behind_with_commands_that_repeat_them(written, store):
@@ -458,6 +458,25 @@ def test_no_run_from_outside_the_store_gets_onto_the_page(crafted, tmp_path):
 def test_a_damaged_picture_is_told_of(crafted, tmp_path, content):
     (tmp_path / "store" / "mine.png").write_bytes(content)
     assert "The picture mine.png is damaged." in crafted[0](pictures=["mine.png"])
+
+
+@pytest.mark.parametrize(
+    ("word", "mean", "p", "better", "now"),
+    [
+        ("reproduces", 1.0, 0.01, "higher", "helps"),
+        ("consistent with no effect", 1.0, 0.5, "higher", "within noise"),
+        ("contradicts", 1.0, 0.01, "higher", "less than claimed"),
+        ("contradicts", -0.1, 0.5, "higher", "less than claimed"),
+        ("contradicts", -1.0, 0.01, "higher", "hurts"),
+        ("contradicts", 1.0, 0.01, "lower", "hurts"),
+    ],
+)
+def test_records_made_before_have_todays_verdicts(crafted, tmp_path, word, mean, p, better, now):
+    told, record = crafted
+    row = next(row for row in record["rows"] if row["verdict"] and row["difference"])
+    told(rows=[{**row, "verdict": word, "difference": {**row["difference"], "mean": mean, "p_holm": p}}], better=better)
+    ((found,),) = [record["rows"] for record in records(tmp_path / "store")]
+    assert found["verdict"] == now
 
 
 def places(value, place=()):

@@ -38,7 +38,8 @@ from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
-from tests.lab.results import made_up_result
+
+from .results import run_result
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
 NAMES += ["sweep", "lrr", "lt", "imagenet95", "set5x", "noise", "ablation", "wmt14"]
@@ -351,8 +352,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
 
 
 def outcome(cell, seed, accuracy):
-    result = made_up_result(accuracy)
-    return Outcome(change(cell.run, seed=seed), f"runs/{cell.row}-{cell.label}{seed}", result, None)
+    folder = f"runs/{cell.row}-{cell.label}{seed}"
+    return Outcome(change(cell.run, seed=seed), folder, run_result(accuracy), None)
 
 
 def json_rows(rows):
@@ -377,8 +378,8 @@ def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale()
     laptop, paper = (rows_of(scale, plain, ours)[1] for scale in ("laptop", "paper"))
     assert laptop["difference"]["mean"] == pytest.approx(0.3)
     assert laptop["difference"]["published"] == paper["difference"]["published"] == 1.0
-    assert laptop["verdict"] == "reproduces"  # it helps
-    assert paper["verdict"] == "contradicts"  # but by 0.3, not by 1
+    assert laptop["verdict"] == "helps"
+    assert paper["verdict"] == "less than claimed"  # but by 0.3, not by 1
     base = rows_of("paper", plain, ours)[0]
     assert base["difference"] is base["verdict"] is None
 
@@ -408,16 +409,16 @@ def test_cells_of_the_same_runs_are_one_claim_told_and_counted_once():
     rows = table_of(cells, folders=lambda cell, seed: f"{cell.label}{seed}")
     (alone,) = table_of(cells[:2])[1:]
     ours = rows[1::2]
-    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"reproduces"}
+    assert {row["verdict"] for row in ours} == {alone["verdict"]} == {"helps"}
     assert {row["difference"]["p_holm"] for row in ours} == {alone["difference"]["p_holm"]}
     assert {row["difference"]["seeds_needed"] for row in ours} == {alone["difference"]["seeds_needed"]}
     assert len({row["claim"] for row in ours}) == 1
     assert [row["same_runs"] for row in rows] == [None] * 2 + ["r0, c"] * 10
-    assert "reproduces (1)" in shown(rows)
+    assert "helps (1)" in shown(rows)
     assert shown(rows).count("same runs as r0, c") == 10
     distinct = table_of(cells)  # the same numbers of other runs are other claims
-    assert {row["verdict"] for row in distinct[1::2]} == {"consistent with no effect"}
-    assert "consistent with no effect (6)" in shown(distinct)
+    assert {row["verdict"] for row in distinct[1::2]} == {"within noise"}
+    assert "within noise (6)" in shown(distinct)
     assert not any(row["same_runs"] for row in distinct)
 
 
@@ -447,7 +448,7 @@ def test_a_seed_without_its_pair_does_not_count():
     row = rows_of("paper", {0: 80.0}, {0: 81.0, 1: 99.0})[1]
     assert row["difference"]["pairs"] == 1
     assert row["difference"]["interval95"] == [None, None]
-    assert row["verdict"] == "consistent with no effect"
+    assert row["verdict"] == "one seed only"
     assert rows_of("paper", {}, {0: 81.0})[1]["verdict"] == "not run at this scale"
 
 
@@ -457,7 +458,7 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
     lines = [Line(cell, [outcome(cell, n, v) for n, v in enumerate(EDGE)]) for cell in cells]
     odd = list(lines[which].outcomes)
     odd[1] = dataclasses.replace(odd[1], result=None, failure="the loss became nan")
-    odd[3] = dataclasses.replace(odd[3], result=made_up_result(float("nan"), generalization_gap=0.0))
+    odd[3] = dataclasses.replace(odd[3], result=run_result(float("nan"), generalization_gap=0.0))
     lines[which] = dataclasses.replace(lines[which], outcomes=odd)
     rows = json_rows(tabulate(Recipe("x", "", ""), "laptop", lines, None, "."))
     assert rows[1]["difference"]["pairs"] == 2
@@ -469,15 +470,18 @@ def test_seeds_that_failed_or_gave_no_finite_number_are_counted_beside_the_verdi
 
 def test_verdicts_are_what_their_definitions_say():
     sure, unsure = (1.0, 1.1, 0.9, 1.05), (1.0, -0.5, 0.2, -0.3)
-    assert judge([Claim(sure)])[0].verdict == "reproduces"
-    assert judge([Claim(sure, printed=1.0)])[0].verdict == "reproduces"
-    assert judge([Claim(sure, printed=0.2)])[0].verdict == "reproduces"  # more than was printed
-    assert judge([Claim(sure, printed=3.0)])[0].verdict == "contradicts"
-    assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "contradicts"
-    assert judge([Claim(unsure, printed=0.4)])[0].verdict == "consistent with no effect"
-    assert judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "contradicts"  # no effect, so not that effect
-    assert judge([Claim((0.5, 0.5))])[0].verdict == "consistent with no effect"  # accuracies come in steps
-    assert judge([Claim((5.0,))])[0].verdict == "consistent with no effect"
+    assert judge([Claim(sure)])[0].verdict == "helps"
+    assert judge([Claim(sure, printed=1.0)])[0].verdict == "helps"
+    assert judge([Claim(sure, printed=0.2)])[0].verdict == "helps"  # more than was printed
+    assert judge([Claim(sure, printed=3.0)])[0].verdict == "less than claimed"
+    assert judge([Claim(tuple(-g for g in sure))])[0].verdict == "hurts"
+    assert judge([Claim(tuple(-g for g in sure), printed=1.0)])[0].verdict == "hurts"
+    assert judge([Claim(unsure, printed=0.4)])[0].verdict == "within noise"
+    assert (
+        judge([Claim((0.01, -0.01, 0.0), printed=2.0)])[0].verdict == "less than claimed"
+    )  # no effect, so not that effect
+    assert judge([Claim((0.5, 0.5))])[0].verdict == "within noise"  # accuracies come in steps
+    assert judge([Claim((5.0,))])[0].verdict == "one seed only"
     assert judge([Claim(())])[0].verdict == "not run at this scale"
 
 
@@ -485,8 +489,8 @@ def test_many_claims_need_more_evidence_than_one():
     edge = (1.0, 0.6, 1.5, 0.5)  # p = 0.03 alone
     alone = judge([Claim(edge)])[0]
     among = judge([Claim(edge)] * 20 + [Claim(())] * 5)[0]  # what has not run claims nothing
-    assert alone.verdict == "reproduces"
-    assert among.verdict == "consistent with no effect"
+    assert alone.verdict == "helps"
+    assert among.verdict == "within noise"
     assert among.p == pytest.approx(20 * alone.p)
 
 

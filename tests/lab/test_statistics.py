@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,7 +6,16 @@ import pytest
 from scipy import stats
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.stats import deviation, holm, median, p_value, paired_difference, seeds_needed
+from flatsparse.experiments.stats import (
+    Interval,
+    deviation,
+    holm,
+    mean_interval,
+    median,
+    p_value,
+    paired_difference,
+    seeds_needed,
+)
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -35,6 +45,23 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
         d = paired_difference(source.normal(1.0, 2.0, 5), np.zeros(5))
         hits += d.low <= 1.0 <= d.high
     assert 0.935 < hits / 2000 < 0.965
+
+
+@pytest.mark.parametrize("gaps", [[1.0, 1.5, 0.2], [5.0], [0.5, 0.5]])
+def test_an_interval_comes_back_from_its_record(gaps):
+    d = mean_interval(gaps)
+    saved = json.loads(json.dumps(d.to_json(), allow_nan=False))
+    assert Interval.from_json({**saved, "verdict": d.verdict}) == d
+    assert (saved["interval95"] == [None, None]) == (not d.bounded)
+
+
+def test_an_interval_is_written_in_three_ways():
+    d = Interval(1.0, -0.5, 2.5, 4)
+    assert (f"{d}", f"{d:.1f}") == ("+1.00 [-0.50, +2.50]", "1.0 [-0.5–2.5]")
+    assert (d.with_half(), d.with_half(".1f"), d.bounds()) == ("+1.00 ± 1.50", "1.0 ± 1.5", "-0.50 to +2.50")
+    alone, alike = mean_interval([2.0]), mean_interval([2.0, 2.0])
+    assert f"{alone}" == alone.with_half() == alike.with_half() == "+2.00"
+    assert (alone.bounds(), alike.bounds()) == ("one seed", "unknown, the seeds are alike")
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])

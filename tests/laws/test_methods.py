@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import flatsparse as fs
-from flatsparse.sam.base import NEIGHBOUR
+from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sparse.scores import needs_dense_gradient
 from tests.helpers import (
     adamw,
@@ -152,8 +152,8 @@ def test_what_grows_starts_from_zero_in_weight_state_and_direction(method, base,
         for name, (weight, mask) in masked(model, training).items():
             grown = mask & ~before[name]
             assert method in RESTORE or not weight[grown].any()
-            for key, value in state_of(optimizer, weight).items():  # a neighbour is the weight itself: no direction yet
-                assert torch.equal(value[grown], weight[grown] if key == NEIGHBOUR else torch.zeros_like(value[grown]))
+            for key, value in state_of(optimizer, weight).items():  # u is the weight itself: no direction yet
+                assert torch.equal(value[grown], weight[grown] if key == PERTURBED else torch.zeros_like(value[grown]))
             checked += int(grown.sum())
         before.update(copied(training.masks))
 

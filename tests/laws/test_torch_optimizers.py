@@ -28,8 +28,8 @@ SHARPNESS: dict[str, Callable[..., Any]] = {"none": lambda base, rho: base, "s2s
 REFUSED = {
     ("LBFGS", "s2sam"): "it evaluates a closure many times a step, S2SAM has one gradient for it",
     ("LBFGS", "sam"): "it evaluates a closure many times a step, SAM has one perturbed gradient for it",
-    ("SparseAdam", "s2sam"): "it takes sparse gradients only, and those have no neighbour",
-    ("SparseAdam", "sam"): "it takes sparse gradients only, and those have no neighbour",
+    ("SparseAdam", "s2sam"): "it takes sparse gradients only, and those cannot be perturbed",
+    ("SparseAdam", "sam"): "it takes sparse gradients only, and those cannot be perturbed",
     ("SparseAdam", "none"): "it takes sparse gradients only, and those of a masked weight are dense",
 }
 OLDER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)

@@ -48,7 +48,7 @@ class Bench:
         print_bench(tables, suite.NOTES[bench.what], console)
         console.print(where, highlight=False)
         if self.out is not None:
-            cases = [{**table.record, "found": table.found} for table in tables]
+            cases = [{**table.record, "found": table.sentences} for table in tables]
             record = {"bench": bench.what, "settings": bench.as_dict(), "ran_on": about, "cases": cases}
             write_json(self.out / "bench.json", record)
             page = pages.write_bench(bench, tables, where, self.out)

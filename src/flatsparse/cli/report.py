@@ -26,9 +26,9 @@ class Report:
     """The page. It holds all it shows and needs no network."""
 
     def __call__(self) -> None:
-        found, console = records(self.store, self.scale, self.only), Console()
-        page = write(found, self.store, self.out)
-        for record in found:
+        tables, console = records(self.store, self.scale, self.only), Console()
+        page = write(tables, self.store, self.out)
+        for record in tables:
             print_record(record, console)
             console.print()
         console.print(f"report: {page}", highlight=False)

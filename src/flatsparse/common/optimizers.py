@@ -60,6 +60,13 @@ def chain(optimizer: Optimizer | None) -> Iterator[Optimizer]:
         optimizer = getattr(optimizer, "base", None)
 
 
+def mask_aware(optimizer: Optimizer) -> Iterator[MaskAware]:
+    """The wrappers in a chain that take part in sparse training, the outermost first."""
+    for wrapper in chain(optimizer):
+        if isinstance(wrapper, MaskAware):
+            yield wrapper
+
+
 def innermost(optimizer: Optimizer) -> Optimizer:
     """The optimizer under all wrappers: the one that gets plain gradients."""
     *_, last = chain(optimizer)

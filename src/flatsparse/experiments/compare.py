@@ -38,7 +38,7 @@ class Comparison:
 
     setting: Annotated[Setting, tyro.conf.arg(name="")] = field(default_factory=Setting)
     sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
-    """What to compare; ``none`` is always there."""
+    """The kinds of sharpness to compare; ``none`` is always there."""
     rho: float = 0.05
     """Radius for every sharpness that has no entry in --rhos."""
     rhos: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -189,9 +189,9 @@ def choose_radii(comparison: Comparison, out: Path, console: Console) -> tuple[R
 
 
 def _how(comparison: Comparison, console: Console) -> dict[str, Any]:
-    """Return how the runs are run; no two of them have the same first round."""
+    """Return how the runs are run; the folder is ours alone."""
     how = {"jobs": comparison.jobs, "cluster": comparison.cluster, "retry": comparison.retry}
-    return {**how, "share_rounds": False, "console": console}
+    return {**how, "exclusive": True, "console": console}
 
 
 def _run_name(run: ResolvedRun) -> str:
@@ -215,7 +215,8 @@ def _check_radius(outcome: Outcome) -> None:
 def _validation_accuracy(outcome: Outcome) -> float:
     """The validation accuracy of a run in percent; 0, the worst there is, for one that diverged."""
     if outcome.result is not None:
-        return float(outcome.result.validation_accuracy or 0.0)
+        assert outcome.result.validation_accuracy is not None  # there are validation images, or nothing is chosen
+        return outcome.result.validation_accuracy
     if outcome.diverged:
         return 0.0
     raise InputError(f"ρ cannot be chosen without run {outcome.folder.name}: {outcome.failure}")

@@ -76,7 +76,9 @@ class Row:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Row:
-        """Return the row that ``to_json`` wrote."""
+        """Return the row that ``to_json`` wrote; older ones do not have all of it."""
+        older = {"seeds": list(range(len(saved["accuracies"]))), "gaps": [], "unpaired": 0, "folders": []}
+        saved = {**older, **saved}
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         cosine = math.nan if saved["cosine"] is None else saved["cosine"]
@@ -120,9 +122,9 @@ class Table:
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Table:
         """Return the table that ``to_json`` wrote."""
-        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls) if field.name in saved}
         rows = tuple(Row.from_json(row) for row in saved["rows"])
-        over_random, failures = _from_json(saved["over_random"]), tuple(saved["failures"])
+        over_random, failures = _from_json(saved["over_random"]), tuple(saved.get("failures", ()))
         return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures})
 
 

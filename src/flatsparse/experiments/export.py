@@ -30,7 +30,7 @@ from flatsparse.experiments.export_forms import FORMS, Runs
 from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.stats import median
+from flatsparse.experiments.stats import Interval, median
 
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
@@ -169,8 +169,9 @@ def line(name: str, form: dict[str, Any]) -> str:
     text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, accuracy {form['accuracy']:.2f} %"
     for work in ("inference", "training"):
         if work in form:
-            ratio = form[work]
-            text += f", {work} in {ratio['ratio']:.2f} [{ratio['low']:.2f}–{ratio['high']:.2f}] of the run's time"
+            saved = form[work]
+            ratio = Interval(saved["ratio"], saved["low"], saved["high"], saved["rounds"])
+            text += f", {work} in {ratio:.2f} of the run's time"
     if form.get("parameters_removed") == 0:
         text += "; no channel could go, so that it is as large as the dense model"
     return text

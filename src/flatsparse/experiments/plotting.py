@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -42,5 +43,4 @@ def svg(figure: Figure) -> str:
     stream = io.StringIO()
     with rc_context({"svg.hashsalt": "flatsparse"}):
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    drawing = stream.getvalue()
-    return drawing[drawing.index("<svg") :]
+    return re.sub(r"^(<[?!][^>]*>\s*)*", "", stream.getvalue())  # without XML's declarations

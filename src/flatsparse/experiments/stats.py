@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 from flatsparse.common.errors import InputError
 
+Verdict = Literal["helps", "hurts", "within noise", "less than claimed", "one seed only"]
 FEWEST = 6  # values that could show anything by their signs alone: 2 · 0.5⁶ is the first below one in twenty
 
 
@@ -45,22 +46,19 @@ class Interval:
         return math.isfinite(self.half)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """The word for an effect that has this interval."""
-        if self.n < 2:
-            return "one seed only"
-        if self.low > 0:
-            return "helps"
-        return "hurts" if self.high < 0 else "within noise"
+        return verdict(self.mean, self.n, differs=self.low > 0 or self.high < 0)
 
     def __format__(self, spec: str) -> str:
         """The estimate with its bounds in brackets, each by ``spec``; numbers without a sign are parted by a dash."""
+        spec = spec or "+.2f"
         between = ", " if "+" in spec else "–"
         bounds = f" [{self.low:{spec}}{between}{self.high:{spec}}]" if self.bounded else ""
         return f"{self.mean:{spec}}{bounds}"
 
     def __str__(self) -> str:
-        return f"{self:+.2f}"
+        return format(self)
 
     def with_half(self, spec: str = "+.2f") -> str:
         """The estimate ± half of the interval, which is never signed."""
@@ -85,6 +83,26 @@ class Interval:
         """The interval that ``to_json`` wrote, whatever else stands beside it."""
         low, high = (-math.inf, math.inf) if None in saved["interval95"] else saved["interval95"]
         return cls(saved["mean"], low, high, saved["pairs"])
+
+
+def verdict(mean: float, n: int, *, differs: bool, falls_short: bool = False) -> Verdict:
+    """The word for a mean difference to plain training, of ``n`` pairs, where more is better.
+
+    Args:
+        mean, n: of the difference.
+        differs: whether it differs from none.
+        falls_short: whether it is less than what was claimed.
+
+    >>> verdict(0.3, 5, differs=True), verdict(0.3, 5, differs=True, falls_short=True), verdict(-0.1, 5, differs=False)
+    ('helps', 'less than claimed', 'within noise')
+    """
+    if n < 2:
+        return "one seed only"
+    if differs and mean < 0:
+        return "hurts"
+    if falls_short:
+        return "less than claimed"
+    return "helps" if differs else "within noise"
 
 
 def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interval:

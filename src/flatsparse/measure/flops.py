@@ -1,4 +1,4 @@
-"""What a net costs in floating-point operations, layer by layer, given its masks. A multiply-add counts as 2.
+"""The cost of a net in floating-point operations, layer by layer, given its masks. A multiply-add counts as 2.
 
 The accounting of Evci et al. (2020, app. H): convolutions and matrix products only, a backward pass costs two forward
 passes, and choosing masks costs nothing but the dense gradients that it reads. Which it reads is declared by scores,
@@ -21,14 +21,12 @@ from torch.utils.flop_counter import flop_registry
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.tensors import span
-from flatsparse.methods import as_method, sparsity_for
+from flatsparse.methods import DEFAULT, as_method, sparsity_for
 from flatsparse.schedules import DueSteps
-from flatsparse.sparse.channel_rules import Explore
-from flatsparse.sparse.layers import DENSE, Pattern, by_default, prunable
+from flatsparse.sparse.layers import DENSE, LayerSelector, by_default, prunable
 from flatsparse.sparse.masks import Masks
-from flatsparse.sparse.plan import Method, Plan
+from flatsparse.sparse.plan import Method, Plan, due, due_steps
 from flatsparse.sparse.rules import Rule
-from flatsparse.sparse.topk import budget
 
 WALKED = 10_000  # so many updates that change counts are walked one by one in an estimate
 
@@ -51,11 +49,11 @@ class Cost:
         return sum(self.layers.values()) + self.other
 
     def forward(self, masks: Mapping[str, Tensor]) -> float:
-        """The forward pass when each layer does only what its live weights ask for; layers without a mask are dense."""
+        """Return the operations of a forward pass in which each layer uses its active weights alone; others are dense."""
         return self.at({name: float(mask.float().mean()) for name, mask in masks.items()})
 
     def at(self, density: Mapping[str, float]) -> float:
-        """The forward pass with such a share of live weights in each layer; layers that are not named are dense."""
+        """Return the operations of a forward pass with a share of active weights in each layer; others are dense."""
         if strange := [name for name in density if name not in self.layers]:
             raise InputError(
                 f"layer '{strange[0]}' is none of the net whose operations were counted: give masks of that net"
@@ -249,7 +247,9 @@ _ELEMENTWISE = _operations(dict.fromkeys(("relu", "relu_", *_NORMS), _one_an_out
 
 
 def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], momentum: bool = False) -> float:
-    """One training step on one sample (Evci et al. 2020, app. H: a backward pass costs two forward passes).
+    """Return the operations of a training step on one sample.
+
+    A backward pass costs two forward passes (Evci et al. 2020, app. H).
 
     Args:
         forward, dense: the forward pass under the masks, and without any.
@@ -263,7 +263,7 @@ def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], m
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One prunable layer in numbers: its live weights at the end of the run, and what it costs one sample forward."""
+    """A prunable layer in numbers: its active weights at the end of the run, and its cost in a sample's forward pass."""
 
     name: str
     shape: tuple[int, ...]
@@ -283,7 +283,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, told before it begins; in operations for one sample.
+    """The expected cost of a run, in operations for one sample.
 
     Attributes:
         layers: of the kinds that are made sparse by default, and what else is.
@@ -328,24 +328,24 @@ class Estimate:
 def estimate(
     model: nn.Module,
     sample: Tensor,
-    method: str | Method = "rigl",
+    method: str | Method = DEFAULT,
     *,
     sparsity: float | None = None,
     steps: int,
     passes: int = 1,
-    include: Sequence[Pattern] = (),
-    exclude: Sequence[Pattern] = (),
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
     layers: str = "all",
     elementwise: bool = False,
     **options: Any,
 ) -> Estimate:
-    """What a run of a method will cost, without training and without its data.
+    """Estimate the cost of a run of a method, without training and without its data.
 
-    The plan is walked from update to update with each layer's count of live weights: one by one up to ``WALKED`` updates
+    The plan is walked from update to update with each layer's count of active weights: one by one up to ``WALKED`` updates
     that change counts; of more, about as many, evenly, and a forward pass between two costs the mean of theirs. Counts are
-    exact wherever they follow from shapes. What hangs on trained weights or data is taken as if scores were drawn by
-    chance: a ranking of the whole net then prunes all layers, or groups of channels, alike, and a rule without ``counts``
-    (growth shared out anew, as in DSR and SNFS) leaves every layer its own.
+    exact wherever they follow from shapes. What depends on trained weights or data is taken as if scores were drawn by
+    chance: a ranking of the whole net then prunes all layers, or groups of channels, alike, and a rule that cannot tell what
+    it changes (growth allocated anew by what the weights are) leaves every layer its own.
 
     Args:
         model: the network; on the ``meta`` device it takes no memory.
@@ -368,86 +368,71 @@ def estimate(
     forward = cost(model, sample, elementwise=elementwise)
     run = _Walk(plan, forward, masks, model, passes)
     for number in range(plan.rounds.count if plan.rounds else 1):
-        if plan.rounds and number:
-            run.live = plan.rounds.prune.counts(run.scores, run.live, number)
+        run.prune(number)
         run.take(steps)
     matrices = prunable(model)
     _warn_of_uncounted(
         name
-        for name in run.live
+        for name in run.active
         if not forward.layers[name]
         and not by_default(name, matrices[name][1])
         and not isinstance(matrices[name][1], DENSE)
     )
-    told = tuple(
+    costs = tuple(
         LayerCost(
-            name, tuple(p.shape), run.live.get(name, p.numel()), p.numel(), forward.layers[name], name in run.live
+            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), forward.layers[name], name in run.active
         )
         for name, (p, module) in matrices.items()
-        if by_default(name, module) or name in run.live
+        if by_default(name, module) or name in run.active
     )
-    return Estimate(told, masks.overall, run.forward, forward.dense, run.spent / run.steps, run.steps)
+    return Estimate(costs, masks.overall, run.forward, forward.dense, run.spent / run.steps, run.steps)
 
 
 class _Walk:
-    """A plan's way through its steps, with counts of live weights for masks."""
+    """A walk through a plan's steps, with expected counts of active weights in place of masks."""
 
     def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: int) -> None:
         self.plan, self.cost, self.passes = plan, cost, passes
-        self.shapes = {w.name: w.weight.shape for w in masks}
-        self.widths = plan.widths(model, masks)
-        chance = torch.Generator().manual_seed(0)
-        self.scores = {name: torch.rand(shape, generator=chance) for name, shape in self.shapes.items()}
+        self.expected = plan.expected_start(masks, model)
         self.spent, self.steps = 0.0, 0
-        total = sum(s.numel() for s in self.scores.values())
-        if plan.thinning is not None and plan.thinning.first:
-            self.live = self._thinned(plan.thinning.first)
-        elif plan.pattern is not None:
-            self.live = {
-                w.name: int(plan.pattern.keep(self.scores[w.name], w.name, w.inputs_first).sum()) for w in masks
-            }
-        else:
-            self.live = plan.distribution(self.scores, budget(total, plan.sparsity))
+
+    @property
+    def active(self) -> dict[str, int]:
+        """The number of active weights of each layer."""
+        return self.expected.active
 
     @property
     def forward(self) -> float:
-        return self.cost.at({name: count / self.scores[name].numel() for name, count in self.live.items()})
+        """The operations of a forward pass."""
+        scores = self.expected.scores
+        return self.cost.at({name: count / scores[name].numel() for name, count in self.active.items()})
+
+    def prune(self, number: int) -> None:
+        """Prune before a round of training."""
+        if self.plan.rounds and number:
+            self.expected.active = self.plan.rounds.prune.counts(self.expected, number)
 
     def take(self, steps: int) -> None:
-        """So many steps more, as ``SparseTraining`` takes them: no rule acts at the very first."""
-        first, last = max(2, self.steps + 1), self.steps + steps
-        changing = [rule for rule in self.plan.rules if isinstance(rule, Explore) or hasattr(rule, "counts")]
-        changes = DueSteps([rule.when for rule in changing], first, last)
-        dense = DueSteps([rule.when for rule in self.plan.rules if rule.dense_gradient], first, last)
+        """Take so many steps more."""
+        last = self.steps + steps
+        changes = due_steps([rule for rule in self.plan.rules if rule.changes_counts], last, after=self.steps)
+        dense = due_steps([rule for rule in self.plan.rules if rule.dense_gradient], last, after=self.steps)
         stride = math.ceil(changes.count(0, last) / WALKED) or 1
         before = self.forward
         for step in changes.thinned(stride):
             if stride == 1:  # the update's own step is taken under the masks before it
                 self._spend(before, step, dense)
-            for rule in changing:
-                if not rule.when(step):
-                    continue
-                if isinstance(rule, Explore):
-                    self.live = self._thinned(rule.removed_by(step))
-                else:
-                    self.live = rule.counts(self.scores, self.live, step)  # type: ignore[attr-defined]  # see above
+            for rule in due(self.plan, step):
+                self.expected.active = rule.counts(self.expected, step)
             if stride > 1:
                 self._spend((before + self.forward) / 2, step, dense)
             before = self.forward
         self._spend(before, last, dense)
 
     def _spend(self, forward: float, until: int, dense: DueSteps) -> None:
-        """The steps up to one, all with such a forward pass; those at which a dense gradient is read cost more."""
+        """Add the steps up to one, all with such a forward pass; those at which a dense gradient is read cost more."""
         steps = until - self.steps
         reads = steps if self.plan.momentum is not None else dense.count(self.steps, until)
         for taken, dearer in ((steps - reads, False), (reads, True)):
             self.spent += taken * step_flops(forward, self.cost.dense, self.passes, (), momentum=dearer)
         self.steps = until
-
-    def _thinned(self, removed: float) -> dict[str, int]:
-        """Live weights where so many channels are gone, of every group alike, and all others are live."""
-        assert self.plan.thinning is not None
-        assert self.widths is not None
-        for g, count in zip(self.widths, self.plan.thinning.alike(self.widths, removed), strict=True):
-            g.live = torch.arange(g.group.size) < count
-        return {name: int(room.sum()) for name, room in self.widths.masks(self.shapes).items()}

@@ -1,4 +1,4 @@
-"""Sparse-training methods, one paper per file. A method is a frozen dataclass of its options that makes a plan."""
+"""Sparse-training methods, one paper per file; each is a frozen dataclass of its options that makes a plan."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ METHODS: dict[str, type[Method]] = {
     "chase": Chase,
 }
 ALIASES = {"imp": "lth"}  # iterative magnitude pruning
+DEFAULT = "rigl"
 
 __all__ = [
     "ACDC",
     "ALIASES",
     "CHEX",
+    "DEFAULT",
     "DSR",
     "GMP",
     "LRR",
@@ -86,7 +88,7 @@ __all__ = [
 
 
 def kind_of(name: str) -> type[Method]:
-    """The method of a name or alias, or of a class in a Python file, as ``path/to/file.py:Name``; the file is executed.
+    """Return the method of a name or alias, or of a class in a Python file, as ``path/to/file.py:Name``; the file is executed.
 
     Raises: InputError for an unknown name, and a file that holds no such method.
     """
@@ -112,7 +114,7 @@ def _in_file(file: Path, name: str) -> type[Method]:
 
 
 def named(name: str, options: dict[str, Any]) -> Method:
-    """The method of a name with its options; a distribution may be given by name too.
+    """Return the method of a name with its options; a distribution may be given by name too.
 
     Raises: InputError for an unknown name or option.
     """
@@ -135,9 +137,9 @@ def methods_with(option: str) -> list[str]:
 
 
 def as_method(method: str | Method, options: dict[str, Any]) -> Method:
-    """The method that is meant by a name with its options, or by an object that has them.
+    """Return the method of a name with its options, or an object that has them already.
 
-    Raises: InputError for what is neither, and for options beside an object.
+    Raises: InputError for anything else, and for options beside an object.
     """
     if isinstance(method, str):
         return named(method, options)
@@ -151,16 +153,15 @@ def as_method(method: str | Method, options: dict[str, Any]) -> Method:
 
 
 def sparsity_for(method: Method, sparsity: float | None) -> float:
-    """The sparsity that a method shall end at; 0 for one that is told how many channels to remove instead.
+    """Return the sparsity that a method shall end at; 0 for one that takes none.
 
     Raises: InputError when it is missing, out of range, or given to a method that takes none.
     """
     if not traits_of(method).takes_sparsity:
         if sparsity is not None:
-            raise InputError(
-                f"method '{name_of(method)}' got sparsity={sparsity}, but it removes channels: give channels= instead,"
-                " the fraction of them, e.g. 0.5"
-            )
+            by_channels = "channels" in options_of(method)
+            instead = "give channels= instead, the fraction of them to prune" if by_channels else "leave it out"
+            raise InputError(f"method '{name_of(method)}' got sparsity={sparsity}, but takes none: {instead}")
         return 0.0
     if sparsity is None:
         raise InputError(f"method '{name_of(method)}' got neither sparsity= nor masks=: give a sparsity, e.g. 0.9")
@@ -168,10 +169,10 @@ def sparsity_for(method: Method, sparsity: float | None) -> float:
 
 
 def name_of(method: Method) -> str:
-    """The name a method is listed under, or its class's for one that is not."""
+    """Return the name that a method is listed under, or its class's for one that is not."""
     return name_of_kind(type(method))
 
 
 def name_of_kind(kind: type) -> str:
-    """The same of a method's class."""
+    """Return the name that a method's class is listed under, or its own."""
     return next((name for name, listed in METHODS.items() if listed is kind), kind.__name__.lower())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.common.errors import InputError
 from flatsparse.schedules import At, Constant
-from flatsparse.sparse.distributions import Distribution, ranked_together, uniform
+from flatsparse.sparse.distributions import Distribution, global_ranking, uniform
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.rules import GrowTo, PruneTo
 from flatsparse.sparse.scores import each, magnitude
@@ -16,18 +16,18 @@ from flatsparse.sparse.scores import each, magnitude
 class ACDC:
     """Train dense and sparse by turns, pruning the smallest weights of the whole net, and end sparse (Alg. 1).
 
-    Pruned weights come back at 0. The published code forgets all momentum then; here what was live keeps its own.
+    Pruned weights come back at 0. The published code forgets all momentum then; here what was active keeps its own.
 
     Attributes:
         prune: when to prune to the target, in shares of the run. By default those of the paper's ImageNet runs of 100
             epochs.
-        restore: when to make all weights live again.
-        distribution: how the live weights are shared out between layers; the paper ranks them together.
+        restore: when to make all weights active again.
+        distribution: how the active weights are allocated to layers; the paper ranks them globally.
     """
 
     prune: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
     restore: tuple[float, ...] = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         for name, shares in (("prune", self.prune), ("restore", self.restore)):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from flatsparse.common.errors import InputError, check_count, check_fraction, unknown
 from flatsparse.schedules import Constant, Cosine, Cubic, Every, Schedule
 from flatsparse.sparse.channel_choice import between_convolutions, eligible
-from flatsparse.sparse.channel_rules import RemoveChannels, Thinning
+from flatsparse.sparse.channel_rules import ChannelPruning, PruneChannels
 from flatsparse.sparse.channel_scores import FilterScore, mean_magnitude
-from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, ranked_together
+from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, global_ranking
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import GrowTo, PruneTo, Rewire
+from flatsparse.sparse.rules import DropAndGrow, GrowTo, PruneTo
 from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 SCOPES = ("net", "layer")
@@ -22,9 +22,9 @@ class Chase:
     """Explore weights over the whole net, and bit by bit remove the channels that this leaves nearly empty.
 
     An update prunes the smallest weights of the net to its sparsity and grows beyond it where the dense gradient is
-    largest, ever less far beyond. Channels go half a period before. In the last phase an update drops a share of the live
+    largest, ever less far beyond. Channels go half a period before. In the last phase an update drops a share of the active
     weights, the smallest of the net, and grows as many. Nothing grows in removed channels, which can be taken out at the end:
-    ``fs.shrink``. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up live. Our
+    ``fs.shrink``. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up active. Our
     reading is that an update takes a weight step too, and that the bound counts all prunable weights.
 
     That is as in the published scripts for CIFAR, whose counts miss what is asked for by a few weights and channels. The one
@@ -37,7 +37,7 @@ class Chase:
         every: steps between updates (ΔT_p).
         until: where the last phase begins, as a step or a share of the run (epoch 130 of 160; 80 of 100 on ImageNet).
         bound: how far growth goes beyond the density at first, as a fraction of all prunable weights; falls to 0.
-        drop_fraction: of the live weights, moved at an update of the last phase: the start of half a cosine over the whole
+        drop_fraction: of the active weights, moved at an update of the last phase: the start of half a cosine over the whole
             run that ends at a hundredth of it.
         least: a group keeps at least this share of its share of channels, ``C(1 − S_c)·β`` rounded down (β; 0.5 for
             ResNet-50 on CIFAR, 0.2 for VGG-19 and ImageNet).
@@ -52,7 +52,7 @@ class Chase:
         channel_every: steps between removals of channels; ``every`` by default, as in the script for ResNet-50. That for VGG-19
             has 8,000 beside 1,000.
         channel_offset: how long before an update channels go, in shares of ``every``; 0 is together, channels first.
-        distribution: how the live weights are shared out between layers at the start.
+        distribution: how the active weights are allocated to layers at the start.
     """
 
     channels: float = 0.3
@@ -76,7 +76,7 @@ class Chase:
         for phase in ("first_phase", "last_phase"):
             if getattr(self, phase) not in SCOPES:
                 raise unknown(f"{phase}=", getattr(self, phase), SCOPES)
-        thinning = Thinning(
+        pruning = ChannelPruning(
             self.channels,
             least=(1 - self.channels) * check_fraction("least", self.least),
             eligible=eligible(self.explore, self.sums, published=between_convolutions),
@@ -84,27 +84,27 @@ class Chase:
         when = updates(self.every, self.until, steps, spare=1)
         thin = self._removals(when)
         denser = Cosine(max(0.0, sparsity - self.bound), sparsity, until=when.last)
-        first = ranked_together if self.first_phase == "net" else self.distribution
-        # What grew at the very last step would be live and never trained.
+        first = global_ranking if self.first_phase == "net" else self.distribution
+        # What grew at the very last step would be active and never trained.
         later = Every(when.period, until=steps - 1, start=when.last)
         moved = Cosine(self.drop_fraction, self.drop_fraction / 100, until=steps)
         rules = (
-            RemoveChannels(thin, Cubic(0.0, self.channels, until=thin.last), self.score, thinning),
+            PruneChannels(thin, Cubic(0.0, self.channels, until=thin.last), self.score, pruning),
             PruneTo(when, Constant(sparsity), magnitude, first),
             GrowTo(when, denser, gradient, first),
             *(
-                (Rewire(later, moved, drop=magnitude, grow=gradient),)
+                (DropAndGrow(later, moved, drop=magnitude, grow=gradient),)
                 if self.last_phase == "layer"
                 else (
-                    PruneTo(later, Dropped(moved, sparsity), magnitude, ranked_together),
-                    GrowTo(later, Constant(sparsity), gradient, ranked_together),
+                    PruneTo(later, Dropped(moved, sparsity), magnitude, global_ranking),
+                    GrowTo(later, Constant(sparsity), gradient, global_ranking),
                 )
             ),
         )
-        return Plan(sparsity, each(random), self.distribution, rules=rules, thinning=thinning)
+        return Plan(sparsity, each(random), self.distribution, rules=rules, channel_pruning=pruning)
 
     def _removals(self, when: Every) -> Every:
-        """When channels go; for the last time not after the weights' last update, which fills what they leave."""
+        """Return when channels are pruned, for the last time not after the weights' last update, which fills what they leave."""
         period = when.period if self.channel_every is None else check_count("channel_every", self.channel_every)
         before = round(check_fraction("channel_offset", self.channel_offset) * when.period)
         before = max(0, min(before, period - 2))  # nothing acts at the first step
@@ -117,7 +117,7 @@ class Chase:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The sparsity of a net after a fraction of its live weights has gone, by step."""
+    """The sparsity of a net after a fraction of its active weights has gone, by step."""
 
     fraction: Schedule
     sparsity: float

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from flatsparse.common.errors import InputError, check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.channel_choice import blocks_and_shortcuts, eligible
-from flatsparse.sparse.channel_rules import Explore, Thinning
+from flatsparse.sparse.channel_rules import ChannelPruning, PruneAndRegrowChannels
 from flatsparse.sparse.distributions import uniform
 from flatsparse.sparse.plan import Plan, share_of, updates
 from flatsparse.sparse.scores import each, magnitude
@@ -51,12 +51,16 @@ class CHEX:
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         explored = eligible(self.explore, self.sums, published=blocks_and_shortcuts)
-        thinning = Thinning(self.channels, eligible=explored, restores=True)
+        pruning = ChannelPruning(self.channels, eligible=explored, restores=True)
         regrow = 0.4 * self.channels if self.regrow is None else check_fraction("regrow", self.regrow)
         if regrow > self.channels:
             raise InputError(f"regrow {regrow} is more than channels {self.channels}, all that is removed: give less")
         when = updates(share_of(steps, 2 / 250, self.every), self.until, steps)
-        explore = Explore(when, self.channels, Cosine(regrow, 0.0, until=when.last))
+        explore = PruneAndRegrowChannels(when, self.channels, Cosine(regrow, 0.0, until=when.last))
         return Plan(
-            0.0, each(magnitude), uniform, rules=(explore,), thinning=replace(thinning, first=self.channels - regrow)
+            0.0,
+            each(magnitude),
+            uniform,
+            rules=(explore,),
+            channel_pruning=replace(pruning, first=self.channels - regrow),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flatsparse.common.errors import check_count, check_finite, unknown
-from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.saliency import HALVES, Batch, GradientFlow, Loss
 
@@ -16,11 +16,11 @@ class GraSP:
     """Before training keep the weights that carry the gradient flow, and never change them (Alg. 1).
 
     The score of a weight is ``w · H∂L/∂w``, H the Hessian: what its removal does to the norm of the gradient, to first
-    order. All weights of the net are ranked together, on a sample with as many images of each class.
+    order. All weights of the net are ranked globally, on a sample with as many images of each class.
 
     The sample is passed in two halves. The published code splits it in the middle, class by class as it is sorted, so that
     each half holds half of the classes; here each takes every other image. With batch norm, whose statistics are a half's
-    own, that matters: on digits, at 90 to 98 %, 81 to 84 % of the live weights are the same for a net of three
+    own, that matters: on digits, at 90 to 98 %, 81 to 84 % of the active weights are the same for a net of three
     convolutions, and 47 to 60 % for ResNet-20. That code also scores with newly drawn weights (Xavier) in linear layers, by
     default; here the weights that will be trained are scored.
 
@@ -30,7 +30,7 @@ class GraSP:
         per_class: of each class in the sample (10 on CIFAR-10 in the published code); None takes all batches whole.
         temperature: what the outputs are divided by (T in the published code).
         halves: ``alternate``, or ``middle`` as in the published code.
-        distribution: the paper ranks all weights together.
+        distribution: the paper ranks all weights globally.
     """
 
     batches: Iterable[Batch] | None = None
@@ -38,7 +38,7 @@ class GraSP:
     per_class: int | None = 10
     temperature: float = 200.0
     halves: str = "alternate"
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
     scoring = "batches"
 
     def plan(self, sparsity: float, steps: int) -> Plan:

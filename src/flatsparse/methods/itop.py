@@ -1,6 +1,6 @@
 """ITOP: in-time over-parameterization (Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
 
-The paper's settings for SET and RigL: rewire rarely, so that what grows has time to show its worth, and to the end of
+The paper's settings for SET and RigL: update rarely, so that what grows has time to show its worth, and to the end of
 training, so that as many weights as possible are tried at some time. ``training.exploration`` is the paper's R_s, the
 fraction of weights that were. The weight step is taken on updates too. Periods are for batches of 128 on CIFAR. The last
 step of the run grows nothing, because nothing would train it.
@@ -14,7 +14,7 @@ from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import Score, each, gradient, magnitude, random
 
 
@@ -25,9 +25,9 @@ class SETITOP:
     Attributes:
         every: steps between updates (ΔT).
         until: the last step that may update, or its share of the run.
-        drop_fraction: of a layer's live weights at the start, falling to ``last_fraction`` along half a cosine.
+        drop_fraction: of a layer's active weights at the start, falling to ``last_fraction`` along half a cosine.
         last_fraction: at the end of the run.
-        distribution: how the live weights are shared out between layers.
+        distribution: how the active weights are allocated to layers.
     """
 
     every: int = 1500
@@ -64,4 +64,6 @@ def _plan(method: SETITOP | RigLITOP, sparsity: float, steps: int, grow: Score) 
     check_fraction("last_fraction", method.last_fraction)
     when = updates(method.every, method.until, steps, spare=1)
     fraction = Cosine(method.drop_fraction, method.last_fraction, until=steps)
-    return Plan(sparsity, each(random), method.distribution, rules=(Rewire(when, fraction, drop=magnitude, grow=grow),))
+    return Plan(
+        sparsity, each(random), method.distribution, rules=(DropAndGrow(when, fraction, drop=magnitude, grow=grow),)
+    )

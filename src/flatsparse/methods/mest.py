@@ -33,7 +33,7 @@ class MEST:
             below 0.98, and from there on; for sparsities that the paper has not that is ours.
         phases: where the next phase begins, in shares of the run (epochs 100 and 130 of 160).
         gradient_weight: λ of the importance ``|w| + λ|∂L/∂w|``; 0, as in the published code, is magnitude. Otherwise
-            gradients are kept dense on updates, though only the live weights' are read.
+            gradients are kept dense on updates, though only the active weights' are read.
         distribution: every layer alike, as in those runs; they keep the first convolution, shortcuts and the last layer
             dense, which ``layers="mest"`` does.
     """
@@ -50,7 +50,7 @@ class MEST:
         beyond = Stages((*(sparsity + p for p in bounds), sparsity), starts)
         if max(beyond.values) >= 1:
             raise InputError(
-                f"sparsity {sparsity} leaves no room to prune {max(bounds)} of all weights more: give smaller bounds="
+                f"sparsity {sparsity} leaves too little to prune {max(bounds)} of all weights more: give smaller bounds="
             )
         prune = PruneTo(when, beyond, _importance(self.gradient_weight), self.distribution)
         grow = GrowTo(when, Constant(sparsity), random, self.distribution)
@@ -63,7 +63,7 @@ class MESTSoft:
 
     A mutation prunes to the target and grows beyond it at random. From the last phase on the net is at the target. The
     published code mutates once before the first step, so that it starts with the largest weights at the target and random
-    ones beyond it; here all that is live at the start are the largest weights.
+    ones beyond it; here all that is active at the start are the largest weights.
 
     Attributes:
         bounds: how much denser than the target each phase but the last trains, in fractions of all weights; see ``MEST``
@@ -105,7 +105,7 @@ def _bounds(
 
 
 def _phases(every: int | None, phases: Sequence[float], steps: int) -> tuple[AnyOf, tuple[int, ...]]:
-    """When to mutate, and the first steps of the later phases; the last is an update itself, so that it ends on target."""
+    """Return when to mutate, and the first steps of the later phases; the last is an update itself, so that it ends on target."""
     if not phases or sorted(phases) != list(phases) or not all(0 < share < 1 for share in phases):
         raise InputError(f"phases {phases} are not usable: give rising shares of the run in (0, 1)")
     starts = tuple(max(2, round(share * steps)) for share in phases)

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 
 @dataclass(frozen=True)
 class RigL:
-    """Now and then drop the smallest live weights of each layer and grow where the dense gradient is largest (Alg. 1).
+    """Now and then drop the smallest active weights of each layer and grow where the dense gradient is largest (Alg. 1).
 
     As in the published code an update takes the place of the weight step, and what was just dropped may return.
 
     Attributes:
         every: steps between updates (ΔT).
         until: the last step that may update, or its share of the run (T_end; 25k of 32k steps in the paper).
-        drop_fraction: of a layer's live weights at the first update (α), falling to 0 along half a cosine.
-        distribution: how the live weights are shared out between layers. With ``uniform`` the paper leaves the first
+        drop_fraction: of a layer's active weights at the first update (α), falling to 0 along half a cosine.
+        distribution: how the active weights are allocated to layers. With ``uniform`` the paper leaves the first
             convolution dense, which ``layers="rigl"`` does.
         weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
-        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     every: int = 100
@@ -40,6 +40,6 @@ class RigL:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
-        pattern = Pattern.of_pair(self.pattern, sparsity)
-        rewire = Rewire(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern)
-        return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)
+        pattern = NofM.of_pair(self.pattern, sparsity)
+        rule = DropAndGrow(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern)
+        return Plan(sparsity, each(random), self.distribution, rules=(rule,), pattern=pattern)

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Constant
 from flatsparse.sparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan, share_of, updates
-from flatsparse.sparse.rules import Rewire
+from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, magnitude, magnitude_by_sign, random
 
 
 @dataclass(frozen=True)
 class SET:
-    """Now and then drop the smallest live weights of each layer and grow as many at random.
+    """Now and then drop the smallest active weights of each layer and grow as many at random.
 
     This is the form for convolutional nets that the RigL code compares with: by magnitude whatever the sign, every
     100 steps. Growth starts from small random values in the paper but from 0 in its code; here, from 0. The share of
-    the run that may rewire is ours, RigL's.
+    the run that may update is ours, RigL's.
 
     Attributes:
         every: steps between updates.
         until: the last step that may update, or its share of the run.
-        drop_fraction: of a layer's live weights at each update (ζ in the paper).
-        distribution: how the live weights are shared out between layers.
-        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        drop_fraction: of a layer's active weights at each update (ζ in the paper).
+        distribution: how the active weights are allocated to layers.
+        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     every: int = 100
@@ -38,9 +38,9 @@ class SET:
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
-        pattern = Pattern.of_pair(self.pattern, sparsity)
-        rewire = Rewire(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
-        return Plan(sparsity, each(random), self.distribution, rules=(rewire,), pattern=pattern)
+        pattern = NofM.of_pair(self.pattern, sparsity)
+        rule = DropAndGrow(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
+        return Plan(sparsity, each(random), self.distribution, rules=(rule,), pattern=pattern)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class OriginalSET:
     Attributes:
         every: steps between updates.
         until: the last step that may update, or its share of the run.
-        drop_fraction: of a layer's live weights at each update (ζ in the paper).
+        drop_fraction: of a layer's active weights at each update (ζ in the paper).
         distribution: the paper's, by each layer's inputs and outputs.
     """
 
@@ -65,5 +65,5 @@ class OriginalSET:
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(share_of(steps, 1 / 160, self.every), self.until, steps, spare=1)
-        rewire = Rewire(when, fraction=Constant(self.drop_fraction), drop=magnitude_by_sign, grow=random)
-        return Plan(sparsity, each(random), self.distribution, rules=(rewire,))
+        rule = DropAndGrow(when, fraction=Constant(self.drop_fraction), drop=magnitude_by_sign, grow=random)
+        return Plan(sparsity, each(random), self.distribution, rules=(rule,))

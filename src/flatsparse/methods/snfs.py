@@ -21,16 +21,16 @@ class SNFS:
     taken to be 1/160 of the run. The last step of the run grows nothing, because nothing would train it.
 
     Its code leaves the optimizer's own momentum dense, so that a weight that grows starts at 0 but moves at once with the
-    momentum that gathered while it was dead; here it starts from 0. That code also lets a layer that is still growing, but is
+    momentum that gathered while it was pruned; here it starts from 0. That code also lets a layer that is still growing, but is
     denser than 80 %, drop no more than its sparsity (``adjust_prune_rate``); here all layers drop the same fraction.
 
     Attributes:
         every: steps between updates.
         until: the last step that may update, or its share of the run.
-        drop_fraction: of a layer's live weights at the start, falling to 0 along half a cosine. In its code the cosine
+        drop_fraction: of a layer's active weights at the start, falling to 0 along half a cosine. In its code the cosine
             ends at 0.005; the paper's falls in a straight line, as far as we know.
         decay: the share of the running average that a step keeps, SGD's usual momentum.
-        distribution: how the live weights are shared out between layers at the start; uniform, as in its code.
+        distribution: how the active weights are allocated to layers at the start; uniform, as in its code.
     """
 
     every: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flatsparse.sparse.distributions import Distribution, ranked_together
+from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.saliency import Batch, Loss, Sensitivity
 
@@ -15,18 +15,18 @@ class SNIP:
     """Before training keep the weights that the loss is most sensitive to, and never change them (Alg. 1).
 
     The sensitivity to a weight is ``|w · ∂L/∂w|``, what removing it would change to first order. All weights of the net are
-    ranked together.
+    ranked globally.
     The paper starts from a variance-scaling initialisation; here the model is scored as it is given.
 
     Attributes:
         batches: pairs of inputs and targets to score on, on the model's device; the paper takes one mini-batch.
         loss_fn: of outputs and targets.
-        distribution: the paper ranks all weights together.
+        distribution: the paper ranks all weights globally.
     """
 
     batches: Iterable[Batch] | None = None
     loss_fn: Loss | None = None
-    distribution: Distribution = ranked_together
+    distribution: Distribution = global_ranking
     scoring = "batch"
 
     def plan(self, sparsity: float, steps: int) -> Plan:

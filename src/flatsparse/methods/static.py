@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, uniform
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.scores import Score, each, random
 
@@ -37,8 +37,8 @@ class Static:
 
     Attributes:
         initial: the score by which each layer's first masks are chosen.
-        distribution: how the live weights are shared out between layers.
-        pattern: N live weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        distribution: how the active weights are allocated to layers.
+        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
     """
 
     initial: Score = random
@@ -46,5 +46,5 @@ class Static:
     pattern: tuple[int, int] | None = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        pattern = Pattern.of_pair(self.pattern, sparsity)
+        pattern = NofM.of_pair(self.pattern, sparsity)
         return Plan(sparsity, each(self.initial), self.distribution, pattern=pattern)

@@ -1,7 +1,7 @@
 """The traits of a method: what it declares of itself, for whoever runs it, counts its cost or describes it.
 
 A method declares a trait by a class attribute of its name, which is no field of the dataclass; what it does not declare
-has the default. Everything else is asked of its options (``options_of``) and of its plan, such as its rounds.
+has the default. All else is in its options (``options_of``) and in its plan, such as its rounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Scoring = Literal["none", "batch", "batches"]
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method declares.
+    """The traits of a method.
 
     Attributes:
         takes_sparsity: it is given the sparsity to end at. One that is not, such as a method that is given a fraction of
@@ -45,5 +45,5 @@ def traits_of(method: Method | type[Method]) -> Traits:
 
 def options_of(method: Method | type[Method]) -> tuple[str, ...]:
     """Return the names of the options that a method or its class has."""
-    declared: Any = method  # a method is a dataclass
-    return tuple(field.name for field in dataclasses.fields(declared))
+    declared: Any = method
+    return tuple(field.name for field in dataclasses.fields(declared)) if dataclasses.is_dataclass(declared) else ()

@@ -1,4 +1,4 @@
-"""Checks that a step's gradient was taken at the perturbed weights as a whole. What is amiss is said once, with the cure.
+"""Checks that the whole gradient of a step was taken at the perturbed weights. Each problem is warned of once, with its cure.
 
 Hooks on every module and parameter would cost a small net a few per cent of a step, so they are there in a few steps
 only: the second of an optimizer in this process, the fourth, the eighth and so on. Loops rarely change their form.
@@ -6,51 +6,96 @@ only: the second of an optimizer in this process, the fourth, the eighth and so 
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flatsparse.sam import hooks
-
-if TYPE_CHECKING:
-    from flatsparse.sam.base import SharpnessAware
-    from flatsparse.sam.optimizers import S2SAM
+from flatsparse.sam.addresses import address_holder
+from flatsparse.sam.hooks import Perturbing
+from flatsparse.sam.perturbation import Perturbation
+from flatsparse.sam.warn_once import WarnOnce
 
 
 def is_inspected(step: int) -> bool:
-    """Whether a step, counted from 1 in this process, is one of those: 2, 4, 8 …"""
+    """Return whether a step, counted from 1 in this process, is inspected: 2, 4, 8 …"""
     return step > 1 and step & (step - 1) == 0
 
 
-class ArrivalWatch:
-    """Hooks on parameters that warn when a gradient arrives after the window that its forward used was closed."""
+class GradientChecks:
+    """The checks of one optimizer, and what they know of the step it is in.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], optimizer: SharpnessAware) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self.early = False  # whether a gradient came before any window was opened
-        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters if p.requires_grad]
+    Attributes:
+        skipped: why a forward of a followed model was not perturbed.
+    """
 
-    def _arrived(self, p: Tensor) -> None:
-        optimizer = self._optimizer()
-        if optimizer is None or optimizer.is_open:
-            return
-        if optimizer._looked:
-            self.warn(optimizer)
-        else:
-            self.early = True
+    def __init__(self, perturbation: Perturbation, warn: WarnOnce) -> None:
+        self.perturbation, self._warn = perturbation, warn
+        self.skipped = ""
+        self._interrupted = ""  # what restored the weights between a forward and its backward
+        self._watch: ArrivalWatch | None = None  # of gradients that come after that
+        self._inspection: Inspection | None = None
+        self._steps = 0  # taken since this object was made
 
-    def warn(self, optimizer: SharpnessAware) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_watch": None, "_inspection": None, "_steps": 0}
+
+    def restore(self, cause: str) -> None:
+        """Restore perturbed weights. A gradient of a forward before that belongs to no point: it is warned of."""
+        perturbed = self.perturbation.swapped
+        self.perturbation.restore()
+        if perturbed and self.perturbation.was_applied:
+            self._interrupted = (
+                f"{cause} came between a forward at w + e and its backward, whose gradient then belongs to no point: take"
+                " the backward first, or evaluate under torch.no_grad()"
+            )
+            self._watch = self._watch or ArrivalWatch(perturbed, self)
+
+    def begin_step(self, optimizer: Perturbing) -> None:
+        """Watch the coming step, if it is one of those that are watched and its forward shall be perturbed."""
+        self._steps += 1
+        if is_inspected(self._steps + 1) and self.perturbation.weights.exist:
+            self._inspection = Inspection(optimizer, self)
+
+    def end_step(self) -> None:
+        """Stop watching: whatever came between, this step's gradients are there."""
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch, self._interrupted = None, ""
+        if self._inspection is not None:
+            self._inspection.end(self)
+        self._inspection = None
+        self.perturbation.was_applied = False
+
+    def warn_of_arrival(self) -> None:
+        """Warn of a gradient that was not taken at w + e."""
         partly = (
             "a part of a step's gradient was taken while the parameters held w, not w + e: run every forward and backward"
             " of the step inside optimizer.perturbed(), or through calls of the followed model"
         )
-        optimizer._warn("arrival", optimizer._interrupted or partly)
+        self._warn("arrival", self._interrupted or partly)
+
+
+class ArrivalWatch:
+    """Hooks on parameters that warn when a gradient arrives after the weights of its forward were restored."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], checks: GradientChecks) -> None:
+        self._checks = weakref.ref(checks)
+        self.early = False  # whether a gradient came before any weights were perturbed
+        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters if p.requires_grad]
+
+    def _arrived(self, p: Tensor) -> None:
+        checks = self._checks()
+        if checks is None or checks.perturbation.is_applied:
+            return
+        if checks.perturbation.was_applied:
+            checks.warn_of_arrival()
+        else:
+            self.early = True
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -58,29 +103,27 @@ class ArrivalWatch:
 
 
 class Inspection:
-    """Hooks that watch one step: a forward outside of all windows opens one, a gradient outside of them is warned of.
+    """Hooks that watch one step: a forward at unperturbed weights perturbs them, a gradient at such is warned of.
 
     A part of a followed model may be called by itself (``self.net(x)`` in a LightningModule); once seen, it is followed too.
     """
 
-    def __init__(self, optimizer: S2SAM) -> None:
-        models = hooks.followed(optimizer)
-        perturbed = [
-            p for group in optimizer.param_groups for p in group["params"] if optimizer._neighbour(p) is not None
-        ]
-        self._arrivals = ArrivalWatch(perturbed, optimizer)
+    def __init__(self, optimizer: Perturbing, checks: GradientChecks) -> None:
+        models, perturbed = list(optimizer.followed), list(checks.perturbation.weights.kept())
+        self._arrivals = ArrivalWatch(perturbed, checks)
         self._handles = []
         for model in models:
             for module in _eager_modules(model):
                 hook = _ModuleHook(model, module, optimizer)
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
         _warn_of_strangers(optimizer, models, perturbed)
-        _warn_of_addresses(optimizer, models, perturbed)
+        if not checks.perturbation.options.in_place:
+            _warn_of_addresses(optimizer, models, perturbed)
 
-    def end(self, optimizer: S2SAM) -> None:
+    def end(self, checks: GradientChecks) -> None:
         """Take the hooks away, and warn of a step that was perturbed in part."""
-        if self._arrivals.early and optimizer._looked:
-            self._arrivals.warn(optimizer)
+        if self._arrivals.early and checks.perturbation.was_applied:
+            checks.warn_of_arrival()
         self._arrivals.remove()
         for handle in self._handles:
             handle.remove()
@@ -89,7 +132,7 @@ class Inspection:
 class _ModuleHook:
     """A module's hook that is dead in copies."""
 
-    def __init__(self, model: nn.Module | None, module: nn.Module | None, optimizer: S2SAM | None) -> None:
+    def __init__(self, model: nn.Module | None, module: nn.Module | None, optimizer: Perturbing | None) -> None:
         self._model, self._module, self._optimizer = map(_reference, (model, module, optimizer))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,7 +142,7 @@ class _ModuleHook:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not module.training:
             return
         model, optimizer = self._model(), self._optimizer()
-        if module is self._module() and model is not None and optimizer is not None and not optimizer.is_open:
+        if module is self._module() and model is not None and optimizer is not None and not optimizer.is_perturbed:
             hooks.enter(model, module, args, optimizer)
 
 
@@ -122,14 +165,14 @@ def _codes(modules: Iterable[nn.Module]) -> set[Any]:
     return {code for code in codes if code is not None}
 
 
-def _warn_of_strangers(optimizer: S2SAM, models: Sequence[nn.Module], perturbed: Sequence[nn.Parameter]) -> None:
+def _warn_of_strangers(optimizer: Perturbing, models: Sequence[nn.Module], perturbed: Sequence[nn.Parameter]) -> None:
     """Parameters of no followed model are perturbed only from the moment at which a followed one is called."""
     if not models:
         return
     known = {p for model in models for p in model.parameters()}
     strangers = [p for p in perturbed if p not in known]
     if strangers:
-        optimizer._warn(
+        optimizer.warn(
             "strangers",
             f"{len(strangers)} of the {len(perturbed)} parameters that the optimizer perturbs (one of shape"
             f" {tuple(strangers[0].shape)}) are in no model that it follows, so a forward may meet them half at w and half at"
@@ -137,58 +180,11 @@ def _warn_of_strangers(optimizer: S2SAM, models: Sequence[nn.Module], perturbed:
         )
 
 
-def _warn_of_addresses(optimizer: S2SAM, models: Sequence[nn.Module], perturbed: Sequence[nn.Parameter]) -> None:
-    if optimizer.in_place:
-        return
+def _warn_of_addresses(optimizer: Perturbing, models: Sequence[nn.Module], perturbed: Sequence[nn.Parameter]) -> None:
     for model in models:
-        if (found := address_holder(model, perturbed)) is not None:
-            optimizer._warn(
+        if (holder := address_holder(model, perturbed)) is not None:
+            optimizer.warn(
                 "addresses",
-                f"{found} keeps the address of a parameter's storage, which a window exchanges, so it sees no perturbation:"
-                f" give {type(optimizer).__name__} in_place=True",
+                f"{holder} keeps the address of a parameter's storage, which is exchanged when weights are perturbed, so it"
+                f" sees no perturbation: give {type(optimizer).__name__} in_place=True",
             )
-
-
-def address_holder(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str | None:
-    """The first module, in words, that holds on to the storage of a parameter by other means than the parameter; or None.
-
-    Found are tensors and arrays that share the storage, addresses as numbers or ``ctypes`` pointers, in a module's own
-    attributes and one level below, and modules whose forward is a captured CUDA graph. What compiled code keeps is not.
-    """
-    by_address = {p.untyped_storage().data_ptr() for p in parameters if type(p) is nn.Parameter} - {0}
-    owned = {id(p) for p in model.parameters()}
-    for name, module in model.named_modules():
-        said = f"{type(module).__name__} '{name}'" if name else type(module).__name__
-        if "make_graphed_callables" in getattr(module.forward, "__qualname__", ""):
-            return said
-        skipped = ("_parameters", "_modules")
-        values = [value for key, value in vars(module).items() if key not in skipped]
-        if any(_address(value) in by_address for value in _reachable(values) if id(value) not in owned):
-            return said
-    return None
-
-
-def _reachable(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        yield value
-        if isinstance(value, dict):
-            yield from value.values()
-        elif isinstance(value, (list, tuple)):
-            yield from value
-        elif hasattr(value, "__dict__") and not isinstance(value, (type, Callable, Tensor)):  # type: ignore[arg-type]
-            yield from vars(value).values()
-
-
-def _address(value: Any) -> int | None:
-    """Where a value points to, if it is of a kind that points into storage."""
-    if isinstance(value, Tensor):
-        return value.untyped_storage().data_ptr() if value.layout == torch.strided else None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, np.ndarray):
-        return int(value.ctypes.data)
-    if isinstance(value, (ctypes.c_void_p, ctypes.c_uint64)):
-        return value.value
-    if isinstance(value, ctypes._Pointer):
-        return ctypes.cast(value, ctypes.c_void_p).value
-    return None

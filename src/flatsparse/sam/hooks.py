@@ -1,4 +1,4 @@
-"""What ties an optimizer's windows to a model's own calls: its hooks, and its batch-norm statistics.
+"""Hooks on a model that perturb and restore its weights at its own calls.
 
 Hooks stay outside compiled graphs, hold nothing alive, and go dead in copies: a deep copy of a model (an average of
 weights, say) or a pickled one follows nobody.
@@ -7,34 +7,68 @@ weights, say) or a pickled one follows nobody.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor, nn
 
 from flatsparse.common.distributed import is_sharded
 from flatsparse.common.errors import InputError
 from flatsparse.common.tensors import shared_storage
 
-if TYPE_CHECKING:
-    from flatsparse.sam.base import SharpnessAware
-
-
 _followed_classes: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
-    """Let a model's calls open, shut and close an optimizer's windows. Twice is once."""
+class Perturbing(Protocol):
+    """An optimizer that perturbs a model's weights, as the hooks see it."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def followed(self) -> weakref.WeakSet[nn.Module]:
+        """The models that carry its hooks."""
+        ...
+
+    @property
+    def is_perturbed(self) -> bool:
+        """True while the parameters hold w + e."""
+        ...
+
+    def perturb(self) -> None:
+        """Do what belongs before a training forward."""
+        ...
+
+    def skip(self, reason: str) -> None:
+        """Take note of a forward that cannot be perturbed."""
+        ...
+
+    def restore(self, cause: str) -> None:
+        """Put the true weights back for good; a backward that is still to come is warned of, with the cause."""
+        ...
+
+    def restored(self) -> AbstractContextManager[None]:
+        """Return a context in which the parameters hold the true weights."""
+        ...
+
+    def true_weights(self) -> dict[nn.Parameter, Tensor]:
+        """Return copies of the true weights of every parameter that holds w + e."""
+        ...
+
+    def warn(self, topic: str, message: str, /) -> None:
+        """Warn once of each topic."""
+        ...
+
+
+def follow(model: nn.Module, optimizer: Perturbing) -> None:
+    """Let a model's calls perturb and restore the weights of an optimizer. Twice is once."""
     if any(f.follows(model, optimizer) for f in _followers(model)):
         return
     if has_run_compiled(model):
         raise InputError(
             f"this {type(getattr(model, '_orig_mod', model)).__name__}, or another, has already run compiled, and its"
-            " graph would not see the window: follow (or sparsify) before the first compiled call, or call"
+            " graph would not see the perturbation: follow (or sparsify) before the first compiled call, or call"
             " torch.compiler.reset() first"
         )
     held = {p for group in optimizer.param_groups for p in group["params"]}
@@ -45,35 +79,30 @@ def follow(model: nn.Module, optimizer: SharpnessAware) -> None:
         )
     for one, other in shared_storage(model.named_parameters()):
         raise InputError(
-            f"'{one}' and '{other}' are two parameters on the same memory, which the windows would part: tie them as one"
+            f"'{one}' and '{other}' are two parameters on the same memory, which a perturbation would part: tie them as one"
             " (b.weight = a.weight, not b.weight.data = a.weight.data), or clone one of them"
         )
     _Follower(model, optimizer).attach()
 
 
-def unfollow(model: nn.Module | None, optimizer: SharpnessAware) -> None:
+def unfollow(model: nn.Module | None, optimizer: Perturbing) -> None:
     """Take an optimizer's hooks off a model, or off all that it follows."""
-    for tied in followed(optimizer) if model is None else [model]:
-        for follower in _followers(tied):
-            if follower.follows(tied, optimizer):
+    for followed in list(optimizer.followed) if model is None else [model]:
+        for follower in list(_followers(followed)):
+            if follower.follows(followed, optimizer):
                 follower.detach()
 
 
-def enter(model: nn.Module, module: nn.Module, args: Any, optimizer: SharpnessAware) -> None:
-    """A part of a followed model is called by itself: from now on its calls open windows too, this one first."""
+def enter(model: nn.Module, module: nn.Module, args: Any, optimizer: Perturbing) -> None:
+    """Follow the calls of a part of a followed model too, which is called by itself, beginning with this one."""
     for follower in _followers(model):
         if follower.follows(model, optimizer) and not follower.is_inside and not follower.is_on(module):
             follower.attach_to(module)
             follower.before_forward(module, args)
 
 
-def followed(optimizer: SharpnessAware) -> list[nn.Module]:
-    """The models that an optimizer follows."""
-    return list(optimizer.__dict__.get("_followed", ()))
-
-
 def has_run_compiled(model: nn.Module) -> bool:
-    """Whether ``torch.compile`` has already made a graph of the model's forward.
+    """Return whether ``torch.compile`` has already made a graph of the model's forward.
 
     Graphs belong to code, so another model of the class counts too, unless one of that class was followed before.
     """
@@ -87,39 +116,10 @@ def has_run_compiled(model: nn.Module) -> bool:
     return any(_debug_get_cache_entry_list(code) for code in codes if code is not None)
 
 
-@contextmanager
-def frozen_statistics(optimizer: SharpnessAware) -> Iterator[None]:
-    """A context that leaves running statistics of normalization layers as they were when it began.
-
-    Without ``follow`` the layers are found when they are called inside the context.
-    """
-    kept: dict[torch.Tensor, torch.Tensor] = {}
-
-    def keep(module: nn.Module, *_: Any) -> None:
-        if isinstance(module, _NormBase) and module.training:
-            for buffer in module.buffers(recurse=False):
-                if buffer not in kept:
-                    kept[buffer] = buffer.clone()
-
-    models = followed(optimizer)
-    for model in models:
-        for module in model.modules():
-            keep(module)
-    hook = None if models else nn.modules.module.register_module_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.remove()
-        with torch.no_grad():
-            for buffer, old in kept.items():
-                buffer.copy_(old)
-
-
 class _Follower:
     """The hooks of one optimizer on one model, and on those of its parts that are called by themselves."""
 
-    def __init__(self, model: nn.Module | None, optimizer: SharpnessAware | None) -> None:
+    def __init__(self, model: nn.Module | None, optimizer: Perturbing | None) -> None:
         self._model = weakref.ref(model) if model is not None else _nobody
         self._class = type(model)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else _nobody
@@ -127,8 +127,8 @@ class _Follower:
         self._pauses: list[ExitStack] = []
         self._unrecorded = False  # whether the last forward in training mode ran without gradients
         self._handles: list[Any] = []
-        # Where the model holds the optimizer's parameters.
-        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+        # The attributes of the model that hold the optimizer's parameters.
+        self._slots: list[tuple[dict[str, Any], str, nn.Parameter]] = []
 
     def attach(self) -> None:
         model, optimizer = self._model(), self._optimizer()
@@ -138,18 +138,18 @@ class _Follower:
         for module in model.modules():
             own = [(name, p) for name, p in module._parameters.items() if p is not None and p in held]
             # Sharded ones are others while they are gathered.
-            self._places += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
+            self._slots += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
             if own or module is model:  # a part may be loaded by itself
                 self._keep(module.register_load_state_dict_pre_hook(self.before_load))
         # torch marks this hook by setting an attribute, which a bound method does not take.
         self._keep(model.register_state_dict_post_hook(partial(self.after_state_dict)))
         self.attach_to(model)
         model.__dict__.setdefault("_flatsparse_followers", []).append(self)
-        optimizer.__dict__.setdefault("_followed", weakref.WeakSet()).add(model)
+        optimizer.followed.add(model)
         _followed_classes.add(type(getattr(model, "_orig_mod", model)))
 
     def attach_to(self, module: nn.Module) -> None:
-        """Let the calls of a module open and pause windows."""
+        """Follow the calls of a module."""
         self._called.add(module)
         self._keep(module.register_forward_pre_hook(self.before_forward, prepend=True))
         self._keep(module.register_forward_hook(self.after_forward, always_call=True))
@@ -164,35 +164,35 @@ class _Follower:
         if (model := self._model()) is not None:
             model.__dict__["_flatsparse_followers"].remove(self)
             if (optimizer := self._optimizer()) is not None:
-                optimizer.__dict__["_followed"].discard(model)
+                optimizer.followed.discard(model)
 
-    def follows(self, model: nn.Module, optimizer: SharpnessAware) -> bool:
+    def follows(self, model: nn.Module, optimizer: Perturbing) -> bool:
         return self._model() is model and self._optimizer() is optimizer
 
     def is_on(self, module: nn.Module) -> bool:
-        """Whether a module's calls open windows."""
+        """Return whether a module's calls are followed."""
         return module in self._called
 
     @property
     def is_inside(self) -> bool:
-        """Whether a call of the model, or of one of its parts, is running."""
+        """True while a call of the model, or of one of its parts, is running."""
         return bool(self._pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Follower, (None, None)  # for pickles and deep copies alike
 
-    def _live(self, module: nn.Module) -> SharpnessAware | None:
+    def _optimizer_of(self, module: nn.Module) -> Perturbing | None:
         return self._optimizer() if self.is_on(module) else None
 
     # A traced hook would swap weights once, while it is traced, and never again: dynamo must leave these alone.
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def before_forward(self, module: nn.Module, args: Any) -> None:
-        if (optimizer := self._live(module)) is None:
+        if (optimizer := self._optimizer_of(module)) is None:
             return
         if module is self._model() and type(module) is not self._class and hasattr(module, "unshard"):
             raise InputError(
-                "this model was sharded after it was followed, so its windows would go unseen: make the optimizer and call"
-                " follow (or sparsify) after fully_shard"
+                "this model was sharded after it was followed, so its forwards would miss the perturbation: make the optimizer"
+                " and call follow (or sparsify) after fully_shard"
             )
         pause = ExitStack()
         self._pauses.append(pause)
@@ -202,33 +202,33 @@ class _Follower:
         if trains and self._is_recomputed(optimizer):
             return
         self._unrecorded = module.training and not trains
-        if trains and optimizer.is_open:
+        if trains and optimizer.is_perturbed:
             return
-        absent = [place for place in self._places if place[0].get(place[1]) is not place[2]]
-        if absent and len(absent) == len(self._places):  # torch.func and torch.export call it with tensors of their own
-            optimizer._missed = (
+        absent = [(owner, name) for owner, name, p in self._slots if owner.get(name) is not p]
+        if absent and len(absent) == len(self._slots):  # torch.func and torch.export call it with tensors of their own
+            optimizer.skip(
                 ": the model was called with other tensors in the place of its parameters (torch.func), so take these inside"
                 " optimizer.perturbed(), together with the gradient"
             )
         elif trains:
-            optimizer.before_training_forward()
-            if absent and optimizer.is_open:
-                optimizer._warn(
+            optimizer.perturb()
+            if absent and optimizer.is_perturbed:
+                optimizer.warn(
                     "replaced",
-                    f"{len(absent)} of the {len(self._places)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
+                    f"{len(absent)} of the {len(self._slots)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
                     " are no longer the model's own, so gradients are not taken at w + e there: make the optimizer anew"
                     " after parameters were replaced, or take gradients inside optimizer.perturbed()",
                 )
         elif torch.is_grad_enabled():
-            optimizer.interrupt("an evaluation with gradients on")
+            optimizer.restore("an evaluation with gradients on")
         else:
-            pause.enter_context(optimizer._closed())
+            pause.enter_context(optimizer.restored())
 
-    def _is_recomputed(self, optimizer: SharpnessAware) -> bool:
-        """Whether a backward pass runs again what ran without gradients, and so at w. Warns if so."""
+    def _is_recomputed(self, optimizer: Perturbing) -> bool:
+        """Return whether a backward pass runs again what ran without gradients, and so at w. Warns if so."""
         backward = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
         if backward and self._unrecorded:
-            optimizer._warn(
+            optimizer.warn(
                 "recomputed",
                 "the whole model is checkpointed with use_reentrant=True, so its forward runs without gradients, at w, and its"
                 " gradient is not taken at w + e: checkpoint with use_reentrant=False, or parts of the model",
@@ -237,12 +237,12 @@ class _Follower:
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # what torch.optim uses; its public twin imports dynamo at once
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._pauses and self._live(module):  # none when a hook before ours stopped the call
+        if self._pauses and self._optimizer_of(module):  # none when a hook before ours stopped the call
             self._pauses.pop().close()
 
     def after_state_dict(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Put copies of the true weights where w + e stands."""
-        if (optimizer := self._live(model)) is None or not optimizer.is_open:
+        if (optimizer := self._optimizer_of(model)) is None or not optimizer.is_perturbed:
             return
         true = optimizer.true_weights()
         for name, p in model.named_parameters(remove_duplicate=False):
@@ -251,7 +251,7 @@ class _Follower:
 
     def before_load(self, model: nn.Module, *_: Any) -> None:
         if self._model() is not None and (optimizer := self._optimizer()) is not None:
-            optimizer.interrupt("load_state_dict")
+            optimizer.restore("load_state_dict")
 
 
 def _followers(model: nn.Module) -> list[_Follower]:

@@ -1,18 +1,20 @@
-"""LookSAM: SAM on some steps only, and on the others what it has taught, without a second gradient."""
+"""LookSAM: SAM on some steps only; on the others the direction it has found then, without a second gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import full_tensor, norm
 from flatsparse.common.errors import InputError, check_count, check_finite
-from flatsparse.sam.base import TINY
+from flatsparse.sam.directions import Tensors
 from flatsparse.sam.optimizers import SAM
+from flatsparse.sam.perturb import TINY
+from flatsparse.sam.state_entry import StateEntry
 from flatsparse.schedules import Schedule
 
 ORTHOGONAL = "orthogonal"  # the key of g_v in a parameter's optimizer state
@@ -25,7 +27,7 @@ class LookSAM(SAM):
     ``g_v = g_s − (⟨g_s, g⟩/‖g‖²) g`` is kept, the part of SAM's gradient g_s that is orthogonal to the gradient g; on
     the others the base steps with ``g + α (‖g‖/‖g_v‖) g_v``. Norms and products are over all parameters together.
 
-    The paper says nothing of masks; here g_v and all norms are those of live weights, and a weight that has come alive
+    The paper says nothing of masks; here g_v and all norms are those of active weights, and a weight that has become active
     since has no part in g_v. Costs 1 + 1/k gradients a step and two parameter-sized buffers, one of them kept.
 
     Args:
@@ -48,6 +50,8 @@ class LookSAM(SAM):
     12
     """
 
+    _copied: ClassVar = (*SAM._copied, "every", "alpha")
+
     def __init__(
         self,
         base: Optimizer,
@@ -61,9 +65,6 @@ class LookSAM(SAM):
     ) -> None:
         self.every, self.alpha = check_count("every", every), check_finite("alpha", alpha)
         super().__init__(base, rho, adaptive=adaptive, eta=eta, mask_perturbation=mask_perturbation)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "every": self.every, "alpha": self.alpha}
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -79,57 +80,66 @@ class LookSAM(SAM):
         if closure is None:
             raise InputError("LookSAM.step() needs a closure that clears the gradients and computes loss and gradients")
         with torch.enable_grad():
-            loss = closure()
-        gradients = self._gradients()
-        kept = {p: v for p in gradients if (v := self.state.get(p, {}).get(ORTHOGONAL)) is not None}
-        fresh: dict[nn.Parameter, Tensor] = {}
-        if gradients and (self.param_groups[0]["looks"] % self.every == 0 or not kept):
+            loss = closure()  # the gradient g, at w
+        orthogonal = self._sharpen(closure)  # g_s, at w + ρ g/‖g‖; or g + α (‖g‖/‖g_v‖) g_v
+        self.checks.end_step()
+        self.base.step()
+        self._keep(orthogonal)
+        self.radius.advance()
+        return loss
+
+    def _sharpen(self, closure: Callable[[], Any]) -> Tensors:
+        """Turn the gradient into that of a SAM step, or into the kept direction. Returns the new g_v of a SAM step."""
+        gradients = self.perturbation.gradients()
+        kept = {p: v for p in gradients if (v := self._entry.get(p)) is not None}
+        if gradients and (self.radius.steps_taken % self.every == 0 or not kept):
             with self.perturbed():
-                first = {p: g.clone() for p, g in self._live_only(gradients).items()}
+                first = {p: g.clone() for p, g in self._active_only(gradients).items()}
                 with torch.enable_grad():
                     self.zero_grad()
                     closure()
-            fresh = _orthogonal(self._live_only(self._gradients()), first)
-        elif kept:
-            length, own = (norm(list(self._live_only(some).values())) for some in (gradients, kept))
+            return _orthogonal(self._active_only(self.perturbation.gradients()), first)
+        if kept:
+            length, own = (norm(list(self._active_only(some).values())) for some in (gradients, kept))
             assert length is not None
             assert own is not None
-            for p, v in self._live_only(kept).items():
+            for p, v in self._active_only(kept).items():
                 gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
-        self._looked = False
-        self._end_watch()
-        self.base.step()
-        # Only now: Adam takes an entry that is there before its first step for its own, and the masks may just have changed.
-        for p, v in self._live_only(fresh).items():
-            self.state[p][ORTHOGONAL] = v
-        self._advance()
-        return loss
+        return {}
+
+    def _keep(self, orthogonal: Tensors) -> None:
+        """Keep a new g_v, after the base's step: Adam would take an entry before its first step for its own."""
+        for p, v in self._active_only(orthogonal).items():  # the masks may just have changed
+            self._entry[p] = v
 
     def reset_state(self) -> None:
-        """Forget what was kept, and begin a schedule of ρ anew: the next step is as the first."""
+        """Forget g_v too, and begin a schedule of ρ anew: the next step is as the first."""
         super().reset_state()
         for group in self.param_groups:
             for p in group["params"]:
-                self.state.get(p, {}).pop(ORTHOGONAL, None)
+                self._entry.pop(p)
 
-    def _live_only(self, tensors: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """The tensors, copied and zero outside the masks where there are masks: dense gradients stay for the rules."""
-        live = dict(tensors)
+    @property
+    def _entry(self) -> StateEntry:
+        return StateEntry(self.base, ORTHOGONAL)
+
+    def _active_only(self, tensors: Tensors) -> Tensors:
+        """Return the tensors, copied and zero outside the masks where there are masks: dense gradients stay for the rules."""
+        active = dict(tensors)
         for p, t in tensors.items():
-            if p in self._masked:
-                live[p] = t.clone()
-                self._masked[p].zero_outside(live[p])
-        return live
+            if p in self.perturbation.masks:
+                active[p] = self.perturbation.masks[p].zero_outside(t.clone())
+        return active
 
 
-def _orthogonal(ours: dict[nn.Parameter, Tensor], first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """The part of one gradient that is orthogonal to another; nothing where one of them is missing."""
-    both = [p for p in ours if p in first]
+def _orthogonal(second: Tensors, first: Tensors) -> Tensors:
+    """Return the part of one gradient that is orthogonal to another; nothing where one of them is missing."""
+    both = [p for p in second if p in first]
     if not both:
         return {}
     length = norm([first[p] for p in both])
     assert length is not None
     unit = {p: first[p] / length.clamp(min=TINY).to(first[p]) for p in both}  # first, so that no square overflows
-    share = sum(full_tensor((ours[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
+    share = sum(full_tensor((second[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
     assert isinstance(share, Tensor)
-    return {p: ours[p] - unit[p] * share.to(first[p]) for p in both}
+    return {p: second[p] - unit[p] * share.to(first[p]) for p in both}

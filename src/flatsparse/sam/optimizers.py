@@ -1,81 +1,23 @@
-"""S²-SAM, SAM, and the control that both need: in which direction the neighbour lies, and when it is looked at."""
+"""SAM and S²-SAM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import distribute, norm, squares_fit
-from flatsparse.common.errors import InputError, unknown
-from flatsparse.common.optimizers import Masked
-from flatsparse.common.seeds import generator
-from flatsparse.sam import hooks, kernel
-from flatsparse.sam.base import NEIGHBOUR, TINY, Look, SharpnessAware
-from flatsparse.sam.gradient_checks import Inspection, is_inspected
+from flatsparse.common.errors import InputError
+from flatsparse.sam.base import SharpnessAware
+from flatsparse.sam.base_step import base_step, check_kernel
+from flatsparse.sam.batch_norm import frozen_statistics
+from flatsparse.sam.directions import Direction, Tensors, direction_of
+from flatsparse.sam.perturbed_weights import Store
+from flatsparse.sam.state_entry import PERTURBED, StateEntry, begun
 from flatsparse.schedules import Schedule
-
-
-def previous_gradient(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """The gradient just used, which the next step will look along (Ji et al. 2024, eq. 5-7)."""
-    return gradients
-
-
-def momentum(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """Down the base's momentum, as far as it has one (MSAM: Becker et al., arXiv 2401.12033, whose code looks down the descent).
-
-    The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay. The published MSAM
-    applies the decay at the perturbed point; here it acts at w.
-    """
-    kept = {p: optimizer.state.get(p, {}) for p in gradients}
-    found = {p: entry.get("momentum_buffer", entry.get("exp_avg")) for p, entry in kept.items()}
-    found = {p: m for p, m in found.items() if m is not None}  # a first gradient may have come on a step of a rule
-    if not found and not any(group.get("momentum") or "betas" in group for group in optimizer.param_groups):
-        raise InputError(
-            f"direction 'momentum' needs a base with a momentum buffer, and {type(optimizer.base).__name__} has none: give"
-            " SGD momentum=0.9, or use direction='average'"
-        )
-    return found
-
-
-momentum.downhill = True  # type: ignore[attr-defined]  # a function may say which way it means
-
-
-def average(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
-
-    Costs another parameter-sized buffer, which it keeps in the optimizer's state.
-    """
-    averages = {}
-    for p, g in gradients.items():
-        entry = optimizer.state[p]
-        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
-        averages[p] = entry["average"]
-    return averages
-
-
-def random_direction(optimizer: S2SAM, gradients: Tensors) -> Tensors:
-    """Gaussian noise (ours: the control that a claim for any other direction needs)."""
-    source = generator(optimizer.seed, "direction", optimizer.param_groups[0]["looks"])
-    return {
-        p: distribute(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g)
-        for p, g in gradients.items()
-    }
-
-
-AVERAGE = 0.9  # how much of the running average stays at a step
-Tensors = dict[nn.Parameter, Tensor]
-Direction = Callable[["S2SAM", Tensors], Tensors]
-DIRECTIONS: dict[str, Direction] = {
-    "previous": previous_gradient,
-    "momentum": momentum,
-    "average": average,
-    "random": random_direction,
-}
 
 
 class S2SAM(SharpnessAware):
@@ -94,7 +36,7 @@ class S2SAM(SharpnessAware):
         direction: ``"previous"`` (the paper), ``"momentum"``, ``"average"``, ``"random"`` (a control of the same norm), or
             a function of the optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
-        kernel: take the base's step and make the neighbours in one compiled pass; for ``SGD`` with momentum on float32
+        kernel: take the base's step and make the perturbed weights in one compiled pass; for ``SGD`` with momentum on float32
             weights on a CPU, along the previous gradient. Built by the machine's C compiler when first used.
 
     Raises: InputError for a choice that cannot be honoured.
@@ -107,12 +49,14 @@ class S2SAM(SharpnessAware):
     ...     optimizer.zero_grad()
     """
 
+    _copied: ClassVar = (*SharpnessAware._copied, "direction", "seed", "kernel")
+
     def __init__(
         self,
         base: Optimizer,
         rho: float | Schedule = 0.05,
         *,
-        direction: str | Direction = "previous",
+        direction: str | Direction | Callable[[Any, Tensors], Tensors] = "previous",
         seed: int = 0,
         adaptive: bool = False,
         eta: float = 0.01,
@@ -121,11 +65,10 @@ class S2SAM(SharpnessAware):
         in_place: bool = False,
         kernel: bool = False,
     ) -> None:
-        if isinstance(direction, str) and direction not in DIRECTIONS:
-            raise unknown("direction", direction, DIRECTIONS)
+        direction_of(direction)  # refuses a name that is unknown
         self.direction, self.seed, self.kernel = direction, seed, kernel
         if kernel:
-            _check_kernel(base, plain=direction == "previous" and mask_perturbation and not (adaptive or compact))
+            check_kernel(base, plain=direction == "previous" and mask_perturbation and not (adaptive or compact))
         super().__init__(
             base,
             rho,
@@ -136,156 +79,76 @@ class S2SAM(SharpnessAware):
             in_place=in_place,
         )
 
-    _looks_made = False  # whether the compiled pass has made the neighbours, under the masks as they are
-    _steps_here = 0  # taken since this object was made
-    _inspection: Inspection | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "direction": self.direction, "seed": self.seed, "kernel": self.kernel}
-
-    def _share(self, *_: object) -> None:
-        super()._share()
-        self._made = any(NEIGHBOUR in entry for entry in self.state.values())
+    def _store(self, base: Optimizer) -> Store:
+        """The store of the perturbed weights: the state, which is saved."""
+        return StateEntry(base, PERTURBED)
 
     def follow(self, model: nn.Module) -> S2SAM:
-        """From now on a forward of the model in training mode, with gradients on, opens a window; ``step`` closes it.
+        """Run each forward of the model in training mode, with gradients on, at w + e; ``step`` restores w.
 
-        Inside the window evaluation without gradients and ``model.state_dict()`` see w; evaluation with gradients
-        on, ``load_state_dict`` and ``eval()`` close it. Direct reads and ``deepcopy`` see w + e.
+        Until then evaluation without gradients and ``model.state_dict()`` see w; evaluation with gradients on,
+        ``load_state_dict`` and ``eval()`` restore it. Direct reads and ``deepcopy`` see w + e.
 
-        Raises: InputError for a model that has already run compiled (its graph would miss the window).
+        Raises: InputError for a model that has already run compiled (its graph would miss the perturbation).
         """
         super().follow(model)
         return self
 
-    def before_training_forward(self) -> None:
-        """Open the window: this forward, and its backward, run at w + e."""
-        self._missed = ""
-        self._open()
+    def perturb(self) -> None:
+        """Let this forward, and its backward, run at w + e."""
+        self.checks.skipped = ""
+        self.perturbation.apply()
 
-    # u lives in the optimizer's state, beside momentum, so that every tool that saves or shards state finds it.
-
-    def _neighbour(self, p: nn.Parameter) -> Tensor | None:
-        entry = self.state.get(p)
-        return None if entry is None else entry.get(NEIGHBOUR)
-
-    def _keep_neighbour(self, p: nn.Parameter, u: Tensor) -> None:
-        self.state[p][NEIGHBOUR] = u
-
-    def _forget_neighbour(self, p: nn.Parameter) -> None:
-        if p in self.state:
-            self.state[p].pop(NEIGHBOUR, None)
-
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced step would make neighbours once; the base's may be compiled
+    # A traced step would make perturbed weights once; the base's own step may be compiled.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take the base's step from w with the gradient found at w + e, then make the next neighbour.
+        """Take the base's step from w with the gradient found at w + e, then make the next w + e.
 
         Args:
-            closure: computes loss and gradients, as for any optimizer; it is called once, inside the window.
+            closure: computes loss and gradients, as for any optimizer; it is called once, at w + e.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(), self.perturbed():
-                loss = closure()
-        self._close()
-        self._end_checks()
-        if not self._looked and self._made and self._gradients():
-            cure = ": call optimizer.follow(model), or run forward and backward inside optimizer.perturbed()"
-            plain = f"two steps without a perturbed forward, so this is plain {type(self.base).__name__}"
-            self._warn("unperturbed", plain + (self._missed or cure))
-        self._looked = False
-        self._advance()
-        dense: Tensors = {}
-        if not self.mask_perturbation:  # the base's hooks are about to mask the gradients and all state
-            for p, g in self._gradients().items():
-                dense[p] = self._buffer(p, None).copy_(g)
-                self._forget_neighbour(p)
-        if self.kernel:
-            self._looks_made = False
-            Optimizer.profile_hook_step(self._step_and_look)(self.base)
-            if self._looks_made:
-                self._begin_checks()
-                return loss
-        else:
-            self.base.step()
-        for p, waiting in dense.items():  # where its neighbour will be
-            self._keep_neighbour(p, waiting)
-        choose = DIRECTIONS[self.direction] if isinstance(self.direction, str) else self.direction
-        directions = choose(self, self._begun({**self._gradients(), **dense}))
-        if self.direction not in ("previous", "momentum", "average"):  # those are zero outside the masks already
-            for p, d in directions.items():
-                if p in self._masked:
-                    self._masked[p].zero_outside(d)
-        self._make_neighbours(directions, downhill=getattr(choose, "downhill", False))
-        self._begin_checks()
+        loss = self._evaluate(closure)  # forward and backward at w + e
+        self.perturbation.restore()  # w, bit for bit
+        self._check_gradient()
+        gradients = self._step_base()  # from w; masks and rules act in its hooks
+        self._perturb_along(gradients)  # w + ρ d/‖d‖, for the next step
         return loss
 
-    def _begin_checks(self) -> None:
-        """Watch the coming step, if it is one of those that are watched and its forward shall be perturbed."""
-        self._steps_here += 1
-        if is_inspected(self._steps_here + 1) and self._made:
-            self._inspection = Inspection(self)
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Call a closure at w + e. Returns the loss."""
+        if closure is None:
+            return None
+        with torch.enable_grad(), self.perturbed():
+            return closure()
 
-    def _end_checks(self) -> None:
-        self._end_watch()
-        if self._inspection is not None:
-            self._inspection.end(self)
-        self._inspection = None
+    def _check_gradient(self) -> None:
+        """Warn of a gradient that was not taken at w + e though there was one, for this would be the plain base."""
+        missed = self.perturbation.weights.exist and not self.perturbation.was_applied
+        skipped = self.checks.skipped
+        self.checks.end_step()
+        if missed and self.perturbation.gradients():
+            cure = ": call optimizer.follow(model), or run forward and backward inside optimizer.perturbed()"
+            plain = f"two steps without a perturbed forward, so this is plain {type(self.base).__name__}"
+            self.warn("unperturbed", plain + (skipped or cure))
 
-    def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
-        """Keep directions within masks; neighbours made under others no longer count."""
-        super().set_masks(masks)
-        self._looks_made = False
+    def _step_base(self) -> Tensors | None:
+        """Take the base's step. Returns the gradients for the next direction; None if the compiled pass has gone along them."""
+        self.radius.advance()
+        take_step = base_step(masked=self.perturbation.options.mask_perturbation, compiled=self.kernel)
+        return take_step(self.perturbation)
 
-    def _step_and_look(self, base: Optimizer) -> None:
-        """In the place of the base's own step, between its hooks: that step, and the neighbours if all is as usual."""
-        rows = []
-        for group in base.param_groups:
-            live = [p for p in group["params"] if p.grad is not None]
-            momenta = [base.state[p].get("momentum_buffer") for p in live]
-            rows.append((group, live, [p.grad for p in live], momenta, [self._buffer(p, None) for p in live]))
-        base._opt_called = True  # type: ignore[attr-defined]  # for a scheduler that asks whether the base has stepped
-        usual = kernel.suits(base) and all(
-            self._radius(group) != 0
-            and all(m is not None and kernel.takes(p, g, m, u) for p, g, m, u in zip(*row, strict=True))
-            for group, *row in rows
-        )
-        if not usual:
-            torch.optim.SGD.step.__wrapped__(base)  # type: ignore[attr-defined]  # without the hooks, which have run
-            return
-        made: list[Look] = []
-        length = sum(kernel.square(gradients) for _, _, gradients, _, _ in rows) ** 0.5
-        if not squares_fit(length):
-            length = float(norm([g for _, _, gradients, _, _ in rows for g in gradients]) or 0.0)
-        for group, live, gradients, momenta, neighbours in rows:
-            group["neighbour_rho"] = rho = self._radius(group)
-            kernel.step(group, live, gradients, momenta, neighbours, rho / max(length, TINY))
-            looks = dict(zip(live, neighbours, strict=True))
-            made += [(p, u, None) for p, u in looks.items()]
-            for p in group["params"]:
-                if p in looks:
-                    self._keep_neighbour(p, looks[p])
-                else:
-                    self._forget_neighbour(p)
-        self._note(made)
-        self._looks_made = bool(made)
-
-    def _begun(self, gradients: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """Without the parameters whose state the base has yet to create: Adam would take our entry for its own."""
-        if isinstance(self.base, torch.optim.SGD):  # it does not ask whether an entry is the first
-            return gradients
-        begun = {p: g for p, g in gradients.items() if set(self.state.get(p, ())) - {NEIGHBOUR}}
-        return begun or gradients  # a base may keep no state at all
-
-
-def _check_kernel(base: Optimizer, plain: bool) -> None:
-    if not kernel.suits(base) or not plain:
-        raise InputError(
-            "kernel=True is for torch.optim.SGD with momentum, along the previous gradient on live weights: leave it out for"
-            f" {type(base).__name__} or other options"
-        )
-    kernel.library()
+    def _perturb_along(self, gradients: Tensors | None) -> None:
+        """Make the next perturbed weights, along the direction that the gradients give."""
+        if gradients is not None:
+            direction = direction_of(self.direction)
+            directions = direction.find(self, begun(self.base, gradients))
+            if not direction.within_masks:
+                for p, masked in self.perturbation.masks.items():
+                    if p in directions:
+                        masked.zero_outside(directions[p])
+            self.perturbation.make(directions, downhill=direction.downhill)
+        self.checks.begin_step(self)
 
 
 class SAM(SharpnessAware):
@@ -311,18 +174,17 @@ class SAM(SharpnessAware):
         The gradients are yours to clear inside. Batch-norm statistics are what they were when it ends: the first pass has
         already counted this batch.
         """
-        for p, masked in self._masked.items():
+        for p, masked in self.perturbation.masks.items():
             if p.grad is not None:
                 masked.zero_outside(p.grad)
-        self._make_neighbours(self._gradients())  # without a name of ours, so that they can be freed inside
-        with hooks.frozen_statistics(self):
-            self._open()
+        # Gradients without a name of ours, so that they can be freed inside.
+        self.perturbation.make(self.perturbation.gradients())
+        with frozen_statistics(list(self.followed)):
             try:
-                yield
+                with self.perturbation.applied():
+                    yield
             finally:
-                self._close()
-                self._neighbours.clear()
-                self._fresh = []
+                self.perturbation.weights.forget()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -336,23 +198,27 @@ class SAM(SharpnessAware):
         Returns: the loss at w.
         Raises: InputError without a closure and without a gradient from ``perturbed()``.
         """
-        loss = None
-        aware = any(self._radius(group) != 0 for group in self.param_groups)
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-                if aware:
-                    with self.perturbed():
-                        self.zero_grad()
-                        closure()
-        elif aware and not self._looked:
-            raise InputError(
-                "SAM.step() has no second gradient: give it a closure, or take the gradient inside"
-                " optimizer.perturbed(); S2SAM needs neither"
-            )
-        self._close()  # when the step is taken inside perturbed()
-        self._end_watch()
-        self._looked = False
-        self.base.step()
-        self._advance()
+        loss = self._evaluate(closure)  # at w, then at w + ρ g/‖g‖
+        self.perturbation.restore()  # w, bit for bit, when the step is taken inside perturbed()
+        self.checks.end_step()
+        self.base.step()  # from w
+        self.radius.advance()
+        return loss
+
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Take the gradient at w, and then at w + e. Returns the loss at w."""
+        aware = any(self.radius.of(group) != 0 for group in self.param_groups)
+        if closure is None:
+            if aware and not self.perturbation.was_applied:
+                raise InputError(
+                    "SAM.step() has no second gradient: give it a closure, or take the gradient inside"
+                    " optimizer.perturbed(); S2SAM needs neither"
+                )
+            return None
+        with torch.enable_grad():
+            loss = closure()
+            if aware:
+                with self.perturbed():
+                    self.zero_grad()
+                    closure()
         return loss

@@ -1,4 +1,4 @@
-"""Which channels of a net a method may remove: all that can go by themselves, or those that a paper's code removes."""
+"""The channels of a net that a method may prune: all that can be taken out alone, or those that a paper's code prunes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Eligible = Callable[[nn.Module], Sequence[Group]]
 
 
 def removable(model: nn.Module) -> list[Group]:
-    """The channels that can be taken out and that one layer writes, depthwise convolutions not counted."""
+    """Return the channels that can be taken out and that one layer writes, depthwise convolutions not counted."""
     modules = dict(unwrapped(model).named_modules())
-    return [group for group in with_sums(model) if len(_writers(group, modules)) == 1]
+    return [group for group in with_residual_channels(model) if len(_writers(group, modules)) == 1]
 
 
-def with_sums(model: nn.Module) -> list[Group]:
-    """The channels that can be taken out, also those that several layers write, such as a residual stream's."""
+def with_residual_channels(model: nn.Module) -> list[Group]:
+    """Return the channels that can be taken out, residual channels too, which several layers write."""
     return [group for group in channel_groups(model) if group.why_kept is None and group.reads]
 
 
 def between_convolutions(model: nn.Module) -> list[Group]:
-    """The removable channels that one convolution writes for one other, and those of linear layers.
+    """Return the removable channels that one convolution writes for one other, and those of linear layers.
 
     Chase's code (Yin et al. 2023) splits these: conv1 and conv2 of a bottleneck, conv1 of a basic block, and all
     convolutions of VGG-19 but the last, which a linear layer reads. The stem of a ResNet, which either two layers read or
@@ -44,7 +44,7 @@ def between_convolutions(model: nn.Module) -> list[Group]:
 
 
 def blocks_and_shortcuts(model: nn.Module) -> list[Group]:
-    """The removable channels but those of the first convolution, and the outputs of convolutions in shortcuts.
+    """Return the removable channels but those of the first convolution, and the outputs of convolutions in shortcuts.
 
     CHEX's code (Hou et al. 2022) explores these in a ResNet-50: conv1 and conv2 of each bottleneck and the shortcuts'
     convolutions, 11,392 channels in all, but neither the stem nor conv3.
@@ -58,28 +58,28 @@ def blocks_and_shortcuts(model: nn.Module) -> list[Group]:
 
 
 def eligible(explore: str, sums: bool, published: Eligible) -> Eligible:
-    """The channels by the options of a method.
+    """Return what chooses the channels, by the options of a method.
 
     Args:
         explore: ``published`` or ``removable``.
-        sums: all that can be taken out, whatever ``explore`` says.
-        published: what its paper's code explores.
+        sums: residual channels too: all that can be taken out, whatever ``explore`` says.
+        published: chooses what its paper's code explores.
 
     Raises: InputError for another name.
     """
     choices = {"published": published, "removable": removable}
     if explore not in choices:
         raise unknown("choice of channels explore=", explore, choices)
-    return with_sums if sums else choices[explore]
+    return with_residual_channels if sums else choices[explore]
 
 
 def _shortcuts(trace: Trace, before: dict[fx.Node, set[fx.Node]]) -> list[Group]:
-    """The outputs of convolutions that are added to what several later ones make of the same input.
+    """Return the outputs of convolutions that are added to what several later ones make of the same input.
 
     They are groups without a reader: such a channel cannot be taken out, because the sum goes on without it. It can be 0,
     if the batch norms behind the convolution have weights and biases to be 0 as well.
     """
-    twice, found = shared_modules(trace.graph, trace.modules), {}
+    twice, groups = shared_modules(trace.graph, trace.modules), {}
     for total in trace.graph.nodes:
         for term in total.all_input_nodes if _adds(total) else ():
             path = _path(term, trace)
@@ -92,7 +92,7 @@ def _shortcuts(trace: Trace, before: dict[fx.Node, set[fx.Node]]) -> list[Group]
             others = {node for other in total.all_input_nodes if other is not term for node in before[other] | {other}}
             between = [n for n in others if kind_of(n, trace.modules) == "conv" and source in before[n]]
             if len(between) > 1:
-                found[str(conv.target)] = Group(
+                groups[str(conv.target)] = Group(
                     trace.modules[str(conv.target)].out_channels,
                     _slots(conv, ("weight", "bias"), trace),
                     tuple(
@@ -101,11 +101,11 @@ def _shortcuts(trace: Trace, before: dict[fx.Node, set[fx.Node]]) -> list[Group]
                     (),
                     None,
                 )
-    return list(found.values())
+    return list(groups.values())
 
 
 def _path(term: fx.Node, trace: Trace) -> list[fx.Node]:
-    """A convolution and the batch norms through which it alone gives a term; empty for terms of another kind."""
+    """Return a convolution and the batch norms through which it alone gives a term; empty for terms of another kind."""
     path = [term]
     while kind_of(path[0], trace.modules) == "norm":
         norm: Any = trace.modules[str(path[0].target)]
@@ -124,11 +124,11 @@ def _adds(node: fx.Node) -> bool:
 
 
 def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """The nodes that each is computed from."""
-    found: dict[fx.Node, set[fx.Node]] = {}
+    """Return the nodes that each is computed from."""
+    ancestors: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
-        found[node] = set().union(*(found[source] | {source} for source in node.all_input_nodes))
-    return found
+        ancestors[node] = set().union(*(ancestors[source] | {source} for source in node.all_input_nodes))
+    return ancestors
 
 
 def _slots(node: fx.Node, names: Sequence[str], trace: Trace) -> tuple[Slot, ...]:
@@ -141,6 +141,6 @@ def _module(slot: Slot, modules: dict[str, nn.Module]) -> nn.Module:
 
 
 def _writers(group: Group, modules: dict[str, nn.Module]) -> list[Slot]:
-    """The weights that write a group, but for depthwise convolutions."""
+    """Return the weights that write a group, but for depthwise convolutions."""
     own = (slot for slot in group.writes if slot.name.endswith("weight"))
     return [slot for slot in own if getattr(_module(slot, modules), "groups", 1) == 1]

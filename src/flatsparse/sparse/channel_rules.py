@@ -1,4 +1,4 @@
-"""Rules that remove whole channels, for good or until they are drawn again."""
+"""Channel pruning: rules that prune whole channels, for good or until they are regrown."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from torch import Tensor
 from flatsparse.common.errors import InputError, check_fraction
 from flatsparse.schedules import Schedule, Timetable
 from flatsparse.sparse.channel_choice import Eligible, removable
-from flatsparse.sparse.channel_scores import FilterScore, drawn, finite, leverage, ranked_channels, residuals
-from flatsparse.sparse.channel_state import Explored, Widths
-from flatsparse.sparse.masks import Masks
+from flatsparse.sparse.channel_scores import FilterScore, draw, finite, leverage, residuals, select_channels
+from flatsparse.sparse.channel_state import ChannelGroup, ChannelState
+from flatsparse.sparse.expected import ExpectedCounts
+from flatsparse.sparse.rules import Rule
+from flatsparse.sparse.state import TrainingState
 from flatsparse.sparse.topk import apportion, budget, keep_top
 
 
 @dataclass(frozen=True)
-class Thinning:
-    """What a plan does to channels.
+class ChannelPruning:
+    """The channel pruning of a plan.
 
     Attributes:
-        removed: the fraction of all channels that may be removed which is at the end, to the channel.
+        removed: the fraction of all channels that may be pruned which is at the end, to the channel.
         first: the same at the start, of every group alike; the filters with the smallest L1 norm go.
         least: the share of a group's channels that always stay, rounded down, but one at least.
-        eligible: which channels may be removed.
+        eligible: chooses the channels that may be pruned.
         restores: channels that return take up the values that they last had.
     """
 
@@ -43,125 +45,123 @@ class Thinning:
                 f"channels {self.removed} is not in [0, 1): give the fraction of channels to remove, e.g. 0.5"
             )
 
-    def floors(self, groups: Sequence[Explored]) -> list[int]:
-        """The fewest channels that each group keeps."""
+    def floors(self, groups: Sequence[ChannelGroup]) -> list[int]:
+        """Return the fewest channels that each group keeps."""
         return [max(1, math.floor(self.least * g.group.size + 1e-9)) for g in groups]  # 0.2 · 20 may be 3.99…
 
-    def start(self, masks: Masks) -> dict[str, Tensor]:
-        """Remove the first channels, and say where weights may be live.
+    def start(self, state: TrainingState) -> dict[str, Tensor]:
+        """Prune the first channels, and return where weights may be active.
 
-        Raises: InputError when more shall be removed than the groups can spare.
+        Raises: InputError when more shall be pruned than the groups can spare.
         """
-        widths = masks.widths
-        assert widths is not None
-        left, sizes, floors = budget(widths.total, self.removed), [g.group.size for g in widths], self.floors(widths)
+        masks, channels, floors = state.masks, state.channels, self.floors(state.channels)
+        left = budget(channels.total, self.removed)
         if left < sum(floors):
             raise InputError(
-                f"channels {self.removed} leaves {left} of {widths.total} channels, where {len(sizes)} groups keep"
-                f" {sum(floors)} at least: give at most {math.floor(1000 - 1000 * sum(floors) / widths.total) / 1000}"
+                f"channels {self.removed} leaves {left} of {channels.total} channels, where {len(floors)} groups keep"
+                f" {sum(floors)} at least: give at most {math.floor(1000 - 1000 * sum(floors) / channels.total) / 1000}"
             )
         if self.restores:
-            widths.note(masks)
-        counts = self.alike(widths, self.first)
-        for g, count in zip(widths, counts, strict=True):
-            g.live = keep_top(g.matrix().abs().sum(0).cpu(), count)
-        return widths.masks({w.name: w.weight.shape for w in masks})
-
-    def alike(self, widths: Widths, removed: float) -> list[int]:
-        """How many channels each group has left when all lose the same share."""
-        sizes, floors = [g.group.size for g in widths], self.floors(widths)
-        return apportion(max(sum(floors), budget(widths.total, removed)), sizes, sizes, floors)
+            channels.record(masks)
+        for g, count in zip(channels, even_counts(channels, self.first, floors), strict=True):
+            g.active = keep_top(g.matrix().abs().sum(0).cpu(), count)
+        return channels.growable({w.name: w.weight.shape for w in masks})
 
 
 @dataclass(frozen=True)
-class Explore:
-    """Remove channels down to a fraction of the net's, then bring some of the removed back (CHEX: Hou et al. 2022, Alg. 1).
+class PruneAndRegrowChannels(Rule):
+    """Prune channels to a fraction of the net's, then regrow some of the pruned (CHEX: Hou et al. 2022, Alg. 1).
 
-    How many each group has, after removing and after regrowing, follows from one ranking of all channels that are live
-    (``Widths.scales``). Which go is decided by leverage. Which return is drawn with the softmax of the residual norms of
-    all filters that are not kept, those just removed among them; every filter is taken as it last was, which is our reading.
-    Groups some of whose weights the masks lack, because they are no longer trained, keep their channels.
+    The number that each group has, after pruning and after regrowing, follows from one ranking of all active channels
+    (``ChannelState.scales``). Which are pruned is decided by leverage. Which return is drawn with the softmax of the
+    residual norms of all filters that are not kept, those just pruned among them; every filter is taken as it last was,
+    which is our reading. Groups some of whose weights the masks lack, because they are no longer trained, keep their channels.
 
     Attributes:
-        when: at which steps.
-        removed: the fraction of channels that is removed before the regrowth, to the channel.
+        when: the steps at which it acts.
+        removed: the fraction of channels that is pruned before the regrowth, to the channel.
         regrown: the fraction of channels that return, by step.
     """
 
     when: Timetable
     removed: float
     regrown: Schedule
-    weight_step: ClassVar[bool] = True
-    dense_gradient: ClassVar[bool] = False
+    changes_counts: ClassVar[bool] = True
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        widths = masks.widths
-        assert widths is not None
-        assert widths.latest is not None
-        widths.note(masks)
-        groups = widths.among(masks)
-        scales, floors = widths.scales(groups), [1] * len(groups)
-        fewer = _ranked(groups, scales, self.removed, floors)
-        more = _ranked(groups, scales, self.removed_by(step), floors)
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        masks, channels = state.masks, state.channels
+        channels.record(masks)
+        groups = channels.all_of(masks)
+        scales, floors = channels.scales(groups), [1] * len(groups)
+        fewer = _selected(groups, scales, self.removed, floors)
+        more = _selected(groups, scales, self.removed_after(step), floors)
         chosen = [
-            self._explored(g, int(few.sum()), int(many.sum()), widths)
+            self._regrown(g, int(few.sum()), int(many.sum()), channels)
             for g, few, many in zip(groups, fewer, more, strict=True)
         ]
-        for g, live in zip(groups, chosen, strict=True):
-            g.live = live
-        return widths.masks({w.name: w.weight.shape for w in masks})
+        for g, active in zip(groups, chosen, strict=True):
+            g.active = active
+        return channels.growable({w.name: w.weight.shape for w in masks})
 
     @staticmethod
-    def _explored(g: Explored, kept_count: int, count: int, widths: Widths) -> Tensor:
-        importance = g.live.double()
-        importance[g.live] = leverage(g.matrix()[:, g.live.to(g.writes[0][1].weight.device)], kept_count).cpu()
-        kept = keep_top(importance, kept_count, among=g.live)
-        full = g.matrix(widths.latest)
+    def _regrown(g: ChannelGroup, kept_count: int, count: int, channels: ChannelState) -> Tensor:
+        importance = g.active.double()
+        importance[g.active] = leverage(g.matrix()[:, g.active.to(g.writes[0][1].weight.device)], kept_count).cpu()
+        kept = keep_top(importance, kept_count, among=g.active)
+        full = g.matrix(channels.latest)
         lacking = residuals(full, kept.to(full.device)).cpu()
-        return kept | drawn(lacking, count - kept_count, among=~kept, generator=g.generator)
+        return kept | draw(lacking, count - kept_count, among=~kept, generator=g.generator)
 
-    def removed_by(self, step: int) -> float:
-        """The fraction of channels that is removed after a step that acts."""
+    def removed_after(self, step: int) -> float:
+        """Return the fraction of channels that is pruned after a step at which it acts."""
         return self.removed - self.regrown(step)
+
+    def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
+        """Return the counts when all groups lose the same share of their channels."""
+        channels = expected.channels
+        return expected.after_pruning(even_counts(channels, self.removed_after(step), [1] * len(channels)))
 
 
 @dataclass(frozen=True)
-class RemoveChannels:
-    """Remove the channels with the lowest scores of the whole net for good (Chase: Yin et al. 2023).
+class PruneChannels(Rule):
+    """Prune the channels with the lowest scores of the whole net for good (Chase: Yin et al. 2023).
 
     Groups some of whose weights the masks lack, because they are no longer trained, keep their channels.
 
     Attributes:
-        when: at which steps.
-        removed: the fraction of all channels that may be removed, by step; exact.
+        when: the steps at which it acts.
+        removed: the fraction of all channels that may be pruned, by step; exact.
         keep: a channel's score, of its filters.
-        thinning: says how many a group keeps at least.
+        pruning: says how many a group keeps at least.
     """
 
     when: Timetable
     removed: Schedule
     keep: FilterScore
-    thinning: Thinning
-    weight_step: ClassVar[bool] = True
-    dense_gradient: ClassVar[bool] = False
+    pruning: ChannelPruning
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        widths = masks.widths
-        assert widths is not None
-        groups = widths.among(masks)
-        scores = [finite(self.keep(g.filters()).cpu()).masked_fill(~g.live, float("-inf")) for g in groups]
-        lives = _ranked(groups, scores, self.removed(step), self.thinning.floors(groups))
-        for g, live in zip(groups, lives, strict=True):
-            g.live = live
-        widths.confine(masks)
-        return {w.name: w.mask if w.room is None else w.mask & w.room for w in masks}
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        masks, channels = state.masks, state.channels
+        groups = channels.all_of(masks)
+        scores = [finite(self.keep(g.filters()).cpu()).masked_fill(~g.active, float("-inf")) for g in groups]
+        chosen = _selected(groups, scores, self.removed(step), self.pruning.floors(groups))
+        for g, active in zip(groups, chosen, strict=True):
+            g.active = active
+        channels.forbid_growth(masks)
+        return {w.name: w.mask if w.growable is None else w.mask & w.growable for w in masks}
 
 
-def _ranked(
-    groups: Sequence[Explored], scores: Sequence[Tensor], removed: float, floors: Sequence[int]
+def even_counts(groups: Sequence[ChannelGroup], removed: float, floors: Sequence[int]) -> list[int]:
+    """Return the number of channels that each group has left when all lose the same share."""
+    sizes = [g.group.size for g in groups]
+    return apportion(max(sum(floors), budget(sum(sizes), removed)), sizes, sizes, floors)
+
+
+def _selected(
+    groups: Sequence[ChannelGroup], scores: Sequence[Tensor], removed: float, floors: Sequence[int]
 ) -> list[Tensor]:
-    """What is live of each group when a share of the channels of all is removed, those with the lowest scores."""
+    """Return what is active of each group when a share of the channels of all is pruned, those with the lowest scores."""
     if not groups:
         return []
     left = budget(sum(g.group.size for g in groups), removed)
-    return ranked_channels(scores, max(left, sum(floors)), floors)
+    return select_channels(scores, max(left, sum(floors)), floors)

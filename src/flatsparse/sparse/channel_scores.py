@@ -1,4 +1,4 @@
-"""Scores of whole filters, and choices among channels: what a rule that removes channels computes.
+"""Channel scores, and selections of channels by score, for rules that prune channels.
 
 A layer's filters are the columns of a matrix ``(inputs · kernel positions, channels)``.
 """
@@ -18,12 +18,12 @@ FilterScore = Callable[[Filters], Tensor]  # (channels,); the lowest go first
 
 
 def finite(values: Tensor) -> Tensor:
-    """Values in which what is not finite counts as 0, so that the channels of a net that diverges are chosen too."""
+    """Return values with 0 for those that are not finite, so that the channels of a net that diverges are chosen too."""
     return torch.where(values.isfinite(), values, 0)
 
 
 def leverage(matrix: Tensor, rank: int) -> Tensor:
-    """How much of the leading ``rank`` right singular vectors each column holds, from 0 to 1 (CHEX: Hou et al. 2022).
+    """Return each column's share of the leading ``rank`` right singular vectors, from 0 to 1 (CHEX: Hou et al. 2022).
 
     The squared row norms of ``V_k``. Columns with the largest scores span nearly what all span (column-subset selection).
     Of a matrix with fewer rows than columns it is the L1 norm of each column instead, as in the published method. Rows
@@ -43,7 +43,7 @@ def leverage(matrix: Tensor, rank: int) -> Tensor:
 
 
 def residuals(matrix: Tensor, kept: Tensor) -> Tensor:
-    """The norm of what the span of the kept columns lacks of each column, ``‖x − Px‖`` (CHEX: Hou et al. 2022).
+    """Return the norm of what the span of the kept columns lacks of each column, ``‖x − Px‖`` (CHEX: Hou et al. 2022).
 
     Args:
         kept: bool, an entry a column.
@@ -55,7 +55,7 @@ def residuals(matrix: Tensor, kept: Tensor) -> Tensor:
     return (matrix - span @ (torch.linalg.pinv(span) @ matrix)).norm(dim=0)
 
 
-def drawn(scores: Tensor, count: int, among: Tensor, generator: torch.Generator) -> Tensor:
+def draw(scores: Tensor, count: int, among: Tensor, generator: torch.Generator) -> Tensor:
     """Draw ``count`` candidates without replacement, each time with the softmax of their scores as probabilities.
 
     Gumbel noise makes it one choice of the largest (Kool et al. 2019, "Stochastic Beams and Where to Find Them").
@@ -66,8 +66,8 @@ def drawn(scores: Tensor, count: int, among: Tensor, generator: torch.Generator)
     return keep_top(scores - (-uniform.log()).log().to(scores.device), count, among=among)
 
 
-def ranked_channels(scores: Sequence[Tensor], total: int, floors: Sequence[int]) -> list[Tensor]:
-    """The ``total`` largest scores of all groups together, of no group fewer than its floor; a bool tensor a group.
+def select_channels(scores: Sequence[Tensor], total: int, floors: Sequence[int]) -> list[Tensor]:
+    """Select the ``total`` largest scores of all groups, of no group fewer than its floor; a bool tensor a group.
 
     Raises: InputError when the floors exceed the total.
     """
@@ -81,28 +81,28 @@ def ranked_channels(scores: Sequence[Tensor], total: int, floors: Sequence[int])
 
 
 def mean_magnitude(filters: Filters) -> Tensor:
-    """The mean ``|w|`` over all entries of a filter, zeros included: UMM (Chase: Yin et al. 2023)."""
+    """Return the mean ``|w|`` over all entries of a filter, zeros included: UMM (Chase: Yin et al. 2023)."""
     return _ratio([w.abs() for w, _ in filters], [torch.ones_like(w) for w, _ in filters])
 
 
-def mean_live_magnitude(filters: Filters) -> Tensor:
-    """The mean ``|w|`` over the live entries of a filter (an option of Chase: Yin et al. 2023)."""
+def mean_active_magnitude(filters: Filters) -> Tensor:
+    """Return the mean ``|w|`` over the active entries of a filter (an option of Chase: Yin et al. 2023)."""
     return _ratio([w.abs() for w, _ in filters], [mask.to(w.dtype) for w, mask in filters])
 
 
-def live_fraction(filters: Filters) -> Tensor:
-    """The share of a filter's entries that are live (an option of Chase: Yin et al. 2023)."""
+def active_fraction(filters: Filters) -> Tensor:
+    """Return the share of a filter's entries that are active (an option of Chase: Yin et al. 2023)."""
     return _ratio([mask.to(w.dtype) for w, mask in filters], [torch.ones_like(w) for w, _ in filters])
 
 
-def live_kernels(filters: Filters) -> Tensor:
-    """The share of a filter's kernels, one an input, that have a live entry (an option of Chase: Yin et al. 2023)."""
+def active_kernels(filters: Filters) -> Tensor:
+    """Return the share of a filter's kernels, one an input, that have an active entry (an option of Chase: Yin et al. 2023)."""
     alive = [mask.unsqueeze(-1).flatten(2).any(2).to(w.dtype) for w, mask in filters]
     return _ratio(alive, [torch.ones_like(a) for a in alive])
 
 
 def _ratio(over: Sequence[Tensor], under: Sequence[Tensor]) -> Tensor:
-    """A quotient of sums over all that writes a channel; 0 where nothing is summed."""
+    """Return a quotient of sums over all that writes a channel; 0 where nothing is summed."""
     top, bottom = (sum(part.detach().double().flatten(1).sum(1) for part in parts) for parts in (over, under))
     assert isinstance(top, Tensor)
     assert isinstance(bottom, Tensor)

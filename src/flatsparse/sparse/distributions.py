@@ -1,4 +1,4 @@
-"""How a budget of live weights is shared out between layers. Every layer that has weights keeps at least one."""
+"""Distributions: how a budget of active weights is allocated to layers. Every layer that has weights keeps at least one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.topk import apportion, keep_top
 
-Distribution = Callable[[Mapping[str, Tensor], int], dict[str, int]]  # scores, total -> live weights a layer
+Distribution = Callable[[Mapping[str, Tensor], int], dict[str, int]]  # scores, total -> active weights a layer
 
 
 def uniform(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
@@ -32,13 +32,13 @@ def erdos_renyi(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
 def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """Density in proportion to the sum of a weight's dimensions over their product (ERK: Evci et al. 2020, sec. 3).
 
-    Layers that would be more than dense are dense and the rest is shared out anew. Other than the original, the
+    Layers that would be more than dense are dense and the rest is allocated anew. Other than the original, the
     total is met exactly, where it rounds each layer down.
     """
     return _share(scores, total, lambda s: sum(s.shape))
 
 
-def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
+def global_ranking(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning).
 
     A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
@@ -49,7 +49,7 @@ def ranked_together(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
     if emptied := [name for name, count, cap in zip(scores, counts, caps, strict=True) if count == 0 < cap]:
         warnings.warn(
-            f"the largest scores leave {len(emptied)} layers without a live weight; each keeps its best one:"
+            f"the largest scores leave {len(emptied)} layers without an active weight; each keeps its best one:"
             f" {', '.join(emptied)}",
             stacklevel=2,
         )
@@ -60,7 +60,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": uniform,
     "er": erdos_renyi,
     "erk": erdos_renyi_kernel,
-    "global": ranked_together,
+    "global": global_ranking,
 }
 
 
@@ -75,6 +75,6 @@ def check_budget(total: int, whole: int, layers: int) -> None:
     """Raise InputError when a budget cannot leave every layer a weight."""
     if total < layers:
         raise InputError(
-            f"a sparsity of {1 - total / whole:.6g} leaves {total} live weights for {layers} layers:"
+            f"a sparsity of {1 - total / whole:.6g} leaves {total} active weights for {layers} layers:"
             f" give at most {1 - layers / whole:.6g}, so that every layer keeps one"
         )

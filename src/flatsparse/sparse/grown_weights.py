@@ -1,4 +1,4 @@
-"""Weights that grew under an optimizer that is older than they are, and steps of theirs as a new optimizer would take."""
+"""Weights that grew under an optimizer that is older than they are, and their steps, which are as under a new one."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from flatsparse.sparse.optimizer_state import Group, correction, decay_factor, g
 
 @dataclass
 class _Young:
-    """A layer's weights that grew not long ago.
+    """The weights of a layer that grew not long ago.
 
     Attributes:
-        places: in row-major order, int64.
+        indices: flat, in row-major order, int64.
         cohorts: at which update each grew, an index into ``born``, int32.
         born: the optimizer's step count at those updates.
         now: its step count by now. It is counted here, because to read it makes a host wait for an accelerator.
     """
 
-    places: Tensor
+    indices: Tensor
     cohorts: Tensor
     born: list[float]
     now: float
 
     def keep(self, which: Tensor) -> None:
-        """Forget all but some (bool, an entry a place)."""
-        self.places, self.cohorts = self.places[which], self.cohorts[which]
+        """Forget all but some (bool, an entry an index)."""
+        self.indices, self.cohorts = self.indices[which], self.cohorts[which]
 
-    def add(self, places: Tensor) -> None:
-        """Some have just grown."""
-        self.places = torch.cat([self.places.to(places.device), places])
-        cohort = torch.full_like(places, len(self.born), dtype=torch.int32)
-        self.cohorts = torch.cat([self.cohorts.to(places.device), cohort])
+    def add(self, indices: Tensor) -> None:
+        """Add weights that have just grown."""
+        self.indices = torch.cat([self.indices.to(indices.device), indices])
+        cohort = torch.full_like(indices, len(self.born), dtype=torch.int32)
+        self.cohorts = torch.cat([self.cohorts.to(indices.device), cohort])
         self.born.append(self.now)
 
     def forget(self, age: float) -> None:
-        """Forget those that are as old as that; they come first."""
+        """Forget those of an age and older; they come first."""
         if self.born and self.now - self.born[0] >= age:
             old = sum(self.now - born >= age for born in self.born)
             self.keep(self.cohorts >= old)
@@ -52,10 +52,10 @@ class _Young:
 
 
 class GrownWeights:
-    """Which live weights are younger than the optimizer's state, and the correction of their steps.
+    """The active weights that are younger than the optimizer's state, and the correction of their steps.
 
-    The averages of such a weight are what a new optimizer's would be; only what they are divided by is not. So the
-    optimizer takes its step, and the way that young weights have gone is then multiplied by what is missing. It costs
+    The averages of such a weight are those of a new optimizer; only their divisors are not. So the optimizer takes its step,
+    and the steps of young weights are then multiplied by what is missing. It costs
     some gathers and scatters of young weights, and nothing for optimizers that correct nothing.
     """
 
@@ -65,7 +65,7 @@ class GrownWeights:
         self._before: dict[str, Tensor] = {}
 
     def note(self, weights: Iterable[MaskedWeight], grown: Mapping[str, Tensor]) -> None:
-        """Some have grown (by layer, bool, of its shape), others may have gone."""
+        """Note that some have grown (by layer, bool, of its shape), and that others may have been pruned."""
         groups = groups_by_parameter(self._optimizer)
         for w in weights:
             if w.name in grown:
@@ -75,17 +75,17 @@ class GrownWeights:
         state = self._optimizer.state.get(w.weight, {})
         if correction(self._optimizer, group, state, 1.0) is None:
             return
-        now, places = float(state.get("step", group.get("step"))), local_tensor(grown).reshape(-1).nonzero().squeeze(1)
-        young = self._young.setdefault(w.name, _Young(places[:0], places[:0].int(), [], now))
+        now, indices = float(state.get("step", group.get("step"))), local_tensor(grown).reshape(-1).nonzero().squeeze(1)
+        young = self._young.setdefault(w.name, _Young(indices[:0], indices[:0].int(), [], now))
         young.now = now
-        young.keep(local_tensor(w.mask).reshape(-1)[young.places])
-        young.add(places)
+        young.keep(local_tensor(w.mask).reshape(-1)[young.indices])
+        young.add(indices)
 
     @torch.no_grad()
     def before_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Remember where the young weights are."""
         self._before = {
-            w.name: local_tensor(w.weight.detach()).reshape(-1)[young.places]
+            w.name: local_tensor(w.weight.detach()).reshape(-1)[young.indices]
             for w in weights
             if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
         }
@@ -111,23 +111,23 @@ class GrownWeights:
         weight = local_tensor(w.weight.detach())
         decayed = before * decay_factor(self._optimizer, group)
         flat = weight.reshape(-1)
-        flat[young.places] = torch.lerp(decayed, flat[young.places], factor)
+        flat[young.indices] = torch.lerp(decayed, flat[young.indices], factor)
         if not weight.is_contiguous():  # then it was a copy (channels-last weights)
             weight.copy_(flat.view(weight.shape))
         young.forget(settling_age(group))
 
     def clear(self) -> None:
-        """The optimizer's state is new: nobody is younger than it."""
+        """Forget all, because the optimizer's state is new: no weight is younger than it."""
         self._young = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Places, cohorts and step counts by layer."""
+        """Return indices, cohorts and step counts by layer."""
         return {
             name: {
-                **vars(young),
-                "places": young.places.clone(),
+                "places": young.indices.clone(),
                 "cohorts": young.cohorts.clone(),
                 "born": [*young.born],
+                "now": young.now,
             }
             for name, young in self._young.items()
         }

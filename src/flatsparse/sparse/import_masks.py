@@ -25,7 +25,7 @@ DEPTH = 5  # of what is looked into for them; a file may hold itself
 
 
 def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    """Which weights of something pruned are live, for ``sparsify(…, masks=…)``.
+    """Return the masks of something pruned, for ``sparsify(…, masks=…)``.
 
     Ours, because a pruned net is often all there is. A matrix that ``torch.nn.utils.prune`` holds has its own mask; of any
     other matrix the zeros are masked, and one without a zero is left out, so that it stays dense. Zeros cannot tell a pruned
@@ -49,8 +49,8 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if (found := _saved_masks(path)) is not None:
-            return found
+        if (saved := _saved_masks(path)) is not None:
+            return saved
         masks = _masks(_in_files(path))
     elif isinstance(source, nn.Module):
         weights = {name for name, _ in source.named_parameters(remove_duplicate=False)}  # a buffer's zeros are its own
@@ -74,7 +74,7 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     A layer that ``torch.nn.utils.prune`` still holds calls its weight ``weight_orig``. A name that all masks share at their
     front, as ``net.`` in a checkpoint of Lightning, is passed over where none of them fits otherwise.
 
-    Raises: InputError for a name or a shape that the model does not have, for what is no mask and for no live weight.
+    Raises: InputError for a name or a shape that the model does not have, for what is no mask and for no active weight.
     """
     every = prunable(model)
     first = {id(p): name for name, (p, _) in every.items()}
@@ -101,7 +101,7 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
             )
         found[own] = mask
     if not any(bool(mask.any()) for mask in found.values()):
-        raise InputError("the masks leave no weight live: nothing would be trained")
+        raise InputError("the masks leave no weight active: nothing would be trained")
     return found
 
 
@@ -125,26 +125,26 @@ def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         if tensor.is_floating_point():  # a wrapper's own count of steps has no prefix
             named += [name, name.removesuffix("_orig")]
         if name.endswith("_mask"):
-            held[name.removesuffix("_mask")] = _live(name, tensor)
+            held[name.removesuffix("_mask")] = _nonzero(name, tensor)
         elif tensor.ndim >= 2 and tensor.is_floating_point():
-            zeros[name] = _live(name, tensor)
+            zeros[name] = _nonzero(name, tensor)
     orig = {name.removesuffix("_orig") for name in zeros if name.endswith("_orig")}
     if left := [name for name in named if name in held and f"{name}_orig" in named and name not in orig]:
         warnings.warn(
             f"masks of biases and norms are left out, and what they hold will be trained: {', '.join(sorted(set(left)))}",
             stacklevel=3,
         )
-    found = {}
-    for name, live in zeros.items():
+    masks = {}
+    for name, nonzero in zeros.items():
         plain = name.removesuffix("_orig")
         if plain in orig and plain in held:
-            found[plain] = held[plain]
-        elif not live.all():
-            found[name] = live
-    return {plain: found[name] for plain, name in zip(plain_names(named), named, strict=True) if name in found}
+            masks[plain] = held[plain]
+        elif not nonzero.all():
+            masks[name] = nonzero
+    return {plain: masks[name] for plain, name in zip(plain_names(named), named, strict=True) if name in masks}
 
 
-def _live(name: str, tensor: Tensor) -> Tensor:
+def _nonzero(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise InputError(f"'{name}' is on the device meta, without values: load the model's weights first")
     try:
@@ -210,7 +210,7 @@ def _state_dict(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _leads_to_matrix(value: object, depth: int = DEPTH) -> bool:
-    """Whether a matrix by a name lies somewhere within; an optimizer's state has numbers for names."""
+    """True if a matrix by a name lies somewhere within; an optimizer's state has numbers for names."""
     if isinstance(value, Tensor):
         return value.ndim >= 2 and value.is_floating_point()
     named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)

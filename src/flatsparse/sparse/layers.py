@@ -20,36 +20,36 @@ from flatsparse.common.weight_layout import is_conv1d
 
 # Layers whose matrices are prunable by default. Embeddings and norms are not: no paper here prunes them.
 PRUNABLE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-# Layers of whose matrices nobody need be told that they stay dense.
+# Layers whose matrices stay dense without a warning.
 DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-NOTICED = 0.1  # other matrices that stay dense are told of from this share of all on (ours)
+NOTICED = 0.1  # the share of all from which on there is a warning of other matrices that stay dense (ours)
 
-Pattern = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
+LayerSelector = str | type[nn.Module]  # a shell pattern of names, or a kind of layer
 Modules = Mapping[str, nn.Module]  # the layers that have a weight, by the weight's plain name, in the model's order
 
 
 def first_convolution(modules: Modules) -> set[str]:
-    """The convolution that comes first in the model."""
+    """Return the convolution that comes first in the model."""
     return set(list(_convolutions(modules))[:1])
 
 
 def shortcuts(modules: Modules) -> set[str]:
-    """The 1x1 convolutions around the blocks of a residual net.
+    """Return the 1x1 convolutions around the blocks of a residual net.
 
     Ours, by structure: a 1x1 convolution that does not take as many channels as the convolution before it gives, but
     gives as many, and so goes around it. Where the counts do not tell, its name may: ``shortcut`` or ``downsample``.
     """
-    found, before = set(), None
+    names, before = set(), None
     for name, conv in _convolutions(modules).items():
         around = before is not None and conv.in_channels != before.out_channels == conv.out_channels
         if max(conv.kernel_size) == 1 and (around or "shortcut" in name or "downsample" in name):
-            found.add(name)
+            names.add(name)
         before = conv
-    return found
+    return names
 
 
 def classifier(modules: Modules) -> set[str]:
-    """The linear layer that comes last in the model."""
+    """Return the linear layer that comes last in the model."""
     return set([name for name, module in modules.items() if isinstance(module, nn.Linear)][-1:])
 
 
@@ -64,7 +64,7 @@ PRESETS: dict[str, tuple[Callable[[Modules], set[str]], ...]] = {
 
 
 def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
-    """Every matrix of a model by its plain name, with the module that owns it.
+    """Return every matrix of a model by its plain name, with the module that owns it.
 
     A weight that several modules share goes by its first name; an embedding among them owns it, and stays dense by
     default, or else a layer that is made sparse. What has no entries is no matrix, nor are biases of any shape and the
@@ -88,14 +88,14 @@ def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
 
 
 def by_default(name: str, module: nn.Module) -> bool:
-    """Whether the matrix of this name that a module owns is made sparse when no layers are named."""
+    """True if the matrix of this name that a module owns is made sparse when no layers are named."""
     return (isinstance(module, PRUNABLE) or is_conv1d(module)) and not _is_normed(name, module)
 
 
 def chosen(
-    modules: Modules, layers: str = "all", include: Sequence[Pattern] = (), exclude: Sequence[Pattern] = ()
+    modules: Modules, layers: str = "all", include: Sequence[LayerSelector] = (), exclude: Sequence[LayerSelector] = ()
 ) -> set[str]:
-    """The names of the weights that shall be made sparse.
+    """Return the names of the weights that shall be made sparse.
 
     Args:
         modules: of every matrix; see ``prunable``.
@@ -118,11 +118,11 @@ def _convolutions(modules: Modules) -> dict[str, nn.modules.conv._ConvNd]:
     return {name: module for name, module in modules.items() if isinstance(module, nn.modules.conv._ConvNd)}
 
 
-def _fits(pattern: Pattern, name: str, module: nn.Module) -> bool:
+def _fits(pattern: LayerSelector, name: str, module: nn.Module) -> bool:
     if isinstance(pattern, type):
         return isinstance(module, pattern)
-    told = name, name.rpartition(".")[0], type(module).__name__
-    return any(fnmatch.fnmatchcase(text, pattern) for text in told)
+    texts = name, name.rpartition(".")[0], type(module).__name__
+    return any(fnmatch.fnmatchcase(text, pattern) for text in texts)
 
 
 def check_exact(name: str, module: nn.Module) -> None:
@@ -153,7 +153,7 @@ def check_exact(name: str, module: nn.Module) -> None:
 
 
 def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense: Iterable[str]) -> None:
-    """Tell once of matrices that stay dense although nobody asked for it.
+    """Warn once of matrices that stay dense although nobody asked for it.
 
     These are what parametrizations own, and matrices of unknown kinds that are ``NOTICED`` of all.
 
@@ -186,27 +186,30 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
 
 
 def kinds(modules: Modules) -> str:
-    """The kinds of layers that own matrices, with how many, as a phrase."""
+    """Return the kinds of layers that own matrices, and the number of each, as a phrase."""
     owned = "owned by a parametrization"
     counts = Counter(owned if _is_owned(name, m) else f"of {type(m).__name__}" for name, m in modules.items())
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
-def matching(patterns: Sequence[Pattern] | Pattern, modules: Modules, argument: str) -> set[str]:
-    """The names of the weights that one of several patterns fits; InputError, which names the argument, if one fits none."""
-    found: set[str] = set()
+def matching(patterns: Sequence[LayerSelector] | LayerSelector, modules: Modules, argument: str) -> set[str]:
+    """Return the names of the weights that at least one of some patterns fits.
+
+    Raises: InputError, which names the argument, for a pattern that fits none.
+    """
+    names: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
         hits = {name for name, module in modules.items() if _fits(pattern, name, module)}
         if not hits:
             known: Iterable[str] = [name.rpartition(".")[0] for name in modules]
             shown = pattern if isinstance(pattern, str) else pattern.__name__
             raise InputError(f"{argument} pattern '{shown}' matches no layer ({nearest(shown, known)})")
-        found |= hits
-    return found
+        names |= hits
+    return names
 
 
 def _is_vector(leaf: str, module: nn.Module) -> bool:
-    """Whether a parameter is none of a layer's matrices, whatever its shape."""
+    """True if a parameter is none of a layer's matrices, whatever its shape."""
     if leaf == "bias" or (isinstance(module, nn.MultiheadAttention) and leaf in ("bias_k", "bias_v")):
         return True
     if isinstance(module, ParametrizationList):
@@ -215,7 +218,7 @@ def _is_vector(leaf: str, module: nn.Module) -> bool:
 
 
 def _is_normed(name: str, module: nn.Module) -> bool:
-    """Whether ``torch.nn.utils.weight_norm`` owns a parameter of a layer."""
+    """True if ``torch.nn.utils.weight_norm`` owns a parameter of a layer."""
     leaf = name.rpartition(".")[2]
     normed = [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
     return leaf in [f"{own}_{part}" for own in normed for part in "gv"]

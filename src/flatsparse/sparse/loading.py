@@ -1,6 +1,6 @@
-"""Loading model, optimizer and sparse training in any order, and what is said when one of them is missing.
+"""Saving and loading of model, optimizer and sparse training in any order, and warnings when one of them is missing.
 
-The masks and everything else that a sparse training remembers also travel in the optimizer's ``state_dict``, because
+The masks and all else that a sparse training remembers also travel in the optimizer's ``state_dict``, because
 trainers save that and know of nothing else.
 """
 
@@ -8,25 +8,150 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from flatsparse.common.distributed import full_tensor
+from flatsparse.common.optimizers import innermost
 from flatsparse.sparse.masks import MaskedWeight, Masks
-
-if TYPE_CHECKING:
-    from flatsparse.sparse.training import SparseTraining
+from flatsparse.sparse.optimizer_state import begin_outside
+from flatsparse.sparse.state import TrainingState
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
 TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
+AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
 
 
-class LoadedWeights:
-    """Weights as they were before they were zeroed outside masks that may not be theirs, until the first step."""
+class Loading:
+    """The saving and loading of a sparse training, of its model and of its optimizer, in any order.
+
+    Weights are zeroed outside the masks as soon as they are loaded. Their own masks may be loaded later: until the next step
+    they can be brought back.
+    """
+
+    def __init__(self, state: TrainingState, optimizer: Optimizer, method: str, *, in_rounds: bool) -> None:
+        self._state = state
+        self._optimizer = optimizer
+        self._base = innermost(optimizer)
+        self._method = method
+        self._in_rounds = in_rounds
+        self._zeroed = ZeroedWeights()
+        self._unsettled = False  # weights or state may have been loaded that do not fit the masks
+        self._masks_loaded, self._all_loaded = False, False
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Register hooks for loading and saving on the optimizer and the layers."""
+        handles = [
+            self._base.register_load_state_dict_pre_hook(self._before_load),
+            self._base.register_load_state_dict_post_hook(self._after_load),
+            self._base.register_state_dict_post_hook(self._after_save),
+        ]
+        for module in model.modules():  # a part of the model may be loaded by itself
+            own = {id(p) for p in module.parameters(recurse=False)}
+            if weights := [w for w in self._state.masked if id(w.weight) in own]:
+                handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
+        return handles
+
+    @torch.no_grad()
+    def start(self, initial: Mapping[str, Tensor]) -> None:
+        """Set the first masks, or those that the optimizer has loaded already."""
+        state = self._state
+        for w in state.masks:
+            if w.name in initial:
+                w.set_mask(initial[w.name])
+        loaded = masks_left_in(self._base, state.masks)
+        state.channels.update_vectors()
+        self._zeroed.keep(state.masked, may_be_dense=True)
+        self._zeroed.keep_state(state.masked, self._base)
+        state.update({}, self._base)
+        if loaded:
+            self._take_masks(loaded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the saved state of the training."""
+        saved = {"method": self._method, **self._state.state_dict()}
+        if self._in_rounds:
+            saved |= {"round": self._state.round, "rewind": dict(self._state.rewind)}
+        return saved
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises: InputError when it is of another method, or of other layers or shapes.
+        """
+        self._state.check(saved, self._method)
+        self._state.load_state_dict(saved)
+        self._state.share_masks(self._optimizer)
+        self._take_masks(saved["masks"])
+        self._all_loaded = True
+
+    def settle(self) -> bool:
+        """Make weights and state fit the masks before the next step, and warn of what was lost or is missing.
+
+        Returns: True if masks were loaded since the last step.
+        """
+        if self._zeroed:
+            self._zeroed.forget()
+        if masks_loaded := self._masks_loaded:
+            self._warn_of_missing()
+        if self._unsettled:
+            for w in self._state.masked:
+                w.apply()
+            begin_outside(self._state.masked, self._base)
+        self._unsettled = self._masks_loaded = self._all_loaded = False
+        return masks_loaded
+
+    def _warn_of_missing(self) -> None:
+        if not self._all_loaded:
+            warnings.warn(
+                "the masks came with the optimizer's state, but not how many steps were taken and what rules remember: load"
+                " training.state_dict() too",
+                stacklevel=AT_THE_STEP,
+            )
+
+    @torch.no_grad()
+    def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Take over loaded masks, and bring the weights back that were zeroed outside the masks before them."""
+        left_out = {w.name for w in self._state.masks} - set(masks)
+        for w in self._state.masked:
+            if w.name not in left_out:
+                if w.name in masks:  # those of vectors follow from the channels
+                    w.set_mask(masks[w.name])
+                self._zeroed.give_back(w, self._base)
+                w.apply()
+        self._unsettled = self._masks_loaded = True
+
+    def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return with_training(state, base, self._state.masks, self.state_dict())
+
+    def _before_load(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        plain, masks, rest = without_training(state, base, self._state.masks)
+        if rest is not None:
+            if rest.get("method") == self._method:  # that of another is no state of ours, but its momentum may serve
+                self.load_state_dict(rest)
+        elif masks:
+            self._take_masks(masks)
+        return plain
+
+    def _after_load(self, base: Optimizer) -> None:
+        self._unsettled = True
+        self._zeroed.forget_state()
+
+    @torch.no_grad()
+    def after_model_load(self, weights: list[MaskedWeight]) -> None:
+        """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next."""
+        self._zeroed.keep(weights)
+        for w in weights:
+            w.apply()
+
+
+class ZeroedWeights:
+    """Copies of weights from before they were zeroed outside masks that may not be theirs, until the first step."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -34,10 +159,10 @@ class LoadedWeights:
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
-        """Remember weights as they are; they are about to be zeroed.
+        """Copy weights, which are about to be zeroed.
 
         Args:
-            may_be_dense: that a weight with fewer zeros than its mask is no sign of a loss: a dense net is made sparse.
+            may_be_dense: a weight with fewer zeros than its mask is no sign of a loss, as when a dense net is made sparse.
         """
         for w in weights:
             self._kept[w.name] = w.weight.detach().clone()
@@ -47,19 +172,19 @@ class LoadedWeights:
             self._lost[w.name] = lost
 
     def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
-        """Remember what an optimizer keeps for weights."""
+        """Copy what an optimizer keeps for weights."""
         for w in weights:
             entry = optimizer.state.get(w.weight, {})
             alike = {k: v.clone() for k, v in entry.items() if isinstance(v, Tensor) and v.shape == w.weight.shape}
             self._state[w.name] = alike
 
     def forget_state(self) -> None:
-        """The optimizer has loaded another."""
+        """Forget the optimizer's state, because it has loaded another."""
         self._state = {}
 
     def give_back(self, w: MaskedWeight, optimizer: Optimizer) -> None:
         """Put a weight and its state back as they were, if nothing has written to it since; its mask has changed."""
-        if w.name in self._kept and w.is_as_seen:
+        if w.name in self._kept and w.is_as_recorded:
             w.weight.copy_(self._kept[w.name])
         for key, value in self._state.get(w.name, {}).items():
             if key in optimizer.state.get(w.weight, {}):
@@ -67,13 +192,13 @@ class LoadedWeights:
         self._lost.pop(w.name, None)
 
     def forget(self) -> None:
-        """The first step comes: say what was lost, and let go."""
+        """Forget everything before a step, with a warning if weights were lost."""
         if lost := sum(self._lost.values()):
             warnings.warn(
                 f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to go on with a sparse"
                 " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
                 " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
-                stacklevel=8,
+                stacklevel=AT_THE_STEP,
             )
         self._kept, self._state, self._lost = {}, {}, {}
 
@@ -81,14 +206,13 @@ class LoadedWeights:
         return bool(self._kept)
 
 
-def with_training(state: dict[str, Any], base: Optimizer, training: SparseTraining) -> dict[str, Any]:
-    """An optimizer's saved state with that of a sparse training in it: masks beside each parameter's own state."""
-    saved = training.state_dict()
+def with_training(state: dict[str, Any], base: Optimizer, masks: Masks, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state with that of a sparse training in it: masks beside each parameter's own state."""
     entries = dict(state["state"])
-    names = _names(state, base, training.masked_weights)
+    names = _names(state, base, masks)
     if isinstance(base, torch.optim.SGD):  # it may keep nothing; others take an entry for a sign that they have begun
-        everything = [key for group in state["param_groups"] for key in group["params"]]
-        entries = {key: {MASK: torch.ones((), dtype=torch.bool)} for key in everything if key not in entries} | entries
+        keys = [key for group in state["param_groups"] for key in group["params"]]
+        entries = {key: {MASK: torch.ones((), dtype=torch.bool)} for key in keys if key not in entries} | entries
     for key in names.keys() & entries.keys():
         entries[key] = {**entries[key], MASK: saved["masks"][names[key]]}
     return {**state, "state": entries, TRAINING: saved}
@@ -97,7 +221,7 @@ def with_training(state: dict[str, Any], base: Optimizer, training: SparseTraini
 def without_training(
     state: dict[str, Any], base: Optimizer, masked: Masks
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
-    """An optimizer's saved state as it would be by itself; the masks that were in it, by name; and the rest, if there."""
+    """Return an optimizer's saved state as it would be by itself, the masks that were in it, by name, and the rest, if there."""
     names = _names(state, base, masked)
     masks, entries = {}, {}
     for key, entry in state["state"].items():
@@ -112,8 +236,8 @@ def without_training(
     return {k: v for k, v in state.items() if k != TRAINING} | {"state": entries}, masks, rest
 
 
-def left_masks(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
-    """The masks of a state that an optimizer loaded before it trained sparsely, taken out of its state."""
+def masks_left_in(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
+    """Take the masks out of a state that an optimizer loaded before it trained sparsely, and return them by name."""
     names: dict[Tensor, str] = {w.weight: w.name for w in masked}
     left = {p: entry.pop(MASK) for p, entry in base.state.items() if isinstance(entry, dict) and MASK in entry}
     for p in [p for p in left if not base.state[p]]:
@@ -122,7 +246,7 @@ def left_masks(base: Optimizer, masked: Masks) -> dict[str, Tensor]:
 
 
 def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, str]:
-    """The names of masked weights by their keys in a saved state."""
+    """Return the names of masked weights by their keys in a saved state."""
     by_parameter = {w.weight: w.name for w in masked}
     return {
         key: by_parameter[p]
@@ -133,15 +257,15 @@ def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, s
 
 
 class AfterModelLoad:
-    """The hook of a layer that dies with its training and in copies of the model."""
+    """The hook of a layer after it has loaded; without effect once the training is gone, and in copies of the model."""
 
-    def __init__(self, training: SparseTraining | None, weights: list[MaskedWeight]) -> None:
-        self._training = weakref.ref(training) if training is not None else None
+    def __init__(self, loading: Loading | None, weights: list[MaskedWeight]) -> None:
+        self._loading = weakref.ref(loading) if loading is not None else None
         self._weights = weights
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AfterModelLoad, (None, [])
 
     def __call__(self, module: nn.Module, keys: Any) -> None:
-        if self._training is not None and (training := self._training()) is not None:
-            training.after_model_load(self._weights)
+        if self._loading is not None and (loading := self._loading()) is not None:
+            loading.after_model_load(self._weights)

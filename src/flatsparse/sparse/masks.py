@@ -1,9 +1,8 @@
-"""A model's masks: which weights are live, and the one way to zero the others."""
+"""The masks of a model: which weights are active, and the one way to zero the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +13,27 @@ from flatsparse.common.names import plain_names
 from flatsparse.common.seeds import generator
 from flatsparse.common.tensors import Version, shared_storage, version
 from flatsparse.common.weight_layout import inputs_first
-from flatsparse.sparse.layers import Pattern, check_exact, chosen, kinds, matching, prunable, warn_of_dense
+from flatsparse.sparse.layers import LayerSelector, check_exact, chosen, kinds, matching, prunable, warn_of_dense
 from flatsparse.sparse.topk import budget
-
-if TYPE_CHECKING:
-    from flatsparse.sparse.channel_state import Widths
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class MaskedWeight:
-    """One prunable weight and its mask; what every score is a function of.
+    """A prunable weight and its mask: the argument of every score.
 
     Attributes:
         name: the parameter's name in the model, without the prefixes of wrappers.
         weight: the parameter, any shape.
-        mask: bool, the shape of ``weight``, spread over processes as it is; true where the weight is live. Its contents
-            change, it never does.
-        active: how many entries are live.
-        index: the place among the model's masked weights; seeds are derived from it.
+        mask: bool, the shape of ``weight``, sharded as it is; true where the weight is active. Its contents change, the
+            tensor never does.
+        active: the number of active entries.
+        index: the position among the model's masked weights; seeds are derived from it.
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
         generator: the source of this layer's random choices at this step.
         momentum: the running average of the dense gradient, kept only for a plan that asks for it.
-        room: where entries may become live, bool; None is everywhere.
-        inputs_first: how many groups of inputs the weight begins with; 0 where it begins with the outputs.
+        growable: where entries may become active, bool; None is everywhere.
+        inputs_first: the number of groups of inputs that the weight begins with; 0 where it begins with the outputs.
     """
 
     def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0, inputs_first: int = 0) -> None:
@@ -49,11 +45,11 @@ class MaskedWeight:
         self.generator = generator(seed, 0, index)
         self._indices: Tensor | None = None
         self.momentum: Tensor | None = None
-        self.room: Tensor | None = None
-        self._seen: Version | None = None
+        self.growable: Tensor | None = None
+        self._recorded: Version | None = None
 
     def __repr__(self) -> str:
-        return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} live)"
+        return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} active)"
 
     @property
     def grad(self) -> Tensor:
@@ -62,9 +58,9 @@ class MaskedWeight:
             return torch.zeros_like(self.weight)
         return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
 
-    def within_room(self, scores: Tensor) -> Tensor:
-        """Scores that put last what must not become live."""
-        return scores if self.room is None else torch.where(self.room.to(scores.device), scores, -torch.inf)
+    def among_growable(self, scores: Tensor) -> Tensor:
+        """Return the scores with −inf where nothing may grow."""
+        return scores if self.growable is None else torch.where(self.growable.to(scores.device), scores, -torch.inf)
 
     def average(self, decay: float) -> None:
         """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
@@ -74,7 +70,7 @@ class MaskedWeight:
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> Tensor:
-        """Take over the contents of another mask (bool, the shape of the weight). Returns where it became live."""
+        """Take over the contents of another mask (bool, the shape of the weight). Returns where it became active."""
         self.active = int(full_tensor(mask.sum()))
         mask = distribute(mask.to(self.mask.device), like=self.mask)
         grown = mask & ~self.mask
@@ -92,7 +88,7 @@ class MaskedWeight:
 
     @torch.no_grad()
     def zero_outside(self, tensor: Tensor) -> Tensor:
-        """Make a tensor of the weight's shape exactly +0 outside the mask, in place; inside nothing changes."""
+        """Set a tensor of the weight's shape to exactly +0 outside the mask, in place; inside nothing changes."""
         if self.mask.device != tensor.device:  # the model was moved after it was made sparse
             self.mask = self.mask.to(tensor.device)
         if self.active == self.weight.numel():
@@ -103,8 +99,8 @@ class MaskedWeight:
         values.view(_INTEGERS[values.element_size()]).mul_(mask)
         return tensor
 
-    def whole(self) -> MaskedWeight:
-        """Itself, or of a weight that is spread over processes a copy that holds all of it; they must all ask."""
+    def gathered(self) -> MaskedWeight:
+        """Return itself, or for a sharded weight a copy that holds all of it; all processes must call this."""
         if not is_sharded(self.weight):
             return self
         full = MaskedWeight(
@@ -119,20 +115,29 @@ class MaskedWeight:
         full.momentum = None if self.momentum is None else full_tensor(self.momentum)
         return full
 
-    def restore(self) -> None:
-        """Zero the weight outside the mask if anything has written to it since the last look."""
-        if not self.is_as_seen:
-            self.zero_outside(self.weight)
-            self.look()
+    def apply(self) -> None:
+        """Zero the weight outside the mask, and record that it is."""
+        self.zero_outside(self.weight)
+        self.record()
+
+    def apply_to_gradient(self) -> None:
+        """Zero the weight's gradient outside the mask, if it has one."""
+        if self.weight.grad is not None:
+            self.zero_outside(self.weight.grad)
+
+    def reapply(self) -> None:
+        """Zero the weight outside the mask if anything has written to it since the last record."""
+        if not self.is_as_recorded:
+            self.apply()
 
     @property
-    def is_as_seen(self) -> bool:
-        """Whether nothing has written to the weight since the last look."""
-        return version(self.weight) == self._seen
+    def is_as_recorded(self) -> bool:
+        """True if nothing has written to the weight since the last record."""
+        return version(self.weight) == self._recorded
 
-    def look(self) -> None:
-        """Remember that the weight is known to be zero outside the mask as it is now."""
-        self._seen = version(self.weight)
+    def record(self) -> None:
+        """Record the version of the weight that is known to be zero outside the mask."""
+        self._recorded = version(self.weight)
 
 
 class Masks(Sequence[MaskedWeight]):
@@ -140,26 +145,20 @@ class Masks(Sequence[MaskedWeight]):
 
     Args:
         weights: the prunable weights that are masked.
-        overall: how many weights all matrices of the model have, masked or not.
-
-    Attributes:
-        memory: numbers that rules keep from one update to the next, by name; saved with the masks.
-        widths: which channels are live, for a plan that removes channels; saved too.
+        overall: the number of weights in all matrices of the model, masked or not.
     """
 
     def __init__(self, weights: Iterable[MaskedWeight], overall: int) -> None:
         self._weights = list(weights)
         self.overall = overall
-        self.memory: dict[str, float] = {}
-        self.widths: Widths | None = None
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
         trained: Iterable[nn.Parameter],
-        include: Sequence[Pattern] = (),
-        exclude: Sequence[Pattern] = (),
+        include: Sequence[LayerSelector] = (),
+        exclude: Sequence[LayerSelector] = (),
         seed: int = 0,
         layers: str = "all",
     ) -> Masks:
@@ -212,18 +211,11 @@ class Masks(Sequence[MaskedWeight]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads say no more than this
         return self._weights[index]
 
-    def whole(self) -> Masks:
-        """Itself, or of weights that are spread over processes a view that gathers each layer when it is looked at."""
+    def gathered(self) -> Masks:
+        """Return itself, or for sharded weights a view that gathers each layer when it is read."""
         if not any(is_sharded(w.weight) for w in self):
             return self
-        return self._view(_Gathered, self._weights)
-
-    @property
-    def everything(self) -> Iterator[MaskedWeight]:
-        """The weights, and the vectors that are zero where channels are removed (``Explored.vectors``); no rule sees those."""
-        yield from self
-        if self.widths is not None:
-            yield from self.widths.vectors
+        return _Gathered(self._weights, self.overall)
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -233,70 +225,55 @@ class Masks(Sequence[MaskedWeight]):
 
     @property
     def total(self) -> int:
-        """How many prunable weights there are."""
+        """The number of prunable weights."""
         return sum(w.weight.numel() for w in self)
 
     @property
     def active(self) -> int:
-        """How many of them are live."""
+        """The number of active weights."""
         return sum(w.active for w in self)
 
     def budget(self, sparsity: float) -> int:
-        """How many weights are live at a sparsity, to the weight."""
+        """Return the number of weights that are active at a sparsity, to the weight."""
         return budget(self.total, sparsity)
 
-    def prepare(self, step: int) -> None:
+    def keep_momentum(self) -> None:
+        """Give every layer a running average of its dense gradient, which begins as 0."""
+        for w in self:
+            w.momentum = torch.zeros_like(w.weight, requires_grad=False)
+
+    def seed_generators(self, step: int) -> None:
         """Give every layer its own source of randomness for a step."""
         for w in self:
             w.generator = generator(w.seed, step, w.index)
 
     def trained(self) -> Masks:
-        """Itself, or without the weights that were frozen since, which no rule shall touch."""
+        """Return itself, or without the weights that were frozen since, which no rule shall touch."""
         left = [w for w in self._weights if w.weight.requires_grad]
-        return self if len(left) == len(self._weights) else self._view(Masks, left)
+        return self if len(left) == len(self._weights) else Masks(left, self.overall)
 
-    def rewire(self, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take over new masks and zero the weights and their gradients outside them.
+    def update(self, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take over new masks, by name, and zero the weights and their gradients outside them.
 
-        Entries that become live start from 0, because they were 0 while they were masked; those of channels that are
-        restored, from the weight they last had.
+        Entries that become active start from 0, because they were 0 while they were masked.
 
-        Returns: where entries became live, of the layers that have new masks.
+        Returns: where entries became active, of the layers that have new masks.
         """
-        grown = {}
+        grown = {w.name: w.set_mask(new[w.name]) for w in self if w.name in new}
         for w in self:
-            if w.name in new:
-                grown[w.name] = w.set_mask(new[w.name])
-        if self.widths is not None:
-            grown |= self.widths.mask_vectors()
-        for w in self.everything:
-            if w.weight.grad is not None:
-                w.zero_outside(w.weight.grad)
-        self.clean()
-        if self.widths is not None:
-            self.widths.restore(self)
+            w.apply_to_gradient()
+            w.apply()
         return grown
-
-    def clean(self) -> None:
-        """Zero the weights outside the masks."""
-        for w in self.everything:
-            w.zero_outside(w.weight)
-            w.look()
-
-    def _view(self, kind: type[Masks], weights: Sequence[MaskedWeight]) -> Masks:
-        view = kind(weights, self.overall)
-        view.memory, view.widths = self.memory, self.widths
-        return view
 
 
 class _Gathered(Masks):
-    """Masks whose layers are whole while one looks at them, so that no more than one need be held at a time."""
+    """Masks whose layers are gathered when they are read, so that no more than one need be held at a time."""
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self._weights[index].whole()
+        return self._weights[index].gathered()
 
     def __iter__(self) -> Iterator[MaskedWeight]:
-        return (w.whole() for w in self._weights)
+        return (w.gathered() for w in self._weights)
 
     @property
     def total(self) -> int:

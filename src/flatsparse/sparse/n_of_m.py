@@ -1,4 +1,4 @@
-"""Patterns that masks keep to, because hardware is fast on them."""
+"""N:M sparsity: patterns of active weights on which hardware is fast."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flatsparse.common.weight_layout import outputs_first
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """Of each ``of`` neighbours along a layer's inputs exactly ``live`` are live (N:M sparsity: Zhou et al. 2021).
+class NofM:
+    """N:M sparsity: exactly ``active`` of each ``of`` neighbours along a layer's inputs are active (Zhou et al. 2021).
 
     Neighbours are input features of a linear layer, and input channels at one position of a convolution's kernel,
     whichever way round a layer stores them; in a layer with groups they are of one group.
@@ -22,34 +22,34 @@ class Pattern:
     [[False, True, True, False]]
     """
 
-    live: int
+    active: int
     of: int
 
     def __post_init__(self) -> None:
-        check_count("the pattern's first number", self.live)
-        check_count("the pattern's second number", self.of, minimum=self.live)
+        check_count("the pattern's first number", self.active)
+        check_count("the pattern's second number", self.of, minimum=self.active)
 
     @property
     def sparsity(self) -> float:
-        return 1 - self.live / self.of
+        return 1 - self.active / self.of
 
     @classmethod
-    def of_pair(cls, pair: tuple[int, int] | None, sparsity: float) -> Pattern | None:
-        """The pattern that a method's option names; none for None. Raises InputError for one of another sparsity."""
+    def of_pair(cls, pair: tuple[int, int] | None, sparsity: float) -> NofM | None:
+        """Return the pattern that a method's option names; none for None. Raises InputError for one of another sparsity."""
         if pair is None:
             return None
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InputError(
-                f"pattern {pair!r} is not usable: give two whole numbers, such as (2, 4) for 2 live of each 4"
+                f"pattern {pair!r} is not usable: give two whole numbers, such as (2, 4) for 2 active of each 4"
             )
         pattern = cls(*pair)
         if abs(sparsity - pattern.sparsity) > 1e-9:
             given, own = f"{sparsity:g}", f"{pattern.sparsity:g}"
-            raise InputError(f"pattern {pattern.live}:{pattern.of} is {own} sparse, not {given}: give sparsity={own}")
+            raise InputError(f"pattern {pattern.active}:{pattern.of} is {own} sparse, not {given}: give sparsity={own}")
         return pattern
 
     def keep(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
-        """A mask of the largest scores of each group; ties go to the lower index, NaN ranks lowest.
+        """Return a mask of the largest scores of each group; ties go to the lower index, NaN ranks lowest.
 
         Args:
             scores: (outputs, inputs, …), or as ``inputs_first`` says.
@@ -61,15 +61,15 @@ class Pattern:
         scores = outputs_first(scores, inputs_first)
         if scores.shape[1] % self.of:
             raise InputError(
-                f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self.live}:{self.of} does not divide:"
+                f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self.active}:{self.of} does not divide:"
                 " leave it out with exclude="
             )
         groups = scores.movedim(1, -1)
         ranked = torch.where(groups.isnan(), -torch.inf, groups).reshape(-1, self.of)
-        best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.live]
+        best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.active]
         kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, best, True)
         return outputs_first(kept.view(groups.shape).movedim(-1, 1), inputs_first)
 
-    def rewired(self, kept: Tensor, grow: Tensor, layer: str, inputs_first: int = 0) -> Tensor:
-        """What is kept, and in each group as many of the largest scores as are missing."""
+    def regrow(self, kept: Tensor, grow: Tensor, layer: str, inputs_first: int = 0) -> Tensor:
+        """Return a mask of what is kept, and in each group of as many of the largest scores as are missing."""
         return self.keep(torch.where(kept, torch.inf, grow), layer, inputs_first)

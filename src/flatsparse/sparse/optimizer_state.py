@@ -1,4 +1,4 @@
-"""What optimizers keep for each weight: what it is for a weight that is pruned, and for one that has just grown.
+"""The state that optimizers keep for each weight, for weights that are pruned or have just grown.
 
 A grown weight shall find the state that a new optimizer would give it. Most state begins as 0; some does not, and 8-bit
 state is codes. Adam and its kin also correct their averages by one step count for the whole tensor, so a weight that
@@ -38,13 +38,13 @@ CODES = {"state1": "qmap1", "state2": "qmap2"}
 
 
 def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
-    """The group of each parameter."""
+    """Return the group of each parameter."""
     return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
 @torch.no_grad()
 def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
-    """Make all state of a masked weight's shape, outside its mask, what a new optimizer would make it.
+    """Set all state of a masked weight's shape, outside its mask, to what a new optimizer would make it.
 
     By shape, so that few optimizers need be named: momentum, Adam's moments and S²-SAM's perturbed weights alike.
 
@@ -80,7 +80,7 @@ def _unwritable(key: str, kind: str, optimizer: Optimizer) -> InputError:
 
 
 def correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any], step: float) -> float | None:
-    """By what an optimizer multiplies the quotient of its averages at its ``step``-th step, to make up for their start at 0.
+    """Return the factor of the quotient of an optimizer's averages at a step that makes up for their start at 0.
 
     Adam's averages are divided by ``1 − β^t``. A weight that has grown since takes its own age for t, and so a step that is
     multiplied by the quotient of the two. NAdam weights its first average by step too: for it the second's part alone is
@@ -114,7 +114,7 @@ def correction(optimizer: Optimizer, group: Group, state: Mapping[str, Any], ste
 
 
 def _rectified(step: float, beta2: float) -> float:
-    """The second average's part in RAdam (Liu et al. 2020, Alg. 2): it counts from the step on at which its variance is known."""
+    """Return the second average's part in RAdam (Liu et al. 2020, Alg. 2), from the step on that knows its variance."""
     most = 2 / (1 - beta2) - 1
     if most <= 5:
         return 1.0
@@ -129,12 +129,12 @@ def _rectified(step: float, beta2: float) -> float:
 
 
 def settling_age(group: Group) -> float:
-    """From which age on a correction would be within a thousandth of 1, and is no longer made."""
+    """Return the age from which on a correction would be within a thousandth of 1, and is no longer made."""
     slowest = max(map(float, group["betas"][:2]))
     return math.log(0.002) / math.log(slowest) if slowest > 0 else 1.0
 
 
 def decay_factor(optimizer: Optimizer, group: Group) -> float:
-    """What an optimizer multiplies weights by before it takes its step (decoupled weight decay)."""
+    """Return the factor of weights before an optimizer takes its step (decoupled weight decay)."""
     decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
     return 1 - float(group["lr"]) * float(group.get("weight_decay", 0.0)) if decoupled else 1.0

@@ -1,40 +1,47 @@
-"""A plan: what a method does to a net, as data. A method with its options makes one for a run."""
+"""Plans: what methods do to a net, as data. A method with its options makes one for a run."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError, as_number, check_count
-from flatsparse.schedules import Every
-from flatsparse.sparse.channel_rules import Thinning
-from flatsparse.sparse.channel_state import Widths
+from flatsparse.schedules import DueSteps, Every
+from flatsparse.sparse.channel_rules import ChannelPruning, even_counts
+from flatsparse.sparse.channel_state import ChannelState
 from flatsparse.sparse.distributions import Distribution
+from flatsparse.sparse.expected import ExpectedCounts
 from flatsparse.sparse.masks import Masks
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.rounds import Rounds
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.scores import Saliency
-from flatsparse.sparse.topk import keep_top
+from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.topk import budget, keep_top
+
+# No rule acts at the first step: an optimizer creates its state there, and nothing is known of the weights yet.
+EARLIEST = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method does to a net, as data.
+    """The plan of a method for a run, as data.
 
     Attributes:
         sparsity: of the initial masks.
         initial: scores that choose the initial masks.
-        distribution: how the live weights are shared out between layers at the start.
-        rules: what changes the masks later, in order.
-        momentum: what share of its running average of dense gradients (``MaskedWeight.momentum``) each layer keeps at
+        distribution: allocates the active weights to layers at the start.
+        rules: change the masks later, in order.
+        momentum: the share of its running average of dense gradients (``MaskedWeight.momentum``) that each layer keeps at
             a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
-        pattern: what every mask keeps to, such as 2 live weights of each 4.
+        pattern: what every mask keeps to, such as 2 active weights of each 4.
         rounds: of training, for methods that train more than once.
-        thinning: what is done to channels, for methods whose rules remove some.
+        channel_pruning: what is done to channels, for methods whose rules prune some.
     """
 
     sparsity: float
@@ -42,51 +49,88 @@ class Plan:
     distribution: Distribution
     rules: tuple[Rule, ...] = ()
     momentum: float | None = None
-    pattern: Pattern | None = None
+    pattern: NofM | None = None
     rounds: Rounds | None = None
-    thinning: Thinning | None = None
+    channel_pruning: ChannelPruning | None = None
 
-    def widths(self, model: nn.Module, masks: Masks) -> Widths | None:
-        """The channels that its rules may remove, all of them live; None for a plan that removes none."""
-        thin = self.thinning
-        return None if thin is None else Widths.of(model, masks, eligible=thin.eligible, restores=thin.restores)
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise InputError(
+                    f"{type(rule).__name__} is no rule of a plan: derive it from flatsparse.sparse.rules.Rule, with"
+                    " __call__(state, step), which returns new masks"
+                )
 
-    def initial_masks(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        """The masks to start from."""
-        if self.thinning is not None:
-            masks.widths = self.widths(model, masks)
-            room = self.thinning.start(masks)
-            if self.thinning.first:  # dense but for the channels
-                return room
+    def channels(self, model: nn.Module, masks: Masks) -> ChannelState:
+        """Return the channels that its rules may prune, all of them active; none for a plan that prunes none."""
+        chosen = self.channel_pruning
+        if chosen is None:
+            return ChannelState()
+        return ChannelState.of(model, masks, eligible=chosen.eligible, restores=chosen.restores)
+
+    def initial_masks(self, state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
+        """Return the masks to start from, by name."""
+        masks = state.masks
+        if self.channel_pruning is not None:
+            growable = self.channel_pruning.start(state)
+            if self.channel_pruning.first:  # dense but for the channels
+                return growable
         scores = self.initial(masks, model)
         if self.pattern is not None:
             return {w.name: self.pattern.keep(scores[w.name], w.name, w.inputs_first) for w in masks}
         counts = self.distribution(scores, masks.budget(self.sparsity))
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
+    def expected_start(self, masks: Masks, model: nn.Module) -> ExpectedCounts:
+        """Return the counts of active weights to start from, as far as they follow from shapes."""
+        chance = torch.Generator().manual_seed(0)
+        scores = {w.name: torch.rand(w.weight.shape, generator=chance) for w in masks}
+        expected = ExpectedCounts(scores, {}, self.channels(model, masks))
+        pruning = self.channel_pruning
+        if pruning is not None and pruning.first:
+            counts = even_counts(expected.channels, pruning.first, pruning.floors(expected.channels))
+            expected.active = expected.after_pruning(counts)
+        elif self.pattern is not None:
+            expected.active = {
+                w.name: int(self.pattern.keep(scores[w.name], w.name, w.inputs_first).sum()) for w in masks
+            }
+        else:
+            expected.active = self.distribution(scores, budget(sum(s.numel() for s in scores.values()), self.sparsity))
+        return expected
+
+
+def due(plan: Plan, step: int) -> list[Rule]:
+    """Return the rules of a plan that act at an optimizer step, counted from 1."""
+    return [rule for rule in plan.rules if step >= EARLIEST and rule.when(step)]
+
+
+def due_steps(rules: Iterable[Rule], last: int, after: int = 0) -> DueSteps:
+    """Return the steps after one, up to the last, at which at least one of some rules acts."""
+    return DueSteps([rule.when for rule in rules], max(EARLIEST, after + 1), last)
+
 
 class Method(Protocol):
     """A way to train sparsely, with its options chosen."""
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        """What it does in a run (or a round, if it has them) of so many steps that shall end at a sparsity."""
+        """Return what it does in a run (or a round, if it has them) of so many steps that shall end at a sparsity."""
         ...
 
 
 def share_of(steps: int, share: float, every: int | None) -> int:
-    """The period that was given, or else a share of the run, at least one step; for papers that count in epochs."""
+    """Return the period that was given, or else a share of the run, at least one step; for papers that count in epochs."""
     return max(1, round(share * steps)) if every is None else every
 
 
 def updates(every: int, until: float, steps: int, *, spare: int = 0) -> Every:
-    """A timetable of one update every so many steps.
+    """Return a timetable of one update every so many steps.
 
     Args:
         every: the period in steps. One too long for a single update is shortened to about ten, with a warning:
             a method that silently never updates would be another method.
         until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
         steps: of the run.
-        spare: so many steps at its end never update: what grew at the last would be live and never trained.
+        spare: so many steps at its end never update: what grew at the last would be active and never trained.
 
     Raises: InputError when ``every`` or ``until`` is out of range, or no step is left: none updates at the first.
     """

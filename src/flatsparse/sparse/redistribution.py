@@ -1,4 +1,4 @@
-"""Redistribution: what all layers drop together is grown where it promises most, so that layers' counts change."""
+"""Redistribution: all layers drop weights, and as many grow in the whole net, so that layers' counts change."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 
 from flatsparse.schedules import Schedule, Timetable
-from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.masks import MaskedWeight
+from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.scores import Score, magnitude, needs_dense_gradient
+from flatsparse.sparse.state import TrainingState
 from flatsparse.sparse.topk import apportion, keep_top
 
-Drop = Callable[[Masks, int], dict[str, Tensor]]  # the net, step -> what each layer keeps of its live weights
+Drop = Callable[[TrainingState, int], dict[str, Tensor]]  # state, step -> what each layer keeps of its active weights
 Share = Callable[[MaskedWeight, Tensor], float]  # a layer before the drop, what it keeps -> its share of the growth
 
 
 @dataclass(frozen=True)
-class Redistribute:
-    """Drop live weights, and grow as many in the whole net, shared out anew between the layers; the total stays.
+class Redistribute(Rule):
+    """Drop active weights, and grow as many in the whole net, allocated anew to the layers; the total stays.
 
-    A layer takes at most what it has room for; the rest goes to the others. Every layer that has live weights keeps one.
+    A layer grows at most to its size; the rest goes to the others. Every layer that has active weights keeps one.
 
     Attributes:
-        when: at which steps.
-        drop: what each layer keeps.
-        share: in proportion to what the layers grow.
-        grow: in each layer the highest scores among all that is not kept come.
+        when: the steps at which it acts.
+        drop: returns what each layer keeps.
+        share: returns a layer's share of the growth.
+        grow: the score of all that is not kept; in each layer the highest are grown.
     """
 
     when: Timetable
@@ -40,8 +42,8 @@ class Redistribute:
     def dense_gradient(self) -> bool:
         return needs_dense_gradient(self.grow)
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        kept = self.drop(masks, step)
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        kept, masks = self.drop(state, step), state.masks
         left = {name: int(k.sum()) for name, k in kept.items()}
         counts = apportion(
             masks.active - sum(left.values()),
@@ -57,33 +59,34 @@ class Redistribute:
 
 @dataclass(frozen=True)
 class SmallestOfEach:
-    """Drop the same fraction of every layer's live weights, the smallest (sparse momentum: Dettmers & Zettlemoyer 2019)."""
+    """Drop the same fraction of every layer's active weights, the smallest (sparse momentum: Dettmers & Zettlemoyer 2019)."""
 
     fraction: Schedule
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
         return {
-            w.name: keep_top(magnitude(w), w.active - int(self.fraction(step) * w.active), among=w.mask) for w in masks
+            w.name: keep_top(magnitude(w), w.active - int(self.fraction(step) * w.active), among=w.mask)
+            for w in state.masks
         }
 
 
 @dataclass(frozen=True)
 class BelowThreshold:
-    """Drop what is smaller than one threshold for the whole net, which adapts (DSR: Mostafa & Wang 2019, Alg. 1).
+    """Drop what is smaller than a threshold, one for the whole net, which adapts (DSR: Mostafa & Wang 2019, Alg. 1).
 
     When more than 1.1 times the target was dropped the threshold halves, when less than 0.9 times it doubles. Of each
-    layer that has live weights at least the largest is kept. The threshold is remembered as ``memory["threshold"]``.
+    layer that has active weights at least the largest is kept. The threshold is remembered as ``memory["threshold"]``.
 
     Attributes:
         first: the threshold to begin with.
-        target: how much shall go at an update, as a fraction of the live weights.
+        target: the fraction of the active weights to drop at an update.
     """
 
     first: float
     target: float
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        threshold = masks.memory.get("threshold", self.first)
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        masks, threshold = state.masks, state.memory.get("threshold", self.first)
         kept = {w.name: _above(w, threshold) for w in masks}
         dropped = masks.active - sum(int(k.sum()) for k in kept.values())
         target = self.target * masks.active
@@ -91,7 +94,7 @@ class BelowThreshold:
             threshold /= 2
         elif dropped < 0.9 * target:
             threshold *= 2
-        masks.memory["threshold"] = threshold
+        state.memory["threshold"] = threshold
         return kept
 
 
@@ -101,12 +104,12 @@ def _above(w: MaskedWeight, threshold: float) -> Tensor:
 
 
 def survivors(w: MaskedWeight, kept: Tensor) -> float:
-    """How many weights the layer keeps (DSR: Mostafa & Wang 2019, Alg. 1)."""
+    """Return the number of weights that the layer keeps (DSR: Mostafa & Wang 2019, Alg. 1)."""
     return float(kept.sum())
 
 
 def mean_momentum(w: MaskedWeight, kept: Tensor) -> float:
-    """The mean ``|momentum|`` of the weights that were live (sparse momentum: Dettmers & Zettlemoyer 2019)."""
+    """Return the mean ``|momentum|`` of the weights that were active (sparse momentum: Dettmers & Zettlemoyer 2019)."""
     if w.momentum is None or w.active == 0:
         return 0.0
     return float(torch.where(w.mask, w.momentum, 0).abs().sum()) / w.active

@@ -1,4 +1,4 @@
-"""A net's masks in numbers, layer by layer."""
+"""The masks of a net in numbers, layer by layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer's masks in numbers."""
+    """The mask of a layer in numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A net's masks in numbers; prints as a table."""
+    """The masks of a net in numbers; prints as a table."""
 
     layers: tuple[LayerReport, ...]
     overall_total: int
@@ -51,8 +51,8 @@ class Report:
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
         rows = [
-            f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} live  {r.sparsity:8.2%} sparse"
+            f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>14}  {r.active:>9} active  {r.sparsity:8.2%} sparse"
             for r in self
         ]
-        sums = f"{self.active} of {self.total} live: sparsity {self.sparsity:.4%} of the prunable weights"
+        sums = f"{self.active} of {self.total} active: sparsity {self.sparsity:.4%} of the prunable weights"
         return "\n".join([*rows, f"{sums}, {self.overall_sparsity:.4%} of all matrices"])

@@ -1,4 +1,4 @@
-"""Rounds: train, prune, go back, train again. What iterative pruning does between its rounds, as data."""
+"""Rounds of training, and what iterative pruning does between them: prune, go back, train again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from flatsparse.common.distributed import reshard
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.names import plain_names
 from flatsparse.schedules import Every
-from flatsparse.sparse.distributions import ranked_together
+from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.rules import PruneTo
 from flatsparse.sparse.scores import magnitude
+from flatsparse.sparse.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Remaining:
 
     @property
     def prunings(self) -> int:
-        """How many reach the target."""
+        """The number of prunings that reach the target."""
         # What rounding in the logarithms leaves must not cost a round of its own.
         return math.ceil(math.log(1 - self.target) / math.log(1 - self.fraction) - 1e-9)
 
@@ -43,8 +44,8 @@ class Rounds:
     """Training in rounds, the first one dense.
 
     Attributes:
-        count: of rounds, with the dense one.
-        prune: what takes weights away before a round, given its number instead of a step.
+        count: the number of rounds, with the dense one.
+        prune: the rule that prunes before a round, given its number instead of a step.
         rewind: the step of the first round to whose model every later round goes back; None keeps the weights.
     """
 
@@ -54,34 +55,40 @@ class Rounds:
 
 
 def by_magnitude(fraction: float, sparsity: float, rewind: int | None, steps: int) -> Rounds:
-    """Rounds that each take a fraction of the remaining weights, the smallest of the whole net.
+    """Return rounds that each prune a fraction of the remaining weights, the smallest of the whole net.
 
     Raises: InputError for a fraction that prunes nothing or all, or a rewinding point outside a round.
     """
     if not 0 < fraction < 1:
-        raise InputError(f"drop_fraction {fraction} is not in (0, 1): give the share of live weights a round prunes")
+        raise InputError(f"drop_fraction {fraction} is not in (0, 1): give the share of active weights a round prunes")
     if rewind is not None and check_count("rewind", rewind, minimum=0) > steps:
         raise InputError(f"rewind {rewind} is not in a round of {steps} steps: give a step of the first round")
     reach = Remaining(fraction, sparsity)
-    prune = PruneTo(Every(1, until=reach.prunings), sparsity=reach, keep=magnitude, distribution=ranked_together)
+    prune = PruneTo(Every(1, until=reach.prunings), sparsity=reach, keep=magnitude, distribution=global_ranking)
     return Rounds(1 + reach.prunings, prune, rewind)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by plain name."""
-    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return dict(zip(plain_names(list(found)), found.values(), strict=True))
+    """Return parameters and buffers by plain name."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return dict(zip(plain_names(list(tensors)), tensors.values(), strict=True))
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
+    """Return a copy of all parameters and buffers."""
     reshard(model)
     return {name: value.detach().clone() for name, value in _tensors(model).items()}
 
 
 @torch.no_grad()
-def go_back(model: nn.Module, kept: dict[str, Tensor]) -> None:
+def write_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
     """Write a snapshot back into the model."""
     reshard(model)
     for name, value in _tensors(model).items():
-        value.copy_(kept[name])
+        value.copy_(saved[name])
+
+
+def keep_rewind_point(state: TrainingState, rounds: Rounds | None, model: nn.Module | None) -> None:
+    """Keep a snapshot of the model if this is the step that later rounds go back to."""
+    if rounds and rounds.rewind == state.steps_taken and state.round == 0 and model is not None:
+        state.rewind = snapshot(model)

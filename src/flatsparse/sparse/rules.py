@@ -1,51 +1,62 @@
-"""Rules change masks at certain steps: Rewire moves live weights, PruneTo takes some away, GrowTo adds some."""
+"""Rules change masks at certain steps: DropAndGrow moves active weights, PruneTo prunes some, GrowTo grows some."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flatsparse.schedules import Schedule, Timetable
 from flatsparse.sparse.distributions import Distribution
-from flatsparse.sparse.masks import MaskedWeight, Masks
-from flatsparse.sparse.n_of_m import Pattern
+from flatsparse.sparse.expected import ExpectedCounts
+from flatsparse.sparse.masks import MaskedWeight
+from flatsparse.sparse.n_of_m import NofM
 from flatsparse.sparse.scores import Score, needs_dense_gradient
+from flatsparse.sparse.state import TrainingState
 from flatsparse.sparse.topk import apportion, budget, keep_top
 
 
-class Rule(Protocol):
-    """Something that gives new masks at certain steps.
+class Rule:
+    """A way to make new masks at certain steps; a base class, whose defaults are those of a rule that says nothing else.
 
     Attributes:
-        when: whether it acts at an optimizer step.
-        weight_step: whether the weights are also updated at such a step (under the old masks, before it acts).
-        dense_gradient: whether it reads the gradient of masked weights.
+        when: the steps at which it acts.
+        weight_step: the weights are also updated at such a step (under the old masks, before it acts).
+        changes_counts: ``counts`` tells beforehand what each layer's count of active weights is after it.
     """
 
+    when: Timetable
+    weight_step: bool = True
+    changes_counts: ClassVar[bool] = False
+
     @property
-    def when(self) -> Timetable: ...
-    @property
-    def weight_step(self) -> bool: ...
-    @property
-    def dense_gradient(self) -> bool: ...
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]: ...
+    def dense_gradient(self) -> bool:
+        """True if it reads the gradient of masked weights."""
+        return False
+
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        """Return new masks by name; layers that are left out keep theirs."""
+        raise NotImplementedError(f"{type(self).__name__} gives no masks: write its __call__(state, step)")
+
+    def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
+        """Return each layer's count of active weights after it, given the counts before it."""
+        return expected.active
 
 
 @dataclass(frozen=True)
-class Rewire:
-    """In each layer drop a fraction of the live weights and grow as many elsewhere; every layer's count stays.
+class DropAndGrow(Rule):
+    """Drop a fraction of each layer's active weights and grow as many elsewhere; every layer's count stays.
 
     What was just dropped may be grown again and then keeps its value (as in RigL's published code).
 
     Attributes:
-        when: at which steps.
-        fraction: of the live weights, by step.
-        drop: the lowest scores go.
-        grow: the highest scores among all that is not kept come.
+        when: the steps at which it acts.
+        fraction: of the active weights, by step.
+        drop: the score of active weights; the lowest are dropped.
+        grow: the score of all that is not kept; the highest are grown.
         pattern: grow within the groups that lost weights, so that each keeps its count.
     """
 
@@ -54,17 +65,17 @@ class Rewire:
     drop: Score
     grow: Score
     weight_step: bool = True
-    pattern: Pattern | None = None
+    pattern: NofM | None = None
 
     @property
     def dense_gradient(self) -> bool:
         return needs_dense_gradient(self.drop) or needs_dense_gradient(self.grow)
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        return {w.name: self.rewired(w, self.fraction(step)) for w in masks}
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        return {w.name: self.updated(w, self.fraction(step)) for w in state.masks}
 
-    def rewired(self, w: MaskedWeight, fraction: float) -> Tensor:
-        """One layer's new mask; the old one for a layer that had no gradient to score by."""
+    def updated(self, w: MaskedWeight, fraction: float) -> Tensor:
+        """Return one layer's new mask; the old one for a layer that had no gradient to score by."""
         if self.dense_gradient and w.dense_grad is None:
             return w.mask
         moved = int(fraction * w.active)
@@ -72,19 +83,20 @@ class Rewire:
             return w.mask
         kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
         if self.pattern is not None:
-            return self.pattern.rewired(kept, self.grow(w), w.name, w.inputs_first)
-        return kept | keep_top(self.grow(w), moved, among=~kept if w.room is None else ~kept & w.room.to(kept.device))
+            return self.pattern.regrow(kept, self.grow(w), w.name, w.inputs_first)
+        among = ~kept if w.growable is None else ~kept & w.growable.to(kept.device)
+        return kept | keep_top(self.grow(w), moved, among=among)
 
 
 @dataclass(frozen=True)
-class PruneTo:
-    """Keep the best of the live weights at a sparsity that grows with the step.
+class PruneTo(Rule):
+    """Keep the best of the active weights at a sparsity that grows with the step.
 
     Attributes:
-        when: at which steps.
+        when: the steps at which it acts.
         sparsity: of all prunable weights, by step.
-        keep: the highest scores stay.
-        distribution: how the live weights are shared out between layers.
+        keep: the score of active weights; the highest are kept.
+        distribution: allocates the active weights to layers.
     """
 
     when: Timetable
@@ -92,36 +104,39 @@ class PruneTo:
     keep: Score
     distribution: Distribution
     weight_step: bool = True
+    changes_counts: ClassVar[bool] = True
 
     @property
     def dense_gradient(self) -> bool:
         return needs_dense_gradient(self.keep)
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        live_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
-        scores = {w.name: live_first(w) for w in masks}
-        counts = self.counts(scores, {w.name: w.active for w in masks}, step)
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
+        scores = {w.name: active_first(w) for w in state.masks}
+        counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
-    def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
-        """How many live weights each layer then has, given how many it had."""
+    def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
+        return self._counts(expected.scores, expected.active, step)
+
+    def _counts(self, scores: Mapping[str, Tensor], active: Mapping[str, int], step: int) -> dict[str, int]:
         total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
-        total = min(total, sum(live.values()))
+        total = min(total, sum(active.values()))
         shares = self.distribution(scores, total)
         # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
-        counts = apportion(total, list(shares.values()), list(live.values()), [min(1, n) for n in live.values()])
+        counts = apportion(total, list(shares.values()), list(active.values()), [min(1, n) for n in active.values()])
         return dict(zip(scores, counts, strict=True))
 
 
 @dataclass(frozen=True)
-class GrowTo:
-    """Grow the best of the dead weights to a sparsity that may change with the step; nothing is taken away.
+class GrowTo(Rule):
+    """Grow the best of the pruned weights to a sparsity that may change with the step; nothing is pruned.
 
     Attributes:
-        when: at which steps.
+        when: the steps at which it acts.
         sparsity: of all prunable weights, by step.
-        grow: the highest scores among the dead weights come.
-        distribution: how the live weights are shared out between layers afterwards.
+        grow: the score of pruned weights; the highest are grown.
+        distribution: allocates the active weights to layers, as they are afterwards.
     """
 
     when: Timetable
@@ -129,22 +144,25 @@ class GrowTo:
     grow: Score
     distribution: Distribution
     weight_step: bool = True
+    changes_counts: ClassVar[bool] = True
 
     @property
     def dense_gradient(self) -> bool:
         return needs_dense_gradient(self.grow)
 
-    def __call__(self, masks: Masks, step: int) -> dict[str, Tensor]:
-        scores = {w.name: torch.where(w.mask, torch.inf, w.within_room(self.grow(w))) for w in masks}
-        counts = self.counts(scores, {w.name: w.active for w in masks}, step)
+    def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        scores = {w.name: torch.where(w.mask, torch.inf, w.among_growable(self.grow(w))) for w in state.masks}
+        counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
         return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
-    def counts(self, scores: Mapping[str, Tensor], live: Mapping[str, int], step: int) -> dict[str, int]:
-        """How many live weights each layer then has, given how many it had."""
+    def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
+        return self._counts(expected.scores, expected.active, step)
+
+    def _counts(self, scores: Mapping[str, Tensor], active: Mapping[str, int], step: int) -> dict[str, int]:
         total = budget(sum(s.numel() for s in scores.values()), self.sparsity(step))
-        rooms = [int((s != -torch.inf).sum()) for s in scores.values()]
-        total = min(max(total, sum(live.values())), sum(rooms))
+        growable = [int((s != -torch.inf).sum()) for s in scores.values()]
+        total = min(max(total, sum(active.values())), sum(growable))
         shares = self.distribution(scores, total)
         # A layer may have more than its share already; it keeps that, and the others have the rest.
-        counts = apportion(total, list(shares.values()), rooms, list(live.values()))
+        counts = apportion(total, list(shares.values()), growable, list(active.values()))
         return dict(zip(scores, counts, strict=True))

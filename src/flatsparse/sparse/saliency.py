@@ -1,4 +1,4 @@
-"""Scores of a whole net from a sample of the data, before training: SNIP's and GraSP's."""
+"""Scores of a whole net from a sample of the data, before training (SNIP: Lee et al. 2019; GraSP: Wang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sensitivity:
     loss_fn: Loss | None
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        batches, loss_fn = _given("snip", self.batches, self.loss_fn)
+        batches, loss_fn = _given(self.batches, self.loss_fn)
         weights = [w.weight for w in masks]
         total = [torch.zeros_like(w) for w in weights]
         with undisturbed(model):
@@ -51,7 +51,7 @@ class Sensitivity:
                     if g is not None:
                         sum_ += g
         scores = {w.name: g.mul_(w.weight.detach()).abs_().div_(count) for w, g in zip(masks, total, strict=True)}
-        return _finite("snip", scores)
+        return _finite(scores)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class GradientFlow:
     Attributes:
         batches: pairs of inputs and targets on the model's device; all are read.
         loss_fn: of outputs and targets.
-        per_class: how many of each class make the sample, the first in the batches; None takes everything.
+        per_class: the number of each class in the sample, the first in the batches; None takes all.
         temperature: T, which the outputs are divided by.
         halves: of the sample, which goes class by class: a name in ``HALVES``.
     """
@@ -78,7 +78,7 @@ class GradientFlow:
     halves: str = "alternate"
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        batches, loss_fn = _given("grasp", self.batches, self.loss_fn)
+        batches, loss_fn = _given(self.batches, self.loss_fn)
         inputs, targets = balanced(batches, self.per_class)
         halves = [(inputs[part], targets[part]) for part in HALVES[self.halves](len(inputs))]
         weights = [w.weight for w in masks]
@@ -99,11 +99,11 @@ class GradientFlow:
                 ):
                     product += more
         scores = {w.name: product * w.weight.detach() for w, product in zip(masks, products, strict=True)}
-        return _finite("grasp", scores)
+        return _finite(scores)
 
 
 def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
-    """A sample with equally many of each class, class by class: the first that come.
+    """Return a sample with equally many of each class, class by class: the first that come.
 
     Args:
         per_class: of each class; fewer, with a warning, when a class has fewer. None joins the batches as they are.
@@ -120,9 +120,9 @@ def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
                     " per_class=None to take the batches as they are"
                 )
             wanted = []
-            for place, label in enumerate(targets.tolist()):
+            for index, label in enumerate(targets.tolist()):
                 seen[label] += 1
-                wanted += [place] if seen[label] <= per_class else []
+                wanted += [index] if seen[label] <= per_class else []
             inputs, targets = inputs[wanted], targets[wanted]
         kept_inputs.append(inputs)
         kept_targets.append(targets)
@@ -148,8 +148,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     if any(is_sharded(p) for p in model.parameters()):
         raise InputError(
-            "scores on data cannot be taken through fully_shard: find the masks of an unsharded copy, and load them with"
-            " training.load_state_dict into a training of method 'static'"
+            "scores on data cannot be taken through fully_shard: find the masks of an unsharded copy, and give them to"
+            " sparsify(…, masks=) and a method that keeps them"
         )
     modes = {module: module.training for module in model.modules()}
     buffers = [(b, b.clone()) for b in model.buffers()]
@@ -172,35 +172,31 @@ def _eager(model: nn.Module) -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
-def _given(method: str, batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[Iterator[Batch], Loss]:
-    """The batches and the loss; an error that shows the call when either is missing."""
+def _given(batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[Iterator[Batch], Loss]:
+    """Return the batches and the loss. Raises InputError, which shows the call, when either is missing."""
     if batches is None or loss_fn is None:
         missing = "batches=" if batches is None else "loss_fn="
         raise InputError(
-            f"method '{method}' scores weights on data and got no {missing}: call sparsify(model, optimizer,"
-            f' "{method}", …, batches=[(inputs, targets)], loss_fn=torch.nn.functional.cross_entropy)'
+            f"the method scores weights on data and got no {missing}: call sparsify(model, optimizer, method, …,"
+            " batches=[(inputs, targets)], loss_fn=torch.nn.functional.cross_entropy)"
         )
-    return _pairs(method, batches), loss_fn
+    return _pairs(batches), loss_fn
 
 
-def _pairs(method: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches one by one, so that no more than one need be held."""
+def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches one by one, so that no more than one need be held."""
     empty = True
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise InputError(
-                f"batches= of method '{method}' holds a {type(batch).__name__}: give pairs, such as [(inputs, targets)]"
-            )
+            raise InputError(f"batches= holds a {type(batch).__name__}: give pairs, such as [(inputs, targets)]")
         yield batch[0], batch[1]
         empty = False
     if empty:
-        raise InputError(f"batches= of method '{method}' holds nothing: give pairs, such as [(inputs, targets)]")
+        raise InputError("batches= holds nothing: give pairs, such as [(inputs, targets)]")
 
 
-def _finite(method: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     odd = next((name for name, score in scores.items() if not score.isfinite().all()), None)
     if odd is not None:
-        raise InputError(
-            f"method '{method}' found scores of layer '{odd}' that are not finite: check that the loss of the batches is"
-        )
+        raise InputError(f"the scores of layer '{odd}' are not finite: check that the loss of the batches is")
     return scores

@@ -17,7 +17,7 @@ Saliency = Callable[[Masks, nn.Module], dict[str, Tensor]]  # of the whole net: 
 
 
 def needs_dense_gradient(score: object) -> bool:
-    """Whether a score reads ``MaskedWeight.grad``; then the step is paid for, and kept, dense."""
+    """True if a score reads ``MaskedWeight.grad``; then the gradient of the step is kept, and counted, dense."""
     return bool(getattr(score, "dense_gradient", False))
 
 
@@ -33,7 +33,7 @@ def magnitude(w: MaskedWeight) -> Tensor:
 
 @_reads_dense_gradient
 def gradient(w: MaskedWeight) -> Tensor:
-    """``|∂L/∂w|``, of live and masked weights alike (RigL: Evci et al. 2020, sec. 3)."""
+    """``|∂L/∂w|``, of active and masked weights alike (RigL: Evci et al. 2020, sec. 3)."""
     return w.grad.abs()
 
 
@@ -73,12 +73,12 @@ def random(w: MaskedWeight) -> Tensor:
 
 
 def random_elsewhere(w: MaskedWeight) -> Tensor:
-    """``random``, but what is live until now comes last, so that what was just dropped does not return."""
+    """``random``, but what is active until now comes last, so that what was just dropped does not return."""
     return random(w) - w.mask.to(w.weight.dtype)
 
 
 def each(score: Score) -> Saliency:
-    """A saliency that scores every layer by itself."""
+    """Return a saliency that scores every layer by itself."""
 
     def saliency(masks: Masks, model: nn.Module) -> dict[str, Tensor]:
         return {w.name: score(w) for w in masks}

@@ -12,12 +12,12 @@ from flatsparse.common.errors import InputError
 
 
 def budget(total: int, sparsity: float) -> int:
-    """How many of so many weights are live at a sparsity, to the weight."""
+    """Return the number of active weights at a sparsity, to the weight."""
     return total - round(sparsity * total)
 
 
 def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
-    """A mask of exactly the ``k`` largest scores.
+    """Return a mask of exactly the ``k`` largest scores.
 
     Ours, because a threshold misses the count when scores tie (fresh weights are all zero, so ties are common).
     Ties go to the lower index; NaN ranks lowest.
@@ -35,9 +35,9 @@ def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     """
     flat = scores.detach().reshape(-1)
     if among is not None:
-        places = among.reshape(-1).nonzero().squeeze(1)
+        candidates = among.reshape(-1).nonzero().squeeze(1)
         kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-        kept[places] = keep_top(flat[places], k)
+        kept[candidates] = keep_top(flat[candidates], k)
         return kept.view(scores.shape)
     if not 0 <= k <= flat.numel():
         raise ValueError(f"cannot keep {k} of {flat.numel()} entries")
@@ -92,7 +92,7 @@ def apportion(
 
 
 def _fill(total: float, weights: Sequence[float], caps: Sequence[int], skip: set[int]) -> list[float]:
-    """Real shares in proportion to the weights; a share over its cap gets the cap, and the rest is divided anew."""
+    """Return real shares in proportion to the weights; a share over its cap gets the cap, and the rest is divided anew."""
     shares = [0.0] * len(caps)
     free = [i for i in range(len(caps)) if i not in skip]
     while free:

@@ -1,1 +1,1 @@
-"""What sharpness awareness costs: time and memory of training steps, variants side by side."""
+"""The cost of sharpness awareness: time and memory of training steps, variants side by side."""

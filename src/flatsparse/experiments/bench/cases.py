@@ -1,4 +1,4 @@
-"""What a step is measured on: a network, its batches and its loss."""
+"""The cases that steps are measured on: a network, its batches and its loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, exactly: no allocator's rounding, no process size."""
+"""The bytes of live tensors, exactly: no allocator's rounding, no process size."""
 
 from __future__ import annotations
 

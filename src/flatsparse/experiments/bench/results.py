@@ -1,4 +1,4 @@
-"""What the three measurements find, as tables: in cells, in sentences and as numbers."""
+"""The measurements as tables: in cells, in sentences and as numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Table:
     Attributes:
         title: what was measured.
         head, rows: the cells, the first column names the row.
-        found: sentences.
+        sentences: what the rows say.
         ratios: what can be drawn, by row and kind.
         record: all of it as plain numbers, raw timings included.
     """
@@ -42,7 +42,7 @@ class Table:
     title: str
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    found: list[str]
+    sentences: list[str]
     ratios: dict[str, dict[str, Interval]]
     record: dict[str, Any]
 
@@ -52,28 +52,33 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
     variants = variants_for(sparsity, device)
     trainers = {key: Trainer(case, v, sparsity=sparsity, device=device) for key, v in variants.items()}
     timings = interleaved(trainers, case, rounds, tell=tell)
-    walls = {key: wall_ratio(found, timings[BASE]) for key, found in timings.items() if key != BASE}
+    walls = {key: wall_ratio(values, timings[BASE]) for key, values in timings.items() if key != BASE}
     implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
     control = walls[CONTROL]
-    found = [
-        f"Noise: a second, identical SGD takes {told(control)} times the first one's wall time"
-        f" (implied {told(implied[CONTROL])}); differences of that size say nothing.",
+    sentences = [
+        f"Noise: a second, identical SGD takes {ratio_text(control)} times the first one's wall time"
+        f" (implied {ratio_text(implied[CONTROL])}); differences of that size say nothing.",
         *(
             against_target(variants[key].label, ratio, case.targets.get(key))
             for key, ratio in implied.items()
             if key != CONTROL
         ),
-        f"SAM takes {told(walls['sam'])} times SGD's wall time.",
+        f"SAM takes {ratio_text(walls['sam'])} times SGD's wall time.",
     ]
     parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
     return Table(
         title=f"{case.title}, {_density(sparsity)}: {parameters / 1e6:.2f}M parameters",
         head=("", "step ms", "optim. ms", "implied ratio", "wall ratio"),
         rows=[
-            (variants[key].label, *_milliseconds(timings[key]), told(implied.get(key)), told(walls.get(key)))
+            (
+                variants[key].label,
+                *_milliseconds(timings[key]),
+                ratio_text(implied.get(key)),
+                ratio_text(walls.get(key)),
+            )
             for key in variants
         ],
-        found=found,
+        sentences=sentences,
         ratios={
             variants[key].label: {"wall": walls[key], **({"implied": implied[key]} if key in implied else {})}
             for key in walls
@@ -87,8 +92,8 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
             "variants": {
                 key: {
                     "label": variants[key].label,
-                    "wall_ratio": plain(walls.get(key)),
-                    "implied_ratio": plain(implied.get(key)),
+                    "wall_ratio": ratio_json(walls.get(key)),
+                    "implied_ratio": ratio_json(implied.get(key)),
                     "step_seconds": [timing.step for timing in timings[key]],
                     "optimizer_seconds": [timing.optimizer for timing in timings[key]],
                 }
@@ -106,7 +111,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
     kinds = {BASE: "plain", "sam": "SAM", "s2sam": "S²-SAM"}
     sample = case.batch(generator(0, "saliency"))
     count = len(sample[0])
-    rows, found, record = [], [], {}
+    rows, sentences, record = [], [], {}
     ratios: dict[str, dict[str, Interval]] = {}
     shares = {method: updates(method, sparsity) / RUN for method in there()}
     for method, share in shares.items():
@@ -128,16 +133,16 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
         # The speed as a ratio to plain: the time of plain as a ratio to ours.
         against = {key: wall_ratio(spread[BASE], spread[key]) for key in kinds if key != BASE}
         for key, label in kinds.items():
-            rows.append((f"{method}, {label}", f"{median(speeds[key]):.1f}", told(against.get(key))))
+            rows.append((f"{method}, {label}", f"{median(speeds[key]):.1f}", ratio_text(against.get(key))))
         ratios |= {f"{method}, {kinds[key]}": {"throughput": ratio} for key, ratio in against.items()}
-        found.append(
-            f"{method}: S²-SAM runs at {told(against['s2sam'])} of plain training's speed, SAM at"
-            f" {told(against['sam'])}; {_counted(ordinary[BASE], updating[BASE], share)}."
+        sentences.append(
+            f"{method}: S²-SAM runs at {ratio_text(against['s2sam'])} of plain training's speed, SAM at"
+            f" {ratio_text(against['sam'])}; {_counted(ordinary[BASE], updating[BASE], share)}."
         )
         record[method] = {
             key: {
                 "samples_per_second": median(speeds[key]),
-                "ratio": plain(against.get(key)),
+                "ratio": ratio_json(against.get(key)),
                 "each": speeds[key],
                 "update_seconds": updating[key],
             }
@@ -147,7 +152,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
         title=f"{case.title}, {_density(sparsity)}",
         head=("", "samples/s", "ratio to plain"),
         rows=rows,
-        found=found,
+        sentences=sentences,
         ratios=ratios,
         record={
             "case": name,
@@ -166,13 +171,13 @@ def there() -> list[str]:
 
 @functools.cache
 def updates(method: str, sparsity: float) -> int:
-    """How many steps of the paper's run on CIFAR change a method's masks."""
+    """The number of steps of the paper's run on CIFAR that change a method's masks."""
     rules = METHODS[method]().plan(sparsity, RUN).rules
     return sum(any(rule.when(step) for rule in rules) for step in range(2, RUN + 1)) if rules else 0
 
 
 def timed(rounds: int, share: float) -> int:
-    """How many steps are timed so that as many as ``rounds`` have no update."""
+    """The number of steps to time so that as many as ``rounds`` have no update."""
     number = rounds
     while share and number - ((WARM_UP + number) // OFTEN - WARM_UP // OFTEN) < rounds:
         number += 1
@@ -180,7 +185,7 @@ def timed(rounds: int, share: float) -> int:
 
 
 def _counted(ordinary: Sequence[Timing], updating: Sequence[float], share: float) -> str:
-    """How updates are counted, in words."""
+    """The counting of updates, in words."""
     if not share:
         return "its masks never change"
     longer = median(updating) / median(t.step for t in ordinary)
@@ -195,7 +200,7 @@ def _with_updates(ordinary: Sequence[Timing], updating: Sequence[float], share: 
 
 def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: Tell) -> Table:
     """Bytes of live tensors, dense and sparse, and what every variant has over SGD, in buffers of the parameters' size."""
-    rows, found, record = [], [], []
+    rows, sentences, record = [], [], []
     for density in dict.fromkeys((0.0, sparsity)):
         variants = {key: v for key, v in variants_for(density, device).items() if key != CONTROL}
         base = None
@@ -211,12 +216,12 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
             if case.targets and key in BUFFERS and density >= BUFFERS[key][0]:
                 most = BUFFERS[key][1]
                 verdict = "met" if round(peak, 2) <= most else "missed"
-                found.append(f"{label}: {peak:.2f} buffers at the peak; target at most {most:g}: {verdict}.")
+                sentences.append(f"{label}: {peak:.2f} buffers at the peak; target at most {most:g}: {verdict}.")
     return Table(
         title=case.title,
         head=("", "kept MB", "peak MB", "extra kept", "extra at peak"),
         rows=rows,
-        found=found,
+        sentences=sentences,
         ratios={},
         record={"case": name, "title": case.title, "variants": record},
     )
@@ -224,19 +229,19 @@ def memory_table(name: str, case: Case, *, sparsity: float, device: str, tell: T
 
 def against_target(label: str, ratio: Interval, target: float | None) -> str:
     """A variant's implied ratio in a sentence, with what the interval says of a target."""
-    said = f"{label}: implied ratio {told(ratio)}"
+    text = f"{label}: implied ratio {ratio_text(ratio)}"
     if target is None:
-        return f"{said}."
+        return f"{text}."
     if ratio.low <= target < ratio.high:
-        return f"{said}; target at most {target:g}: open, the interval holds it."
-    return f"{said}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
+        return f"{text}; target at most {target:g}: open, the interval holds it."
+    return f"{text}; target at most {target:g}: {'met' if ratio.high <= target else 'missed'}."
 
 
 def _density(sparsity: float) -> str:
     return f"{sparsity:.0%} sparse" if sparsity else "dense"
 
 
-def told(ratio: Interval | None) -> str:
+def ratio_text(ratio: Interval | None) -> str:
     """A ratio with its interval, for a cell or a sentence."""
     return "" if ratio is None else f"{ratio:.3f}"
 
@@ -246,6 +251,6 @@ def _milliseconds(timings: list[Timing]) -> tuple[str, str]:
     return f"{1000 * median(t.step for t in timings):.2f}", f"{1000 * median(inside):.3f}" if inside else ""
 
 
-def plain(ratio: Interval | None) -> Mapping[str, float] | None:
+def ratio_json(ratio: Interval | None) -> Mapping[str, float] | None:
     """A ratio with its interval, for a record."""
     return None if ratio is None else {"value": ratio.mean, "low": ratio.low, "high": ratio.high}

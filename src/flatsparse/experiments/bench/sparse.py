@@ -1,4 +1,4 @@
-"""What sparsity gains in time: channels that are gone, channels that are only masked, and single weights in CSR form."""
+"""The time that sparsity saves: channels that are gone, channels that are only masked, and single weights in CSR form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.bench.cases import Batch, Case, loss
-from flatsparse.experiments.bench.results import Table, Tell, plain, told
+from flatsparse.experiments.bench.results import Table, Tell, ratio_json, ratio_text
 from flatsparse.experiments.bench.timing import interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import FOREVER, Timing
 from flatsparse.experiments.bench.variants import fused_sgd
@@ -86,7 +86,7 @@ def _agreement(accuracies: tuple[float, float]) -> str:
 def sparse_table(
     name: str, case: Case, thinned: Thinned, *, sparsity: float, rounds: int, device: str, tell: Tell
 ) -> Table:
-    """How many times as fast as the dense net the others are, in inference and in a training step with SGD.
+    """The speed of the others over the dense net, in inference and in a training step with SGD.
 
     Args:
         name, case: the network and what it is fed.
@@ -108,29 +108,29 @@ def sparse_table(
         for form in forms:
             label = f"{sparsity:.0%} sparse, CSR" if form == CSR else form
             milliseconds = f"{1000 * median(timing.step for timing in timings[form]):.2f}"
-            rows.append((f"{kind}, {label}", milliseconds, told(against.get(form))))
+            rows.append((f"{kind}, {label}", milliseconds, ratio_text(against.get(form))))
             if form != DENSE:
                 ratios.setdefault(label, {})[kind] = against[form]
         record[kind] = {
-            form: {"speed": plain(against.get(form)), "seconds": [timing.step for timing in timings[form]]}
+            form: {"speed": ratio_json(against.get(form)), "seconds": [timing.step for timing in timings[form]]}
             for form in forms
         }
     small = shrink(dense, masks).eval()
     counts = {form: sum(p.numel() for p in net.parameters()) for form, net in ((DENSE, dense), (SMALL, small))}
     accuracies = None if thinned.accuracy is None else (thinned.accuracy(dense.eval()), thinned.accuracy(small))
-    found = [verdict(kind, ratios[SMALL][kind], channels, case.targets.get(SMALL)) for kind, _ in RUNS]
-    found += [
+    sentences = [verdict(kind, ratios[SMALL][kind], channels, case.targets.get(SMALL)) for kind, _ in RUNS]
+    sentences += [
         f"Outputs without the channels differ from the masked net's by {apart:.1e} of the largest at most.",
         *([] if accuracies is None else [_agreement(accuracies)]),
-        f"Noise: a second, identical dense net is {told(ratios[CONTROL]['inference'])} and"
-        f" {told(ratios[CONTROL]['training'])} times as fast; differences of that size say nothing.",
+        f"Noise: a second, identical dense net is {ratio_text(ratios[CONTROL]['inference'])} and"
+        f" {ratio_text(ratios[CONTROL]['training'])} times as fast; differences of that size say nothing.",
     ]
     return Table(
         title=f"{case.title}, {threads} thread{'' if threads == 1 else 's'}: {channels:.0%} of the channels gone,"
         f" {counts[DENSE] / 1e6:.2f}M to {counts[SMALL] / 1e6:.2f}M parameters",
         head=("", "ms", "times as fast"),
         rows=rows,
-        found=found,
+        sentences=sentences,
         ratios=ratios,
         record={
             "case": name,
@@ -162,7 +162,7 @@ def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str,
 
 
 def csr(model: nn.Module, sparsity: float) -> nn.Module:
-    """A copy with random static masks (ERK) that multiplies by live weights alone."""
+    """A copy with random static masks (ERK) that multiplies by active weights alone."""
     sparse = copy.deepcopy(model)
     training = sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER)
     with warnings.catch_warnings():  # that CSR tensors are in beta
@@ -210,18 +210,18 @@ def _runner(
 
 
 def _apart(dense: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor) -> float:
-    """How far the shrunk net's outputs are from the masked one's, relative to the largest of those."""
+    """The largest difference of the shrunk net's outputs from the masked one's, relative to the largest of those."""
     masked = Runner(copy.deepcopy(dense), str(inputs.device), trains=False, masks=masks).model
     with torch.inference_mode():
-        wanted, found = masked(inputs), shrink(dense, masks).eval()(inputs)
-    return float((found - wanted).abs().max() / wanted.abs().max())
+        wanted, outputs = masked(inputs), shrink(dense, masks).eval()(inputs)
+    return float((outputs - wanted).abs().max() / wanted.abs().max())
 
 
 def verdict(kind: str, speed: Interval, channels: float, target: float | None) -> str:
     """A speed in a sentence, with what its interval says of a target."""
-    said = f"Without {channels:.0%} of the channels {kind} is {told(speed)} times as fast"
+    text = f"Without {channels:.0%} of the channels {kind} is {ratio_text(speed)} times as fast"
     if target is None:
-        return f"{said}."
+        return f"{text}."
     if speed.low < target <= speed.high:
-        return f"{said}; target at least {target:g}: open, the interval holds it."
-    return f"{said}; target at least {target:g}: {'met' if speed.low >= target else 'missed'}."
+        return f"{text}; target at least {target:g}: open, the interval holds it."
+    return f"{text}; target at least {target:g}: {'met' if speed.low >= target else 'missed'}."

@@ -44,13 +44,13 @@ NOTES = {
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
     " parameters' size.",
     "sparse": "How many times as fast as the dense net, medians over rounds with bootstrap intervals. Masked: zeros are"
-    " multiplied like other weights. Gone: an ordinary net of narrower layers. CSR: patches, multiplied by live weights alone.",
+    " multiplied like other weights. Gone: an ordinary net of narrower layers. CSR: patches, multiplied by active weights alone.",
 }
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
+    """The choice of a measurement, its networks and its length."""
 
     what: tyro.conf.Positional[str]
     """step, throughput, memory or sparse."""
@@ -143,7 +143,7 @@ class Bench:
         return {name: (QUICK_CASES if self.quick else CASES)[name] for name in self.case}
 
     def subject(self) -> tuple[str, Case, Thinned]:
-        """What sparse measures, by name. Raises InputError for a run that cannot be read, or removed no channels."""
+        """The network that sparse measures, by name. Raises InputError for a run that cannot be read, or removed no channels."""
         assert self.batch_size is not None  # resolved
         count = 4 if self.quick else self.batch_size
         if self.run is not None:

@@ -56,7 +56,7 @@ def wall_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval:
 
 
 def implied_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval | None:
-    """What the optimizer's own time would make of the step: 1 + (its time - the base's) / the base's whole step.
+    """The ratio of steps that the optimizer's own time implies: 1 + (its time - the base's) / the base's whole step.
 
     Ours, because the rest of a step is the same work in both and only adds noise. It misses what an optimizer does to
     forward and backward, e.g. by what it leaves in the caches; the wall ratio sees that. None where an optimizer's own time

@@ -1,4 +1,4 @@
-"""One variant, alive: a network in training that can be stepped, and timed at the seams."""
+"""One variant: a network in training that can be stepped, and timed inside the optimizer and outside."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Trainer:
         return Timing(self._clock() - began, self._inside)
 
     def due(self, step: int) -> bool:
-        """Whether the masks change at a step, counted from 1."""
+        """True where the masks change at a step, counted from 1."""
         return self._training is not None and bool(self._training.due(step))
 
     def _start(self, *_: Any) -> None:

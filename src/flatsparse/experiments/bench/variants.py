@@ -1,4 +1,4 @@
-"""What is measured against what: optimizers around the same base."""
+"""The variants that are measured against each other: optimizers around the same base."""
 
 from __future__ import annotations
 

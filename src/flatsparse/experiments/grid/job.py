@@ -36,7 +36,7 @@ class RunJob:
         store: the folder that holds the locks and the dense first rounds.
         retry: try again what failed.
         test: see ``train``.
-        share_rounds: take a dense first round from the store, or put it there.
+        exclusive: no other process uses the store: take no locks, and share no first rounds.
     """
 
     config: ResolvedRun
@@ -44,7 +44,7 @@ class RunJob:
     store: Path
     retry: bool = False
     test: bool = True
-    share_rounds: bool = True
+    exclusive: bool = False
 
     def run(self) -> JobOutcome:
         """Train the run to its end, unless another process is training it, or the first round that it would share.
@@ -53,7 +53,7 @@ class RunJob:
         """
         try:
             with contextlib.ExitStack() as held:
-                if not held.enter_context(store_lock(self.store, self.folder.name)):
+                if not (self.exclusive or held.enter_context(store_lock(self.store, self.folder.name))):
                     return JobOutcome(busy=True)
                 if (self.folder / RESULT).is_file():
                     return JobOutcome()
@@ -62,7 +62,7 @@ class RunJob:
                     return JobOutcome(failure)
                 (self.folder / FAILURE).unlink(missing_ok=True)
                 round_lock = contextlib.ExitStack()
-                if shares := self.share_rounds and is_shareable(plan_of(self.config)):
+                if shares := not self.exclusive and is_shareable(plan_of(self.config)):
                     held.enter_context(round_lock)
                     if not round_lock.enter_context(store_lock(self.store, f"first-{first_round_key(self.config)}")):
                         return JobOutcome(busy=True)
@@ -78,7 +78,7 @@ class RunJob:
                 self.folder,
                 resume=True,
                 test=self.test,
-                shared_rounds=rounds if self.share_rounds else None,
+                shared_rounds=None if self.exclusive else rounds,
                 watcher=_RoundSharing(rounds, round_lock) if round_lock is not None else None,
             )
         except Busy:  # with flatsparse train

@@ -98,7 +98,7 @@ def run_grid(
     *,
     name: Naming = name_by_key,
     test: bool = True,
-    share_rounds: bool = True,
+    exclusive: bool = False,
     jobs: int | None = None,
     cluster: str | None = None,
     retry: bool = False,
@@ -120,7 +120,7 @@ def run_grid(
             methods with such a round share, ``locks`` empty files.
         name: the folder of a run within the store; only equal runs may have the same.
         test: see ``train``.
-        share_rounds: False where no two runs have the same first round.
+        exclusive: True where no other call uses the store; there are no ``locks`` and no ``parents`` then.
         jobs: runs at once. By default one for each core, or one on an accelerator; on a cluster as many as it has CPUs.
         cluster: run on a Ray cluster, by its address; ``local`` starts one on this machine.
         retry: run once more what failed.
@@ -140,7 +140,7 @@ def run_grid(
         if outcome.result is None and (outcome.failure is None or (retry and outcome.folder != store / "runs")):
             # Equal runs that share a folder must be asked for in one form.
             config = _settled(outcome.run) if name is name_by_key else resolve(outcome.run)
-            todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, share_rounds)
+            todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, exclusive)
     if todo:
         before = len({outcome.folder for outcome in known} - set(todo))
         table = ProgressTable(title, list(todo.values()), before, console or Console(stderr=True))

@@ -21,7 +21,7 @@ STARTS, STEPS = 1, 24  # of the spectral density; one start is enough where weig
 PRODUCTS = 62 + STARTS * STEPS  # with the Hessian, about: the ends of the spectrum settle when they do
 
 
-def look(run: Finished, images: int, seed: int) -> dict[str, Any]:
+def curvature(run: Finished, images: int, seed: int) -> dict[str, Any]:
     """``{"hessian": …, "around": …}``: the ends, trace and density of the spectrum, and the gains of directions.
 
     Args:

@@ -41,16 +41,16 @@ def folded(model: nn.Module) -> tuple[nn.Module, Callable[[Weights], Weights]]:
             layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0, 0, 0]))
 
     def fold(weights: Weights) -> Weights:
-        told = dict(weights)
+        folded_weights = dict(weights)
         for conv, at, norm in pairs:
             mean, variance = norm.running_mean, norm.running_var
             assert mean is not None
             assert variance is not None
-            scale = told.pop(f"{at}.weight") * torch.rsqrt(variance + norm.eps)
-            shift = told.get(f"{conv}.bias", torch.zeros_like(mean)) - mean
-            told[f"{conv}.bias"] = told.pop(f"{at}.bias") + shift * scale
-            told[f"{conv}.weight"] = told[f"{conv}.weight"] * _by_filter(scale)
-        return told
+            scale = folded_weights.pop(f"{at}.weight") * torch.rsqrt(variance + norm.eps)
+            shift = folded_weights.get(f"{conv}.bias", torch.zeros_like(mean)) - mean
+            folded_weights[f"{conv}.bias"] = folded_weights.pop(f"{at}.bias") + shift * scale
+            folded_weights[f"{conv}.weight"] = folded_weights[f"{conv}.weight"] * _by_filter(scale)
+        return folded_weights
 
     return quick, fold
 

@@ -73,18 +73,18 @@ class Piece(_Measurement):
         chosen = self.settings
         weights, loss = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, self.bf16)
         plane = _plane(self.folder, chosen.device, chosen.data_dir, chosen.seed, self.pair, self.kind)
-        found = {"losses": surface.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
+        values = {"losses": surface.losses(loss, weights, plane, self.points, chosen.at_once).cpu()}
         if self.bf16:
-            found["rounded"] = found["losses"].clone()
+            values["rounded"] = values["losses"].clone()
             exact = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, False)[1]
-            for place in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
-                found["losses"][place] = exact(weights).cpu()
-        save_tensors(self.file, found, {})
+            for index in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
+                values["losses"][index] = exact(weights).cpu()
+        save_tensors(self.file, values, {})
 
 
 @dataclass(frozen=True)
 class Curvature(_Measurement):
-    """The Hessian at the weights of one run, and the file for what is measured of it."""
+    """The curvature at the weights of one run, and the file for it."""
 
     file: Path
 
@@ -96,7 +96,7 @@ class Curvature(_Measurement):
     def run(self) -> None:
         """Measure the curvature and save it."""
         run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
-        write_json(self.file, curved.look(run, self.settings.hessian_images, self.settings.seed))
+        write_json(self.file, curved.curvature(run, self.settings.hessian_images, self.settings.seed))
 
 
 def measure(
@@ -123,23 +123,23 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
     (out / "pieces").mkdir(exist_ok=True)
     remove_temporary(out / "pieces")
     surfaces = {
-        (run, kind, pair): _pieces(settings, run, told, kind, pair, out / "pieces")
-        for run, told in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
+        (run, kind, pair): _pieces(settings, run, record, kind, pair, out / "pieces")
+        for run, record in zip(settings.runs, about, strict=True)  # outermost, so that a worker seldom loads another
         for kind in settings.kinds
         for pair in range(settings.pairs)
     }
     curvatures = [
-        Curvature(settings, run, out / "pieces" / f"{_curvature_key(settings, told)}-hessian.json")
-        for run, told in zip(settings.runs, about, strict=True)
+        Curvature(settings, run, out / "pieces" / f"{_curvature_key(settings, record)}-hessian.json")
+        for run, record in zip(settings.runs, about, strict=True)
         if settings.hessian_images
     ]
     # Curvature first: it is one piece a run, and long.
     _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
-    for told, looked in zip(about, curvatures, strict=False):
-        told |= read_json(looked.file)
-    for run, told in zip(settings.runs, about, strict=True):
-        if told["precision"] == "bf16":
-            told["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
+    for record, curvature in zip(about, curvatures, strict=False):
+        record |= read_json(curvature.file)
+    for run, record in zip(settings.runs, about, strict=True):
+        if record["precision"] == "bf16":
+            record["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
     values = {place: _assembled(pieces) for place, pieces in surfaces.items()}
     records = tabulate(settings, about, values)
     write_json(out / "landscape.json", {"settings": settings.as_dict(), "kinds": KINDS, "runs": records})
@@ -147,7 +147,7 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
 
 
 def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
-    """What a record says of a run, without the run's data."""
+    """The description of a run in a record, without the run's data."""
     return {
         "run": str(run.folder),
         "digest": run.digest,
@@ -164,9 +164,9 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
 def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, pair: int, folder: Path) -> list[Piece]:
     """A surface's pieces. A file's name stands for all that its losses hang on."""
     axis = settings.axis(pair)
-    told = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
-    told += [settings.seed, settings.images, settings.at_once, settings.device]
-    key = _key(told)
+    parts = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
+    parts += [settings.seed, settings.images, settings.at_once, settings.device]
+    key = _key(parts)
     starts = range(0, len(axis) ** 2, PIECE)
     return [
         Piece(settings, run, kind, pair, s, about["precision"] == "bf16", folder / f"{key}-{s:05}.safetensors")
@@ -175,12 +175,12 @@ def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, p
 
 
 def _curvature_key(settings: Landscape, about: dict[str, Any]) -> str:
-    told = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
-    return _key([*told, settings.seed, settings.hessian_images, settings.device])
+    parts = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
+    return _key([*parts, settings.seed, settings.hessian_images, settings.device])
 
 
-def _key(told: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+def _key(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, console: Console) -> None:
@@ -197,8 +197,8 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
                 progress.advance(piece.work)
                 progress.update(note=f"{progress.done / whole:.0%}")
     if not console.is_terminal:
-        told = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
-        console.print(f"measured {len(todo)} pieces{told}")
+        earlier = f", {len(pieces) - len(todo)} before" if len(todo) < len(pieces) else ""
+        console.print(f"measured {len(todo)} pieces{earlier}")
 
 
 # A worker's pieces mostly belong to the surface that the last one belonged to.
@@ -254,10 +254,10 @@ def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
 
 
 def _losses(piece: Piece, what: str) -> Tensor:
-    found = load_tensors(piece.file)[0].get(what)
-    if found is None or len(found) != len(piece.points):
+    values = load_tensors(piece.file)[0].get(what)
+    if values is None or len(values) != len(piece.points):
         raise corrupt_file(piece.file, f"it has not the {what} of its points")
-    return found
+    return values
 
 
 def _centre(values: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ WRAPPERS: dict[str, Callable[[Optimizer, float], Optimizer]] = {
 
 @dataclass(frozen=True)
 class Path2D:
-    """Where an optimizer went, (steps + 1, 2), and where it took each step's gradient, (steps, 2)."""
+    """The weights of an optimizer, (steps + 1, 2), and the perturbed weights it took each gradient at, (steps, 2)."""
 
     weights: np.ndarray
-    looks: np.ndarray
+    perturbed: np.ndarray
 
 
 def two_valleys(w: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ def walk(
         seen.append(w.detach().clone())
         return value
 
-    weights, looks = [w.detach().clone()], []
+    weights, perturbed = [w.detach().clone()], []
     for _ in range(steps):
         optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
         weights.append(w.detach().clone())
-        looks.append(seen[-1])  # SAM's first gradient only tells it where to look
-    return Path2D(torch.stack(weights).numpy(), torch.stack(looks).numpy())
+        perturbed.append(seen[-1])  # SAM's first gradient only tells it the direction
+    return Path2D(torch.stack(weights).numpy(), torch.stack(perturbed).numpy())
 
 
 def figure2(loss: Callable[[Tensor], Tensor] = two_valleys, *, rho: float = 0.3, **options: object) -> Figure:
@@ -81,15 +81,15 @@ def figure2(loss: Callable[[Tensor], Tensor] = two_valleys, *, rho: float = 0.3,
         loss, rho, options: as for ``walk``.
     """
     paths = {name: walk(name, loss, rho=rho, **options) for name in WRAPPERS}  # type: ignore[arg-type]
-    every = np.concatenate([part for path in paths.values() for part in (path.weights, path.looks)])
-    low, high = every.min(0) - 0.3, every.max(0) + 0.3
-    places = [torch.linspace(float(a), float(b), 150) for a, b in zip(low, high, strict=True)]
-    heights = loss(torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)).numpy()
+    points = np.concatenate([part for path in paths.values() for part in (path.weights, path.perturbed)])
+    low, high = points.min(0) - 0.3, points.max(0) + 0.3
+    axes_of_grid = [torch.linspace(float(a), float(b), 150) for a, b in zip(low, high, strict=True)]
+    heights = loss(torch.stack(torch.meshgrid(*axes_of_grid, indexing="xy"), dim=-1)).numpy()
     figure = Figure(figsize=(3.4 * len(paths), 3.4), layout="constrained")
     for axis, (name, path) in zip(figure.subplots(1, len(paths), sharey=True), paths.items(), strict=True):
-        axis.contour(*(place.numpy() for place in places), heights, levels=25, cmap="Greys", linewidths=0.6)
+        axis.contour(*(values.numpy() for values in axes_of_grid), heights, levels=25, cmap="Greys", linewidths=0.6)
         axis.plot(*path.weights.T, "o-", color=color(name), markersize=3, linewidth=1.2)
-        for here, there in zip(path.weights, path.looks, strict=False):
+        for here, there in zip(path.weights, path.perturbed, strict=False):
             if not np.array_equal(here, there):
                 axis.annotate("", there, here, arrowprops={"arrowstyle": "->", "color": "#333333", "linewidth": 0.8})
         axis.set_title(label(name) + (f", ρ = {rho:g}" if name != "none" else ""), fontsize=10)

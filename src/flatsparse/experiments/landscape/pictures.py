@@ -24,11 +24,11 @@ MAP = "viridis"
 
 @dataclass(frozen=True)
 class Surface:
-    """What is drawn of one run: heights (n, n) over places (n) along both directions, and their roughness."""
+    """The surface of one run: heights (n, n) over a grid (n) along both directions, and their roughness."""
 
     name: str
     heights: np.ndarray
-    places: np.ndarray
+    grid: np.ndarray
     ra: float
 
     @property
@@ -38,14 +38,14 @@ class Surface:
 
 def surface(record: Mapping[str, Any], clip: float | None, kind: str) -> Surface:
     """The surface of a run's record in ``landscape.json``, cut at ``clip``."""
-    told = of_kind(record, kind)
-    heights = np.array([[math.inf if z is None else z for z in row] for row in told["losses"]])
+    saved = of_kind(record, kind)
+    heights = np.array([[math.inf if z is None else z for z in row] for row in saved["losses"]])
     heights = heights if clip is None else np.minimum(heights, clip)
-    return Surface(record["name"], heights, np.array(record["grid"]), told["ra"]["value"])
+    return Surface(record["name"], heights, np.array(record["grid"]), saved["ra"]["value"])
 
 
 def scale(surfaces: Sequence[Surface]) -> Normalize:
-    """From the lowest to the highest of all of them."""
+    """The scale from the lowest to the highest of all surfaces."""
     return Normalize(min(s.heights.min() for s in surfaces), max(s.heights.max() for s in surfaces))
 
 
@@ -55,14 +55,14 @@ def in_space(surfaces: Sequence[Surface]) -> Figure:
 
 
 def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
-    """The same as contours, with the weights themselves as a dot."""
+    """Contours of the surfaces, with the weights themselves as a dot."""
     common = scale(surfaces)
     figure = Figure(figsize=(1 + 3.2 * len(surfaces), 3.4), layout="constrained")
     axes = figure.subplots(1, len(surfaces), squeeze=False)[0]
     heights = np.linspace(common.vmin or 0.0, common.vmax or 1.0, levels)
     for axis, shown in zip(axes, surfaces, strict=True):
-        axis.contourf(shown.places, shown.places, shown.heights.T, levels=heights, cmap=MAP, norm=common)
-        axis.contour(shown.places, shown.places, shown.heights.T, levels=heights, colors="#00000055", linewidths=0.4)
+        axis.contourf(shown.grid, shown.grid, shown.heights.T, levels=heights, cmap=MAP, norm=common)
+        axis.contour(shown.grid, shown.grid, shown.heights.T, levels=heights, colors="#00000055", linewidths=0.4)
         axis.plot(0, 0, ".", color="#d55e00")
         axis.set_title(caption(shown.title), fontsize=9)
         axis.set_aspect("equal")
@@ -71,21 +71,21 @@ def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
 
 
 def spectra(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """The spectral density of each run's Hessian over live weights, on one scale; a stroke marks the largest eigenvalue."""
+    """The spectral density of each run's Hessian over active weights, on one scale; a line marks the largest eigenvalue."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axis = figure.subplots()
-    told = [record["hessian"] for record in records]
-    low = min(min(seen["spectrum"]["nodes"]) for seen in told)
-    high = max(max(seen["spectrum"]["nodes"]) for seen in told)
+    hessians = [record["hessian"] for record in records]
+    low = min(min(hessian["spectrum"]["nodes"]) for hessian in hessians)
+    high = max(max(hessian["spectrum"]["nodes"]) for hessian in hessians)
     width = max(high - low, 1e-12) / 100
-    places = torch.linspace(low - 4 * width, high + 4 * width, 1000, dtype=torch.float64)
-    for number, (record, seen) in enumerate(zip(records, told, strict=True)):
-        points = {name: torch.tensor(values, dtype=torch.float64) for name, values in seen["spectrum"].items()}
-        axis.plot(places, Spectrum(**points).density(places, width), color=f"C{number}", label=caption(record["name"]))
-        axis.axvline(seen["live"]["largest"], color=f"C{number}", linewidth=0.8, linestyle=":")
+    at = torch.linspace(low - 4 * width, high + 4 * width, 1000, dtype=torch.float64)
+    for number, (record, hessian) in enumerate(zip(records, hessians, strict=True)):
+        points = {name: torch.tensor(values, dtype=torch.float64) for name, values in hessian["spectrum"].items()}
+        axis.plot(at, Spectrum(**points).density(at, width), color=f"C{number}", label=caption(record["name"]))
+        axis.axvline(hessian["live"]["largest"], color=f"C{number}", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_ylim(bottom=1e-7 / width)
-    axis.set_xlabel("eigenvalue of the Hessian, live weights")
+    axis.set_xlabel("eigenvalue of the Hessian, active weights")
     axis.set_ylabel("density")
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -132,7 +132,7 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) ->
             if shown is None:
                 axis.set_axis_off()
                 continue
-            one, other = np.meshgrid(shown.places, shown.places, indexing="ij")
+            one, other = np.meshgrid(shown.grid, shown.grid, indexing="ij")
             axis.plot_surface(one, other, shown.heights, cmap=MAP, norm=common, rcount=60, ccount=60, linewidth=0)
             axis.set_zlim(common.vmin, common.vmax)
             axis.tick_params(labelsize=6, pad=-2)

@@ -1,4 +1,4 @@
-"""What is to be measured around finished runs."""
+"""The settings of what is measured around finished runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flatsparse.measure import surface
 
 Kind = Literal["live", "full"]
 KINDS: dict[Kind, str] = {
-    "live": "within the live weights: directions are masked, then normalized",
+    "live": "within the active weights: directions are masked, then normalized",
     "full": "in the full space: weights outside the masks move too",
 }
 
@@ -32,7 +32,7 @@ class Landscape:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs."""
     kinds: tuple[Kind, ...] = ("live",)
-    """live: within the live weights; full: in the full space, where weights outside the masks move too; or both."""
+    """live: within the active weights; full: in the full space, where weights outside the masks move too; or both."""
     points: int = 51
     """Places along each of the two directions, odd, so that the weights themselves are one."""
     reach: float = 1.0
@@ -96,7 +96,7 @@ class Landscape:
         return dataclasses.replace(self, kinds=kinds, stride=stride, device=device, jobs=jobs)
 
     def in_bf16(self, operations: float) -> bool:
-        """Whether a network of so many FLOPs an image is evaluated in bf16; for small ones it saves nothing."""
+        """True where a network of so many FLOPs an image is evaluated in bf16; for small ones it saves nothing."""
         return self.precision == "bf16" or (self.precision == "auto" and operations > LARGE and has_bf16(self.device))
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Roughness in a table and in sentences."""
+"""The roughness and curvature of runs as tables and sentences."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def head(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def rows(records: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, ...]]:
     """A row for each run: Ra over the pairs of directions, with half of its interval."""
-    told = []
+    table = []
     for record in records:
         surface = of_kind(record, kind)
         ranges = [Interval.from_json(inner).with_half(".4f") for inner in surface["ra"]["by_range"]]
-        told.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
-    return told
+        table.append((record["name"], f"{record['centre']:.4f}", *ranges, f"{surface['ra']['clipped']:.0%}"))
+    return table
 
 
 def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
-    """What may be said of each run against the first, along the same directions."""
-    told = []
+    """Sentences on each run against the first, along the same directions."""
+    lines = []
     for record in records[1:]:
         both = (of_kind(who, kind)["ra"]["by_range"] for who in (record, records[0]))
-        ranges = [_against_first(ours, theirs) for ours, theirs in zip(*both, strict=True)]
-        told.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
+        ranges = [_against_first(ra, first) for ra, first in zip(*both, strict=True)]
+        lines.append(f"{record['name']} against {records[0]['name']}: {'; '.join(ranges)}.")
     if len({record["model"] for record in records}) > 1:
-        told.append("The networks differ, and so do their directions: differences here are not along the same ones.")
+        lines.append("The networks differ, and so do their directions: differences here are not along the same ones.")
     if len({record["data"] for record in records}) > 1:
-        told.append("The data sets differ, so one loss does not mean the same as another.")
-    return told
+        lines.append("The data sets differ, so one loss does not mean the same as another.")
+    return lines
 
 
 def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
@@ -50,10 +50,10 @@ def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
         verdict = "rougher"
     else:
         verdict = "smoother" if over.high < 0 else "cannot be told apart"
-    told = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {over.with_half('+.4f')}"
+    text = f"to ±{ra['pairs_reach']:.2g} {verdict}, Ra {over.with_half('+.4f')}"
     if max(ra["clipped"], first["clipped"]) > MUCH:
-        told += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
-    return told
+        text += f" (but {ra['clipped']:.0%} and {first['clipped']:.0%} are cut, and what is cut is flat)"
+    return text
 
 
 CURVATURE = ("", "weights", "largest", "smallest", "trace")
@@ -61,29 +61,29 @@ GAINS = ("", "ρ", "worst found", "own gradient (SAM)", "previous (S²-SAM)", "r
 
 
 def curvature(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Two rows for each run: the Hessian's ends and trace over the live weights, and over all."""
-    told: list[tuple[str, ...]] = []
+    """Two rows for each run: the Hessian's ends and trace over the active weights, and over all."""
+    table: list[tuple[str, ...]] = []
     for record in records:
-        for space in ("live", "all"):
+        for space, name in (("live", "active"), ("all", "all")):
             seen = record["hessian"][space]
             ends = (f"{seen['largest']:.4g}", f"{seen['smallest']:.3g}")
             trace = f"{seen['trace']:.4g} ± {seen['trace_half']:.2g}"
-            told.append((record["name"] if space == "live" else "", f"{space} ({seen['weights']:,})", *ends, trace))
-    return told
+            table.append((record["name"] if space == "live" else "", f"{name} ({seen['weights']:,})", *ends, trace))
+    return table
 
 
 def gains(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each run: what each direction gains, and how alike consecutive gradients are."""
-    told = []
+    table = []
     for record in records:
         seen = record["around"]
         rises = [f"{seen['gain'][name]:.4f}" for name in ("worst", "sam", "previous", "random")]
-        told.append((record["name"], f"{seen['rho']:g}", *rises, f"{seen['cosine']:+.3f}"))
-    return told
+        table.append((record["name"], f"{seen['rho']:g}", *rises, f"{seen['cosine']:+.3f}"))
+    return table
 
 
 def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
-    """How that was measured, in full."""
+    """A full description of how curvature was measured."""
     images = sorted({record["hessian"]["images"] for record in records})
     return (
         f"On the first {' or '.join(map(str, images))} training images. The Hessian is that of their mean loss in evaluation"
@@ -93,7 +93,7 @@ def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
-    """How the figures were measured, in full."""
+    """A full description of how roughness was measured."""
     images = sorted({record["images"] for record in records})
     coarse = records[0]["ra"]["pairs_points"]
     rounded = [record for record in records if record["precision"] == "bf16"]

@@ -31,7 +31,7 @@ def measured(runs: object, work: Work) -> Measured:
 
 
 def nearest(valley: str, away: Mapping[str, float]) -> str:
-    """Who ends nearest a valley, in a sentence, whoever it is.
+    """Return a sentence that says which optimizer ends nearest a valley.
 
     >>> nearest("wide", {"none": 1.5, "sam": 0.5})
     'SAM ends nearest the wide valley, 0.50 away; plain 1.50.'
@@ -45,7 +45,7 @@ RECIPE = Recipe(
     "figure2",
     "The steps of SGD, SAM and S²-SAM on a loss with a narrow and a wide valley",
     "Ji et al. 2024, Figure 2",
-    notes=("The loss is ours: the paper draws a sketch. The same at every scale.",),
+    notes=("The loss is ours: the paper draws a sketch. The same at every scale and with any --jobs.",),
     metric=Metric("loss, or distance", "lower"),
     measure=measured,
 )

@@ -1,4 +1,4 @@
-"""What a recipe is made of: cells to run, the numbers that were printed for them, and what is measured."""
+"""The parts of a recipe: cells to run, the numbers that were printed for them, and measurements."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What tells it from the others of its group."""
+        """The name of the cell within its group."""
         return self.control or self.run.sharpness
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared.
+    """The quantity that is compared.
 
     Attributes:
         name: with its unit.
@@ -87,7 +87,7 @@ ACCURACY = Metric("test accuracy, %")
 
 @dataclass(frozen=True)
 class Work:
-    """Where and how a recipe measures beyond its runs.
+    """The place and the means of what a recipe measures beyond its runs.
 
     Attributes:
         scale: at which it is reproduced.
@@ -115,7 +115,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a recipe measured: a value for each run's folder, or readings; files of pictures, and what is to be said."""
+    """The measurements of a recipe: a value for each run's folder, or readings; files of pictures, and sentences."""
 
     values: Mapping[Path, float] = field(default_factory=dict)
     readings: Sequence[Reading] = ()
@@ -165,7 +165,7 @@ def both(
 
 
 def controls(cell: Cell) -> tuple[Cell, ...]:
-    """What joins a cell with S²-SAM to tell what its gain is owed to.
+    """Return the controls of a cell with S²-SAM, which show what its gain is owed to.
 
     SAM; a random direction of the same norm; plain training at SAM's cost, which is twice as long; and the weight decays of
     the released scripts, 1e-4 in that of SGD and 5e-4 in that of SAM, for both.

@@ -1,4 +1,4 @@
-"""What Figures 1 and 3 share: surfaces of finished runs, measured by ``lab.landscape``, and their roughness as values."""
+"""The common part of Figures 1 and 3: surfaces of finished runs, as ``landscape`` measures them, and their roughness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Drawn = Mapping[Key, pictures.Surface]
 
 
 def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Callable[..., Measured]:
-    """What a recipe does with its runs: measure their surfaces, draw those of the first seed.
+    """Return the ``measure`` of a recipe: it measures the surfaces of its runs and draws those of the first seed.
 
     Args:
         draw: makes the figure from surfaces by key.

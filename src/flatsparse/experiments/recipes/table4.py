@@ -27,7 +27,7 @@ def measured(runs: object, work: Work) -> Measured:
         for method, kinds in table.record["methods"].items()
         for key, found in kinds.items()
     ]
-    return Measured(readings=readings, said=[sentence for table in tables for sentence in table.found])
+    return Measured(readings=readings, said=[sentence for table in tables for sentence in table.sentences])
 
 
 RECIPE = Recipe(
@@ -37,6 +37,7 @@ RECIPE = Recipe(
     notes=(
         "The printed images a second are unknown to us; the text says that S²-SAM loses fewer than 20 a second on ResNet-50 and"
         " that SAM is at less than half. Speeds are of the machine they are measured on: compare the ratios below the table.",
+        "Timed one at a time, whatever --jobs.",
         "smoke: a tiny net and few rounds. laptop: ResNet-32. paper: ResNet-50 as well, on 64x64 images.",
     ),
     metric=Metric("samples a second"),

@@ -66,7 +66,7 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     ):
         rise.plot(steps, [record["gain"][name] for record in records], color=shade, label=title, **style)
     rise.set_ylabel(f"gain at ρ = {records[0]['rho']:g}")
-    for space, title, dashes in (("all", "all weights", "--"), ("live", "live weights", "-")):
+    for space, title, dashes in (("all", "all weights", "--"), ("live", "active weights", "-")):
         largest = [record["curvature"][space]["largest"] for record in records]
         curved.plot(steps, largest, dashes, color=LINE, label=title, marker=".", linewidth=1.2)
     curved.set_ylabel("largest eigenvalue")
@@ -112,7 +112,7 @@ def topology(records: Sequence[EpochRecord]) -> Figure:
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     panels = (
         ("churn", "weights replaced\nan update, %"),
-        ("exploration", "weights ever live, %"),
+        ("exploration", "weights ever active, %"),
         ("dead_filters", "dead filters, %"),
     )
     for axis, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):

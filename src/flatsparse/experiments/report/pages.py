@@ -139,7 +139,7 @@ def _drawn(surfaces: Sequence[pictures.Surface]) -> dict[str, Any]:
         "low": scale.vmin,
         "high": scale.vmax,
         "colors": [to_hex(color) for color in colormaps[pictures.MAP](np.linspace(0, 1, 64))],
-        "surfaces": [{"places": s.places.tolist(), "heights": s.heights.round(5).tolist()} for s in surfaces],
+        "surfaces": [{"grid": s.grid.tolist(), "heights": s.heights.round(5).tolist()} for s in surfaces],
     }
 
 
@@ -159,10 +159,10 @@ def _metrics(folder: Path) -> list[EpochRecord]:
 
 
 def _layers(folder: Path) -> list[dict[str, Any]]:
-    """The layers of a run with their masks' shapes, live weights and sparsity."""
+    """The layers of a run with their masks' shapes, active weights and sparsity."""
     masks, _ = load_masks(folder / "masks.safetensors")
     return [
-        {"name": name, "shape": mask.shape, "live": int(mask.sum()), "sparsity": 1 - float(mask.float().mean())}
+        {"name": name, "shape": mask.shape, "active": int(mask.sum()), "sparsity": 1 - float(mask.float().mean())}
         for name, mask in masks.items()
     ]
 

@@ -85,9 +85,11 @@ def run_sentences(result: RunResult) -> list[str]:
 def topology_sentences(result: RunResult) -> list[str]:
     """A finished run's topology in sentences."""
     health = result.health
-    moved = "Masks never moved" if health.churn is None else f"An update changed {health.churn:.1%} of the live weights"
+    moved = (
+        "Masks never moved" if health.churn is None else f"An update changed {health.churn:.1%} of the active weights"
+    )
     sentences = [
-        f"{moved}; {result.exploration:.1%} of the prunable weights were live at some time,"
+        f"{moved}; {result.exploration:.1%} of the prunable weights were active at some time,"
         f" {health.dead_filters} of {health.filters} filters have none at the end."
     ]
     if health.collapsed:

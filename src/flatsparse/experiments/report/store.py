@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,18 +22,20 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Scale
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import topology_sentences
-from flatsparse.experiments.reproduce.verdict import VERDICTS
+from flatsparse.experiments.reproduce.verdict import LEVEL, VERDICTS
 from flatsparse.experiments.run.config import as_json, change
 from flatsparse.experiments.run.folder import read_config, read_metrics, read_result
 from flatsparse.experiments.run.load import run_of
 from flatsparse.experiments.run.records import EpochRecord
 
 SOME, WORD = (float, None), (str, None)
-# What is read of a table's record and of surfaces, see common.files.misfit.
+# Verdicts of records made before there was one set of words for all; what contradicts either hurts or helps too little.
+EARLIER = {"reproduces": "helps", "consistent with no effect": "within noise", "contradicts": "less than claimed"}
+# What is read of a table's record and of surfaces, see schema_error.
 ROW = {
     **dict.fromkeys(("row", "column", "sharpness"), str),
     **dict.fromkeys(("control", "needs"), WORD),
-    "verdict": (set(VERDICTS), None),
+    "verdict": ({*VERDICTS, *EARLIER}, None),
     **dict.fromkeys(("mean", "std"), SOME),
     "claim": (int, None),
     "same_runs": WORD,
@@ -81,12 +83,12 @@ CURVES = {
     "train_accuracy": "training accuracy, %",
     "validation_accuracy": "validation accuracy, %",
     "churn": "weights replaced an update, %",
-    "exploration": "weights ever live, %",
+    "exploration": "weights ever active, %",
     "dead_filters": "dead filters, %",
 }
 SHARES = {"churn", "exploration", "dead_filters"}
 MOST_POINTS = 60  # of a curve; more cannot be seen on a phone
-MOST_PLACES = 33  # of a surface, along each direction
+MOST_POINTS_OF_SURFACE = 33  # of a surface, along each direction
 
 
 def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -99,16 +101,16 @@ def records(store: Path, scale: Scale | None = None, only: Sequence[str] = ()) -
     Raises: InputError when there is none, for a name that is not there, and for a damaged file.
     """
     scales = list(get_args(Scale))
-    found = [file for file in sorted(store.glob("*.json")) if file.stem.rpartition("-")[2] in scales]
-    told = [_record(file) for file in found]
+    files = [file for file in sorted(store.glob("*.json")) if file.stem.rpartition("-")[2] in scales]
+    tables = [_record(file) for file in files]
     for name in only:
-        if told and name not in (names := {record["name"] for record in told}):
+        if tables and name not in (names := {record["name"] for record in tables}):
             raise unknown("table", name, names)
-    chosen = [r for r in told if scale in (None, r["scale"]) and (not only or r["name"] in only)]
+    chosen = [r for r in tables if scale in (None, r["scale"]) and (not only or r["name"] in only)]
     if not chosen:
         what = "flatsparse reproduce " + (only[0] if only else "table1") + (f" --scale {scale}" if scale else "")
         where = "" if store == Path("reproduce") else f" --out {shlex.quote(str(store))}"
-        there = ", ".join(f"{r['name']} ({r['scale']})" for r in told)
+        there = ", ".join(f"{r['name']} ({r['scale']})" for r in tables)
         but = f", only {there}" if there else ""
         raise InputError(f"no such table in '{store}' yet{but}: make one with {what}{where}")
     order = list(recipes())
@@ -127,6 +129,7 @@ def _record(file: Path) -> dict[str, Any]:
     if not record["rows"]:
         raise corrupt_file(file, "it has no rows")
     for number, row in enumerate(record["rows"]):
+        row["verdict"] = _verdict(row, record["better"])
         odd = schema_error(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
         if odd is None and len(row["seeds"]) != len(row["values"]):
             odd = f"rows[{number}] has not a value for each seed"
@@ -137,6 +140,14 @@ def _record(file: Path) -> dict[str, Any]:
     if away is not None:
         raise corrupt_file(file, f"'{away}' is not in the folder")
     return record
+
+
+def _verdict(row: Mapping[str, Any], better: str) -> str | None:
+    """The verdict of a row, in today's words."""
+    word, d = row["verdict"], row["difference"]
+    if word == "contradicts" and d and (d["p_holm"] or 0.0) < LEVEL and (d["mean"] < 0) == (better == "higher"):
+        return "hurts"
+    return EARLIER.get(word, word)
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -181,27 +192,27 @@ def _curve(name: str, epochs: Sequence[EpochRecord]) -> list[float | None] | Non
 
 def surfaces(store: Path) -> dict[str, dict[str, str]]:
     """The surfaces of every ``landscape.json`` in a folder of the store, by the name of the run's folder, as small pictures."""
-    found: dict[str, dict[str, str]] = {}
+    shown: dict[str, dict[str, str]] = {}
     for file in sorted(store.glob("*/landscape.json")):
         record = read_json(file, LANDSCAPE)
         try:
             kind, clip = record["settings"]["kinds"][0], record["settings"]["clip"]
-            drawn = {Path(told["run"]).name: pictures.surface(told, clip, kind) for told in record["runs"]}
+            drawn = {Path(saved["run"]).name: pictures.surface(saved, clip, kind) for saved in record["runs"]}
             low = min(surface.heights.min() for surface in drawn.values())
             high = max(surface.heights[np.isfinite(surface.heights)].max() for surface in drawn.values())
         except (KeyError, IndexError, TypeError, ValueError):
             raise corrupt_file(file, "its losses are no surfaces") from None
         for name, surface in drawn.items():
             text = (
-                f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.places[-1]:g} away;"
+                f"loss {low:.3g} (dark) to {high:.3g} (bright), up to {surface.grid[-1]:g} away;"
                 f" roughness Ra {surface.ra:.3f}"
             )
-            found.setdefault(name, {"picture": _heat(surface.heights, low, high), "text": text})
-    return found
+            shown.setdefault(name, {"picture": _heat(surface.heights, low, high), "text": text})
+    return shown
 
 
 def _heat(heights: np.ndarray, low: float, high: float) -> str:
-    step = math.ceil(len(heights) / MOST_PLACES)
+    step = math.ceil(len(heights) / MOST_POINTS_OF_SURFACE)
     stream = io.BytesIO()
     finite = np.where(np.isfinite(heights), heights, high)[::step, ::step]
     imsave(stream, finite, vmin=low, vmax=high, cmap=pictures.MAP, format="png")

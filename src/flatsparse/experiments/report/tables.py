@@ -128,7 +128,7 @@ def write(records: Sequence[Row], store: Path, out: Path) -> Path:
 
 
 def _section(record: Row, cells: Cells) -> dict[str, Any]:
-    """What the template shows of a table; its rows go into ``cells`` too."""
+    """A table for the template; its rows go into ``cells`` too."""
     rows, far = record["rows"], reach(record["rows"])
     numbers = _numbers(record, cells)
     columns = [c for c in COLUMNS if not c.needs_flops or any(row["also"] for row in rows)]

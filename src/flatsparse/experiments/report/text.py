@@ -33,7 +33,7 @@ from flatsparse.experiments.terminal import Console
 from flatsparse.measure.flops import Estimate
 from flatsparse.sparse.layers import PRESETS
 
-STYLES = {"helps": "green", "hurts": "red", "reproduces": "green", "contradicts": "red"}  # of verdicts
+STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
 def left_dense(preset: str) -> str:
@@ -45,7 +45,7 @@ def left_dense(preset: str) -> str:
 def layer_table(estimate: Estimate) -> str:
     """An estimate for every layer and for the whole, as plain text that can be piped on."""
     width = max(len(layer.name) for layer in estimate.layers)
-    rows = [f"{'layer':{width}}  {'shape':>14}  {'live':>10}  {'sparsity':>8}  {'FLOPs':>9}  {'dense':>9}"]
+    rows = [f"{'layer':{width}}  {'shape':>14}  {'active':>10}  {'sparsity':>8}  {'FLOPs':>9}  {'dense':>9}"]
     for x in estimate.layers:
         sparsity = f"{x.sparsity:8.2%}" if x.chosen else "   dense"
         shape = "x".join(map(str, x.shape))
@@ -99,7 +99,7 @@ def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> No
         for row in table.rows:
             grid.add_row(*row)
         console.print(grid, highlight=False)
-        for sentence in table.found:
+        for sentence in table.sentences:
             console.print(f"- {sentence}", highlight=False, markup=False)
         console.print()
     console.print(note, style="dim")

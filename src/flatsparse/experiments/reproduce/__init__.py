@@ -1,1 +1,1 @@
-"""Recipes reproduced: run, compared with what was printed, judged, told."""
+"""Recipes reproduced: run, compared with what was printed, judged."""

@@ -133,7 +133,7 @@ def _record(
 def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:
     """Return the data sets of the finished runs, each once; old results do not name theirs."""
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
-    found = {data_set["fingerprint"]: data_set for r in results if (data_set := r.data_set) is not None}
+    found = {r.data_set["fingerprint"]: r.data_set for r in results if r.data_set is not None}
     return list(found.values())
 
 

@@ -1,27 +1,28 @@
-"""What the differences of a table allow to say of the claims it makes."""
+"""The verdicts on the claims of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
-from flatsparse.experiments.stats import holm, p_value
+from flatsparse.experiments.stats import holm, p_value, verdict
 
-Verdict = Literal["reproduces", "consistent with no effect", "contradicts", "not run at this scale"]
-VERDICTS: dict[Verdict, str] = {
-    "reproduces": "better than plain (Holm's p < 0.05), and not shown to be by less than is claimed",
-    "consistent with no effect": "neither of the others can be said, which is no sign that there is none; with one seed, always",
-    "contradicts": "worse than plain, or better by less than is claimed (Holm's p < 0.05)",
-    "not run at this scale": "no seed has both runs",
+NOT_RUN = "not run at this scale"
+VERDICTS: dict[str, str] = {
+    "helps": "better than plain (Holm's p < 0.05), and not shown to be by less than is claimed",
+    "less than claimed": "not shown to be worse than plain, but to be better by less than is claimed (Holm's p < 0.05)",
+    "hurts": "worse than plain (Holm's p < 0.05)",
+    "within noise": "none of these can be said, which is no sign that there is no effect",
+    "one seed only": "a single pair of runs, of which nothing can be said",
+    NOT_RUN: "no seed has both runs",
 }
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That S²-SAM is better than plain training in a cell, by what was printed or, where that is unknown, at all.
+    """The claim that S²-SAM is better than plain training in a cell, by what was printed or, where that is unknown, at all.
 
     Attributes:
         gaps: S²-SAM less plain, seed by seed, turned so that more is better.
@@ -36,7 +37,7 @@ class Claim:
 class Judged:
     """A verdict, and Holm's p that there is no difference; None where there is no pair."""
 
-    verdict: Verdict
+    verdict: str
     p: float | None
 
 
@@ -47,23 +48,21 @@ def judge(claims: Sequence[Claim]) -> list[Judged]:
     test are corrected over all claims of the table that have pairs, by Holm's method.
 
     >>> [judged.verdict for judged in judge([Claim((0.9, 1.1, 1.0)), Claim((0.2, 0.3, 0.25), printed=2.0), Claim(())])]
-    ['reproduces', 'contradicts', 'not run at this scale']
+    ['helps', 'less than claimed', 'not run at this scale']
     """
-    none = _corrected([p_value(claim.gaps) if claim.gaps else None for claim in claims])
-    short = _corrected(
+    against_none = _corrected([p_value(claim.gaps) if claim.gaps else None for claim in claims])
+    against_printed = _corrected(
         [None if c.printed is None or not c.gaps else p_value(c.gaps, against=c.printed) for c in claims]
     )
-    return [Judged(_verdict(c, p, q), p) for c, p, q in zip(claims, none, short, strict=True)]
+    return [Judged(_verdict(c, p, q), p) for c, p, q in zip(claims, against_none, against_printed, strict=True)]
 
 
-def _verdict(claim: Claim, p: float | None, q: float | None) -> Verdict:
+def _verdict(claim: Claim, p: float | None, q: float | None) -> str:
     if p is None:
-        return "not run at this scale"
+        return NOT_RUN
     mean = fmean(claim.gaps)
-    less = q is not None and claim.printed is not None and q < LEVEL and mean < claim.printed
-    if less or (p < LEVEL and mean < 0):
-        return "contradicts"
-    return "reproduces" if p < LEVEL and mean > 0 else "consistent with no effect"
+    falls_short = claim.printed is not None and q is not None and q < LEVEL and mean < claim.printed
+    return verdict(mean, len(claim.gaps), differs=p < LEVEL, falls_short=falls_short)
 
 
 def _corrected(values: Sequence[float | None]) -> list[float | None]:

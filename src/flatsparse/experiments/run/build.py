@@ -31,7 +31,7 @@ from flatsparse.methods import kind_of, traits_of
 from flatsparse.methods.traits import Scoring
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
-from flatsparse.schedules import DueSteps
+from flatsparse.sparse.plan import due_steps
 from flatsparse.sparse.training import SparseTraining
 
 
@@ -209,7 +209,7 @@ def describe(parts: Parts) -> str:
     when = ""
     if parts.training.plan.rules:
         steps = parts.run.schedule.whole_epochs * parts.steps_per_epoch
-        due = DueSteps([rule.when for rule in parts.training.plan.rules], first=2, last=steps)
+        due = due_steps(parts.training.plan.rules, last=steps)
         when = f", masks updated {due.count(0, steps)} times"
     every = parts.run.pruning.every
     if every is not None and every != parts.own_period:

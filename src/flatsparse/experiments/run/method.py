@@ -12,9 +12,8 @@ from typing import Any
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.run.config import ResolvedPruning, ResolvedRun, change
 from flatsparse.methods import METHODS, kind_of, named, options_of, traits_of
-from flatsparse.schedules import DueSteps
 from flatsparse.sparse.distributions import DISTRIBUTIONS
-from flatsparse.sparse.plan import Plan
+from flatsparse.sparse.plan import Plan, due_steps
 
 # Options that a run takes from its method when it is resolved, and what methods did before they had them.
 FILLED_IN = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
@@ -55,7 +54,8 @@ def rounds_of(run: ResolvedRun) -> int:
 def before_there_was_a_choice(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the method of recorded settings did by an option that is younger than they are, by the option's name."""
     kind = METHODS.get(str(settings.get("method")))
-    return {name: value for name, value in FILLED_IN.items() if name not in settings and hasattr(kind, name)}
+    options = () if kind is None else options_of(kind)
+    return {name: value for name, value in FILLED_IN.items() if name not in settings and name in options}
 
 
 def with_method_options(run: ResolvedRun, steps: int) -> tuple[ResolvedRun, dict[str, Any]]:
@@ -87,4 +87,4 @@ def with_method_options(run: ResolvedRun, steps: int) -> tuple[ResolvedRun, dict
 def _updates(method: Any, every: int, sparsity: float, steps: int) -> int:
     """Return the number of mask updates that a method has with a period."""
     rules = dataclasses.replace(method, every=every).plan(sparsity, steps).rules
-    return DueSteps([rule.when for rule in rules], first=2, last=steps).count(0, steps)
+    return due_steps(rules, last=steps).count(0, steps)

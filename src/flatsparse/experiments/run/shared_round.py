@@ -24,7 +24,7 @@ FREE = ("method", "sparsity", "drop_fraction", "data_dir")
 
 def is_shareable(plan: Plan) -> bool:
     """Return if a method's first round is plain dense training, and so the same as any other such method's."""
-    own = plan.rules or plan.thinning or plan.pattern or plan.momentum is not None
+    own = plan.rules or plan.channel_pruning or plan.pattern or plan.momentum is not None
     return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from flatsparse.sam.directions import DIRECTIONS
 from flatsparse.schedules import Cosine, InverseSqrt, Linear, Schedule
 
-Sharpness = Literal["none", "sam", "s2sam", "random", "momentum", "average", "looksam"]
-SHARPNESS: dict[Sharpness, str] = {
+SHARPNESS: dict[str, str] = {
     "none": "the gradient at the weights",
     "sam": "the gradient at weights perturbed along this batch's own gradient; two gradients a step (Foret et al. 2021)",
-    "s2sam": "along the previous step's gradient; one gradient a step (Ji et al. 2024)",
-    "random": "along noise, one gradient a step: the control",
-    "momentum": "down the momentum, one gradient a step (Becker et al. 2024)",
-    "average": "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+    **{"s2sam" if name == "previous" else name: direction.summary for name, direction in DIRECTIONS.items()},
     "looksam": "SAM every few steps, and in between the direction it left; 1 + 1/k gradients a step (Liu et al. 2022)",
 }
+if TYPE_CHECKING:
+    Sharpness = str
+else:
+    Sharpness = Literal[tuple(SHARPNESS)]  # from which the command line has its choices
 RHO_SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "constant": lambda rho, steps: rho,
     "inverse-sqrt": lambda rho, steps: InverseSqrt(rho),

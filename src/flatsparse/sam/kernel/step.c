@@ -1,4 +1,4 @@
-/* SGD and the next neighbour in one pass over the weights, after one over the gradients for their norm.
+/* SGD and the next perturbed weights in one pass over the weights, after one over the gradients for their norm.
 
    Work is cut into pieces of a fixed size, so sums are added in the same order for any number of threads. */
 

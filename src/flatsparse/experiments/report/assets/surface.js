@@ -6,18 +6,18 @@
   });
   let turn = 0.7, tilt = 0.55;  // shared, so that all are seen from one side
 
-  function draw({canvas, low, high, colors, places, heights}) {
+  function draw({canvas, low, high, colors, grid, heights}) {
     const size = canvas.clientWidth, dots = window.devicePixelRatio || 1, pen = canvas.getContext("2d");
     canvas.width = canvas.height = size * dots;
     pen.setTransform(dots, 0, 0, dots, 0, 0);
-    const reach = places[places.length - 1], unit = size / 3.4;
+    const reach = grid[grid.length - 1], unit = size / 3.4;
     const [c, s, up, inward] = [Math.cos(turn), Math.sin(turn), Math.cos(tilt), Math.sin(tilt)];
     const share = z => (z - low) / (high - low || 1);
     const at = (x, y, z) => {
       const across = (x * c - y * s) / reach, away = (x * s + y * c) / reach;
       return [size / 2 + unit * across, size * 0.62 - unit * (away * inward + (z - 0.3) * up), away];
     };
-    const points = heights.map((row, i) => row.map((z, j) => at(places[i], places[j], 1.6 * share(z))));
+    const points = heights.map((row, i) => row.map((z, j) => at(grid[i], grid[j], 1.6 * share(z))));
     const line = (...ends) => {
       pen.beginPath();
       ends.forEach(([x, y], n) => n ? pen.lineTo(x, y) : pen.moveTo(x, y));

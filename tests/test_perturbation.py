@@ -1,4 +1,4 @@
-"""The window between a training forward and the step: what is seen inside it, what closes it, whom it follows."""
+"""The perturbation from a training forward to the step: what is seen meanwhile, what restores w, which models it is on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prepared(make=mlp, base=sgd, rho=0.5):
 
 
 @bases
-def test_closing_gives_w_back_bit_for_bit(base):
+def test_restoring_gives_w_back_bit_for_bit(base):
     model, optimizer, w = prepared(base=base)
     with optimizer.perturbed():
         assert norm(shift(model, w)) == close(0.5)
@@ -52,7 +52,7 @@ def test_closing_gives_w_back_bit_for_bit(base):
     assert same(weights(model), w)
 
 
-def test_step_moves_w_and_not_its_neighbour():
+def test_step_moves_w_and_not_the_perturbed_weights():
     model, optimizer, w = prepared(base=lambda ps: sgd(ps, lr=0.0))
     backward(model, 2)
     optimizer.step()
@@ -96,7 +96,7 @@ def test_an_exception_in_a_closure_gives_w_back():
     assert same(weights(model), w)
 
 
-def test_a_window_opens_in_training_with_gradients_only():
+def test_only_a_training_forward_with_gradients_is_perturbed():
     model, optimizer, w = prepared()
     with torch.no_grad():
         model(batch()[0])
@@ -104,13 +104,13 @@ def test_a_window_opens_in_training_with_gradients_only():
     model.eval()
     loss_at(model)
     assert same(weights(model), w)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     model.train()
     loss_at(model)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
-def test_a_hook_that_was_there_before_sees_the_window():
+def test_a_hook_that_was_there_before_sees_the_perturbed_weights():
     model, seen = mlp(), []
     model.register_forward_pre_hook(lambda module, args: seen.append(weights(module)))
     optimizer = s2sam(model, rho=0.5)
@@ -121,10 +121,10 @@ def test_a_hook_that_was_there_before_sees_the_window():
     assert not same(seen[-1], w)
 
 
-# -- looking inside ---------------------------------------------------------------------------------------------------
+# -- seen while perturbed ----------------------------------------------------------------------------------------------
 
 
-def look(model, mode):
+def evaluate(model, mode):
     model.eval()
     with mode():
         output = model(batch(99)[0])
@@ -147,9 +147,9 @@ def test_evaluation_sees_w_and_leaves_the_pending_gradient(base, mode, moment):
             with torch.no_grad():
                 for p, true in zip(twin.parameters(), w, strict=True):
                     p.copy_(true)
-            seen.append(same(look(model, mode), look(twin, torch.no_grad)))
+            seen.append(same(evaluate(model, mode), evaluate(twin, torch.no_grad)))
 
-    for step in range(2):  # a second micro-batch in the same window
+    for step in range(2):  # a second micro-batch at the same w + e
         moments("before forward")
         loss, expected = loss_at(model, step), loss_at(alone, step)
         moments("before backward")
@@ -173,28 +173,28 @@ def test_evaluation_without_gradients_in_training_mode_sees_w():
     loss_at(model)
     with torch.no_grad():
         assert same(model(batch()[0]), before)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
-def test_evaluation_with_gradients_closes():
+def test_evaluation_with_gradients_restores():
     model, optimizer, w = prepared()
     loss_at(model)
     model.eval()
     loss_at(model)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(weights(model), w)
 
 
-def test_optimizer_eval_closes_and_train_does_not_open():
+def test_optimizer_eval_restores_and_train_does_not_perturb():
     model, optimizer, w = prepared()
     loss_at(model)
     optimizer.eval()
     optimizer.train()
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(weights(model), w)
 
 
-def test_state_dict_inside_a_window_is_a_copy_of_w():
+def test_state_dict_while_perturbed_is_a_copy_of_w():
     model, optimizer, w = prepared()
     loss_at(model)
     u = weights(model)
@@ -215,7 +215,7 @@ def test_state_dict_with_a_prefix_or_of_an_outer_module_gives_w():
     loss_at(model)
     assert same([outer.state_dict()[f"net.{name}"] for name, _ in model.named_parameters()], w)
     assert same([model.state_dict(prefix="a.")[f"a.{name}"] for name, _ in model.named_parameters()], w)
-    assert optimizer.is_open
+    assert optimizer.is_perturbed
 
 
 def test_shared_parameters_are_w_under_each_of_their_names():
@@ -232,7 +232,7 @@ def test_shared_parameters_are_w_under_each_of_their_names():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_load_state_dict_closes_and_its_weights_stay(whole):
+def test_load_state_dict_restores_and_its_weights_stay(whole):
     model, optimizer, _ = prepared()
     outer, new = nn.ModuleDict({"net": model}), mlp(7).state_dict()
     loss_at(model)
@@ -240,13 +240,13 @@ def test_load_state_dict_closes_and_its_weights_stay(whole):
         outer.load_state_dict({f"net.{name}": t for name, t in new.items()})
     else:
         model.load_state_dict(new)
-    assert not optimizer.is_open
+    assert not optimizer.is_perturbed
     assert same(model.state_dict(), new)
     optimizer.eval()
     assert same(model.state_dict(), new)
 
 
-def test_loading_the_optimizer_closes():
+def test_loading_the_optimizer_restores():
     model, optimizer, w = prepared()
     state = copy.deepcopy(optimizer.state_dict())
     loss_at(model)
@@ -294,7 +294,7 @@ def test_following_a_model_and_what_wraps_it(called, order):
         assert same(models[called](batch()[0]), seen)
 
 
-def test_two_optimizers_of_one_model_keep_their_own_windows():
+def test_two_optimizers_of_one_model_keep_their_own_perturbations():
     model = mlp()
     first = fs.S2SAM(sgd(model[0].parameters()), rho=0.5).follow(model)
     second = fs.S2SAM(sgd([*model[1].parameters(), *model[3].parameters()]), rho=0.2).follow(model)

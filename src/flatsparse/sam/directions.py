@@ -1,0 +1,120 @@
+"""The directions that S²-SAM can perturb along. To add one, write a function here and enter it in ``DIRECTIONS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatsparse.common.distributed import distribute
+from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.seeds import generator
+from flatsparse.sam.radius import STEP
+
+AVERAGE = 0.9  # how much of the running average stays at a step
+Tensors = dict[nn.Parameter, Tensor]
+
+
+class Directed(Protocol):
+    """The part of an ``S2SAM`` that a direction may read."""
+
+    base: Optimizer
+    seed: int
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def state(self) -> Any:
+        """The state of the base by parameter, in which a direction may keep its own."""
+        ...
+
+
+def previous_gradient(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """The gradient just used (Ji et al. 2024, eq. 5-7)."""
+    return gradients
+
+
+def momentum(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """The base's momentum, as far as it has one (MSAM: Becker et al., arXiv 2401.12033, whose code goes down it).
+
+    The base's ``momentum_buffer`` (SGD) or ``exp_avg`` (Adam and kin); SGD's contains the weight decay. The published MSAM
+    applies the decay at the perturbed point; here it acts at w.
+    """
+    entries = {p: optimizer.state.get(p, {}) for p in gradients}
+    momenta = {p: entry.get("momentum_buffer", entry.get("exp_avg")) for p, entry in entries.items()}
+    momenta = {p: m for p, m in momenta.items() if m is not None}  # a first gradient may have come on a step of a rule
+    if not momenta and not any(group.get("momentum") or "betas" in group for group in optimizer.param_groups):
+        raise InputError(
+            f"direction 'momentum' needs a base with a momentum buffer, and {type(optimizer.base).__name__} has none: give"
+            " SGD momentum=0.9, or use direction='average'"
+        )
+    return momenta
+
+
+def average(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
+
+    Costs another parameter-sized buffer, which it keeps in the optimizer's state.
+    """
+    averages = {}
+    for p, g in gradients.items():
+        entry = optimizer.state[p]
+        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
+        averages[p] = entry["average"]
+    return averages
+
+
+def random_direction(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """Gaussian noise (ours: the control that a claim for any other direction needs)."""
+    source = generator(optimizer.seed, "direction", optimizer.param_groups[0][STEP])
+    return {
+        p: distribute(torch.randn(g.shape, generator=source).to(g.device, g.dtype), like=g)
+        for p, g in gradients.items()
+    }
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of S²-SAM.
+
+    Attributes:
+        find: gives a direction for each parameter, of its shape, from the optimizer and the gradients just used.
+        summary: one line for help texts.
+        downhill: whether the loss falls along it, so that the perturbation goes the other way.
+        within_masks: whether it is zero outside the masks by itself, because gradients and state are.
+    """
+
+    find: Callable[[Any, Tensors], Tensors]
+    summary: str = ""
+    downhill: bool = False
+    within_masks: bool = False
+
+
+DIRECTIONS = {
+    "previous": Direction(
+        previous_gradient, "along the previous step's gradient; one gradient a step (Ji et al. 2024)", within_masks=True
+    ),
+    "random": Direction(random_direction, "along noise, one gradient a step: the control"),
+    "momentum": Direction(
+        momentum, "down the momentum, one gradient a step (Becker et al. 2024)", downhill=True, within_masks=True
+    ),
+    "average": Direction(
+        average,
+        "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+        within_masks=True,
+    ),
+}
+
+
+def direction_of(choice: str | Callable[[Any, Tensors], Tensors] | Direction) -> Direction:
+    """Return the direction of a name in ``DIRECTIONS`` or of a function, which may have an attribute ``downhill``."""
+    if isinstance(choice, Direction):
+        return choice
+    if not isinstance(choice, str):
+        return Direction(choice, downhill=getattr(choice, "downhill", False))
+    if choice not in DIRECTIONS:
+        raise unknown("direction", choice, DIRECTIONS)
+    return DIRECTIONS[choice]

@@ -1,0 +1,69 @@
+"""The formula of SAM and S²-SAM: the perturbed weights ``u = w + ρ d/‖d‖``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.common.distributed import local_tensor, norm
+from flatsparse.sam.swap import take
+
+TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
+
+
+class Part(NamedTuple):
+    """One parameter's part of a perturbation.
+
+    Attributes:
+        w: the true weights, of any shape.
+        d: the direction, of w's shape.
+        rho: ρ, negative to go down the direction.
+        indices: (n,), the flat indices of w that are perturbed; None for all.
+        u: the result, of w's shape, or (n,) at the indices.
+    """
+
+    w: nn.Parameter
+    d: Tensor
+    rho: float
+    indices: Tensor | None
+    u: Tensor
+
+
+@torch.no_grad()
+def perturb_(parts: Sequence[Part], eta: float | None = None) -> None:
+    """Write ``u = w + ρ d/‖d‖`` into every u, where ‖d‖ is the norm of all directions together.
+
+    Ji et al. (2024), eq. 5-7, with d the previous step's gradient; Foret et al. (2021), Alg. 1, with the same step's. With
+    ``eta`` it is ASAM's ``u = w + ρ T² d/‖T d‖`` with ``T = |w| + η`` (Kwon et al. 2021, sec. 3).
+
+    The norm stays a tensor on its device, so the host never waits for it, and no buffer is made beside u. Sharded tensors
+    have the norm of the whole. A direction may be its own u.
+    """
+    if eta is not None:  # u holds T d until its norm is known
+        for p, d, _, indices, u in parts:
+            w = take(local_tensor(p), indices)
+            _scale_by_size_(local_tensor(u), w, take(local_tensor(d), indices), eta)
+    length = norm([part.d if eta is None else part.u for part in parts])
+    scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+    for p, d, rho, indices, u in parts:
+        assert length is not None
+        w, out = take(local_tensor(p), indices), local_tensor(u)
+        kind = rho, w.device, w.dtype
+        if kind not in scales:
+            scales[kind] = _over(length, *kind)
+        along = take(local_tensor(d), indices) if eta is None else _scale_by_size_(out, w, out, eta)
+        torch.addcmul(w, along, scales[kind], out=out)
+
+
+def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """ρ over a norm; clamped, because float16 makes an infinity of the scale of a tiny gradient."""
+    most = torch.finfo(dtype).max
+    return (rho / length.clamp(min=TINY)).clamp(-most, most).to(device, dtype)
+
+
+def _scale_by_size_(out: Tensor, w: Tensor, d: Tensor, eta: float) -> Tensor:
+    """Write ``(|w| + η) d``."""
+    return torch.mul(w.abs().add_(eta), d, out=out)

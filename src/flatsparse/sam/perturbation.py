@@ -1,0 +1,137 @@
+"""The perturbation of an optimizer's parameters: made in one step, applied in the next, and taken back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from flatsparse.common.distributed import is_sharded
+from flatsparse.common.errors import InputError
+from flatsparse.common.optimizers import Masked
+from flatsparse.sam.options import Options
+from flatsparse.sam.perturb import Part, perturb_
+from flatsparse.sam.perturbed_weights import PerturbedWeights, Store
+from flatsparse.sam.radius import Radius
+from flatsparse.sam.swap import WeightSwap
+from flatsparse.sam.warn_once import WarnOnce
+
+Tensors = dict[nn.Parameter, Tensor]
+
+
+class Perturbation(WeightSwap):
+    """The perturbation e of a base optimizer's parameters.
+
+    ``make`` computes ``u = w + e``, ``apply`` lets the parameters hold it, ``restore`` gives w back bit for bit.
+
+    Args:
+        base: the optimizer whose groups are perturbed.
+        radius: ρ of each group.
+        store: where u is kept from one ``make`` to the next.
+
+    Attributes:
+        weights: the u.
+        was_applied: whether the parameters have held w + e since the last step.
+    """
+
+    def __init__(self, base: Optimizer, radius: Radius, options: Options, store: Store, warn: WarnOnce) -> None:
+        super().__init__(warn, in_place=options.in_place)
+        self.base, self.radius, self.options = base, radius, options
+        self.weights = PerturbedWeights(base, radius, options, store, warn)
+        self.was_applied = False
+        self._enabled = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_enabled": True}
+
+    @property
+    def masks(self) -> Mapping[nn.Parameter, Masked]:
+        """The masks that the perturbation keeps to."""
+        return self.weights.masks
+
+    def set_masks(self, masks: Mapping[nn.Parameter, Masked]) -> None:
+        """Restore the weights, and keep to these masks from now on; to none without ``mask_perturbation``."""
+        self.restore()  # whoever sets masks is about to write the true weights
+        self.weights.invalidate()
+        self.weights.masks = masks if self.options.mask_perturbation else {}
+
+    def gradients(self) -> Tensors:
+        """The gradients that a direction is made of: of every parameter that has one and whose ρ is not 0."""
+        groups = [g for g in self.base.param_groups if self.radius.of(g) != 0]
+        return {p: grad for g in groups for p in g["params"] if (grad := p.grad) is not None}
+
+    @torch.no_grad()
+    def make(self, directions: Mapping[nn.Parameter, Tensor], *, downhill: bool = False) -> None:
+        """Make ``u = w + ρ d/‖d‖`` for each parameter with a direction; the others are not perturbed.
+
+        Downhill it is minus, and so it is along gradients of what a group's base maximizes.
+        """
+        _check_kinds(directions, compact=self.options.compact)
+        parts = []
+        for group in self.base.param_groups:
+            rho = self.radius.of(group)
+            signed = -rho if downhill or group.get("maximize") else rho
+            for p in group["params"]:
+                if (d := directions.get(p)) is not None:
+                    indices = self.weights.indices(p)
+                    parts.append(Part(p, d, signed, indices, self.weights.buffer(p, indices)))
+        perturb_(parts, self.options.eta if self.options.adaptive else None)
+        self.weights.record([(p, u, indices) for p, _, _, indices, u in parts])
+        _warn_of_rounding(directions, self._warn)
+
+    def apply(self) -> None:
+        """Let the parameters hold w + e, where there is one."""
+        if self._enabled and not self.is_applied:
+            self.show(self.weights.current())
+            self.was_applied |= self.is_applied
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """A context in which the parameters hold w + e."""
+        self.apply()
+        try:
+            yield
+        finally:
+            self.restore()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """A context in which the parameters hold w, and ``apply`` does nothing."""
+        self.restore()
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled = True
+
+
+def _check_kinds(directions: Mapping[nn.Parameter, Tensor], *, compact: bool) -> None:
+    """Raise InputError for parameters that cannot hold w + e."""
+    for p, d in directions.items():
+        if d.layout != torch.strided or not p.is_floating_point():
+            raise InputError(
+                f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an"
+                " embedding, sparse=False)"
+            )
+        if type(p) is not nn.Parameter and is_traceable_wrapper_subclass(p) and not is_sharded(p):
+            raise InputError(
+                f"parameters are {type(p.data).__name__}, which cannot be swapped for perturbed ones: use plain tensors or"
+                " FSDP2's"
+            )
+        if is_sharded(p) and compact:
+            raise InputError("compact=True cannot hold sharded parameters: leave it out, shards are small already")
+
+
+def _warn_of_rounding(directions: Mapping[nn.Parameter, Tensor], warn: WarnOnce) -> None:
+    coarse = next((p.dtype for p in directions if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if coarse is not None:
+        warn(
+            "coarse",
+            f"weights are {coarse}: rounding swallows much of a perturbation of this size (most of it in large"
+            " nets); keep the weights in float32 and use torch.autocast for speed",
+        )

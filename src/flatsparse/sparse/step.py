@@ -1,0 +1,229 @@
+"""The order of a training step: what happens to gradients, weights and masks before and after the optimizer's own step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from flatsparse.common.distributed import (
+    checksum,
+    full_tensor,
+    is_sharded,
+    local_tensor,
+    mismatched_ranks,
+    process_group,
+)
+from flatsparse.common.errors import InputError
+from flatsparse.common.optimizers import innermost
+from flatsparse.sparse.loading import Loading
+from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.optimizer_state import ELEMENTWISE
+from flatsparse.sparse.plan import Plan, due
+from flatsparse.sparse.rounds import keep_rewind_point
+from flatsparse.sparse.rules import Rule
+from flatsparse.sparse.state import TrainingState
+
+Withheld = list[tuple[nn.Parameter, Tensor]]  # parameters, and the gradients that are hidden from the optimizer
+
+
+class SparseStep:
+    """A step of sparse training, in order (``_in_order``), on the innermost optimizer, where gradients are plain.
+
+    A step that a gradient scaler skips does nothing at all.
+    """
+
+    def __init__(
+        self, model: nn.Module, state: TrainingState, optimizer: Optimizer, plan: Plan, loading: Loading
+    ) -> None:
+        self._model = weakref.ref(model)
+        self._state = state
+        self._optimizer = optimizer
+        self._base = innermost(optimizer)
+        self._plan = plan
+        self._loading = loading
+        self._elementwise = type(self._base) in ELEMENTWISE
+        self._group = process_group(model)
+        self._agreed = False
+        self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
+        self._running: Iterator[None] | None = None
+
+    def attach(self) -> list[RemovableHandle]:
+        """Register hooks on the optimizer's steps."""
+        return [
+            self._base.register_step_pre_hook(self._before),
+            self._base.register_step_post_hook(self._after),
+        ]
+
+    def _in_order(self) -> Iterator[None]:
+        """Take a step; the optimizer takes its own at the ``yield``.
+
+        1. Due rules that score by gradient get a copy of the dense one;
+        2. gradients are zeroed outside the masks;
+        3. the optimizer steps under the old masks (unless a due rule takes the place of the weight step);
+        4. due rules give new masks; weights, gradients and optimizer state are zeroed outside them.
+        """
+        state, grown = self._state, self._state.grown
+        self._settle()
+        rules = due(self._plan, state.steps_taken + 1)
+        self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
+        self._average_gradients()
+        withheld = [] if all(rule.weight_step for rule in rules) else _withhold(self._base)
+        if grown is not None:
+            grown.before_step(state.masked)
+
+        yield  # 3
+
+        if grown is not None:
+            grown.after_step(state.masked)
+        _release(withheld)
+        if not self._elementwise:
+            for w in state.masked:
+                w.zero_outside(w.weight)
+        state.steps_taken += 1
+        if rules:
+            self._update(rules)  # 4
+        self._check_agreement(updated=bool(rules))
+        for w in state.masked:
+            w.dense_grad = None
+            w.record()
+        self._copied = {}
+        keep_rewind_point(state, self._plan.rounds, self._model())
+
+        while (
+            not self._elementwise
+        ):  # a subclass may write to weights after its parent's step, which has these hooks too
+            yield
+            for w in state.masked:
+                w.apply()
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced hook would count one step for all
+    def _before(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._begin()
+            return None
+
+        def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
+            for w in self._state.masked:  # LBFGS comes several times, along directions that it has from other masks
+                w.reapply()
+            loss = closure()
+            self._begin()
+            return loss
+
+        return (args[0], masked_closure), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Run up to the optimizer's own step: the gradients are complete."""
+        skipped = _scaler_skips(self._base) or _is_pretended(self._base)
+        self._running = None if skipped else self._in_order()
+        if self._running is not None:
+            next(self._running)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.no_grad()
+    def _after(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._running is not None:
+            next(self._running, None)
+
+    def _settle(self) -> None:
+        """Make weights fit the masks again, whatever was loaded or has written to them since the last step."""
+        if self._loading.settle():
+            self._agreed = False
+        for w in self._state.masked:
+            w.reapply()
+
+    @torch.no_grad()
+    def mask_gradients(self, rules: Sequence[Rule], scale: Tensor | None) -> None:
+        """Zero the gradients outside the masks, after a copy of the dense ones for rules that score by them.
+
+        Args:
+            rules: that act at this step.
+            scale: what the gradients are multiplied by, if a scaler has left that in them.
+        """
+        keep_dense = self._plan.momentum is not None or any(rule.dense_gradient for rule in rules)
+        for w in self._state.masked:
+            if (grad := w.weight.grad) is not None:
+                if keep_dense:
+                    self._copy_dense(w, grad, scale)
+                w.zero_outside(grad)
+
+    def _copy_dense(self, w: MaskedWeight, grad: Tensor, scale: Tensor | None) -> None:
+        # It may have been copied before it was clipped. A masked gradient is zero outside; one that is not is new.
+        if self._copied.get(w.name) is not grad or (local_tensor(grad) * ~local_tensor(w.mask)).any():
+            w.dense_grad = grad.clone() if scale is None else grad / scale
+            self._copied[w.name] = grad
+
+    def _average_gradients(self) -> None:
+        if self._plan.momentum is not None:
+            for w in self._state.masks:
+                w.average(self._plan.momentum)
+
+    def _update(self, rules: Sequence[Rule]) -> None:
+        """Let due rules act, one after the other."""
+        state = self._state
+        state.masks.seed_generators(state.steps_taken)
+        if not state.explored:
+            state.explore()
+        for rule in rules:
+            if len(state.masks.trained()):
+                state.update(rule(state.gathered(), state.steps_taken), self._base)
+            state.explore()
+        state.share_masks(self._optimizer)
+
+    def _check_agreement(self, updated: bool) -> None:
+        if self._group is not None and (updated or not self._agreed):
+            check_agreement(self._state.masks, self._group, self._state.steps_taken)
+            self._agreed = True
+
+
+def check_agreement(masks: Masks, group: Any, step: int) -> None:
+    """Check that all processes hold the same masks, and the same weights and gradients where they hold whole ones.
+
+    Raises: InputError, on all of them, when they do not.
+    """
+    plain = [w.weight for w in masks if not is_sharded(w.weight)]
+    values = [*plain, *(p.grad for p in plain if p.grad is not None)]
+    number = checksum((full_tensor(w.mask) for w in masks), values)
+    if odd := mismatched_ranks(number, group, masks[0].weight.device):
+        raise InputError(
+            f"masks, weights or gradients differ between processes at step {step} (ranks {odd} from rank 0):"
+            " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
+            " average their gradients"
+        )
+
+
+def _withhold(base: Optimizer) -> Withheld:
+    """Hide every gradient from an optimizer, which then updates neither weights nor state."""
+    withheld = []
+    for group in base.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                withheld.append((p, p.grad))
+                p.grad = None
+    return withheld
+
+
+def _release(withheld: Withheld) -> None:
+    for p, grad in withheld:
+        p.grad = grad
+
+
+def _scaler_skips(base: Optimizer) -> bool:
+    """True if a gradient scaler hands its verdict to a fused optimizer, which then does nothing on its own."""
+    found = getattr(base, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+def _is_pretended(base: Optimizer) -> bool:
+    """True for the step of no length that torch.distributed.checkpoint takes to make an optimizer's state."""
+    if base.state or any(group["lr"] != 0 for group in base.param_groups):
+        return False
+    gradients = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
+    return not any(bool((local_tensor(g) != 0).any()) for g in gradients)
