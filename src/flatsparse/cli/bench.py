@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import write_json
@@ -24,7 +25,7 @@ from flatsparse.experiments.terminal import Console
 class Bench:
     """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
 
-    settings: suite.Bench
+    settings: Annotated[suite.Bench, tyro.conf.arg(name="")]
     out: Path | None = None
     """A folder for bench.json and report.html."""
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.landscape import pictures, settings
@@ -19,7 +22,7 @@ from flatsparse.experiments.terminal import Console
 class Landscape:
     """Draw the loss around finished runs, side by side on one scale, and measure how rough it is."""
 
-    settings: settings.Landscape
+    settings: Annotated[settings.Landscape, tyro.conf.arg(name="")]
     out: Path = Path("landscape")
     """The folder: landscape.json, pictures and report.html."""
     resume: bool = False

@@ -27,17 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             _flush()
     except KeyboardInterrupt:
-        _tell("stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any")
+        _print_line(
+            "stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any"
+        )
         sys.exit(130)
-    except BrokenPipeError:  # whoever read what was told has had enough
-        _be_quiet()
+    except BrokenPipeError:  # the reader of the output has closed it
+        _discard_output()
         sys.exit(141)  # as any other program that a pipe ends
     except OSError as problem:
         if problem.filename is not None:
             _fail(f"cannot use '{problem.filename}' ({problem.strerror}): what was saved before is untouched")
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             raise
-        _be_quiet()
+        _discard_output()
         _fail(f"cannot write, perhaps to standard output ({problem.strerror}): what was saved before is untouched")
 
 
@@ -47,8 +49,8 @@ def _flush() -> None:
             stream.flush()
 
 
-def _be_quiet() -> None:
-    """Let what is still to be told go nowhere, or the end of the process would fail on it once more."""
+def _discard_output() -> None:
+    """Discard what is still to be written, or the end of the process would fail on it once more."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, AttributeError):
             try:
@@ -61,15 +63,15 @@ def _be_quiet() -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """A context in which a warning is one line, without the line of code that gave it."""
+    """A context in which a warning is one line, without the line of code that raised it."""
 
-    def told(
+    def one_line(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         return f"flatsparse: warning: {' '.join(str(message).split())}\n"
 
     usual = warnings.formatwarning
-    warnings.formatwarning = told
+    warnings.formatwarning = one_line
     try:
         yield
     finally:
@@ -114,12 +116,12 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
-    """The chosen command with its options; the parser's boxed message becomes one line."""
+    """Return the chosen command with its options; the parser's boxed message becomes one line."""
     import tyro
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="flatsparse",
@@ -130,19 +132,19 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
     except SystemExit as end:
         if end.code == 0:
             raise
-        _fail(_one_line(said.getvalue()) + _hint(list(arguments)))
+        _fail(_one_line(output.getvalue()) + _hint(list(arguments)))
 
 
 def _one_line(boxed: str) -> str:
-    """What the parser said, without the box around it and the hint below it."""
+    """Return the parser's message without the box around it and the hint below it."""
     text = re.sub(r"[│╭╮╰╯|+]|─+|-{3,}|\[/?bold\]", " ", boxed.partition("\n")[2])
-    kept = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
-    told = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(kept)))[0]
-    return told or "the arguments do not fit"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
+    message = re.split(r" Argument helptext:| For full helptext", re.sub(r"\s+", " ", " ".join(lines)))[0]
+    return message or "the arguments do not fit"
 
 
 def _hint(arguments: list[str]) -> str:
-    """What several radii for ``compare`` may mean, if they were given."""
+    """Return a hint where several radii were given to ``compare``."""
     if arguments[:1] != ["compare"] or "--rho" not in arguments:
         return ""
     after = arguments[arguments.index("--rho") + 1 :]
@@ -153,18 +155,18 @@ def _hint(arguments: list[str]) -> str:
 
 
 def _fail(message: str, *, by_all: bool = False) -> Any:
-    leads = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-    if by_all or leads:  # torchrun's others say the same
-        _tell(f"error: {message}")
+    is_main = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+    if by_all or is_main:  # the other processes of torchrun have the same error
+        _print_line(f"error: {message}")
     sys.exit(2)
 
 
-def _tell(message: str) -> None:
-    """Say something in one line on standard error, whatever it quotes; where that is gone, there is nobody to tell."""
+def _print_line(message: str) -> None:
+    """Print one line on standard error, whatever it quotes; nothing where that is closed."""
     try:
         print("flatsparse: " + "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr, flush=True)
     except OSError:
-        _be_quiet()
+        _discard_output()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,11 +17,12 @@ from flatsparse.experiments.terminal import Console
 
 
 @dataclass(frozen=True)
-class Reproduce(Choice):
-    """Reproduce a table or figure: run its cells, judge its claims, tell them beside the published numbers."""
+class Reproduce:
+    """Reproduce a table or figure: run its cells, judge its claims, show them beside the published numbers."""
 
     name: tyro.conf.Positional[str]
     """A recipe (`flatsparse list recipes`), all, or path/to/file.py, whose code is then run."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     out: Path = Path("reproduce")
     """The folder that all recipes share: runs, which none repeats, and <name>-<scale>.json."""
 
@@ -32,18 +33,17 @@ class Reproduce(Choice):
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)  # a file is wide enough for a table
-        choice = Choice(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Choice)})
         refused = None
         for recipe in everything:
             try:
-                record = run_recipe(recipe, choice, self.out, console)
+                record = run_recipe(recipe, self.choice, self.out, console)
             except InputError as problem:  # of all, the others go on
                 if len(everything) == 1:
                     raise
                 refused = problem
                 console.print(f"{recipe.name}: {problem}\n", highlight=False, markup=False)
                 continue
-            print_record(record, console, self.only)
-            console.print(f"numbers: {self.out / f'{recipe.name}-{self.scale}.json'}\n", highlight=False)
+            print_record(record, console, self.choice.only)
+            console.print(f"numbers: {self.out / f'{recipe.name}-{self.choice.scale}.json'}\n", highlight=False)
         if refused is not None:
             raise refused

@@ -9,7 +9,9 @@ import dataclasses
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
 from flatsparse.common.json_files import read_json, write_json
@@ -34,7 +36,7 @@ FREE = ("data_dir", "jobs", "cluster", "retry")  # settings that change no resul
 class Comparison:
     """Runs that differ in their sharpness awareness alone, with equal seeds, data and data order."""
 
-    setting: Setting = field(default_factory=Setting)
+    setting: Annotated[Setting, tyro.conf.arg(name="")] = field(default_factory=Setting)
     sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
     """The kinds of sharpness to compare; ``none`` is always there."""
     rho: float = 0.05

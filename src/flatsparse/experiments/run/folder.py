@@ -17,6 +17,7 @@ CONFIG, RESULT, FAILURE = "config.json", "result.json", "failure.json"
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
 CONFIG_FORM: dict[str, Any] = {"settings": dict, "versions": dict, "machine": {"threads": int}}
+FAILURE_FORM: dict[str, Any] = {"reason": str}
 PROBE_FORM: dict[str, Any] = {
     "step": int,
     **dict.fromkeys(("rho", "cosine"), float),
@@ -77,15 +78,13 @@ def write_failure(out: Path, reason: str, problem: BaseException | None = None) 
 def read_failure(out: Path) -> str | None:
     """Return why a run failed; None when it did not. Raises InputError when the file is damaged."""
     file = out / FAILURE
-    return str(read_json(file, {"reason": str})["reason"]) if file.is_file() else None
+    return str(read_json(file, FAILURE_FORM)["reason"]) if file.is_file() else None
 
 
 def has_diverged(out: Path) -> bool:
-    """Return if a run failed because its loss was no longer finite. Raises InputError when the file is damaged."""
+    """Return if a run failed because its loss was no longer finite. Raises InputError when its failure is damaged."""
     file = out / FAILURE
-    return (
-        file.is_file() and read_json(file, {"reason": str}).get("error", "Diverged") == "Diverged"
-    )  # old ones lack it
+    return file.is_file() and read_json(file, FAILURE_FORM).get("error", "Diverged") == "Diverged"  # older ones lack it
 
 
 def _write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
