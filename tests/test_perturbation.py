@@ -371,3 +371,16 @@ def test_a_sparse_gradient_is_refused_in_one_line():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(fs.InputError, match="sparse=False"):
         optimizer.step()
+
+
+def test_a_warning_that_is_an_error_loses_no_weights():
+    model = mlp()
+    optimizer = s2sam(model, rho=0.5)
+    train_steps(model, optimizer, 2)
+    before = weights(model)
+    backward(model, 2)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(UserWarning, match="the write is lost"):  # see pytestmark
+        optimizer.eval()
+    assert same(weights(model), before)

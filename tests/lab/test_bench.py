@@ -282,7 +282,7 @@ def test_throughput_counts_updates_of_the_masks_by_their_share_of_a_run(monkeypa
             return Timing(12.0 if self.due(self.taken) else 2.0, None)
 
     monkeypatch.setattr(results, "Trainer", Steady)
-    monkeypatch.setattr(results, "TABLE_4", (method,))
+    monkeypatch.setattr(results, "IN_TABLE_4", (method,))
     monkeypatch.setattr(results, "updates", lambda *_: round(share * results.RUN))
     ticks = []
     table = throughput_table("x", TINY, rounds=6, sparsity=0.9, device="cpu", tell=lambda: ticks.append(1))

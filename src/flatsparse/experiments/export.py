@@ -31,6 +31,7 @@ from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval, median
+from flatsparse.methods import FIXED
 
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
@@ -209,7 +210,7 @@ def _training_step(
 ) -> Callable[[], None]:
     """Return a step of SGD with momentum, under masks if there are any."""
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9)
-    training = sparsify(model, optimizer, "static", masks=masks, steps=1) if masks else None
+    training = sparsify(model, optimizer, FIXED, masks=masks, steps=1) if masks else None
 
     def step(training: Any = training) -> None:  # which must live as long as the step
         task.loss(model(batch[0]), batch[1]).backward()

@@ -50,6 +50,8 @@ METHODS: dict[str, type[Method]] = {
 }
 ALIASES = {"imp": "lth"}  # iterative magnitude pruning
 DEFAULT = "rigl"
+FIXED = "static"  # the method that keeps the masks it starts from
+IN_TABLE_4 = ("grasp", "rigl", "mest")  # of Ji et al. (2024), which measures their throughput
 
 __all__ = [
     "ACDC",
@@ -57,7 +59,9 @@ __all__ = [
     "CHEX",
     "DEFAULT",
     "DSR",
+    "FIXED",
     "GMP",
+    "IN_TABLE_4",
     "LRR",
     "LTH",
     "MEST",

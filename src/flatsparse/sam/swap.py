@@ -65,14 +65,15 @@ class WeightSwap:
     def restore(self) -> None:
         """Let all parameters show the true weights."""
         swaps, self._swaps = self._true(), []
-        if [p._version for p, _, _ in swaps] != self._versions:
+        written = [p._version for p, _, _ in swaps] != self._versions
+        self._exchange(swaps)
+        self._versions = []
+        if written:  # after the exchange, for a warning may be an error
             self._warn(
                 "written",
                 "weights were written to while they held w + e, and the write is lost: write them after optimizer.step(),"
                 " or call optimizer.eval() before",
             )
-        self._exchange(swaps)
-        self._versions = []
 
     @contextmanager
     def restored(self) -> Iterator[None]:

@@ -16,11 +16,10 @@ from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interlea
 from flatsparse.experiments.bench.trainer import Timing, Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.stats import Interval
-from flatsparse.methods import METHODS, kind_of, options_of, traits_of
+from flatsparse.methods import IN_TABLE_4, METHODS, kind_of, options_of, traits_of
 
 Tell = Callable[[], None]
 
-TABLE_4 = ("grasp", "rigl", "mest")  # the methods of Table 4 of Ji et al. (2024)
 RUN = 160 * 782  # steps of the paper's runs on CIFAR: 160 epochs of 50,000 images in batches of 64
 OFTEN = 4  # steps from one update to the next while they are timed
 # From a sparsity on, the most extra buffers at the peak.
@@ -166,7 +165,7 @@ def throughput_table(name: str, case: Case, *, rounds: int, sparsity: float, dev
 
 def there() -> list[str]:
     """The methods of Table 4 that there are."""
-    return [method for method in TABLE_4 if method in METHODS]
+    return [method for method in IN_TABLE_4 if method in METHODS]
 
 
 @functools.cache

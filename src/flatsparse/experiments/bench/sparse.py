@@ -28,6 +28,7 @@ from flatsparse.experiments.stats import Interval
 from flatsparse.export import to_csr
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import shrink
+from flatsparse.methods import FIXED, methods_with
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.topk import keep_top
 
@@ -66,7 +67,7 @@ def trained(run: Finished) -> Thinned:
     Raises: InputError for a run that removed no channel.
     """
     if not run.result.channels:
-        raise InputError(f"'{run.folder}' removed no channels: give a run of chex or chase")
+        raise InputError(f"'{run.folder}' removed no channels: give one of {' or '.join(methods_with('channels'))}")
     return Thinned(run.model, run.masks, run.result.channels, functools.partial(_accuracy, run))
 
 
@@ -164,7 +165,7 @@ def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str,
 def csr(model: nn.Module, sparsity: float) -> nn.Module:
     """A copy with random static masks (ERK) that multiplies by active weights alone."""
     sparse = copy.deepcopy(model)
-    training = sparsify(sparse, fused_sgd(sparse), "static", sparsity=sparsity, steps=FOREVER)
+    training = sparsify(sparse, fused_sgd(sparse), FIXED, sparsity=sparsity, steps=FOREVER)
     with warnings.catch_warnings():  # that CSR tensors are in beta
         warnings.simplefilter("ignore", UserWarning)
         return to_csr(sparse, training.masks)
@@ -183,7 +184,7 @@ class Runner:
         self.model, self.device, self.trains = model.train(trains), device, trains
         self.optimizer = fused_sgd(model)
         if masks is not None:
-            training = sparsify(model, self.optimizer, "static", sparsity=0.0, steps=FOREVER)
+            training = sparsify(model, self.optimizer, FIXED, sparsity=0.0, steps=FOREVER)
             training.load_state_dict({**training.state_dict(), "masks": dict(masks)})
             self._training = training  # or nothing would hold the masks
 

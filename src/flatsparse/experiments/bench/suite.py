@@ -61,7 +61,7 @@ class Bench:
     channels: float | None = None
     """Of sparse, the fraction removed of each group of channels. By default 0.5."""
     run: Path | None = None
-    """Of sparse, the folder of a finished run of chex or chase, instead of --model and channels drawn at random."""
+    """Of sparse, the folder of a finished run whose method removes channels, instead of --model and channels drawn at random."""
     data_dir: Path | None = None
     """For --run, where local copies of data sets lie. By default where the run found them."""
     batch_size: int | None = None

@@ -12,6 +12,7 @@ from flatsparse.api import sparsify
 from flatsparse.experiments.bench.cases import Batch, Case, loss
 from flatsparse.experiments.bench.variants import Variant, fused_sgd
 from flatsparse.experiments.clock import clock
+from flatsparse.methods import FIXED
 
 FOREVER = 10**9  # steps: no run ends while it is measured
 
@@ -45,7 +46,7 @@ class Trainer:
         variant: Variant,
         *,
         sparsity: float = 0.0,
-        method: str = "static",
+        method: str = FIXED,
         device: str = "cpu",
         **options: Any,
     ) -> None:

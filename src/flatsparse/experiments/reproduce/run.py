@@ -34,7 +34,7 @@ class Choice:
     scale: Scale = "smoke"
     """smoke: every cell in seconds, figures mean little; laptop: a small study in hours; paper: the published setting."""
     only: str | None = None
-    """Only cells whose "row column" this shell pattern or regular expression matches, e.g. 'mest*90%'."""
+    """Only cells whose "row column" this shell pattern or regular expression matches, e.g. '*90%'."""
     seeds: int | None = None
     """So many seeds, from the recipe's first, which is 0 for most. By default the recipe's."""
     controls: bool = False

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from flatsparse.experiments.run.sharpness import Sharpness
-from flatsparse.methods import methods_with
+from flatsparse.methods import DEFAULT, methods_with
 from flatsparse.methods.presets import PRESETS
 
 SomeSetting = TypeVar("SomeSetting", bound="Setting")
@@ -72,7 +72,7 @@ LAYERS = f"What to leave dense, by whose convention: {', '.join(PRESETS)}; `flat
 class Pruning:
     """The sparse-training method, and what it makes sparse."""
 
-    method: str = "rigl"
+    method: str = DEFAULT
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
     """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; methods that are given only
