@@ -29,7 +29,7 @@ test-all: setup lint
 
 # Two hundred SIGKILLs at random moments, over all methods; ten minutes.
 stress: setup
-	$(BIN)/python tests/lab/killing.py 200
+	$(BIN)/python tests/experiments/killing.py 200
 
 # The runs that docs/evidence.md tells of, and the page; hours on two cores. Goes on where it stopped; needs FLATSPARSE_DATA.
 evidence: setup

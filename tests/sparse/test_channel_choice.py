@@ -13,7 +13,7 @@ from flatsparse.sparse.channel_choice import (
     removable,
     with_residual_channels,
 )
-from tests.test_thinning import Residual, Widening
+from tests.sparse.test_channel_rules import Residual, Widening
 
 
 def meta(name):

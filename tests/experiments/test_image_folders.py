@@ -10,7 +10,7 @@ from PIL import Image
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import split
-from tests.lab.images import level, write_class, write_parts, write_table
+from tests.experiments.images import level, write_class, write_parts, write_table
 
 PETS = {"train": ("cat", "dog"), "test": ("cat", "dog")}
 

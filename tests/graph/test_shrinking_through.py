@@ -9,7 +9,7 @@ from torch import nn
 
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import narrow, shrink, widths
-from tests.test_shrinking import assert_equal_outputs, masked, trained_norms
+from tests.graph.test_shrinking import assert_equal_outputs, masked, trained_norms
 
 C, SIZE = 8, 6
 

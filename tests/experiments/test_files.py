@@ -15,8 +15,7 @@ from flatsparse.experiments.claims import LOCK, Busy, alone_in, claim, in_use, l
 from flatsparse.experiments.grid.job import JobOutcome, RunJob
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.resolve import resolve
-
-from .test_cli import QUICK, fails
+from tests.cli.test_cli import QUICK, fails
 
 
 def contents(folder):

@@ -26,9 +26,9 @@ from flatsparse.experiments.report.text import print_record
 from flatsparse.experiments.reproduce.run import Choice, run_recipe
 from flatsparse.experiments.run.config import RunConfig, as_json, change
 from flatsparse.experiments.run.resolve import resolve
+from tests.cli.test_cli import fails
 
 from .browser import MISSING, Browser
-from .test_cli import fails
 from .test_page import Outline
 
 SMALL = RunConfig.of(method="set", train_size=40, validation_size=20, batch_size=10, epochs=3)

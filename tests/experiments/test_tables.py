@@ -10,7 +10,7 @@ from PIL import Image
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.sources import load
-from tests.lab.images import png, write_table
+from tests.experiments.images import png, write_table
 
 LABELS = [0, 1, 2, 2, 1, 0]
 LAYOUTS = {

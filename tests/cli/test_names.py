@@ -17,8 +17,7 @@ from flatsparse.common.json_files import read_json
 from flatsparse.experiments import export, plotting
 from flatsparse.experiments.plotting import caption
 from flatsparse.experiments.terminal import Console
-
-from .test_cli import QUICK
+from tests.cli.test_cli import QUICK
 
 PACKAGE = Path(flatsparse.__file__).parent
 NAMES = [

@@ -14,7 +14,7 @@ from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.probe import Probe
 from flatsparse.experiments.run.resolve import resolve
-from tests.lab.test_training import KillAfter, Killed
+from tests.experiments.test_training import KillAfter, Killed
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 

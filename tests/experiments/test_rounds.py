@@ -12,8 +12,8 @@ from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.watcher import Silent
+from tests.experiments.test_training import KillAfter, Killed
 from tests.helpers import same_tensors
-from tests.lab.test_training import KillAfter, Killed
 
 rewinding = pytest.mark.parametrize("method", ["lth", "lrr"])
 

@@ -15,8 +15,7 @@ from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments import export, export_forms
 from flatsparse.experiments.run.load import load_run
-
-from .test_cli import QUICK, fails
+from tests.cli.test_cli import QUICK, fails
 
 FORMATS = ("dense", "masks", "small", "csr", "onnx")
 

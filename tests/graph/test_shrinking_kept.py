@@ -13,7 +13,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.export import load_small, save_dense, save_small, to_csr, with_zeros
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import shrink
-from tests.test_shrinking import parameters, trained_norms
+from tests.graph.test_shrinking import parameters, trained_norms
 
 
 def chain(*middle, dtype=torch.float32):

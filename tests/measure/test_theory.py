@@ -19,7 +19,7 @@ from flatsparse.measure.theory import (
 )
 from flatsparse.schedules import InverseSqrt
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("benchmarks_theory", ROOT / "benchmarks" / "theory.py")
 checks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(checks)

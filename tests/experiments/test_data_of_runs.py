@@ -15,7 +15,7 @@ from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.evaluation import evaluate, worst_case_increase
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.resolve import resolve
-from tests.lab.images import write_parts
+from tests.experiments.images import write_parts
 
 SMALL = RunConfig.of(train_size=32, validation_size=8, batch_size=16, epochs=1)
 

@@ -25,8 +25,7 @@ from flatsparse.experiments.bench.variants import VARIANTS, Variant, variants_fo
 from flatsparse.experiments.stats import Interval
 from flatsparse.methods import METHODS
 from flatsparse.sam import kernel
-
-from .test_cli import fails
+from tests.cli.test_cli import fails
 
 SQUARE = 48  # layers this wide, without biases: all state can be counted by hand
 COUNTABLE = Case(
