@@ -23,13 +23,13 @@ class Export:
     format: tuple[str, ...] = ("dense", "masks")
     """dense (with zeros), masks, small (fewer channels), csr, 2:4 (needs an NVIDIA GPU) or onnx (needs the extra onnx)."""
     out: Path | None = None
-    """Where to write. By default the folder export in the run's."""
+    """Folder to write to. By default the folder export in the run's."""
     images: int = 1000
     """Number of test images on which the run and what was read back are compared."""
     device: str = "cpu"
-    """Where they are computed."""
+    """Device they are computed on."""
     data_dir: Path | None = None
-    """Where copies of data sets lie. By default where the run found them."""
+    """Folder of copies of data sets. By default the run's own."""
 
     def __call__(self) -> None:
         check_count("--images", self.images)

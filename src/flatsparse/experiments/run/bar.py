@@ -59,11 +59,11 @@ class RunBar:
 
 def topology_warnings(record: EpochRecord, before: EpochRecord | None) -> list[str]:
     """The problems of the topology after an epoch that were not there after the one before."""
-    found = [
+    problems = [
         f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
         for name, share in record.collapsed.items()
         if before is None or name not in before.collapsed
     ]
     if record.churn == 0 and (before is None or before.churn != 0):
-        found.append(f"{record.updates} updates of the masks changed nothing; raise --drop-fraction, if it is small")
-    return found
+        problems.append(f"{record.updates} updates of the masks changed nothing; raise --drop-fraction, if it is small")
+    return problems

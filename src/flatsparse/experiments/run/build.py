@@ -1,4 +1,4 @@
-"""The live parts of a run, made from its configuration alone."""
+"""The parts of a run, made from its configuration alone: data, network, optimizer, masks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from flatsparse.sparse.training import SparseTraining
 
 @dataclass
 class Parts:
-    """The live parts of a run, and the run with the sizes of its data and its method's own options filled in.
+    """The parts of a run, and the run with the sizes of its data and its method's own options filled in.
 
     Attributes:
         own_period: the steps between mask updates that were asked for, or else the method's own before it was shortened.

@@ -44,7 +44,7 @@ class Dataset:
     data: str = "digits"
     """Data set: digits or pairs (embedded), cifar10, cifar100, a folder or a hub id."""
     data_dir: Path | None = None
-    """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
+    """Folder of local copies of data sets (or set FLATSPARSE_DATA)."""
     train_size: int | None = None
     """Number of training images. By default all that are not held out."""
     validation_size: int | None = None
@@ -84,7 +84,7 @@ class Pruning:
     last_phase: Annotated[Literal["net", "layer"] | None, _for_methods("last_phase", "the same afterwards.")] = None
     channel_offset: Annotated[float | None, _for_methods("channel_offset", CHANNEL_OFFSET)] = None
     distribution: str | None = None
-    """How active weights are allocated to layers: uniform, er, erk or global. By default the method's own."""
+    """Allocation of active weights to layers: uniform, er, erk or global. By default the method's own."""
     every: int | None = None
     """Steps between updates of the masks. By default the method's own, shortened so that there are at least ten."""
     until: float | None = None
@@ -168,7 +168,7 @@ class Runtime:
     batch_norm: Literal["training", "final"] = "training"
     """Running statistics of the trained net: as training left them (taken at w + e), or computed anew at the final weights."""
     device: str = "auto"
-    """Where to train: cpu, cuda, or auto (cuda if there is one)."""
+    """Device to train on: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs forward and backward under autocast; weights stay float32."""
     eval_batch_size: int | None = None

@@ -55,7 +55,7 @@ def train(
         out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every
             epoch, and at the end ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
         resume: go on from the folder's checkpoint, or return its result if it is finished.
-        watcher: is told of progress.
+        watcher: is notified of progress.
         test: evaluate on the test set at the end. Without it the result is for choices, on the validation images.
         context: the processes that train it together, each on its shard of every batch; all must see the folder, and the main
             one writes it. Batch norm's statistics are each process's own, and the main one's are kept.

@@ -1,4 +1,4 @@
-"""Watchers: objects that are told of the progress of a run."""
+"""Watchers: objects that are notified of the progress of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flatsparse.experiments.run.records import EpochRecord
 
 
 class Watcher(Protocol):
-    """An object that is told of the progress of a run."""
+    """An object that is notified of the progress of a run."""
 
     def started(self, run: ResolvedRun, setting: str) -> None: ...
     def stepped(self, step: int, steps: int, images_per_second: float) -> None: ...
