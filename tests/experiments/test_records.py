@@ -7,7 +7,7 @@ import pytest
 
 from flatsparse.common.schema import schema_error
 from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
-from tests.lab.results import run_result
+from tests.experiments.results import run_result
 
 EPOCH = EpochRecord(
     epoch=1,
