@@ -1,4 +1,4 @@
-"""The name, color and marker of each sharpness in texts, tables and pictures; what has none here gets one from its name."""
+"""The name, color and marker of each sharpness in texts, tables and pictures; others are derived from the name."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _reference(thing: Any) -> Callable[[], Any]:
 
 
 def _eager_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a model, but none in which a compiler has looked at hooks: others would make it compile anew."""
+    """The modules of a model, except those whose hooks a compiler has traced: new hooks would make it recompile."""
     modules = list(model.modules())
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     wrapped = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules)

@@ -73,7 +73,7 @@ class PerturbedWeights:
         return torch.empty_like(p, requires_grad=False) if indices is None else p.new_empty(shape, requires_grad=False)
 
     def record(self, swaps: list[Swap]) -> None:
-        """Keep the u just made, and forget all others."""
+        """Store the u just made, and drop all others."""
         made = {p: u for p, u, _ in swaps}
         for group in self._base.param_groups:
             group[RHO] = self._radius.of(group)
@@ -133,7 +133,7 @@ class PerturbedWeights:
         self._made = []
 
     def reload(self) -> None:
-        """Go on with what is in the store by now, after another state was loaded."""
+        """Use the current content of the store, after another state was loaded."""
         self.invalidate()
         self.exist = bool(self.kept())
 

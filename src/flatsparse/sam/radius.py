@@ -62,7 +62,7 @@ class Radius:
         self._set_steps(self.steps_taken + 1)
 
     def restart(self) -> None:
-        """Begin a schedule of ρ anew."""
+        """Restart a schedule of ρ."""
         self._set_steps(0)
 
     def _set_steps(self, taken: int) -> None:

@@ -127,7 +127,7 @@ def put(tensor: Tensor, indices: Tensor | None, values: Tensor) -> None:
     if indices is None:
         tensor.copy_(values)
         return
-    flat = tensor.reshape(-1)  # a copy only where rows do not lie one after the other (channels-last weights)
+    flat = tensor.reshape(-1)  # a copy only where rows are not contiguous (channels-last weights)
     flat.index_copy_(0, indices.long(), values)
     if not tensor.is_contiguous():
         tensor.copy_(flat.view(tensor.shape))

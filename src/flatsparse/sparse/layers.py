@@ -1,4 +1,4 @@
-"""The layers of a model: which are made sparse, and which way round their weights are stored."""
+"""The layers of a model: the choice of those to make sparse, and the checks of their weights."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
     plain = plain_names([name for name, _ in named])
     if lazy := [name for name, (_, p) in zip(plain, named, strict=True) if is_lazy(p)]:
         raise InputError(f"'{lazy[0]}' has no shape yet: run one batch through the model before it is made sparse")
-    found = {}
+    matrices = {}
     for name, (_, p) in zip(plain, named, strict=True):
         if p.ndim >= 2 and p.numel() and not any(_is_vector(*owner) for owner in owners[id(p)]):
-            found[name] = p, min(owners[id(p)], key=lambda o: (not isinstance(o[1], DENSE), not by_default(*o)))[1]
-    return found
+            matrices[name] = p, min(owners[id(p)], key=lambda o: (not isinstance(o[1], DENSE), not by_default(*o)))[1]
+    return matrices
 
 
 def by_default(name: str, module: nn.Module) -> bool:

@@ -51,7 +51,7 @@ class SparseTraining:
         self._loading.start(initial)
         keep_rewind_point(state, plan.rounds, model)
 
-    # -- what a user looks at -------------------------------------------------------------------------------------
+    # -- read by a user -----------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class SparseTraining:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
 
-    # -- what a user does -----------------------------------------------------------------------------------------
+    # -- called by a user -----------------------------------------------------------------------------------------
 
     def mask_gradients(self) -> None:
         """Zero the gradients outside the masks now, e.g. before clipping, so that their norm is the active weights'.
@@ -124,7 +124,7 @@ class SparseTraining:
     def next_round(self) -> None:
         """Prune, go back to where the method rewinds to, and clear the optimizer's state. See ``rounds``.
 
-        The learning rate and its schedule are the caller's, who starts them anew.
+        The caller restarts the learning rate and its schedule.
 
         Raises: InputError after the last round, when the first was shorter than the step to rewind to, or when the
             model is gone.
@@ -148,13 +148,13 @@ class SparseTraining:
         state.round += 1
         if not state.explored:
             state.explore()
-        kept = rounds.prune(state.gathered(), state.round)
+        pruned = rounds.prune(state.gathered(), state.round)
         if rounds.rewind is not None:
             write_back(model, state.rewind)
-        state.update(kept, innermost(self._optimizer))
+        state.update(pruned, innermost(self._optimizer))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the masks, counts, what rules remember and rounds go back to; all else is in the model and the optimizer."""
+        """Return the masks, counts and the memory of rules and rounds; all else is in the model and the optimizer."""
         return self._loading.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ SHOWN = 12  # rows of running runs; a cluster may have hundreds
 
 
 def epochs_done(folder: Path) -> int:
-    """The number of epochs that a run has finished, by its folder."""
+    """The number of epochs that a run has finished, read from its folder."""
     metrics = folder / METRICS
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 

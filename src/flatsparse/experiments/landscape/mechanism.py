@@ -48,7 +48,7 @@ def walk(
     lr: float = 0.08,
     rho: float = 0.3,
 ) -> Path2D:
-    """The steps of one optimizer, SGD without momentum or what is around it, on a loss of two weights.
+    """The steps of one optimizer, SGD without momentum or a wrapper of it, on a loss of two weights.
 
     Args:
         sharpness: none, sam or s2sam.

@@ -39,9 +39,7 @@ def _sentence(row: Row) -> str:
 def _edge(row: Row, table: Table) -> str:
     grid = [float(rho) for rho in table.tried.get(row.sharpness, ())]
     if len(grid) > 1 and row.rho in (min(grid), max(grid)):
-        return (
-            f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may lie outside."
-        )
+        return f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may exist outside."
     return ""
 
 
