@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flatsparse.common.json_files import read_json_lines
+from flatsparse.experiments.run.config import change
 from flatsparse.measure.theory import s2sam_rest
 
 spec = importlib.util.spec_from_file_location(
@@ -55,7 +56,7 @@ def test_on_the_bowl_the_previous_gradient_rests_where_theory_says():
 
 
 def test_another_batch_has_no_scan_of_the_coming_one():
-    run = study.dataclasses.replace(study.SETTING, train_size=130, epochs=2, seed=3)
+    run = change(study.SETTING, train_size=130, epochs=2, seed=3)
     for step, (parts, (inputs, _)) in enumerate(study.trained(run)):
         if step < 2 * parts.steps_per_epoch:
             others, _ = study._another(parts, step)

@@ -118,13 +118,13 @@ def test_what_is_told_before_a_run_is_what_the_run_counts(tmp_path, method, shar
         train_size=64, validation_size=0, batch_size=16, epochs=6, method=method, sharpness=sharpness, sparsity=0.8
     )
     options = {"distribution": "uniform"} if method != "rigl" else {}
-    counted = loop.train(change(run, **options), tmp_path / "run", test=False)["flops"]
+    counted = loop.train(change(run, **options), tmp_path / "run", test=False).flops
     period = {"every": 2} if method not in ("mest", "mest-ems", "static") else {}
     passes = 2 if sharpness == "sam" else 1
     model, sample = fs.models.digitnet(), torch.zeros(1, 1, 8, 8)
     told = estimate(model, sample, method, sparsity=0.8, steps=24, passes=passes, **options, **period)
-    assert counted["train"] == pytest.approx(told.train(batch_size=16), rel=1e-6)
-    assert counted["inference"] == pytest.approx(told.inference, rel=1e-6)
+    assert counted.train == pytest.approx(told.train(batch_size=16), rel=1e-6)
+    assert counted.inference == pytest.approx(told.inference, rel=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ def shared_storage(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]
     Each of the two is updated, masked and perturbed by itself, so that neither's mask holds. Tensors without memory, such as
     those on ``meta``, overlap with none.
 
+    >>> from torch import nn
     >>> a, b = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2, 3))
     >>> b.data = a.data.T
     >>> shared_storage({"a": a, "b": b}.items())

@@ -24,6 +24,7 @@ def outputs_first(values: Tensor, groups: int) -> Tensor:
         values: as the layer stores its weight.
         groups: see ``inputs_first``.
 
+    >>> import torch
     >>> outputs_first(torch.zeros(6, 2, 5), groups=3).shape  # the groups have 2 inputs and 2 outputs each
     torch.Size([6, 2, 5])
     >>> outputs_first(torch.zeros(6, 2, 5), groups=1).shape

@@ -18,7 +18,7 @@ class NofM:
     Inputs are input features of a linear layer, and input channels at one position of a convolution's kernel,
     whichever way round a layer stores them; in a layer with groups they are of one group.
 
-    >>> Pattern(2, of=4).keep(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist()
+    >>> NofM(2, of=4).keep(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist()
     [[False, True, True, False]]
     """
 
