@@ -23,8 +23,8 @@ class Chase:
 
     An update prunes the smallest weights of the net to its sparsity and grows beyond it, by less and less, where the
     dense gradient is largest. Channels are removed half a period earlier. In the last phase an update drops a share of the
-    active weights, the smallest of the net, and grows as many. Nothing grows in removed channels, which can be taken out at
-    the end: ``fs.shrink``. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up active. Our
+    active weights, the smallest of the net, and grows as many. Nothing grows in removed channels, which ``fs.shrink`` can take
+    out at the end. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up active. Our
     reading is that an update takes a weight step too, and that the bound counts all prunable weights.
 
     This follows the published scripts for CIFAR, whose counts miss the requested ones by a few weights and channels. The one

@@ -75,8 +75,8 @@ class Pruning:
     method: str = DEFAULT
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
-    """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; methods that take only
-    --channels have none."""
+    """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; none for
+    methods that take only --channels."""
     channels: Annotated[float | None, _for_methods("channels", CHANNELS)] = None
     sums: Annotated[bool, _for_methods("sums", SUMS)] = False
     explore: Annotated[Literal["published", "removable"] | None, _for_methods("explore", EXPLORE)] = None
