@@ -1,6 +1,6 @@
 """The evidence: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
 
-    python benchmarks/evidence.py --data-dir DIR        # goes on where results/ stop
+    python benchmarks/evidence.py --data-dir DIR        # continues where results/ stop
     python benchmarks/evidence.py --data-dir DIR --again --store runs/again
     python benchmarks/evidence.py --page                # only the page, from results/ alone
 

@@ -1,6 +1,6 @@
 """Directions that cost no gradient, and how close they come to SAM's: gains on real sparse training, a bowl, and accuracy.
 
-    python benchmarks/free_directions.py            # goes on where it stopped; writes the page at the end
+    python benchmarks/free_directions.py            # continues where it stopped; writes the page at the end
 
 RigL at 95 % on 300 scans of digits, 40 epochs of 64 scans a step: the setting of `make demo`.
 """

@@ -37,7 +37,7 @@ class Reproduce:
         for recipe in everything:
             try:
                 record = run_recipe(recipe, self.choice, self.out, console)
-            except InputError as problem:  # of all, the others go on
+            except InputError as problem:  # with all, the others continue
                 if len(everything) == 1:
                     raise
                 refused = problem

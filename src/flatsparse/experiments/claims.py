@@ -133,7 +133,7 @@ def claim(
                 raise InputError(f"'{out}' exists and holds something else: give another --out")
             write_json(file, {"settings": plain, **(about or {})})
         elif not resume:
-            raise InputError(f"'{out}' already holds such work: give another --out, or --resume to go on with it")
+            raise InputError(f"'{out}' already holds such work: give another --out, or --resume to continue it")
         else:
             check_same(plain, read_json(file, {"settings": dict})["settings"], f"'{out}'", free)
         yield

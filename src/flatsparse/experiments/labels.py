@@ -37,5 +37,5 @@ def color(sharpness: str) -> str:
 
 
 def marker(sharpness: str) -> str:
-    """The marker of a sharpness, which tells the commonest apart where colors cannot."""
+    """The marker of a sharpness, which distinguishes the commonest where colors cannot."""
     return MARKERS.get(sharpness, "^")

@@ -56,7 +56,7 @@ class GradientChecks:
             self._watch = self._watch or ArrivalWatch(perturbed, self)
 
     def begin_step(self, optimizer: Perturbing) -> None:
-        """Watch the coming step, if it is one of those that are watched and its forward shall be perturbed."""
+        """Watch the coming step, if it is one of those that are watched and its forward is to be perturbed."""
         self._steps += 1
         if is_inspected(self._steps + 1) and self.perturbation.weights.exist:
             self._inspection = Inspection(optimizer, self)

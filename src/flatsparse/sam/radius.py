@@ -32,7 +32,7 @@ class Radius:
 
     @property
     def steps_taken(self) -> int:
-        """The number of steps since the first, or since the schedule began anew."""
+        """The number of steps since the first, or since the schedule was restarted."""
         taken: int = self._base.param_groups[0].get(STEP, 0)
         return taken
 

@@ -212,7 +212,7 @@ class ChannelState(Sequence[ChannelGroup]):
         return {"live": {g.name: g.active.clone() for g in self}, "latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any], masks: Masks) -> None:
-        """Take over a saved state of the same net.
+        """Load a saved state of the same net.
 
         Raises: InputError when it is of other groups.
         """

@@ -133,7 +133,7 @@ class GrownWeights:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[MaskedWeight]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Load what ``state_dict`` returned."""
         devices = {w.name: w.weight.device for w in weights}
         self._young = {
             name: _Young(

@@ -89,7 +89,7 @@ def chosen(
     include: Sequence[LayerSelector] = (),
     exclude: Sequence[LayerSelector] = (),
 ) -> set[str]:
-    """Return the names of the weights that shall be made sparse.
+    """Return the names of the weights to make sparse.
 
     Args:
         modules: of every matrix; see ``prunable``.
@@ -145,7 +145,7 @@ def check_exact(name: str, module: nn.Module) -> None:
 
 
 def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense: Iterable[str]) -> None:
-    """Warn once of matrices that stay dense although nobody asked for it.
+    """Warn once of matrices that stay dense although not excluded.
 
     These are what parametrizations own, and matrices of unknown kinds that are ``NOTICED`` of all.
 
@@ -172,7 +172,7 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
     why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
     warnings.warn(
         f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
-        " layers that shall be sparse, or in exclude= to leave them dense without this warning",
+        " layers to make sparse, or in exclude= to leave them dense without this warning",
         stacklevel=4,
     )
 

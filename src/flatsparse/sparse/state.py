@@ -61,7 +61,7 @@ class TrainingState:
 
     @torch.no_grad()
     def update(self, new: Mapping[str, Tensor], optimizer: Optimizer) -> None:
-        """Take over new masks, by name, of weights that are trained.
+        """Set new masks, by name, of weights that are trained.
 
         Weights, gradients and the optimizer's state become 0 outside the masks, so that what grows begins as new; in
         channels that are restored, it begins from the weight it last had.
@@ -118,7 +118,7 @@ class TrainingState:
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over all of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
+        """Load all of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
         if self.channels:
             self.channels.load_state_dict(saved["channels"], self.masks)
         self.steps_taken = saved["steps_taken"]

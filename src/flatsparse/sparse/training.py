@@ -127,18 +127,18 @@ class SparseTraining:
         The caller restarts the learning rate and its schedule.
 
         Raises: InputError after the last round, when the first was shorter than the step to rewind to, or when the
-            model is gone.
+            model was deleted.
         """
         state, rounds, model = self._state, self.plan.rounds, self._model()
         if rounds is None or self.round + 1 >= rounds.count:
             raise InputError(f"method '{self.method}' has {self.rounds} rounds, and this was the last: stop here")
         if model is None:
-            raise InputError("the model that was made sparse is gone: keep it for as long as its rounds last")
+            raise InputError("the model that was made sparse was deleted: keep it for as long as its rounds last")
         if rounds.rewind is not None and not state.rewind:
             raise InputError(
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
-        # Loading nothing forgets the momentum of whatever optimizer this is, and puts the true weights in place.
+        # Loading nothing clears the momentum of whatever optimizer this is, and puts the true weights in place.
         saved = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**{k: v for k, v in saved.items() if k != TRAINING}, "state": {}})
         if state.grown is not None:
@@ -158,7 +158,7 @@ class SparseTraining:
         return self._loading.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved masks; the model and the optimizer load their own parts, in any order.
+        """Load saved masks; the model and the optimizer load their own parts, in any order.
 
         Raises: InputError when the masks are of another method, or of other layers or shapes.
         """

@@ -38,7 +38,7 @@ from flatsparse.models import IMAGES, MODELS
 WHAT = ("step", "throughput", "memory", "sparse")
 NOTES = {
     "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
-    " which the noise of forward and backward does not reach; wall: of whole steps.",
+    " without the noise of forward and backward; wall: of whole steps.",
     "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
     " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"

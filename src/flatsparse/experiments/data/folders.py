@@ -167,7 +167,7 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
     for entry in _entries(folder):
         if not os.path.isdir(entry):
             if entry.suffix.lower() in suffixes():
-                raise InputError(f"'{entry}' lies in no class: put it into '{folder}/CLASS/'")
+                raise InputError(f"'{entry}' is in no class folder: put it into '{folder}/CLASS/'")
             others.append(entry.name)
             continue
         label = _composed(entry.name)

@@ -83,7 +83,7 @@ class RunJob:
             )
         except Busy:  # with flatsparse train
             return JobOutcome(busy=True)
-        except (Exception, SystemExit) as problem:  # whatever it is, the other runs go on
+        except (Exception, SystemExit) as problem:  # whatever it is, the other runs continue
             return fail(self.folder, _reason(problem), problem)
         return JobOutcome()
 

@@ -53,7 +53,7 @@ class ProgressTable:
         self.runs = {job.folder: RunProgress(job.config, epochs_done(job.folder)) for job in jobs}
         self.done = self.failed = 0
         self.began = time.monotonic()
-        # An epoch takes the time of its gradients; nets of other sizes are not told apart.
+        # An epoch takes the time of its gradients; the sizes of nets are not considered.
         whole = sum((run.whole - run.before) * run.run.passes for run in self.runs.values())
         self.lines = ProgressLines(console, title, whole)
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)

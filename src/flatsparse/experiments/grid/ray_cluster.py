@@ -1,4 +1,4 @@
-"""The executor on a Ray cluster. Ray is an extra, imported only when it is asked for."""
+"""The executor on a Ray cluster. Ray is an extra, imported only when it is needed."""
 
 from __future__ import annotations
 

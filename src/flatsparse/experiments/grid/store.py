@@ -35,7 +35,7 @@ class Outcome:
     """A run with its result or its failure, or with neither when it has not been run.
 
     Attributes:
-        run: as it was asked for.
+        run: as requested.
         folder: the run's, or where it would be.
         diverged: whether it failed because its loss was no longer finite.
     """
@@ -108,7 +108,7 @@ def run_grid(
     """Run what a store does not hold yet, some in parallel, and return each run's result or failure.
 
     Each run has one thread, so that a table's numbers do not depend on how many are run at once, or where. One that fails
-    leaves its reason in ``failure.json``, and the others go on. Killed at any moment and called again, each run goes on from
+    leaves its reason in ``failure.json``, and the others continue. Killed at any moment and called again, each run continues from
     its last checkpoint. Several calls may share a store, on several machines too, and share its runs between them: who trains
     a run holds its lock (``flock``), which the system takes back when that process ends, however it ends. On a network file
     system this is as good as its locks: NFS has them; where they are kept to one machine (Lustre with ``localflock``), let
@@ -138,7 +138,7 @@ def run_grid(
     failed: dict[Path, str | None] = {}
     for outcome in known:
         if outcome.result is None and (outcome.failure is None or (retry and outcome.folder != store / "runs")):
-            # Equal runs that share a folder must be asked for in one form.
+            # Equal runs that share a folder must be requested in one form.
             config = _settled(outcome.run) if name is name_by_key else resolve(outcome.run)
             todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, exclusive)
     if todo:

@@ -70,7 +70,7 @@ def walk(
     for _ in range(steps):
         optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
         weights.append(w.detach().clone())
-        perturbed.append(seen[-1])  # SAM's first gradient only tells it the direction
+        perturbed.append(seen[-1])  # SAM's first gradient only gives the direction
     return Path2D(torch.stack(weights).numpy(), torch.stack(perturbed).numpy())
 
 

@@ -45,7 +45,7 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
 def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     over = Interval.from_json(ra["over_first"])
     if not over.bounded:
-        verdict = "nothing can be said (one pair of directions, or all alike)"
+        verdict = "nothing can be concluded (one pair of directions, or all alike)"
     elif over.low > 0:
         verdict = "rougher"
     else:

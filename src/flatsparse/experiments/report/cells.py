@@ -27,7 +27,7 @@ class Cells:
 
     def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
         """A row, compared with ``base``. Returns its number."""
-        of_runs = "rho" in row  # a reading has no run, and no place that could be asked for
+        of_runs = "rho" in row  # a reading has no run, and no place that --only could choose
         unit = "seed" if of_runs else "round"
         self.cells.append(
             {

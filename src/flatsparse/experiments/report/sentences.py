@@ -8,7 +8,7 @@ from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval
 
 UNLEARNED = (
-    "No net does better than naming the commonest class each time, so nothing was learned and nothing can be compared: give more"
+    "No net does better than always naming the commonest class, so nothing was learned and nothing can be compared: give more"
     " --epochs, another --lr or less --sparsity."
 )
 
@@ -54,7 +54,7 @@ def _control(table: Table) -> list[str]:
     meaning = {
         "helps": "so the direction matters, not just its length",
         "hurts": "so a random direction is the better one",
-        "within noise": "so its direction cannot be told from a random one here",
+        "within noise": "so its direction cannot be distinguished from a random one here",
     }
     return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({d.bounds()}), {meaning[d.verdict]}."]
 

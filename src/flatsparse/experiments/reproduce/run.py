@@ -124,7 +124,7 @@ def _record(
         "said": [
             *elsewhere(recipe, choice.scale),
             *([] if measured is None else measured.said),
-            *(f"runs on {name} saw unlike images under that name: make them anew on one copy" for name in mixed),
+            *(f"runs on {name} saw different images under that name: run them again on one copy" for name in mixed),
         ],
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }

@@ -40,7 +40,7 @@ class Parts:
     """The parts of a run, and the run with the sizes of its data and its method's own options filled in.
 
     Attributes:
-        own_period: the steps between mask updates that were asked for, or else the method's own before it was shortened.
+        own_period: the requested steps between mask updates, or else the method's own before it was shortened.
         net: the model as it is trained: wrapped for several processes, or compiled.
         fresh: makes another such model, with weights of its own.
         data: the data set that the splits were taken from.

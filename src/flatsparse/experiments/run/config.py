@@ -1,4 +1,4 @@
-"""The configuration of a run: all settings that decide its outcome, as asked for and as resolved.
+"""The configuration of a run: all settings that decide its outcome, as requested and as resolved.
 
 Settings are grouped (``run.optim.lr``). Their names are unique, so that the command line and ``config.json`` name
 them flat (``--lr``): see ``settings``, ``RunConfig.of`` and ``change``.
@@ -166,7 +166,7 @@ class Runtime:
     validate_every: int = 1
     """Epochs between evaluations on the validation images; there is always one at the end."""
     batch_norm: Literal["training", "final"] = "training"
-    """Running statistics of the trained net: as training left them (taken at w + e), or computed anew at the final weights."""
+    """Running statistics of the trained net: as training left them (taken at w + e), or recomputed at the final weights."""
     device: str = "auto"
     """Device to train on: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -204,7 +204,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunConfig(Setting):
-    """One training run, as asked for. On one CPU, with as many threads, equal runs give equal results, bit for bit."""
+    """One training run, as requested. On one CPU, with as many threads, equal runs give equal results, bit for bit."""
 
     sharpness: Sharpness = "none"
     """The weights at which the gradient is taken; `flatsparse list sharpness` describes each."""
