@@ -72,16 +72,16 @@ class Estimate:
 
     @property
     def sparsity(self) -> float:
-        """Over the weights that are made sparse."""
+        """The sparsity over the weights that are made sparse."""
         return 1 - sum(x.active for x in self.layers if x.chosen) / sum(x.total for x in self.layers if x.chosen)
 
     @property
     def overall_sparsity(self) -> float:
-        """Over the weights of all matrices."""
+        """The sparsity over the weights of all matrices."""
         return sum(layer.total - layer.active for layer in self.layers) / self.weights
 
     def train(self, batch_size: int) -> float:
-        """The whole run."""
+        """The cost of the whole run."""
         return self.step * self.steps * batch_size
 
 

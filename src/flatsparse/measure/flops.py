@@ -210,7 +210,7 @@ def _matrix_vector(*tensors: Tensor, **options: Any) -> int:
 
 
 def _operations(formulas: Mapping[str, Callable[..., int]]) -> dict[Any, Callable[..., int]]:
-    """By the operations of these names that this torch has."""
+    """Return formulas by operation, for those of these names that this torch has."""
     return {getattr(torch.ops.aten, name): f for name, f in formulas.items() if hasattr(torch.ops.aten, name)}
 
 

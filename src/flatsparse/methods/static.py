@@ -13,7 +13,7 @@ from flatsparse.sparse.scores import Score, each, random
 
 @dataclass(frozen=True)
 class Dense:
-    """Every weight stays: the ordinary training that the others are measured against.
+    """Train all weights: the ordinary dense training that the others are measured against.
 
     Its sparsity is 0, and any other is refused. With it, sharpness-aware training can be compared without masks.
     """

@@ -1,4 +1,4 @@
-"""Letting parameters show other tensors for a while, and their own again, bit for bit.
+"""Swaps: parameters show other tensors for a while, and then their own again, bit for bit.
 
 Nothing is added or subtracted. Plain tensors exchange storage; sharded ones, parts of tensors, and all when asked for,
 exchange contents.

@@ -88,7 +88,7 @@ class Bench:
                 Trainer(case, VARIANTS[BASE], sparsity=self.sparsity)
 
     def resolved(self) -> Bench:
-        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        """Return the settings with defaults filled in. Raises InputError for anything that cannot be measured."""
         if self.what not in WHAT:
             raise unknown("bench", self.what, WHAT)
         for name in self.case:

@@ -15,7 +15,7 @@ WARM_UP = 3  # rounds: the first makes the optimizer's state, the second the fir
 
 
 class Steps(Protocol):
-    """Something that can be stepped, and timed."""
+    """A trainer that can be stepped and timed."""
 
     device: str
 

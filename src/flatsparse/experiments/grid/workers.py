@@ -122,7 +122,7 @@ class Serial(Executor[SomeJob]):
             return [(job, job.run())]
 
     def close(self) -> None:
-        """Nothing runs on."""
+        """Do nothing, as no job is left running."""
 
 
 @dataclass

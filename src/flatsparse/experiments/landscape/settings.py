@@ -61,7 +61,7 @@ class Landscape:
     """Number of parallel processes. By default one per core, or one on an accelerator."""
 
     def resolved(self) -> Landscape:
-        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        """Return the settings with defaults filled in. Raises InputError for anything that cannot be measured."""
         if not self.runs:
             raise InputError("landscape got no run: give one or more folders that flatsparse train wrote")
         places = [run.resolve() for run in self.runs]
