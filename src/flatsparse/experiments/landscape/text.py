@@ -98,7 +98,7 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
     coarse = records[0]["ra"]["pairs_points"]
     rounded = [record for record in records if record["precision"] == "bf16"]
     off = max((abs(record["rounded_centre"] - record["centre"]) for record in rounded), default=0.0)
-    precision = f" Points other than the centre in bf16, which there is off by {off:.2g}." if rounded else ""
+    precision = f" Points other than the centre in bf16, whose error at the centre is {off:.2g}." if rounded else ""
     cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
     return (
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
