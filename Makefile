@@ -15,8 +15,8 @@ $(READY): pyproject.toml constraints.txt
 	rm -f .venv/ready*
 	touch $@
 
-# RigL at 95 % on 300 scans of digits, with clean labels and with a fifth of them wrong; ρ is chosen on validation scans.
-# Repeated, it goes on where it stopped, or tells again what it found; `make clean` forgets.
+# RigL at 95 % on 300 images of digits, with clean labels and with a fifth of them wrong; ρ is chosen on validation images.
+# Repeated, it continues where it stopped, or prints its results again; `make clean` deletes them.
 demo: setup
 	$(BIN)/flatsparse compare --data digits --train-size 300 --batch-size 64 --epochs 40 --method rigl --sparsity 0.95 \
 		--label-noise 0 0.2 --tune --rho-grid 0.1 0.2 0.5 1 --tune-seeds 2 --seeds 8 --out demo --resume
@@ -31,7 +31,7 @@ test-all: setup lint
 stress: setup
 	$(BIN)/python tests/experiments/killing.py 200
 
-# The runs that docs/evidence.md tells of, and the page; hours on two cores. Goes on where it stopped; needs FLATSPARSE_DATA.
+# The runs behind docs/evidence.md, and the page; hours on two cores. Continues where it stopped; needs FLATSPARSE_DATA.
 evidence: setup
 	$(BIN)/python benchmarks/evidence.py
 

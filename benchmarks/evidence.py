@@ -1,6 +1,6 @@
 """The evidence: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
 
-    python benchmarks/evidence.py --data-dir DIR        # goes on where results/ stop
+    python benchmarks/evidence.py --data-dir DIR        # continues where results/ stop
     python benchmarks/evidence.py --data-dir DIR --again --store runs/again
     python benchmarks/evidence.py --page                # only the page, from results/ alone
 
@@ -121,7 +121,7 @@ def shares(data_dir: Path | None, seeds: Iterable[int] = range(3)) -> None:
 
 
 def landscapes(store: Path, data_dir: Path | None, jobs: int, seeds: Sequence[int] = range(3)) -> None:
-    """Measure roughness and the Hessian's largest eigenvalue, over live weights, of some runs, and add them to ``results/``."""
+    """Measure roughness and the Hessian's largest eigenvalue, over active weights, of some runs, and add them to ``results/``."""
     for name, parts in CURVED.items():
         runs = [run for part in parts for run in planned(part, data_dir) if run.seed in seeds]
         done = {outcome.folder: key(outcome.run) for outcome in outcomes(runs, store) if outcome.result is not None}
@@ -197,7 +197,7 @@ def gathered(store: Path, data_dir: Path | None) -> None:
 
 
 def share_record(run: ResolvedRun) -> dict[str, Any]:
-    """The share of an unmasked perturbation's squared length that lies on active weights, step by step, over a run."""
+    """The share of an unmasked perturbation's squared norm on active weights, step by step, over a run."""
     parts, found = build(run), []
     names = {p: name for name, p in parts.model.named_parameters()}
 
@@ -225,7 +225,7 @@ def share_record(run: ResolvedRun) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=ROOT / "runs" / "evidence", help="where the runs are kept")
-    parser.add_argument("--data-dir", type=Path, help="where cifar-10-batches-py lies (or set FLATSPARSE_DATA)")
+    parser.add_argument("--data-dir", type=Path, help="folder of cifar-10-batches-py (or set FLATSPARSE_DATA)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; two are as many as the page was made with")
     parser.add_argument(
         "--parts", nargs="*", help="which recipes, share, landscape, learned; by default all, in their order"

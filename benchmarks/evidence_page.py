@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "evidence.md"
 TEMPLATE = Path(__file__).with_name("evidence.md")
 DATA = {name: ROOT / "results" / f"evidence{name}.jsonl" for name in ("", "-digits")}
 NOT_YET = "Not yet measured."
-# Where each ρ was run. The ends, which join what is told of test and training accuracy, had no part in the choice.
+# Where each ρ was run. The ends, which are reported with test and training accuracy, had no part in the choice.
 SWEEPS = {"cifar10": ("rho",), "digits": ("digits-rho", "digits-ends")}
 
 Cells = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
@@ -49,7 +49,7 @@ def gaps(
     ]
 
 
-def told(differences: list[float], places: int = 1) -> str:
+def formatted(differences: list[float], places: int = 1) -> str:
     """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
         return f"{differences[0]:+.{places}f} (one pair)".replace("-", "−") if differences else "–"
@@ -93,7 +93,7 @@ def compared(cells: Cells, recipe: str) -> str:
                     str(len(runs) if label == "none" else len(gaps(place, label))),
                     spread(runs),
                     mean(runs, "train_accuracy"),
-                    "" if label == "none" else told(gaps(place, label)),
+                    "" if label == "none" else formatted(gaps(place, label)),
                     f"{p[where, label]:.2f}".replace("0.00", "<0.01") if (where, label) in p else "",
                     mean(runs, "ball", 2),
                 ]
@@ -124,12 +124,12 @@ def by_rho(cells: Cells, recipes: tuple[str, ...], column: str) -> dict[float, d
 
 def crossed(cells: Cells, recipe: str) -> str:
     """The comparison of the released scripts: S²-SAM with the larger decay against SGD with the smaller, and decay alone."""
-    told_of = []
+    texts = []
     for column in dict.fromkeys(where[2] for where in cells if where[0] == recipe):
         small, large = (cells.get((recipe, f"decay {value:g}", column), {}) for value in DECAYS)
         both = {"none": small.get("none", {}), "s2sam": large.get("s2sam", {}), "decay": large.get("none", {})}
-        told_of.append(f"{column}: {told(gaps(both, 's2sam'))}, of which decay alone {told(gaps(both, 'decay'))}")
-    return "As the scripts compare, S²-SAM at 5e-4 against SGD at 1e-4, points: " + "; ".join(told_of) + "."
+        texts.append(f"{column}: {formatted(gaps(both, 's2sam'))}, from decay alone {formatted(gaps(both, 'decay'))}")
+    return "As the scripts compare, S²-SAM at 5e-4 against SGD at 1e-4, points: " + "; ".join(texts) + "."
 
 
 def over_rho(cells: Cells, recipes: tuple[str, ...], column: str, value: str) -> str:
@@ -163,7 +163,7 @@ def on_digits(cells: Cells, recipe: str) -> str:
     rows = []
     for where, place in places.items():
         added = [
-            told(gaps(place, name)) + (" *" if p.get((where, name), 1) < 0.05 else "")
+            formatted(gaps(place, name)) + (" *" if p.get((where, name), 1) < 0.05 else "")
             for name in ("s2sam", "sam", "random")
         ]
         plain = place["none"]
@@ -186,7 +186,7 @@ def sharp(cells: Cells, *recipes: str) -> str:
                 values = [r[name] for r in there]
                 summed.append(f"{statistics.fmean(values):.{places}f} ± {statistics.stdev(values):.{places}f}")
                 if name in ("largest", "ra"):
-                    summed.append("" if label == "none" else told(gaps(measured, label, of=name), places))
+                    summed.append("" if label == "none" else formatted(gaps(measured, label, of=name), places))
             rho = there[0]["rho"]
             rows.append([f"{row}, {column}", label_of(label), f"{rho:g}" if rho else "", str(len(there)), *summed])
     head = ["cell", "", "ρ", "n", "test %", "training loss", "ball", "largest eigenvalue", "to plain", "Ra", "to plain"]
@@ -220,15 +220,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def share_told(records: list[dict[str, Any]], recipe: str) -> str:
+def perturbed_share(records: list[dict[str, Any]], recipe: str) -> str:
     found = [r for r in records if r["cells"][0][0] == recipe]
     if not found:
-        return "How much of that perturbation lies on live weights: not yet measured."
+        return "How much of that perturbation is on active weights: not yet measured."
     first, second = (statistics.fmean(r[name] for r in found) for name in ("first_half", "second_half"))
     return (
-        f"With wrong labels {first:.0%} of that perturbation's squared length lies on live weights, biases and norms in the first"
-        f" half of a run, {second:.0%} in the second (n = {len(found)}): its live part is about {first**0.5:.2f} and"
-        f" {second**0.5:.2f} ρ long, and the rest moves weights that are not there."
+        f"With wrong labels {first:.0%} of that perturbation's squared norm is on active weights, biases and norms in the first"
+        f" half of a run, {second:.0%} in the second (n = {len(found)}): its active part has a norm of about {first**0.5:.2f} and"
+        f" {second**0.5:.2f} ρ, and the rest moves pruned weights."
     )
 
 
@@ -254,15 +254,15 @@ def rendered() -> str:
         "DIGITS-SHARP": sharp(cells, "digits"),
         "CROSSED": crossed(cells, "decay"),
         "DIGITS-CROSSED": crossed(cells, "digits-decay"),
-        "SHARE": share_told(records, "share"),
-        "DIGITS-SHARE": share_told(records, "share-digits"),
+        "SHARE": perturbed_share(records, "share"),
+        "DIGITS-SHARE": perturbed_share(records, "share-digits"),
         "RUNS": str(sum("steps" in r for r in records)),
         "HOURS": f"{sum(r.get('seconds', 0) for r in records) / 3600:.1f}",
         "TORCH": ", ".join(sorted({r["on"]["torch"] for r in records if "on" in r})),
     }
     page = TEMPLATE.read_text(encoding="utf-8")
-    for name, said in words.items():
-        page = page.replace(f"«{name}»", said)
+    for name, text in words.items():
+        page = page.replace(f"«{name}»", text)
     # «recipe; column; ours» in a sentence is on how many rows ours gains, by intervals
     page = re.sub("«([^»;]*); ([^»;]*); ([^»;]*)»", lambda found: _gaining(cells, *found.groups()), page)
     # «recipe; row; column; ours; theirs» in a sentence is their difference; * averages over rows
@@ -280,4 +280,4 @@ def _gaining(cells: Cells, recipe: str, column: str, ours: str) -> str:
 def _difference(cells: Cells, recipe: str, row: str, column: str, ours: str, theirs: str) -> str:
     place = cells.get((recipe, row, column), {})
     found = averaged(cells, recipe, column, ours, theirs) if row == "*" else gaps(place, ours, theirs)
-    return f"{told(found)}, n = {len(found)}" if len(found) > 1 else told(found)
+    return f"{formatted(found)}, n = {len(found)}" if len(found) > 1 else formatted(found)

@@ -1,6 +1,6 @@
 """Directions that cost no gradient, and how close they come to SAM's: gains on real sparse training, a bowl, and accuracy.
 
-    python benchmarks/free_directions.py            # goes on where it stopped; writes the page at the end
+    python benchmarks/free_directions.py            # continues where it stopped; writes the page at the end
 
 RigL at 95 % on 300 scans of digits, 40 epochs of 64 scans a step: the setting of `make demo`.
 """
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
 SETTING = RunConfig.of(train_size=300, batch_size=64, epochs=40, method="rigl", sparsity=0.95)
 RHOS = (0.05, 0.2, 0.5)
-GAIN_SEEDS, LOOK_EVERY = range(4), 3  # steps; an epoch has 5, so looks fall on all of its batches
+GAIN_SEEDS, LOOK_EVERY = range(4), 3  # steps; an epoch has 5, so measurements fall on all of its batches
 TRAIN_RHOS, SEEDS, NOISE = (0.2, 0.5, 1.0), (0, 1, 2, 3, 4, 5, 100, 101), 0.2
 
 Tensors = dict[nn.Parameter, Tensor]
@@ -70,7 +70,7 @@ class Extrapolated:
 
 
 class Noise:
-    """Gaussian noise wherever the gradient is not zero, so on live weights."""
+    """Gaussian noise wherever the gradient is not zero, so on active weights."""
 
     def __init__(self) -> None:
         self.source = generator("noise")
@@ -318,8 +318,8 @@ def rendered(records: list[dict[str, Any]]) -> str:
         f" {', '.join(worse) or 'none'}. Ten intervals are shown; one in twenty such misses by chance."
     )
     page = TEXT
-    for name, told_there in tables.items():
-        page = page.replace(f"«{name}»", told_there)
+    for name, text in tables.items():
+        page = page.replace(f"«{name}»", text)
     return page
 
 
@@ -330,16 +330,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 TEXT = """# Which direction is free, and near to SAM's?
 
 S²-SAM perturbs along the previous gradient because it costs nothing. Other things cost nothing too: momentum, averages of several
-lengths, the gradient's signs, its layers scaled. `python benchmarks/free_directions.py` measures them all and makes this page of
-`results/free_directions.jsonl`; a test makes it again and compares. Measured with torch 2.13.0 on a CPU, one thread.
+lengths, the gradient's signs, its layers scaled. `python benchmarks/free_directions.py` measures them all and generates this page
+from `results/free_directions.jsonl`; a test regenerates it and compares. Measured with torch 2.13.0 on a CPU, one thread.
 
 ## What a direction gains
 
 L(w + ρ d/‖d‖) − L(w), on the batch that comes next, as training sees it, with the direction known before; as a share of the gain
-along that batch's own gradient, which is SAM's and costs a gradient more. RigL at 95 % on 300 scans of digits, 40 epochs of 64
-scans a step, SGD with momentum; every third step, «RUNS» runs (two settings of the labels, clean and «NOISE» wrong, four seeds
-each), mean with the 95 % interval over runs. *fresh* is the gradient, at the same weights, of a batch drawn from the scans
-that are not in the coming one: what could be had at best by a gradient that does not know its batch, at SAM's price.
+along that batch's own gradient, which is SAM's and costs a gradient more. RigL at 95 % on 300 images of digits, 40 epochs of 64
+images a step, SGD with momentum; every third step, «RUNS» runs (two settings of the labels, clean and «NOISE» wrong, four seeds
+each), mean with the 95 % interval over runs. *fresh* is the gradient, at the same weights, of a batch drawn from the images
+that are not in the coming one: the best possible for a gradient that does not know its batch, at SAM's price.
 
 Trained plainly:
 
@@ -350,23 +350,23 @@ Trained with S²-SAM, ρ = 0.5; the last three columns are thirds of the run, at
 «GAINS_S2SAM»
 
 - **The previous gradient gains about as much as a fresh one.** What it lacks beside SAM's is not freshness: SAM's direction
-  knows its batch. Nothing free can know that, so little is left to be had by another free direction of first order.
+  knows its batch. Nothing free can know that, so there is little to gain from another free direction of first order.
 - It gains far more than noise of the same length. The larger ρ, the larger its share.
-- **Late in a run shares fall**, and that of a fresh gradient most: on so few scans the gradient of one batch then says little of
-  the next.
+- **Late in a run shares fall**, and that of a fresh gradient most: on so few images the gradient of one batch then says little
+  about the next.
 - **Long averages overtake it late and lose early.** An average of β = 0.5 is its equal over the whole run, for a buffer more.
 - Signs and scaled layers gain less at every ρ, and down the momentum, where MSAM perturbs, there is little or nothing to gain:
   that method must work by something else than a near worst case.
 
-Within an epoch the coming batch shares no scan with the last one. The first batch of an epoch, one of five, may share some with
+Within an epoch the coming batch shares no image with the last one. The first batch of an epoch, one of five, may share some with
 the last of the epoch before, which flatters what is free a little.
 
-## What comes of it
+## Results in accuracy
 
 Test accuracy with «NOISE» of the training labels wrong, «SEEDS» seeds, means in percent at each ρ tried. Each direction's ρ
-is then chosen by the mean accuracy on the validation scans, and its test accuracy at that ρ compared with the previous gradient's
-at its own, in points: paired by seed, with 95 % intervals, that do not count the choice of ρ. The bowl is ‖w‖² in R¹⁰ at
-η = 0.1 without momentum: where the weights come to rest, in units of ρ (see [theory](theory.md)); there SAM's is 0.111.
+is then chosen by the mean accuracy on the validation images, and its test accuracy at that ρ compared with the previous
+gradient's at its own, in points: paired by seed, with 95 % intervals that do not include the choice of ρ. The bowl is ‖w‖²
+in R¹⁰ at η = 0.1 without momentum: where the weights settle, in units of ρ (see [theory](theory.md)); there SAM's is 0.111.
 Buffers are those the size of the weights, the perturbed weights included.
 
 «OUTCOME»
@@ -375,10 +375,10 @@ Buffers are those the size of the weights, the perturbed weights included.
 
 - **So none is offered beside those that `direction=` has**; it takes any function, which is how these were trained.
 - **What a direction gains does not decide what it is worth.** Signs and scaled layers gain far less than the previous gradient
-  at the same ρ and come out level with it, each at its best ρ; an average of β = 0.5 gains as much and does not.
-- Noise is the worst but for the longest average, though it was best at the longest ρ tried and may have more to give, as may
-  the others that were.
-- **The previous gradient is the least forgiving of a ρ that is too long**, with the shorter averages: twice the best one ruins
+  at the same ρ and end up level with it, each at its best ρ; an average of β = 0.5 gains as much and does not.
+- Noise is the worst but for the longest average, though it was best at the largest ρ tried and may gain beyond it, as may
+  others that were.
+- **The previous gradient is the least tolerant of a ρ that is too large**, with the shorter averages: twice the best one ruins
   it. Scaled layers, signs and extrapolation lose little there. Where ρ cannot be tuned, *weighted layers* is worth a try:
 
   <!-- run
@@ -397,14 +397,14 @@ Buffers are those the size of the weights, the perturbed weights included.
   optimizer = fs.S2SAM(base, rho=0.5, direction=weighted_layers)
   ```
 
-- The bowl ranks directions otherwise. Averages, which turn slowly, come to rest far out; down the momentum, which gains
-  little, rests nearest to the minimum. On a loss with one minimum and no noise a near worst case is of no use.
+- The bowl ranks directions otherwise. Averages, which turn slowly, settle far out; down the momentum, which gains
+  little, settles nearest to the minimum. On a loss with one minimum and no noise a near worst case is of no use.
 
 A first round chose each ρ on two seeds. It gave the previous gradient a worse one, and three others a lead of 1.5 points that
 looked certain; once every ρ had eight seeds it was gone.
 
-What was not studied: large nets and large sets, where batches say more of each other, and schedules of ρ, which change
-how far the weights are perturbed and not whereto (`--rho-schedule` has them).
+What was not studied: large nets and large sets, where batches say more about each other, and schedules of ρ, which change
+how far the weights are perturbed, not in which direction (`--rho-schedule` has them).
 """
 
 

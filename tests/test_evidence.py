@@ -38,7 +38,7 @@ def test_the_page_of_measurements_says_what_the_data_says():
         study.averaged(cells, "main", right, "s2sam", "none"),
         study.gaps(cells["short", "static 95%", right], "s2sam"),
     ):
-        assert study.told(found).strip("*") in page
+        assert study.formatted(found).strip("*") in page
 
 
 def test_every_run_is_of_the_cells_it_stands_for():

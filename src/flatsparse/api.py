@@ -49,25 +49,25 @@ def sparsify(
         model: any module. Sparse are the matrices of its linear, convolutional, recurrent and attention layers that
             the optimizer holds.
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
-            ``SAM`` then follow the model by themselves.
+            ``SAM`` then follow the model automatically.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
-        sparsity: the fraction of the prunable weights that shall be zero, in [0, 1); not given beside ``masks``, nor for a
+        sparsity: the fraction of the prunable weights to set to zero, in [0, 1). Leave it out with ``masks``, and for a
             method that takes ``channels=`` instead, the fraction of channels to remove.
         steps: the number of optimizer steps of the run, or of each round of a method that has rounds (see ``rounds``).
-        seed: of all random choices; all processes of a run give the same.
+        seed: of all random choices; the same in all processes of a run.
         include, exclude: choose layers by shell patterns of their names, such as ``"layer1.*"``, or by kind, such as
             ``nn.Conv2d`` or ``"Conv2d"``.
         layers: a name in ``flatsparse.methods.presets.PRESETS``, which leaves dense what a paper does; ``"all"`` nothing.
         masks: to start from in place of the method's own, bool tensors by parameter name, such as ``masks_from`` gives;
             they fix the layers and their sparsity. ``"static"`` keeps them, so that a pruned model stays sparse.
         fresh_state: let a weight that grows take steps as under a new optimizer. Adam and its kin correct their averages by one
-            step count for the whole tensor, so its first steps would else be several times as long; ``False`` is the
+            step count for the whole tensor, so its first steps would otherwise be several times too long; ``False`` is the
             behaviour of published code.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
     Returns: the training, with ``masks``, ``sparsity`` and ``report()``.
-    Raises: InputError for a choice that cannot be honoured; the model is then as it was.
+    Raises: InputError for a choice that cannot be met; the model is then unchanged.
 
     >>> import flatsparse as fs
     >>> model = torch.nn.Linear(20, 10)
@@ -107,11 +107,11 @@ def sparsify(
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:
-    """Yield the rounds of a training, from 0, the dense one; before each later one it prunes, rewinds and clears.
+    """Yield the number of each round, from 0, the dense one; prune, rewind and reset the optimizer before each later one.
 
     Between rounds the smallest weights are pruned, the early weights are written back into the others, if the method rewinds,
-    and the optimizer forgets all its state. Start the learning-rate schedule anew in each round. Loaded into a
-    training, a state goes on in the round it was saved in. A method without rounds has one.
+    and the optimizer's state is cleared. Restart the learning-rate schedule in each round. A training that
+    loads a state continues in the round it was saved in. A method without rounds has one.
 
     >>> import flatsparse as fs
     >>> model = torch.nn.Linear(20, 10)
@@ -140,7 +140,7 @@ def _initial_masks(
 
 
 def _check_objects(model: object, optimizer: Any) -> None:
-    """Raise InputError for what is no model, no optimizer, or an optimizer that cannot train sparsely."""
+    """Raise InputError unless these are a model and an optimizer that can train sparsely."""
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         raise InputError(
             f"sparsify got {type(model).__name__} and {type(optimizer).__name__}: give the model first, then its optimizer"

@@ -1,4 +1,4 @@
-"""Timetables and schedules: small frozen functions of the optimizer step, counted from 1, for when a rule acts and how strongly.
+"""Timetables and schedules: frozen functions of the optimizer step, counted from 1, that say when a rule acts and how strongly.
 
 The timetables here list the steps at which they are true (``ranges``), so that planning a long run takes no walk through its
 steps; any other function of the step is called at each.

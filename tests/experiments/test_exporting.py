@@ -205,7 +205,7 @@ def test_masks_that_changed_are_not_kept(run, monkeypatch):
     ("arguments", "told"),
     [
         (["--format", "onyx"], "nearest: onnx"),
-        (["--format"], "no format is asked for"),
+        (["--format"], "no format is given"),
         (["--format", "2:4"], "2 of each 4"),
         (["--images", "0"], "--images 0"),
         (["--device", "moon"], "--device moon"),

@@ -214,7 +214,7 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
         found = run_grid([long, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
         thread.join()
     assert len(killed) == 1
-    assert "killed, perhaps for want of memory" in found[0].failure
+    assert "killed, perhaps for lack of memory" in found[0].failure
     assert read_json(found[0].folder / "failure.json")["reason"] == found[0].failure
     check_alike(found[1:], alone[:2])
 

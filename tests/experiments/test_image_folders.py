@@ -149,7 +149,7 @@ def spoil(path, how):
 @pytest.mark.parametrize(
     ("name", "how", "told"),
     [
-        ("train/loose.png", "image", "lies in no class"),
+        ("train/loose.png", "image", "is in no class folder"),
         ("train/cat/kittens", "folder", "a folder in a class"),
         ("train/fox", "folder", "holds no images"),
         ("train/cat/9.png", "link", "not a file"),

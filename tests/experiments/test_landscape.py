@@ -124,7 +124,7 @@ def test_bf16_rounds_all_but_the_middle(measured, runs, tmp_path):
         assert rounded["centre"] == exact["centre"] != rounded["rounded_centre"]
         assert rounded["losses"] != exact["losses"]
         np.testing.assert_allclose(rounded["losses"], exact["losses"], rtol=0.05)
-        assert "in the middle is off by" in text.definition(settings, [rounded])
+        assert "in bf16, whose error at the centre is" in text.definition(settings, [rounded])
 
 
 def test_only_large_networks_are_rounded_by_default(runs):

@@ -23,7 +23,7 @@ from flatsparse.experiments.terminal import Console
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure what S²-SAM and SAM cost over SGD, in time of a step, throughput or memory, or what sparsity gains in time."""
+    """Measure the cost of S²-SAM and SAM over SGD in step time, throughput or memory, or the time that sparsity saves."""
 
     settings: Annotated[suite.Bench, tyro.conf.arg(name="")]
     out: Path | None = None

@@ -25,7 +25,7 @@ class Compare:
     out: Path = Path("comparison")
     """The comparison's folder: its runs, compare.json and compare.png."""
     resume: bool = False
-    """Go on with the comparison that the folder holds; what is finished is not run again."""
+    """Continue the comparison in the folder; finished runs are not repeated."""
 
     def __call__(self) -> None:
         if under_torchrun():

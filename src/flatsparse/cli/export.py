@@ -23,13 +23,13 @@ class Export:
     format: tuple[str, ...] = ("dense", "masks")
     """dense (with zeros), masks, small (fewer channels), csr, 2:4 (needs an NVIDIA GPU) or onnx (needs the extra onnx)."""
     out: Path | None = None
-    """Folder to write to. By default the folder export in the run's."""
+    """Folder to write to. By default the folder export in the run's folder."""
     images: int = 1000
-    """Number of test images on which the run and what was read back are compared."""
+    """Number of test images on which each file, read back, is compared with the run."""
     device: str = "cpu"
-    """Device they are computed on."""
+    """Device to compute on."""
     data_dir: Path | None = None
-    """Folder of copies of data sets. By default the run's own."""
+    """Folder of local copies of data sets. By default that of the run."""
 
     def __call__(self) -> None:
         check_count("--images", self.images)

@@ -26,20 +26,20 @@ class Landscape:
     out: Path = Path("landscape")
     """The folder: landscape.json, pictures and report.html."""
     resume: bool = False
-    """Go on in the folder, perhaps with other runs; what is measured is not measured again."""
+    """Continue in the folder, possibly with other runs; nothing is measured twice."""
 
     def __call__(self) -> None:
         if under_torchrun():
             raise InputError("landscape starts its own processes: run it without torchrun, with --jobs")
         console = Console()
         records = measure(self.settings, self.out, resume=self.resume, console=console)
-        asked = self.settings.resolved()
-        for kind in asked.kinds:
-            surfaces = [pictures.surface(record, asked.clip, kind) for record in records]
+        resolved = self.settings.resolved()
+        for kind in resolved.kinds:
+            surfaces = [pictures.surface(record, resolved.clip, kind) for record in records]
             save(pictures.in_space(surfaces), self.out / f"surface-{kind}.png")
             save(pictures.contours(surfaces), self.out / f"contour-{kind}.png")
-        if asked.hessian_images:
+        if resolved.hessian_images:
             save(pictures.spectra(records), self.out / "spectrum.png")
-        print_landscape(records, asked, console)
-        report = pages.write_landscape(records, asked, self.out)
+        print_landscape(records, resolved, console)
+        report = pages.write_landscape(records, resolved, self.out)
         console.print(f"report: {report}, numbers: {self.out / 'landscape.json'}", highlight=False)

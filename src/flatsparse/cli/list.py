@@ -30,7 +30,7 @@ CHANNELS = f"For layers: fraction of the channels that {names_of_methods('channe
 
 @dataclass(frozen=True)
 class List:
-    """List what can be chosen; or, with layers, what a choice makes sparse and costs, without training."""
+    """List the available choices; or, with layers, what a choice makes sparse and what it costs, without training."""
 
     what: tyro.conf.Positional[str] = "all"
     """methods, models, data, distributions, presets (of --layers), sharpness, recipes, all of these, or layers."""
@@ -44,15 +44,15 @@ class List:
     distribution: str | None = None
     """For layers: how active weights are allocated to layers. By default the method's own."""
     layers: str = "all"
-    """For layers: what is left dense, by whose convention."""
+    """For layers: the convention for what is left dense."""
     include: tuple[str, ...] = ()
     """For layers: only those whose names or kinds match."""
     exclude: tuple[str, ...] = ()
-    """For layers: none whose names or kinds match."""
+    """For layers: leave out those whose names or kinds match."""
     steps: int = 32_000
-    """For layers: optimizer steps of the run, in each round of a method in rounds."""
+    """For layers: optimizer steps of the run, or of each round of a method with rounds."""
     image: tuple[int, int, int] | None = None
-    """For layers: channels, height and width of an image. By default what the papers give the network."""
+    """For layers: channels, height and width of an image. By default the size that the papers use."""
 
     def __call__(self) -> None:
         if self.what == "layers":

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _flush()
     except KeyboardInterrupt:
         _print_line(
-            "stopped; the same command (with --resume where it has that) goes on from the last checkpoint, if any"
+            "stopped; the same command (with --resume where it has that) continues from the last checkpoint, if any"
         )
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output has closed it

@@ -14,16 +14,16 @@ from flatsparse.experiments.terminal import Console
 
 @dataclass(frozen=True)
 class Report:
-    """Show the tables that were reproduced so far, beside the published numbers, as text and as one HTML page."""
+    """Show the tables reproduced so far beside the published numbers, as text and as one HTML page."""
 
     store: Path = Path("reproduce")
     """The folder that flatsparse reproduce wrote to."""
     scale: Scale | None = None
-    """Only tables of this scale. By default all there are."""
+    """Only tables of this scale. By default all."""
     only: tuple[str, ...] = ()
     """Only these tables, by name, e.g. table1 sweep."""
     out: Path = Path("report.html")
-    """The page. It holds all it shows and needs no network."""
+    """The HTML page to write; one self-contained file."""
 
     def __call__(self) -> None:
         tables, console = records(self.store, self.scale, self.only), Console()

@@ -24,7 +24,7 @@ class Reproduce:
     """A recipe (`flatsparse list recipes`), all, or path/to/file.py, whose code is then run."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     out: Path = Path("reproduce")
-    """The folder that all recipes share: runs, which none repeats, and <name>-<scale>.json."""
+    """The folder that all recipes share: runs, each trained only once, and <name>-<scale>.json."""
 
     def __call__(self) -> None:
         if under_torchrun():
@@ -37,7 +37,7 @@ class Reproduce:
         for recipe in everything:
             try:
                 record = run_recipe(recipe, self.choice, self.out, console)
-            except InputError as problem:  # of all, the others go on
+            except InputError as problem:  # with all, the others continue
                 if len(everything) == 1:
                     raise
                 refused = problem

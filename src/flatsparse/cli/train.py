@@ -30,9 +30,9 @@ class Train:
     out: Path | None = None
     """The run's folder. By default runs/ and a name made of the settings."""
     resume: bool = False
-    """Go on with the run that the folder holds."""
+    """Continue the run in the folder."""
     parent: Path | None = None
-    """Folder of dense first rounds that runs in rounds share; one that is missing is put there."""
+    """Folder of dense first rounds, shared by runs of methods with rounds; a missing one is trained and saved there."""
 
     def __call__(self) -> None:
         run = resolve(self.run)
@@ -49,12 +49,12 @@ class Train:
 
 
 def usual_folder(run: ResolvedRun) -> Path:
-    """Return the folder of a run that names none."""
+    """Return the default folder of a run."""
     pruning = run.pruning
     channels = "" if pruning.channels is None else f"-channels{pruning.channels:g}"
     method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
     name = f"{sources.slug(run.dataset.data)}-{run.model}-{method}-{run.sharpness}-seed{run.seed}"
-    return Path("runs") / plain_name(name).strip("._")  # data may be a path, and lie elsewhere
+    return Path("runs") / plain_name(name).strip("._")  # data may be a path to another folder
 
 
 def summary(result: RunResult) -> Text:

@@ -37,5 +37,5 @@ def load_state(file: Path) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise corrupt_file(file, "it holds more than tensors and plain values") from None
-    except Exception as problem:  # of whatever kind: torch takes apart what a stranger may have put together
+    except Exception as problem:  # of any kind: torch parses a file that may be malformed
         raise corrupt_file(file, next(iter(str(problem).splitlines()), type(problem).__name__)) from None

@@ -43,7 +43,7 @@ def distribute(full: Tensor, like: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the full parameters that FSDP2 has gathered, so that the next use gathers them anew."""
+    """Free the full parameters that FSDP2 has gathered, so that the next use gathers them again."""
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "unshard"):
             module.reshard()  # type: ignore[operator]  # a module's attribute could be anything

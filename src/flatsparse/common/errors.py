@@ -40,7 +40,7 @@ def check_sparsity(sparsity: float) -> float:
     number = as_number(sparsity)
     if not 0 <= number < 1:
         raise InputError(
-            f"sparsity {sparsity} is not in [0, 1): give the fraction of prunable weights that shall be zero, e.g. 0.9"
+            f"sparsity {sparsity} is not in [0, 1): give the fraction of prunable weights to set to zero, e.g. 0.9"
         )
     return float(number)
 

@@ -1,4 +1,4 @@
-"""Whole files: written atomically, so that a reader meets the old content or the new one, and read with errors in one line."""
+"""Whole files: written atomically, so that a reader sees the old content or the new, and read with one-line errors."""
 
 from __future__ import annotations
 

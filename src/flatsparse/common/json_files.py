@@ -19,7 +19,7 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(value: Any, file: Path) -> dict[str, Any]:
-    """A checksummed object without its checksum. Raises InputError when the two do not fit."""
+    """A checksummed object without its checksum. Raises InputError when the two do not match."""
     if not isinstance(value, dict) or value.pop("sha256", None) != _digest(value):
         raise corrupt_file(file, "its checksum does not fit")
     return value

@@ -34,7 +34,7 @@ class Masked(Protocol):
 
 @runtime_checkable
 class MaskAware(Protocol):
-    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows of ``sam``."""
+    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows about ``sam``."""
 
     def follow(self, model: nn.Module) -> object:
         """Attach hooks to a model."""

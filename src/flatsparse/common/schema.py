@@ -13,7 +13,7 @@ def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
     """The first place where a JSON value departs from a schema, as text; None when it follows it.
 
     Ours, because a checksum says that a file is what was written, and not who wrote it. A schema is a type (``float`` is
-    any number), ``POSITIVE``, None, a set of texts, a tuple of schemas of which one must fit, a list of one schema for all
+    any number), ``POSITIVE``, None, a set of texts, a tuple of schemas one of which must match, a list of one schema for all
     entries or of one for each, or a dict with the schemas of required keys; its key ``str`` stands for every other key.
 
     Args:

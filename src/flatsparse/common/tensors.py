@@ -21,7 +21,7 @@ def version(p: Tensor) -> Version:
 
 @contextmanager
 def restored(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """A context at whose end the tensors have their former values again, bit for bit; it gives copies of these."""
+    """A context that restores the tensors' values at its end, bit for bit; it yields copies of these."""
     values = [t.detach().clone() for t in tensors]
     try:
         yield values

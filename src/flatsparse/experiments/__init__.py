@@ -1,1 +1,1 @@
-"""Experiments: runs, grids of runs, and what is reported of them. Needs the extra `lab`."""
+"""Experiments: runs, grids of runs, and reports on them. Needs the extra `lab`."""

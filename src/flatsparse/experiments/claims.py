@@ -35,7 +35,7 @@ def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
     """A context with a lock: True if this process holds it. The system releases it when the process ends, however it ends.
 
     Args:
-        file: an empty file that stands for the lock; it is made, and its folder must exist.
+        file: an empty file that stands for the lock; it is created if missing, and its folder must exist.
         keep: leave the file there.
 
     Raises: NoLocks on a file system that has none, OSError where the file cannot be made.
@@ -133,7 +133,7 @@ def claim(
                 raise InputError(f"'{out}' exists and holds something else: give another --out")
             write_json(file, {"settings": plain, **(about or {})})
         elif not resume:
-            raise InputError(f"'{out}' already holds such work: give another --out, or --resume to go on with it")
+            raise InputError(f"'{out}' already holds such work: give another --out, or --resume to continue it")
         else:
             check_same(plain, read_json(file, {"settings": dict})["settings"], f"'{out}'", free)
         yield
@@ -142,7 +142,7 @@ def claim(
 def check_same(
     settings: Mapping[str, Any], recorded: Mapping[str, Any], origin: str, free: Collection[str] = ()
 ) -> None:
-    """Raise InputError, with the first difference, when recorded settings are others; ``origin`` is where they lie."""
+    """Raise InputError, with the first difference, when recorded settings differ; ``origin`` is where they are recorded."""
     plain, recorded = (json.loads(json.dumps(one)) for one in (settings, recorded))  # tuples become lists
     odd = next((name for name in plain if name not in free and plain[name] != recorded.get(name)), None)
     if odd is not None:

@@ -9,7 +9,7 @@ import torch
 
 
 def clock(device: str = "cpu") -> float:
-    """The time in seconds, from no fixed point, once the device has done all it was asked to."""
+    """The time in seconds, from no fixed point, once the device has finished all its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -34,31 +34,31 @@ FREE = ("data_dir", "jobs", "cluster", "retry")  # settings that change no resul
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ in their sharpness awareness alone, with equal seeds, data and data order."""
+    """Runs that differ only in sharpness awareness, with equal seeds, data and data order."""
 
     setting: Annotated[Setting, tyro.conf.arg(name="")] = field(default_factory=Setting)
     sharpness: tuple[Sharpness, ...] = ("none", "sam", "s2sam", "random")
-    """The kinds of sharpness to compare; ``none`` is always there."""
+    """The kinds of sharpness to compare; ``none`` is always included."""
     rho: float = 0.05
     """Radius for every sharpness that has no entry in --rhos."""
     rhos: dict[str, float] = dataclasses.field(default_factory=dict)
     """Radius by sharpness, e.g. --rhos sam 0.2 s2sam 0.5."""
     tune: bool = False
-    """Choose each radius that --rhos leaves open on the validation split, from --rho-grid, before anything is tested."""
+    """Choose each radius that --rhos does not give from --rho-grid, on the validation split, before any test."""
     rho_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     """Radii to choose from, the same for every sharpness."""
     tune_seeds: int = 3
-    """Seeds of the choice; none of them is compared."""
+    """Number of seeds for that choice; none of them is compared."""
     label_noise: tuple[float, ...] = (0.0,)
-    """Fractions of training labels that are made wrong; each is a comparison of its own."""
+    """Fractions of training labels to make wrong; each is a comparison of its own."""
     seeds: int = 5
-    """Compare seeds 0, 1, … up to so many."""
+    """Number of seeds to compare: 0, 1, …"""
     jobs: int | None = None
-    """Runs at once. By default one for each core, or one on an accelerator."""
+    """Number of parallel runs. By default one per core, or one on an accelerator."""
     cluster: str | None = None
     """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
     retry: bool = False
-    """With --resume, run again what failed before."""
+    """With --resume, repeat failed runs."""
 
     def resolved(self) -> Comparison:
         """Return the comparison with its defaults filled in. Raises InputError for anything that cannot be run."""
@@ -116,12 +116,12 @@ def _common(setting: Setting) -> dict[str, Any]:
 def compare(comparison: Comparison, out: Path, *, resume: bool = False, console: Console | None = None) -> list[Table]:
     """Run a comparison into a folder and return its tables; ``compare.json`` there holds them too.
 
-    A run that fails is counted beside what the others allow to say, and does not stop them.
+    A run that fails is counted and does not stop the others.
 
     Args:
         comparison: what to compare; see ``Comparison``.
         out: the folder; every run has its own in ``runs`` below it, and each that ρ is chosen by in ``tuning``.
-        resume: go on with the same comparison; what is finished is not run again.
+        resume: continue the same comparison; finished runs are not repeated.
         console: where progress is shown.
 
     Raises: InputError for what cannot be run, or a folder that holds something else.

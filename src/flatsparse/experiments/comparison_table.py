@@ -26,7 +26,7 @@ class Row:
     Attributes:
         seeds: whose runs have finished; ``accuracies``, ``ball`` and ``folders`` are in their order.
         difference: to plain training, of the seeds that both have; None for plain training itself.
-        gaps: what it is the mean of, seed by seed.
+        gaps: the differences by seed, of which it is the mean.
         unpaired: the number of seeds that have no pair, because their run failed here or in plain training.
         step_times: ratios to plain training; ``step_time`` is their median.
         cosine: between the gradients of consecutive steps.
@@ -76,7 +76,7 @@ class Row:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Row:
-        """Return the row that ``to_json`` wrote; older ones do not have all of it."""
+        """Return the row that ``to_json`` wrote; older ones lack some keys."""
         older = {"seeds": list(range(len(saved["accuracies"]))), "gaps": [], "unpaired": 0, "folders": []}
         saved = {**older, **saved}
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
@@ -92,7 +92,7 @@ class Table:
     Attributes:
         rows: plain training, and what can be paired with it.
         tried: by sharpness and ρ, the validation accuracy that ρ was chosen by.
-        learned: whether any net does better than naming the commonest class; where none does, differences mean nothing.
+        learned: whether any net does better than naming the commonest class; if none does, differences mean nothing.
         failures: which runs failed, and why.
     """
 
@@ -211,9 +211,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _over_random(rows: Sequence[Row]) -> Interval | None:
-    found = {row.sharpness: row.by_seed for row in rows}
-    ours, control = found.get("s2sam", {}), found.get("random", {})
-    pairs = [seed for seed in ours if seed in control]
+    by_seed = {row.sharpness: row.by_seed for row in rows}
+    s2sam, control = by_seed.get("s2sam", {}), by_seed.get("random", {})
+    pairs = [seed for seed in s2sam if seed in control]
     if not pairs:
         return None
-    return paired_difference([ours[seed] for seed in pairs], [control[seed] for seed in pairs])
+    return paired_difference([s2sam[seed] for seed in pairs], [control[seed] for seed in pairs])

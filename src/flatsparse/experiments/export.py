@@ -58,7 +58,7 @@ def export(
     Raises: InputError for a form that is unknown, cannot be written or says other than the run; its file is then not there.
     """
     if not formats:
-        raise InputError(f"no format is asked for: give --format {' '.join(FORMS)}, or some of them")
+        raise InputError(f"no format is given: give --format {' '.join(FORMS)}, or some of them")
     for name in formats:
         if name not in FORMS:
             raise unknown("format", name, FORMS)

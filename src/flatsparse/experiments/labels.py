@@ -1,4 +1,4 @@
-"""The name, color and marker of each sharpness in texts, tables and pictures; what has none here gets one from its name."""
+"""The name, color and marker of each sharpness in texts, tables and pictures; others are derived from the name."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def color(sharpness: str) -> str:
 
 
 def marker(sharpness: str) -> str:
-    """The marker of a sharpness, which tells the commonest apart where colors cannot."""
+    """The marker of a sharpness, which distinguishes the commonest where colors cannot."""
     return MARKERS.get(sharpness, "^")

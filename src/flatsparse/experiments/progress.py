@@ -18,7 +18,7 @@ class ProgressLines:
     """Prints a plain line now and then on a console that is no terminal; a context.
 
     Attributes:
-        done: how much of ``whole`` is done; set it as the work goes on.
+        done: how much of ``whole`` is done; set it as the work proceeds.
     """
 
     def __init__(self, console: Console, title: str, whole: float) -> None:

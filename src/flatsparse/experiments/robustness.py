@@ -20,7 +20,7 @@ def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         finished: of a run on images; see ``load_run``.
-        seed: the same for all runs that are compared, so that all see the same images.
+        seed: the same for all compared runs, so that all see the same images.
 
     Returns: ``clean``, on the images as they are; ``by``, for each corruption its accuracies from severity 1 to 5; and
         ``mean``, over all of these.

@@ -23,7 +23,7 @@ class Interval:
     Attributes:
         mean: the estimate: of a mean, or of a median where ``median`` made it.
         low, high: the bounds.
-        n: of how many values, or pairs of values.
+        n: the number of values, or pairs of values.
 
     >>> gain = paired_difference([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])
     >>> gain.verdict, f"{gain:+.1f}", gain.with_half("+.1f"), gain.bounds("+.1f")
@@ -152,8 +152,10 @@ def median(values: Sequence[float], seed: int = 0) -> Interval:
     '1.25 [1.05–3.20]'
     """
     source = np.random.default_rng(seed)
-    found = stats.bootstrap((_finite(values),), np.median, n_resamples=RESAMPLES, method="percentile", rng=source)
-    low, high = found.confidence_interval
+    bootstrapped = stats.bootstrap(
+        (_finite(values),), np.median, n_resamples=RESAMPLES, method="percentile", rng=source
+    )
+    low, high = bootstrapped.confidence_interval
     return Interval(float(np.median(values)), float(low), float(high), len(values))
 
 

@@ -140,12 +140,12 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def save_csr(file: Path, model: nn.Module) -> None:
-    """Write what ``to_csr`` gave as safetensors; docs/export.md describes the file."""
+    """Write the model that ``to_csr`` returned as safetensors; docs/export.md describes the file."""
     save_tensors(Path(file), contents(model), {"format": CSR_FORMAT})
 
 
 def load_csr(file: Path, model: nn.Module) -> nn.Module:
-    """Read what ``save_csr`` wrote, given the dense model that it was made of, which is not changed.
+    """Read a model that ``save_csr`` wrote, given the dense model that it was made of, which is not changed.
 
     Raises: InputError when the file is corrupt, of another format or of another model.
     """

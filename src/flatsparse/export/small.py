@@ -18,7 +18,7 @@ SMALL_FORMAT = "flatsparse-small-1"
 
 
 def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> int:
-    """Write ``shrink(model, masks)`` as safetensors: its state dict, and the widths of its layers in the metadata.
+    """Write ``shrink(model, masks)`` as safetensors: its state dict, and the numbers of its channels in the metadata.
 
     Returns: the number of parameters removed; with 0, no channel could be removed, and the file is as large as a dense one.
     Raises: InputError as ``shrink`` does.
@@ -29,7 +29,7 @@ def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], exampl
 
 
 def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """Read what ``save_small`` wrote, in evaluation mode, given a model of the size that was shrunk, which is not changed.
+    """Read a model that ``save_small`` wrote, in evaluation mode, given one of the size that was shrunk, which is not changed.
 
     Raises: InputError when the file is corrupt, of another format or of another model.
     """

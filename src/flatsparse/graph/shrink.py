@@ -48,7 +48,7 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example:
     Args:
         model, masks, example: as for ``active_channels``; the model is not changed.
 
-    Raises: InputError as ``channel_groups`` does, and for a model that computes with its layers' widths as numbers.
+    Raises: InputError as ``channel_groups`` does, and for a model that computes with its layers' numbers of channels.
 
     >>> net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> with torch.no_grad():

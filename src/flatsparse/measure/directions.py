@@ -17,7 +17,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets, a scalar
 IMAGES = 512  # measured on, about: a whole number of batches
 RHO = 0.05  # of runs that have none
 DEFINITION = (
-    "Gains are rises of a batch's loss (batch norm by its own statistics, as in training) a step of length ρ away on live"
+    "Gains are rises of a batch's loss (batch norm by its own statistics, as in training) a step of length ρ away on active"
     " weights: along that batch's own gradient (SAM), along the previous gradient (S²-SAM), along noise, and the largest"
     " found in the ball (m-sharpness); means over the batches. The cosine is between the previous gradient and each batch's own"
 )

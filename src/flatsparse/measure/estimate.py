@@ -18,7 +18,7 @@ from flatsparse.sparse.layers import DENSE, LayerSelector, by_default, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan, due, due_steps
 
-WALKED = 10_000  # so many updates that change counts are walked one by one
+WALKED = 10_000  # the number of updates that are walked one by one, at most
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class Estimate:
 
     @property
     def sparsity(self) -> float:
-        """Over the weights that are made sparse."""
+        """The sparsity over the weights that are made sparse."""
         return 1 - sum(x.active for x in self.layers if x.chosen) / sum(x.total for x in self.layers if x.chosen)
 
     @property
     def overall_sparsity(self) -> float:
-        """Over the weights of all matrices."""
+        """The sparsity over the weights of all matrices."""
         return sum(layer.total - layer.active for layer in self.layers) / self.weights
 
     def train(self, batch_size: int) -> float:
-        """The whole run."""
+        """The cost of the whole run."""
         return self.step * self.steps * batch_size
 
 
@@ -174,7 +174,7 @@ class _Walk:
             self.expected.active = self.plan.rounds.prune.counts(self.expected, number)
 
     def take(self, steps: int) -> None:
-        """Take so many steps more."""
+        """Take more steps."""
         last = self.steps + steps
         changes = due_steps([rule for rule in self.plan.rules if rule.changes_counts], last, after=self.steps)
         dense = due_steps([rule for rule in self.plan.rules if rule.dense_gradient], last, after=self.steps)

@@ -144,11 +144,11 @@ class _Counter(TorchDispatchMode):
                 return whole
         out = func(*args, **kwargs)
         read = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        found = [self._find(t) for t in read]
-        names = list(dict.fromkeys(name for known in found if known and (name := known[2]) is not None))
+        sources = [self._find(t) for t in read]
+        names = list(dict.fromkeys(name for known in sources if known and (name := known[2]) is not None))
         product = packet in self._formulas or packet in _RECURRENT
         self._count(packet, func.namespace, out, args, kwargs, names)
-        fixed = all(known is not None for known in found)  # nothing of it comes from the sample
+        fixed = all(known is not None for known in sources)  # nothing of it comes from the sample
         for made in pytree.tree_leaves(out):
             if isinstance(made, Tensor) and fixed:
                 self._know(made, names[0] if len(names) == 1 and not product else None)
@@ -190,7 +190,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int]:
-    """A tensor's memory, and the bytes of it from where to where the tensor lies."""
+    """The address of a tensor's memory, and the range of bytes of it that the tensor covers."""
     try:
         return tensor.untyped_storage()._cdata, *span(tensor)
     except (RuntimeError, NotImplementedError):  # kinds of tensors without a memory of their own
@@ -210,7 +210,7 @@ def _matrix_vector(*tensors: Tensor, **options: Any) -> int:
 
 
 def _operations(formulas: Mapping[str, Callable[..., int]]) -> dict[Any, Callable[..., int]]:
-    """By the operations of these names that this torch has."""
+    """Return formulas by operation, for those of these names that this torch has."""
     return {getattr(torch.ops.aten, name): f for name, f in formulas.items() if hasattr(torch.ops.aten, name)}
 
 

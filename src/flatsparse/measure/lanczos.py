@@ -1,6 +1,6 @@
 """Lanczos' method for a symmetric operator: its tridiagonal form, and its eigenvalues at the ends of the spectrum.
 
-Every basis vector is made orthogonal to all before it, without which large eigenvalues come out several times.
+Every basis vector is made orthogonal to all before it, without which large eigenvalues appear several times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # (n,) -> (n,), symmetric
 
-SUBSPACE = 20  # basis vectors at least, as in ARPACK; on a GPU they lie in its memory
+SUBSPACE = 20  # basis vectors at least, as in ARPACK; on a GPU they are in its memory
 RESTARTS = 1000  # about 10,000 products
 EXHAUSTED = 1e-6  # a residual so short, relative to the operator, ends the tridiagonal form
 

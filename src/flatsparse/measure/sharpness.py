@@ -16,7 +16,7 @@ ZeroOutside = Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
 STEPS = 5
 DEFINITION = (
     "the largest increase of the mean cross-entropy on training images (evaluation mode, labels as trained on, no"
-    " augmentation) found within a Euclidean ball of the radius around the final weights, moving live weights only, by"
+    " augmentation) found within a Euclidean ball of the radius around the final weights, moving active weights only, by"
     f" {STEPS} projected steps of normalized gradient ascent; a lower bound of the true maximum"
 )
 

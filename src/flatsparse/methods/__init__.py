@@ -157,7 +157,7 @@ def as_method(method: str | Method, options: dict[str, Any]) -> Method:
 
 
 def sparsity_for(method: Method, sparsity: float | None) -> float:
-    """Return the sparsity that a method shall end at; 0 for one that takes none.
+    """Return the sparsity that a method is to end at; 0 for one that takes none.
 
     Raises: InputError when it is missing, out of range, or given to a method that takes none.
     """

@@ -14,9 +14,9 @@ from flatsparse.sparse.scores import each, magnitude
 
 @dataclass(frozen=True)
 class ACDC:
-    """Train dense and sparse by turns, pruning the smallest weights of the whole net, and end sparse (Alg. 1).
+    """Alternate dense and sparse training, pruning the smallest weights of the whole net, and end sparse (Alg. 1).
 
-    Pruned weights come back at 0. The published code forgets all momentum then; here what was active keeps its own.
+    Pruned weights come back at 0. The published code clears all momentum then; here the weights that were active keep theirs.
 
     Attributes:
         prune: when to prune to the target, in shares of the run. By default those of the paper's ImageNet runs of 100

@@ -19,15 +19,15 @@ SCOPES = ("net", "layer")
 
 @dataclass(frozen=True)
 class Chase:
-    """Explore weights over the whole net, and bit by bit remove the channels that this leaves nearly empty.
+    """Explore weights over the whole net, and gradually remove the channels that this leaves nearly empty.
 
-    An update prunes the smallest weights of the net to its sparsity and grows beyond it where the dense gradient is
-    largest, ever less far beyond. Channels go half a period before. In the last phase an update drops a share of the active
-    weights, the smallest of the net, and grows as many. Nothing grows in removed channels, which can be taken out at the end:
-    ``fs.shrink``. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up active. Our
+    An update prunes the smallest weights of the net to its sparsity and grows beyond it, by less and less, where the
+    dense gradient is largest. Channels are removed half a period earlier. In the last phase an update drops a share of the
+    active weights, the smallest of the net, and grows as many. Nothing grows in removed channels, which ``fs.shrink`` can take
+    out at the end. Where the channels that stay hold fewer weights than the sparsity allows, all of them end up active. Our
     reading is that an update takes a weight step too, and that the bound counts all prunable weights.
 
-    That is as in the published scripts for CIFAR, whose counts miss what is asked for by a few weights and channels. The one
+    This follows the published scripts for CIFAR, whose counts miss the requested ones by a few weights and channels. The one
     for ImageNet works layer by layer in both phases, ``first_phase="layer", last_phase="layer"``, and removes channels every
     other epoch; in its first phase layers keep their proportions to each other, here they go by ``distribution``.
 
@@ -47,11 +47,11 @@ class Chase:
             ``removable`` is all that one layer writes and that can be taken out.
         sums: remove any channels that can be taken out, whatever ``explore`` says, also those that several layers write, such
             as those of a residual stream.
-        first_phase, last_phase: what weights are ranked in, ``net`` or ``layer``. With ``layer`` the first phase gives
+        first_phase, last_phase: the scope in which weights are ranked, ``net`` or ``layer``. With ``layer`` the first phase gives
             each layer what ``distribution`` does, and the last one keeps each layer's count.
         channel_every: steps between removals of channels; ``every`` by default, as in the script for ResNet-50. That for VGG-19
             has 8,000 beside 1,000.
-        channel_offset: how long before an update channels go, in shares of ``every``; 0 is together, channels first.
+        channel_offset: time from a removal of channels to the next update, in shares of ``every``; 0: same step, channels first.
         distribution: how the active weights are allocated to layers at the start.
     """
 

@@ -15,19 +15,19 @@ from flatsparse.sparse.scores import each, magnitude
 
 @dataclass(frozen=True)
 class CHEX:
-    """Now and then remove channels by column-subset selection and regrow some of the removed, from scratch to a thinner net.
+    """Periodically remove channels by column-subset selection and regrow some of the removed, from scratch to a pruned net.
 
-    It takes no sparsity, which comes out. The fraction of channels is counted over those that are explored, and met to the
+    It takes no sparsity, which is a result. The fraction of channels is counted over those that are explored, and met to the
     channel from the last update on. Channels are ranked by the scales of their batch norms; where one layer has none, all
-    are by the L1 norms of their filters, relative to their layer. That is ours. Weights are dense but for removed
+    are by the L1 norms of their filters, relative to their layer. This is ours. Weights are dense but for removed
     channels, and the optimizer's state of weights that return starts from 0. Models are traced by ``torch.fx``.
 
     Explored is what the published code explores in a ResNet-50: conv1 and conv2 of each bottleneck and the outputs of the
     shortcuts' convolutions, 11,392 channels in all, never the stem and never conv3. A removed channel of a shortcut is 0, with
-    its batch norm's weight and bias, but cannot be taken out of the net, because the sum goes on without it. Of other nets
+    its batch norm's weight and bias, but cannot be taken out of the net, because the sum goes on without it. In other nets
     these are the channels that one layer writes and that can be removed alone, but for those of the first convolution, and
     the outputs of shortcuts' convolutions. The published code rounds each layer's count down, so that it has a few channels
-    less than asked for, and none at least; here the count is met, and every group keeps a channel.
+    fewer than requested, and no minimum; here the count is met, and every group keeps a channel.
 
     Attributes:
         channels: the fraction removed (S; 0.5 and 0.7 for the paper's ResNet-50).

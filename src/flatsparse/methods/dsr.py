@@ -14,18 +14,18 @@ from flatsparse.sparse.scores import each, random, random_elsewhere
 
 @dataclass(frozen=True)
 class DSR:
-    """Drop what is below one threshold for the whole net; the layers grow as many, in proportion to their survivors (Alg. 1).
+    """Drop weights below one threshold for the whole net; layers regrow as many, in proportion to their survivors (Alg. 1).
 
-    The threshold doubles or halves as fewer or more are dropped than wanted. Growth is random, among weights that were
+    The threshold doubles or halves as fewer or more are dropped than intended. Growth is random, among weights that were
     pruned before. The period doubles after 1/8, 2/5 and 7/10 of the run, as in the paper's CIFAR runs (epochs 25, 80 and
     140 of 200). Its code keeps a net's first convolution and shortcuts dense, which ``layers="dsr"`` does.
 
     Attributes:
         every: steps between updates at first.
         until: the last step that may update, or its share of the run.
-        drop_fraction: of the net's active weights, wanted at each update. The paper gives counts: 20,000 for its
+        drop_fraction: of the net's active weights, the target at each update. The paper gives counts: 20,000 for its
             CIFAR net and 400,000 for ResNet-50, which at 80 to 90 % sparsity are 8 to 16 % of the active weights.
-        threshold: to begin with (H).
+        threshold: the initial one (H).
         distribution: how the active weights are allocated to layers at the start; uniform, as in its code, which
             starts linear layers at a sparsity of their own.
     """

@@ -13,7 +13,7 @@ from flatsparse.sparse.scores import each, magnitude
 
 @dataclass(frozen=True)
 class GMP:
-    """Start dense and prune the smallest weights, ever more slowly, until the target (eq. 1, the cubic schedule).
+    """Start dense and prune the smallest weights, more and more slowly, to the target (eq. 1, the cubic schedule).
 
     The paper leaves begin, end and period to the user; ours are the start, 75 % of the run and 100 steps, after the
     settings that dynamic methods use.

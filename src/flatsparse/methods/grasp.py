@@ -15,8 +15,8 @@ from flatsparse.sparse.saliency import HALVES, Batch, GradientFlow, Loss
 class GraSP:
     """Before training keep the weights that carry the gradient flow, and never change them (Alg. 1).
 
-    The score of a weight is ``w · H∂L/∂w``, H the Hessian: what its removal does to the norm of the gradient, to first
-    order. All weights of the net are ranked globally, on a sample with as many images of each class.
+    The score of a weight is ``w · H∂L/∂w``, with H the Hessian: the effect of its removal on the norm of the gradient, to
+    first order. All weights of the net are ranked globally, on a sample with equally many images of each class.
 
     The sample is passed in two halves. The published code splits it in the middle, class by class as it is sorted, so that
     each half holds half of the classes; here each takes every other image. With batch norm, whose statistics are a half's
@@ -28,7 +28,7 @@ class GraSP:
         batches: pairs of inputs and targets that the sample is taken from, on the model's device.
         loss_fn: of outputs and targets.
         per_class: of each class in the sample (10 on CIFAR-10 in the published code); None takes all batches whole.
-        temperature: what the outputs are divided by (T in the published code).
+        temperature: the divisor of the outputs (T in the published code).
         halves: ``alternate``, or ``middle`` as in the published code.
         distribution: the paper ranks all weights globally.
     """

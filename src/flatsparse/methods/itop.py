@@ -1,9 +1,9 @@
 """ITOP: in-time over-parameterization (Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
 
-The paper's settings for SET and RigL: update rarely, so that what grows has time to show its worth, and to the end of
+The paper's settings for SET and RigL: update rarely, so that grown weights have time to prove useful, and to the end of
 training, so that as many weights as possible are tried at some time. ``training.exploration`` is the paper's R_s, the
 fraction of weights that were. The weight step is taken on updates too. Periods are for batches of 128 on CIFAR. The last
-step of the run grows nothing, because nothing would train it.
+step of the run grows nothing, because grown weights would not be trained.
 """
 
 from __future__ import annotations

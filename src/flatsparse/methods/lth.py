@@ -35,8 +35,8 @@ class LTH:
 class LRR:
     """Train, prune the smallest weights of the whole net, keep the others, restart the learning rate (Renda et al. 2020).
 
-    It differs from ``LTH`` in that nothing is written back: each round goes on from the weights that the last one ended
-    with, at the learning rate that the first one began with. Ours is that the last pruning stops at the target.
+    It differs from ``LTH`` in that nothing is written back: each round continues from the final weights of the last one,
+    at the initial learning rate of the first one. Ours is that the last pruning stops at the target.
 
     Attributes:
         drop_fraction: of the remaining weights, pruned after each round.

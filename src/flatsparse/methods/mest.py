@@ -20,17 +20,17 @@ EMS_BOUNDS = {0.0: (0.05, 0.025), 0.98: (0.05, 0.02)}
 
 @dataclass(frozen=True)
 class MEST:
-    """MEST(EM), elastic mutation: prune a little beyond the target, grow back to it at random, ever less.
+    """MEST(EM), elastic mutation: prune a little beyond the target and grow back to it at random, less and less.
 
-    The start is dense weights pruned by magnitude. From the last phase on masks stay. As in the published code what
-    was just pruned may grow again, and starts from 0. That code also mutates once before the first step; here the first
+    The start is dense weights pruned by magnitude. From the last phase on masks stay. As in the published code,
+    just-pruned weights may grow again, and start from 0. That code also mutates once before the first step; here the first
     mutation comes after ``every`` steps.
 
     Attributes:
         every: steps between mutations; by default 1/32 of the run (5 epochs of 160).
-        bounds: what is pruned beyond the target in each phase but the last, in fractions of all weights. By default
-            the S²-SAM paper's for ResNet-32; for VGG-19 at 0.98 it has ``(0.01, 0.005)``. The two rows of the table hold
-            below 0.98, and from there on; for sparsities that the paper has not that is ours.
+        bounds: the amount pruned beyond the target in each phase but the last, in fractions of all weights. By default
+            the S²-SAM paper's for ResNet-32; for VGG-19 at 0.98 it has ``(0.01, 0.005)``. The two rows of the table are
+            for sparsities below 0.98, and from there on; for sparsities that the paper lacks, this is ours.
         phases: where the next phase begins, in shares of the run (epochs 100 and 130 of 160).
         gradient_weight: λ of the importance ``|w| + λ|∂L/∂w|``; 0, as in the published code, is magnitude. Otherwise
             gradients are kept dense on updates, though only the active weights' are read.
@@ -59,7 +59,7 @@ class MEST:
 
 @dataclass(frozen=True)
 class MESTSoft:
-    """MEST(EM&S), elastic mutation with a soft memory bound: train denser than the target, ever closer to it.
+    """MEST(EM&S), elastic mutation with a soft memory bound: train denser than the target, closer and closer to it.
 
     A mutation prunes to the target and grows beyond it at random. From the last phase on the net is at the target. The
     published code mutates once before the first step, so that it starts with the largest weights at the target and random

@@ -1,4 +1,4 @@
-"""Presets of layers: what a method's paper leaves dense beside biases, norms and embeddings."""
+"""Presets of layers: the layers that a method's paper leaves dense besides biases, norms and embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRESETS: dict[str, tuple[LeftDense, ...]] = {
 
 
 def left_dense_by(preset: str) -> tuple[LeftDense, ...]:
-    """Return what names the layers that a preset leaves dense.
+    """Return the functions that name the layers a preset leaves dense.
 
     Raises: InputError for an unknown preset.
     """

@@ -15,9 +15,9 @@ from flatsparse.sparse.scores import each, gradient, magnitude, random
 
 @dataclass(frozen=True)
 class RigL:
-    """Now and then drop the smallest active weights of each layer and grow where the dense gradient is largest (Alg. 1).
+    """Periodically drop the smallest active weights of each layer and grow where the dense gradient is largest (Alg. 1).
 
-    As in the published code an update takes the place of the weight step, and what was just dropped may return.
+    As in the published code, an update takes the place of the weight step, and just-dropped weights may return.
 
     Attributes:
         every: steps between updates (ΔT).

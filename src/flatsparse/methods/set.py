@@ -15,7 +15,7 @@ from flatsparse.sparse.scores import each, magnitude, magnitude_by_sign, random
 
 @dataclass(frozen=True)
 class SET:
-    """Now and then drop the smallest active weights of each layer and grow as many at random.
+    """Periodically drop the smallest active weights of each layer and grow as many at random.
 
     This is the form for convolutional nets that the RigL code compares with: by magnitude whatever the sign, every
     100 steps. Growth starts from small random values in the paper but from 0 in its code; here, from 0. The share of
@@ -47,8 +47,8 @@ class SET:
 class OriginalSET:
     """SET as first published: once an epoch drop the smallest positive and the largest negative weights (Alg. 1).
 
-    The same fraction goes of either sign. Epochs are not known here: by default one is taken to be 1/160 of the run.
-    The last step of the run grows nothing, because nothing would train it.
+    The same fraction of either sign is dropped. Epochs are not known here: by default one is taken to be 1/160 of the run.
+    The last step of the run grows nothing, because grown weights would not be trained.
 
     Attributes:
         every: steps between updates.

@@ -18,11 +18,11 @@ class SNFS:
 
     The momentum must be dense, while an optimizer's is 0 outside the masks: a running average of the dense gradient is
     kept beside it, a buffer the size of the weights, without weight decay. Epochs are not known here: by default one is
-    taken to be 1/160 of the run. The last step of the run grows nothing, because nothing would train it.
+    taken to be 1/160 of the run. The last step of the run grows nothing, because grown weights would not be trained.
 
     Its code leaves the optimizer's own momentum dense, so that a weight that grows starts at 0 but moves at once with the
-    momentum that gathered while it was pruned; here it starts from 0. That code also lets a layer that is still growing, but is
-    denser than 80 %, drop no more than its sparsity (``adjust_prune_rate``); here all layers drop the same fraction.
+    momentum that accumulated while it was pruned; here it starts from 0. That code also lets a layer that is still growing, but
+    is denser than 80 %, drop no more than its sparsity (``adjust_prune_rate``); here all layers drop the same fraction.
 
     Attributes:
         every: steps between updates.

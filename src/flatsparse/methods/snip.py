@@ -14,8 +14,8 @@ from flatsparse.sparse.saliency import Batch, Loss, Sensitivity
 class SNIP:
     """Before training keep the weights that the loss is most sensitive to, and never change them (Alg. 1).
 
-    The sensitivity to a weight is ``|w · ∂L/∂w|``, what removing it would change to first order. All weights of the net are
-    ranked globally.
+    The sensitivity to a weight is ``|w · ∂L/∂w|``, the effect of its removal on the loss to first order. All weights of the net
+    are ranked globally.
     The paper starts from a variance-scaling initialisation; here the model is scored as it is given.
 
     Attributes:

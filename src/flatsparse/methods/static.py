@@ -13,9 +13,9 @@ from flatsparse.sparse.scores import Score, each, random
 
 @dataclass(frozen=True)
 class Dense:
-    """Every weight stays: the ordinary training that the others are measured against.
+    """Train all weights: the ordinary dense training that the others are measured against.
 
-    Its sparsity is 0, and any other is refused. All that sharpness awareness does can be compared without masks here.
+    Its sparsity is 0, and any other is refused. With it, sharpness-aware training can be compared without masks.
     """
 
     default_sparsity = 0.0
@@ -32,7 +32,7 @@ class Dense:
 class Static:
     """A sparse start that never changes (the static baseline of Evci et al. 2020: random, ERK).
 
-    It tells what moving the masks is worth: dynamic methods start like this one. With ``initial=magnitude`` it keeps the
+    It shows the worth of moving the masks: dynamic methods start like this one. With ``initial=magnitude`` it keeps the
     largest of the initial weights of each layer.
 
     Attributes:

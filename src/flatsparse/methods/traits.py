@@ -1,7 +1,7 @@
-"""The traits of a method: what it declares of itself, for whoever runs it, counts its cost or describes it.
+"""The traits of a method: its declarations about itself, for the code that runs it, counts its cost or describes it.
 
 A method declares a trait by a class attribute of its name, which is no field of the dataclass; what it does not declare
-has the default. All else is in its options (``options_of``) and in its plan, such as its rounds.
+has the default. Everything else is in its options (``options_of``) and in its plan, such as its rounds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Traits:
         takes_sparsity: it is given the sparsity to end at. One that is not, such as a method that is given a fraction of
             channels to remove, plans for sparsity 0.
         default_sparsity: the sparsity of a run from the command line that names none.
-        scoring: what it scores weights on before training, given as its options ``batches`` and ``loss_fn``: nothing, one
-            ``batch`` of the training data, or all its ``batches``.
+        scoring: the data that it scores weights on before training, given as its options ``batches`` and ``loss_fn``:
+            nothing, one ``batch`` of the training data, or all its ``batches``.
     """
 
     takes_sparsity: bool = True

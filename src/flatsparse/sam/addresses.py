@@ -14,7 +14,7 @@ from torch import Tensor, nn
 def address_holder(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str | None:
     """Return the first module, in words, that holds the storage of a parameter by other means than the parameter; or None.
 
-    It looks for tensors and arrays that share the storage, addresses as numbers or ``ctypes`` pointers, in a module's own
+    It searches for tensors and arrays that share the storage, addresses as numbers or ``ctypes`` pointers, in a module's own
     attributes and one level below, and modules whose forward is a captured CUDA graph. It does not see what
     compiled code keeps.
     """

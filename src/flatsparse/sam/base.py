@@ -1,4 +1,4 @@
-"""The optimizer around a base that SAM and S²-SAM are: it takes its gradient at perturbed weights ``u = w + e``."""
+"""The base class of SAM and S²-SAM: an optimizer around another that takes its gradient at perturbed weights ``u = w + e``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SharpnessAware(Wrapper):
             perturbs masked weights too, as the released code of Ji et al. (2024) does.
         compact: keep perturbed values of active weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value
             and index), for some more time in the step (``flatsparse bench step`` measures it).
-        in_place: exchange contents instead of storage when weights are perturbed and restored, for what holds on to
+        in_place: exchange contents instead of storage when weights are perturbed and restored, for objects that hold
             addresses, such as a captured CUDA graph; costs two more passes over the weights. Sharded parameters (FSDP2)
             are always treated so.
 
@@ -125,7 +125,7 @@ class SharpnessAware(Wrapper):
         return self.perturbation.disabled()
 
     def train(self) -> None:
-        """Pass the call on to a base that has the method (the convention of schedule-free optimizers)."""
+        """Pass the call to a base that has the method (the convention of schedule-free optimizers)."""
         if hasattr(self.base, "train"):  # some trainers call this before every forward
             self.restore("optimizer.train()")  # the base may write the weights
             self.base.train()
@@ -140,7 +140,7 @@ class SharpnessAware(Wrapper):
         self.perturbation.set_masks(masks)
 
     def reset_state(self) -> None:
-        """Forget the perturbed weights, and begin a schedule of ρ anew: the next step is as the first."""
+        """Drop the perturbed weights, and restart a schedule of ρ: the next step is like the first."""
         self.perturbation.restore()
         self.radius.restart()
         self.perturbation.weights.forget()

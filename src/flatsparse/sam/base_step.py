@@ -56,7 +56,7 @@ def compiled_step(perturbation: Perturbation) -> Tensors | None:
 
 
 def _compiled_pass(base: Any, perturbation: Perturbation) -> None:
-    """In the place of the base's own step, between its hooks: that step, and the perturbed weights if all is as usual."""
+    """Take the base's own step, between its hooks, and make the perturbed weights if all is as usual."""
     rows = []
     for group in base.param_groups:
         params = [p for p in group["params"] if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Running statistics of normalization layers, which a second forward of the same batch shall not count again."""
+"""Running statistics of normalization layers, which a second forward of the same batch must not update again."""
 
 from __future__ import annotations
 

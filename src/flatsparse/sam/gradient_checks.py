@@ -56,7 +56,7 @@ class GradientChecks:
             self._watch = self._watch or ArrivalWatch(perturbed, self)
 
     def begin_step(self, optimizer: Perturbing) -> None:
-        """Watch the coming step, if it is one of those that are watched and its forward shall be perturbed."""
+        """Watch the coming step, if it is one of those that are watched and its forward is to be perturbed."""
         self._steps += 1
         if is_inspected(self._steps + 1) and self.perturbation.weights.exist:
             self._inspection = Inspection(optimizer, self)
@@ -151,7 +151,7 @@ def _reference(thing: Any) -> Callable[[], Any]:
 
 
 def _eager_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a model, but none in which a compiler has looked at hooks: others would make it compile anew."""
+    """The modules of a model, except those whose hooks a compiler has traced: new hooks would make it recompile."""
     modules = list(model.modules())
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     wrapped = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules)

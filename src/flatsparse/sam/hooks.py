@@ -216,7 +216,7 @@ class _Follower:
                 optimizer.warn(
                     "replaced",
                     f"{len(absent)} of the {len(self._slots)} parameters that the optimizer perturbs ('{absent[0][1]}' is one)"
-                    " are no longer the model's own, so gradients are not taken at w + e there: make the optimizer anew"
+                    " are no longer the model's own, so gradients are not taken at w + e there: make a new optimizer"
                     " after parameters were replaced, or take gradients inside optimizer.perturbed()",
                 )
         elif torch.is_grad_enabled():

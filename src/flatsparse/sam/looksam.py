@@ -1,4 +1,4 @@
-"""LookSAM: SAM on some steps only; on the others the direction it has found then, without a second gradient."""
+"""LookSAM: SAM on some steps only; on the others its last direction, without a second gradient."""
 
 from __future__ import annotations
 
@@ -91,19 +91,19 @@ class LookSAM(SAM):
     def _sharpen(self, closure: Callable[[], Any]) -> Tensors:
         """Turn the gradient into that of a SAM step, or into the kept direction. Returns the new g_v of a SAM step."""
         gradients = self.perturbation.gradients()
-        kept = {p: v for p in gradients if (v := self._entry.get(p)) is not None}
-        if gradients and (self.radius.steps_taken % self.every == 0 or not kept):
+        stored = {p: v for p in gradients if (v := self._entry.get(p)) is not None}
+        if gradients and (self.radius.steps_taken % self.every == 0 or not stored):
             with self.perturbed():
                 first = {p: g.clone() for p, g in self._active_only(gradients).items()}
                 with torch.enable_grad():
                     self.zero_grad()
                     closure()
             return _orthogonal(self._active_only(self.perturbation.gradients()), first)
-        if kept:
-            length, own = (norm(list(self._active_only(some).values())) for some in (gradients, kept))
+        if stored:
+            length, own = (norm(list(self._active_only(some).values())) for some in (gradients, stored))
             assert length is not None
             assert own is not None
-            for p, v in self._active_only(kept).items():
+            for p, v in self._active_only(stored).items():
                 gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
         return {}
 
@@ -113,7 +113,7 @@ class LookSAM(SAM):
             self._entry[p] = v
 
     def reset_state(self) -> None:
-        """Forget g_v too, and begin a schedule of ρ anew: the next step is as the first."""
+        """Drop g_v too, and restart a schedule of ρ: the next step is like the first."""
         super().reset_state()
         for group in self.param_groups:
             for p in group["params"]:

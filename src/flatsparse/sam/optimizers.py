@@ -39,7 +39,7 @@ class S2SAM(SharpnessAware):
         kernel: take the base's step and make the perturbed weights in one compiled pass; for ``SGD`` with momentum on float32
             weights on a CPU, along the previous gradient. Built by the machine's C compiler when first used.
 
-    Raises: InputError for a choice that cannot be honoured.
+    Raises: InputError for a choice that cannot be met.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = S2SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05).follow(model)
@@ -171,7 +171,7 @@ class SAM(SharpnessAware):
     def perturbed(self) -> Iterator[None]:
         """A context in which the parameters hold w + e, with e along the gradients they have on entry.
 
-        The gradients are yours to clear inside. Batch-norm statistics are what they were when it ends: the first pass has
+        The gradients are yours to clear inside. Batch-norm statistics are restored at its end, because the first pass has
         already counted this batch.
         """
         for p, masked in self.perturbation.masks.items():

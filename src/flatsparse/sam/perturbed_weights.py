@@ -61,7 +61,7 @@ class PerturbedWeights:
     # -- made in a step -------------------------------------------------------------------------------------------
 
     def indices(self, p: nn.Parameter) -> Tensor | None:
-        """The flat indices of a parameter's active weights, (n,), if its u shall be compact."""
+        """The flat indices of a parameter's active weights, (n,), if its u is to be compact."""
         masked = self.masks.get(p) if self._options.compact else None
         return None if masked is None or masked.active == p.numel() else masked.indices
 
@@ -73,7 +73,7 @@ class PerturbedWeights:
         return torch.empty_like(p, requires_grad=False) if indices is None else p.new_empty(shape, requires_grad=False)
 
     def record(self, swaps: list[Swap]) -> None:
-        """Keep the u just made, and forget all others."""
+        """Store the u just made, and drop all others."""
         made = {p: u for p, u, _ in swaps}
         for group in self._base.param_groups:
             group[RHO] = self._radius.of(group)
@@ -112,7 +112,7 @@ class PerturbedWeights:
         for group in self._base.param_groups:
             rho = self._radius.of(group)
             made_with = group.get(RHO, rho)
-            if rho == 0 or made_with == 0:  # nothing shall be perturbed, or nothing was
+            if rho == 0 or made_with == 0:  # nothing is to be perturbed, or nothing was
                 continue
             kept = [self._swap(p, u) for p, u in self._of([group]).items()]
             if rho != made_with:
@@ -133,7 +133,7 @@ class PerturbedWeights:
         self._made = []
 
     def reload(self) -> None:
-        """Go on with what is in the store by now, after another state was loaded."""
+        """Use the current content of the store, after another state was loaded."""
         self.invalidate()
         self.exist = bool(self.kept())
 

@@ -32,7 +32,7 @@ class Radius:
 
     @property
     def steps_taken(self) -> int:
-        """The number of steps since the first, or since the schedule began anew."""
+        """The number of steps since the first, or since the schedule was restarted."""
         taken: int = self._base.param_groups[0].get(STEP, 0)
         return taken
 
@@ -62,7 +62,7 @@ class Radius:
         self._set_steps(self.steps_taken + 1)
 
     def restart(self) -> None:
-        """Begin a schedule of ρ anew."""
+        """Restart a schedule of ρ."""
         self._set_steps(0)
 
     def _set_steps(self, taken: int) -> None:

@@ -1,4 +1,4 @@
-"""Letting parameters show other tensors for a while, and their own again, bit for bit.
+"""Swaps: parameters show other tensors for a while, and then their own again, bit for bit.
 
 Nothing is added or subtracted. Plain tensors exchange storage; sharded ones, parts of tensors, and all when asked for,
 exchange contents.
@@ -127,7 +127,7 @@ def put(tensor: Tensor, indices: Tensor | None, values: Tensor) -> None:
     if indices is None:
         tensor.copy_(values)
         return
-    flat = tensor.reshape(-1)  # a copy only where rows do not lie one after the other (channels-last weights)
+    flat = tensor.reshape(-1)  # a copy only where rows are not contiguous (channels-last weights)
     flat.index_copy_(0, indices.long(), values)
     if not tensor.is_contiguous():
         tensor.copy_(flat.view(tensor.shape))

@@ -85,6 +85,6 @@ def check_base(base: Any) -> None:
     check_dense(base)
     if needs_closure(base):
         raise InputError(
-            f"{type(base).__name__} takes several gradients a step, each of which would need a direction of its own:"
+            f"{type(base).__name__} takes several gradients a step, and each would need its own direction:"
             " give a base that takes one, e.g. torch.optim.SGD"
         )

@@ -189,7 +189,7 @@ class ChannelState(Sequence[ChannelGroup]):
 
     @torch.no_grad()
     def restore(self, masks: Masks) -> None:
-        """After a rule that recorded values: give all that is active the value it last had. What stayed has it already."""
+        """Restore the recorded values of active channels after a rule; those that stayed active have them already."""
         if not self._recorded:
             return
         for w in masks:
@@ -212,7 +212,7 @@ class ChannelState(Sequence[ChannelGroup]):
         return {"live": {g.name: g.active.clone() for g in self}, "latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any], masks: Masks) -> None:
-        """Take over a saved state of the same net.
+        """Load a saved state of the same net.
 
         Raises: InputError when it is of other groups.
         """

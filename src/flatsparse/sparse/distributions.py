@@ -39,7 +39,7 @@ def erdos_renyi_kernel(scores: Mapping[str, Tensor], total: int) -> dict[str, in
 
 
 def global_ranking(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
-    """As many of each layer as are among the ``total`` largest scores of the whole net (global pruning).
+    """Counts of the ``total`` largest scores of the whole net, by layer (global pruning).
 
     A layer that would be emptied keeps one weight, which the others make room for, and a warning names it.
     """

@@ -26,7 +26,7 @@ class ExpectedCounts:
     channels: ChannelState
 
     def after_pruning(self, channels: Sequence[int]) -> dict[str, int]:
-        """Return the active weights of each layer when each group has so many channels left and all others are active."""
+        """Return the active weights of each layer for given numbers of active channels in each group, all else being active."""
         for g, count in zip(self.channels, channels, strict=True):
             g.active = torch.arange(g.group.size) < count
         growable = self.channels.growable({name: s.shape for name, s in self.scores.items()})

@@ -1,4 +1,4 @@
-"""Weights that grew under an optimizer that is older than they are, and their steps, which are as under a new one."""
+"""Weights that grew under an optimizer that is older than they are, and the correction of their steps to those of a new one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flatsparse.sparse.optimizer_state import Group, correction, decay_factor, g
 
 @dataclass
 class _Young:
-    """The weights of a layer that grew not long ago.
+    """The recently grown weights of a layer.
 
     Attributes:
         indices: flat, in row-major order, int64.
@@ -32,7 +32,7 @@ class _Young:
     now: float
 
     def keep(self, which: Tensor) -> None:
-        """Forget all but some (bool, an entry an index)."""
+        """Drop all but some (bool, an entry an index)."""
         self.indices, self.cohorts = self.indices[which], self.cohorts[which]
 
     def add(self, indices: Tensor) -> None:
@@ -43,7 +43,7 @@ class _Young:
         self.born.append(self.now)
 
     def forget(self, age: float) -> None:
-        """Forget those of an age and older; they come first."""
+        """Drop those of an age and older; they come first."""
         if self.born and self.now - self.born[0] >= age:
             old = sum(self.now - born >= age for born in self.born)
             self.keep(self.cohorts >= old)
@@ -133,7 +133,7 @@ class GrownWeights:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[MaskedWeight]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Load what ``state_dict`` returned."""
         devices = {w.name: w.weight.device for w in weights}
         self._young = {
             name: _Young(

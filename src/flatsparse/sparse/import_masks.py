@@ -1,4 +1,4 @@
-"""Masks of what is pruned already: by torch's own tools, in a checkpoint, or in a file of ours."""
+"""Masks of already pruned models: by torch's own tools, in a checkpoint, or in a file of ours."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if id(p) in first
     }
     buffers = set(plain_names([name for name, _ in model.named_buffers()]))
-    found = {}
+    fitting = {}
     known = {*buffers, *names, *(name.removesuffix("_orig") for name in names)}
     for name, mask in _without_front(masks, known).items():
         own = names.get(name, names.get(f"{name}_orig"))
@@ -99,10 +99,10 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
             raise InputError(
                 f"the mask of '{name}' is {got}: give a bool tensor of the shape {tuple(every[own][0].shape)}"
             )
-        found[own] = mask
-    if not any(bool(mask.any()) for mask in found.values()):
+        fitting[own] = mask
+    if not any(bool(mask.any()) for mask in fitting.values()):
         raise InputError("the masks leave no weight active: nothing would be trained")
-    return found
+    return fitting
 
 
 def _without_front(masks: Mapping[str, Tensor], known: set[str]) -> Mapping[str, Tensor]:
@@ -210,7 +210,7 @@ def _state_dict(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _leads_to_matrix(value: object, depth: int = DEPTH) -> bool:
-    """True if a matrix by a name lies somewhere within; an optimizer's state has numbers for names."""
+    """True if a matrix with a name is nested somewhere within; an optimizer's state has numbers for names."""
     if isinstance(value, Tensor):
         return value.ndim >= 2 and value.is_floating_point()
     named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)

@@ -1,4 +1,4 @@
-"""The layers of a model: which are made sparse, and which way round their weights are stored."""
+"""The layers of a model: the choice of those to make sparse, and the checks of their weights."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def prunable(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
     plain = plain_names([name for name, _ in named])
     if lazy := [name for name, (_, p) in zip(plain, named, strict=True) if is_lazy(p)]:
         raise InputError(f"'{lazy[0]}' has no shape yet: run one batch through the model before it is made sparse")
-    found = {}
+    matrices = {}
     for name, (_, p) in zip(plain, named, strict=True):
         if p.ndim >= 2 and p.numel() and not any(_is_vector(*owner) for owner in owners[id(p)]):
-            found[name] = p, min(owners[id(p)], key=lambda o: (not isinstance(o[1], DENSE), not by_default(*o)))[1]
-    return found
+            matrices[name] = p, min(owners[id(p)], key=lambda o: (not isinstance(o[1], DENSE), not by_default(*o)))[1]
+    return matrices
 
 
 def by_default(name: str, module: nn.Module) -> bool:
@@ -89,7 +89,7 @@ def chosen(
     include: Sequence[LayerSelector] = (),
     exclude: Sequence[LayerSelector] = (),
 ) -> set[str]:
-    """Return the names of the weights that shall be made sparse.
+    """Return the names of the weights to make sparse.
 
     Args:
         modules: of every matrix; see ``prunable``.
@@ -145,7 +145,7 @@ def check_exact(name: str, module: nn.Module) -> None:
 
 
 def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense: Iterable[str]) -> None:
-    """Warn once of matrices that stay dense although nobody asked for it.
+    """Warn once of matrices that stay dense although not excluded.
 
     These are what parametrizations own, and matrices of unknown kinds that are ``NOTICED`` of all.
 
@@ -172,7 +172,7 @@ def warn_of_dense(matrices: Mapping[str, tuple[nn.Parameter, nn.Module]], dense:
     why += [f"{_listed(other)} are of no kind that is made sparse by default"] * bool(other)
     warnings.warn(
         f"{share:.1%} of the weights of all matrices stay dense: {'; '.join(why)}. Name them in include=, with all other"
-        " layers that shall be sparse, or in exclude= to leave them dense without this warning",
+        " layers to make sparse, or in exclude= to leave them dense without this warning",
         stacklevel=4,
     )
 

@@ -80,7 +80,7 @@ class Loading:
         return saved
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over a saved state.
+        """Load a saved state.
 
         Raises: InputError when it is of another method, or of other layers or shapes.
         """
@@ -116,7 +116,7 @@ class Loading:
 
     @torch.no_grad()
     def _take_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Take over loaded masks, and bring the weights back that were zeroed outside the masks before them."""
+        """Set loaded masks, and restore the weights that were zeroed outside the masks before them."""
         left_out = {w.name for w in self._state.masks} - set(masks)
         for w in self._state.masked:
             if w.name not in left_out:
@@ -195,7 +195,7 @@ class ZeroedWeights:
         """Forget everything before a step, with a warning if weights were lost."""
         if lost := sum(self._lost.values()):
             warnings.warn(
-                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to go on with a sparse"
+                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
                 " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
                 " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
                 stacklevel=AT_THE_STEP,
@@ -257,7 +257,7 @@ def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, s
 
 
 class AfterModelLoad:
-    """The hook of a layer after it has loaded; without effect once the training is gone, and in copies of the model."""
+    """The hook of a layer after it has loaded; without effect once the training was deleted, and in copies of the model."""
 
     def __init__(self, loading: Loading | None, weights: list[MaskedWeight]) -> None:
         self._loading = weakref.ref(loading) if loading is not None else None

@@ -79,7 +79,7 @@ class MaskedWeight:
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> Tensor:
-        """Take over the contents of another mask (bool, the shape of the weight). Returns where it became active."""
+        """Copy the contents of another mask (bool, the shape of the weight). Returns where it became active."""
         self.active = int(full_tensor(mask.sum()))
         mask = distribute(mask.to(self.mask.device), like=self.mask)
         grown = mask & ~self.mask
@@ -257,12 +257,12 @@ class Masks(Sequence[MaskedWeight]):
             w.generator = generator(w.seed, step, w.index)
 
     def trained(self) -> Masks:
-        """Return itself, or without the weights that were frozen since, which no rule shall touch."""
+        """Return itself, or without the weights that were frozen since, which no rule may touch."""
         left = [w for w in self._weights if w.weight.requires_grad]
         return self if len(left) == len(self._weights) else Masks(left, self.overall)
 
     def update(self, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take over new masks, by name, and zero the weights and their gradients outside them.
+        """Set new masks, by name, and zero the weights and their gradients outside them.
 
         Entries that become active start from 0, because they were 0 while they were masked.
 

@@ -13,9 +13,9 @@ from flatsparse.common.weight_layout import outputs_first
 
 @dataclass(frozen=True)
 class NofM:
-    """N:M sparsity: exactly ``active`` of each ``of`` neighbours along a layer's inputs are active (Zhou et al. 2021).
+    """N:M sparsity: exactly ``active`` of each ``of`` consecutive weights along a layer's inputs are active (Zhou et al. 2021).
 
-    Neighbours are input features of a linear layer, and input channels at one position of a convolution's kernel,
+    Inputs are input features of a linear layer, and input channels at one position of a convolution's kernel,
     whichever way round a layer stores them; in a layer with groups they are of one group.
 
     >>> NofM(2, of=4).keep(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist()

@@ -1,4 +1,4 @@
-"""Plans: what methods do to a net, as data. A method with its options makes one for a run."""
+"""Plans: the actions of methods on a net, as data. A method with its options makes one for a run."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Method(Protocol):
     """A way to train sparsely, with its options chosen."""
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        """Return what it does in a run (or a round, if it has them) of so many steps that shall end at a sparsity."""
+        """Return the plan for a run (or a round, if it has rounds) of a number of steps that ends at a sparsity."""
         ...
 
 
@@ -123,14 +123,14 @@ def share_of(steps: int, share: float, every: int | None) -> int:
 
 
 def updates(every: int, until: float, steps: int, *, spare: int = 0) -> Every:
-    """Return a timetable of one update every so many steps.
+    """Return a timetable of one update every few steps.
 
     Args:
         every: the period in steps. One too long for a single update is shortened to about ten, with a warning:
             a method that silently never updates would be another method.
         until: the last step that may update, as a step (int) or as a share of all steps (float in (0, 1]).
         steps: of the run.
-        spare: so many steps at its end never update: what grew at the last would be active and never trained.
+        spare: the number of steps at its end that never update: what grew at the last would be active and never trained.
 
     Raises: InputError when ``every`` or ``until`` is out of range, or no step is left: none updates at the first.
     """

@@ -1,4 +1,4 @@
-"""Redistribution: all layers drop weights, and as many grow in the whole net, so that layers' counts change."""
+"""Redistribution: all layers drop weights, and as many grow in the whole net, which changes layers' counts."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ class Report:
 
     @property
     def sparsity(self) -> float:
-        """Over the prunable weights."""
+        """The sparsity over the prunable weights."""
         return 1 - self.active / self.total
 
     @property
     def overall_sparsity(self) -> float:
-        """Over the weights of all matrices, chosen or not."""
+        """The sparsity over the weights of all matrices, chosen or not."""
         return (self.total - self.active) / self.overall_total
 
     def __iter__(self) -> Iterator[LayerReport]:

@@ -20,7 +20,7 @@ from flatsparse.sparse.state import TrainingState
 
 @dataclass(frozen=True)
 class Remaining:
-    """The sparsity after so many prunings that each take a fraction of what remains; held at the target.
+    """The sparsity after a number of prunings that each take a fraction of what remains; held at the target.
 
     >>> [round(Remaining(0.2, 0.5)(n), 3) for n in range(5)]
     [0.0, 0.2, 0.36, 0.488, 0.5]

@@ -20,12 +20,12 @@ from flatsparse.sparse.topk import apportion, budget, keep_top
 
 
 class Rule:
-    """A way to make new masks at certain steps; a base class, whose defaults are those of a rule that says nothing else.
+    """A way to make new masks at certain steps; a base class with default attributes.
 
     Attributes:
         when: the steps at which it acts.
         weight_step: the weights are also updated at such a step (under the old masks, before it acts).
-        changes_counts: ``counts`` tells beforehand what each layer's count of active weights is after it.
+        changes_counts: ``counts`` predicts each layer's count of active weights after it.
     """
 
     when: Timetable
@@ -50,7 +50,7 @@ class Rule:
 class DropAndGrow(Rule):
     """Drop a fraction of each layer's active weights and grow as many elsewhere; every layer's count stays.
 
-    What was just dropped may be grown again and then keeps its value (as in RigL's published code).
+    Just-dropped weights may be grown again and then keep their values (as in RigL's published code).
 
     Attributes:
         when: the steps at which it acts.

@@ -111,7 +111,7 @@ def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
     Raises: InputError for targets that are not class numbers.
     """
     kept_inputs, kept_targets = [], []
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for inputs, targets in batches:
         if per_class is not None:
             if targets.ndim != 1 or targets.is_floating_point():
@@ -121,20 +121,20 @@ def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
                 )
             wanted = []
             for index, label in enumerate(targets.tolist()):
-                seen[label] += 1
-                wanted += [index] if seen[label] <= per_class else []
+                counts[label] += 1
+                wanted += [index] if counts[label] <= per_class else []
             inputs, targets = inputs[wanted], targets[wanted]
         kept_inputs.append(inputs)
         kept_targets.append(targets)
     inputs, targets = torch.cat(kept_inputs), torch.cat(kept_targets)
     if per_class is None:
         return inputs, targets
-    count = min(per_class, *seen.values())
+    count = min(per_class, *counts.values())
     if count < per_class:
         warnings.warn(
             f"batches hold only {count} of some class, not per_class={per_class}: using {count}", stacklevel=2
         )
-    chosen = torch.cat([(targets == label).nonzero().squeeze(1)[:count] for label in sorted(seen)])
+    chosen = torch.cat([(targets == label).nonzero().squeeze(1)[:count] for label in sorted(counts)])
     return inputs[chosen], targets[chosen]
 
 

@@ -1,4 +1,4 @@
-"""Scores of single weights: what a rule keeps, or grows, first. Larger is first."""
+"""Scores of single weights, by which a rule chooses those to keep or to grow. Larger is first."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def random(w: MaskedWeight) -> Tensor:
 
 
 def random_elsewhere(w: MaskedWeight) -> Tensor:
-    """``random``, but what is active until now comes last, so that what was just dropped does not return."""
+    """``random``, but weights active so far come last, so that just-dropped weights do not return."""
     return random(w) - w.mask.to(w.weight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The state of a sparse training: masks, channels, and what rules and rounds remember. It saves and loads itself."""
+"""The state of a sparse training: masks, channels, and the memory of rules and rounds. It saves and loads itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flatsparse.sparse.optimizer_state import begin_outside
 
 @dataclass(eq=False)
 class TrainingState:
-    """All that a sparse training remembers between steps; what a rule gets, reads and may add to.
+    """Everything that a sparse training remembers between steps; the argument of rules, which may add to its memory.
 
     Attributes:
         masks: the prunable weights and their masks.
@@ -61,7 +61,7 @@ class TrainingState:
 
     @torch.no_grad()
     def update(self, new: Mapping[str, Tensor], optimizer: Optimizer) -> None:
-        """Take over new masks, by name, of weights that are trained.
+        """Set new masks, by name, of weights that are trained.
 
         Weights, gradients and the optimizer's state become 0 outside the masks, so that what grows begins as new; in
         channels that are restored, it begins from the weight it last had.
@@ -80,14 +80,14 @@ class TrainingState:
     def explore(self) -> None:
         """Note where the masks are true now."""
         for w in self.masks:
-            seen = self.explored.get(w.name)
-            self.explored[w.name] = w.mask.clone() if seen is None else seen.to(w.mask.device) | w.mask
+            active = self.explored.get(w.name)
+            self.explored[w.name] = w.mask.clone() if active is None else active.to(w.mask.device) | w.mask
 
     @property
     def exploration(self) -> float:
         """The fraction of prunable weights that were ever active."""
-        seen = (full_tensor(self.explored.get(w.name, w.mask).sum()) for w in self.masks)
-        return sum(map(int, seen)) / self.masks.total
+        counts = (full_tensor(self.explored.get(w.name, w.mask).sum()) for w in self.masks)
+        return sum(map(int, counts)) / self.masks.total
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all but the model and the optimizer's state; what there is no channel or round for is left out."""
@@ -118,7 +118,7 @@ class TrainingState:
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over all of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
+        """Load all of a saved state but the masks, which may have to bring weights back: see ``Loading``."""
         if self.channels:
             self.channels.load_state_dict(saved["channels"], self.masks)
         self.steps_taken = saved["steps_taken"]

@@ -217,8 +217,8 @@ def _release(withheld: Withheld) -> None:
 
 def _scaler_skips(base: Optimizer) -> bool:
     """True if a gradient scaler hands its verdict to a fused optimizer, which then does nothing on its own."""
-    found = getattr(base, "found_inf", None)
-    return found is not None and bool(found.item())
+    found_inf = getattr(base, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
 
 
 def _is_pretended(base: Optimizer) -> bool:

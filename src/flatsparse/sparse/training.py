@@ -51,7 +51,7 @@ class SparseTraining:
         self._loading.start(initial)
         keep_rewind_point(state, plan.rounds, model)
 
-    # -- what a user looks at -------------------------------------------------------------------------------------
+    # -- read by a user -----------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class SparseTraining:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
 
-    # -- what a user does -----------------------------------------------------------------------------------------
+    # -- called by a user -----------------------------------------------------------------------------------------
 
     def mask_gradients(self) -> None:
         """Zero the gradients outside the masks now, e.g. before clipping, so that their norm is the active weights'.
@@ -124,21 +124,21 @@ class SparseTraining:
     def next_round(self) -> None:
         """Prune, go back to where the method rewinds to, and clear the optimizer's state. See ``rounds``.
 
-        The learning rate and its schedule are the caller's, who starts them anew.
+        The caller restarts the learning rate and its schedule.
 
         Raises: InputError after the last round, when the first was shorter than the step to rewind to, or when the
-            model is gone.
+            model was deleted.
         """
         state, rounds, model = self._state, self.plan.rounds, self._model()
         if rounds is None or self.round + 1 >= rounds.count:
             raise InputError(f"method '{self.method}' has {self.rounds} rounds, and this was the last: stop here")
         if model is None:
-            raise InputError("the model that was made sparse is gone: keep it for as long as its rounds last")
+            raise InputError("the model that was made sparse was deleted: keep it for as long as its rounds last")
         if rounds.rewind is not None and not state.rewind:
             raise InputError(
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
-        # Loading nothing forgets the momentum of whatever optimizer this is, and puts the true weights in place.
+        # Loading nothing clears the momentum of whatever optimizer this is, and puts the true weights in place.
         saved = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**{k: v for k, v in saved.items() if k != TRAINING}, "state": {}})
         if state.grown is not None:
@@ -148,17 +148,17 @@ class SparseTraining:
         state.round += 1
         if not state.explored:
             state.explore()
-        kept = rounds.prune(state.gathered(), state.round)
+        pruned = rounds.prune(state.gathered(), state.round)
         if rounds.rewind is not None:
             write_back(model, state.rewind)
-        state.update(kept, innermost(self._optimizer))
+        state.update(pruned, innermost(self._optimizer))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the masks, counts, what rules remember and rounds go back to; all else is in the model and the optimizer."""
+        """Return the masks, counts and the memory of rules and rounds; all else is in the model and the optimizer."""
         return self._loading.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved masks; the model and the optimizer load their own parts, in any order.
+        """Load saved masks; the model and the optimizer load their own parts, in any order.
 
         Raises: InputError when the masks are of another method, or of other layers or shapes.
         """

@@ -16,13 +16,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its batches, which are random: what they show changes no cost.
+    """A network and its batches, which are random, as their content does not affect the cost.
 
     Attributes:
         title: what it is, in a few words.
         model: makes the network.
         batch: makes the inputs and targets of a step.
-        targets: what a variant's implied ratio shall not exceed; empty where nothing is promised.
+        targets: upper limits for variants' implied ratios; empty where nothing is promised.
     """
 
     title: str
@@ -37,7 +37,7 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def images(count: int, size: int, classes: int, depth: int = 3) -> Callable[[torch.Generator], Batch]:
-    """Batches of square images with so many channels."""
+    """Batches of square images with a number of channels."""
 
     def batch(source: torch.Generator) -> Batch:
         return torch.randn(count, depth, size, size, generator=source), torch.randint(
@@ -72,7 +72,7 @@ CASES = {
     ),
 }
 
-# With --quick: to see that the command works, in seconds.
+# With --quick: to check in seconds that the command works.
 _TINY_IMAGES = Case("digitnet, 4 images of 8×8", lambda: digitnet(in_channels=3), images(4, 8, 10))
 QUICK_CASES = {
     "resnet32": _TINY_IMAGES,

@@ -17,7 +17,9 @@ from flatsparse.experiments.bench.cases import Case
 from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import Variant
 
-STEPS = 3  # the first makes the optimizer's state, the second the first window; the third is like all after it
+STEPS = (
+    3  # the first makes the optimizer's state, the second the first perturbed weights; the third is like all after it
+)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""S²-SAM with three buffers and a loop over parameters: what the released code costs, to compare with."""
+"""S²-SAM with three buffers and a loop over parameters: the cost of the released code, for comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 class ThreeBuffers:
-    """The step that the code released by Ji et al. (2024) means to take, with its buffers and its passes over the weights.
+    """The step that the code released by Ji et al. (2024) intends, with its buffers and its passes over the weights.
 
     Each parameter has e, the last gradient, and the last weights, which only the adaptive form would read. Weights are
     moved by adding e and taking it away again. Our own wording; unlike the original it works with cleared gradients.

@@ -1,4 +1,4 @@
-"""The measurements as tables: in cells, in sentences and as numbers."""
+"""Measurements as tables: cells, sentences and numbers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BUFFERS = {"s2sam": (0.0, 1.0), "s2sam kernel": (0.0, 1.0), "s2sam compact": (0.
 
 @dataclass(frozen=True)
 class Table:
-    """One case's findings.
+    """The results of one case.
 
     Attributes:
         title: what was measured.
         head, rows: the cells, the first column names the row.
-        sentences: what the rows say.
-        ratios: what can be drawn, by row and kind.
+        sentences: statements on the rows.
+        ratios: the values to plot, by row and kind.
         record: all of it as plain numbers, raw timings included.
     """
 

@@ -1,4 +1,4 @@
-"""The time that sparsity saves: channels that are gone, channels that are only masked, and single weights in CSR form."""
+"""The time that sparsity saves: with channels removed, channels only masked, and single weights in CSR form."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Thinned:
         model: of the ordinary width.
         masks: bool by weight; they leave out whole channels.
         channels: the fraction of channels that go.
-        accuracy: tells a network's test accuracy in percent; None where nothing is trained.
+        accuracy: returns a network's test accuracy in percent; None where nothing is trained.
     """
 
     model: nn.Module
@@ -93,7 +93,7 @@ def sparse_table(
         name, case: the network and what it is fed.
         thinned: which of its channels go.
         sparsity: of the net in CSR form, which is only run, not trained; 0 leaves it out.
-        rounds, device, tell: as for the other tables. The threads are torch's at the moment.
+        rounds, device, tell: as for the other tables. The number of threads is torch's current one.
     """
     dense, masks, channels = thinned.model.to(device), thinned.masks, thinned.channels
     sample = case.batch(generator(0, "outputs"))[0].to(device)
@@ -154,11 +154,11 @@ def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str,
     for index, group in enumerate(channel_groups(model)):
         if group.why_kept is None:
             count = min(group.size - 1, round(share * group.size))
-            gone = keep_top(torch.rand(group.size, generator=generator(seed, "channels", index)), count)
+            removed = keep_top(torch.rand(group.size, generator=generator(seed, "channels", index)), count)
             for slot in (*group.writes, *group.reads):
                 if slot.name in masks:
-                    places = gone.repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
-                    masks[slot.name].index_fill_(slot.dim, places.to(masks[slot.name].device), False)
+                    indices = removed.repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
+                    masks[slot.name].index_fill_(slot.dim, indices.to(masks[slot.name].device), False)
     return masks
 
 
@@ -186,7 +186,7 @@ class Runner:
         if masks is not None:
             training = sparsify(model, self.optimizer, FIXED, sparsity=0.0, steps=FOREVER)
             training.load_state_dict({**training.state_dict(), "masks": dict(masks)})
-            self._training = training  # or nothing would hold the masks
+            self._training = training  # keeps the hooks that hold the masks alive
 
     def step(self, batch: Batch) -> Timing:
         """Run one batch and time it."""

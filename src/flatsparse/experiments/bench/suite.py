@@ -38,7 +38,7 @@ from flatsparse.models import IMAGES, MODELS
 WHAT = ("step", "throughput", "memory", "sparse")
 NOTES = {
     "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
-    " which the noise of forward and backward does not reach; wall: of whole steps.",
+    " without the noise of forward and backward; wall: of whole steps.",
     "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
     " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
@@ -57,29 +57,29 @@ class Bench:
     case: tuple[str, ...] = ()
     """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput. Not for sparse."""
     model: str | None = None
-    """The network of sparse, by the names that train takes. By default resnet32."""
+    """For sparse: the network, by a name that train takes. By default resnet32."""
     channels: float | None = None
-    """Of sparse, the fraction removed of each group of channels. By default 0.5."""
+    """For sparse: the fraction of each group of channels to remove. By default 0.5."""
     run: Path | None = None
-    """Of sparse, the folder of a finished run whose method removes channels, instead of --model and channels drawn at random."""
+    """For sparse: the folder of a finished run whose method removes channels, instead of --model and random channels."""
     data_dir: Path | None = None
-    """For --run, where local copies of data sets lie. By default where the run found them."""
+    """For --run: folder of local copies of data sets. By default that of the run."""
     batch_size: int | None = None
-    """Images in a batch of sparse. By default 64."""
+    """For sparse: images in a batch. By default 64."""
     rounds: int = 20
-    """Steps of each variant that are timed."""
+    """Number of timed steps of each variant."""
     sparsity: float | None = None
-    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput and memory, and in the CSR form of
-    sparse, where 0 leaves that out."""
+    """Fraction of prunable weights that are zero. By default 0 for step, 0.9 for throughput, memory and the CSR form of
+    sparse, which 0 leaves out."""
     threads: int | None = None
-    """Threads of torch. By default its own choice; sparse measures at one and at that."""
+    """Number of torch threads. By default torch's choice; sparse measures with one and with that many."""
     device: str = "auto"
-    """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
+    """Device to measure on: cpu, cuda, or auto (cuda if there is one)."""
     quick: bool = False
-    """Tiny networks and few rounds, to see that all works; the figures mean nothing."""
+    """Tiny networks and few rounds, to check that everything works; the figures mean nothing."""
 
     def check_nets(self) -> None:
-        """Raise InputError for a network that cannot be as sparse as is asked."""
+        """Raise InputError for a network that cannot be as sparse as requested."""
         assert self.sparsity is not None  # resolved
         for case in self.cases().values():
             if self.what == "sparse":
@@ -88,7 +88,7 @@ class Bench:
                 Trainer(case, VARIANTS[BASE], sparsity=self.sparsity)
 
     def resolved(self) -> Bench:
-        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        """Return the settings with defaults filled in. Raises InputError for anything that cannot be measured."""
         if self.what not in WHAT:
             raise unknown("bench", self.what, WHAT)
         for name in self.case:
@@ -214,7 +214,7 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """A context in which torch has so many threads."""
+    """A context in which torch uses this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,4 +1,4 @@
-"""Steps of several variants in turn, in random order, so that what disturbs the machine disturbs all of them alike."""
+"""Steps of several variants in turn, in random order, so that any disturbance of the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flatsparse.experiments.bench.cases import Batch, Case
 from flatsparse.experiments.bench.trainer import Timing
 from flatsparse.experiments.stats import Interval, median
 
-WARM_UP = 3  # rounds: the first makes the optimizer's state, the second the first window
+WARM_UP = 3  # rounds: the first makes the optimizer's state, the second the first perturbed weights
 
 
 class Steps(Protocol):
-    """Something that can be stepped, and timed."""
+    """A trainer that can be stepped and timed."""
 
     device: str
 
@@ -30,14 +30,14 @@ def interleaved(
     Args:
         trainers: by name.
         case: gives the batches.
-        rounds: how many are kept; three more before them are not.
+        rounds: the number of recorded rounds; three more before them are not recorded.
         seed: of the batches and the orders.
-        tell: is called after each round.
+        tell: called after each round.
 
     Returns: each trainer's timings, round by round.
     """
     order, source = random.Random(derive(seed, "order")), generator(seed, "batches")
-    found: dict[str, list[Timing]] = {name: [] for name in trainers}
+    timings: dict[str, list[Timing]] = {name: [] for name in trainers}
     device = next(iter(trainers.values())).device
     for number in range(-WARM_UP, rounds):
         inputs, targets = case.batch(source)
@@ -45,17 +45,17 @@ def interleaved(
         for name in order.sample(list(trainers), len(trainers)):
             timing = trainers[name].step(batch)
             if number >= 0:
-                found[name].append(timing)
+                timings[name].append(timing)
         tell()
-    return found
+    return timings
 
 
-def wall_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval:
+def wall_ratio(variant: Sequence[Timing], base: Sequence[Timing]) -> Interval:
     """The median over rounds of the ratio of two whole steps of the same round."""
-    return median([a.step / b.step for a, b in zip(ours, base, strict=True)])
+    return median([a.step / b.step for a, b in zip(variant, base, strict=True)])
 
 
-def implied_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval | None:
+def implied_ratio(variant: Sequence[Timing], base: Sequence[Timing]) -> Interval | None:
     """The ratio of steps that the optimizer's own time implies: 1 + (its time - the base's) / the base's whole step.
 
     Ours, because the rest of a step is the same work in both and only adds noise. It misses what an optimizer does to
@@ -63,7 +63,7 @@ def implied_ratio(ours: Sequence[Timing], base: Sequence[Timing]) -> Interval | 
     is not known.
     """
     ratios = []
-    for a, b in zip(ours, base, strict=True):
+    for a, b in zip(variant, base, strict=True):
         if a.optimizer is None or b.optimizer is None:
             return None
         ratios.append(1 + (a.optimizer - b.optimizer) / b.step)

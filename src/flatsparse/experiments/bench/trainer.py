@@ -72,9 +72,9 @@ class Trainer:
 
         def gradient() -> torch.Tensor:
             self.optimizer.zero_grad()
-            found = loss(self.model(inputs), targets)
-            found.backward()
-            return found
+            value = loss(self.model(inputs), targets)
+            value.backward()
+            return value
 
         self._inside = 0.0
         began = self._clock()

@@ -1,4 +1,4 @@
-"""Corruptions of test images: noise, blur and bad light, none of which a net was trained on.
+"""Corruptions of test images: noise, blur and bad light, which no net was trained on.
 
 The idea is that of Hendrycks & Dietterich ("Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019): kinds of corruption, five severities each, accuracy averaged over all. The corruptions and
@@ -44,7 +44,9 @@ def impulse_noise(images: Tensor, severity: int, source: torch.Generator) -> Ten
 
 def blur(images: Tensor, severity: int, source: torch.Generator) -> Tensor:
     """Filter by a Gaussian; its width is a share of the image's side."""
-    width = 0.3 + images.shape[-1] * (0.01, 0.02, 0.03, 0.045, 0.06)[severity - 1]  # below 0.3 no neighbour is reached
+    width = (
+        0.3 + images.shape[-1] * (0.01, 0.02, 0.03, 0.045, 0.06)[severity - 1]
+    )  # below 0.3 it would not reach the adjacent pixels
     bell = torch.exp(-0.5 * (_offsets(math.ceil(3 * width)) / width) ** 2)
     return _filtered(_filtered(images, bell, -1), bell, -2)
 

@@ -23,7 +23,7 @@ from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.tables import parquet_part
 
 NEEDED = "train.npz and test.npz, parquet files train* and test*, or images in train/CLASS/ and test/CLASS/"
-DEPTH = 3  # folders that may lie around the parts
+DEPTH = 3  # folders that may contain the parts
 LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}  # put there by file managers and archives
 TABLE = re.compile(r"([a-z]+)[-_. ]?\d*(?:-of-(\d+))?(?:-[0-9a-f]{8,})?", re.IGNORECASE)  # train-00000-of-00002
 
@@ -35,7 +35,7 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     - Tables: parquet files called ``train*`` and ``test*``, or in folders ``train`` and ``test``.
     - Images: ``train/CLASS/…`` and ``test/CLASS/…``; classes are the folders of the training part, in alphabetical order.
 
-    Names of parts may have capitals; ``training``, ``testing``, ``val``, ``valid`` and ``dev`` stand for them too. They may lie
+    Names of parts may have capitals; ``training``, ``testing``, ``val``, ``valid`` and ``dev`` stand for them too. They may be
     in a folder ``data``, or in the only one there is. Files are taken in the order of their names, and hidden ones never;
     links are followed. Ours, because libraries that look for such words anywhere in a path take a class for a part.
 
@@ -88,21 +88,21 @@ def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
     inner = folder
     for _ in range(DEPTH + 1):
         entries = _entries(inner)
-        found: dict[str, _Location] = {}
+        locations: dict[str, _Location] = {}
         left = []
         for path in entries:
             location = _located(path)
             if location is None:
                 left += [path.name] if os.path.isdir(path) or path.suffix.lower() in (".npz", ".parquet") else []
-            elif (before := found.get(location.part)) is None:
-                found[location.part] = location
+            elif (before := locations.get(location.part)) is None:
+                locations[location.part] = location
             elif before.kind == location.kind == "tables" and before.stem == location.stem:
-                found[location.part] = dataclasses.replace(location, paths=(*before.paths, *location.paths))
+                locations[location.part] = dataclasses.replace(location, paths=(*before.paths, *location.paths))
             else:
                 part, stem = location.part, location.stem
                 raise InputError(f"'{inner}' has its {part} part twice, {before.stem} and {stem}: keep one")
-        if found:
-            return found, left
+        if locations:
+            return locations, left
         folders = [path for path in entries if os.path.isdir(path)]
         candidates = [path for path in folders if path.name == "data"] or folders
         if len(candidates) != 1:
@@ -159,19 +159,19 @@ def _tables(name: str, files: Sequence[Path], training: bool) -> Part:
 
 
 def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
-    """Return a part of image files, whose classes are the folders that they lie in."""
+    """Return a part of image files, whose classes are the folders that contain them."""
     labels: list[str] = []
     files: list[Path] = []
     others: list[str] = []
-    seen: dict[str, Path] = {}
+    classes: dict[str, Path] = {}
     for entry in _entries(folder):
         if not os.path.isdir(entry):
             if entry.suffix.lower() in suffixes():
-                raise InputError(f"'{entry}' lies in no class: put it into '{folder}/CLASS/'")
+                raise InputError(f"'{entry}' is in no class folder: put it into '{folder}/CLASS/'")
             others.append(entry.name)
             continue
         label = _composed(entry.name)
-        if (other := seen.setdefault(label, entry)) is not entry:
+        if (other := classes.setdefault(label, entry)) is not entry:
             raise InputError(f"'{other}' and '{entry}' are written alike: put them into one folder")
         inside = _entries(entry)
         if deeper := next((file for file in inside if os.path.isdir(file)), None):

@@ -130,13 +130,13 @@ class DataSet:
 
         Args:
             record: the JSON of a run or a comparison.
-            origin: where the record lies, for the message.
+            origin: the record's location, for the message.
         """
         recorded = record.get("data_set")
         if recorded is not None and recorded["fingerprint"] != self.fingerprint:
             raise InputError(
                 f"{origin} is of other data: '{self.name}' from {self.source} is not what it was made on, from"
-                f" {recorded['source']}: put that back, or name its place with --data-dir"
+                f" {recorded['source']}: put that back, or name its folder with --data-dir"
             )
 
 

@@ -157,7 +157,7 @@ def _cifar_of_hub(name: str, classic: str, hub: str, data_dir: Path) -> DataSet:
         hint = f"; '{like}' is another set, which --data {like} takes" if like else ""
         raise InputError(
             f"no {name} under '{data_dir}': put the folder {classic}, {name}/*.parquet or {name}/train.npz and test.npz"
-            f" there and name the place with --data-dir or FLATSPARSE_DATA ({problem}){hint}"
+            f" there and name the folder with --data-dir or FLATSPARSE_DATA ({problem}){hint}"
         ) from None
 
 

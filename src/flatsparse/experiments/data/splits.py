@@ -64,7 +64,7 @@ def split(
 
 
 def _check_sizes(data: DataSet, size: int, rest: int, held_out: int) -> None:
-    """Raise InputError when a data set has less images than are to be trained on or held out."""
+    """Raise InputError when a data set has fewer images than are to be trained on or held out."""
     apart = data.validation is not None
     if data.validation is not None and not 0 <= held_out <= len(data.validation):
         raise InputError(

@@ -36,7 +36,7 @@ class RunJob:
         store: the folder that holds the locks and the dense first rounds.
         retry: try again what failed.
         test: see ``train``.
-        exclusive: no other process uses the store: take no locks, and share no first rounds.
+        exclusive: no other process uses the store, so take no locks and share no first rounds.
     """
 
     config: ResolvedRun
@@ -83,7 +83,7 @@ class RunJob:
             )
         except Busy:  # with flatsparse train
             return JobOutcome(busy=True)
-        except (Exception, SystemExit) as problem:  # whatever it is, the other runs go on
+        except (Exception, SystemExit) as problem:  # whatever it is, the other runs continue
             return fail(self.folder, _reason(problem), problem)
         return JobOutcome()
 
@@ -105,7 +105,7 @@ def _reason(problem: BaseException) -> str:
 
 
 class _RoundSharing(Silent):
-    """Gives the lock of a shared first round back as soon as the round is there for others."""
+    """Releases the lock of a shared first round as soon as the round is available to others."""
 
     def __init__(self, rounds: Path, lock: contextlib.ExitStack) -> None:
         self.rounds, self.lock = rounds, lock

@@ -22,7 +22,7 @@ SHOWN = 12  # rows of running runs; a cluster may have hundreds
 
 
 def epochs_done(folder: Path) -> int:
-    """The number of epochs that a run has finished, by its folder."""
+    """The number of epochs that a run has finished, read from its folder."""
     metrics = folder / METRICS
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
@@ -53,7 +53,7 @@ class ProgressTable:
         self.runs = {job.folder: RunProgress(job.config, epochs_done(job.folder)) for job in jobs}
         self.done = self.failed = 0
         self.began = time.monotonic()
-        # An epoch takes the time of its gradients; nets of other sizes are not told apart.
+        # An epoch takes the time of its gradients; the sizes of nets are not considered.
         whole = sum((run.whole - run.before) * run.run.passes for run in self.runs.values())
         self.lines = ProgressLines(console, title, whole)
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)

@@ -1,4 +1,4 @@
-"""The executor on a Ray cluster. Ray is an extra, imported only when it is asked for."""
+"""The executor on a Ray cluster. Ray is an extra, imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CLUSTERS = (
 class RayCluster(Executor[RunJob]):
     """Runs jobs on a Ray cluster, each as a Ray task: one CPU, and one GPU where the run is on ``cuda``.
 
-    The store should lie on a file system that all machines see, at the same path. Where it does not, finished runs come back
+    The store should be on a file system that all machines share, at the same path. Where it does not, finished runs come back
     as the bytes of their files, but neither checkpoints nor first rounds are shared. Ray's dashboard and its statistics
     are off.
 
     Args:
         address: ``auto``, ``ray://HOST:PORT``, or ``local`` for a cluster on this machine alone, which no other can reach.
-        jobs: runs at once; by default as many as the cluster has CPUs.
+        jobs: the number of parallel runs; by default as many as the cluster has CPUs.
 
     Raises: InputError when Ray is not installed, or the cluster cannot be joined.
     """

@@ -1,4 +1,4 @@
-"""A grid of runs in one store, found by what decides their results; what is finished is never run again."""
+"""A grid of runs in one store, identified by the settings that decide their results; a finished run is never repeated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Outcome:
     """A run with its result or its failure, or with neither when it has not been run.
 
     Attributes:
-        run: as it was asked for.
+        run: as requested.
         folder: the run's, or where it would be.
         diverged: whether it failed because its loss was no longer finite.
     """
@@ -48,9 +48,9 @@ class Outcome:
 
 
 def key(run: RunConfig) -> str:
-    """The hash of everything that decides a run's result; neither where its data lies, nor ρ where it has no part.
+    """The hash of everything that decides a run's result; not the location of its data, nor ρ where it is not used.
 
-    A method from a file of one's own counts with the file's content; data in a folder counts by its name alone.
+    A method from a user's file counts with the file's content; data in a folder counts by its name alone.
 
     Raises: InputError for a run that cannot be.
 
@@ -69,9 +69,9 @@ def key(run: RunConfig) -> str:
     return hashlib.sha256(json.dumps([RESULTS, chosen, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _settled(asked: RunConfig) -> ResolvedRun:
-    """Return a run in the one form that equal runs have."""
-    run = resolve(asked)
+def _settled(requested: RunConfig) -> ResolvedRun:
+    """Return the canonical form of a run, which equal runs share."""
+    run = resolve(requested)
     if run.pruning.sums:  # which says it all
         run = change(run, explore=None)
     if run.sharpness == "none":
@@ -82,7 +82,7 @@ def _settled(asked: RunConfig) -> ResolvedRun:
 
 
 def name_by_key(run: ResolvedRun) -> str:
-    """The folder of a run within a store: what it is in a few words, and its key."""
+    """The folder of a run within a store: a short description, and its key."""
     words = plain_name(f"{run.dataset.data}-{run.model}-{run.pruning.method}-{run.sharpness}")
     return f"runs/{words}-{key(run)}"
 
@@ -105,10 +105,10 @@ def run_grid(
     title: str = "running",
     console: Console | None = None,
 ) -> list[Outcome]:
-    """Run what a store does not hold yet, some at a time, and return each run's result or failure.
+    """Run what a store does not hold yet, some in parallel, and return each run's result or failure.
 
     Each run has one thread, so that a table's numbers do not depend on how many are run at once, or where. One that fails
-    leaves its reason in ``failure.json``, and the others go on. Killed at any moment and called again, each run goes on from
+    leaves its reason in ``failure.json``, and the others continue. Killed at any moment and called again, each run continues from
     its last checkpoint. Several calls may share a store, on several machines too, and share its runs between them: who trains
     a run holds its lock (``flock``), which the system takes back when that process ends, however it ends. On a network file
     system this is as good as its locks: NFS has them; where they are kept to one machine (Lustre with ``localflock``), let
@@ -121,9 +121,9 @@ def run_grid(
         name: the folder of a run within the store; only equal runs may have the same.
         test: see ``train``.
         exclusive: True where no other call uses the store; there are no ``locks`` and no ``parents`` then.
-        jobs: runs at once. By default one for each core, or one on an accelerator; on a cluster as many as it has CPUs.
+        jobs: the number of parallel runs. By default one per core, or one on an accelerator; on a cluster as many as it has CPUs.
         cluster: run on a Ray cluster, by its address; ``local`` starts one on this machine.
-        retry: run once more what failed.
+        retry: repeat failed runs.
         title: of the table that shows how far it is.
         console: where that is shown.
 
@@ -138,7 +138,7 @@ def run_grid(
     failed: dict[Path, str | None] = {}
     for outcome in known:
         if outcome.result is None and (outcome.failure is None or (retry and outcome.folder != store / "runs")):
-            # Equal runs that share a folder must be asked for in one form.
+            # Equal runs that share a folder must be requested in one form.
             config = _settled(outcome.run) if name is name_by_key else resolve(outcome.run)
             todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, exclusive)
     if todo:
@@ -148,8 +148,10 @@ def run_grid(
             for job, ended in _run_all(todo.values(), executor, table):
                 table.ended(job.folder, ended.failure)
                 failed[job.folder] = ended.failure
-    found = outcomes(runs, store, name)  # where no failure could be written down, it is known here
-    return [dataclasses.replace(o, failure=o.failure or failed.get(o.folder)) if o.result is None else o for o in found]
+    results = outcomes(runs, store, name)  # where no failure could be written down, it is known here
+    return [
+        dataclasses.replace(o, failure=o.failure or failed.get(o.folder)) if o.result is None else o for o in results
+    ]
 
 
 def _executor(todo: Collection[RunJob], jobs: int | None, cluster: str | None) -> Executor[RunJob]:

@@ -76,7 +76,7 @@ class Executor(ABC, Generic[SomeJob]):
 
 
 def local_executor(jobs: int) -> Executor[Any]:
-    """Return the executor on this machine that runs so many jobs at once."""
+    """Return the executor on this machine that runs this many jobs in parallel."""
     return Serial() if jobs == 1 else Workers(jobs)
 
 
@@ -122,7 +122,7 @@ class Serial(Executor[SomeJob]):
             return [(job, job.run())]
 
     def close(self) -> None:
-        """Nothing runs on."""
+        """Do nothing, as no job is left running."""
 
 
 @dataclass
@@ -202,7 +202,7 @@ class Workers(Executor[SomeJob]):
 
 def _death(code: int | None) -> str:
     if code == -signal.SIGKILL:
-        return "its process was killed, perhaps for want of memory: try fewer --jobs"
+        return "its process was killed, perhaps for lack of memory: try fewer --jobs"
     end = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
     return f"its process ended with {end}: try again"
 

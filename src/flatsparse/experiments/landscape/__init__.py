@@ -1,1 +1,1 @@
-"""``flatsparse landscape``: the loss around finished runs, measured, drawn and told."""
+"""``flatsparse landscape``: the loss around finished runs, measured, drawn and described."""

@@ -1,4 +1,4 @@
-"""Curvature at the weights of a finished run, and what directions gain around them."""
+"""Curvature at the weights of a finished run, and the directional loss increases around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss surfaces and curvature of finished runs, measured piece by piece; what is there is not measured again."""
+"""Loss surfaces and curvature of finished runs, measured piece by piece; nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BATCH = 40  # images; with many more, what is between layers leaves the caches
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A part of what is measured of the run in a folder, which another process can be given."""
+    """A part of the measurement of a run, which can be passed to another process."""
 
     settings: Landscape
     folder: Path
@@ -106,8 +106,8 @@ def measure(
 
     Args:
         settings: what to measure; see ``Landscape``.
-        out: the folder; ``landscape.json`` there holds the records, ``pieces`` what is measured so far.
-        resume: go on in the same folder, perhaps with other runs; what is measured is not measured again.
+        out: the folder; ``landscape.json`` there holds the records, ``pieces`` the measurements so far.
+        resume: continue in the same folder, possibly with other runs; nothing is measured twice.
         console: where progress is shown.
 
     Raises: InputError for what cannot be measured, or a folder that holds something else.
@@ -119,7 +119,7 @@ def measure(
 
 
 def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, console: Console) -> list[dict[str, Any]]:
-    """Measure with resolved settings in their folder; ``about`` is what is known of each run."""
+    """Measure with resolved settings in their folder; ``about`` describes each run."""
     (out / "pieces").mkdir(exist_ok=True)
     remove_temporary(out / "pieces")
     surfaces = {
@@ -162,7 +162,7 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
 
 
 def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, pair: int, folder: Path) -> list[Piece]:
-    """A surface's pieces. A file's name stands for all that its losses hang on."""
+    """A surface's pieces. A file's name identifies everything that its losses depend on."""
     axis = settings.axis(pair)
     parts = [about["digest"], about["precision"], kind, pair, axis, PIECE, BATCH, str(torch.__version__)]
     parts += [settings.seed, settings.images, settings.at_once, settings.device]
@@ -184,7 +184,7 @@ def _key(parts: Sequence[Any]) -> str:
 
 
 def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, console: Console) -> None:
-    """Measure what is not there yet, with a bar; one that fails stops the rest and its error is raised."""
+    """Measure the missing pieces, with a progress bar; one that fails stops the rest and its error is raised."""
     for cache in (_loaded, _ready, _plane):  # a folder may hold another run by now
         cache.cache_clear()
     todo = [piece for piece in pieces if not piece.file.is_file()]

@@ -48,7 +48,7 @@ def walk(
     lr: float = 0.08,
     rho: float = 0.3,
 ) -> Path2D:
-    """The steps of one optimizer, SGD without momentum or what is around it, on a loss of two weights.
+    """The steps of one optimizer, SGD without momentum or a wrapper of it, on a loss of two weights.
 
     Args:
         sharpness: none, sam or s2sam.
@@ -70,7 +70,7 @@ def walk(
     for _ in range(steps):
         optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
         weights.append(w.detach().clone())
-        perturbed.append(seen[-1])  # SAM's first gradient only tells it the direction
+        perturbed.append(seen[-1])  # SAM's first gradient only gives the direction
     return Path2D(torch.stack(weights).numpy(), torch.stack(perturbed).numpy())
 
 

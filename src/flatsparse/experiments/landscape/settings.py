@@ -1,4 +1,4 @@
-"""The settings of what is measured around finished runs."""
+"""The settings of measurements around finished runs."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ class Landscape:
     kinds: tuple[Kind, ...] = ("live",)
     """live: within the active weights; full: in the full space, where weights outside the masks move too; or both."""
     points: int = 51
-    """Places along each of the two directions, odd, so that the weights themselves are one."""
+    """Number of points along each of the two directions; odd, so that the weights themselves are one."""
     reach: float = 1.0
     """The surface goes from -reach to reach; 1 moves each filter by about its own length."""
     images: int = 2000
-    """Training images of each run that the loss is averaged over: its first so many, or all if it has fewer."""
+    """Number of training images, the first of each run, to average the loss over; all if there are fewer."""
     pairs: int = 5
     """Pairs of directions for the interval of the roughness; the first is drawn."""
     stride: int | None = None
-    """Compare pairs on every so many-th place of the grid. By default the most, up to 6, that keeps centre and corners."""
+    """Compare pairs on every n-th point of the grid. By default the largest n, up to 6, that keeps centre and corners."""
     clip: float | None = 10.0
-    """Losses above it count as it, in the roughness and in the pictures; None for none. Guessing among 10 costs 2.3."""
+    """Clip losses at this value, in the roughness and in the pictures; None: do not clip. Guessing among 10 classes costs 2.3."""
     hessian_images: int = 100
-    """Training images of the Hessian; 0 leaves out curvature, and what directions gain around the weights."""
+    """Number of training images for the Hessian; 0 leaves out curvature and directional loss increases."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Of all points but the weights' own: float32, bf16, or auto: bf16 for large networks where the machine computes in it."""
+    """Precision of all points but the centre: float32, bf16, or auto: bf16 for large networks where hardware supports it."""
     seed: int = 0
-    """Decides the directions."""
+    """Seed of the directions."""
     data_dir: Path | None = None
-    """Where local copies of data sets lie. By default where each run found its own."""
+    """Folder of local copies of data sets. By default that of each run."""
     device: str = "auto"
-    """Where to measure: cpu, cuda, or auto (cuda if there is one)."""
+    """Device to measure on: cpu, cuda, or auto (cuda if there is one)."""
     at_once: int = 1
-    """Points that are stacked into one call of the network; slower on a CPU."""
+    """Number of points evaluated in one call of the network; more than one is slower on a CPU."""
     jobs: int | None = None
-    """Processes at once. By default one for each core, or one on an accelerator."""
+    """Number of parallel processes. By default one per core, or one on an accelerator."""
 
     def resolved(self) -> Landscape:
-        """With the defaults filled in. Raises InputError for anything that cannot be measured."""
+        """Return the settings with defaults filled in. Raises InputError for anything that cannot be measured."""
         if not self.runs:
             raise InputError("landscape got no run: give one or more folders that flatsparse train wrote")
         places = [run.resolve() for run in self.runs]
@@ -87,7 +87,7 @@ class Landscape:
         check_count("--stride", stride)
         if half % stride:
             raise InputError(
-                f"--stride {stride} misses the centre or the corners of {self.points} places: give a divisor of {half}"
+                f"--stride {stride} misses the centre or the corners of {self.points} points: give a divisor of {half}"
             )
         device = usable_device(self.device)
         jobs = default_jobs(device) if self.jobs is None else self.jobs
@@ -96,7 +96,7 @@ class Landscape:
         return dataclasses.replace(self, kinds=kinds, stride=stride, device=device, jobs=jobs)
 
     def in_bf16(self, operations: float) -> bool:
-        """True where a network of so many FLOPs an image is evaluated in bf16; for small ones it saves nothing."""
+        """True where a network of this many FLOPs an image is evaluated in bf16; for small ones it saves nothing."""
         return self.precision == "bf16" or (self.precision == "auto" and operations > LARGE and has_bf16(self.device))
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,5 +105,5 @@ class Landscape:
         return {**dataclasses.asdict(self), "runs": [str(run) for run in self.runs], "data_dir": data_dir}
 
     def axis(self, pair: int) -> tuple[float, ...]:
-        """The places along each direction: all for the pair that is drawn, fewer for the others."""
+        """The points along each direction: all for the pair that is drawn, fewer for the others."""
         return tuple(surface.axis(self.points, self.reach)[:: self.stride if pair else 1])

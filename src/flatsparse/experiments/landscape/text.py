@@ -45,7 +45,7 @@ def sentences(records: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
 def _against_first(ra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     over = Interval.from_json(ra["over_first"])
     if not over.bounded:
-        verdict = "nothing can be said (one pair of directions, or all alike)"
+        verdict = "nothing can be concluded (one pair of directions, or all alike)"
     elif over.low > 0:
         verdict = "rougher"
     else:
@@ -65,10 +65,10 @@ def curvature(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = []
     for record in records:
         for space, name in (("live", "active"), ("all", "all")):
-            seen = record["hessian"][space]
-            ends = (f"{seen['largest']:.4g}", f"{seen['smallest']:.3g}")
-            trace = f"{seen['trace']:.4g} ± {seen['trace_half']:.2g}"
-            table.append((record["name"] if space == "live" else "", f"{name} ({seen['weights']:,})", *ends, trace))
+            spectrum = record["hessian"][space]
+            ends = (f"{spectrum['largest']:.4g}", f"{spectrum['smallest']:.3g}")
+            trace = f"{spectrum['trace']:.4g} ± {spectrum['trace_half']:.2g}"
+            table.append((record["name"] if space == "live" else "", f"{name} ({spectrum['weights']:,})", *ends, trace))
     return table
 
 
@@ -76,9 +76,9 @@ def gains(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each run: what each direction gains, and how alike consecutive gradients are."""
     table = []
     for record in records:
-        seen = record["around"]
-        rises = [f"{seen['gain'][name]:.4f}" for name in ("worst", "sam", "previous", "random")]
-        table.append((record["name"], f"{seen['rho']:g}", *rises, f"{seen['cosine']:+.3f}"))
+        around = record["around"]
+        rises = [f"{around['gain'][name]:.4f}" for name in ("worst", "sam", "previous", "random")]
+        table.append((record["name"], f"{around['rho']:g}", *rises, f"{around['cosine']:+.3f}"))
     return table
 
 
@@ -98,14 +98,14 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
     coarse = records[0]["ra"]["pairs_points"]
     rounded = [record for record in records if record["precision"] == "bf16"]
     off = max((abs(record["rounded_centre"] - record["centre"]) for record in rounded), default=0.0)
-    precision = f" Points but the middle in bf16, which in the middle is off by {off:.2g}." if rounded else ""
+    precision = f" Points other than the centre in bf16, whose error at the centre is {off:.2g}." if rounded else ""
     cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
     return (
         f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
         f" biases and norms stay.{precision} {settings.points} × {settings.points} points on"
-        f" ±{settings.reach:g}. Ra is the mean absolute deviation of the losses, {cut}; how many of the drawn"
-        " ones are cut is told, for they decide Ra too. In tables it is"
+        f" ±{settings.reach:g}. Ra is the mean absolute deviation of the losses, {cut}; the share of the drawn"
+        " ones that is cut is given, because it affects Ra too. In tables it is"
         f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
         " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
     )

@@ -19,7 +19,7 @@ from flatsparse.experiments.recipes.recipe import Cell, Measured, Recipe, Scale,
 
 def recipes() -> dict[str, Recipe]:
     """All recipes of this package by name: tables, then figures, then the others."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     known = [module.RECIPE for module in modules if hasattr(module, "RECIPE")]
     known += [recipe for module in modules for recipe in getattr(module, "RECIPES", ())]
     return {recipe.name: recipe for recipe in sorted(known, key=_place)}
@@ -34,7 +34,7 @@ def load(name: str) -> Recipe:
     """A recipe by name, or of a Python file that has ``RECIPE``; the file is executed.
 
     Raises: InputError for an unknown name, and a file without a recipe or with one whose name cannot be used. So do the
-    ``cells`` of a recipe from a file, when they cannot be made, and its ``measure``.
+    ``cells`` of a recipe from a file, when they fail, and its ``measure``.
     """
     if not name.endswith(".py"):
         known = recipes()
@@ -54,12 +54,12 @@ def load(name: str) -> Recipe:
 
     def cells(scale: Scale) -> list[Cell]:
         with errors_of(file):
-            found = list(recipe.cells(scale))
-        if not found or not all(isinstance(cell, Cell) for cell in found):
+            listed = list(recipe.cells(scale))
+        if not listed or not all(isinstance(cell, Cell) for cell in listed):
             raise InputError(
-                f"cells of recipe '{recipe.name}' in '{file}' gave {found!r:.80}: give Cells, at least one"
+                f"cells of recipe '{recipe.name}' in '{file}' gave {listed!r:.80}: give Cells, at least one"
             )
-        return found
+        return listed
 
     def measure(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measured:
         assert recipe.measure is not None  # or this is not asked

@@ -30,19 +30,19 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     plain = run_at(scale, "rigl", 0.9)
-    ours = change(plain, sharpness="s2sam")
-    found: list[Cell] = []
+    s2sam = change(plain, sharpness="s2sam")
+    table: list[Cell] = []
     for row, (differs, alike) in PARTS.items():
-        found.append(Cell(row, COLUMN, change(plain, **alike)))
-        found.append(Cell(row, COLUMN, change(ours, **differs)))
-    found.append(Cell("direction", COLUMN, plain))
+        table.append(Cell(row, COLUMN, change(plain, **alike)))
+        table.append(Cell(row, COLUMN, change(s2sam, **differs)))
+    table.append(Cell("direction", COLUMN, plain))
     others = (name for name in SHARPNESS if name not in ("none", "s2sam"))
-    found += [Cell("direction", COLUMN, change(plain, sharpness=name)) for name in others]
-    found.append(Cell("rivals", COLUMN, plain))
+    table += [Cell("direction", COLUMN, change(plain, sharpness=name)) for name in others]
+    table.append(Cell("rivals", COLUMN, plain))
     for name, differs in RIVALS.items():
-        found.append(Cell("rivals", COLUMN, change(plain, **differs), control=name))
-        found.append(Cell("rivals", COLUMN, change(ours, **differs), control=f"{name}, with S²-SAM"))
-    return tuple(found)
+        table.append(Cell("rivals", COLUMN, change(plain, **differs), control=name))
+        table.append(Cell("rivals", COLUMN, change(s2sam, **differs), control=f"{name}, with S²-SAM"))
+    return tuple(table)
 
 
 RECIPE = Recipe(

@@ -1,7 +1,7 @@
 """The measurements of what S²-SAM does: the recipes of the page `docs/evidence.md`.
 
 A net that has fitted its training set is where flatness can pay, so the settings are small enough to be fitted on two cores:
-500 images of CIFAR-10 as they are, 300 scans of digits.
+500 images of CIFAR-10 as they are, 300 of digits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RHO: dict[str, dict[float, dict[Sharpness, float]]] = {
     },
     "digits": {0.0: {"s2sam": 0.05, "sam": 0.5, "random": 0.1}, NOISE: {"s2sam": 0.5, "sam": 0.2, "random": 1.0}},
 }
-FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, 40 epochs; or digits, 300 scans, 40 epochs."
+FIT = "laptop: ResNet-20 on 500 images of CIFAR-10 without augmentation, 40 epochs; or digits, 300 images, 40 epochs."
 OTHERS: tuple[Sharpness, ...] = ("random", "momentum", "sam")
 METHODS = (
     *("static", "gmp", "snip", "grasp", "set", "dsr", "snfs", "rigl", "mest", "mest-ems"),
@@ -180,10 +180,10 @@ RECIPES = (
     recipe("main", "CIFAR-10: RigL and MEST(EM) at 90 and 98 %", main, 5),
     recipe("fixed", "CIFAR-10: masks that do not move, at 95 %", fixed, 5),
     recipe("noise", "CIFAR-10: a fifth of the training labels wrong", noise, 5),
-    recipe("masking", "CIFAR-10: live weights perturbed, or all as in the released code", masking, 5),
+    recipe("masking", "CIFAR-10: active weights perturbed, or all as in the released code", masking, 5),
     recipe("decay", "CIFAR-10: the weight decays of the released scripts", decay, 5),
     recipe("short", "CIFAR-10: a training set that is not fitted", short, 5),
-    recipe("digits-rho", "ρ on digits, chosen on validation scans", digits_rho, 3, TUNING_SEEDS),
+    recipe("digits-rho", "ρ on digits, chosen on validation images", digits_rho, 3, TUNING_SEEDS),
     recipe("digits", "Digits: methods by sharpness", digits),
     recipe("digits-rounds", "Digits: methods in rounds by sharpness", lambda scale: digits(scale, ROUNDS), 5),
     recipe("digits-main", "Digits: RigL and MEST(EM) at 90 and 98 %", digits_main),

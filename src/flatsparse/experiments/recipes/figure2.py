@@ -17,17 +17,17 @@ NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first wei
 def measured(runs: object, work: Work) -> Measured:
     """Draw the steps, and read off the loss at the last and how far it is from either valley."""
     last = {sharpness: torch.from_numpy(walk(sharpness).weights[-1]) for sharpness in WRAPPERS}
-    readings = [Reading("last step", "loss", name, (float(two_valleys(place)),)) for name, place in last.items()]
-    said = []
+    readings = [Reading("last step", "loss", name, (float(two_valleys(point)),)) for name, point in last.items()]
+    sentences = []
     for valley, at in NAMES.items():
-        away = {name: float((place - torch.tensor([at, 0.0])).norm()) for name, place in last.items()}
+        away = {name: float((point - torch.tensor([at, 0.0])).norm()) for name, point in last.items()}
         readings += [
             Reading("last step", f"distance to the {valley} valley", name, (far,)) for name, far in away.items()
         ]
-        said.append(nearest(valley, away))
+        sentences.append(nearest(valley, away))
     picture = work.out / "mechanism.png"
     save(figure2(), picture)
-    return Measured(readings=readings, pictures=[picture], said=said)
+    return Measured(readings=readings, pictures=[picture], said=sentences)
 
 
 def nearest(valley: str, away: Mapping[str, float]) -> str:
@@ -36,7 +36,7 @@ def nearest(valley: str, away: Mapping[str, float]) -> str:
     >>> nearest("wide", {"none": 1.5, "sam": 0.5})
     'SAM ends nearest the wide valley, 0.50 away; plain 1.50.'
     """
-    (first, least), *others = sorted(away.items(), key=lambda found: found[1])
+    (first, least), *others = sorted(away.items(), key=lambda other: other[1])
     rest = ", ".join(f"{label(name)} {far:.2f}" for name, far in others)
     return f"{label(first)} ends nearest the {valley} valley, {least:.2f} away; {rest}."
 

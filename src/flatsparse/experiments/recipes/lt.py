@@ -12,12 +12,12 @@ PRINTED = {0.2: (11, 92.31, 92.58), 0.3: (6, 91.71, 92.32), 0.4: (4, 90.73, 91.4
 def cells(scale: Scale) -> tuple[Cell, ...]:
     return tuple(
         cell
-        for share, (rounds, plain, ours) in PRINTED.items()
+        for share, (rounds, plain, s2sam) in PRINTED.items()
         for cell in reviewed(
             f"LT, {share:.0%} a round",
             f"{rounds} rounds",
             run_at(scale, "lth", 1 - (1 - share) ** rounds, drop_fraction=share),
-            (plain, ours),
+            (plain, s2sam),
         )
     )
 
@@ -30,6 +30,6 @@ RECIPE = Recipe(
     notes=(
         STAND_IN + " A round of it has 2 epochs there.",
         STUDY,
-        'All three are called "90 %" where they were printed; so many rounds of so much are 91.4, 88.2 and 87.0 %.',
+        'All three are called "90 %" where they were printed; these numbers of rounds give 91.4, 88.2 and 87.0 %.',
     ),
 )

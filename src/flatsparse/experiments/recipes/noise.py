@@ -8,14 +8,14 @@ from flatsparse.experiments.run.config import change
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
+    table: list[Cell] = []
     for method in ("rigl", "mest"):
         for noise in (0.0, 0.2, 0.4):
             run = run_at(scale, method, 0.9, label_noise=noise)
             place = LABELS[method], f"{noise:.0%} wrong labels"
-            found += both(*place, run)
-            found.append(Cell(*place, change(run, sharpness="sam")))
-    return tuple(found)
+            table += both(*place, run)
+            table.append(Cell(*place, change(run, sharpness="sam")))
+    return tuple(table)
 
 
 RECIPE = Recipe(

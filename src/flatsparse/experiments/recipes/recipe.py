@@ -41,7 +41,7 @@ class Cell:
         run: what to train; its seed is replaced by each of the recipe's.
         published: what was printed here.
         control: as what it joins its group as a control; None for a cell of the table itself.
-        needs: what it takes to run it and is not here; such a cell is told, not run.
+        needs: missing requirements of the run; such a cell is reported, not run.
     """
 
     row: str
@@ -68,7 +68,7 @@ class Metric:
     Attributes:
         name: with its unit.
         better: in which direction it is, and so what S²-SAM is claimed to do to it.
-        effect: the size of an effect that is worth finding where none is published, for the number of seeds it would take.
+        effect: the size of an effect worth finding where none is published, for the number of seeds needed.
         comparable: whether published numbers are of this metric, not of another that it stands in for.
     """
 
@@ -87,7 +87,7 @@ ACCURACY = Metric("test accuracy, %")
 
 @dataclass(frozen=True)
 class Work:
-    """The place and the means of what a recipe measures beyond its runs.
+    """The folder and the resources of a recipe's own measurements.
 
     Attributes:
         scale: at which it is reproduced.
@@ -134,7 +134,7 @@ class Recipe:
         notes: what must be known to read it, stand-ins above all.
         seeds: how many, by scale.
         first_seed: the first of them; what is chosen is chosen on seeds that nothing else has.
-        measure: what to do with the finished runs. By default their test accuracy is told.
+        measure: measures the finished runs. By default their test accuracy is reported.
     """
 
     name: str
@@ -153,14 +153,14 @@ def both(
     column: str,
     run: RunConfig,
     plain: Published | None = None,
-    ours: Published | None = None,
+    s2sam: Published | None = None,
     *,
     needs: str | None = None,
 ) -> tuple[Cell, Cell]:
     """A cell without sharpness awareness, and the same with S²-SAM."""
     return (
         Cell(row, column, change(run, sharpness="none"), plain, needs=needs),
-        Cell(row, column, change(run, sharpness="s2sam"), ours, needs=needs),
+        Cell(row, column, change(run, sharpness="s2sam"), s2sam, needs=needs),
     )
 
 

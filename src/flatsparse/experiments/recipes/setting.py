@@ -35,7 +35,7 @@ IMAGENET = (
     "ImageNet-1k and GPUs: 1.28M images, which this version would hold in memory (193 GB at 224x224)"
     " and could only crop as CIFAR is, not at random sizes"
 )
-STAND_IN = "smoke: a small net on 200 scans of digits, 6 epochs, stands in for nets and data sets."
+STAND_IN = "smoke: a small net on 200 images of digits, 6 epochs, stands in for nets and data sets."
 STUDY = (
     "laptop: ResNet-20 on 10,000 images of CIFAR-10 (or 100), 20 epochs; bf16 where the processor computes in it."
     " Published numbers are of another setting there, so that only the sign of a difference is judged."

@@ -34,7 +34,7 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
     """
 
     def measured(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measured:
-        folders = tuple(dict.fromkeys(folder for _, found in runs for folder in found))
+        folders = tuple(dict.fromkeys(folder for _, own in runs for folder in own))
         if not folders:
             return Measured()
         points, images, pairs = SIZES[work.scale]
@@ -51,8 +51,8 @@ def surfaces(draw: Callable[[Drawn], Figure], key: Callable[[Cell], Key]) -> Cal
         records = measure.measure(settings, work.out, resume=True, console=work.console)
         by_folder = dict(zip(folders, records, strict=True))
         shown = {
-            key(cell): pictures.surface(by_folder[found[0]], settings.clip, settings.kinds[0])
-            for cell, found in runs
+            key(cell): pictures.surface(by_folder[own[0]], settings.clip, settings.kinds[0])
+            for cell, own in runs
             if cell.control is None  # which would stand where the cell it joins does
         }
         picture = work.out / "surfaces.png"

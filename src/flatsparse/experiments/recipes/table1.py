@@ -24,19 +24,19 @@ OURS = {("lth", "cifar10", 0.9): 92.58} | {
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
+    table: list[Cell] = []
     for method, numbers in PLAIN.items():
         for (data, label), plain in zip(DATA.items(), numbers, strict=True):
             for sparsity, value in zip(SPARSITIES, plain, strict=True):
-                ours = OURS.get((method, data, sparsity))
-                found += both(
+                s2sam = OURS.get((method, data, sparsity))
+                table += both(
                     LABELS[method],
                     f"{label} {sparsity:.0%}",
                     run_at(scale, method, sparsity, data),
-                    Published(value, source=BEFORE if ours is None else REVIEW),  # those few are in both
-                    None if ours is None else Published(ours, source=REVIEW),
+                    Published(value, source=BEFORE if s2sam is None else REVIEW),  # those few are in both
+                    None if s2sam is None else Published(s2sam, source=REVIEW),
                 )
-    return tuple(found)
+    return tuple(table)
 
 
 RECIPE = Recipe(

@@ -34,15 +34,15 @@ ROWS: dict[str, tuple[str, dict[str, Any], tuple[float, float] | None, tuple[flo
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
+    table: list[Cell] = []
     for row, (method, differs, top1, flops, source) in ROWS.items():
         for place, sparsity in enumerate(SPARSITIES):
             plain = None if top1 is None else Published(top1[place], source=source)
             if plain is not None and flops is not None:
                 plain = Published(plain.value, flops=flops[place], source=source)
             run = on_imagenet(scale, method, sparsity, **differs)
-            found += both(row, f"{sparsity:.0%}", run, plain, needs=imagenet_needs(scale))
-    return tuple(found)
+            table += both(row, f"{sparsity:.0%}", run, plain, needs=imagenet_needs(scale))
+    return tuple(table)
 
 
 RECIPE = Recipe(

@@ -28,17 +28,17 @@ BY_LAYER: dict[str, Any] = {
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     needs = imagenet_needs(scale)
-    found: list[Cell] = []
+    table: list[Cell] = []
     for model, removed, column, top1 in BY_CHANNELS:
         run = on_imagenet(scale, "chex", None, model=model, channels=removed)
-        found += both("CHEX", column, run, Published(top1, source=CHEX), needs=needs)
+        table += both("CHEX", column, run, Published(top1, source=CHEX), needs=needs)
     for removed, numbers in BY_BOTH.items():
         for sparsity, top1 in zip((0.8, 0.9), numbers, strict=True):
             run = on_imagenet(scale, "chase", sparsity, channels=removed)
             run = change(run, **BY_LAYER) if scale == "paper" else run
             row = f"Chase, {removed:.0%} of channels"
-            found += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)
-    return tuple(found)
+            table += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)
+    return tuple(table)
 
 
 RECIPE = Recipe(
@@ -51,7 +51,7 @@ RECIPE = Recipe(
         STUDY,
         ON_IMAGENET,
         "CHEX's budgets are printed in FLOPs, and its repository gives the fraction of channels for 2 and 1 GFLOPs of ResNet-50"
-        " only: 0.25 for 3 GFLOPs, and 0.5 for ResNet-34, are our guess. Which channels go decides the FLOPs; thinned alike,"
+        " only: 0.25 for 3 GFLOPs, and 0.5 for ResNet-34, are our guess. Which channels go decides the FLOPs; pruned uniformly,"
         " ResNet-50 has 2.75, 1.64 and 0.92 GFLOPs (of multiply-adds) without 25, 50 and 70 % of them, ResNet-34 1.89.",
         "Chase works layer by layer at the scale of the paper, as its script for ImageNet, and in laptop over the whole net, as"
         " that for CIFAR.",

@@ -22,10 +22,10 @@ def measured(runs: object, work: Work) -> Measured:
     bench = dataclasses.replace(BENCHES[work.scale], device=work.device).resolved()
     tables = measure_bench(bench, work.console)
     readings = [
-        Reading(LABELS[method], table.record["case"], "none" if key == BASE else key, tuple(found["each"]))
+        Reading(LABELS[method], table.record["case"], "none" if key == BASE else key, tuple(speeds["each"]))
         for table in tables
         for method, kinds in table.record["methods"].items()
-        for key, found in kinds.items()
+        for key, speeds in kinds.items()
     ]
     return Measured(readings=readings, said=[sentence for table in tables for sentence in table.sentences])
 

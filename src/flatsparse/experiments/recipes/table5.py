@@ -28,7 +28,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
 def measured(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measured:
     """The mean accuracy over all corruptions and severities of each run, kept in a file for each."""
     values = {}
-    for folder in dict.fromkeys(folder for _, found in runs for folder in found):
+    for folder in dict.fromkeys(folder for _, table in runs for folder in table):
         kept = work.out / f"{folder.name}.json"
         if not kept.is_file():
             write_json(kept, robustness(load_run(folder, device=work.device, data_dir=work.data_dir)))

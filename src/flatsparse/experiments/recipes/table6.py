@@ -23,15 +23,15 @@ SMALL = {"ResNet-32": "resnet20", "ResNet-34": "resnet20", "ResNet-50": "resnet2
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
-    for network, (data, model, epochs, plain, ours, sam) in PRINTED.items():
+    table: list[Cell] = []
+    for network, (data, model, epochs, plain, s2sam, sam) in PRINTED.items():
         needs = imagenet_needs(scale) if data == "ImageNet" else None
         long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
         run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"), **long)
-        found += both(network, data, run, Published(plain, source=TABLE), Published(ours, source=TABLE), needs=needs)
+        table += both(network, data, run, Published(plain, source=TABLE), Published(s2sam, source=TABLE), needs=needs)
         sharp = change(run, sharpness="sam")
-        found.append(Cell(network, data, sharp, Published(sam, source=REVIEW), needs=needs))
-    return tuple(found)
+        table.append(Cell(network, data, sharp, Published(sam, source=REVIEW), needs=needs))
+    return tuple(table)
 
 
 RECIPE = Recipe(

@@ -20,14 +20,14 @@ PLAIN: dict[str, tuple[Numbers, Numbers]] = {
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
+    table: list[Cell] = []
     for method, numbers in PLAIN.items():
         for (data, label), plain in zip(DATA.items(), numbers, strict=True):
             for place, sparsity in enumerate(SPARSITIES):
                 printed = None if plain is None else Published(plain[place], source=BEFORE)
                 run = run_at(scale, method, sparsity, data, model="vgg19")
-                found += both(LABELS[method], f"{label} {sparsity:.0%}", run, printed)
-    return tuple(found)
+                table += both(LABELS[method], f"{label} {sparsity:.0%}", run, printed)
+    return tuple(table)
 
 
 RECIPE = Recipe(

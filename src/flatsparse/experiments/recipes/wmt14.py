@@ -18,20 +18,20 @@ NEEDS = "WMT14 English-German (4.5M pairs), an encoder-decoder Transformer with 
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    found: list[Cell] = []
+    table: list[Cell] = []
     for sparsity, printed in PRINTED.items():
         method, shared = ("mest", "uniform") if sparsity else ("dense", None)
         run = RunConfig.of(
             data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3
         )
-        found += reviewed(
+        table += reviewed(
             "MEST(EM)" if sparsity else "dense",
             f"{sparsity:.0%}",
             change(run, weight_decay=1e-2, **SIZES[scale]),
             printed,
             needs=NEEDS if scale == "paper" else None,
         )
-    return tuple(found)
+    return tuple(table)
 
 
 RECIPE = Recipe(

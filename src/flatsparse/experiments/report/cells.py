@@ -27,7 +27,7 @@ class Cells:
 
     def add(self, record: Mapping[str, Any], row: Mapping[str, Any], base: Mapping[str, Any] | None) -> int:
         """A row, compared with ``base``. Returns its number."""
-        of_runs = "rho" in row  # a reading has no run, and no place that could be asked for
+        of_runs = "rho" in row  # a reading has no run, and no place that --only could choose
         unit = "seed" if of_runs else "round"
         self.cells.append(
             {
@@ -84,8 +84,8 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
         if d["p_holm"] is not None:
             facts.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
         if d["seeds_needed"] is not None:
-            found = f"a difference of {d['effect']:.2f} is found four times in five, if the spread is as it is here"
-            facts.append(("seeds it would take", f"with {d['seeds_needed']}, {found}"))
+            power = f"a difference of {d['effect']:.2f} is found four times in five, if the spread is the same"
+            facts.append(("seeds it would take", f"with {d['seeds_needed']}, {power}"))
     if row["verdict"]:
         facts.append(("verdict", f"{row['verdict']}: {VERDICTS[row['verdict']]}"))
     facts += [("same runs as", row["same_runs"])] if row["same_runs"] else []

@@ -16,12 +16,12 @@ TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"
 
 @dataclass(frozen=True)
 class Column:
-    """One thing that is told of every row.
+    """One quantity that is reported for every row.
 
     Attributes:
         title: its heading on the page.
-        value: what it shows of a row; None where the row has none.
-        format: what is done to a value to make it text: a format specification, or a function.
+        value: its value for a row; None where the row has none.
+        format: turns a value into text: a format specification, or a function.
         views: where it is a column: the terminal's table, or a table of the page by its name.
         short: its heading on the terminal, where that is another.
         judged: colored by the verdict on the row's difference.

@@ -8,7 +8,7 @@ from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval
 
 UNLEARNED = (
-    "No net does better than naming the commonest class each time, so nothing was learned and nothing can be compared: give more"
+    "No net does better than always naming the commonest class, so nothing was learned and nothing can be compared: give more"
     " --epochs, another --lr or less --sparsity."
 )
 
@@ -39,9 +39,7 @@ def _sentence(row: Row) -> str:
 def _edge(row: Row, table: Table) -> str:
     grid = [float(rho) for rho in table.tried.get(row.sharpness, ())]
     if len(grid) > 1 and row.rho in (min(grid), max(grid)):
-        return (
-            f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may lie outside."
-        )
+        return f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may exist outside."
     return ""
 
 
@@ -56,7 +54,7 @@ def _control(table: Table) -> list[str]:
     meaning = {
         "helps": "so the direction matters, not just its length",
         "hurts": "so a random direction is the better one",
-        "within noise": "so its direction cannot be told from a random one here",
+        "within noise": "so its direction cannot be distinguished from a random one here",
     }
     return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({d.bounds()}), {meaning[d.verdict]}."]
 

@@ -143,7 +143,7 @@ def _record(file: Path) -> dict[str, Any]:
 
 
 def _verdict(row: Mapping[str, Any], better: str) -> str | None:
-    """The verdict of a row, in today's words."""
+    """The verdict of a row, in the current words."""
     word, d = row["verdict"], row["difference"]
     if word == "contradicts" and d and (d["p_holm"] or 0.0) < LEVEL and (d["mean"] < 0) == (better == "higher"):
         return "hurts"

@@ -38,8 +38,8 @@ STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of ve
 
 def left_dense(preset: str) -> str:
     """The layers that a choice leaves dense, in words."""
-    kept = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
-    return f"all layers but {', '.join(kept)}" if kept else "all layers"
+    dense = [kind.__name__.replace("_", " ") for kind in PRESETS[preset]]
+    return f"all layers but {', '.join(dense)}" if dense else "all layers"
 
 
 def layer_table(estimate: Estimate) -> str:

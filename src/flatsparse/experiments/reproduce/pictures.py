@@ -24,11 +24,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     >>> front([(1.0, 50.0), (2.0, 60.0), (3.0, 55.0), (2.0, 58.0)])
     [(1.0, 50.0), (2.0, 60.0)]
     """
-    kept: list[tuple[float, float]] = []
+    optimal: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or value > kept[-1][1]:
-            kept.append((cost, value))
-    return kept
+        if not optimal or value > optimal[-1][1]:
+            optimal.append((cost, value))
+    return optimal
 
 
 def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:

@@ -32,23 +32,23 @@ class Choice:
     """The part of a recipe to reproduce, and how."""
 
     scale: Scale = "smoke"
-    """smoke: every cell in seconds, figures mean little; laptop: a small study in hours; paper: the published setting."""
+    """smoke: every cell in seconds, its figures mean little; laptop: a small study in hours; paper: the published setting."""
     only: str | None = None
     """Only cells whose "row column" this shell pattern or regular expression matches, e.g. '*90%'."""
     seeds: int | None = None
-    """So many seeds, from the recipe's first, which is 0 for most. By default the recipe's."""
+    """Number of seeds, counted from the recipe's first, usually 0. By default the recipe's own number."""
     controls: bool = False
-    """Join S²-SAM's cells by SAM, a random direction, plain training twice as long, and the scripts' weight decays."""
+    """Add controls to S²-SAM's cells: SAM, a random direction, plain training twice as long, the scripts' weight decays."""
     data_dir: Path | None = None
-    """Where local copies of data sets lie (or set FLATSPARSE_DATA)."""
+    """Folder of local copies of data sets (or set FLATSPARSE_DATA)."""
     device: str = "auto"
-    """Where to train: cpu, cuda, or auto (cuda if there is one)."""
+    """Device to train on: cpu, cuda, or auto (cuda if there is one)."""
     jobs: int | None = None
-    """Runs at once. By default one for each core, or one on an accelerator."""
+    """Number of parallel runs. By default one per core, or one on an accelerator."""
     cluster: str | None = None
     """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
     retry: bool = False
-    """Run again what failed before."""
+    """Repeat failed runs."""
 
 
 def run_recipe(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _record(
         "said": [
             *elsewhere(recipe, choice.scale),
             *([] if measured is None else measured.said),
-            *(f"runs on {name} saw unlike images under that name: make them anew on one copy" for name in mixed),
+            *(f"runs on {name} saw different images under that name: run them again on one copy" for name in mixed),
         ],
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
@@ -133,8 +133,8 @@ def _record(
 def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:
     """Return the data sets of the finished runs, each once; old results do not name theirs."""
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
-    found = {r.data_set["fingerprint"]: r.data_set for r in results if r.data_set is not None}
-    return list(found.values())
+    data_sets = {r.data_set["fingerprint"]: r.data_set for r in results if r.data_set is not None}
+    return list(data_sets.values())
 
 
 def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
@@ -142,25 +142,25 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
 
     Raises: InputError when no chosen cell can be run for want of them, or none was chosen.
     """
-    asked = selected(cells, choice.only)
+    chosen = selected(cells, choice.only)
     missing: dict[str, str] = {}
-    for data in dict.fromkeys(cell.run.dataset.data for cell in asked if cell.needs is None):
+    for data in dict.fromkeys(cell.run.dataset.data for cell in chosen if cell.needs is None):
         try:
             load(data, choice.data_dir)
         except InputError as problem:
             missing[data] = str(problem)
-    if missing and all(cell.needs or cell.run.dataset.data in missing for cell in asked):
+    if missing and all(cell.needs or cell.run.dataset.data in missing for cell in chosen):
         raise InputError(next(iter(missing.values())))
     return missing
 
 
 def elsewhere(recipe: Recipe, scale: Scale) -> list[str]:
     """Return a sentence when tables that measure the same have all runs of this one, which then adds no evidence to theirs."""
-    mine = _keys(recipe, scale)
-    if not mine:
+    keys = _keys(recipe, scale)
+    if not keys:
         return []
-    tables = {name: theirs for name, (theirs, alike) in _tables(scale).items() if alike == _alike(recipe)}
-    same = [f"{name}'s" for name, theirs in tables.items() if name != recipe.name and mine <= theirs]
+    tables = {name: others for name, (others, alike) in _tables(scale).items() if alike == _alike(recipe)}
+    same = [f"{name}'s" for name, others in tables.items() if name != recipe.name and keys <= others]
     if not same:
         return []
     return [f"Every run here is one of {' and of '.join(same)} too, so that its claims are no evidence beside those."]

@@ -1,4 +1,4 @@
-"""The cells of a recipe that are asked for."""
+"""The selection of a recipe's cells."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def lines_of(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[Line]:
 
 @dataclass(frozen=True)
 class _Pairing:
-    """A line beside the plain one of its place, if it is not that one itself."""
+    """A line paired with the plain one of its place, unless it is the plain one itself."""
 
     line: Line
     base: Line | None
@@ -254,7 +254,7 @@ def readings(recipe: Recipe, measured: Measured) -> list[TableRow]:
 
 
 def row_difference(gaps: Sequence[float], printed: float | None, metric: Metric, claims: int = 1) -> RowDifference:
-    """Return a paired difference, with the seeds it would take to find an effect among so many claims."""
+    """Return a paired difference, with the number of seeds needed to find an effect among this many claims."""
     effect = abs(printed) if printed and metric.comparable else metric.effect
     interval = mean_interval(gaps)
     needed = seeds_needed(deviation(gaps), effect, claims=claims) if interval.bounded else None
@@ -273,7 +273,7 @@ def _summary(values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def _of_cell(line: Line, out: Path, measured: Measured | None) -> dict[str, Any]:
-    """Return what a row has of its cell and its runs."""
+    """Return the fields of a row that come from its cell and its runs."""
     cell = line.cell
     done = [outcome for outcome in line.outcomes if outcome.result is not None]
     return {
@@ -290,10 +290,10 @@ def _of_cell(line: Line, out: Path, measured: Measured | None) -> dict[str, Any]
     }
 
 
-def _printed(mine: Cell, base: Cell) -> float | None:
-    if mine.published is None or base.published is None:
+def _printed(cell: Cell, base: Cell) -> float | None:
+    if cell.published is None or base.published is None:
         return None
-    return mine.published.value - base.published.value
+    return cell.published.value - base.published.value
 
 
 def _also(results: Sequence[RunResult]) -> dict[str, Any]:
@@ -313,6 +313,6 @@ def _also(results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _mean_of_all(values: Iterable[float | None]) -> float | None:
-    """The mean, or None when a run never got there."""
+    """The mean, or None when a run never reached the level."""
     there = list(values)
     return None if None in there else fmean(v for v in there if v is not None)

@@ -58,9 +58,9 @@ class RunBar:
 
 
 def topology_warnings(record: EpochRecord, before: EpochRecord | None) -> list[str]:
-    """The problems of the topology after an epoch that were not there after the one before."""
+    """The new problems of the topology after an epoch."""
     problems = [
-        f"layer {name} has collapsed: {share:.0%} of its filters have no live weight; lower --sparsity, or --exclude it"
+        f"layer {name} has collapsed: {share:.0%} of its filters have no active weight; lower --sparsity, or --exclude it"
         for name, share in record.collapsed.items()
         if before is None or name not in before.collapsed
     ]

@@ -40,7 +40,7 @@ class Parts:
     """The parts of a run, and the run with the sizes of its data and its method's own options filled in.
 
     Attributes:
-        own_period: the steps between mask updates that were asked for, or else the method's own before it was shortened.
+        own_period: the requested steps between mask updates, or else the method's own before it was shortened.
         net: the model as it is trained: wrapped for several processes, or compiled.
         fresh: makes another such model, with weights of its own.
         data: the data set that the splits were taken from.
@@ -77,8 +77,8 @@ def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
     steps_per_epoch = math.ceil(len(splits.train) / run.optim.batch_size)
     steps = run.schedule.whole_epochs * steps_per_epoch
     optimizer = make_optimizer(run, model, steps)
-    asked = run.pruning.every
-    own_period = getattr(kind_of(run.pruning.method)(), "every", None) if asked is None else asked
+    period = run.pruning.every
+    own_period = getattr(kind_of(run.pruning.method)(), "every", None) if period is None else period
     run, options = with_method_options(run, run.schedule.epochs * steps_per_epoch)
     run = change(run, train_size=len(splits.train), validation_size=len(splits.validation))
     training = make_sparse(run, net, optimizer, steps, splits, options)
@@ -221,5 +221,5 @@ def describe(parts: Parts) -> str:
     notes = "".join(f"\nwarning: {note}" for note in parts.data.notes)
     return (
         f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"
-        f" {what}; {report.active:,} of {report.total:,} prunable weights live ({report.sparsity:.2%} sparse){when}{notes}"
+        f" {what}; {report.active:,} of {report.total:,} prunable weights active ({report.sparsity:.2%} sparse){when}{notes}"
     )

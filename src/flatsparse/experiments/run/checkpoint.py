@@ -118,7 +118,7 @@ def load_checkpoint(out: Path, parts: Parts) -> Progress:
     if not file.is_file():
         if before.is_file():
             raise InputError(
-                f"'{file}' is gone: rename '{before}', the one before it, to {CHECKPOINT} to go on from there"
+                f"'{file}' is gone: rename '{before}', the one before it, to {CHECKPOINT} to continue from there"
             )
         return Progress()
     try:
@@ -128,7 +128,7 @@ def load_checkpoint(out: Path, parts: Parts) -> Progress:
         if epoch is None:
             raise
         raise InputError(
-            f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to go on after epoch {epoch}"
+            f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to continue after epoch {epoch}"
         ) from None
     check_same(as_json(parts.run), state["settings"], f"'{file}'", free=("data_dir",))
     return restore(state, parts, file)

@@ -1,6 +1,6 @@
-"""The configuration of a run: all settings that decide its outcome, as asked for and as resolved.
+"""The configuration of a run: all settings that decide its outcome, as requested and as resolved.
 
-Settings lie in groups (``run.optim.lr``). Their names are unique, so that the command line and ``config.json`` name
+Settings are grouped (``run.optim.lr``). Their names are unique, so that the command line and ``config.json`` name
 them flat (``--lr``): see ``settings``, ``RunConfig.of`` and ``change``.
 """
 
@@ -48,12 +48,12 @@ class Dataset:
     train_size: int | None = None
     """Number of training images. By default all that are not held out."""
     validation_size: int | None = None
-    """Number of images held out for choices. By default 300 of digits and 5,000 of cifar10."""
+    """Number of images held out for validation. By default 300 of digits and 5,000 of cifar10."""
     augmentation: Annotated[bool, _without("Take training images as they are, neither cropped nor flipped.")] = True
-    """Crop and flip training images, of every data set but digits and pairs; without it they are taken as they are."""
+    """Crop and flip training images of every data set except digits and pairs; without it they are taken as they are."""
 
 
-CHANNELS = "fraction of the channels that are removed. By default the method's own."
+CHANNELS = "fraction of channels to remove. By default the method's own."
 SUMS = "also remove channels shared through residual additions, and all others that can be removed, whatever --explore says."
 EXPLORE = "which channels: those that the authors' code removes, or all that one layer writes and that can be removed."
 FIRST_PHASE = (
@@ -61,11 +61,11 @@ FIRST_PHASE = (
     " their ImageNet script has layer."
 )
 CHANNEL_OFFSET = (
-    "time from the removal of channels to the next mask update, in shares of --every. By default 0.5; 0 is none."
+    "time from channel removal to the next mask update, as a fraction of --every. By default 0.5; 0: in the same step."
 )
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = "keep N of each M inputs active, e.g. 2 4, in every layer made sparse (--exclude the others)."
-LAYERS = f"What to leave dense, by whose convention: {', '.join(PRESETS)}; `flatsparse list layers` shows the outcome."
+LAYERS = f"Convention for what is left dense: {', '.join(PRESETS)}; `flatsparse list layers` shows the result."
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Pruning:
     method: str = DEFAULT
     """Sparse-training method, by name (`flatsparse list methods`) or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
-    """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; methods that are given only
-    --channels take none."""
+    """Fraction of the prunable weights that are zero. By default the method's own, mostly 0.9; none for
+    methods that take only --channels."""
     channels: Annotated[float | None, _for_methods("channels", CHANNELS)] = None
     sums: Annotated[bool, _for_methods("sums", SUMS)] = False
     explore: Annotated[Literal["published", "removable"] | None, _for_methods("explore", EXPLORE)] = None
@@ -122,18 +122,18 @@ class Optim:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a run, and the course of its learning rate."""
+    """The length of a run, and its learning-rate schedule."""
 
     epochs: int = 30
-    """Passes over the training images, in each round of a method in rounds."""
+    """Passes over the training images; for methods with rounds, in each round."""
     multiplier: float = 1.0
     """Train this many times as long: epochs, schedule and the last mask update scale, a period in steps does not."""
     lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Course of the learning rate: to 0 along half a cosine, to a tenth at each of --milestones, or constant."""
+    """Learning-rate schedule: to 0 along half a cosine, to a tenth at each of --milestones, or constant."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Shares of the run after which --lr-schedule step goes down to a tenth. On ImageNet often 0.3 0.7 0.9, with --warmup 5."""
+    """Fractions of the run after which --lr-schedule step divides by ten. On ImageNet often 0.3 0.7 0.9, with --warmup 5."""
     warmup: int = 0
-    """Epochs over which the learning rate rises linearly to where its schedule has it; --multiplier stretches them too."""
+    """Epochs of linear warm-up to the learning rate of the schedule; --multiplier scales them too."""
 
     @property
     def whole_epochs(self) -> int:
@@ -148,11 +148,11 @@ class Perturbation:
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
     rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
-    """Course of ρ over the run: constant, as 1/√step, or down to 0."""
+    """Schedule of ρ over the run: constant, as 1/√step, or down to 0."""
     look_every: int = 5
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
-    """Weight of the kept direction that looksam adds in between, α, in lengths of the gradient."""
+    """Weight α of the stored direction that looksam adds in between, relative to the gradient's norm."""
     mask_perturbation: Annotated[bool, _without("Perturb pruned weights too, as in the released code of S²-SAM.")] = (
         True
     )
@@ -164,9 +164,9 @@ class Runtime:
     """The computation and the evaluations of a run."""
 
     validate_every: int = 1
-    """Epochs between evaluations on the images held out; there is always one at the end."""
+    """Epochs between evaluations on the validation images; there is always one at the end."""
     batch_norm: Literal["training", "final"] = "training"
-    """Running statistics of the trained net: as training left them (taken at w + e), or computed anew at the final weights."""
+    """Running statistics of the trained net: as training left them (taken at w + e), or recomputed at the final weights."""
     device: str = "auto"
     """Device to train on: cpu, cuda, or auto (cuda if there is one)."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -174,17 +174,17 @@ class Runtime:
     eval_batch_size: int | None = None
     """Images computed at once in evaluations; a quarter with gradients. By default 1,000, fewer if larger than 64x64."""
     channels_last: bool = False
-    """Keep convolutions' weights channels-last, as the images are; faster, above all with bf16."""
+    """Keep convolutions' weights channels-last, as the images are; faster, especially with bf16."""
     compile: bool = False
-    """Train through torch.compile; the first steps take minutes, and results differ in the last bits. Evaluations run plain."""
+    """Train through torch.compile; first steps take minutes, and results differ in the last bits. Evaluations run uncompiled."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The settings that runs which are compared have in common."""
+    """The settings that compared runs have in common."""
 
     model: str | None = None
-    """Network, by name (`flatsparse list models`). By default what suits the data."""
+    """Network, by name (`flatsparse list models`). By default one that suits the data."""
     dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = Dataset()
     pruning: Annotated[Pruning, tyro.conf.arg(name="pruning")] = Pruning()
     optim: Annotated[Optim, tyro.conf.arg(name="optimizer")] = Optim()
@@ -204,16 +204,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunConfig(Setting):
-    """One training run, as asked for. On one CPU, with as many threads, equal runs give equal results, bit for bit."""
+    """One training run, as requested. On one CPU, with as many threads, equal runs give equal results, bit for bit."""
 
     sharpness: Sharpness = "none"
     """The weights at which the gradient is taken; `flatsparse list sharpness` describes each."""
     rho: float = 0.05
     """Radius of the perturbation, ρ."""
     label_noise: float = 0.0
-    """Fraction of training labels that are made wrong."""
+    """Fraction of training labels to make wrong."""
     seed: int = 0
-    """Decides initial weights, masks, data order, augmentation and noise."""
+    """Seed of initial weights, masks, data order, augmentation and noise."""
     probe: str | None = None
     """every=N: measure curvature and what each direction gains every N steps; changes no weight. By default never."""
 

@@ -127,7 +127,7 @@ def distributed(device: str) -> Iterator[DistContext]:
         if meaning is None:
             raise
         raise WorkerLost(
-            f"another process of this run {meaning.format(seconds)}: start all anew with --resume, which goes on from the last"
+            f"another process of this run {meaning.format(seconds)}: start all again with --resume, which continues from the last"
             " checkpoint"
         ) from None
     finally:

@@ -38,10 +38,10 @@ def check_finite_losses(parts: Parts, progress: Progress, *losses: float | None,
     run = parts.run
     odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
     if odd:
-        kept = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
+        checkpoint = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
         raise Diverged(
             f"the loss became {odd[0]} in epoch {progress.epoch}:"
-            f" lower --lr {run.optim.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{kept}"
+            f" lower --lr {run.optim.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{checkpoint}"
         )
 
 

@@ -54,7 +54,7 @@ def train(
         config: what to train; see ``RunConfig``.
         out: the run's folder: ``config.json``, ``metrics.jsonl``, with probes ``probes.jsonl``, ``checkpoint.pt`` every
             epoch, and at the end ``model.safetensors``, ``masks.safetensors`` and ``result.json``.
-        resume: go on from the folder's checkpoint, or return its result if it is finished.
+        resume: continue from the folder's checkpoint, or return its result if it is finished.
         watcher: is notified of progress.
         test: evaluate on the test set at the end. Without it the result is for choices, on the validation images.
         context: the processes that train it together, each on its shard of every batch; all must see the folder, and the main
@@ -85,7 +85,7 @@ def _claimed(out: Path, parts: Parts, *, resume: bool) -> Iterator[None]:
 
 
 def _finished(out: Path, parts: Parts) -> RunResult:
-    """Return the result of a finished run; metrics that were deleted are written anew, and damaged ones refused."""
+    """Return the result of a finished run; deleted metrics are written again, and damaged ones refused."""
     result = read_result(out)
     if parts.run.probe_every or not (out / METRICS).is_file():
         progress = load_checkpoint(out, parts)  # which alone knows how many probes there were
@@ -107,7 +107,7 @@ def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds:
             progress = load_first_round(shares, parts) or progress
     if context.is_main:
         write_metrics(out, progress.records, progress.probes)  # an epoch may have been noted, or half noted, since
-    resumed = f"; going on after epoch {progress.epoch}" if progress.epoch else ""
+    resumed = f"; continuing after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + resumed)
     probe = Probe(run.probe_every, parts) if run.probe_every and context.is_main else None
     saved = time.monotonic()

@@ -19,7 +19,7 @@ from flatsparse.sparse.plan import Plan, due_steps
 FILLED_IN = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
 OPTIONS = ("channels", *FILLED_IN, "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
 AMPLE = 10**6  # steps: no method finds such a run too short
-UPDATES = 10  # a run has at least so many mask updates
+UPDATES = 10  # the least number of mask updates of a run
 
 
 def removal(pruning: ResolvedPruning) -> str:
@@ -52,7 +52,7 @@ def rounds_of(run: ResolvedRun) -> int:
 
 
 def before_there_was_a_choice(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the method of recorded settings did by an option that is younger than they are, by the option's name."""
+    """Return the behaviour of the method under recorded settings for options that are newer than they are, by name."""
     kind = METHODS.get(str(settings.get("method")))
     options = () if kind is None else options_of(kind)
     return {name: value for name, value in FILLED_IN.items() if name not in settings and name in options}

@@ -16,8 +16,8 @@ REACHED = (50, 60, 70, 80, 90, 95)  # percent; the levels of ``steps_to`` in a r
 
 def confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
     """Return how often each class (row) was predicted as each (column), int64 (classes, classes), over all that has a target."""
-    asked = targets != IGNORED
-    pairs = targets[asked] * classes + outputs.argmax(-1)[asked]
+    has_target = targets != IGNORED
+    pairs = targets[has_target] * classes + outputs.argmax(-1)[has_target]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
@@ -42,7 +42,7 @@ def macro(counts: Tensor) -> dict[str, float]:
 
 
 def above_chance(counts: Tensor) -> bool:
-    """Return if more is right than always naming the commonest class gets right, by over three standard deviations (ours).
+    """Return if accuracy exceeds that of always naming the commonest class by over three standard deviations (ours).
 
     Args:
         counts: see ``confusion``.

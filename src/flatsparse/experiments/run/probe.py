@@ -1,4 +1,4 @@
-"""Probes: measurements of the loss around the weights during training: curvature, and what each direction gains."""
+"""Probes: measurements of the loss around the weights during training: curvature and directional loss increases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFINITION = (
 
 
 class Probe:
-    """A measurement every so many steps, on a copy of the model, so that training is not touched.
+    """A measurement at regular steps, on a copy of the model, so that training is not affected.
 
     Args:
         every: steps between measurements.

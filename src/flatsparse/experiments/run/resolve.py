@@ -1,4 +1,4 @@
-"""Resolving a run: fill in its defaults, and refuse what cannot be run."""
+"""Resolving a run: fill in its defaults, and refuse invalid settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choices of sharpness awareness: where a run takes its gradient, and the course of ρ."""
+"""The choices of sharpness awareness: where a run takes its gradient, and the schedule of ρ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARPNESS: dict[str, str] = {
     "none": "the gradient at the weights",
     "sam": "the gradient at weights perturbed along this batch's own gradient; two gradients a step (Foret et al. 2021)",
     **{"s2sam" if name == "previous" else name: direction.summary for name, direction in DIRECTIONS.items()},
-    "looksam": "SAM every few steps, and in between the direction it left; 1 + 1/k gradients a step (Liu et al. 2022)",
+    "looksam": "SAM every few steps, and in between a stored direction; 1 + 1/k gradients a step (Liu et al. 2022)",
 }
 if TYPE_CHECKING:
     Sharpness = str

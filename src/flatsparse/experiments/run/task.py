@@ -39,7 +39,7 @@ def check_fit(model: str, data: DataSet) -> None:
 
 @torch.no_grad()
 def check_takes(name: str, model: nn.Module, images: Samples, count: int) -> None:
-    """Raise InputError for a network that cannot train on images of such a size, or on so few at a time.
+    """Raise InputError for a network that cannot train on images of this size, or on batches this small.
 
     Ours, because a network's own errors in a forward pass are in terms of its layers.
 

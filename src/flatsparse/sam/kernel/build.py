@@ -1,4 +1,4 @@
-"""Building the compiled pass with the machine's C compiler, and loading it: only what nobody else could have changed."""
+"""Building the compiled pass with the machine's C compiler, and loading it: only a file that nobody else could have changed."""
 
 from __future__ import annotations
 
