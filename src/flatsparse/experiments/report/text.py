@@ -78,11 +78,7 @@ def print_comparison(tables: Sequence[Table], console: Console) -> None:
             grid.add_row(f" {name.text(row)}", *cells)
         grid.add_row()
     console.print(grid)
-    console.print(
-        "against plain: points, paired by seed, ± half of the 95 % interval; grads: gradients a step; time: of a step, as a"
-        " ratio to plain (median over seeds); cos: between the gradients of consecutive steps",
-        style="dim",
-    )
+    console.print("; ".join(f"{column.heading}: {column.note}" for column in others if column.note), style="dim")
     for table in tables:
         console.print(f"\n{setting(table)[0].upper()}{setting(table)[1:]}", style="bold")
         for sentence in comparison_sentences(table):
