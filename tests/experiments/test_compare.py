@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.text import Text
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
@@ -309,6 +310,12 @@ def test_curves_go_through_what_was_looked_at():
     assert not figures.curves({"none": [unseen]}).axes[1].has_data()
 
 
+def edges(text):
+    """The left and the right edge of a text in a picture."""
+    extent = text.get_window_extent()
+    return extent.x0, extent.x1
+
+
 def test_a_column_is_one_entry_that_is_shown_on_the_terminal_on_the_page_and_in_the_picture(tmp_path, monkeypatch):
     comparison = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("none", "momentum"), rhos={})
     (table,) = compare(comparison, tmp_path, console=Console(quiet=True))
@@ -319,7 +326,7 @@ def test_a_column_is_one_entry_that_is_shown_on_the_terminal_on_the_page_and_in_
         (columns.TERMINAL, columns.COST),
         short="in all",
         note="gradients of all seeds",
-        in_pictures="{} in all",
+        in_pictures="{} gradients of all seeds",
     )
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, column))
     taken = sum(
@@ -329,11 +336,20 @@ def test_a_column_is_one_entry_that_is_shown_on_the_terminal_on_the_page_and_in_
         print_comparison([table], Console(file=told, width=400))
         assert f"{taken:>6}" in told.getvalue()
         assert "; in all: gradients of all seeds" in told.getvalue()
+    with io.StringIO() as told:
+        print_comparison([table], Console(file=told, width=40))
+        assert "…" not in told.getvalue()  # a narrow terminal breaks lines, and cuts no number off
     page = pages.write_comparison([table], comparison.resolved(), tmp_path).read_text()
     assert "<th>gradients in all</th>" in page
     assert f"<td>{taken}</td>" in page
-    names = figures.differences([table]).axes[0].get_yticklabels()
-    assert names[0].get_text().endswith(f"{taken} in all")
+    picture = figures.differences([table])
+    assert picture.axes[0].get_yticklabels()[0].get_text().endswith(f"{taken} gradients of all seeds")
+    picture.draw_without_rendering()
+    (below,) = picture.findobj(
+        lambda part: isinstance(part, Text) and part.get_text().startswith("difference to plain")
+    )
+    left, right = edges(below)
+    assert picture.bbox.x0 <= left < right <= picture.bbox.x1  # it is longer than axes beside long names
 
 
 def test_the_page_describes_the_ways_that_were_compared_and_no_others(tmp_path):
