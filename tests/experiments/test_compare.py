@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.text import Text
 from rich.console import Console
 
 from flatsparse.common.errors import InputError
@@ -16,13 +17,14 @@ from flatsparse.experiments.comparison_table import Table, tabulate
 from flatsparse.experiments.grid import job
 from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
-from flatsparse.experiments.report import figures, pages
+from flatsparse.experiments.report import columns, figures, pages
 from flatsparse.experiments.report.sentences import UNLEARNED, comparison_sentences
 from flatsparse.experiments.report.text import print_comparison
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.metrics import above_chance
 from flatsparse.experiments.run.records import Seconds
+from flatsparse.sam.directions import DIRECTIONS
 
 from .results import run_result
 
@@ -306,3 +308,55 @@ def test_curves_go_through_what_was_looked_at():
     assert [list(line.get_xdata()) for line in loss.get_lines()] == 3 * [[1, 2, 3, 4]]
     unseen = [SimpleNamespace(train_loss=1.0, validation_accuracy=None) for _ in seed]
     assert not figures.curves({"none": [unseen]}).axes[1].has_data()
+
+
+def edges(text):
+    """The left and the right edge of a text in a picture."""
+    extent = text.get_window_extent()
+    return extent.x0, extent.x1
+
+
+def test_a_column_is_one_entry_that_is_shown_on_the_terminal_on_the_page_and_in_the_picture(tmp_path, monkeypatch):
+    comparison = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("none", "momentum"), rhos={})
+    (table,) = compare(comparison, tmp_path, console=Console(quiet=True))
+    column = columns.Column(
+        "gradients in all",
+        lambda row: sum(result.gradient_evaluations for result in row.results),
+        "d",
+        (columns.TERMINAL, columns.COST),
+        short="in all",
+        note="gradients of all seeds",
+        in_pictures="{} gradients of all seeds",
+    )
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, column))
+    taken = sum(
+        read_json(tmp_path / folder / "result.json")["gradient_evaluations"] for folder in table.rows[1].folders
+    )
+    with io.StringIO() as told:
+        print_comparison([table], Console(file=told, width=400))
+        assert f"{taken:>6}" in told.getvalue()
+        assert "; in all: gradients of all seeds" in told.getvalue()
+    with io.StringIO() as told:
+        print_comparison([table], Console(file=told, width=40))
+        assert "…" not in told.getvalue()  # a narrow terminal breaks lines, and cuts no number off
+    page = pages.write_comparison([table], comparison.resolved(), tmp_path).read_text()
+    assert "<th>gradients in all</th>" in page
+    assert f"<td>{taken}</td>" in page
+    picture = figures.differences([table])
+    assert picture.axes[0].get_yticklabels()[0].get_text().endswith(f"{taken} gradients of all seeds")
+    picture.draw_without_rendering()
+    (below,) = picture.findobj(
+        lambda part: isinstance(part, Text) and part.get_text().startswith("difference to plain")
+    )
+    left, right = edges(below)
+    assert picture.bbox.x0 <= left < right <= picture.bbox.x1  # it is longer than axes beside long names
+
+
+def test_the_page_describes_the_ways_that_were_compared_and_no_others(tmp_path):
+    comparison = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("none", "momentum"), rhos={})
+    tables = compare(comparison, tmp_path, console=Console(quiet=True))
+    page = pages.write_comparison(tables, comparison.resolved(), tmp_path).read_text()
+    assert f"<li>momentum: {DIRECTIONS['momentum'].summary}</li>" in page
+    assert page.count("<li>plain: ") == 1
+    assert "S²-SAM" not in page.split("<h2>Accuracy</h2>")[0].split("<h1>")[-1]
+    assert DIRECTIONS["random"].summary not in page

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from flatsparse.common.schema import schema_error
+from flatsparse.experiments.run.bar import topology_warnings
 from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
 from tests.experiments.results import run_result
 
@@ -60,3 +61,9 @@ def test_an_epoch_names_its_round_only_where_there_are_several():
         plain = json.loads(json.dumps(record.to_json()))
         assert schema_error(plain, EPOCH_FORM) is None
         assert EpochRecord.from_json(plain) == record
+
+
+@pytest.mark.parametrize(("updates", "told"), [(1, "1 update of the masks"), (2, "2 updates of the masks")])
+def test_updates_that_changed_nothing_are_counted_in_words_that_agree(updates, told):
+    (warning,) = topology_warnings(dataclasses.replace(EPOCH, updates=updates, churn=0.0), None)
+    assert warning.startswith(f"{told} changed nothing")

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Row:
         cosine: between the gradients of consecutive steps.
         ball: the loss increase found within ``ball_radius``.
         folders: of the runs, within the comparison's.
+        results: of the runs, whole; not saved, for the runs' folders have them.
     """
 
     sharpness: str
@@ -50,6 +51,7 @@ class Row:
     ball: tuple[float, ...]
     ball_radius: float
     folders: tuple[str, ...]
+    results: tuple[RunResult, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def mean(self) -> float:
@@ -66,8 +68,10 @@ class Row:
 
     def to_json(self, learned: bool = True) -> dict[str, Any]:
         """Return the row as plain values, with its mean and its verdict."""
+        saved = dataclasses.asdict(dataclasses.replace(self, results=()))
+        del saved["results"]
         return {
-            **dataclasses.asdict(self),
+            **saved,
             "difference": _to_json(self.difference, learned),
             "cosine": None if math.isnan(self.cosine) else self.cosine,
             "mean": self.mean,
@@ -77,7 +81,13 @@ class Row:
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Row:
         """Return the row that ``to_json`` wrote; older ones lack some keys."""
-        older = {"seeds": list(range(len(saved["accuracies"]))), "gaps": [], "unpaired": 0, "folders": []}
+        older = {
+            "seeds": list(range(len(saved["accuracies"]))),
+            "gaps": [],
+            "unpaired": 0,
+            "folders": [],
+            "results": [],
+        }
         saved = {**older, **saved}
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
@@ -198,6 +208,7 @@ def _row(line: Line, base: Line, out: Path) -> Row:
         ball=tuple(result.worst_case_increase for result in there),
         ball_radius=there[0].ball.radius,
         folders=tuple(os.path.relpath(o.folder, out) for o in line.outcomes if o.run.seed in values),
+        results=tuple(there),
     )
 
 

@@ -33,8 +33,8 @@ class S2SAM(SharpnessAware):
     Args:
         base, rho, adaptive, eta, mask_perturbation, compact, in_place: see ``SharpnessAware``. The paper uses ρ = 0.05 on
             CIFAR and 1.0 on ImageNet, and its Remark 1 a falling ``flatsparse.schedules.InverseSqrt(0.05)``.
-        direction: ``"previous"`` (the paper), ``"momentum"``, ``"average"``, ``"random"`` (a control of the same norm), or
-            a function of the optimizer and the gradients that gives a direction for each parameter.
+        direction: ``"previous"`` (the paper) or another of ``flatsparse.sam.directions.DIRECTIONS``, or a function of the
+            optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
         kernel: take the base's step and make the perturbed weights in one compiled pass; for ``SGD`` with momentum on float32
             weights on a CPU, along the previous gradient. Built by the machine's C compiler when first used.

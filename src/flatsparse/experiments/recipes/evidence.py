@@ -187,7 +187,15 @@ RECIPES = (
     recipe("digits", "Digits: methods by sharpness", digits),
     recipe("digits-rounds", "Digits: methods in rounds by sharpness", lambda scale: digits(scale, ROUNDS), 5),
     recipe("digits-main", "Digits: RigL and MEST(EM) at 90 and 98 %", digits_main),
-    recipe("digits-masking", "Digits: as masking", lambda scale: masking(scale, on_digits)),
-    recipe("digits-decay", "Digits: as decay", lambda scale: decay(scale, (0.0, NOISE), on_digits)),
+    recipe(
+        "digits-masking",
+        "Digits: active weights perturbed, or all",
+        lambda scale: masking(scale, on_digits),
+    ),
+    recipe(
+        "digits-decay",
+        "Digits: weight decays of the released scripts",
+        lambda scale: decay(scale, (0.0, NOISE), on_digits),
+    ),
     recipe("digits-ends", "Digits: ρ where it breaks", lambda scale: digits_rho(scale, DIGITS_ENDS), 3, TUNING_SEEDS),
 )

@@ -1,4 +1,7 @@
-"""The columns of a comparison's report. A column is one entry here, and is shown wherever its entry says."""
+"""The columns of a comparison's report. A column is one entry here, and is shown wherever its entry says.
+
+A row has the results of its runs (``Row.results``), so that a column may show anything that a run's ``result.json`` has.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class Column:
         format: turns a value into text: a format specification, or a function.
         views: where it is a column: the terminal's table, or a table of the page by its name.
         short: its heading on the terminal, where that is another.
+        note: what is said of it below the terminal's table.
         judged: colored by the verdict on the row's difference.
         in_pictures: what a picture writes beside a row, with the text in place of the braces.
     """
@@ -33,6 +37,7 @@ class Column:
     format: str | Callable[[Any], str]
     views: tuple[str, ...]
     short: str = ""
+    note: str = ""
     judged: bool = False
     in_pictures: str = ""
 
@@ -67,7 +72,14 @@ COLUMNS = (
     Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST)),
     Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST)),
     Column("test", _mean, "", (TERMINAL, ACCURACY), short="test %"),
-    Column("against plain", lambda row: row.difference, lambda d: d.with_half(), (TERMINAL,), judged=True),
+    Column(
+        "against plain",
+        lambda row: row.difference,
+        lambda d: d.with_half(),
+        (TERMINAL,),
+        note="points, paired by seed, ± half of the 95 % interval",
+        judged=True,
+    ),
     Column("difference", lambda row: row.difference, lambda d: f"{d.mean:+.2f}", (ACCURACY,), judged=True),
     Column("95 % interval", lambda row: row.difference, lambda d: d.bounds(), (ACCURACY,), judged=True),
     Column("training", lambda row: row.train_accuracy, ".1f", (TERMINAL, ACCURACY), short="train %"),
@@ -78,13 +90,27 @@ COLUMNS = (
         "g",
         (TERMINAL, COST),
         short="grads",
+        note="gradients a step",
         in_pictures="{} grad.",
     ),
     Column(
-        "step time", lambda row: row.step_time, "{:.2f}×".format, (TERMINAL, COST), short="time", in_pictures="{} time"
+        "step time",
+        lambda row: row.step_time,
+        "{:.2f}×".format,
+        (TERMINAL, COST),
+        short="time",
+        note="of a step, as a ratio to plain (median over seeds)",
+        in_pictures="{} time",
     ),
     Column("its range", lambda row: row.step_times, _range, (COST,)),
-    Column("cosine", lambda row: row.cosine, "+.2f", (TERMINAL, COST), short="cos"),
+    Column(
+        "cosine",
+        lambda row: row.cosine,
+        "+.2f",
+        (TERMINAL, COST),
+        short="cos",
+        note="between the gradients of consecutive steps",
+    ),
     Column("sharpness", lambda row: statistics.fmean(row.ball), ".3f", (COST,)),
 )
 

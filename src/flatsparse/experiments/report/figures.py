@@ -46,9 +46,9 @@ def differences(tables: Sequence[Table]) -> Figure:
         names = [f"{label(row.sharpness)}, ρ = {row.rho:g}\n{beside(row)}" for row in compared]
         axis.set_yticks(range(len(compared)), names[::-1])
         axis.set_ylim(-0.6, len(compared) - 0.4)
-        axis.set_xlabel("difference to plain training, points of test accuracy")
         axis.set_title(f"{setting(table)}: plain {base.mean:.1f} %", fontsize=10)
         plain(axis, "x")
+    figure.supxlabel("difference to plain training, points of test accuracy", fontsize=10)  # longer than short axes
     return figure
 
 

@@ -29,6 +29,7 @@ from flatsparse.experiments.run.folder import read_metrics, read_probes, read_re
 from flatsparse.experiments.run.method import removal
 from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.measure.sharpness import DEFINITION
 
 PAGE = "report.html"
@@ -77,6 +78,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         removal=removal(run.pruning),
         data=run.dataset.data,
         seeds=comparison.seeds,
+        kinds={name: SHARPNESS[name] for name in comparison.sharpness},
         parts_of_tables=[of_table(table) for table in tables],
         differences=figures.differences(tables),
         accuracy=columns(ACCURACY),

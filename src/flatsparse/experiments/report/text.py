@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -33,6 +34,7 @@ from flatsparse.experiments.terminal import Console
 from flatsparse.measure.estimate import Estimate
 from flatsparse.methods.presets import PRESETS
 
+WIDEST = 1000  # characters of a line, where no terminal limits it
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
@@ -77,12 +79,11 @@ def print_comparison(tables: Sequence[Table], console: Console) -> None:
             cells = [Text(c.text(row), style=STYLES.get(c.style(row, table.learned), "")) for c in others]
             grid.add_row(f" {name.text(row)}", *cells)
         grid.add_row()
-    console.print(grid)
-    console.print(
-        "against plain: points, paired by seed, ± half of the 95 % interval; grads: gradients a step; time: of a step, as a"
-        " ratio to plain (median over seeds); cos: between the gradients of consecutive steps",
-        style="dim",
-    )
+    grid.width = Measurement.get(
+        console, console.options.update(width=WIDEST), grid
+    ).maximum  # else numbers are cut off
+    console.print(grid, crop=False)
+    console.print("; ".join(f"{column.heading}: {column.note}" for column in others if column.note), style="dim")
     for table in tables:
         console.print(f"\n{setting(table)[0].upper()}{setting(table)[1:]}", style="bold")
         for sentence in comparison_sentences(table):

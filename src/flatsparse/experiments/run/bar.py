@@ -65,5 +65,6 @@ def topology_warnings(record: EpochRecord, before: EpochRecord | None) -> list[s
         if before is None or name not in before.collapsed
     ]
     if record.churn == 0 and (before is None or before.churn != 0):
-        problems.append(f"{record.updates} updates of the masks changed nothing; raise --drop-fraction, if it is small")
+        updates = "1 update" if record.updates == 1 else f"{record.updates} updates"
+        problems.append(f"{updates} of the masks changed nothing; raise --drop-fraction, if it is small")
     return problems
