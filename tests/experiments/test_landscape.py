@@ -13,9 +13,9 @@ from flatsparse.cli.main import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.landscape import curved, mechanism, pictures, text
+from flatsparse.experiments.landscape import curvature, mechanism, pictures, text
 from flatsparse.experiments.landscape import measure as measuring
-from flatsparse.experiments.landscape.folding import folded
+from flatsparse.experiments.landscape.batch_norm_folding import folded
 from flatsparse.experiments.landscape.measure import measure
 from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.run.config import RunConfig
@@ -112,7 +112,7 @@ def test_the_hessian_is_that_of_the_live_weights(measured, runs):
 def test_a_look_leaves_the_model_as_it_was(runs):
     run = load_run(runs[0])
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
-    curved.curvature(run, 40, seed=0)
+    curvature.curvature(run, 40, seed=0)
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert not run.model.training
 

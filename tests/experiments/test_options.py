@@ -18,7 +18,7 @@ from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
-from flatsparse.experiments.run.lr import start_schedule
+from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.metrics import confusion, macro, steps_to
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS

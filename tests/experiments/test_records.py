@@ -6,7 +6,7 @@ import json
 import pytest
 
 from flatsparse.common.schema import schema_error
-from flatsparse.experiments.run.bar import topology_warnings
+from flatsparse.experiments.run.progress import topology_warnings
 from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
 from tests.experiments.results import run_result
 

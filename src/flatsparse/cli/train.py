@@ -12,10 +12,10 @@ from rich.text import Text
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.report import pages
-from flatsparse.experiments.run.bar import RunBar
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig
 from flatsparse.experiments.run.ddp import distributed
 from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.run.progress import RunBar
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console

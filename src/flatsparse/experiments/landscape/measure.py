@@ -22,8 +22,8 @@ from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.samples import at_once
 from flatsparse.experiments.grid.workers import local_executor
-from flatsparse.experiments.landscape import curved
-from flatsparse.experiments.landscape.folding import folded
+from flatsparse.experiments.landscape import curvature
+from flatsparse.experiments.landscape.batch_norm_folding import folded
 from flatsparse.experiments.landscape.records import tabulate
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.experiments.progress import Progress
@@ -91,12 +91,12 @@ class Curvature(_Measurement):
     @property
     def work(self) -> int:
         """As of a piece, roughly: a product with the Hessian is worth four passes."""
-        return 4 * curved.PRODUCTS * self.settings.hessian_images
+        return 4 * curvature.PRODUCTS * self.settings.hessian_images
 
     def run(self) -> None:
         """Measure the curvature and save it."""
         run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
-        write_json(self.file, curved.curvature(run, self.settings.hessian_images, self.settings.seed))
+        write_json(self.file, curvature.curvature(run, self.settings.hessian_images, self.settings.seed))
 
 
 def measure(
@@ -135,8 +135,8 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
     ]
     # Curvature first: it is one piece a run, and long.
     _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
-    for record, curvature in zip(about, curvatures, strict=False):
-        record |= read_json(curvature.file)
+    for record, piece in zip(about, curvatures, strict=False):
+        record |= read_json(piece.file)
     for run, record in zip(settings.runs, about, strict=True):
         if record["precision"] == "bf16":
             record["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
@@ -175,7 +175,7 @@ def _pieces(settings: Landscape, run: Path, about: dict[str, Any], kind: Kind, p
 
 
 def _curvature_key(settings: Landscape, about: dict[str, Any]) -> str:
-    parts = [about["digest"], curved.PRODUCTS, BATCH, str(torch.__version__)]
+    parts = [about["digest"], curvature.PRODUCTS, BATCH, str(torch.__version__)]
     return _key([*parts, settings.seed, settings.hessian_images, settings.device])
 
 

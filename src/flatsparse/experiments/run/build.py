@@ -22,7 +22,7 @@ from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import Splits, split
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
-from flatsparse.experiments.run.lr import start_schedule
+from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.method import with_method_options
 from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
 from flatsparse.experiments.run.task import NETWORKS, check_fit, check_takes, loss

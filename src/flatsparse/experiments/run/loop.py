@@ -27,7 +27,7 @@ from flatsparse.experiments.run.folder import (
     read_result,
     write_metrics,
 )
-from flatsparse.experiments.run.lr import start_schedule
+from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.precision import warn_of_slow_bf16
 from flatsparse.experiments.run.probe import Probe
 from flatsparse.experiments.run.records import RunResult
