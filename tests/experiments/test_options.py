@@ -92,7 +92,7 @@ def test_the_optimizer_is_the_one_asked_for():
         kept, freed = (
             build(resolve(small(sharpness=sharpness, mask_perturbation=on))).optimizer for on in (True, False)
         )
-        assert tuple(o.perturbation.options.mask_perturbation for o in (kept, freed)) == (True, False)
+        assert tuple(o.mask_perturbation for o in (kept, freed)) == (True, False)
 
 
 def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_path):

@@ -387,3 +387,15 @@ def test_coarse_weights_get_one_clear_warning(dtype):
         step()
     assert len(caught) == 1
     step()  # and a second warning would be an error
+
+
+@pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
+def test_the_options_can_be_read_and_not_changed(kind):
+    given = {"adaptive": True, "eta": 0.5, "mask_perturbation": True, "compact": True, "in_place": True}
+    optimizer = kind(sgd(mlp().parameters()), **given)
+    default = kind(sgd(mlp().parameters()))
+    for name, value in given.items():
+        assert getattr(copy.deepcopy(optimizer), name) == value
+        with pytest.raises(AttributeError):
+            setattr(optimizer, name, value)
+    assert [getattr(default, name) for name in given] == [False, 0.01, True, False, False]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -440,6 +441,19 @@ def test_an_optimizer_that_mixes_entries_has_its_weights_masked_after_the_step(k
             assert is_plus_zero(weight[~mask])
     assert method == "rigl" or not torch.equal(before, model[0].weight)
     assert training.sparsity == 1 - (192 - round(0.8 * 192)) / 192
+
+
+def test_an_update_in_place_of_the_weight_step_holds_no_gradients_beyond_it():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer = RowMixer(model.parameters())
+    fs.sparsify(model, optimizer, "rigl", sparsity=0.5, steps=12, every=2)
+    for _ in range(2):  # the second is an update, which hides the gradients from the optimizer
+        F.cross_entropy(model(torch.randn(6, 8)), torch.arange(6) % 4).backward()
+        gradients = [weakref.ref(p.grad) for p in model.parameters()]
+        optimizer.step()
+        assert all(gradient() is not None for gradient in gradients)
+        optimizer.zero_grad()
+    assert all(gradient() is None for gradient in gradients)
 
 
 def test_a_subclass_of_an_elementwise_optimizer_is_not_trusted():

@@ -75,6 +75,33 @@ class SharpnessAware(Wrapper):
         """The store of the perturbed weights: a dict, when none are needed after the step."""
         return {}
 
+    # -- the options: read-only, because state that is kept depends on them ----------------------------------------
+
+    @property
+    def adaptive(self) -> bool:
+        """True if each weight's share of the perturbation is scaled by the weight."""
+        return self.perturbation.options.adaptive
+
+    @property
+    def eta(self) -> float:
+        """ASAM's η."""
+        return self.perturbation.options.eta
+
+    @property
+    def mask_perturbation(self) -> bool:
+        """True if masks keep the perturbation to the active weights."""
+        return self.perturbation.options.mask_perturbation
+
+    @property
+    def compact(self) -> bool:
+        """True if perturbed values of active weights only are kept."""
+        return self.perturbation.options.compact
+
+    @property
+    def in_place(self) -> bool:
+        """True if contents are exchanged instead of storage."""
+        return self.perturbation.options.in_place
+
     # -- one state with the base ----------------------------------------------------------------------------------
 
     def _share(self, *_: object) -> None:

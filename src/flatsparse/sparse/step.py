@@ -95,9 +95,8 @@ class SparseStep:
         self._copied = {}
         keep_rewind_point(state, self._plan.rounds, self._model())
 
-        while (
-            not self._elementwise
-        ):  # a subclass may write to weights after its parent's step, which has these hooks too
+        # A subclass may write to weights after its parent's step, which has these hooks too.
+        while not self._elementwise:
             yield
             for w in state.masked:
                 w.apply()
@@ -211,8 +210,10 @@ def _withhold(base: Optimizer) -> Withheld:
 
 
 def _release(withheld: Withheld) -> None:
+    """Give hidden gradients back, and hold them no longer: the step may stay suspended until the next."""
     for p, grad in withheld:
         p.grad = grad
+    withheld.clear()
 
 
 def _scaler_skips(base: Optimizer) -> bool:
