@@ -132,7 +132,7 @@ def test_experiments_import_from_their_own_floor_and_those_below():
 def test_the_reader_of_imports_sees_functions_and_passes_over_types():
     source = """
         if TYPE_CHECKING:
-            from flatsparse.cli.main import main
+            from flatsparse.cli import main
         import flatsparse.common.errors, numpy
         from flatsparse import InputError, sparse
         def f():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.json_files import read_json, read_json_lines
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors

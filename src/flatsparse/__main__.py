@@ -1,6 +1,6 @@
 """``python -m flatsparse``."""
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 
 if __name__ == "__main__":
     main()

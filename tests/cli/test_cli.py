@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 
 QUICK = ["--train-size", "64", "--validation-size", "50", "--batch-size", "32", "--epochs", "2"]
 

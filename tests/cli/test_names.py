@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import flatsparse
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments import export, plotting

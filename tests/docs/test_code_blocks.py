@@ -12,7 +12,7 @@ import pytest
 import torch
 import tyro
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from tests.docs.blocks import BLOCK, PAGES, ROOT, commands, python, run
 from tests.helpers import same
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import flatsparse as fs
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from tests.docs.blocks import commands, python
 

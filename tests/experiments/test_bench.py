@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.json_files import read_json
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.bench import results

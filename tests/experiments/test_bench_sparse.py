@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flatsparse as fs
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.bench.sparse import (
     CONTROL,

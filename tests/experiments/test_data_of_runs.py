@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import Comparison, compare

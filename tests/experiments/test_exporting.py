@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import flatsparse as fs
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors

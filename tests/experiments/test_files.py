@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.experiments import claims
 from flatsparse.experiments.claims import LOCK, Busy, alone_in, claim, in_use, locked

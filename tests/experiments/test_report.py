@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 from rich.console import Console
 
-from flatsparse.cli.main import main
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
 from flatsparse.common.tensor_files import load_tensors

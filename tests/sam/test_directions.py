@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.sam.directions import DIRECTIONS, direction_of
 from tests.helpers import (
     backward,
     bases,
@@ -170,3 +171,7 @@ def test_unmasked_perturbation_reaches_dead_weights_and_leaves_them_zero():
         optimizer.step()
         optimizer.zero_grad()
         assert all(p[dead].count_nonzero() == 0 for p, dead in outside(training, model))
+
+
+def test_a_function_of_ours_is_the_direction_of_its_name():
+    assert all(direction_of(direction.find) is direction for direction in DIRECTIONS.values())

@@ -114,6 +114,9 @@ def direction_of(choice: str | Callable[[Any, Tensors], Tensors] | Direction) ->
     if isinstance(choice, Direction):
         return choice
     if not isinstance(choice, str):
+        for known in DIRECTIONS.values():
+            if known.find is choice:
+                return known
         return Direction(choice, downhill=getattr(choice, "downhill", False))
     if choice not in DIRECTIONS:
         raise unknown("direction", choice, DIRECTIONS)
