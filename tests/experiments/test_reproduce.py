@@ -309,7 +309,7 @@ def test_a_table_says_what_its_runs_saw_and_when_that_is_not_one_set(tmp_path):
     write_json(result, {**told, "data_set": {**told["data_set"], "fingerprint": "another"}})
     record = made(recipe, tmp_path, seeds=2)
     assert len(record["data_sets"]) == 2
-    assert "digits saw unlike images" in record["said"][0]
+    assert "digits saw different images" in record["said"][0]
 
 
 def test_what_is_finished_stays_in_the_table_when_its_data_is_gone(tmp_path):

@@ -169,7 +169,7 @@ def test_a_compiled_step_is_the_step(net, sharpness, sparse):
         torch._dynamo.reset()
         torch.manual_seed(0)
         model = net()
-        base = sgd(model.parameters(), foreach=False)  # torch chooses another form while it compiles
+        base = sgd(model.parameters())
         optimizer = {"none": lambda o: o, "s2sam": fs.S2SAM, "sam": fs.SAM}[sharpness](base)
         training = fs.sparsify(model, optimizer, "rigl", sparsity=0.5, steps=8, every=2, until=1.0) if sparse else None
         if sharpness != "none" and not sparse:
@@ -190,4 +190,9 @@ def test_a_compiled_step_is_the_step(net, sharpness, sparse):
             step()
         return weights(model), None if training is None else (training.steps_taken, dict(training.masks))
 
-    assert same(trained(compiled=True), trained(compiled=False))
+    (ours, masks), (plain, plain_masks) = trained(compiled=True), trained(compiled=False)
+    assert same(masks, plain_masks)
+    if sharpness == "none":  # the base's own step is compiled, which torch does to the last bit or not
+        torch.testing.assert_close(ours, plain)
+    else:
+        assert same(ours, plain)
