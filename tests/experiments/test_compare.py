@@ -133,6 +133,7 @@ def test_without_a_plain_run_nothing_is_compared():
         table_of({"none": ["the loss became nan"], "sam": [result(90.0)]})
 
 
+@pytest.mark.slow
 def test_a_radius_too_long_for_a_seed_ends_no_comparison(tmp_path):
     wild = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("sam", "s2sam"), rhos={"sam": 1e30})
     (table,) = compare(wild, tmp_path / "out", console=Console(quiet=True))
@@ -352,6 +353,7 @@ def test_a_column_is_one_entry_that_is_shown_on_the_terminal_on_the_page_and_in_
     assert picture.bbox.x0 <= left < right <= picture.bbox.x1  # it is longer than axes beside long names
 
 
+@pytest.mark.slow
 def test_the_page_describes_the_ways_that_were_compared_and_no_others(tmp_path):
     comparison = dataclasses.replace(SMALL, seeds=1, label_noise=(0.0,), sharpness=("none", "momentum"), rhos={})
     tables = compare(comparison, tmp_path, console=Console(quiet=True))

@@ -270,6 +270,7 @@ def test_an_executor_runs_every_job_on_one_thread(jobs):
     assert len(elsewhere) == (0 if jobs == 1 else 2)
 
 
+@pytest.mark.slow
 def test_what_a_job_raises_stops_the_others():
     for jobs in (1, 2):
         with local_executor(jobs) as executor, pytest.raises(InputError, match="-1 is negative"):

@@ -204,6 +204,7 @@ def test_text_is_escaped_wherever_it_comes_from(written):
     assert any(ODD in cell["title"] for cell in data(written[0])["cells"])
 
 
+@pytest.mark.slow
 def test_a_table_of_a_hundred_cells_stays_small(store, tmp_path):
     """Three seeds each, runs of 160 epochs, all different."""
     record = read_json(store / "table1-smoke.json")
