@@ -4,7 +4,6 @@ import pytest
 
 from .killing import check
 
-
 MORE = [pytest.param(kind, marks=pytest.mark.slow) for kind in (("gmp", "sam"), ("set", "random"), ("dense", "none"))]
 
 
