@@ -238,6 +238,7 @@ def test_after_a_kill_the_file_is_the_same_and_nothing_is_measured_twice(measure
     assert (tmp_path / "out" / "landscape.json").read_bytes() == (whole / "landscape.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_run_is_added_without_measuring_the_first_again(runs, tmp_path, monkeypatch):
     quietly(Landscape(runs=runs[:1], **SMALL), tmp_path / "out")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "pieces").iterdir()}
@@ -247,6 +248,7 @@ def test_another_run_is_added_without_measuring_the_first_again(runs, tmp_path, 
     assert len(list((tmp_path / "out" / "pieces").iterdir())) == 2 * len(before)
 
 
+@pytest.mark.slow
 def test_workers_find_the_same(measured, runs, tmp_path):
     settings, _, records = measured
     found = quietly(Landscape(**{**settings.as_dict(), "runs": runs, "jobs": 2}), tmp_path / "out")

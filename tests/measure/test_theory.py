@@ -143,5 +143,6 @@ def test_the_recursion_needs_its_factor_of_smoothness():
     assert after > 40 * ((1 + lr * smoothness) * before + 2 * lr * rho)  # the lemma as it is printed
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_measured():
     assert checks.PAGE.read_text() == checks.rendered(checks.PAGE.read_text())
