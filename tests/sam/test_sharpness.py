@@ -390,12 +390,25 @@ def test_coarse_weights_get_one_clear_warning(dtype):
 
 
 @pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
-def test_the_options_can_be_read_and_not_changed(kind):
+def test_the_options_can_be_read_and_those_that_kept_state_does_not_depend_on_changed(kind):
     given = {"adaptive": True, "eta": 0.5, "mask_perturbation": True, "compact": True, "in_place": True}
     optimizer = kind(sgd(mlp().parameters()), **given)
     default = kind(sgd(mlp().parameters()))
+    assert [getattr(default, name) for name in given] == [False, 0.01, True, False, False]
     for name, value in given.items():
         assert getattr(copy.deepcopy(optimizer), name) == value
-        with pytest.raises(AttributeError):
-            setattr(optimizer, name, value)
-    assert [getattr(default, name) for name in given] == [False, 0.01, True, False, False]
+        if name in ("adaptive", "eta"):
+            setattr(default, name, value)
+            assert getattr(default, name) == value
+        else:
+            with pytest.raises(AttributeError):
+                setattr(optimizer, name, value)
+
+
+def test_scaling_by_the_weights_can_be_turned_on_between_steps():
+    given, turned = (mlp(norm=False) for _ in range(2))
+    one, other = s2sam(given, adaptive=True, rho=0.5), s2sam(turned, rho=0.5)
+    other.adaptive = True
+    for model, optimizer in ((given, one), (turned, other)):
+        train_steps(model, optimizer, 3)
+    assert same(weights(given), weights(turned))

@@ -75,17 +75,25 @@ class SharpnessAware(Wrapper):
         """The store of the perturbed weights: a dict, when none are needed after the step."""
         return {}
 
-    # -- the options: read-only, because state that is kept depends on them ----------------------------------------
+    # -- the options; those that kept state depends on are read-only -----------------------------------------------
 
     @property
     def adaptive(self) -> bool:
         """True if each weight's share of the perturbation is scaled by the weight."""
         return self.perturbation.options.adaptive
 
+    @adaptive.setter
+    def adaptive(self, value: bool) -> None:
+        self.perturbation.change(adaptive=value)
+
     @property
     def eta(self) -> float:
         """ASAM's η."""
         return self.perturbation.options.eta
+
+    @eta.setter
+    def eta(self, value: float) -> None:
+        self.perturbation.change(eta=value)
 
     @property
     def mask_perturbation(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,10 @@ class Perturbation(WeightSwap):
         self.restore()  # whoever sets masks is about to write the true weights
         self.weights.invalidate()
         self.weights.masks = masks if self.options.mask_perturbation else {}
+
+    def change(self, **options: Any) -> None:
+        """Take other options from the next ``make`` on."""
+        self.options = self.weights.options = dataclasses.replace(self.options, **options)
 
     def gradients(self) -> Tensors:
         """The gradients that a direction is made of: of every parameter that has one and whose ρ is not 0."""

@@ -44,7 +44,7 @@ class PerturbedWeights:
         self.masks: Mapping[nn.Parameter, Masked] = {}
         self.exist = False
         self.store = store
-        self._base, self._radius, self._options, self._warn = base, radius, options, warn
+        self._base, self._radius, self.options, self._warn = base, radius, options, warn
         self._made: list[tuple[Swap, Version]] = []  # those just made, each with the version of its w then
         self._drops = 0  # how many times in a row stale ones were dropped
 
@@ -62,7 +62,7 @@ class PerturbedWeights:
 
     def indices(self, p: nn.Parameter) -> Tensor | None:
         """The flat indices of a parameter's active weights, (n,), if its u is to be compact."""
-        masked = self.masks.get(p) if self._options.compact else None
+        masked = self.masks.get(p) if self.options.compact else None
         return None if masked is None or masked.active == p.numel() else masked.indices
 
     def buffer(self, p: nn.Parameter, indices: Tensor | None = None) -> Tensor:
@@ -156,7 +156,7 @@ class PerturbedWeights:
             made_at = {p: then for (p, _, _), then in self._made}
             written = [self._swap(p, u) for p, u in kept.items() if made_at.get(p) != version(p)]
             rho = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
-            if are_replaced(written, rho, self._options.eta if self._options.adaptive else None):
+            if are_replaced(written, rho, self.options.eta if self.options.adaptive else None):
                 stale = [p for p, _, _ in written]
         for p in stale:
             self.store.pop(p, None)
