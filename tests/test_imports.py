@@ -22,6 +22,7 @@ FLOORS = [
         "models",
         "measure",
         "export",
+        "task",
         "api",
         "health",
         "curvature",

@@ -10,6 +10,7 @@ from flatsparse.methods import METHODS
 from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.sparse.import_masks import masks_from
 from flatsparse.sparse.training import SparseTraining
+from flatsparse.task import Task
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "SAM",
     "InputError",
     "SparseTraining",
+    "Task",
     "estimate",
     "export",
     "load_masks",
