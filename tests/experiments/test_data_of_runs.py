@@ -116,7 +116,7 @@ def sizes_seen(run):
     parts = build(resolve(run))
     parts.model.register_forward_pre_hook(lambda net, inputs: seen[kind].append(len(inputs[0])))
     kind = "evaluate"
-    evaluate(parts.run, parts.model, parts.splits.test, parts.splits)
+    evaluate(parts, parts.task.splits.test)
     kind = "ball"
     worst_case_increase(parts)
     return {name: max(sizes) for name, sizes in seen.items()}

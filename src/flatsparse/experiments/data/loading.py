@@ -23,6 +23,7 @@ from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.split import Batch, epoch_order
 
 Collate = Callable[[list[Any]], Any]
+CPU = torch.device("cpu")
 Key = tuple[int, int, int]  # seed, epoch and index of a sample
 UNKNOWN = 256  # samples to compute at once
 MEASURED = 10_000  # training samples that the end of a run is measured on
@@ -46,7 +47,7 @@ class MapSplit:
     rows: Tensor | None = None
     collate: Collate | None = None
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.dataset) if self.rows is None else len(self.rows)
@@ -117,7 +118,7 @@ class StreamSplit:
     count: int | None = None
     collate: Collate | None = None
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.dataset) if self.count is None else min(self.count, len(self.dataset))

@@ -237,12 +237,12 @@ GROUP_OF = {field.name: name for name, kind in GROUPS.items() for field in datac
 def settings(config: Any) -> dict[str, Any]:
     """Return the settings of a configuration, or of one of its groups, by their flat names."""
     flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
         flat |= (
             {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            if field.name in GROUPS
-            else {field.name: value}
+            if one.name in GROUPS
+            else {one.name: value}
         )
     return flat
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from flatsparse.common.schema import POSITIVE
+from flatsparse.common.schema import POSITIVE, NotRequired
 
 Record = TypeVar("Record", bound="JsonRecord")
 SOME = (float, None)
@@ -19,8 +19,9 @@ RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
     **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
-    **dict.fromkeys(("task", "better"), (str, None)),
-    **dict.fromkeys(("scores", "train_scores", "validation_scores"), (None, {str: float})),
+    "task": NotRequired(str),
+    "better": NotRequired({"higher", "lower"}),
+    **dict.fromkeys(("scores", "train_scores", "validation_scores"), NotRequired({str: float})),
     "steps_to": {str: SOME},
     "ball": {"radius": float, "increase": SOME},
     "sparsity": {"prunable": float, "overall": float},
@@ -32,7 +33,7 @@ EPOCH_FORM: dict[str, Any] = {
     **dict.fromkeys(("epoch", "step", "updates"), int),
     **dict.fromkeys(("train_loss", "lr", "sparsity", "exploration", "dead_filters"), float),
     **dict.fromkeys(("train_accuracy", "validation_loss", "validation_accuracy", "churn"), SOME),
-    "validation_scores": (None, {str: float}),
+    "validation_scores": NotRequired({str: float}),
     "collapsed": {str: float},
 }
 
