@@ -1,10 +1,14 @@
 """The networks: their sizes and their shapes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.measure.flops import cost
 from flatsparse.sparse.masks import Masks
 from tests.helpers import IMAGE_MODELS, image_size
 
@@ -132,3 +136,15 @@ def test_the_transformer_sees_no_later_token():
     assert before.shape == (3, 10, 20)
     assert torch.equal(before[:, :6], after[:, :6])
     assert (before[:, 6:] - after[:, 6:]).abs().amax(dim=(0, 2)).min() > 1e-4
+
+
+def test_the_page_of_models_tells_their_sizes():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (?:([\d.]+) G)? ?\|", page, re.MULTILINE)
+    assert len(rows) == 6
+    for name, count, multiply_adds in rows:
+        with torch.device("meta"):
+            model = getattr(fs.models, name)()
+            assert f"{parameters(model):,}" == count
+            if multiply_adds:
+                assert f"{cost(model, torch.empty(1, 3, 224, 224)).dense / 2e9:.2f}" == multiply_adds
