@@ -62,7 +62,7 @@ def summary(result: RunResult) -> Text:
     """Return accuracy, sparsity and cost of a run in two lines."""
     flops, sparsity = result.flops, result.sparsity
     channels = "" if result.channels is None else f", {result.channels:.1%} of the channels removed"
-    unit = "samples" if result.task else "images"
+    unit = "samples" if result.scored else "images"
     return Text.assemble(
         *_scores(result),
         f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"

@@ -232,9 +232,7 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
     """
     chosen = run.task.splits.train.first(images)
     batches = list(chosen.batches(chosen.at_once(BATCH)))
-    model, fold = (
-        folded(run.model) if run.run.dataset.task is None else (run.model, dict)
-    )  # a loss may need the model itself
+    model, fold = (run.model, dict) if run.task.scored else folded(run.model)  # a loss may need the model itself
     summed = _Summed(model, run.task)
 
     def of_batch(weights: Weights, batch: Batch) -> Tensor:
