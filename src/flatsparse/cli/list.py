@@ -21,7 +21,7 @@ from flatsparse.experiments.terminal import Console
 from flatsparse.measure.estimate import Estimate, estimate
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
 from flatsparse.methods.presets import PRESETS
-from flatsparse.models import IMAGES, MODELS
+from flatsparse.models import IMAGES, LANGUAGE_MODELS, MODELS, TRANSLATION_MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
 CHANNELS = f"For layers: fraction of the channels that {names_of_methods('channels', 'or')} removes. By default the method's own."
@@ -100,7 +100,7 @@ class List:
 def _sections() -> dict[str, Mapping[Any, Any]]:
     return {
         "methods": METHODS,
-        "models": MODELS,
+        "models": {**MODELS, **TRANSLATION_MODELS, **LANGUAGE_MODELS},
         "data": sources.SOURCES,
         "distributions": DISTRIBUTIONS,
         "presets": {name: left_dense(name) for name in PRESETS},
