@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.method import rounds_of
@@ -64,9 +65,8 @@ class RunBar:
 
 def _validation(record: EpochRecord) -> str:
     """Return the accuracy, or the first score, on the validation samples as text."""
-    if record.validation_scores:
-        name, value = next(iter(record.validation_scores.items()))
-        return f"validation {name} {value:.6g}  "
+    if record.validation_metric is not None and record.validation_score is not None:
+        return f"validation {scores_text({record.validation_metric: record.validation_score})}  "
     return "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2f} %  "
 
 

@@ -176,6 +176,11 @@ class RunResult(JsonRecord):
         return self.test_loss is not None
 
     @property
+    def unit(self) -> str:
+        """The word for samples: images, or samples of a task."""
+        return "samples" if self.scored else "images"
+
+    @property
     def metric(self) -> str:
         """The name of what is compared."""
         return next(iter(self.train_scores)) if self.train_scores else "test accuracy, %"
@@ -236,3 +241,13 @@ class EpochRecord(JsonRecord):
     dead_filters: float
     collapsed: dict[str, float]
     images_per_second: float = 0.0
+
+    @property
+    def validation_score(self) -> float | None:
+        """The first score of a task on the validation samples; None without one."""
+        return next(iter(self.validation_scores.values())) if self.validation_scores else None
+
+    @property
+    def validation_metric(self) -> str | None:
+        """Its name."""
+        return next(iter(self.validation_scores)) if self.validation_scores else None

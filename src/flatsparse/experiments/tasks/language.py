@@ -56,6 +56,7 @@ def language_task(folder: Path, chosen: Dataset, *, model: str, seed: int, label
         fresh=functools.partial(make, len(vocabulary), length),
         samples=f"windows of {length} tokens out of {len(vocabulary):,}",
         better="lower",
+        loss_name="cross-entropy of a token",
         vocabulary=vocabulary,
         network=model,
         label_smoothing=label_smoothing,

@@ -46,6 +46,7 @@ class RunTask(ABC):
         splits: on the device of the run.
         fresh: returns a new network, on the CPU.
         samples: what the samples are, such as "images of 10 classes".
+        loss_name: the loss in words.
         better: the better direction of the first score.
         notes: remarks on the data for the user, a sentence each.
         augmented: training batches are of augmented samples.
@@ -57,6 +58,7 @@ class RunTask(ABC):
     splits: Splits
     fresh: Callable[[], nn.Module]
     samples: str = "samples"
+    loss_name: str = "loss"
     better: Literal["higher", "lower"] = "higher"
     notes: tuple[str, ...] = ()
     augmented: bool = False

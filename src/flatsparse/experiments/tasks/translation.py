@@ -105,6 +105,7 @@ def translation_task(
         fresh=functools.partial(TRANSLATION_MODELS[model], len(tokens.vocabulary)),
         samples=f"sentences in {len(tokens.vocabulary):,} tokens",
         notes=tokens.notes,
+        loss_name="cross-entropy of a token",
         vocabulary=tokens.vocabulary,
         network=model,
         label_smoothing=label_smoothing,
