@@ -103,6 +103,13 @@ def listed(items: Collection[object]) -> str:
     return first if len(items) <= 3 else f"{first} and {len(items) - 3:,} more"
 
 
+def note_of_others(name: str, others: Collection[str]) -> list[str]:
+    """Return the note on files of a part that are no images, where there are such."""
+    if not others:
+        return []
+    return [f"{len(others)} files of '{name}' are no images that are read, and are left out ({listed(others)})"]
+
+
 def _held_out(name: str, parts: Mapping[str, Part], notes: list[str]) -> str:
     """Return the part that is the test, and note what else is to know of it."""
     withheld = [kind for kind in ("test", "validation") if kind in parts and parts[kind].is_withheld]
