@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: images or token sequences with their labels, and where they came from."""
+"""Data sets of images as tensors in memory, with their labels, and where they came from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError
 
-IGNORED = -100  # the label of a position in a sequence that has no target: what torch's cross_entropy leaves out
-
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, uint8 (N, H, W, C), and their labels, int64 (N); or token sequences and their labels, int64 (N, length).
+    """Images, uint8 (N, H, W, C), and their labels, int64 (N).
 
     Attributes:
-        stored: the images or sequences, or more than these.
+        stored: the images, or more than these.
         rows: the indices of these in ``stored``, in their order; all by default. So the splits of a set share its memory.
     """
 
@@ -31,29 +29,17 @@ class Samples:
 
     @property
     def images(self) -> Tensor:
-        """The images or sequences alone: a copy where ``stored`` has more."""
+        """The images alone: a copy where ``stored`` has more."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of one sample: height, width and channels of an image, the length of a sequence."""
+        """The shape of one image: height, width and channels."""
         return self.stored.shape[1:]
 
     @property
-    def are_tokens(self) -> bool:
-        """Return if the samples are token sequences."""
-        return self.stored.ndim == 2
-
-    @property
-    def targets(self) -> int:
-        """The number of targets: one an image, or several a sequence."""
-        return int((self.labels != IGNORED).sum())
-
-    @property
     def blank(self) -> Tensor:
-        """One input of zeros, in the form that ``batches`` gives."""
-        if self.are_tokens:
-            return torch.zeros_like(self.stored[:1])
+        """One input of zeros, in the form that batches have."""
         return self.stored.new_zeros(1, self.shape[-1], *self.shape[:2], dtype=torch.float32)
 
     def __len__(self) -> int:
@@ -117,8 +103,10 @@ class DataSet:
     def summary(self) -> str:
         """The numbers of samples and classes, in a line."""
         validation = "" if self.validation is None else f", {len(self.validation):,} validation images"
-        train, test = ("sequences",) * 2 if self.pool.are_tokens else (f"images of {self.classes} classes", "images")
-        return f"{self.name}: {len(self.pool):,} training {train}{validation}, {len(self.test):,} test {test}"
+        return (
+            f"{self.name}: {len(self.pool):,} training images of {self.classes} classes{validation},"
+            f" {len(self.test):,} test images"
+        )
 
     @property
     def identity(self) -> dict[str, str]:
@@ -148,5 +136,4 @@ def at_once(samples: Samples, most: int = 1000) -> int:
     >>> at_once(Samples(torch.empty(0, 224, 224, 3), torch.empty(0)))
     81
     """
-    pixels = samples.shape[0] * (1 if samples.are_tokens else samples.shape[1])
-    return max(1, min(most, most * 64**2 // max(1, pixels)))
+    return max(1, min(most, most * 64**2 // max(1, samples.shape[0] * samples.shape[1])))

@@ -18,13 +18,12 @@ import torch
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.folders import read_folder
-from flatsparse.experiments.data.pairs import pairs
 from flatsparse.experiments.data.parts import assembled
 from flatsparse.experiments.data.pixels import brief
 from flatsparse.experiments.data.samples import DataSet, Samples
 from flatsparse.experiments.data.tables import hub_parts
 
-EMBEDDED = ("digits", "pairs")
+EMBEDDED = ("digits",)
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
@@ -113,7 +112,6 @@ SOURCES: dict[str, Callable[[Path], DataSet]] = {
     "digits": _digits,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
-    "pairs": pairs,
 }
 
 

@@ -1,41 +1,23 @@
-"""The splits of a data set that a run trains, chooses and tests on."""
+"""The splits of a data set of images that a run trains, chooses and tests on."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
+from flatsparse.experiments.data.arrays import ArraySplit
 from flatsparse.experiments.data.samples import DataSet, Samples, at_once
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The samples of one run, and mean and deviation of each channel of the training images."""
-
-    train: Samples
-    validation: Samples
-    test: Samples
-    mean: Tensor
-    std: Tensor
-
-    def to(self, device: torch.device) -> Splits:
-        """Return the splits with their samples on a device."""
-        samples = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return dataclasses.replace(self, **samples)
+from flatsparse.experiments.data.split import Splits, chosen_samples
 
 
 def split(
     data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int
 ) -> Splits:
-    """Return a run's splits of a data set.
-
-    The validation images are the same for all seeds that hold out as many, so that none of these trains on what a choice was
-    made on, and their labels stay right; which of the rest are trained on, and which of their labels are wrong, follows the seed.
+    """Return a run's splits of a data set; see ``chosen_samples``. Labels of validation images stay right.
 
     Args:
         train_size, validation_size: numbers of images; all the rest, and the data set's own, by default.
@@ -49,18 +31,18 @@ def split(
     rest = len(data.pool) - (0 if apart else held_out)
     size = rest if train_size is None else train_size
     _check_sizes(data, size, rest, held_out)
-    if label_noise and data.pool.are_tokens:
-        raise InputError(f"--label-noise is for images, and '{data.name}' is of tokens: leave it out")
-    order = torch.randperm(len(source), generator=generator("validation", data.name))
-    free = torch.arange(rest) if apart else order[held_out:]
-    train = data.pool.subset(free[torch.randperm(rest, generator=generator(seed, "subset"))[:size]])
-    if train.are_tokens:
-        mean, std = torch.zeros(1), torch.ones(1)  # which nothing reads
-    else:
-        labels = with_label_noise(train.labels, label_noise, data.classes, seed)
-        train = dataclasses.replace(train, labels=labels)
-        mean, std = _statistics(train)
-    return Splits(train, source.subset(order[:held_out]), data.test, mean, std)
+    chosen, held = chosen_samples(
+        len(data.pool),
+        held_out=held_out,
+        size=size,
+        seed=seed,
+        name=data.name,
+        apart=len(source) if apart else None,
+    )
+    train = data.pool.subset(chosen)
+    train = dataclasses.replace(train, labels=with_label_noise(train.labels, label_noise, data.classes, seed))
+    mean, std = _statistics(train)
+    return Splits(*(ArraySplit(samples, mean, std) for samples in (train, source.subset(held), data.test)))
 
 
 def _check_sizes(data: DataSet, size: int, rest: int, held_out: int) -> None:

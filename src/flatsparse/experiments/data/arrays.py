@@ -1,0 +1,91 @@
+"""Splits of images in memory: batches that are shuffled, cropped, flipped and normalized without per-image code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.seeds import generator
+from flatsparse.experiments.data.samples import Samples, at_once
+from flatsparse.experiments.data.split import Batch
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Images in memory as a split. A batch is normalized images (N, C, H, W) in channels-last order, and their labels.
+
+    Attributes:
+        samples: on the device of the batches.
+        mean, std: of each channel of the training images, on a scale of 0 to 1.
+    """
+
+    samples: Samples
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def steps(self, size: int) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self.samples) // size)
+
+    def first(self, count: int) -> ArraySplit:
+        """Return a copy of the first images."""
+        index = torch.arange(min(count, len(self.samples)))
+        return dataclasses.replace(self, samples=self.samples.take(index))
+
+    def at_once(self, most: int) -> int:
+        """Return how many images to compute at once where no step depends on it."""
+        return at_once(self.samples, most)
+
+    def to(self, device: torch.device) -> ArraySplit:
+        """Return the split with its images on a device."""
+        return dataclasses.replace(self, samples=self.samples.to(device))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        shard: slice = slice(None),
+        augment: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield the batches of an epoch; with ``augment``, images are cropped at random after padding by 4, half are flipped.
+
+        A shard's images are augmented as in the whole batch. See ``Split``.
+        """
+        device = self.samples.stored.device
+        source = generator(seed or 0, "epoch", epoch)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=source)
+        for index in order.split(size):
+            chosen = index[shard].to(device)
+            if augment:
+                corner = torch.randint(0, 9, (2, len(index), 1), generator=source)
+                flipped = torch.rand(len(index), 1, generator=source) < 0.5
+                images = _cropped(self.samples.at(chosen), corner[:, shard, 0].to(device))
+                images = torch.where(flipped[shard, :, None, None].to(device), images.flip(2), images)
+            else:
+                images = self.samples.at(chosen)
+            yield Batch((self._normalized(images), self.samples.labels[chosen]), len(chosen), len(index))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Return float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow."""
+        mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (self.mean, self.std))
+        return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
+
+
+def _cropped(images: Tensor, corner: Tensor) -> Tensor:
+    """Return a crop of each image after padding by 4 zeros, at its corner (2, N), rows and columns.
+
+    Taken from a view (N, 9, 9, H, W, C) of all crops, because whole crops are copied faster than single pixels.
+    """
+    height, width = images.shape[1:3]
+    padded = torch.nn.functional.pad(images, (0, 0, 4, 4, 4, 4))
+    crops = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+    return crops[torch.arange(len(images), device=images.device), corner[0], corner[1]]
