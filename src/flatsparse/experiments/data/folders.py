@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.tables import parquet_part
 
 NEEDED = "train.npz and test.npz, parquet files train* and test*, or images in train/CLASS/ and test/CLASS/"
+DATA = ("data", "Data")  # a folder that is looked into, whatever is beside it
 DEPTH = 3  # folders that may contain the parts
 TABLE = re.compile(r"([a-z]+)[-_. ]?\d*(?:-of-(\d+))?(?:-[0-9a-f]{8,})?", re.IGNORECASE)  # train-00000-of-00002
 
@@ -44,7 +45,7 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     Raises: InputError for a folder that can be read in no way or in two, and for what cannot be used in it.
     """
     name = name or folder.resolve().name or "root"
-    locations, left = _find_parts(folder)
+    locations, left = find_parts(folder)
     notes = []
     if left:
         notes.append(f"what belongs to no part of '{name}' is left out ({listed(left)})")
@@ -52,22 +53,21 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     if len(kinds) > 1:
         raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
     parts = {}
-    for location in sorted(
-        locations.values(), key=lambda location: location.part != "train"
-    ):  # whose errors come first
+    for location in train_first(locations):
         part, paths, training = location.part, location.paths, location.part == "train"
         title = f"{name} ({part})"
         if location.kind == "arrays":
             parts[part] = _arrays(title, paths[0])
         elif location.kind == "tables":
-            parts[part] = _tables(title, paths, training)
+            check_whole(title, paths)
+            parts[part] = parquet_part(title, paths, training=training)
         else:
             parts[part] = _images(title, paths[0], training, notes)
     return assembled(name, str(folder.resolve()), parts, notes)
 
 
 @dataclass(frozen=True)
-class _Location:
+class Location:
     """The files of a part.
 
     Attributes:
@@ -81,12 +81,12 @@ class _Location:
     paths: tuple[Path, ...]
 
 
-def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
+def find_parts(folder: Path) -> tuple[dict[str, Location], list[str]]:
     """Return the parts in a folder, or in one inside it, and the names of files and folders that belong to none."""
     inner = folder
     for _ in range(DEPTH + 1):
         inside = entries(inner)
-        locations: dict[str, _Location] = {}
+        locations: dict[str, Location] = {}
         left = []
         for path in inside:
             location = _located(path)
@@ -102,14 +102,21 @@ def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
         if locations:
             return locations, left
         folders = [path for path in inside if os.path.isdir(path)]
-        candidates = [path for path in folders if path.name == "data"] or folders
+        candidates = next(
+            (found for word in DATA if (found := [path for path in folders if path.name == word])), folders
+        )
         if len(candidates) != 1:
             break
         (inner,) = candidates
     raise InputError(f"'{folder}' holds no data set: it needs {NEEDED}")
 
 
-def _located(path: Path) -> _Location | None:
+def train_first(locations: Mapping[str, Location]) -> list[Location]:
+    """Return the parts in the order that they are read in: errors of the training part come first."""
+    return sorted(locations.values(), key=lambda location: location.part != "train")
+
+
+def _located(path: Path) -> Location | None:
     """Return the part that a file or folder is, or is a piece of; None for one that is no part."""
     if os.path.isdir(path):
         if (part := part_of(path.name)) is None:
@@ -118,26 +125,26 @@ def _located(path: Path) -> _Location | None:
         tables = tuple(file for file in inside if file.suffix.lower() == ".parquet" and not os.path.isdir(file))
         if tables and any(os.path.isdir(entry) for entry in inside):
             raise InputError(f"'{path}' holds both parquet files and folders: keep the one or the other")
-        return _Location(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
+        return Location(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
     kind = path.suffix.lower()
     if kind == ".npz" and (part := part_of(path.stem)):
-        return _Location(part, "arrays", path.name, (path,))
+        return Location(part, "arrays", path.name, (path,))
     if kind == ".parquet" and (match := TABLE.fullmatch(path.stem)) and (part := part_of(match[1])):
-        return _Location(part, "tables", f"{match[1]}*{path.suffix}", (path,))
+        return Location(part, "tables", f"{match[1]}*{path.suffix}", (path,))
     return None
 
 
 # -- the kinds of parts -----------------------------------------------------------------------------------------------
 
 
-def _tables(name: str, files: Sequence[Path], training: bool) -> Part:
+def check_whole(name: str, files: Sequence[Path]) -> None:
+    """Raise InputError when numbered parquet files are not all there."""
     for file in files:
         match = TABLE.fullmatch(file.stem)
         if match and match[2] and int(match[2]) != len(files):
             raise InputError(
                 f"'{file}' is one of {int(match[2])} files of '{name}', but {len(files)} are there: fetch all"
             )
-    return parquet_part(name, files, training=training)
 
 
 def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
