@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.folders import Location, check_whole, find_parts, train_first
+from flatsparse.experiments.data.folders import Location, check_whole, find_parts, in_reading_order
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet, file_list, table_rows
 from flatsparse.experiments.data.listings import class_folders, entries, is_image
 from flatsparse.experiments.data.parts import Part, default_validation_size, listed, note_of_others, used_parts
@@ -36,7 +36,7 @@ def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
     name = name or folder.resolve().name or "root"
     locations, left = find_parts(folder)
     notes = [f"what belongs to no part of '{name}' is left out ({listed(left)})"] if left else []
-    parts = {location.part: _part(name, location, folder, notes) for location in train_first(locations)}
+    parts = {location.part: _part(name, location, folder, notes) for location in in_reading_order(folder, locations)}
     used, labels, classes = used_parts(name, parts, notes)
     pool, test, *others = (ImageFiles(part.read()[0], own) for part, own in zip(used, labels, strict=True))
     return ImageFileSet(

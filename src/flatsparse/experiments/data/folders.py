@@ -49,11 +49,8 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     notes = []
     if left:
         notes.append(f"what belongs to no part of '{name}' is left out ({listed(left)})")
-    kinds = {location.kind for location in locations.values()}
-    if len(kinds) > 1:
-        raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
     parts = {}
-    for location in train_first(locations):
+    for location in in_reading_order(folder, locations):
         part, paths, training = location.part, location.paths, location.part == "train"
         title = f"{name} ({part})"
         if location.kind == "arrays":
@@ -111,8 +108,14 @@ def find_parts(folder: Path) -> tuple[dict[str, Location], list[str]]:
     raise InputError(f"'{folder}' holds no data set: it needs {NEEDED}")
 
 
-def train_first(locations: Mapping[str, Location]) -> list[Location]:
-    """Return the parts in the order that they are read in: errors of the training part come first."""
+def in_reading_order(folder: Path, locations: Mapping[str, Location]) -> list[Location]:
+    """Return the parts of a folder, the training part first, whose errors come first.
+
+    Raises: InputError when they are of several kinds.
+    """
+    kinds = {location.kind for location in locations.values()}
+    if len(kinds) > 1:
+        raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
     return sorted(locations.values(), key=lambda location: location.part != "train")
 
 
