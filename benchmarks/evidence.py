@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
 from evidence_pictures import PICTURES
+from flatsparse.experiments.data.batches import batches
 
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.sources import load as load_data
 from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.grid.store import key, outcomes, run_grid

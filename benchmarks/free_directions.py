@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from flatsparse.experiments.data.batches import batches
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -24,7 +25,6 @@ import flatsparse as fs
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json_lines, with_checksum
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.epoch import take_step

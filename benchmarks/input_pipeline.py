@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 import tyro
+from flatsparse.experiments.data.batches import batches
 from torch import Tensor
 
 from flatsparse.common.errors import check_count
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.samples import Samples
 from flatsparse.experiments.data.splits import Splits
 from flatsparse.experiments.run.devices import usable_device

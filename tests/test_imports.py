@@ -39,6 +39,7 @@ EXPERIMENTS = [
     "plotting",
     "claims",
     "data",
+    "tasks",
     "run",
     "robustness",
     "grid",

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from flatsparse.common.errors import check_count
-from flatsparse.experiments.export import RECORD, export, line
+from flatsparse.experiments.export import RECORD, export, line, scored
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.terminal import Console
@@ -25,7 +25,7 @@ class Export:
     out: Path | None = None
     """Folder to write to. By default the folder export in the run's folder."""
     images: int = 1000
-    """Number of test images on which each file, read back, is compared with the run."""
+    """Number of test samples on which each file, read back, is compared with the run."""
     device: str = "cpu"
     """Device to compute on."""
     data_dir: Path | None = None
@@ -43,4 +43,6 @@ class Export:
             finished, self.format, out, images=self.images, report=lambda name, form: show(line(name, form))
         )
         run = record["run"]
-        show(f"the run itself has {run['accuracy']:.2f} % on {run['images']} test images; {out / RECORD} has it all")
+        show(
+            f"the run itself has {scored(run)} on {run['images']} test {finished.task.unit}; {out / RECORD} has it all"
+        )

@@ -17,7 +17,6 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
-from flatsparse.experiments.run.task import NETWORKS
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.estimate import Estimate, estimate
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
@@ -101,7 +100,7 @@ class List:
 def _sections() -> dict[str, Mapping[Any, Any]]:
     return {
         "methods": METHODS,
-        "models": NETWORKS,
+        "models": MODELS,
         "data": sources.SOURCES,
         "distributions": DISTRIBUTIONS,
         "presets": {name: left_dense(name) for name in PRESETS},

@@ -53,7 +53,8 @@ def usual_folder(run: ResolvedRun) -> Path:
     pruning = run.pruning
     channels = "" if pruning.channels is None else f"-channels{pruning.channels:g}"
     method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
-    name = f"{sources.slug(run.dataset.data)}-{run.model}-{method}-{run.sharpness}-seed{run.seed}"
+    subject = run.dataset.task or f"{sources.slug(run.dataset.data)}-{run.model}"
+    name = f"{subject}-{method}-{run.sharpness}-seed{run.seed}"
     return Path("runs") / plain_name(name).strip("._")  # data may be a path to another folder
 
 
@@ -61,11 +62,22 @@ def summary(result: RunResult) -> Text:
     """Return accuracy, sparsity and cost of a run in two lines."""
     flops, sparsity = result.flops, result.sparsity
     channels = "" if result.channels is None else f", {result.channels:.1%} of the channels removed"
+    unit = "samples" if result.task else "images"
     return Text.assemble(
-        "test accuracy ",
-        (f"{result.test_accuracy:.2f} %", "bold"),
-        f", training accuracy {result.train_accuracy:.2f} %,"
+        *_scores(result),
         f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"
-        f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} images/s, "
+        f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} {unit}/s, "
         f"{result.gradient_evaluations} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
     )
+
+
+def _scores(result: RunResult) -> list[str | tuple[str, str]]:
+    """Return the accuracies, or the scores of a task, as pieces of text."""
+    if result.scores and result.train_scores:
+        tested = ", ".join(f"{name} {value:.6g}" for name, value in result.scores.items())
+        return ["test ", (tested, "bold"), f", training {result.metric} {result.train_value:.6g},"]
+    return [
+        "test accuracy ",
+        (f"{result.test_accuracy:.2f} %", "bold"),
+        f", training accuracy {result.train_value:.2f} %,",
+    ]

@@ -1,15 +1,17 @@
-"""A user's own Python files, which define a method or a recipe."""
+"""A user's own Python files, which define a method, a recipe, a task or a network."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, nearest
 from flatsparse.common.seeds import derive
 
 
@@ -34,6 +36,22 @@ def executed(file: Path, kind: str) -> ModuleType:
     return module
 
 
+def function_of(name: str, kind: str) -> Callable[..., Any]:
+    """Return a function by ``path/to/file.py:function``; the file is run. Raises InputError when it is not there."""
+    path, _, inner = name.rpartition(":")
+    file = Path(path)
+    if file.suffix != ".py" or not inner.isidentifier():
+        raise InputError(f"--{kind} '{name}' is no function of a file: give path/to/file.py:function")
+    if not file.is_file():
+        raise InputError(f"no file '{file}' for --{kind} {name}: give the path to a Python file")
+    module = executed(file, kind)
+    function = getattr(module, inner, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"'{file}' has no function '{inner}' ({nearest(inner, known)})")
+    return function  # type: ignore[no-any-return]  # callable is all that is known
+
+
 @contextlib.contextmanager
 def errors_of(file: Path) -> Iterator[None]:
     """A context for running a file's code: any error in it, and an exit, becomes an InputError of one line."""
@@ -43,4 +61,10 @@ def errors_of(file: Path) -> Iterator[None]:
         raise
     except BaseException as problem:
         reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
-        raise InputError(f"'{file}' does not run: {reason}") from problem
+        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if _is(frame.filename, file)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise InputError(f"'{file}' does not run: {reason}{where}") from problem
+
+
+def _is(name: str, file: Path) -> bool:
+    return Path(name).name == file.name and Path(name).resolve() == file.resolve()

@@ -17,19 +17,19 @@ from flatsparse.common.errors import InputError, check_count, check_finite, unkn
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.comparison_table import Table, tabulate
-from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import Outcome, run_grid
 from flatsparse.experiments.grid.workers import default_jobs
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
 from flatsparse.experiments.reproduce.table import lines_of, runs_of
-from flatsparse.experiments.run.config import ResolvedRun, RunConfig, Setting, as_json
+from flatsparse.experiments.run.build import task_of
+from flatsparse.experiments.run.config import FREE, ResolvedRun, RunConfig, Setting, as_json
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.terminal import Console
 
 Radii = dict[tuple[float, Sharpness], float]  # by label noise and sharpness
 Tried = dict[float, dict[str, dict[str, float]]]  # by label noise, sharpness and ρ
-FREE = ("data_dir", "jobs", "cluster", "retry")  # settings that change no result
+ANYWHERE = (*FREE, "jobs", "cluster", "retry")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
-    data = load(comparison.setting.dataset.data, comparison.setting.dataset.data_dir)
-    about: dict[str, Any] = {"data_set": data.identity}
-    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=FREE):
-        data.check_same(read_json(out / "comparison.json"), f"'{out}'")
-        console.print(data.summary, *(f"warning: {note}" for note in data.notes), sep="\n", highlight=False)
+    task = task_of(resolve(comparison.run("none", 0.0, comparison.label_noise[0], 0)))
+    about: dict[str, Any] = {"data_set": task.identity}
+    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=ANYWHERE):
+        task.check_same(read_json(out / "comparison.json"), f"'{out}'")
+        console.print(task.summary, *(f"warning: {note}" for note in task.notes), sep="\n", highlight=False)
         radii, tried = choose_radii(comparison, out, console)
         tables = _compare(comparison, radii, tried, out, console)
         saved = {"comparison": comparison.as_dict(), **about, "tables": [table.to_json() for table in tables]}
@@ -215,8 +215,8 @@ def _check_radius(outcome: Outcome) -> None:
 def _validation_accuracy(outcome: Outcome) -> float:
     """The validation accuracy of a run in percent; 0, the worst there is, for one that diverged."""
     if outcome.result is not None:
-        assert outcome.result.validation_accuracy is not None  # there are validation images, or nothing is chosen
-        return outcome.result.validation_accuracy
+        assert outcome.result.validation_value is not None  # there are validation samples, or nothing is chosen
+        return outcome.result.validation_value
     if outcome.diverged:
         return 0.0
     raise InputError(f"ρ cannot be chosen without run {outcome.folder.name}: {outcome.failure}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError, unknown
@@ -24,15 +25,14 @@ from flatsparse.common.seeds import derive
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import Samples
+from flatsparse.experiments.data.split import Batch, Split
 from flatsparse.experiments.export_forms import FORMS, Runs
-from flatsparse.experiments.run import task
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval, median
 from flatsparse.methods import FIXED
 
+RECORDED = ("file", "bytes", "sha256", "difference", "tolerance", "images", "digest", "method", "model", "data")
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
 BATCH = 32  # images of a timed step
@@ -46,7 +46,7 @@ def export(
     images: int = 1000,
     report: Callable[[str, dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Write a run in some forms, each of which is read back and computes the outputs of test images.
+    """Write a run in some forms, each of which is read back and computes the outputs of test samples.
 
     Args:
         formats: names in ``FORMS``.
@@ -71,9 +71,9 @@ def _export(
 ) -> dict[str, Any]:
     """Write a run in known forms, into a folder that exists."""
     record = _claimed(run, formats, out)
-    test = run.splits.test.take(torch.arange(min(images, len(run.splits.test)), device=run.splits.test.labels.device))
+    test = run.task.splits.test.first(images)
     wanted = _outputs(run.model, run, test)
-    record["run"] |= {"images": len(test), "accuracy": _accuracy(wanted, test)}
+    record["run"] |= {"images": len(test), **_score(run.model, run, test)}
     for name in formats:
         with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -87,10 +87,13 @@ def _export(
     return record
 
 
-def _checked(run: Finished, name: str, file: Path, test: Samples, wanted: Tensor) -> dict[str, Any]:
+def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor) -> dict[str, Any]:
     """Write one form, read it back and compare. Raises InputError when its outputs are not the run's."""
-    form, batch = FORMS[name], next(iter(batches(test, run.splits, size=BATCH)))
-    removed = form.write(run, file, batch[0])
+    form, batch = FORMS[name], next(test.batches(BATCH))
+    args, kwargs = run.task.inputs(run.model, batch.content)
+    if name == "onnx" and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
+        raise InputError("format 'onnx' is for a model of one tensor, and this one takes more: leave it out")
+    removed = form.write(run, file, args[0])
     runs = form.load(run, file, _empty(run.model))
     outputs = _outputs(runs, run, test)
     difference = float((outputs - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
@@ -106,17 +109,19 @@ def _checked(run: Finished, name: str, file: Path, test: Samples, wanted: Tensor
         "sha256": hashlib.sha256(content).hexdigest(),
         "difference": difference,
         "tolerance": form.tolerance,
-        "accuracy": _accuracy(outputs, test),
+        **_score(runs, run, test),
         "images": len(test),
     }
     device = wanted.device.type
     if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
         record["measured_on"] = environment(device=device)
-        record["inference"] = _time_ratio(_forward(runs, batch[0]), _forward(run.model, batch[0]), device)
+        record["inference"] = _time_ratio(_forward(runs, args, kwargs), _forward(run.model, args, kwargs), device)
     if name == "small":
         record["parameters_removed"] = removed
         small, base = copy.deepcopy(runs), copy.deepcopy(run.model)
-        record["training"] = _time_ratio(_training_step(small, batch), _training_step(base, batch, run.masks), device)
+        record["training"] = _time_ratio(
+            _training_step(run, small, batch), _training_step(run, base, batch, True), device
+        )
     return record
 
 
@@ -126,7 +131,7 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
         "digest": run.digest,
         "method": run.run.pruning.method,
         "model": run.run.model,
-        "data": run.run.dataset.data,
+        "data": run.run.dataset.title,
     }
     before: dict[str, Any] = {"run": about, "formats": {}}
     if (out / RECORD).exists():
@@ -154,20 +159,39 @@ def _empty(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _outputs(runs: Runs, run: Finished, test: Samples) -> Tensor:
-    """Return the outputs of test images in float32."""
-    return torch.cat([runs(inputs.contiguous()).float() for inputs, _ in batches(test, run.splits, size=100)])
+def _outputs(runs: Runs, run: Finished, test: Split) -> Tensor:
+    """Return all numbers that a model gives for test samples, in float32."""
+    outputs = []
+    for batch in test.batches(100):
+        args, kwargs = run.task.inputs(run.model, batch.content)
+        outputs += [
+            leaf.float().flatten() for leaf in pytree.tree_leaves(runs(*args, **kwargs)) if isinstance(leaf, Tensor)
+        ]
+    return torch.cat(outputs)
 
 
-def _accuracy(outputs: Tensor, test: Samples) -> float:
-    """Return the accuracy in percent."""
-    return 100 * int(task.correct(outputs, test.labels)) / test.targets
+def _score(runs: Runs, run: Finished, test: Split) -> dict[str, float]:
+    """Return the accuracy in percent, or the first score of a task, by its name."""
+    model = runs if isinstance(runs, nn.Module) else _Module(runs)
+    name, value = next(iter(run.task.evaluate(model.eval(), test.batches(100), len(test)).scores.items()))
+    return {name: value}
+
+
+class _Module(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Runs) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 def line(name: str, form: dict[str, Any]) -> str:
     """Return the record of a form of an exported run as a line of text."""
     near = f"within {form['difference']:.1e} of the largest" if form["difference"] else "bit for bit the run's"
-    text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, accuracy {form['accuracy']:.2f} %"
+    text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, {scored(form)}"
     for work in ("inference", "training"):
         if work in form:
             saved = form[work]
@@ -176,6 +200,13 @@ def line(name: str, form: dict[str, Any]) -> str:
     if form.get("parameters_removed") == 0:
         text += "; no channel could go, so that it is as large as the dense model"
     return text
+
+
+def scored(record: dict[str, Any]) -> str:
+    """Return the accuracy, or the first score, in a record of an export as text."""
+    known = {*RECORDED, "inference", "training", "measured_on", "parameters_removed"}
+    name, value = next((name, value) for name, value in record.items() if name not in known)
+    return f"accuracy {value:.2f} %" if name == "accuracy" else f"{name} {value:.6g}"
 
 
 # -- speed, side by side ----------------------------------------------------------------------------------------------
@@ -197,23 +228,21 @@ def _time_ratio(call: Callable[[], None], base: Callable[[], None], device: str)
     return {"ratio": ratio.mean, "low": ratio.low, "high": ratio.high, "rounds": len(ratios)}
 
 
-def _forward(runs: Runs, inputs: Tensor) -> Callable[[], None]:
+def _forward(runs: Runs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
     def call() -> None:
         with torch.no_grad():
-            runs(inputs.contiguous())
+            runs(*args, **kwargs)
 
     return call
 
 
-def _training_step(
-    model: Any, batch: tuple[Tensor, Tensor], masks: dict[str, Tensor] | None = None
-) -> Callable[[], None]:
-    """Return a step of SGD with momentum, under masks if there are any."""
+def _training_step(run: Finished, model: Any, batch: Batch, masked: bool = False) -> Callable[[], None]:
+    """Return a step of SGD with momentum, under the run's masks or without any."""
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9)
-    training = sparsify(model, optimizer, FIXED, masks=masks, steps=1) if masks else None
+    training = sparsify(model, optimizer, FIXED, masks=run.masks, steps=1) if masked else None
 
     def step(training: Any = training) -> None:  # which must live as long as the step
-        task.loss(model(batch[0]), batch[1]).backward()
+        run.task.loss(model, batch.content).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from flatsparse.export import (
     with_zeros,
 )
 
-Runs = Callable[[Tensor], Tensor]
+Runs = Callable[..., Any]  # of inputs, the outputs
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Form:
 
     Attributes:
         file: its name in the folder.
-        write: writes a run into a file, given a batch of images; the small form returns the number of removed parameters.
+        write: writes a run into a file, given inputs; the small form returns the number of removed parameters.
         load: returns a function of inputs, from the file and a model of the run's kind whose numbers are all missing.
         tolerance: the largest difference of outputs from the run's, as a share of its largest output; 0 is bit for bit.
     """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from typing import Any
 
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.arrays import ArraySplit
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from flatsparse.experiments.data.samples import Samples
 from flatsparse.experiments.run.config import change
-from flatsparse.experiments.run.evaluation import evaluate
+from flatsparse.experiments.run.evaluation import evaluated
 from flatsparse.experiments.run.load import Finished
 
 
@@ -24,19 +26,19 @@ def robustness(finished: Finished, *, seed: int = 0) -> dict[str, Any]:
 
     Returns: ``clean``, on the images as they are; ``by``, for each corruption its accuracies from severity 1 to 5; and
         ``mean``, over all of these.
-    Raises: InputError for a run on tokens.
+    Raises: InputError for a run on anything but images in memory.
     """
-    test = finished.splits.test
-    if test.are_tokens:
-        raise InputError(f"'{finished.folder}' is a run on tokens: corruptions are of images")
-    run = change(finished.run, device=str(test.images.device))
+    test = finished.task.splits.test
+    if not isinstance(test, ArraySplit):
+        raise InputError(f"'{finished.folder}' is not a run on images in memory: corruptions are of those")
+    clean = test.samples.images
+    run = change(finished.run, device=str(clean.device))
 
     def accuracy(images: Tensor) -> float:
-        percent, _ = evaluate(run, finished.model, Samples(images, test.labels), finished.splits)
-        assert percent is not None
-        return percent
+        split = dataclasses.replace(test, samples=Samples(images, test.samples.labels))
+        evaluation = evaluated(run, finished.task, finished.model, split)
+        assert evaluation is not None  # there are test images
+        return evaluation.value
 
-    by = {
-        name: [accuracy(corrupt(test.images, name, severity, seed)) for severity in SEVERITIES] for name in CORRUPTIONS
-    }
-    return {"clean": accuracy(test.images), "mean": statistics.fmean(x for row in by.values() for x in row), "by": by}
+    by = {name: [accuracy(corrupt(clean, name, severity, seed)) for severity in SEVERITIES] for name in CORRUPTIONS}
+    return {"clean": accuracy(clean), "mean": statistics.fmean(x for row in by.values() for x in row), "by": by}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from flatsparse.common.tensors import restored
 from flatsparse.measure.sharpness import scale_to, worst_case_sharpness
 
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets, a scalar
+Loss = Callable[[nn.Module, Any], Tensor]  # of the model and a batch, a scalar
 IMAGES = 512  # measured on, about: a whole number of batches
 RHO = 0.05  # of runs that have none
 DEFINITION = (
@@ -50,7 +50,7 @@ def directional_increases(
 
 def mean_increases(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     loss_fn: Loss,
     masks: Mapping[str, Tensor],
     rho: float,
@@ -63,7 +63,7 @@ def mean_increases(
 
     Args:
         model: in training mode; its weights are restored bit for bit, its running statistics are not.
-        loss_fn: the mean loss of a batch, from outputs and targets.
+        loss_fn: the mean loss of a batch, from the model and the batch.
         masks: by the parameter's name; only active weights move.
         source: draws the noise.
         previous: the gradient of the step before, zero outside the masks. By default that of the batch before, at the same
@@ -88,7 +88,7 @@ def active_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Tens
 
 def _increases_on(
     model: nn.Module,
-    batch: Batch,
+    batch: Any,
     loss_fn: Loss,
     previous: Sequence[Tensor],
     masks: Mapping[str, Tensor],
@@ -105,21 +105,16 @@ def _increases_on(
         if p in zero_outside:
             zero_outside[p](drawn)
     directions = {"sam": own, "previous": list(previous), "random": noise}
-    increases = directional_increases(model, directions, lambda: float(_loss(model, batch, loss_fn)), rho)
+    increases = directional_increases(model, directions, lambda: float(loss_fn(model, batch)), rho)
     worst = worst_case_sharpness(model, zero_outside, lambda: _gradient(model, batch, loss_fn), rho)
     one, other = (torch.cat([t.flatten() for t in tensors]).double() for tensors in (previous, own))
     return {**increases, "worst": worst, "cosine": float(F.cosine_similarity(one, other, dim=0))}
 
 
-def _loss(model: nn.Module, batch: Batch, loss_fn: Loss) -> Tensor:
-    inputs, targets = batch
-    return loss_fn(model(inputs), targets)
-
-
-def _gradient(model: nn.Module, batch: Batch, loss_fn: Loss) -> float:
+def _gradient(model: nn.Module, batch: Any, loss_fn: Loss) -> float:
     """The loss of a batch, with its gradients in the parameters."""
     model.zero_grad()
-    loss = _loss(model, batch, loss_fn)
+    loss = loss_fn(model, batch)
     loss.backward()
     return float(loss.detach())
 

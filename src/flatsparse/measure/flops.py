@@ -72,6 +72,17 @@ def cost(model: nn.Module, sample: Tensor, *, elementwise: bool = False) -> Cost
     >>> cost(nn.Sequential(nn.Linear(20, 10)), torch.ones(1, 20)).layers
     {'0.weight': 400}
     """
+    return cost_of(model, lambda: model(sample), len(sample), elementwise=elementwise)
+
+
+def cost_of(model: nn.Module, forward: Callable[[], object], samples: int, *, elementwise: bool = False) -> Cost:
+    """Count the operations of any computation with a model, such as its loss; see ``cost``.
+
+    Args:
+        model: in evaluation mode while it is counted.
+        forward: computes with the model, once.
+        samples: the number of them, which is divided out.
+    """
     modes = {module: module.training for module in model.modules()}
     matrices = prunable(model)
     counter = _Counter(model, _ELEMENTWISE if elementwise else {})
@@ -79,19 +90,20 @@ def cost(model: nn.Module, sample: Tensor, *, elementwise: bool = False) -> Cost
     torch.backends.mha.set_fastpath_enabled(False)  # it is one operation that no formula is for
     try:
         with torch.no_grad(), counter:
-            model.eval()(sample)
+            model.eval()
+            forward()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes.items():
             module.training = training
-    layers = {name: count // len(sample) for name, count in counter.layers.items()}
+    layers = {name: count // samples for name, count in counter.layers.items()}
     warn_of_uncounted(name for name, (_, module) in matrices.items() if not layers[name] and by_default(name, module))
     if counter.unknown:
         warnings.warn(
             f"the operations of {', '.join(sorted(counter.unknown))} are not counted, because no formula is known for them",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return Cost(layers, other=counter.other // len(sample))
+    return Cost(layers, other=counter.other // samples)
 
 
 def warn_of_uncounted(unread: Iterable[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from flatsparse.common.errors import check_count, check_finite, unknown
 from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
-from flatsparse.sparse.saliency import HALVES, Batch, GradientFlow, Loss
+from flatsparse.sparse.saliency import HALVES, GradientFlow, Loss, ModelLoss
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,20 @@ class GraSP:
     Attributes:
         batches: pairs of inputs and targets that the sample is taken from, on the model's device.
         loss_fn: of outputs and targets.
+        model_loss: of the model and a batch of any form, in place of ``loss_fn``.
         per_class: of each class in the sample (10 on CIFAR-10 in the published code); None takes all batches whole.
         temperature: the divisor of the outputs (T in the published code).
         halves: ``alternate``, or ``middle`` as in the published code.
         distribution: the paper ranks all weights globally.
     """
 
-    batches: Iterable[Batch] | None = None
+    batches: Iterable[Any] | None = None
     loss_fn: Loss | None = None
     per_class: int | None = 10
     temperature: float = 200.0
     halves: str = "alternate"
     distribution: Distribution = global_ranking
+    model_loss: ModelLoss | None = None
     scoring = "batches"
 
     def plan(self, sparsity: float, steps: int) -> Plan:
@@ -47,5 +50,5 @@ class GraSP:
         check_finite("temperature", self.temperature, above=True)
         if self.halves not in HALVES:
             raise unknown("halves=", self.halves, HALVES)
-        flow = GradientFlow(self.batches, self.loss_fn, self.per_class, self.temperature, self.halves)
+        flow = GradientFlow(self.batches, self.loss_fn, self.per_class, self.temperature, self.halves, self.model_loss)
         return Plan(sparsity, flow, self.distribution)

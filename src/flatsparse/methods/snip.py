@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from flatsparse.sparse.distributions import Distribution, global_ranking
 from flatsparse.sparse.plan import Plan
-from flatsparse.sparse.saliency import Batch, Loss, Sensitivity
+from flatsparse.sparse.saliency import Loss, ModelLoss, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class SNIP:
     Attributes:
         batches: pairs of inputs and targets to score on, on the model's device; the paper takes one mini-batch.
         loss_fn: of outputs and targets.
+        model_loss: of the model and a batch of any form, in place of ``loss_fn``.
         distribution: the paper ranks all weights globally.
     """
 
-    batches: Iterable[Batch] | None = None
+    batches: Iterable[Any] | None = None
     loss_fn: Loss | None = None
     distribution: Distribution = global_ranking
+    model_loss: ModelLoss | None = None
     scoring = "batch"
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        return Plan(sparsity, Sensitivity(self.batches, self.loss_fn), self.distribution)
+        return Plan(sparsity, Sensitivity(self.batches, self.loss_fn, self.model_loss), self.distribution)

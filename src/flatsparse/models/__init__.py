@@ -9,7 +9,6 @@ from torch import nn
 from flatsparse.models.causal_transformer import causal_transformer
 from flatsparse.models.digitnet import digitnet
 from flatsparse.models.mobilenet_cifar import mobilenet_v2
-from flatsparse.models.pair_transformer import pair_transformer
 from flatsparse.models.resnet_cifar import resnet20, resnet32
 from flatsparse.models.resnet_imagenet import resnet18, resnet34, resnet50
 from flatsparse.models.vgg_cifar import vgg19
@@ -25,9 +24,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
 }
 
-# Of sequences: ``num_classes`` is the vocabulary and ``in_channels`` the length.
-TOKEN_MODELS: dict[str, Callable[..., nn.Module]] = {"pair_transformer": pair_transformer}
-
 # Input images in the papers: channels, height and width.
 IMAGES = {
     **dict.fromkeys(("resnet20", "resnet32", "vgg19", "mobilenet_v2"), (3, 32, 32)),
@@ -38,11 +34,9 @@ IMAGES = {
 __all__ = [
     "IMAGES",
     "MODELS",
-    "TOKEN_MODELS",
     "causal_transformer",
     "digitnet",
     "mobilenet_v2",
-    "pair_transformer",
     "resnet18",
     "resnet20",
     "resnet32",

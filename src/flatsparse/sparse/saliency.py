@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from flatsparse.sparse.masks import Masks
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets
 Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets, a scalar
+ModelLoss = Callable[[nn.Module, Any], Tensor]  # of the model and a batch of any form, a scalar
 # Every other input, so that both halves hold every class; or what comes before and after the middle.
 HALVES: dict[str, Callable[[int], tuple[slice, slice]]] = {
     "alternate": lambda size: (slice(0, None, 2), slice(1, None, 2)),
@@ -35,18 +37,20 @@ class Sensitivity:
     Attributes:
         batches: pairs of inputs and targets on the model's device; the paper takes a single one. All are read.
         loss_fn: of outputs and targets.
+        model_loss: of the model and a batch of any form, in place of ``loss_fn``.
     """
 
-    batches: Iterable[Batch] | None
+    batches: Iterable[Any] | None
     loss_fn: Loss | None
+    model_loss: ModelLoss | None = None
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        batches, loss_fn = _given(self.batches, self.loss_fn)
+        batches, loss_of = _given(self.batches, self.loss_fn, self.model_loss)
         weights = [w.weight for w in masks]
         total = [torch.zeros_like(w) for w in weights]
         with undisturbed(model):
-            for count, (inputs, targets) in enumerate(batches, start=1):  # noqa: B007
-                gradients = torch.autograd.grad(loss_fn(model(inputs), targets), weights, allow_unused=True)
+            for count, batch in enumerate(batches, start=1):  # noqa: B007
+                gradients = torch.autograd.grad(loss_of(model, batch), weights, allow_unused=True)
                 for sum_, g in zip(total, gradients, strict=True):
                     if g is not None:
                         sum_ += g
@@ -66,30 +70,32 @@ class GradientFlow:
     Attributes:
         batches: pairs of inputs and targets on the model's device; all are read.
         loss_fn: of outputs and targets.
+        model_loss: of the model and a batch of any form, in place of ``loss_fn``; the batches are then what the halves are, and
+            nothing is divided by the temperature.
         per_class: the number of each class in the sample, the first in the batches; None takes all.
         temperature: T, which the outputs are divided by.
         halves: of the sample, which goes class by class: a name in ``HALVES``.
     """
 
-    batches: Iterable[Batch] | None
+    batches: Iterable[Any] | None
     loss_fn: Loss | None
     per_class: int | None = 10
     temperature: float = 200.0
     halves: str = "alternate"
+    model_loss: ModelLoss | None = None
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        batches, loss_fn = _given(self.batches, self.loss_fn)
-        inputs, targets = balanced(batches, self.per_class)
-        halves = [(inputs[part], targets[part]) for part in HALVES[self.halves](len(inputs))]
+        halves, loss_of = self._halves()
         weights = [w.weight for w in masks]
 
-        def gradients(half: Batch, create_graph: bool) -> tuple[Tensor, ...]:
-            loss = loss_fn(model(half[0]) / self.temperature, half[1])
+        def gradients(half: Any, create_graph: bool) -> tuple[Tensor, ...]:
+            loss = loss_of(model, half)
             return torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True)
 
         with undisturbed(model), sdpa_kernel(SDPBackend.MATH):  # other forms of attention have no second derivative
-            first, second = (gradients(half, create_graph=False) for half in halves)
-            flow = [a + b for a, b in zip(first, second, strict=True)]
+            flow = [torch.zeros_like(w) for w in weights]
+            for half in halves:
+                flow = [a + b for a, b in zip(flow, gradients(half, create_graph=False), strict=True)]
             products = [torch.zeros_like(w) for w in weights]
             for half in halves:
                 along = sum((g * d).sum() for g, d in zip(gradients(half, create_graph=True), flow, strict=True))
@@ -100,6 +106,19 @@ class GradientFlow:
                     product += more
         scores = {w.name: product * w.weight.detach() for w, product in zip(masks, products, strict=True)}
         return _finite(scores)
+
+    def _halves(self) -> tuple[list[Any], ModelLoss]:
+        """Return the parts of the sample, and their loss."""
+        batches, loss_of = _given(self.batches, self.loss_fn, self.model_loss)
+        if self.model_loss is not None:
+            return list(batches), loss_of
+        inputs, targets = balanced(batches, self.per_class)
+
+        def cooled(model: nn.Module, half: Batch) -> Tensor:
+            assert self.loss_fn is not None  # or there is another loss
+            return self.loss_fn(model(half[0]) / self.temperature, half[1])
+
+        return [(inputs[part], targets[part]) for part in HALVES[self.halves](len(inputs))], cooled
 
 
 def balanced(batches: Iterable[Batch], per_class: int | None) -> Batch:
@@ -172,15 +191,32 @@ def _eager(model: nn.Module) -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
-def _given(batches: Iterable[Batch] | None, loss_fn: Loss | None) -> tuple[Iterator[Batch], Loss]:
-    """Return the batches and the loss. Raises InputError, which shows the call, when either is missing."""
-    if batches is None or loss_fn is None:
+def _given(
+    batches: Iterable[Any] | None, loss_fn: Loss | None, model_loss: ModelLoss | None
+) -> tuple[Iterator[Any], ModelLoss]:
+    """Return the batches and their loss. Raises InputError, which shows the call, when either is missing."""
+    if loss_fn is not None and model_loss is not None:
+        raise InputError("loss_fn= and model_loss= are two losses for one scoring: give one")
+    if batches is None or (loss_fn is None and model_loss is None):
         missing = "batches=" if batches is None else "loss_fn="
         raise InputError(
             f"the method scores weights on data and got no {missing}: call sparsify(model, optimizer, method, …,"
             " batches=[(inputs, targets)], loss_fn=torch.nn.functional.cross_entropy)"
         )
-    return _pairs(batches), loss_fn
+    if model_loss is not None:
+        return _any(batches), model_loss
+    assert loss_fn is not None  # as checked above
+    return _pairs(batches), lambda model, batch: loss_fn(model(batch[0]), batch[1])
+
+
+def _any(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches. Raises InputError when there are none."""
+    empty = True
+    for batch in batches:
+        yield batch
+        empty = False
+    if empty:
+        raise InputError("batches= holds nothing: give at least one batch")
 
 
 def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -21,8 +21,6 @@ from flatsparse.experiments.bench.timing import interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import FOREVER, Timing
 from flatsparse.experiments.bench.variants import fused_sgd
 from flatsparse.experiments.clock import clock
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval
 from flatsparse.export import to_csr
@@ -73,9 +71,8 @@ def trained(run: Finished) -> Thinned:
 
 @torch.no_grad()
 def _accuracy(run: Finished, model: nn.Module) -> float:
-    test = run.splits.test
-    right = sum(int(task.correct(model(inputs), labels)) for inputs, labels in batches(test, run.splits, 250))
-    return 100 * right / test.targets
+    test = run.task.splits.test
+    return run.task.evaluate(model, test.batches(250), len(test)).value
 
 
 def _agreement(accuracies: tuple[float, float]) -> str:

@@ -27,11 +27,11 @@ from flatsparse.experiments.bench.sparse import RUNS, SMALL, TARGET, Thinned, cs
 from flatsparse.experiments.bench.timing import WARM_UP
 from flatsparse.experiments.bench.trainer import Trainer
 from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.stats import FEWEST
+from flatsparse.experiments.tasks.classification import Classification
 from flatsparse.experiments.terminal import Console
 from flatsparse.models import IMAGES, MODELS
 
@@ -148,12 +148,15 @@ class Bench:
         count = 4 if self.quick else self.batch_size
         if self.run is not None:
             finished = load_run(self.run, device=self.device, data_dir=self.data_dir)
-            train, name = finished.splits.train, str(finished.run.model)
-            title = f"{name}, {finished.run.pruning.method} on {finished.run.dataset.data}, {count} samples"
+            if not isinstance(finished.task, Classification):
+                raise InputError(f"'{self.run}' is a run of a task of its own: give one on images")
+            train, name = finished.task.splits.train, str(finished.run.model)
+            title = f"{name}, {finished.run.pruning.method} on {finished.run.dataset.title}, {count} samples"
 
             def batch(source: torch.Generator) -> Batch:
-                chosen = torch.randint(len(train), (count,), generator=source).to(train.labels.device)
-                return next(batches(train.take(chosen), finished.splits, size=count))
+                drawn = int(torch.randint(2**31, (), generator=source))
+                inputs, targets = next(train.batches(count, seed=drawn)).content
+                return inputs, targets
 
             thinned = trained(finished)
             targets = {SMALL: TARGET} if round(thinned.channels, 2) == 0.5 else {}

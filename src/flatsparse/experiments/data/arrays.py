@@ -39,6 +39,10 @@ class ArraySplit:
         index = torch.arange(min(count, len(self.samples)))
         return dataclasses.replace(self, samples=self.samples.take(index))
 
+    def measured(self) -> ArraySplit:
+        """Return all images."""
+        return self
+
     def at_once(self, most: int) -> int:
         """Return how many images to compute at once where no step depends on it."""
         return at_once(self.samples, most)

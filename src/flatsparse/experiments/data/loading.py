@@ -24,6 +24,8 @@ from flatsparse.experiments.data.split import Batch, epoch_order
 
 Collate = Callable[[list[Any]], Any]
 Key = tuple[int, int, int]  # seed, epoch and index of a sample
+UNKNOWN = 256  # samples to compute at once
+MEASURED = 10_000  # training samples that the end of a run is measured on
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,13 @@ class MapSplit:
         """Return the samples at some indices."""
         return dataclasses.replace(self, rows=index if self.rows is None else self.rows[index])
 
+    def measured(self) -> MapSplit:
+        """Return the first samples."""
+        return self.first(MEASURED) if len(self) > MEASURED else self
+
     def at_once(self, most: int) -> int:
-        """Return ``most``: nothing is known of a sample's size."""
-        return most
+        """Return how many samples to compute at once: few, as nothing is known of their size."""
+        return min(most, UNKNOWN)
 
     def to(self, device: torch.device) -> MapSplit:
         """Return the split with its batches on a device."""
@@ -124,9 +130,13 @@ class StreamSplit:
         """Return the first samples."""
         return dataclasses.replace(self, count=min(count, len(self)), workers=0)
 
+    def measured(self) -> StreamSplit:
+        """Return the first samples."""
+        return self.first(MEASURED) if len(self) > MEASURED else self
+
     def at_once(self, most: int) -> int:
-        """Return ``most``: nothing is known of a sample's size."""
-        return most
+        """Return how many samples to compute at once: few, as nothing is known of their size."""
+        return min(most, UNKNOWN)
 
     def to(self, device: torch.device) -> StreamSplit:
         """Return the split with its batches on a device."""
@@ -198,14 +208,14 @@ def moved(content: Any, device: torch.device) -> Any:
 @contextlib.contextmanager
 def seeded(*path: int | str) -> Iterator[None]:
     """A context in which torch's, numpy's and Python's global generators are seeded; afterwards they are what they were."""
-    state, pythons, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    state, pythons, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         seed_all(*path)
         yield
     finally:
         torch.set_rng_state(state)
         random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
+        np.random.set_state(numpys)
 
 
 def seed_all(*path: int | str) -> None:
@@ -213,7 +223,7 @@ def seed_all(*path: int | str) -> None:
     seed = derive(*path)
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # what a user's data set draws from
+    np.random.seed(seed % 2**32)  # what a user's data set draws from
 
 
 # -- what runs in a worker --------------------------------------------------------------------------------------------
@@ -270,7 +280,7 @@ class _SeededStream(IterableDataset):
                 except Exception as problem:
                     yield _failure(problem)
                     return
-                states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+                states = torch.get_rng_state(), random.getstate(), np.random.get_state()
             if not batch:
                 return
             left -= len(batch)
@@ -280,7 +290,7 @@ class _SeededStream(IterableDataset):
 def _set_states(states: Any) -> None:
     torch.set_rng_state(states[0])
     random.setstate(states[1])
-    np.random.set_state(states[2])  # noqa: NPY002
+    np.random.set_state(states[2])
 
 
 def _failure(problem: Exception) -> _Failure:

@@ -50,6 +50,9 @@ class Split(Protocol):
     def first(self, count: int) -> Split:
         """Return the first samples, or all where there are not as many."""
 
+    def measured(self) -> Split:
+        """Return the samples that the end of a run is measured on: all, or the first, where reading all takes long."""
+
     def at_once(self, most: int) -> int:
         """Return how many samples to compute at once where no step depends on it, ``most`` for small ones."""
 

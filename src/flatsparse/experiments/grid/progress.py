@@ -38,7 +38,7 @@ class RunProgress:
     def name(self) -> str:
         """The run in words."""
         run = self.run
-        return f"{run.dataset.data} {run.model} {run.pruning.method} {run.pruning.sparsity:g} {run.sharpness} seed {run.seed}"
+        return f"{run.dataset.title} {run.model} {run.pruning.method} {run.pruning.sparsity:g} {run.sharpness} seed {run.seed}"
 
     def refresh(self, folder: Path) -> None:
         """Read again how many epochs are done."""
@@ -91,8 +91,9 @@ class ProgressTable:
             self.console.print(Text(f"{counted} failed: {failure}", style="red"), soft_wrap=True)
         elif not self.console.is_terminal:
             result = read_result(folder)
-            accuracy = result.validation_accuracy if result.test_accuracy is None else result.test_accuracy
-            self.console.print(Text(f"{counted}: {accuracy:.2f} %, {took:.1f} s"), soft_wrap=True)
+            value = result.value if result.was_tested else result.validation_value
+            shown = "" if value is None else f"{value:.6g}" if result.task else f"{value:.2f} %"
+            self.console.print(Text(f"{counted}: {shown}, {took:.1f} s"), soft_wrap=True)
 
     def refresh(self) -> None:
         """Read again how far the running runs are."""

@@ -17,7 +17,7 @@ from flatsparse.experiments.grid.job import JobOutcome, RunJob
 from flatsparse.experiments.grid.progress import ProgressTable
 from flatsparse.experiments.grid.ray_cluster import RayCluster
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, default_jobs, local_executor
-from flatsparse.experiments.run.config import Perturbation, ResolvedRun, RunConfig, as_json, change
+from flatsparse.experiments.run.config import FREE, Perturbation, ResolvedRun, RunConfig, as_json, change
 from flatsparse.experiments.run.folder import RESULT, has_diverged, read_failure, read_result
 from flatsparse.experiments.run.method import FILLED_IN
 from flatsparse.experiments.run.records import RunResult
@@ -50,7 +50,7 @@ class Outcome:
 def key(run: RunConfig) -> str:
     """The hash of everything that decides a run's result; not the location of its data, nor ρ where it is not used.
 
-    A method from a user's file counts with the file's content; data in a folder counts by its name alone.
+    A method, a task or a network from a user's file counts with the file's content; data in a folder counts by its name alone.
 
     Raises: InputError for a run that cannot be.
 
@@ -62,10 +62,11 @@ def key(run: RunConfig) -> str:
     chosen = {
         n: v
         for n, v in as_json(_settled(run)).items()
-        if n != "data_dir" and v not in (usual[n], FILLED_IN.get(n, usual[n]))
+        if n not in FREE and v not in (usual[n], FILLED_IN.get(n, usual[n]))
     }
-    file = run.pruning.method.rpartition(":")[0]
-    code = hashlib.sha256(read(Path(file))).hexdigest() if file else ""
+    named = (run.pruning.method, run.dataset.task or "", run.model or "")
+    files = [name.rpartition(":")[0] for name in named if ".py:" in name]
+    code = "".join(hashlib.sha256(read(Path(file))).hexdigest() for file in files)
     return hashlib.sha256(json.dumps([RESULTS, chosen, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -83,7 +84,7 @@ def _settled(requested: RunConfig) -> ResolvedRun:
 
 def name_by_key(run: ResolvedRun) -> str:
     """The folder of a run within a store: a short description, and its key."""
-    words = plain_name(f"{run.dataset.data}-{run.model}-{run.pruning.method}-{run.sharpness}")
+    words = plain_name(f"{run.dataset.title}-{run.model}-{run.pruning.method}-{run.sharpness}")
     return f"runs/{words}-{key(run)}"
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.run import task
+from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.run.load import Finished
 from flatsparse.measure import directions
 from flatsparse.measure.hessian import Hessian
@@ -28,36 +26,37 @@ def curvature(run: Finished, images: int, seed: int) -> dict[str, Any]:
         images: the first training images, without augmentation, labels as trained on.
         seed: of what is drawn.
     """
-    count = min(images, len(run.splits.train))
-    chosen = run.splits.train.take(torch.arange(count))
-    chunks = list(batches(chosen, run.splits, size=at_once(chosen, 32)))  # larger ones leave the caches
+    chosen = run.task.splits.train.first(images)
+    count = len(chosen)
+    chunks = list(chosen.batches(chosen.at_once(32)))  # larger ones leave the caches
 
     def terms() -> Iterator[Tensor]:
-        for inputs, targets in chunks:
-            yield task.loss(run.model(inputs), targets, reduction="sum") / chosen.targets
+        return run.task.terms(run.model, chunks, count)
 
     run.model.eval()
     ends = extremes(run.model, terms, run.masks, seed=seed)
     density = spectrum(Hessian(run.model, terms, run.masks), STARTS, STEPS, seed)
     points = {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()}
     rho = run.run.rho if run.run.sharpness != "none" and run.run.rho > 0 else directions.RHO
-    pairs = _whole_batches(run)
+    batches = _whole_batches(run)
     statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     run.model.train()
-    gained = directions.mean_increases(run.model, pairs, task.loss, run.masks, rho, generator(seed, "around"))
+    gained = directions.mean_increases(
+        run.model, [b.content for b in batches], run.task.loss, run.masks, rho, generator(seed, "around")
+    )
     run.model.eval()
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():
             buffer.copy_(statistics[name])
     return {
         "hessian": {"images": count, **ends, "spectrum": points},
-        "around": {"images": sum(len(targets) for _, targets in pairs), "rho": rho, **gained},
+        "around": {"images": sum(batch.samples for batch in batches), "rho": rho, **gained},
     }
 
 
-def _whole_batches(run: Finished) -> list[directions.Batch]:
-    """Training batches of the run's size, and at least two: one's gradient is the next one's previous."""
-    size = min(run.run.optim.batch_size, max(1, len(run.splits.train) // 2))
+def _whole_batches(run: Finished) -> list[Batch]:
+    """Return training batches of the run's size, and at least two: one's gradient is the next one's previous."""
+    train = run.task.splits.train
+    size = min(run.run.optim.batch_size, max(1, len(train) // 2))
     count = max(2, directions.IMAGES // size) * size
-    chosen = run.splits.train.take(torch.arange(min(count, len(run.splits.train) // size * size)))
-    return list(batches(chosen, run.splits, size=size))
+    return list(train.first(min(count, len(train) // size * size)).batches(size))

@@ -12,23 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import claim
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import at_once
+from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.landscape import curvature
 from flatsparse.experiments.landscape.batch_norm_folding import folded
 from flatsparse.experiments.landscape.records import tabulate
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.experiments.progress import Progress
-from flatsparse.experiments.run import task
 from flatsparse.experiments.run.load import Finished, load_run
+from flatsparse.experiments.tasks.run_task import RunTask
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure import surface
 from flatsparse.measure.surface import Plane, Weights
@@ -156,7 +155,7 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
             for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")
         },
         "sparsity": run.result.sparsity.prunable,
-        "images": min(settings.images, len(run.splits.train)),
+        "images": min(settings.images, len(run.task.splits.train)),
         "precision": "bf16" if settings.in_bf16(run.result.flops.inference_dense) else "float32",
     }
 
@@ -226,25 +225,38 @@ def _plane(folder: Path, device: str, data_dir: Path | None, seed: int, pair: in
 
 
 def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[Weights], Tensor]:
-    """The mean cross-entropy over a run's first training images, as a function of its weights.
+    """Return the mean loss over a run's first training samples, as a function of its weights.
 
     In evaluation mode, so with the batch-norm statistics of training; without augmentation; labels as trained on; with
     ``bf16`` under autocast.
     """
-    chosen = run.splits.train.take(torch.arange(min(images, len(run.splits.train))))
-    parts = list(batches(chosen, run.splits, size=at_once(chosen, BATCH)))
-    model, fold = folded(run.model)
+    chosen = run.task.splits.train.first(images)
+    batches = list(chosen.batches(chosen.at_once(BATCH)))
+    model, fold = (
+        folded(run.model) if run.run.dataset.task is None else (run.model, dict)
+    )  # a loss may need the model itself
+    summed = _Summed(model, run.task)
 
-    def outputs(weights: Weights, inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-            return torch.func.functional_call(model, weights, (inputs,)).float()
+    def of_batch(weights: Weights, batch: Batch) -> Tensor:
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+            return torch.func.functional_call(summed, weights, (batch,))  # type: ignore[no-any-return]  # no type of its own
 
     def loss(weights: Weights) -> Tensor:
-        weights = fold(weights)
-        sums = [task.loss(outputs(weights, inputs), targets, reduction="sum").double() for inputs, targets in parts]
-        return torch.stack(sums).sum() / chosen.targets
+        weights = {f"model.{name}": weight for name, weight in fold(weights).items()}
+        return torch.stack([of_batch(weights, batch).double() for batch in batches]).sum() / len(chosen)
 
     return loss
+
+
+class _Summed(nn.Module):
+    """The summed loss of a batch as a module, whose weights can be replaced."""
+
+    def __init__(self, model: nn.Module, task: RunTask) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.task.summed(self.model, batch)
 
 
 def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:

@@ -22,7 +22,7 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
     for sparsity, printed in PRINTED.items():
         method, shared = ("mest", "uniform") if sparsity else ("dense", None)
         run = RunConfig.of(
-            data="pairs", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3
+            data="numbers", method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3
         )
         table += reviewed(
             "MEST(EM)" if sparsity else "dense",

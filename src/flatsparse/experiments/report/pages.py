@@ -42,7 +42,7 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
     return html.write(
         out / PAGE,
         "run.html.j2",
-        title=f"{run.model} on {run.dataset.data}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
+        title=f"{run.model} on {run.dataset.title}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
         sentences=run_sentences(result),
         curves=figures.curves({run.sharpness: [records]}),
         topology=figures.topology(records),
@@ -73,10 +73,10 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
     return html.write(
         out / PAGE,
         "comparison.html.j2",
-        title=f"Does flatness pay? {run.pruning.method} on {run.dataset.data}, {removal(run.pruning)}",
+        title=f"Does flatness pay? {run.pruning.method} on {run.dataset.title}, {removal(run.pruning)}",
         model=run.model,
         removal=removal(run.pruning),
-        data=run.dataset.data,
+        data=run.dataset.title,
         seeds=comparison.seeds,
         kinds={name: SHARPNESS[name] for name in comparison.sharpness},
         parts_of_tables=[of_table(table) for table in tables],

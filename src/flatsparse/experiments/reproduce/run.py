@@ -144,12 +144,13 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
     """
     chosen = selected(cells, choice.only)
     missing: dict[str, str] = {}
-    for data in dict.fromkeys(cell.run.dataset.data for cell in chosen if cell.needs is None):
+    named = (cell.run.dataset for cell in chosen if cell.needs is None and cell.run.dataset.task is None)
+    for data in dict.fromkeys(dataset.data for dataset in named):
         try:
             load(data, choice.data_dir)
         except InputError as problem:
             missing[data] = str(problem)
-    if missing and all(cell.needs or cell.run.dataset.data in missing for cell in chosen):
+    if missing and all(cell.needs or cell.run.dataset.title in missing for cell in chosen):
         raise InputError(next(iter(missing.values())))
     return missing
 
@@ -189,13 +190,13 @@ def _run(
     configured = [
         cell if cell.needs else _with_run(cell, data_dir=choice.data_dir, device=choice.device) for cell in cells
     ]
-    asked = [cell for cell in configured if matches(cell.name, choice.only) and cell.run.dataset.data not in missing]
+    asked = [cell for cell in configured if matches(cell.name, choice.only) and cell.run.dataset.title not in missing]
     if runs := runs_of(asked, seeds):
         run_grid(runs, out, jobs=choice.jobs, cluster=choice.cluster, retry=choice.retry, console=console)
     lines = []
     for line in lines_of(configured, outcomes(runs_of(configured, seeds), out)):
         lacks = any(outcome.result is None for outcome in line.outcomes)
-        needs = missing.get(line.cell.run.dataset.data) if lacks else None
+        needs = missing.get(line.cell.run.dataset.title) if lacks else None
         lines.append(dataclasses.replace(line, cell=dataclasses.replace(line.cell, needs=line.cell.needs or needs)))
     return lines
 

@@ -58,7 +58,7 @@ class Line:
     def _measured(self, measured: Measured | None) -> dict[int, float]:
         done = {o.run.seed: o for o in self.outcomes if o.result is not None}
         if measured is None:
-            return {seed: o.result.accuracy for seed, o in done.items() if o.result is not None}
+            return {seed: o.result.value for seed, o in done.items() if o.result is not None}
         return {seed: measured.values[o.folder] for seed, o in done.items() if o.folder in measured.values}
 
 
@@ -301,7 +301,7 @@ def _also(results: Sequence[RunResult]) -> dict[str, Any]:
     if not results:
         return {}
     return {
-        "train_accuracy": fmean(r.train_accuracy for r in results),
+        "train_accuracy": fmean(r.train_value for r in results),
         "generalization_gap": _mean_of_all(r.generalization_gap for r in results),
         "macro": {name: _mean_of_all((r.macro or {}).get(name) for r in results) for name in MACRO},
         "steps_to": {level: _mean_of_all(r.steps_to[level] for r in results) for level in results[0].steps_to},

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import DataSet
-from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import Splits, split
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.method import with_method_options
 from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
-from flatsparse.experiments.run.task import NETWORKS, check_fit, check_takes, loss
-from flatsparse.measure.flops import Cost, cost
+from flatsparse.experiments.tasks.make import make_task
+from flatsparse.experiments.tasks.run_task import RunTask
+from flatsparse.measure.flops import Cost, cost_of
 from flatsparse.methods import kind_of, traits_of
 from flatsparse.methods.traits import Scoring
 from flatsparse.sam.looksam import LookSAM
@@ -42,8 +36,6 @@ class Parts:
     Attributes:
         own_period: the requested steps between mask updates, or else the method's own before it was shortened.
         net: the model as it is trained: wrapped for several processes, or compiled.
-        fresh: makes another such model, with weights of its own.
-        data: the data set that the splits were taken from.
         context: the processes that train the run together.
         gradient: of the step before, on steps that compare the two.
     """
@@ -56,12 +48,8 @@ class Parts:
     training: SparseTraining
     schedule: LRScheduler
     cost: Cost
-    splits: Splits
-    augment: bool
-    classes: int
+    task: RunTask
     steps_per_epoch: int
-    fresh: Callable[[], nn.Module]
-    data: DataSet
     context: DistContext = SINGLE
     gradient: Tensor | None = None
 
@@ -71,17 +59,18 @@ def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
 
     Raises: InputError for what cannot be run, such as a batch that is too small for the processes.
     """
-    data, splits = make_data(run)
-    fresh = functools.partial(make_network, run, data)
-    model, net = make_model(run, fresh, data, splits, context)
-    steps_per_epoch = math.ceil(len(splits.train) / run.optim.batch_size)
+    task = task_of(run)
+    model, net = make_model(run, task, context)
+    splits = task.splits
+    steps_per_epoch = splits.train.steps(run.optim.batch_size)
     steps = run.schedule.whole_epochs * steps_per_epoch
     optimizer = make_optimizer(run, model, steps)
     period = run.pruning.every
     own_period = getattr(kind_of(run.pruning.method)(), "every", None) if period is None else period
     run, options = with_method_options(run, run.schedule.epochs * steps_per_epoch)
     run = change(run, train_size=len(splits.train), validation_size=len(splits.validation))
-    training = make_sparse(run, net, optimizer, steps, splits, options)
+    training = make_sparse(run, net, optimizer, steps, task, options)
+    forward, samples = task.sample_forward(model)
     return Parts(
         run=run,
         own_period=own_period,
@@ -90,53 +79,37 @@ def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
         optimizer=optimizer,
         training=training,
         schedule=start_schedule(run, optimizer, steps_per_epoch),
-        cost=cost(model, splits.train.blank),
-        splits=splits,
-        augment=data.augmented and run.dataset.augmentation,
-        classes=data.classes,
+        cost=cost_of(model, forward, samples),
+        task=task,
         steps_per_epoch=steps_per_epoch,
-        fresh=fresh,
-        data=data,
         context=context,
     )
 
 
-def make_data(run: ResolvedRun) -> tuple[DataSet, Splits]:
-    """Return a run's data set, and its splits on the run's device."""
-    data = load(run.dataset.data, run.dataset.data_dir)
-    check_fit(run.model, data)
-    return data, splits_of(run, data).to(torch.device(run.runtime.device))
-
-
-def splits_of(run: ResolvedRun, data: DataSet) -> Splits:
-    """Return the splits that a run takes from a data set."""
-    return split(
-        data,
-        train_size=run.dataset.train_size,
-        validation_size=run.dataset.validation_size,
-        label_noise=run.label_noise,
+def task_of(run: ResolvedRun) -> RunTask:
+    """Return what a run works on, on the run's device."""
+    task = make_task(
+        run.dataset,
+        model=run.model,
         seed=run.seed,
+        label_noise=run.label_noise,
+        label_smoothing=run.optim.label_smoothing,
     )
+    return task.to(torch.device(run.runtime.device))
 
 
-def make_network(run: ResolvedRun, data: DataSet) -> nn.Module:
-    """Return a new network of a run's kind for a data set, on the CPU."""
-    return NETWORKS[run.model](num_classes=data.classes, in_channels=data.pool.shape[-1])
-
-
-def make_model(
-    run: ResolvedRun, fresh: Callable[[], nn.Module], data: DataSet, splits: Splits, context: DistContext = SINGLE
-) -> tuple[nn.Module, nn.Module]:
+def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
     size = run.optim.batch_size
-    smallest = min((len(splits.train) - 1) % size + 1, size)
+    smallest = min((len(task.splits.train) - 1) % size + 1, size)
     if smallest < context.size:
         raise InputError(
-            f"the smallest batch has {smallest} images for {context.size} processes: give another --batch-size or --train-size"
+            f"the smallest batch has {smallest} {task.unit} for {context.size} processes: give another --batch-size or"
+            " --train-size"
         )
     torch.manual_seed(derive(run.seed, "model"))
-    model = fresh()
-    check_takes(run.model, model, data.pool, smallest // context.size)
+    model = task.fresh()
+    task.check(model, smallest // context.size)
     model.to(device=run.runtime.device)
     layout = torch.channels_last if run.runtime.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
@@ -177,7 +150,7 @@ def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
 
 
 def make_sparse(
-    run: ResolvedRun, net: nn.Module, optimizer: Optimizer, steps: int, splits: Splits, options: dict[str, Any]
+    run: ResolvedRun, net: nn.Module, optimizer: Optimizer, steps: int, task: RunTask, options: dict[str, Any]
 ) -> SparseTraining:
     """Start a run's sparse training by its method, and return it."""
     pruning, traits = run.pruning, traits_of(kind_of(run.pruning.method))
@@ -192,16 +165,16 @@ def make_sparse(
         exclude=pruning.exclude,
         layers=pruning.layers,
         **options,
-        **_sample(run, splits, traits.scoring),
+        **_sample(run, task, traits.scoring),
     )
 
 
-def _sample(run: ResolvedRun, splits: Splits, scoring: Scoring) -> dict[str, Any]:
+def _sample(run: ResolvedRun, task: RunTask, scoring: Scoring) -> dict[str, Any]:
     """Return the training data that a method scores weights on before training, as its options."""
     if scoring == "none":
         return {}
-    shuffled = batches(splits.train, splits, run.optim.batch_size, seed=derive(run.seed, "sample"))
-    return {"batches": [next(shuffled)] if scoring == "batch" else shuffled, "loss_fn": loss}
+    shuffled = task.splits.train.batches(run.optim.batch_size, seed=derive(run.seed, "sample"))
+    return task.scoring(shuffled, several=scoring == "batches")
 
 
 def describe(parts: Parts) -> str:
@@ -217,9 +190,9 @@ def describe(parts: Parts) -> str:
     if parts.training.rounds > 1:
         when = f", {parts.training.rounds} rounds down to {parts.run.pruning.sparsity:.2%} sparse"
     report = parts.training.report()
-    what = "sequences" if parts.splits.train.are_tokens else f"images of {parts.classes} classes"
-    notes = "".join(f"\nwarning: {note}" for note in parts.data.notes)
+    notes = "".join(f"\nwarning: {note}" for note in parts.task.notes)
+    splits = parts.task.splits
     return (
-        f"{len(parts.splits.train)} training, {len(parts.splits.validation)} validation and {len(parts.splits.test)} test"
-        f" {what}; {report.active:,} of {report.total:,} prunable weights active ({report.sparsity:.2%} sparse){when}{notes}"
+        f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test {parts.task.samples};"
+        f" {report.active:,} of {report.total:,} prunable weights active ({report.sparsity:.2%} sparse){when}{notes}"
     )

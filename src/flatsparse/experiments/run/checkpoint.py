@@ -17,7 +17,7 @@ from flatsparse.common.files import TEMPORARY, corrupt_file
 from flatsparse.common.schema import schema_error
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
-from flatsparse.experiments.run.config import as_json
+from flatsparse.experiments.run.config import FREE, as_json
 from flatsparse.experiments.run.records import EpochRecord
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -130,7 +130,7 @@ def load_checkpoint(out: Path, parts: Parts) -> Progress:
         raise InputError(
             f"'{file}' is damaged: rename '{before}', which is whole, to {CHECKPOINT} to continue after epoch {epoch}"
         ) from None
-    check_same(as_json(parts.run), state["settings"], f"'{file}'", free=("data_dir",))
+    check_same(as_json(parts.run), state["settings"], f"'{file}'", free=FREE)
     return restore(state, parts, file)
 
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
 from flatsparse.experiments.run.sharpness import Sharpness
+from flatsparse.experiments.tasks.settings import Dataset, without
 from flatsparse.methods import DEFAULT, methods_with
 from flatsparse.methods.presets import PRESETS
 
 SomeSetting = TypeVar("SomeSetting", bound="Setting")
-
-
-def _without(text: str) -> Any:
-    """Return the help of the flag --no-… of an option that is on by default."""
-    return tyro.conf.arg(help=text, help_behavior_hint="")
 
 
 def _for_methods(option: str, text: str) -> Any:
@@ -35,22 +31,6 @@ def names_of_methods(option: str, conjunction: str = "and") -> str:
     """Return the names of the methods that have an option, as a phrase."""
     *others, last = methods_with(option)
     return f"{', '.join(others)} {conjunction} {last}" if others else last
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The data of a run, and how it is split."""
-
-    data: str = "digits"
-    """Data set: digits or pairs (embedded), cifar10, cifar100, a folder or a hub id."""
-    data_dir: Path | None = None
-    """Folder of local copies of data sets (or set FLATSPARSE_DATA)."""
-    train_size: int | None = None
-    """Number of training images. By default all that are not held out."""
-    validation_size: int | None = None
-    """Number of images held out for validation. By default 300 of digits and 5,000 of cifar10."""
-    augmentation: Annotated[bool, _without("Take training images as they are, neither cropped nor flipped.")] = True
-    """Crop and flip training images of every data set except digits and pairs; without it they are taken as they are."""
 
 
 CHANNELS = "fraction of channels to remove. By default the method's own."
@@ -117,7 +97,7 @@ class Optim:
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes; evaluations are without it."""
     batch_size: int = 128
-    """Images in a step."""
+    """Samples in a step."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +105,7 @@ class Schedule:
     """The length of a run, and its learning-rate schedule."""
 
     epochs: int = 30
-    """Passes over the training images; for methods with rounds, in each round."""
+    """Passes over the training samples; for methods with rounds, in each round."""
     multiplier: float = 1.0
     """Train this many times as long: epochs, schedule and the last mask update scale, a period in steps does not."""
     lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -153,9 +133,7 @@ class Perturbation:
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
     """Weight α of the stored direction that looksam adds in between, relative to the gradient's norm."""
-    mask_perturbation: Annotated[bool, _without("Perturb pruned weights too, as in the released code of S²-SAM.")] = (
-        True
-    )
+    mask_perturbation: Annotated[bool, without("Perturb pruned weights too, as in the released code of S²-SAM.")] = True
     """Perturb active weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
 
 
@@ -164,7 +142,7 @@ class Runtime:
     """The computation and the evaluations of a run."""
 
     validate_every: int = 1
-    """Epochs between evaluations on the validation images; there is always one at the end."""
+    """Epochs between evaluations on the validation samples; there is always one at the end."""
     batch_norm: Literal["training", "final"] = "training"
     """Running statistics of the trained net: as training left them (taken at w + e), or recomputed at the final weights."""
     device: str = "auto"
@@ -172,7 +150,10 @@ class Runtime:
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs forward and backward under autocast; weights stay float32."""
     eval_batch_size: int | None = None
-    """Images computed at once in evaluations; a quarter with gradients. By default 1,000, fewer if larger than 64x64."""
+    """Samples computed at once in evaluations; a quarter with gradients. By default 1,000, fewer of large images."""
+    memory: str | None = None
+    """Memory that evaluations may take, such as 8GB: fewer samples at once where they would need more. By default half of what
+    is free."""
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, especially with bf16."""
     compile: bool = False
@@ -185,7 +166,7 @@ class Setting:
 
     model: str | None = None
     """Network, by name (`flatsparse list models`). By default one that suits the data."""
-    dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = Dataset()
+    dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = field(default_factory=Dataset)
     pruning: Annotated[Pruning, tyro.conf.arg(name="pruning")] = Pruning()
     optim: Annotated[Optim, tyro.conf.arg(name="optimizer")] = Optim()
     schedule: Annotated[Schedule, tyro.conf.arg(name="schedule")] = Schedule()
@@ -246,6 +227,7 @@ class ResolvedRun(RunConfig):
     pruning: ResolvedPruning = ResolvedPruning()
 
 
+FREE = ("data_dir", "workers", "memory")  # settings that change no result
 GROUPS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Setting).items() if dataclasses.is_dataclass(kind)
 }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flatsparse.common.seeds import derive
 from flatsparse.experiments.clock import clock
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.run import task
+from flatsparse.experiments.data.loading import seed_all
+from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.experiments.run.evaluation import evaluate
@@ -29,90 +31,109 @@ TWO_GRADIENTS = ("sam", "looksam")  # which decide themselves if a step needs a 
 
 @dataclass
 class _Sums:
-    """The sums of an epoch so far, of this process's samples; ``images`` are those of all processes.
+    """The sums of an epoch so far, of this process's samples; ``samples`` are those of all processes.
 
     Attributes:
+        correct: right predictions; None for a task that has none.
         forward: FLOPs of one sample's forward pass under the present masks.
     """
 
     losses: Tensor
-    correct: Tensor
+    correct: Tensor | None
     forward: float
-    images: int = 0
+    samples: int = 0
     churn: list[float] = field(default_factory=list)
 
 
 def train_epoch(parts: Parts, progress: Progress, watcher: Watcher, probe: Probe | None) -> EpochRecord:
-    """Train on every image once, then evaluate on the validation images."""
-    run, train = parts.run, parts.splits.train
+    """Train on every sample once, then evaluate on the validation samples.
+
+    What a network draws at random, as dropout does, follows the seed and the epoch, so that a resumed run draws the same.
+    """
+    run, train = parts.run, parts.task.splits.train
     steps = run.schedule.whole_epochs * parts.training.rounds * parts.steps_per_epoch
     sums = _Sums(
         losses=torch.zeros((), device=run.runtime.device),
-        correct=torch.zeros((), dtype=torch.int64, device=run.runtime.device),
+        correct=None,
         forward=parts.cost.forward(parts.training.masks),
     )
     parts.net.train()
+    _seed_epoch(parts, progress.epoch)
     started = time.perf_counter()
-    shuffled = batches(
-        train,
-        parts.splits,
+    shuffled = train.batches(
         run.optim.batch_size,
-        augment=parts.augment,
+        augment=parts.task.augmented,
         seed=run.seed,
         epoch=progress.epoch,
         shard=parts.context.shard,
     )
-    for inputs, targets in shuffled:
-        size = min(run.optim.batch_size, len(train) - sums.images)  # of the whole batch
-        _step(parts, progress, sums, inputs, targets, size)
+    for batch in shuffled:
+        _step(parts, progress, sums, batch)
         if probe:
             started += probe(parts, progress)  # as if no time had passed
         parts.optimizer.zero_grad()
         parts.schedule.step()
         progress.step += 1
-        watcher.stepped(progress.step, steps, sums.images / (time.perf_counter() - started))
+        watcher.stepped(progress.step, steps, sums.samples / (time.perf_counter() - started))
     progress.epoch += 1
     seconds = time.perf_counter() - started
     progress.seconds += seconds
     return _record(parts, progress, sums, seconds)
 
 
-def _step(parts: Parts, progress: Progress, sums: _Sums, inputs: Tensor, targets: Tensor, size: int) -> None:
+def _seed_epoch(parts: Parts, epoch: int) -> None:
+    """Seed all global generators of this process."""
+    path = (parts.run.seed, "epoch", epoch, parts.context.rank)
+    seed_all(*path)
+    if parts.run.runtime.device.startswith("cuda"):
+        torch.cuda.manual_seed(derive(*path))
+
+
+def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Batch) -> None:
     """Take one step, and add what it cost and gave."""
     training, device = parts.training, parts.run.runtime.device
     due = training.due(training.steps_taken + 1)
     before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
     began = clock(device)
-    loss, outputs, passes = take_step(parts, inputs, targets, weight=parts.context.size * len(inputs) / size)
+    taken = take_step(parts, batch.content, weight=parts.context.size * batch.samples / batch.whole)
     progress.step_seconds.append(clock(device) - began)
-    progress.train_flops += size * step_flops(
-        sums.forward, parts.cost.dense, passes, due, momentum=training.plan.momentum is not None
+    progress.train_flops += batch.whole * step_flops(
+        sums.forward, parts.cost.dense, taken.passes, due, momentum=training.plan.momentum is not None
     )
     if due:
         sums.forward = parts.cost.forward(training.masks)
         sums.churn.append(churn(before, training.masks))
     _compare_gradients(parts, progress)
-    progress.gradient_evaluations += passes
-    sums.losses += loss.detach() * len(inputs)
-    sums.correct += task.correct(outputs, targets)
-    sums.images += size
+    progress.gradient_evaluations += taken.passes
+    sums.losses += taken.loss * batch.samples
+    if taken.correct is not None:
+        sums.correct = taken.correct if sums.correct is None else sums.correct + taken.correct
+    sums.samples += batch.whole
 
 
-def take_step(parts: Parts, inputs: Tensor, targets: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor, int]:
-    """Take one optimizer step; return loss and outputs of its first forward pass, and the number of gradients it took.
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken: loss and right predictions of its first forward pass, and the number of its gradients."""
+
+    loss: Tensor
+    correct: Tensor | None
+    passes: int
+
+
+def take_step(parts: Parts, content: Any, weight: float = 1.0) -> Taken:
+    """Take one optimizer step on a batch.
 
     Args:
-        weight: of this process's mean loss in the mean over processes, 1 when all have as many images.
+        weight: of this process's mean loss in the mean over processes, 1 when all have as many samples.
     """
     run = parts.run
-    passes: list[tuple[Tensor, Tensor]] = []
+    passes: list[tuple[Tensor, Tensor | None]] = []
 
     def gradient() -> Tensor:
         with autocast(run):
-            outputs = parts.net(inputs)
-            loss = task.loss(outputs, targets, label_smoothing=run.optim.label_smoothing)
+            loss, correct = parts.task.train_loss(parts.net, content)
         (loss * weight if weight != 1 else loss).backward()
-        passes.append((loss.detach(), outputs.detach()))
+        passes.append((loss.detach(), correct))
         return loss
 
     if run.sharpness in TWO_GRADIENTS:
@@ -120,7 +141,7 @@ def take_step(parts: Parts, inputs: Tensor, targets: Tensor, weight: float = 1.0
     else:
         gradient()
         parts.optimizer.step()
-    return *passes[0], len(passes)
+    return Taken(*passes[0], len(passes))
 
 
 def _compare_gradients(parts: Parts, progress: Progress) -> None:
@@ -137,23 +158,24 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
 
 def _record(parts: Parts, progress: Progress, sums: _Sums, seconds: float) -> EpochRecord:
     """Evaluate on the validation images where it is time to, and return the record of an epoch that was trained."""
-    run, training, splits = parts.run, parts.training, parts.splits
-    parts.context.sum(sums.losses, sums.correct)
+    run, training = parts.run, parts.training
+    parts.context.sum(sums.losses, *([] if sums.correct is None else [sums.correct]))
     is_last = progress.epoch == run.schedule.whole_epochs * training.rounds
     validates = is_last or progress.epoch % run.runtime.validate_every == 0
-    evaluated: tuple[float | None, float | None] = (None, None)
+    evaluated = None
     if validates and parts.context.is_main:
-        evaluated = evaluate(run, parts.model, splits.validation, splits)
-    validation_accuracy, validation_loss = parts.context.broadcast(evaluated)
+        evaluated = evaluate(parts, parts.task.splits.validation)
+    evaluated = parts.context.broadcast(evaluated)
     topology = health(training.masks, parts.model)
     return EpochRecord(
         epoch=progress.epoch,
         round=training.round if training.rounds > 1 else None,
         step=progress.step,
-        train_loss=float(sums.losses) / sums.images,
-        train_accuracy=100 * int(sums.correct) / splits.train.targets,
-        validation_loss=validation_loss,
-        validation_accuracy=validation_accuracy,
+        train_loss=float(sums.losses) / sums.samples,
+        train_accuracy=None if sums.correct is None else 100 * int(sums.correct) / sums.samples,
+        validation_loss=evaluated.loss if evaluated else None,
+        validation_accuracy=evaluated.scores.get("accuracy") if evaluated else None,
+        validation_scores=evaluated.scores if evaluated and run.dataset.task else None,
         lr=float(parts.schedule.get_last_lr()[0]),
         sparsity=training.sparsity,
         updates=len(sums.churn),
@@ -161,5 +183,5 @@ def _record(parts: Parts, progress: Progress, sums: _Sums, seconds: float) -> Ep
         exploration=training.exploration,
         dead_filters=topology.dead / topology.filters,
         collapsed=topology.collapsed,
-        images_per_second=sums.images / seconds,
+        images_per_second=sums.samples / seconds,
     )

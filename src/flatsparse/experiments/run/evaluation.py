@@ -1,71 +1,90 @@
-"""Measurements of a network on whole data sets: accuracy and loss, worst-case sharpness, batch-norm statistics."""
+"""Measurements of a network on whole splits: loss and scores, worst-case sharpness, batch-norm statistics."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Iterable, Iterator
 
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import Samples, at_once
-from flatsparse.experiments.data.splits import Splits
-from flatsparse.experiments.run import task
+import torch
+from torch import nn
+
+from flatsparse.experiments.data.split import Batch, Split
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.metrics import confusion
+from flatsparse.experiments.run.memory import samples_at_once
 from flatsparse.experiments.run.precision import autocast
+from flatsparse.experiments.tasks.run_task import Evaluation, RunTask
 from flatsparse.measure.sharpness import worst_case_sharpness
 
-RADIUS, RADIUS_IMAGES = 0.1, 1000  # of the worst-case sharpness: the same for every run, so that runs compare
+RADIUS, RADIUS_SAMPLES = 0.1, 1000  # of the worst-case sharpness: the same for every run, so that runs compare
+Watch = Callable[[int], None]  # of the number of samples that were measured since the last call
+
+
+def evaluate(parts: Parts, split: Split, *, detailed: bool = False, watch: Watch | None = None) -> Evaluation | None:
+    """Return the mean loss and the scores of a run's network; None without samples."""
+    return evaluated(parts.run, parts.task, parts.model, split, detailed=detailed, watch=watch)
 
 
 @torch.no_grad()
-def evaluate(
-    run: ResolvedRun, model: nn.Module, images: Samples, splits: Splits, counts: Tensor | None = None
-) -> tuple[float | None, float | None]:
-    """Return accuracy in percent and mean loss, in evaluation mode; None and None without images.
-
-    Args:
-        counts: int64 (classes, classes), to which the ``confusion`` of these images is added.
-    """
-    if len(images) == 0:
-        return None, None
+def evaluated(
+    run: ResolvedRun,
+    task: RunTask,
+    model: nn.Module,
+    split: Split,
+    *,
+    detailed: bool = False,
+    watch: Watch | None = None,
+) -> Evaluation | None:
+    """Return the mean loss and the scores of any network of a run's task, in evaluation mode; None without samples."""
+    if len(split) == 0:
+        return None
     model.eval()
-    correct, loss = 0, 0.0
-    for inputs, targets in batches(images, splits, run.runtime.eval_batch_size or at_once(images)):
-        with autocast(run):
-            outputs = model(inputs).float()
-        correct += int(task.correct(outputs, targets))
-        loss += float(task.loss(outputs, targets, reduction="sum"))
-        if counts is not None:
-            counts += confusion(outputs, targets, len(counts))
-    return 100 * correct / images.targets, loss / images.targets
+    size = run.runtime.eval_batch_size or samples_at_once(run, task, model, split)
+    with autocast(run):
+        return task.evaluate(model, _watched(split.batches(size), watch), len(split), detailed=detailed)
 
 
 def renew_statistics(parts: Parts) -> None:
-    """Replace batch norm's running statistics by means over the training images at the present weights (Izmailov et al. 2018).
+    """Replace batch norm's running statistics by means over the training samples at the present weights (Izmailov et al. 2018).
 
-    Images are augmented as in training.
+    Samples are augmented as in training.
     """
     run = parts.run
-    batched = batches(parts.splits.train, parts.splits, run.optim.batch_size, augment=parts.augment, seed=run.seed)
+    batches = parts.task.splits.train.batches(run.optim.batch_size, augment=parts.task.augmented, seed=run.seed)
     with autocast(run):
-        torch.optim.swa_utils.update_bn(batched, parts.model)
+        torch.optim.swa_utils.update_bn(([batch.content] for batch in batches), _Statistics(parts.task, parts.model))
 
 
-def worst_case_increase(parts: Parts) -> float:
-    """Return the worst-case sharpness of the loss on training images at the present weights; see ``measure.sharpness``."""
-    run = parts.run
-    images = parts.splits.train.take(torch.arange(min(RADIUS_IMAGES, len(parts.splits.train))))
-    size = max(1, (run.runtime.eval_batch_size or at_once(images)) // 4)
+class _Statistics(nn.Module):
+    """A network as a function of a whole batch, by its task's loss."""
+
+    def __init__(self, task: RunTask, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, inputs: object) -> object:
+        return self.task.loss(self.model, inputs)
+
+
+def worst_case_increase(parts: Parts, watch: Watch | None = None) -> float:
+    """Return the worst-case sharpness of the loss on training samples at the present weights; see ``measure.sharpness``."""
+    run, task = parts.run, parts.task
+    split = task.splits.train.first(RADIUS_SAMPLES)
+    size = run.runtime.eval_batch_size or samples_at_once(run, task, parts.model, split, gradients=True)
 
     def gradient() -> float:
         parts.model.zero_grad()
         total = 0.0
-        for inputs, targets in batches(images, parts.splits, size):
-            loss = task.loss(parts.model(inputs).float(), targets, reduction="sum") / images.targets
-            loss.backward()
-            total += float(loss.detach())
+        for term in task.terms(parts.model, _watched(split.batches(max(1, size // 4)), watch), len(split)):
+            term.backward()
+            total += float(term.detach())
         return total
 
     parts.model.eval()
     return worst_case_sharpness(parts.model, parts.training.zeroing(), gradient, RADIUS)
+
+
+def _watched(batches: Iterable[Batch], watch: Watch | None) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        if watch:
+            watch(batch.samples)

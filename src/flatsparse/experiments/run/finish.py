@@ -7,16 +7,20 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import save_masks
 from flatsparse.common.tensor_files import save_tensors
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import CHECKPOINT, Progress, save_checkpoint
-from flatsparse.experiments.run.evaluation import RADIUS, evaluate, renew_statistics, worst_case_increase
+from flatsparse.experiments.run.evaluation import (
+    RADIUS,
+    RADIUS_SAMPLES,
+    evaluate,
+    renew_statistics,
+    worst_case_increase,
+)
 from flatsparse.experiments.run.folder import MASKS, WEIGHTS, write_result
-from flatsparse.experiments.run.metrics import REACHED, above_chance, macro, steps_to
+from flatsparse.experiments.run.metrics import REACHED, steps_to
 from flatsparse.experiments.run.records import (
     EpochRecord,
     Flops,
@@ -26,6 +30,9 @@ from flatsparse.experiments.run.records import (
     TopologyHealth,
     WorstCase,
 )
+from flatsparse.experiments.run.watcher import Watcher
+from flatsparse.experiments.tasks.run_task import Evaluation
+from flatsparse.measure.sharpness import STEPS
 from flatsparse.measure.topology import health
 
 
@@ -45,52 +52,69 @@ def check_finite_losses(parts: Parts, progress: Progress, *losses: float | None,
         )
 
 
-def finish(out: Path, parts: Parts, progress: Progress, test: bool) -> RunResult:
-    """Measure the trained network and write everything; the result comes last, because it says that all is there."""
+def finish(out: Path, parts: Parts, progress: Progress, test: bool, watcher: Watcher) -> RunResult:
+    """Write the trained network, measure it and write the result, which comes last, because it says that all is there.
+
+    What is trained is safe before it is measured, so that a failure here costs nothing but the measurements.
+    """
     if parts.run.runtime.batch_norm == "final":
         renew_statistics(parts)
-    result = _measured(parts, progress, test)
     save_checkpoint(out, parts, progress)
     save_tensors(out / WEIGHTS, parts.model.state_dict(), {"format": "pt"})
     save_masks(out / MASKS, parts.training.masks, method=parts.run.pruning.method, step=progress.step)
+    result = _measured(parts, progress, test, watcher)
     write_result(out, result)
     return result
 
 
-def _measured(parts: Parts, progress: Progress, test: bool) -> RunResult:
-    run, splits, model, training = parts.run, parts.splits, parts.model, parts.training
-    report = training.report()
-    counts = torch.zeros(parts.classes, parts.classes, dtype=torch.int64, device=run.runtime.device)
-    test_accuracy, test_loss = evaluate(run, model, splits.test, splits, counts) if test else (None, None)
-    train_accuracy, train_loss = evaluate(run, model, splits.train, splits)
-    validation_accuracy, validation_loss = evaluate(run, model, splits.validation, splits)
-    check_finite_losses(parts, progress, train_loss, validation_loss, test_loss)  # the first since the last step
-    assert train_accuracy is not None  # a run has training images
-    assert train_loss is not None
+def _measured(parts: Parts, progress: Progress, test: bool, watcher: Watcher) -> RunResult:
+    run, task, training = parts.run, parts.task, parts.training
+    splits, report = task.splits, training.report()
+    train_split = splits.train.measured()
+    whole = len(train_split) + len(splits.validation) + (len(splits.test) + _ball_samples(parts) if test else 0)
+    done = 0
+
+    def watch(samples: int) -> None:
+        nonlocal done
+        done += samples
+        watcher.measured(done, whole)
+
+    tested = evaluate(parts, splits.test, detailed=True, watch=watch) if test else None
+    trained = evaluate(parts, train_split, watch=watch)
+    validated = evaluate(parts, splits.validation, watch=watch)
+    assert trained is not None  # a run has training samples
+    losses = [evaluation.loss if evaluation else None for evaluation in (trained, validated, tested)]
+    check_finite_losses(parts, progress, *losses)  # the first since the last step
+    own = run.dataset.task is not None
     return RunResult(
         method=run.pruning.method,
         sharpness=run.sharpness,
         rho=run.rho if run.sharpness != "none" else 0.0,
-        model=run.model,
-        data=run.dataset.data,
-        data_set=parts.data.identity,
+        model=type(parts.model).__name__ if own else run.model,
+        data=run.dataset.title,
+        data_set=task.identity,
+        task=run.dataset.task,
+        better=task.better if own else None,
+        scores=tested.scores if own and tested else None,
+        train_scores=trained.scores if own else None,
+        validation_scores=validated.scores if own and validated else None,
         seed=run.seed,
-        test_accuracy=test_accuracy,
-        test_loss=test_loss,
-        macro=macro(counts) if test else None,
-        above_chance=above_chance(counts) if test else None,
-        train_accuracy=train_accuracy,
-        train_loss=train_loss,
-        generalization_gap=None if test_accuracy is None else train_accuracy - test_accuracy,
-        validation_accuracy=validation_accuracy,
-        validation_loss=validation_loss,
+        test_accuracy=_accuracy(tested),
+        test_loss=tested.loss if tested else None,
+        macro=tested.details.get("macro") if tested else None,
+        above_chance=tested.details.get("above_chance") if tested else None,
+        train_accuracy=_accuracy(trained),
+        train_loss=trained.loss,
+        generalization_gap=trained.value - tested.value if tested else None,
+        validation_accuracy=_accuracy(validated),
+        validation_loss=validated.loss if validated else None,
         epochs=progress.epoch,
         rounds=training.rounds,
         steps=progress.step,
         gradient_evaluations=progress.gradient_evaluations,
-        steps_to={str(level): steps_to(progress.records, level) for level in REACHED},
+        steps_to={} if own else {str(level): steps_to(progress.records, level) for level in REACHED},
         gradient_cosine=statistics.fmean(progress.cosines) if progress.cosines else None,
-        ball=WorstCase(RADIUS, worst_case_increase(parts) if test else None),
+        ball=WorstCase(RADIUS, worst_case_increase(parts, watch) if test else None),
         sparsity=Sparsity(report.sparsity, report.overall_sparsity),
         channels=training.channels,
         exploration=training.exploration,
@@ -99,6 +123,16 @@ def _measured(parts: Parts, progress: Progress, test: bool) -> RunResult:
         seconds=Seconds(progress.seconds, statistics.median(progress.step_seconds)),
         images_per_second=len(splits.train) * progress.epoch / progress.seconds,
     )
+
+
+def _ball_samples(parts: Parts) -> int:
+    """Return the samples that go through the network for the worst-case sharpness."""
+    return (1 + STEPS) * min(RADIUS_SAMPLES, len(parts.task.splits.train))
+
+
+def _accuracy(evaluation: Evaluation | None) -> float | None:
+    """Return the accuracy, of a task that has one."""
+    return evaluation.scores.get("accuracy") if evaluation else None
 
 
 def _health(parts: Parts, progress: Progress) -> TopologyHealth:
@@ -114,7 +148,9 @@ def _mean_churn(records: Sequence[EpochRecord]) -> float | None:
 
 
 def _flops(parts: Parts, progress: Progress) -> Flops:
-    samples = len(parts.splits.train) * parts.run.schedule.epochs  # of dense training: one round of ordinary length
+    samples = (
+        len(parts.task.splits.train) * parts.run.schedule.epochs
+    )  # of dense training: one round of ordinary length
     return Flops(
         train=progress.train_flops,
         train_dense=3.0 * parts.cost.dense * samples,

@@ -16,15 +16,14 @@ from flatsparse.common.files import corrupt_file
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.schema import Schema, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
-from flatsparse.experiments.data.samples import DataSet
-from flatsparse.experiments.data.sources import load
-from flatsparse.experiments.data.splits import Splits
-from flatsparse.experiments.run.build import make_network, splits_of
-from flatsparse.experiments.run.config import ResolvedRun, kinds_of_settings
+from flatsparse.experiments.run.build import task_of
+from flatsparse.experiments.run.config import ResolvedRun, change, kinds_of_settings
 from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, read_config, read_result
 from flatsparse.experiments.run.method import before_there_was_a_choice
 from flatsparse.experiments.run.records import RunResult
-from flatsparse.experiments.run.task import NETWORKS
+from flatsparse.experiments.run.resolve import OWN
+from flatsparse.experiments.tasks.networks import check_network
+from flatsparse.experiments.tasks.run_task import RunTask
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Finished:
     """A finished run.
 
     Attributes:
+        task: with its batches on the model's device.
         model: with the true weights, in evaluation mode.
         masks: bool tensors by parameter name.
         digest: a hash of weights, masks and settings, not of the files that hold them: two runs that share it are the same.
@@ -42,7 +42,7 @@ class Finished:
     model: nn.Module
     masks: dict[str, Tensor]
     result: RunResult
-    splits: Splits
+    task: RunTask
     digest: str
 
 
@@ -64,27 +64,27 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     run = run_of(config["settings"], folder)
     masks, about = load_masks(folder / MASKS)
     tensors, _ = load_tensors(folder / WEIGHTS)
-    data = load(run.dataset.data, data_dir or run.dataset.data_dir)
-    data.check_same(config, f"'{folder}'")
+    task = task_of(change(run, device=device, data_dir=data_dir or run.dataset.data_dir))
+    task.check_same(config, f"'{folder}'")
     where = torch.device(device)
     return Finished(
         folder=folder,
         run=run,
-        model=_model(run, data, tensors, folder).to(where).eval(),
+        model=_model(task, tensors, folder).to(where).eval(),
         masks={name: mask.to(where) for name, mask in masks.items()},
         result=read_result(folder),
-        splits=splits_of(run, data).to(where),
+        task=task,
         digest=_digest(tensors, masks, about, config["settings"]),
     )
 
 
-def _model(run: ResolvedRun, data: DataSet, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    """Return a run's network with the weights of its folder. Raises InputError when they do not fit or are not finite."""
-    model = make_network(run, data)
+def _model(task: RunTask, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+    """Return a task's network with the weights of its folder. Raises InputError when they do not fit or are not finite."""
+    model = task.fresh()
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {run.model}") from None
+        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {type(model).__name__}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     return model
@@ -94,8 +94,9 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     """Return the run of a folder's settings. Raises InputError for settings that this version does not have."""
     kinds = kinds_of_settings(ResolvedRun)
     odd = sorted(settings.keys() - kinds.keys())  # one that is missing is younger
-    if odd or settings.get("model") not in list(NETWORKS):
-        why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {settings.get('model')}"
+    model = settings.get("model")
+    if odd or not _is_known(model):
+        why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {model}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
     if (wrong := schema_error(settings, {name: _form(kinds[name]) for name in settings})) is not None:
         raise corrupt_file(folder / CONFIG, wrong)
@@ -103,6 +104,18 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     if plain.get("data_dir") is not None:
         plain["data_dir"] = Path(plain["data_dir"])
     return ResolvedRun.of(**before_there_was_a_choice(settings), **plain)
+
+
+def _is_known(model: object) -> bool:
+    """Return if a recorded network can be made."""
+    try:
+        if model != OWN:
+            check_network(str(model))
+    except InputError:
+        if ":" in str(model):  # whose reason says more
+            raise
+        return False
+    return True
 
 
 def _form(kind: Any) -> Schema:

@@ -12,7 +12,7 @@ from flatsparse.common.json_files import read_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.run.build import Parts, build, describe
 from flatsparse.experiments.run.checkpoint import Progress, load_checkpoint, save_checkpoint
-from flatsparse.experiments.run.config import RunConfig, as_json
+from flatsparse.experiments.run.config import FREE, RunConfig, as_json
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.epoch import train_epoch
@@ -78,9 +78,9 @@ def train(
 @contextlib.contextmanager
 def _claimed(out: Path, parts: Parts, *, resume: bool) -> Iterator[None]:
     """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
-    about = {"data_set": parts.data.identity, **environment(parts.run.runtime.device, parts.context.size)}
-    with claim(out, CONFIG, as_json(parts.run), resume=resume, about=about, free=("data_dir",)):
-        parts.data.check_same(read_json(out / CONFIG), f"'{out}'")
+    about = {"data_set": parts.task.identity, **environment(parts.run.runtime.device, parts.context.size)}
+    with claim(out, CONFIG, as_json(parts.run), resume=resume, about=about, free=FREE):
+        parts.task.check_same(read_json(out / CONFIG), f"'{out}'")
         yield
 
 
@@ -121,7 +121,7 @@ def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds:
         if context.is_main:
             saved = _save(out, parts, progress, shares, saved)
         watcher.finished_epoch(record)
-    return context.broadcast(finish(out, parts, progress, test) if context.is_main else None)  # type: ignore[no-any-return]
+    return context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)  # type: ignore[no-any-return]
 
 
 def _save(out: Path, parts: Parts, progress: Progress, shares: Path | None, saved: float) -> float:

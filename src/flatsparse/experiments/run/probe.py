@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.data.batches import batches
-from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.run import task
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.measure import directions
 from flatsparse.measure.spectral import extremes
 
 DEFINITION = (
-    f"the first training images, as many whole batches as fit into {directions.IMAGES}, without augmentation, labels as"
+    f"the first training samples, as many whole batches as fit into {directions.IMAGES}, without augmentation, labels as"
     f" trained on, in float32, at the weights after the step. {directions.DEFINITION}; the previous one is the gradient just"
     " used. Eigenvalues and trace are those of the Hessian of the mean loss in evaluation mode"
 )
@@ -35,14 +32,15 @@ class Probe:
     """
 
     def __init__(self, every: int, parts: Parts) -> None:
-        run, train = parts.run, parts.splits.train
+        run, task = parts.run, parts.task
+        train, size = task.splits.train, run.optim.batch_size
+        self.task = task
         self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else directions.RHO
-        count = min(len(train), max(1, directions.IMAGES // run.optim.batch_size) * run.optim.batch_size)
-        images = train.take(torch.arange(count))
-        self.batches = list(batches(images, parts.splits, run.optim.batch_size))
-        self.chunks, self.targets = list(batches(images, parts.splits, size=at_once(images, 256))), images.targets
+        chosen = train.first(min(len(train), max(1, directions.IMAGES // size) * size))
+        self.batches = [batch.content for batch in chosen.batches(size)]
+        self.chunks, self.count = list(chosen.batches(chosen.at_once(256))), len(chosen)
         with torch.random.fork_rng(devices=[]):
-            self.model = parts.fresh().to(run.runtime.device)
+            self.model = task.fresh().to(run.runtime.device)
 
     def __call__(self, parts: Parts, progress: Progress) -> float:
         """Measure after the step that was just taken, if it is time to; return the seconds that it took."""
@@ -67,10 +65,9 @@ class Probe:
         curvature = extremes(self.model, self._terms, masks, seed=step)
         self.model.train()  # from here on its running statistics change, which nothing reads
         source, used = generator(parts.run.seed, "probe", step), directions.active_gradients(parts.model, masks)
-        gained = directions.mean_increases(self.model, self.batches, task.loss, masks, self.rho, source, used)
+        gained = directions.mean_increases(self.model, self.batches, self.task.loss, masks, self.rho, source, used)
         return {"step": step, "rho": self.rho, "loss": loss, **gained, "curvature": curvature}
 
     def _terms(self) -> Iterator[Tensor]:
-        """Yield the terms of the mean loss, one for each chunk of images."""
-        for inputs, targets in self.chunks:
-            yield task.loss(self.model(inputs), targets, reduction="sum") / self.targets
+        """Return the terms of the mean loss, one for each chunk of samples."""
+        return self.task.terms(self.model, self.chunks, self.count)

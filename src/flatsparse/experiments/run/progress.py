@@ -29,14 +29,20 @@ class RunBar:
         self.last: EpochRecord | None = None
         self.epochs_a_round, self.rounds = run.schedule.whole_epochs, rounds_of(run)
         self.epochs = self.rounds * self.epochs_a_round
+        self.unit = "samples" if run.dataset.task else "images"
+        subject = run.dataset.task or f"{run.model} on {run.dataset.data}"
         self.console.print(
-            f"{run.model} on {run.dataset.data}, {run.pruning.method}, sharpness {run.sharpness}: {setting}",
+            f"{subject}, {run.pruning.method}, sharpness {run.sharpness}: {setting}",
             highlight=False,
         )
 
     def stepped(self, step: int, steps: int, images_per_second: float) -> None:
         """Move the bar."""
-        self.bar.update(step, whole=steps, note=f"{images_per_second:.0f} images/s")
+        self.bar.update(step, whole=steps, note=f"{images_per_second:.0f} {self.unit}/s")
+
+    def measured(self, samples: int, whole: int) -> None:
+        """Move the bar of the closing measurements."""
+        self.bar.update(samples, whole=whole, title="measuring", note="")
 
     def finished_epoch(self, record: EpochRecord) -> None:
         """Print an epoch's losses and accuracies, and warnings."""
@@ -44,17 +50,23 @@ class RunBar:
         of_rounds = f", round {(coming - 1) // self.epochs_a_round + 1}/{self.rounds}" if self.rounds > 1 else ""
         self.bar.update(title=f"epoch {coming}/{self.epochs}{of_rounds}")
         in_round = "" if record.round is None else f"  round {record.round + 1}/{self.rounds}"
-        accuracy = record.validation_accuracy
-        validation = "" if accuracy is None else f"validation {accuracy:.2f} %  "
+        train = "" if record.train_accuracy is None else f"train {record.train_accuracy:.2f} %  "
         self.console.print(
             f"epoch {record.epoch:>3}/{self.epochs}{in_round}  "
-            f"loss {record.train_loss:.4f}  train {record.train_accuracy:.2f} %  "
-            f"{validation}{record.images_per_second:.0f} images/s",
+            f"loss {record.train_loss:.4f}  {train}{_validation(record)}{record.images_per_second:.0f} {self.unit}/s",
             highlight=False,
         )
         for warning in topology_warnings(record, self.last):
             self.console.print(f"warning: {warning}", style="yellow", highlight=False)
         self.last = record
+
+
+def _validation(record: EpochRecord) -> str:
+    """Return the accuracy, or the first score, on the validation samples as text."""
+    if record.validation_scores:
+        name, value = next(iter(record.validation_scores.items()))
+        return f"validation {name} {value:.6g}  "
+    return "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2f} %  "
 
 
 def topology_warnings(record: EpochRecord, before: EpochRecord | None) -> list[str]:

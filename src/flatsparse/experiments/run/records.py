@@ -19,6 +19,8 @@ RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
     **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
+    **dict.fromkeys(("task", "better"), (str, None)),
+    **dict.fromkeys(("scores", "train_scores", "validation_scores"), (None, {str: float})),
     "steps_to": {str: SOME},
     "ball": {"radius": float, "increase": SOME},
     "sparsity": {"prunable": float, "overall": float},
@@ -28,8 +30,9 @@ RESULT_FORM: dict[str, Any] = {
 }
 EPOCH_FORM: dict[str, Any] = {
     **dict.fromkeys(("epoch", "step", "updates"), int),
-    **dict.fromkeys(("train_loss", "train_accuracy", "lr", "sparsity", "exploration", "dead_filters"), float),
-    **dict.fromkeys(("validation_loss", "validation_accuracy", "churn"), SOME),
+    **dict.fromkeys(("train_loss", "lr", "sparsity", "exploration", "dead_filters"), float),
+    **dict.fromkeys(("train_accuracy", "validation_loss", "validation_accuracy", "churn"), SOME),
+    "validation_scores": (None, {str: float}),
     "collapsed": {str: float},
 }
 
@@ -115,9 +118,11 @@ class RunResult(JsonRecord):
     Attributes:
         data_set, above_chance: None in results that are older than these.
         channels: the fraction of channels removed, of a method that removes some.
+        task, better, scores, train_scores, validation_scores: of a task of the user's, in place of accuracies; the first score
+            is the one compared.
     """
 
-    absent = ("channels",)
+    absent = ("channels", "task", "better", "scores", "train_scores", "validation_scores")
 
     method: str
     sharpness: str
@@ -125,12 +130,17 @@ class RunResult(JsonRecord):
     model: str
     data: str
     data_set: dict[str, str] | None = None
+    task: str | None = None
+    better: str | None = None
+    scores: dict[str, float] | None = None
+    train_scores: dict[str, float] | None = None
+    validation_scores: dict[str, float] | None = None
     seed: int
     test_accuracy: float | None
     test_loss: float | None
     macro: dict[str, float] | None
     above_chance: bool | None = None
-    train_accuracy: float
+    train_accuracy: float | None
     train_loss: float
     generalization_gap: float | None
     validation_accuracy: float | None
@@ -151,10 +161,33 @@ class RunResult(JsonRecord):
     images_per_second: float
 
     @property
-    def accuracy(self) -> float:
-        """The test accuracy, of a run that was tested."""
-        assert self.test_accuracy is not None
-        return self.test_accuracy
+    def was_tested(self) -> bool:
+        """Return if the run was tested; one that a choice is made by is not."""
+        return self.test_loss is not None
+
+    @property
+    def metric(self) -> str:
+        """The name of what is compared."""
+        return next(iter(self.train_scores)) if self.train_scores else "test accuracy, %"
+
+    @property
+    def value(self) -> float:
+        """What is compared: the first score of a task, else the test accuracy; of a run that was tested."""
+        value = next(iter(self.scores.values())) if self.scores else self.test_accuracy
+        assert value is not None
+        return value
+
+    @property
+    def train_value(self) -> float:
+        """The same on the training samples."""
+        value = next(iter(self.train_scores.values())) if self.train_scores else self.train_accuracy
+        assert value is not None
+        return value
+
+    @property
+    def validation_value(self) -> float | None:
+        """The same on the validation samples; None without such."""
+        return next(iter(self.validation_scores.values())) if self.validation_scores else self.validation_accuracy
 
     @property
     def worst_case_increase(self) -> float:
@@ -169,20 +202,22 @@ class EpochRecord(JsonRecord):
 
     Attributes:
         round: counted from 0; None for a run of one round.
-        validation_loss, validation_accuracy: None for an epoch without an evaluation.
+        train_accuracy: None for a task without one.
+        validation_loss, validation_accuracy, validation_scores: None for an epoch without an evaluation.
         updates: of the masks, in this epoch; ``churn`` is their mean share of replaced weights.
         dead_filters: as a share of all filters.
     """
 
-    absent = ("round",)
+    absent = ("round", "validation_scores")
 
     epoch: int
     round: int | None = None
     step: int
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     validation_loss: float | None
     validation_accuracy: float | None
+    validation_scores: dict[str, float] | None = None
     lr: float
     sparsity: float
     updates: int

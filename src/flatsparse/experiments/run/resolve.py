@@ -7,7 +7,6 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
 from flatsparse.experiments.run.config import (
-    Dataset,
     Optim,
     Perturbation,
     Pruning,
@@ -20,14 +19,17 @@ from flatsparse.experiments.run.config import (
     names_of_methods,
 )
 from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.memory import as_bytes
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
-from flatsparse.experiments.run.task import NETWORKS
+from flatsparse.experiments.tasks.networks import check_network
+from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-MODELS_OF = {"digits": "digitnet", "pairs": "pair_transformer"}  # by data set, where it is not the usual one
+MODELS_OF = {"digits": "digitnet"}  # by data set, where it is not the usual one
 MODEL = "resnet20"
+OWN = "own"  # the model of a task
 
 
 def resolve(run: RunConfig) -> ResolvedRun:
@@ -37,9 +39,7 @@ def resolve(run: RunConfig) -> ResolvedRun:
     """
     if isinstance(run, ResolvedRun):
         return run
-    model = MODELS_OF.get(run.dataset.data, MODEL) if run.model is None else run.model
-    if model not in NETWORKS:
-        raise unknown("model", model, NETWORKS)
+    model = _resolve_model(run)
     pruning = _resolve_pruning(run.pruning)
     _check_run(run)
     _check_dataset(run.dataset)
@@ -53,6 +53,20 @@ def resolve(run: RunConfig) -> ResolvedRun:
     )
     plan_of(resolved)
     return resolved
+
+
+def _resolve_model(run: RunConfig) -> str:
+    """Return the name of a run's network."""
+    dataset = run.dataset
+    if dataset.task is None:
+        model = MODELS_OF.get(dataset.data, MODEL) if run.model is None else run.model
+        check_network(model)
+        return model
+    if run.model not in (None, OWN):
+        raise InputError(f"--model {run.model} has no use beside --task, which has a model of its own: leave it out")
+    if dataset.data != Dataset.data:
+        raise InputError(f"--data {dataset.data} has no use beside --task, which has data of its own: leave it out")
+    return OWN
 
 
 def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
@@ -101,6 +115,8 @@ def _check_dataset(dataset: Dataset) -> None:
         check_count("--train-size", dataset.train_size)
     if dataset.validation_size is not None:
         check_count("--validation-size", dataset.validation_size, minimum=0)
+    if dataset.workers is not None:
+        check_count("--workers", dataset.workers, minimum=0)
 
 
 def _check_optim(optim: Optim) -> None:
@@ -140,3 +156,5 @@ def _check_runtime(runtime: Runtime) -> None:
     check_count("--validate-every", runtime.validate_every)
     if runtime.eval_batch_size is not None:
         check_count("--eval-batch-size", runtime.eval_batch_size)
+    if runtime.memory is not None:
+        as_bytes(runtime.memory)

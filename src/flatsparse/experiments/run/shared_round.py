@@ -14,12 +14,12 @@ from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress, load_checked, restore, state_of
-from flatsparse.experiments.run.config import ResolvedRun, as_json
+from flatsparse.experiments.run.config import FREE, ResolvedRun, as_json
 from flatsparse.experiments.run.method import plan_of
 from flatsparse.sparse.plan import Plan
 
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
-FREE = ("method", "sparsity", "drop_fraction", "data_dir")
+OTHERS = ("method", "sparsity", "drop_fraction", *FREE)
 
 
 def is_shareable(plan: Plan) -> bool:
@@ -29,7 +29,9 @@ def is_shareable(plan: Plan) -> bool:
 
 
 def _settings(run: ResolvedRun) -> dict[str, Any]:
-    settings = {name: value for name, value in as_json(run).items() if name not in FREE}
+    settings = {name: value for name, value in as_json(run).items() if name not in OTHERS}
+    if run.dataset.task is None:
+        del settings["task"]  # younger than some files
     return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
 
 

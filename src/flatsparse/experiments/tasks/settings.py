@@ -1,0 +1,39 @@
+"""The settings of a run that decide what it works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+def without(text: str) -> Any:
+    """Return the help of the flag --no-… of an option that is on by default."""
+    return tyro.conf.arg(help=text, help_behavior_hint="")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The data of a run, and how it is split."""
+
+    data: str = "digits"
+    """Data set: digits (embedded), cifar10, cifar100, a folder or a hub id."""
+    task: str | None = None
+    """A task of your own in place of --data and --model: path/to/file.py:function, whose code is then run."""
+    data_dir: Path | None = None
+    """Folder of local copies of data sets (or set FLATSPARSE_DATA)."""
+    train_size: int | None = None
+    """Number of training samples. By default all that are not held out."""
+    validation_size: int | None = None
+    """Number of samples held out for validation. By default 300 of digits, 5,000 of cifar10 and a tenth of a task's."""
+    augmentation: Annotated[bool, without("Take training images as they are, neither cropped nor flipped.")] = True
+    """Crop and flip training images of every data set except digits; without it they are taken as they are."""
+    workers: int | None = None
+    """Processes that read samples ahead of training. By default a task's own; results do not depend on it."""
+
+    @property
+    def title(self) -> str:
+        """The task or the data set, as it was named."""
+        return self.task or self.data
