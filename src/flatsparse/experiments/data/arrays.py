@@ -76,12 +76,18 @@ class ArraySplit:
                 images = torch.where(flipped[shard, :, None, None].to(device), images.flip(2), images)
             else:
                 images = self.samples.at(chosen)
-            yield Batch((self._normalized(images), self.samples.labels[chosen]), len(chosen), len(index))
+            yield Batch((normalized(images, self.mean, self.std), self.samples.labels[chosen]), len(chosen), len(index))
 
-    def _normalized(self, images: Tensor) -> Tensor:
-        """Return float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow."""
-        mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (self.mean, self.std))
-        return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
+
+def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        mean, std: of each channel, on a scale of 0 to 1.
+    """
+    mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (mean, std))
+    return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
 def _cropped(images: Tensor, corner: Tensor) -> Tensor:
