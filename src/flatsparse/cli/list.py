@@ -17,6 +17,7 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.experiments.tasks.built_in import TASKS
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.estimate import Estimate, estimate
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
@@ -101,7 +102,7 @@ def _sections() -> dict[str, Mapping[Any, Any]]:
     return {
         "methods": METHODS,
         "models": {**MODELS, **TRANSLATION_MODELS, **LANGUAGE_MODELS},
-        "data": sources.SOURCES,
+        "data": {**sources.SOURCES, **{name: task.about for name, task in TASKS.items()}},
         "distributions": DISTRIBUTIONS,
         "presets": {name: left_dense(name) for name in PRESETS},
         "sharpness": SHARPNESS,

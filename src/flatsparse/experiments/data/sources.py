@@ -35,14 +35,8 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
 
     Raises: InputError for an unknown name, when no copy is found, or when one cannot be used.
     """
-    named = data_dir or os.environ.get("FLATSPARSE_DATA")
     if name in SOURCES:
-        folder = _path(str(named or "data"))
-        if named and not os.path.isdir(folder) and name not in EMBEDDED:
-            raise InputError(
-                f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir"
-            )
-        return SOURCES[name](folder)
+        return SOURCES[name](Path() if name in EMBEDDED else folder_of_copies(data_dir))
     path = _path(name)
     if name and os.path.isdir(path):  # which takes a name that is too long
         return _folder(path)
@@ -51,6 +45,15 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return assembled(name, f"hub:{name}", hub_parts(name, name))
     raise unknown("data set, and no folder of that name,", name, SOURCES)
+
+
+def folder_of_copies(data_dir: Path | None) -> Path:
+    """Return the folder of local copies. Raises InputError for one that was named and is not there."""
+    named = data_dir or os.environ.get("FLATSPARSE_DATA")
+    folder = _path(str(named or "data"))
+    if named and not os.path.isdir(folder):
+        raise InputError(f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir")
+    return folder
 
 
 def slug(name: str) -> str:
