@@ -174,7 +174,7 @@ def _score(runs: Runs, run: Finished, test: Split) -> dict[str, Any]:
     """Return the accuracy in percent, or the scores of a task."""
     model = runs if isinstance(runs, nn.Module) else _Module(runs)
     scores = run.task.evaluate(model.eval(), test.batches(100), len(test)).scores
-    return {"scores": scores} if run.result.task else {"accuracy": scores["accuracy"]}
+    return {"scores": scores} if run.result.scored else {"accuracy": scores["accuracy"]}
 
 
 class _Module(nn.Module):

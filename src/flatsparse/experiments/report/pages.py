@@ -30,6 +30,7 @@ from flatsparse.experiments.run.method import removal
 from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.experiments.tasks.built_in import built_in
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.measure.sharpness import definition as sharpness_definition
 
@@ -173,7 +174,9 @@ def _layers(folder: Path) -> list[dict[str, Any]]:
 
 def _sharpness(dataset: Dataset) -> str:
     """The definition of sharpness for the loss and the samples of a run."""
-    return sharpness_definition() if dataset.task is None else sharpness_definition("loss", "samples")
+    if dataset.task is not None:
+        return sharpness_definition("loss", "samples")
+    return sharpness_definition() if built_in(dataset.data) is None else sharpness_definition(samples="samples")
 
 
 def _settings(settings: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.records import EpochRecord
+from flatsparse.experiments.tasks.networks import TEXT_MODELS
 from flatsparse.experiments.terminal import Console
 
 
@@ -30,7 +31,7 @@ class RunBar:
         self.last: EpochRecord | None = None
         self.epochs_a_round, self.rounds = run.schedule.whole_epochs, rounds_of(run)
         self.epochs = self.rounds * self.epochs_a_round
-        self.unit = "samples" if run.dataset.task else "images"
+        self.unit = "samples" if run.dataset.task or run.model in TEXT_MODELS else "images"
         subject = run.dataset.task or f"{run.model} on {run.dataset.data}"
         self.console.print(
             f"{subject}, {run.pruning.method}, sharpness {run.sharpness}: {setting}",
