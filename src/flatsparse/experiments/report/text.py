@@ -14,7 +14,8 @@ from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
-from flatsparse.experiments.report.columns import TERMINAL, Column, columns
+from flatsparse.experiments.metric import ACCURACY
+from flatsparse.experiments.report.columns import TERMINAL, Column, columns, columns_of
 from flatsparse.experiments.report.sentences import comparison_sentences
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
@@ -67,9 +68,11 @@ def layer_table(estimate: Estimate) -> str:
 
 def print_comparison(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
-    print_compared(tables, "Test accuracy", columns(TERMINAL), console)
+    metric = tables[0].metric
+    title = "Test accuracy" if metric == ACCURACY else f"Test {metric.name}"
+    print_compared(tables, title, columns(TERMINAL, columns_of(metric)), console)
     for table in tables:
-        console.print(f"\n{table.heading[0].upper()}{table.heading[1:]}", style="bold")
+        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         print_sentences(comparison_sentences(table), console)
 
 
