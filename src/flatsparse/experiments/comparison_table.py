@@ -128,7 +128,8 @@ class Table(ComparedTable):
         """Return the table as plain values, with its verdicts."""
         metric = self.metric
         saved = {name: value for name, value in vars(self).items() if name not in ("subject", "compared")}
-        scores = {"subject": self.subject, "metric": dataclasses.asdict(metric)} if metric != ACCURACY else {}
+        about = {name: getattr(metric, name) for name in ("name", "better", "decimals")}
+        scores = {"subject": self.subject, "metric": about} if metric != ACCURACY else {}
         return {
             **saved,
             "rows": [row.to_json(self.learned) for row in self.rows],
