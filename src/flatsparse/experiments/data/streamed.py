@@ -14,10 +14,10 @@ from torch.utils.data import default_collate
 
 from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
-from flatsparse.experiments.data.loading import read_batches
+from flatsparse.experiments.data.loading import MEASURED, read_batches
 from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.data.split import Batch, Splits, epoch_order
+from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
 from flatsparse.experiments.data.splits import divided
 from flatsparse.experiments.data.views import View, evaluation_view, training_view
 
@@ -65,6 +65,14 @@ class StreamedSplit:
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
+
+    def smallest(self, size: int) -> int:
+        """Return the number of images in the smallest batch."""
+        return smallest_batch(len(self), size)
+
+    def measured(self) -> StreamedSplit:
+        """Return the first images: to decode all of them takes as long as an epoch."""
+        return self.first(MEASURED)
 
     def first(self, count: int) -> StreamedSplit:
         """Return the first images, or all where there are not as many."""
