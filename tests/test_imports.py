@@ -40,6 +40,7 @@ EXPERIMENTS = [
     "claims",
     "data",
     "run",
+    "robustness_table",
     "robustness",
     "grid",
     "bench",
