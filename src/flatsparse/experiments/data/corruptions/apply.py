@@ -13,7 +13,7 @@ from flatsparse.experiments.data.corruptions.arrays import Corruption, floored
 from flatsparse.experiments.data.corruptions.names import SEVERITIES
 from flatsparse.experiments.data.corruptions.strengths import strength
 
-PIECE = 2**22  # values of images at once, for memory
+PIECE = 2**21  # values of images at once, for memory
 
 CORRUPTIONS: dict[str, Corruption] = {
     kind.__name__: kind
