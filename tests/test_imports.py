@@ -41,6 +41,7 @@ EXPERIMENTS = [
     "data",
     "tasks",
     "run",
+    "robustness_table",
     "robustness",
     "grid",
     "bench",
