@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from flatsparse.common.errors import check_count
-from flatsparse.measure.flops import Cost, cost, step_flops, warn_of_uncounted
+from flatsparse.measure.flops import Cost, cost_of, step_flops, warn_of_uncounted
 from flatsparse.methods import DEFAULT, as_method, sparsity_for
 from flatsparse.methods.presets import left_dense_by
 from flatsparse.schedules import DueSteps
@@ -122,12 +122,37 @@ def estimate(
     >>> static.inference, round(static.train(batch_size=8) / dense.train(batch_size=8), 3)
     (40.0, 0.1)
     """
+    options |= {"steps": steps, "passes": passes, "include": include, "exclude": exclude, "layers": layers}
+    options |= {"elementwise": elementwise, "sparsity": sparsity}
+    return estimate_of(model, lambda: model(sample), len(sample), method, **options)
+
+
+def estimate_of(
+    model: nn.Module,
+    forward: Callable[[], object],
+    samples: int,
+    method: str | Method = DEFAULT,
+    *,
+    sparsity: float | None = None,
+    steps: int,
+    passes: int = 1,
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
+    layers: str = "all",
+    elementwise: bool = False,
+    **options: Any,
+) -> Estimate:
+    """Estimate the cost of a run whose forward pass is any computation with a model, such as its loss; see ``estimate``.
+
+    Args:
+        forward, samples: see ``cost_of``.
+    """
     steps = check_count("steps", steps)
     chosen = as_method(method, options)
     plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
     masks = Masks.of(model, model.parameters(), include, exclude, left_dense=left_dense_by(layers))
-    forward = cost(model, sample, elementwise=elementwise)
-    run = _Walk(plan, forward, masks, model, passes)
+    counted = cost_of(model, forward, samples, elementwise=elementwise)
+    run = _Walk(plan, counted, masks, model, passes)
     for number in range(plan.rounds.count if plan.rounds else 1):
         run.prune(number)
         run.take(steps)
@@ -135,18 +160,18 @@ def estimate(
     warn_of_uncounted(
         name
         for name in run.active
-        if not forward.layers[name]
+        if not counted.layers[name]
         and not by_default(name, matrices[name][1])
         and not isinstance(matrices[name][1], DENSE)
     )
     costs = tuple(
         LayerCost(
-            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), forward.layers[name], name in run.active
+            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), counted.layers[name], name in run.active
         )
         for name, (p, module) in matrices.items()
         if by_default(name, module) or name in run.active
     )
-    return Estimate(costs, masks.overall, run.forward, forward.dense, run.spent / run.steps, run.steps)
+    return Estimate(costs, masks.overall, run.forward, counted.dense, run.spent / run.steps, run.steps)
 
 
 class _Walk:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatsparse.common.json_files import read_json, write_json
-from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Recipe, Scale, Work, both
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Cell, Measured, Recipe, Scale, Work, both
 from flatsparse.experiments.recipes.setting import IMAGENET, LABELS, ON_IMAGENET, STAND_IN, STUDY, run_at
 from flatsparse.experiments.robustness import robustness
 from flatsparse.experiments.run.load import load_run

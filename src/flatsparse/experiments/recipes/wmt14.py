@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatsparse.experiments.recipes.recipe import Cell, Metric, Recipe, Scale
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
 from flatsparse.experiments.recipes.setting import REVIEW, reviewed
 from flatsparse.experiments.run.config import RunConfig, change
 

@@ -22,7 +22,7 @@ from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.experiments.report import figures, html
 from flatsparse.experiments.report.columns import ACCURACY, COST, columns
 from flatsparse.experiments.report.flags import flags
-from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences, setting
+from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences
 from flatsparse.experiments.run import probe
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
@@ -67,7 +67,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         }
         return {
             "table": table,
-            "heading": setting(table).capitalize(),
+            "heading": table.heading.capitalize(),
             "sentences": comparison_sentences(table),
             "curves": figures.curves(curves),
         }
