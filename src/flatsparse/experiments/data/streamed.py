@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
@@ -61,6 +61,11 @@ class StreamedSplit:
     def shape(self) -> torch.Size:
         """The shape of one view: height, width and channels."""
         return torch.Size((self.view.size, self.view.size, 3))
+
+    @property
+    def blank(self) -> Tensor:
+        """One view of zeros, in the form that batches have."""
+        return torch.zeros(1, 3, self.view.size, self.view.size)
 
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
@@ -144,12 +149,12 @@ class _Views:
     view: View
     path: tuple[int, int] | None
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row: int) -> np.ndarray:
         file, content = self.stored.content(row)
         image = decoded(content, file).image
         if self.path is None:
-            return torch.from_numpy(evaluation_view(image, self.view))
-        return torch.from_numpy(training_view(image, self.view, *self.path, row))
+            return evaluation_view(image, self.view)
+        return training_view(image, self.view, *self.path, row)
 
 
 class _Rows(Sequence[list[int]]):
@@ -165,6 +170,6 @@ class _Rows(Sequence[list[int]]):
         return self.files.stored_rows(self.order[number][self.shard]).tolist()
 
 
-def _stacked(size: int, views: list[Tensor]) -> Tensor:
-    """Return views as uint8 (N, size, size, 3): in a worker, in memory that the process shares with it."""
-    return default_collate(views) if views else torch.empty(0, size, size, 3, dtype=torch.uint8)
+def _stacked(size: int, views: list[np.ndarray]) -> Tensor:
+    """Return views as one tensor, uint8 (N, size, size, 3)."""
+    return torch.from_numpy(np.stack(views)) if views else torch.empty(0, size, size, 3, dtype=torch.uint8)
