@@ -38,15 +38,16 @@ def batched(split: ArraySplit) -> Iterator[tuple[Tensor, Tensor]]:
 
 def one_by_one(split: ArraySplit) -> Iterator[tuple[Tensor, Tensor]]:
     """A loop over images."""
-    mean, std = (statistic.to(split.samples.images.device).view(3, 1, 1) for statistic in (split.mean, split.std))
+    samples = split.samples
+    mean, std = (statistic.to(samples.images.device).view(3, 1, 1) for statistic in (split.mean, split.std))
     for index in torch.randperm(len(split)).split(BATCH):
         done = []
         for i in index.tolist():
-            image = F.pad(split.samples.images[i].permute(2, 0, 1).float() / 255, (4, 4, 4, 4))
+            image = F.pad(samples.images[i].permute(2, 0, 1).float() / 255, (4, 4, 4, 4))
             top, left = random.randrange(9), random.randrange(9)
             image = image[:, top : top + 32, left : left + 32]
             done.append(((image.flip(2) if random.random() < 0.5 else image) - mean) / std)
-        yield torch.stack(done), split.samples.labels[index]
+        yield torch.stack(done), samples.labels[index]
 
 
 def reading(pipeline: Pipeline, split: ArraySplit) -> Callable[[], None]:

@@ -18,6 +18,26 @@ from torch import Tensor, nn
 import flatsparse as fs
 from flatsparse.common.optimizers import innermost
 
+# One Vision Transformer stands for all where every network is tried.
+IMAGE_MODELS = sorted(set(fs.models.MODELS) - {"vit_tiny", "vit_small", "vit_tiny_64"})
+
+
+def image_size(model: str) -> int:
+    """Return the height and width of small images that a network of ours takes, and of none but these if it is a ViT."""
+    size = fs.models.IMAGES[model][1]
+    return size if model.startswith("vit") else min(32, size)
+
+
+class Joined(nn.Module):
+    """A model of source and target that reads both from one tensor, of ``length`` source tokens and then the target's."""
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        super().__init__()
+        self.model, self.length = model, length
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens[:, : self.length], tokens[:, self.length :])
+
 
 def sgd(parameters: Any, **options: Any) -> torch.optim.SGD:
     return torch.optim.SGD(

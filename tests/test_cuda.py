@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import flatsparse as fs
-from tests.helpers import batch, close, norm, same, shift, weights
+from flatsparse.measure.flops import cost
+from flatsparse.models.transformer import DecoderCache
+from tests.helpers import Joined, batch, close, norm, same, shift, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -216,3 +218,36 @@ def test_a_model_that_is_moved_after_it_was_made_sparse_stays_sparse():
     take(model, optimizer, 12)
     for name, mask in training.masks.items():
         assert not dict(model.named_parameters())[name][~mask.cuda()].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_tiny_32", "gpt2_tiny", "transformer_tiny"])
+def test_models_cost_and_compute_on_a_gpu_what_they_do_on_a_cpu(name, dtype):
+    torch.manual_seed(0)
+    make, inputs = {
+        "efficientnet_b0": (fs.models.efficientnet_b0, torch.randn(4, 3, 64, 64, dtype=dtype)),
+        "vit_tiny_32": (fs.models.vit_tiny_32, torch.randn(4, 3, 32, 32, dtype=dtype)),
+        "gpt2_tiny": (lambda: fs.models.gpt2_tiny(50, 16), torch.randint(50, (4, 16))),
+        "transformer_tiny": (lambda: Joined(fs.models.transformer_tiny(50), 9), torch.randint(1, 50, (4, 16))),
+    }[name]
+    if name == "transformer_tiny":
+        inputs[1, 5:9] = 0  # a shorter source
+    model = make().eval().to(dtype)
+    wanted, counted = model(inputs), cost(model, inputs)
+    model, inputs = model.cuda(), inputs.cuda()
+    assert cost(model, inputs) == counted
+    found = model(inputs)
+    assert (found.cpu() - wanted).abs().max() < (0.1 if dtype == torch.bfloat16 else 0.01) * wanted.abs().max()
+    model.train()(inputs).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_cache_decodes_on_a_gpu_what_decoding_at_once_does():
+    torch.manual_seed(0)
+    model = fs.models.transformer_tiny(50).eval().cuda()
+    source, target = torch.randint(1, 50, (3, 7), device="cuda"), torch.randint(1, 50, (3, 6), device="cuda")
+    source[0, 3:] = 0
+    memory, cache = model.encode(source), DecoderCache(model)
+    parts = [model.decode(target[:, start:end], memory, cache) for start, end in [(0, 1), (1, 4), (4, 6)]]
+    assert torch.allclose(torch.cat(parts, 1), model(source, target), atol=1e-3)

@@ -85,7 +85,7 @@ def test_a_finished_run_is_read(tmp_path):
         weight = run.model.get_parameter(name).detach()
         assert not weight[~mask].any()
         assert weight[mask].any()
-    test = run.splits.test
+    test = run.task.splits.test.samples
     with torch.no_grad():
         outputs = run.model(test.images.permute(0, 3, 1, 2).float())
     assert len(outputs) == len(test.labels) == 797

@@ -160,7 +160,11 @@ def test_an_epoch_tells_validation_accuracy_when_it_was_looked_at(capsys, tmp_pa
 def test_list_names_everything_that_can_be_chosen(capsys):
     main(["list"])
     said = capsys.readouterr().out
-    assert all(name in said for name in ("rigl", "gmp", "resnet32", "digits", "cifar10", "erk", "s2sam"))
+    assert all(
+        name in said
+        for name in ("rigl", "gmp", "resnet32", "efficientnet_b0", "vit_tiny_64", "gpt2", "transformer_base")
+    )
+    assert all(name in said for name in ("digits", "cifar10", "erk", "s2sam"))
 
 
 def test_list_layers_tells_shapes_sparsity_and_cost_without_training(capsys):

@@ -14,7 +14,6 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.run import loop
@@ -68,7 +67,7 @@ def test_the_parts_of_a_batch_are_the_whole_batch():
     splits = split(data, train_size=101, validation_size=50, label_noise=0.0, seed=0)
     for augment in (False, True):
         whole, *parts = (
-            list(batches(splits.train, splits, 30, augment=augment, seed=3, epoch=2, shard=context.shard))
+            [b.content for b in splits.train.batches(30, augment=augment, seed=3, epoch=2, shard=context.shard)]
             for context in (SINGLE, DistContext(0, 3), DistContext(1, 3), DistContext(2, 3))
         )
         for index, (images, labels) in enumerate(whole):

@@ -22,8 +22,8 @@ from flatsparse.experiments.report.sentences import UNLEARNED, comparison_senten
 from flatsparse.experiments.report.text import print_comparison
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.config import RunConfig, Setting, change
-from flatsparse.experiments.run.metrics import above_chance
 from flatsparse.experiments.run.records import Seconds
+from flatsparse.experiments.tasks.class_scores import above_chance
 from flatsparse.sam.directions import DIRECTIONS
 
 from .results import run_result

@@ -72,16 +72,6 @@ def test_every_format_that_needs_no_gpu(run, capsys):
     assert all(not plain.get_parameter(n)[~m].any() for n, m in masks.items())
 
 
-def test_a_run_on_sequences_is_exported_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "SECONDS", 0.0)
-    out = ["--train-size", "100", "--epochs", "2", "--out", str(tmp_path)]
-    main(["train", "--data", "pairs", "--model", "pair_transformer", "--method", "chex", "--channels", "0.5", *out])
-    main(["export", str(tmp_path), "--format", *FORMATS])
-    record = read_json(tmp_path / "export" / "export.json")
-    assert list(record["formats"]) == list(FORMATS)
-    assert record["run"]["accuracy"] == pytest.approx(read_json(tmp_path / "result.json")["test_accuracy"])
-
-
 def test_it_can_be_repeated_and_added_to(run):
     main(["export", str(run), "--images", "50"])
     first = contents(run / "export")

@@ -12,7 +12,6 @@ from rich.console import Console
 from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, write_json
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.landscape import curvature, mechanism, pictures, text
 from flatsparse.experiments.landscape import measure as measuring
 from flatsparse.experiments.landscape.batch_norm_folding import folded
@@ -57,7 +56,7 @@ def test_a_finished_run_comes_back_as_it_was(runs):
     told = read_json(runs[1] / "result.json")
     correct = 0
     loss = 0.0
-    for inputs, targets in batches(run.splits.train, run.splits, size=1000):
+    for (inputs, targets), *_ in run.task.splits.train.batches(1000):
         with torch.no_grad():
             outputs = run.model(inputs)
         correct += int((outputs.argmax(1) == targets).sum())
@@ -95,7 +94,7 @@ def test_the_hessian_is_that_of_the_live_weights(measured, runs):
         assert seen["images"] == 64
         with torch.no_grad():
             bias, found = list(run.model.parameters())[-1], []
-            ((inputs, targets),) = batches(run.splits.train, run.splits, size=64)
+            ((inputs, targets), *_) = next(run.task.splits.train.batches(64))
             for step in (-0.05, 0.0, 0.05):
                 bias[-1] += step
                 found.append(float(F.cross_entropy(run.model(inputs).double(), targets)))
@@ -176,8 +175,7 @@ def test_what_cannot_be_traced_is_not_folded():
 def test_the_centre_is_the_models_loss(measured, runs):
     for folder, record in zip(runs, measured[2], strict=True):
         run = load_run(folder)
-        images = run.splits.train.take(torch.arange(40))
-        ((inputs, targets),) = batches(images, run.splits, size=40)
+        inputs, targets = next(run.task.splits.train.first(40).batches(40)).content
         with torch.no_grad():
             loss = F.cross_entropy(run.model(inputs), targets)
         assert record["centre"] == pytest.approx(float(loss), rel=1e-6)

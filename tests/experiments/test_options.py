@@ -13,15 +13,15 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
-from flatsparse.experiments.data.batches import batches
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.learning_rate import start_schedule
-from flatsparse.experiments.run.metrics import confusion, macro, steps_to
+from flatsparse.experiments.run.metrics import steps_to
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.experiments.tasks.class_scores import confusion, macro
 from flatsparse.sam.directions import DIRECTIONS
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
@@ -101,9 +101,9 @@ def test_images_are_augmented_as_their_data_set_is_unless_told_otherwise(tmp_pat
         images = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 4)
     folder = small(data=str(tmp_path), model="digitnet", train_size=60, validation_size=10)
-    assert build(resolve(folder)).augment
-    assert not build(resolve(change(folder, augmentation=False))).augment
-    assert not build(resolve(SMALL)).augment  # of digits
+    assert build(resolve(folder)).task.augmented
+    assert not build(resolve(change(folder, augmentation=False))).task.augmented
+    assert not build(resolve(SMALL)).task.augmented  # of digits
 
 
 def test_smoothed_labels_are_the_training_loss_only(tmp_path):
@@ -132,8 +132,8 @@ def test_statistics_taken_anew_are_the_mean_over_training_batches(tmp_path):
     seen = []
     hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean(dim=(0, 2, 3))))
     with torch.no_grad():
-        for images, _ in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed):
-            parts.model.eval()(images)
+        for batch in parts.task.splits.train.batches(run.optim.batch_size, seed=run.seed):
+            parts.model.eval()(batch.content[0])
     hook.remove()
     torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
 

@@ -53,9 +53,10 @@ def stepped(**changes):
     parts = build(resolve(change(SMALL, sharpness="s2sam", rho=0.1, **changes)))
     parts.net.train()
     for first in (0, 16):
-        images = (parts.splits.train.images[first : first + 16].permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5
+        train = parts.task.splits.train.samples
+        images = (train.images[first : first + 16].permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5
         parts.optimizer.zero_grad()
-        F.cross_entropy(parts.net(images), parts.splits.train.labels[first : first + 16]).backward()
+        F.cross_entropy(parts.net(images), train.labels[first : first + 16]).backward()
         parts.optimizer.step()
     return parts, Probe(1, parts).measure(parts, step=2)
 

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):
 def test_sharpness_changes_nothing_but_the_optimizer():
     nets = [build(resolve(small(sharpness=name))) for name in SHARPNESS]
     for other in nets[1:]:
-        assert torch.equal(nets[0].splits.train.images, other.splits.train.images)
+        assert torch.equal(nets[0].task.splits.train.samples.images, other.task.splits.train.samples.images)
         pairs = zip(nets[0].model.parameters(), other.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert all(

@@ -8,6 +8,7 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.models import IMAGES, MODELS
 from flatsparse.sparse.layers import PRUNABLE, prunable
+from tests.helpers import IMAGE_MODELS, image_size
 
 
 class Awkward(nn.Module):
@@ -36,12 +37,15 @@ def transformer():
     return fs.models.causal_transformer(vocabulary=32, width=16, depth=2, heads=2, length=8)
 
 
-SMALL = {**dict.fromkeys(("resnet18", "resnet34", "resnet50"), (3, 32, 32))}  # images as large as they need to be
+OURS = [name for name in MODELS if name in IMAGE_MODELS]
 NETS = {
     "linear": (lambda: nn.Linear(8, 4), lambda: torch.randn(3, 8)),
     "awkward": (Awkward, lambda: torch.randn(3, 3, 11, 9)),
     "transformer": (transformer, lambda: torch.randint(32, (3, 8))),
-    **{name: (make, lambda name=name: torch.randn(3, *SMALL.get(name, IMAGES[name]))) for name, make in MODELS.items()},
+    **{
+        name: (MODELS[name], lambda name=name: torch.randn(3, IMAGES[name][0], *2 * [image_size(name)]))
+        for name in OURS
+    },
 }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 import flatsparse as fs
 from flatsparse.graph.groups import channel_groups
 from flatsparse.graph.shrink import active_channels, narrow, shrink, widths
-from tests.helpers import same
+from tests.helpers import IMAGE_MODELS, image_size, same
 from tests.random_nets import RandomNet
 
 TOLERANCE = 2e-5  # of float32, relative to the largest output: sums of fewer terms are rounded in another order
@@ -78,16 +78,18 @@ def test_random_nets_compute_the_same_when_shrunk(seed, sides):
 
 
 @pytest.mark.parametrize("sides", ["rows", "both"])
-@pytest.mark.parametrize("name", sorted(fs.models.MODELS))
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_our_models_compute_the_same_when_shrunk(name, sides):
     torch.manual_seed(0)
     model = trained_norms(fs.models.MODELS[name](num_classes=10))
     masks = channel_masks(model, 0.5, sides)
     small = shrink(model, masks)
-    channels, size = fs.models.IMAGES[name][0], min(32, fs.models.IMAGES[name][1])
+    channels, size = fs.models.IMAGES[name][0], image_size(name)
     assert_equal_outputs(masked(model, masks), small, torch.randn(4, channels, size, size))
-    if sides == "both":  # half of the channels on either side of most weights
-        assert parameters(small) < 0.4 * parameters(model)
+    if (
+        sides == "both"
+    ):  # half of the channels on either side of most weights; of a ViT, of two thirds of them on one side
+        assert parameters(small) < (0.7 if name.startswith("vit") else 0.4) * parameters(model)
 
 
 @pytest.mark.parametrize("seed", range(8))

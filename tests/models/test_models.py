@@ -1,11 +1,16 @@
 """The networks: their sizes and their shapes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.measure.flops import cost
 from flatsparse.sparse.masks import Masks
+from tests.helpers import IMAGE_MODELS, image_size
 
 
 def parameters(model):
@@ -33,17 +38,16 @@ def test_resnet20_is_a_quarter_as_wide_and_shallower():
 @pytest.mark.parametrize("name", sorted(fs.models.MODELS))
 @pytest.mark.parametrize("classes", [10, 7])
 def test_a_model_maps_images_to_a_logit_for_each_class(name, classes):
-    size = 8 if name == "digitnet" else 32
-    model = fs.models.MODELS[name](num_classes=classes, in_channels=2)
-    assert model(torch.zeros(3, 2, size, size)).shape == (3, classes)
+    with torch.device("meta"):
+        model = fs.models.MODELS[name](num_classes=classes, in_channels=2)
+        assert model(torch.zeros(3, 2, *2 * [image_size(name)])).shape == (3, classes)
 
 
-@pytest.mark.parametrize("name", sorted(fs.models.MODELS))
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_a_model_starts_undecided_but_not_dead(name):
     torch.manual_seed(0)
     model = fs.models.MODELS[name](in_channels=1).eval()
-    size = 8 if name == "digitnet" else 32
-    outputs = model(torch.randn(4, 1, size, size))
+    outputs = model(torch.randn(4, 1, *2 * [image_size(name)]))
     assert outputs.isfinite().all()
     assert outputs.std(dim=0).min() > 0
     assert outputs.abs().max() < 20
@@ -132,3 +136,15 @@ def test_the_transformer_sees_no_later_token():
     assert before.shape == (3, 10, 20)
     assert torch.equal(before[:, :6], after[:, :6])
     assert (before[:, 6:] - after[:, 6:]).abs().amax(dim=(0, 2)).min() > 1e-4
+
+
+def test_the_page_of_models_tells_their_sizes():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (?:([\d.]+) G)? ?\|", page, re.MULTILINE)
+    assert len(rows) == 6
+    for name, count, multiply_adds in rows:
+        with torch.device("meta"):
+            model = getattr(fs.models, name)()
+            assert f"{parameters(model):,}" == count
+            if multiply_adds:
+                assert f"{cost(model, torch.empty(1, 3, 224, 224)).dense / 2e9:.2f}" == multiply_adds

@@ -17,11 +17,12 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
+from flatsparse.experiments.tasks.built_in import TASKS
 from flatsparse.experiments.terminal import Console
 from flatsparse.measure.estimate import Estimate, estimate
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
 from flatsparse.methods.presets import PRESETS
-from flatsparse.models import IMAGES, MODELS
+from flatsparse.models import IMAGES, LANGUAGE_MODELS, MODELS, TRANSLATION_MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
 CHANNELS = f"For layers: fraction of the channels that {names_of_methods('channels', 'or')} removes. By default the method's own."
@@ -100,8 +101,8 @@ class List:
 def _sections() -> dict[str, Mapping[Any, Any]]:
     return {
         "methods": METHODS,
-        "models": MODELS,
-        "data": sources.SOURCES,
+        "models": {**MODELS, **TRANSLATION_MODELS, **LANGUAGE_MODELS},
+        "data": {**sources.SOURCES, **{name: task.about for name, task in TASKS.items()}},
         "distributions": DISTRIBUTIONS,
         "presets": {name: left_dense(name) for name in PRESETS},
         "sharpness": SHARPNESS,

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 Schema = Any  # of a JSON value, see schema_error
 POSITIVE = object()  # the schema of numbers above 0
+
+
+@dataclass(frozen=True)
+class NotRequired:
+    """The schema of a key that may be missing."""
+
+    schema: Schema
 
 
 def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
@@ -14,7 +22,8 @@ def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
 
     Ours, because a checksum says that a file is what was written, and not who wrote it. A schema is a type (``float`` is
     any number), ``POSITIVE``, None, a set of texts, a tuple of schemas one of which must match, a list of one schema for all
-    entries or of one for each, or a dict with the schemas of required keys; its key ``str`` stands for every other key.
+    entries or of one for each, or a dict with the schemas of keys, required unless ``NotRequired``; its key ``str`` stands for
+    every other key.
 
     Args:
         name: of the value, for the text.
@@ -25,6 +34,8 @@ def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
     "it has no 'a'"
     """
     wrong = f"{name} is of the wrong kind"
+    if isinstance(schema, NotRequired):
+        return schema_error(value, schema.schema, name)
     if isinstance(schema, tuple):
         return None if any(schema_error(value, one) is None for one in schema) else wrong
     if isinstance(schema, set):
@@ -44,7 +55,8 @@ def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
             return f"{name} has {len(value)} entries, not {len(schemas)}"
         parts = [(entry, schemas[index], f"{name}[{index}]") for index, entry in enumerate(value)]
     else:
-        missing = next((key for key in schema if key is not str and key not in value), None)
+        required = (key for key, one in schema.items() if key is not str and not isinstance(one, NotRequired))
+        missing = next((key for key in required if key not in value), None)
         if missing is not None:
             return f"{name} has no '{missing}'"
         known = [key for key in value if key in schema or str in schema]

@@ -127,7 +127,7 @@ def test_without_a_seed_the_order_is_the_data_s_own_and_the_middle_is_shown(data
     first = torch.cat([part[0] for part in contents(split.first(5).batches(2))])
     assert first.equal(found[0][0][:5])
     with Image.open(data.pool.stored.path(0)) as image:
-        plain = torch.from_numpy(evaluation_view(image.convert("RGB"), View(16))).float() / 255
+        plain = torch.tensor(evaluation_view(image.convert("RGB"), View(16))).float() / 255
     assert torch.allclose(first[0].permute(1, 2, 0), (plain - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_crops_are_those_of_the_row_in_the_files(data):
     split = split_of(data).subset(torch.tensor([14]))  # RGB in a PNG file
     (images, _), *_ = next(split.batches(1, seed=4, epoch=3, augment=True))
     with Image.open(data.pool.stored.path(14)) as image:
-        plain = torch.from_numpy(training_view(image.convert("RGB"), View(16), 4, 3, 14)).float() / 255
+        plain = torch.tensor(training_view(image.convert("RGB"), View(16), 4, 3, 14)).float() / 255
     assert torch.allclose(images[0].permute(1, 2, 0), (plain - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.samples import Samples, at_once
-from flatsparse.experiments.data.split import Batch
+from flatsparse.experiments.data.split import Batch, smallest_batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class ArraySplit:
         """Return the number of batches in an epoch."""
         return -(-len(self.samples) // size)
 
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
+
     def first(self, count: int) -> ArraySplit:
         """Return a copy of the first images."""
         index = torch.arange(min(count, len(self.samples)))
@@ -45,7 +49,7 @@ class ArraySplit:
 
     def at_once(self, most: int) -> int:
         """Return how many images to compute at once where no step depends on it."""
-        return at_once(self.samples, most)
+        return min(at_once(self.samples, most), len(self))
 
     def to(self, device: torch.device) -> ArraySplit:
         """Return the split with its images on a device."""

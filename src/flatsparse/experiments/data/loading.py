@@ -20,9 +20,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
-from flatsparse.experiments.data.split import Batch, epoch_order
+from flatsparse.experiments.data.split import Batch, epoch_order, smallest_batch
 
 Collate = Callable[[list[Any]], Any]
+CPU = torch.device("cpu")
 Key = tuple[int, int, int]  # seed, epoch and index of a sample
 UNKNOWN = 256  # samples to compute at once
 MEASURED = 10_000  # training samples that the end of a run is measured on
@@ -46,7 +47,7 @@ class MapSplit:
     rows: Tensor | None = None
     collate: Collate | None = None
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.dataset) if self.rows is None else len(self.rows)
@@ -54,6 +55,10 @@ class MapSplit:
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
+
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> MapSplit:
         """Return the first samples."""
@@ -70,7 +75,7 @@ class MapSplit:
 
     def at_once(self, most: int) -> int:
         """Return how many samples to compute at once: few, as nothing is known of their size."""
-        return min(most, UNKNOWN)
+        return min(most, UNKNOWN, len(self))
 
     def to(self, device: torch.device) -> MapSplit:
         """Return the split with its batches on a device."""
@@ -117,7 +122,7 @@ class StreamSplit:
     count: int | None = None
     collate: Collate | None = None
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.dataset) if self.count is None else min(self.count, len(self.dataset))
@@ -125,6 +130,10 @@ class StreamSplit:
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
+
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> StreamSplit:
         """Return the first samples."""
@@ -136,7 +145,7 @@ class StreamSplit:
 
     def at_once(self, most: int) -> int:
         """Return how many samples to compute at once: few, as nothing is known of their size."""
-        return min(most, UNKNOWN)
+        return min(most, UNKNOWN, len(self))
 
     def to(self, device: torch.device) -> StreamSplit:
         """Return the split with its batches on a device."""

@@ -92,7 +92,7 @@ class ProgressTable:
         elif not self.console.is_terminal:
             result = read_result(folder)
             value = result.value if result.was_tested else result.validation_value
-            shown = "" if value is None else f"{value:.6g}" if result.task else f"{value:.2f} %"
+            shown = "" if value is None else f"{value:.6g}" if result.scored else f"{value:.2f} %"
             self.console.print(Text(f"{counted}: {shown}, {took:.1f} s"), soft_wrap=True)
 
     def refresh(self) -> None:

@@ -82,12 +82,17 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
-    """Training loss and validation accuracy by epoch, for each sharpness the mean over its seeds, which are thin lines."""
+    """Training loss and validation accuracy, or a task's first score, by epoch.
+
+    For each sharpness the mean over its seeds, which are thin lines.
+    """
+    names = {record.validation_metric for seeds in records.values() for seed in seeds for record in seed}
+    score = next((name for name in names if name is not None), None)
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
         figure.subplots(1, 2),
-        ("train_loss", "validation_accuracy"),
-        ("training loss", "validation accuracy, %"),
+        ("train_loss", "validation_accuracy" if score is None else "validation_score"),
+        ("training loss", "validation accuracy, %" if score is None else caption(f"validation {score}")),
         strict=True,
     ):
         for name, seeds in records.items():

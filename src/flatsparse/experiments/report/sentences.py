@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flatsparse.experiments.comparison_table import Row, Table
-from flatsparse.experiments.labels import label
+from flatsparse.experiments.labels import label, scores_text
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval
 
@@ -67,10 +67,9 @@ def run_sentences(result: RunResult) -> list[str]:
     """A finished run in sentences."""
     flops, seconds, ball = result.flops, result.seconds, result.ball
     return [
-        f"Test accuracy {result.test_accuracy:.2f} %, read once at the end;"
-        f" training accuracy {result.train_accuracy:.2f} %.",
+        _scores(result),
         f"{result.gradient_evaluations} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
-        f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} images a second.",
+        f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} {result.unit} a second.",
         f"Training cost {flops.train / flops.train_dense:.1%} of dense training's FLOPs, inference"
         f" {flops.inference / flops.inference_dense:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
@@ -78,6 +77,18 @@ def run_sentences(result: RunResult) -> list[str]:
         *topology_sentences(result),
         "One run says nothing about whether sharpness awareness helps; flatsparse compare does.",
     ]
+
+
+def _scores(result: RunResult) -> str:
+    if result.scores and result.train_scores:
+        return (
+            f"Test {scores_text(result.scores)}, read once at the end; training {scores_text(result.train_scores)};"
+            f" {result.better} {result.metric} is better."
+        )
+    return (
+        f"Test accuracy {result.test_accuracy:.2f} %, read once at the end;"
+        f" training accuracy {result.train_accuracy:.2f} %."
+    )
 
 
 def topology_sentences(result: RunResult) -> list[str]:

@@ -101,7 +101,7 @@ def task_of(run: ResolvedRun) -> RunTask:
 def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
     size = run.optim.batch_size
-    smallest = min((len(task.splits.train) - 1) % size + 1, size)
+    smallest = task.splits.train.smallest(size)
     if smallest < context.size:
         raise InputError(
             f"the smallest batch has {smallest} {task.unit} for {context.size} processes: give another --batch-size or"
@@ -139,7 +139,8 @@ def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
 def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
     optim = run.optim
     if optim.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        own = {} if optim.betas is None else {"betas": optim.betas}
+        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, **own)
     return torch.optim.SGD(
         model.parameters(),
         lr=optim.lr,

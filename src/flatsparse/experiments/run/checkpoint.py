@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flatsparse.common.checkpoints import load_state, save_state
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import TEMPORARY, corrupt_file
@@ -70,7 +68,6 @@ def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict
         "training": parts.training.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "progress": progress.to_json(),
-        "torch": torch.get_rng_state(),
     }
 
 
@@ -81,7 +78,6 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.training.load_state_dict(state["training"])
         parts.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["torch"])
         return Progress.from_json(state["progress"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
         reason = next(iter(str(problem).splitlines()), type(problem).__name__)

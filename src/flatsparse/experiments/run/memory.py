@@ -48,7 +48,7 @@ def samples_at_once(
     Args:
         gradients: all that the forward pass made is kept until the backward pass.
     """
-    most = min(split.at_once(most), len(split))
+    most = split.at_once(most)
     if most <= 1:
         return 1
     limit = as_bytes(run.runtime.memory) if run.runtime.memory else int(SHARE * free_memory(run.runtime.device))
