@@ -17,7 +17,7 @@ from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
 from flatsparse.experiments.data.loading import read_batches
 from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.data.split import Batch, Splits, epoch_order
+from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
 from flatsparse.experiments.data.splits import divided
 from flatsparse.experiments.data.views import View, evaluation_view, training_view
 
@@ -25,6 +25,7 @@ MEAN, STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of ImageNet's training images, as its nets are published with
+MEASURED = 50_000  # as many as CIFAR has to train on
 FEW = 256  # images that starting workers does not pay for
 
 
@@ -71,6 +72,10 @@ class StreamedSplit:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
 
+    def smallest(self, size: int) -> int:
+        """Return the number of images in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
+
     def first(self, count: int) -> StreamedSplit:
         """Return the first images, or all where there are not as many."""
         return self.subset(torch.arange(min(count, len(self))))
@@ -79,9 +84,13 @@ class StreamedSplit:
         """Return the images at some indices."""
         return dataclasses.replace(self, files=self.files.subset(index))
 
+    def measured(self) -> StreamedSplit:
+        """Return the first 50,000 images, or all where there are not as many."""
+        return self if len(self) <= MEASURED else self.first(MEASURED)
+
     def at_once(self, most: int) -> int:
         """Return how many images to compute at once where no step depends on it."""
-        return at_once(self, most)
+        return min(at_once(self, most), len(self))
 
     def to(self, device: torch.device) -> StreamedSplit:
         """Return the split with its batches on a device."""
