@@ -127,6 +127,23 @@ def test_a_flat_validation_part_beside_a_class_an_image(tmp_path):
     assert shown_as_labelled(read_image_files(place).test, sorted(CLASSES))
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_flat_validation_part_beside_a_list_of_names(tmp_path, numbers):
+    place, _ = imagenet(tmp_path)
+    known = CLASSES if numbers else sorted(CLASSES)
+    labels = [known.index(sorted(CLASSES)[shown]) if numbers else known[shown] for shown in SHOWN]
+    lines = [f"{name}.JPEG {label}" for name, label in zip(NAMES, labels, strict=True)]
+    (place / "val.txt").write_text("\n".join(reversed(lines)))
+    (place / "synsets.txt").write_text("\n".join(CLASSES))
+    found = read_image_files(place)
+    assert found.test.labels.tolist() == SHOWN
+    assert shown_as_labelled(found.test, sorted(CLASSES))
+    if numbers:
+        (place / "synsets.txt").write_text("n02\nn01")
+        with pytest.raises(InputError, match="has the number 2: wanted 0 to 1"):
+            read_image_files(place)
+
+
 @pytest.mark.parametrize("kit", ["", "ILSVRC2012_devkit_t12/data"])
 @pytest.mark.parametrize("listed", ["meta.mat", "synsets.txt", "LOC_synset_mapping.txt"])
 def test_numbers_of_the_development_kit_are_in_its_own_order(tmp_path, kit, listed):
@@ -148,7 +165,7 @@ def test_numbers_without_their_order_are_refused(tmp_path):
         read_image_files(place)
     alphabetical = "\n".join(f"n{number:04}" for number in range(1000))
     (place / "LOC_synset_mapping.txt").write_text(alphabetical)
-    with pytest.raises(InputError, match=r"alphabetical order, and the numbers.*are not"):
+    with pytest.raises(InputError, match=r"numbers that are not of an alphabetical list.*meta\.mat"):
         read_image_files(place)
     write_meta(place / "meta.mat")
     assert read_image_files(place).test.labels.tolist() == SHOWN
@@ -164,6 +181,9 @@ def test_numbers_without_their_order_are_refused(tmp_path):
             "ImageId,PredictionString\nILSVRC2012_val_00000001",
             "wanted ImageId,PredictionString",
         ),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG n01", "5 of the 6 images"),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG", "wanted the name of an image and its class"),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG 3", "no list says which"),
         ("imagenet_2012_validation_synset_labels.txt", "n01\nn02", "has 2 lines, and .* 6 images"),
         ("imagenet_2012_validation_synset_labels.txt", "n01\n" * 5 + "n77", r"'n77' \(1 images\)"),
         ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 5 + "4", "the line '4': wanted numbers from 1 to 3"),

@@ -44,13 +44,13 @@ class FileList:
 
     def path(self, row: int) -> str:
         """Return the path of a file."""
-        start = int(self.ends[row - 1]) if row else 0
-        return os.path.join(self.root, os.fsdecode(self.paths[start : int(self.ends[row])].numpy().tobytes()))
+        paths, ends = self.paths.numpy(), self.ends.numpy()  # which a single entry is read from in a tenth of the time
+        return f"{self.root}{os.sep}{os.fsdecode(paths[ends[row - 1] if row else 0 : ends[row]].tobytes())}"
 
     def content(self, row: int) -> tuple[str, bytes]:
         """Return a file's name, for messages, and what it holds. Raises InputError when it cannot be read."""
         path = self.path(row)
-        return path, file_content(Path(path))
+        return path, file_content(path)
 
     def identifying(self) -> Iterator[Any]:
         """Yield the paths and the sizes of the files: to read them all would take hours."""
@@ -61,6 +61,8 @@ class FileList:
 @dataclass(frozen=True)
 class TableRows:
     """Images in the rows of parquet files. A process keeps two groups of rows, and reads a whole one for an image elsewhere.
+
+    So shuffled rows are slower than files: 4 ms an image in groups of 100 as the hub writes them, where in order they take 0.1.
 
     Attributes:
         name: of the part, for messages.
