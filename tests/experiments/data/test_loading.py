@@ -160,7 +160,7 @@ def test_collate_gets_the_samples_of_a_batch():
 
 
 def test_whatever_a_batch_is_made_of_moves():
-    Pair = namedtuple("Pair", ["one", "other"])  # noqa: PYI024  # an ordinary one, as users write it
+    Pair = namedtuple("Pair", ["one", "other"])  # an ordinary one, as users write it
     meta = torch.device("meta")
     batch = {"a": [torch.ones(2), "text"], "b": Pair(torch.ones(1), None), "c": (torch.ones(1), 3)}
     there = moved(batch, meta)
@@ -226,7 +226,7 @@ class Deadly(Noisy):
 
 
 def test_a_worker_that_is_killed_is_told_in_a_line():
-    with pytest.raises(InputError, match="a worker process that reads 'mine' died, .* fewer --workers"):
+    with pytest.raises(InputError, match=r"a worker process that reads .mine. died, .* fewer --workers"):
         contents(MapSplit(Deadly(), "mine", workers=1))
 
 
