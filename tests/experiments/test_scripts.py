@@ -155,7 +155,7 @@ def test_the_report_is_there(finished):
 
 
 def test_two_processes_come_to_the_numbers_of_one(finished, tmp_path):
-    table, out, _, comparison = finished
+    table, _, _, comparison = finished
     twice = run(script(tmp_path), tmp_path / "out", dataclasses.replace(comparison, jobs=2))
     assert numbers(twice) == numbers(table)
 
