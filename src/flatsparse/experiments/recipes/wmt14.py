@@ -14,7 +14,6 @@ SIZES: dict[Scale, dict[str, Any]] = {
     "laptop": {"epochs": 30, "batch_size": 100},
     "paper": {"data": "wmt14"},
 }
-NEEDS = "WMT14 English-German (4.5M pairs), an encoder-decoder Transformer with its tokenizer and BLEU, and GPUs"
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
@@ -29,7 +28,6 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
             f"{sparsity:.0%}",
             change(run, weight_decay=1e-2, **SIZES[scale]),
             printed,
-            needs=NEEDS if scale == "paper" else None,
         )
     return tuple(table)
 
