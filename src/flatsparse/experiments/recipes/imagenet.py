@@ -70,7 +70,9 @@ _OF_GRASP: dict[str, Any] = {
     "weight_decay": 1e-4,
 }
 _RIGL, _MEST = "Evci et al. 2020 and their code", "Yuan et al. 2021"
-_MEST_UNKNOWN = "batch, learning rate, warm-up and label smoothing are from memory, and its weight decay is unknown (1e-4)"
+_MEST_UNKNOWN = (
+    "batch, learning rate, warm-up and label smoothing are from memory, and its weight decay is unknown (1e-4)"
+)
 PUBLISHED: dict[str, PublishedSettings] = {
     "rigl": PublishedSettings(
         {**_OF_RIGL, **_UPDATES, "distribution": "erk"}, _RIGL, "warm-up and the length of 32,000 steps are from memory"
