@@ -15,7 +15,6 @@ SIZES: dict[Scale, dict[str, Any]] = {
     "laptop": {"data": "multi30k", "epochs": 12, "batch_size": 2000},
     "paper": {"data": "wmt14"},
 }
-NEEDS = "WMT14 English-German (4.5M pairs), and GPUs"
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
@@ -28,7 +27,6 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
             f"{sparsity:.0%}",
             change(run, weight_decay=1e-2, **SIZES[scale]),
             printed,
-            needs=NEEDS if scale == "paper" else None,
         )
     return tuple(table)
 
