@@ -181,18 +181,18 @@ def estimate_plan(
     warn_of_uncounted(
         name
         for name in run.active
-        if not counted.layers[name]
+        if not forward.layers[name]
         and not by_default(name, matrices[name][1])
         and not isinstance(matrices[name][1], DENSE)
     )
     costs = tuple(
         LayerCost(
-            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), counted.layers[name], name in run.active
+            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), forward.layers[name], name in run.active
         )
         for name, (p, module) in matrices.items()
         if by_default(name, module) or name in run.active
     )
-    return Estimate(costs, masks.overall, run.forward, counted.dense, run.spent / run.steps, run.steps)
+    return Estimate(costs, masks.overall, run.forward, forward.dense, run.spent / run.steps, run.steps)
 
 
 class _Walk:

@@ -174,7 +174,8 @@ def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
         return np.empty((count, *image.shape), np.uint8)
     except MemoryError:
         raise InputError(
-            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: give --image-size, or make them smaller or fewer"
+            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: give --image-size, or make them smaller"
+            " or fewer"
         ) from None
 
 

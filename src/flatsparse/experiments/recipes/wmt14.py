@@ -37,8 +37,8 @@ RECIPE = Recipe(
     REVIEW,
     cells,
     notes=(
-        "smoke: a tiny Transformer on number words stands in, laptop: a small one on Multi30k. BLEU is of a beam search on the test"
-        " after the last epoch; the printed numbers are SacreBLEU, the best on validation.",
+        "smoke: a tiny Transformer on number words stands in, laptop: a small one on Multi30k. BLEU is of a beam search on the"
+        " test after the last epoch; the printed numbers are SacreBLEU, the best on validation.",
         "The paper's batch, learning rate, weight decay and ρ are unknown to us.",
     ),
     metric=Metric("BLEU"),
