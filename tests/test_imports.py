@@ -24,6 +24,7 @@ FLOORS = [
         "export",
         "task",
         "api",
+        "comparison",
         "health",
         "curvature",
     ),
@@ -33,6 +34,8 @@ FLOORS = [
 EXPERIMENTS = [
     "labels",
     "stats",
+    "metric",
+    "compared",
     "clock",
     "terminal",
     "progress",
@@ -41,6 +44,7 @@ EXPERIMENTS = [
     "data",
     "tasks",
     "run",
+    "robustness_table",
     "robustness",
     "grid",
     "bench",
@@ -52,6 +56,7 @@ EXPERIMENTS = [
     "comparison_table",
     "compare",
     "report",
+    "scripts",
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]

@@ -95,6 +95,9 @@ def check_recipe(names):
 def check_corruptions(names):
     assert set(names["found"]) == {"clean", "mean", "by"}
     assert {len(accuracies) for accuracies in names["found"]["by"].values()} == {5}
+    assert len(names["table"].by) == 19
+    assert len(names["parts"]) == 5
+    assert names["published"].lacking
 
 
 def check_import(names):
@@ -110,7 +113,7 @@ CHECKS = {
     "docs/reproduce.md": check_recipe,
     "docs/run-folder.md": check_masks,
     "docs/sparsify.md": check_import,
-    "docs/training-options.md": check_corruptions,
+    "docs/robustness.md": check_corruptions,
     "docs/your-loop.md": check_resuming,
 }
 

@@ -53,7 +53,7 @@ def test_a_comparison_says_it_too(tmp_path, capsys):
     setting = Setting.of(data=data, model="digitnet", epochs=1, batch_size=32)
     told = Comparison(setting, seeds=1, sharpness=("none", "s2sam"), jobs=1)
     compare(told, tmp_path / "out")
-    assert "mine: 60 training images of 3 classes, 60 test images" in capsys.readouterr().err
+    assert "mine: 54 training, 6 validation and 60 test images of 3 classes" in capsys.readouterr().err
     assert read_json(tmp_path / "out" / "compare.json")["data_set"] == sources.load(data).identity
     write_arrays(tmp_path / "mine", seed=1)
     with pytest.raises(InputError, match="is of other data"):

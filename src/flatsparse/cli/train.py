@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data import sources
+from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run.config import ResolvedRun, RunConfig
 from flatsparse.experiments.run.ddp import distributed
@@ -62,11 +63,10 @@ def summary(result: RunResult) -> Text:
     """Return accuracy, sparsity and cost of a run in two lines."""
     flops, sparsity = result.flops, result.sparsity
     channels = "" if result.channels is None else f", {result.channels:.1%} of the channels removed"
-    unit = "samples" if result.task else "images"
     return Text.assemble(
         *_scores(result),
         f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"
-        f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} {unit}/s, "
+        f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} {result.unit}/s, "
         f"{result.gradient_evaluations} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
     )
 
@@ -74,8 +74,8 @@ def summary(result: RunResult) -> Text:
 def _scores(result: RunResult) -> list[str | tuple[str, str]]:
     """Return the accuracies, or the scores of a task, as pieces of text."""
     if result.scores and result.train_scores:
-        tested = ", ".join(f"{name} {value:.6g}" for name, value in result.scores.items())
-        return ["test ", (tested, "bold"), f", training {result.metric} {result.train_value:.6g},"]
+        trained = scores_text({result.metric: result.train_value})
+        return ["test ", (scores_text(result.scores), "bold"), f", training {trained},"]
     return [
         "test accuracy ",
         (f"{result.test_accuracy:.2f} %", "bold"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,17 +67,7 @@ class Comparison:
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
             check_count("--jobs", self.jobs)
-        everyone = tuple(name for name in SHARPNESS if name in {"none", *self.sharpness})
-        if everyone == ("none",):
-            raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
-        for name, rho in self.rhos.items():
-            if name not in SHARPNESS:
-                raise unknown("sharpness in --rhos", name, SHARPNESS)
-            if name == "none" or name not in everyone:
-                raise InputError(
-                    f"--rhos {name} is of no use: plain training has no ρ, and others must be in --sharpness"
-                )
-            check_finite(f"--rhos {name}", rho)
+        everyone = checked_arms(self.sharpness, self.rhos)
         for rho in self.rho_grid:
             check_finite("--rho-grid", rho, above=True)
         if self.tune and (not self.rho_grid or self.setting.dataset.validation_size == 0):
@@ -106,6 +97,20 @@ class Comparison:
         """Return the fields as plain values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "setting"}
         return {**as_json(self.setting), **own}
+
+
+def checked_arms(sharpness: Sequence[Sharpness], rhos: Mapping[str, float]) -> tuple[Sharpness, ...]:
+    """Return the kinds of sharpness to compare, plain training first. Raises InputError for none, and for a ρ of no use."""
+    everyone = tuple(name for name in SHARPNESS if name in {"none", *sharpness})
+    if everyone == ("none",):
+        raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
+    for name, rho in rhos.items():
+        if name not in SHARPNESS:
+            raise unknown("sharpness in --rhos", name, SHARPNESS)
+        if name == "none" or name not in everyone:
+            raise InputError(f"--rhos {name} is of no use: plain training has no ρ, and others must be in --sharpness")
+        check_finite(f"--rhos {name}", rho)
+    return everyone
 
 
 def _common(setting: Setting) -> dict[str, Any]:

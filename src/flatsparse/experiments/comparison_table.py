@@ -12,41 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.compared import ComparedRow, ComparedTable, over_random
+from flatsparse.experiments.metric import ACCURACY, Metric
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.records import RunResult
-from flatsparse.experiments.stats import Interval, deviation, mean_interval, paired_difference
+from flatsparse.experiments.stats import Interval, mean_interval
 
 NOTHING_LEARNED = "nothing learned"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sharpness in one setting, over the seeds whose runs have finished. Accuracies in percent, differences in points.
+@dataclass(frozen=True, kw_only=True)
+class Row(ComparedRow):
+    """One sharpness in one setting. Accuracies in percent, differences in points.
 
     Attributes:
-        seeds: whose runs have finished; ``accuracies``, ``ball`` and ``folders`` are in their order.
-        difference: to plain training, of the seeds that both have; None for plain training itself.
-        gaps: the differences by seed, of which it is the mean.
-        unpaired: the number of seeds that have no pair, because their run failed here or in plain training.
-        step_times: ratios to plain training; ``step_time`` is their median.
+        accuracies, ball, folders: in the order of the seeds.
         cosine: between the gradients of consecutive steps.
         ball: the loss increase found within ``ball_radius``.
         folders: of the runs, within the comparison's.
         results: of the runs, whole; not saved, for the runs' folders have them.
     """
 
-    sharpness: str
-    rho: float
-    seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
     train_accuracy: float
     validation_accuracy: float | None
-    difference: Interval | None
-    gaps: tuple[float, ...]
-    unpaired: int
-    gradients_per_step: float
-    step_time: float
-    step_times: tuple[float, ...]
     cosine: float
     ball: tuple[float, ...]
     ball_radius: float
@@ -54,17 +43,12 @@ class Row:
     results: tuple[RunResult, ...] = field(default=(), compare=False, repr=False)
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.accuracies)
+    def values(self) -> tuple[float, ...]:
+        return self.accuracies
 
     @property
-    def std(self) -> float:
-        return deviation(self.accuracies)
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """The accuracies by seed."""
-        return dict(zip(self.seeds, self.accuracies, strict=True))
+    def verdict(self) -> str | None:
+        return None if self.difference is None else self.difference.verdict
 
     def to_json(self, learned: bool = True) -> dict[str, Any]:
         """Return the row as plain values, with its mean and its verdict."""
@@ -95,31 +79,32 @@ class Row:
         return cls(**{**fields, "difference": _from_json(saved["difference"]), "cosine": cosine})
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, kw_only=True)
+class Table(ComparedTable):
     """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
 
     Attributes:
         rows: plain training, and what can be paired with it.
         tried: by sharpness and ρ, the validation accuracy that ρ was chosen by.
         learned: whether any net does better than naming the commonest class; if none does, differences mean nothing.
-        failures: which runs failed, and why.
     """
 
     label_noise: float
     rows: tuple[Row, ...]
-    over_random: Interval | None
     tried: dict[str, dict[str, float]]
     learned: bool = True
-    failures: tuple[str, ...] = ()
-
-    def row(self, sharpness: str) -> Row:
-        return next(row for row in self.rows if row.sharpness == sharpness)
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds of which any run has finished."""
-        return sorted({seed for row in self.rows for seed in row.seeds})
+    def metric(self) -> Metric:
+        return ACCURACY
+
+    @property
+    def heading(self) -> str:
+        return f"{self.label_noise:.0%} wrong labels" if self.label_noise else "clean labels"
+
+    @property
+    def is_meaningful(self) -> bool:
+        return self.learned
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain values, with its verdicts."""
@@ -174,10 +159,10 @@ def tabulate(
     rows = [_row(line, base, out) for line in lines if line.values(None).keys() & base.values(None).keys()]
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
     return Table(
-        base.cell.run.label_noise,
-        tuple(rows),
-        _over_random(rows),
-        {name: dict(values) for name, values in (tried or {}).items()},
+        label_noise=base.cell.run.label_noise,
+        rows=tuple(rows),
+        over_random=over_random(rows),
+        tried={name: dict(values) for name, values in (tried or {}).items()},
         learned=any(result.above_chance is not False for result in results),  # older results lack it
         failures=tuple(f"{line.cell.run.sharpness}, seed {seed}: {reason}" for line, seed, reason in failed),
     )
@@ -219,12 +204,3 @@ def _results(line: Line) -> dict[int, RunResult]:
 def _mean(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
-
-
-def _over_random(rows: Sequence[Row]) -> Interval | None:
-    by_seed = {row.sharpness: row.by_seed for row in rows}
-    s2sam, control = by_seed.get("s2sam", {}), by_seed.get("random", {})
-    pairs = [seed for seed in s2sam if seed in control]
-    if not pairs:
-        return None
-    return paired_difference([s2sam[seed] for seed in pairs], [control[seed] for seed in pairs])

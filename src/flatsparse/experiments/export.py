@@ -27,12 +27,12 @@ from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
 from flatsparse.experiments.data.split import Batch, Split
 from flatsparse.experiments.export_forms import FORMS, Runs
+from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval, median
 from flatsparse.methods import FIXED
 
-RECORDED = ("file", "bytes", "sha256", "difference", "tolerance", "images", "digest", "method", "model", "data")
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
 BATCH = 32  # images of a timed step
@@ -130,7 +130,7 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
     about = {
         "digest": run.digest,
         "method": run.run.pruning.method,
-        "model": run.run.model,
+        "model": run.result.model,
         "data": run.run.dataset.title,
     }
     before: dict[str, Any] = {"run": about, "formats": {}}
@@ -170,11 +170,11 @@ def _outputs(runs: Runs, run: Finished, test: Split) -> Tensor:
     return torch.cat(outputs)
 
 
-def _score(runs: Runs, run: Finished, test: Split) -> dict[str, float]:
-    """Return the accuracy in percent, or the first score of a task, by its name."""
+def _score(runs: Runs, run: Finished, test: Split) -> dict[str, Any]:
+    """Return the accuracy in percent, or the scores of a task."""
     model = runs if isinstance(runs, nn.Module) else _Module(runs)
-    name, value = next(iter(run.task.evaluate(model.eval(), test.batches(100), len(test)).scores.items()))
-    return {name: value}
+    scores = run.task.evaluate(model.eval(), test.batches(100), len(test)).scores
+    return {"scores": scores} if run.result.scored else {"accuracy": scores["accuracy"]}
 
 
 class _Module(nn.Module):
@@ -203,10 +203,8 @@ def line(name: str, form: dict[str, Any]) -> str:
 
 
 def scored(record: dict[str, Any]) -> str:
-    """Return the accuracy, or the first score, in a record of an export as text."""
-    known = {*RECORDED, "inference", "training", "measured_on", "parameters_removed"}
-    name, value = next((name, value) for name, value in record.items() if name not in known)
-    return f"accuracy {value:.2f} %" if name == "accuracy" else f"{name} {value:.6g}"
+    """Return the accuracy, or a task's scores, in a record of an export as text."""
+    return scores_text(record["scores"]) if "scores" in record else f"accuracy {record['accuracy']:.2f} %"
 
 
 # -- speed, side by side ----------------------------------------------------------------------------------------------

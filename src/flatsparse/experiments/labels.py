@@ -1,8 +1,9 @@
-"""The name, color and marker of each sharpness in texts, tables and pictures; others are derived from the name."""
+"""The name, color and marker of each sharpness in texts, tables and pictures, others derived from the name; scores as text."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 LABELS = {"none": "plain", "sam": "SAM", "s2sam": "S²-SAM", "looksam": "LookSAM"}
 COLORS = {
@@ -39,3 +40,12 @@ def color(sharpness: str) -> str:
 def marker(sharpness: str) -> str:
     """The marker of a sharpness, which distinguishes the commonest where colors cannot."""
     return MARKERS.get(sharpness, "^")
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """The scores of a task, each with its name and six digits.
+
+    >>> scores_text({"error": 0.25, "rank": 3.0})
+    'error 0.25, rank 3'
+    """
+    return ", ".join(f"{name} {value:.6g}" for name, value in scores.items())

@@ -14,11 +14,15 @@ from flatsparse.common.tensors import restored
 ZeroOutside = Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
 
 STEPS = 5
-DEFINITION = (
-    "the largest increase of the mean cross-entropy on training images (evaluation mode, labels as trained on, no"
-    " augmentation) found within a Euclidean ball of the radius around the final weights, moving active weights only, by"
-    f" {STEPS} projected steps of normalized gradient ascent; a lower bound of the true maximum"
-)
+
+
+def definition(loss: str = "cross-entropy", samples: str = "images") -> str:
+    """The definition of the worst-case sharpness in words, of a loss on training samples of some kind."""
+    return (
+        f"the largest increase of the mean {loss} on training {samples} (evaluation mode, labels as trained on, no"
+        " augmentation) found within a Euclidean ball of the radius around the final weights, moving active weights only, by"
+        f" {STEPS} projected steps of normalized gradient ascent; a lower bound of the true maximum"
+    )
 
 
 def worst_case_sharpness(model: nn.Module, masks: ZeroOutside, gradient: Callable[[], float], radius: float) -> float:

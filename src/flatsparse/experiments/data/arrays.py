@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.samples import Samples, at_once
-from flatsparse.experiments.data.split import Batch
+from flatsparse.experiments.data.split import Batch, smallest_batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class ArraySplit:
         """Return the number of batches in an epoch."""
         return -(-len(self.samples) // size)
 
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
+
     def first(self, count: int) -> ArraySplit:
         """Return a copy of the first images."""
         index = torch.arange(min(count, len(self.samples)))
@@ -45,7 +49,7 @@ class ArraySplit:
 
     def at_once(self, most: int) -> int:
         """Return how many images to compute at once where no step depends on it."""
-        return at_once(self.samples, most)
+        return min(at_once(self.samples, most), len(self))
 
     def to(self, device: torch.device) -> ArraySplit:
         """Return the split with its images on a device."""
@@ -76,12 +80,18 @@ class ArraySplit:
                 images = torch.where(flipped[shard, :, None, None].to(device), images.flip(2), images)
             else:
                 images = self.samples.at(chosen)
-            yield Batch((self._normalized(images), self.samples.labels[chosen]), len(chosen), len(index))
+            yield Batch((normalized(images, self.mean, self.std), self.samples.labels[chosen]), len(chosen), len(index))
 
-    def _normalized(self, images: Tensor) -> Tensor:
-        """Return float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow."""
-        mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (self.mean, self.std))
-        return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
+
+def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return float images (N, C, H, W) in channels-last order; row by row, because three values at a time are slow.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        mean, std: of each channel, on a scale of 0 to 1.
+    """
+    mean, std = ((255 * statistic).to(images.device).repeat(images.shape[2]) for statistic in (mean, std))
+    return images.flatten(2).float().sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
 def _cropped(images: Tensor, corner: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
-from flatsparse.experiments.data.split import Batch, epoch_order
+from flatsparse.experiments.data.split import Batch, epoch_order, smallest_batch
 
 Collate = Callable[[list[Any]], Any]
 CPU = torch.device("cpu")
@@ -56,6 +56,10 @@ class MapSplit:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
 
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
+
     def first(self, count: int) -> MapSplit:
         """Return the first samples."""
         rows = torch.arange(len(self)) if self.rows is None else self.rows
@@ -71,7 +75,7 @@ class MapSplit:
 
     def at_once(self, most: int) -> int:
         """Return how many samples to compute at once: few, as nothing is known of their size."""
-        return min(most, UNKNOWN)
+        return min(most, UNKNOWN, len(self))
 
     def to(self, device: torch.device) -> MapSplit:
         """Return the split with its batches on a device."""
@@ -127,6 +131,10 @@ class StreamSplit:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
 
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
+
     def first(self, count: int) -> StreamSplit:
         """Return the first samples."""
         return dataclasses.replace(self, count=min(count, len(self)), workers=0)
@@ -137,7 +145,7 @@ class StreamSplit:
 
     def at_once(self, most: int) -> int:
         """Return how many samples to compute at once: few, as nothing is known of their size."""
-        return min(most, UNKNOWN)
+        return min(most, UNKNOWN, len(self))
 
     def to(self, device: torch.device) -> StreamSplit:
         """Return the split with its batches on a device."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from flatsparse.experiments.data.samples import DataSet, Samples
 from flatsparse.experiments.data.tables import hub_parts
 
 EMBEDDED = ("digits",)
+CIFAR_BYTES = 3 * 32 * 32  # of an image
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
@@ -35,14 +35,8 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
 
     Raises: InputError for an unknown name, when no copy is found, or when one cannot be used.
     """
-    named = data_dir or os.environ.get("FLATSPARSE_DATA")
     if name in SOURCES:
-        folder = _path(str(named or "data"))
-        if named and not os.path.isdir(folder) and name not in EMBEDDED:
-            raise InputError(
-                f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir"
-            )
-        return SOURCES[name](folder)
+        return SOURCES[name](Path() if name in EMBEDDED else folder_of_copies(data_dir))
     path = _path(name)
     if name and os.path.isdir(path):  # which takes a name that is too long
         return _folder(path)
@@ -51,6 +45,15 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return assembled(name, f"hub:{name}", hub_parts(name, name))
     raise unknown("data set, and no folder of that name,", name, SOURCES)
+
+
+def folder_of_copies(data_dir: Path | None) -> Path:
+    """Return the folder of local copies. Raises InputError for one that was named and is not there."""
+    named = data_dir or os.environ.get("FLATSPARSE_DATA")
+    folder = _path(str(named or "data"))
+    if named and not os.path.isdir(folder):
+        raise InputError(f"data folder '{folder}' is not there: name the folder that holds the copies with --data-dir")
+    return folder
 
 
 def slug(name: str) -> str:
@@ -93,9 +96,8 @@ def _cifar10(data_dir: Path) -> DataSet:
     classic = next((p for p in (data_dir / "cifar-10-batches-py", data_dir) if os.path.isfile(p / "test_batch")), None)
     if classic is None:
         return _cifar_elsewhere("cifar10", "cifar-10-batches-py", "uoft-cs/cifar10", data_dir, classes=10)
-    train = [_cifar_batch(classic / f"data_batch_{i}", b"labels", 10) for i in range(1, 6)]
-    pool = Samples(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
-    return _cifar("cifar10", classic, pool, _cifar_batch(classic / "test_batch", b"labels", 10), classes=10)
+    pool = _cifar_batches([classic / f"data_batch_{i}" for i in range(1, 6)], b"labels", 10)
+    return _cifar("cifar10", classic, pool, _cifar_batches([classic / "test_batch"], b"labels", 10), classes=10)
 
 
 @functools.cache
@@ -104,7 +106,7 @@ def _cifar100(data_dir: Path) -> DataSet:
     classic = data_dir / "cifar-100-python"
     if not os.path.isfile(classic / "test"):
         return _cifar_elsewhere("cifar100", "cifar-100-python", "uoft-cs/cifar100", data_dir, classes=100)
-    pool, test = (_cifar_batch(classic / part, b"fine_labels", 100) for part in ("train", "test"))
+    pool, test = (_cifar_batches([classic / part], b"fine_labels", 100) for part in ("train", "test"))
     return _cifar("cifar100", classic, pool, test, classes=100)
 
 
@@ -172,9 +174,29 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no image data needs")
 
 
-def _cifar_batch(file: Path, key: bytes, classes: int) -> Samples:
+def _cifar_batches(files: Sequence[Path], key: bytes, classes: int) -> Samples:
+    """Return the images of files one after another; each is read into its place, so that no image is held twice."""
+    stack = np.empty((sum(_size(file) // CIFAR_BYTES for file in files), 32, 32, 3), np.uint8)
+    labels: list[np.ndarray] = []
+    count = 0
+    for file in files:
+        pixels, own = _cifar_batch(file, key, classes)
+        stack[count : count + len(own)] = pixels.transpose(0, 2, 3, 1)
+        labels.append(own)
+        count += len(own)
+        del pixels  # before the next file is read
+    return Samples(torch.from_numpy(stack[:count]), torch.from_numpy(np.concatenate(labels)))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _cifar_batch(file: Path, key: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images (N, 3, 32, 32) and labels of a file."""
     try:
-        batch = _PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        with file.open("rb") as stream:
+            batch = _PlainUnpickler(stream, encoding="bytes").load()
         pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(batch[key], dtype=np.int64)
     except Exception as problem:  # a damaged pickle can raise nearly anything
@@ -183,4 +205,4 @@ def _cifar_batch(file: Path, key: bytes, classes: int) -> Samples:
         raise InputError(
             f"'{file}' holds {len(pixels)} images and {len(labels)} labels, not all in 0 … {classes - 1}: fetch it again"
         )
-    return Samples(torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()), torch.from_numpy(labels))
+    return pixels, labels

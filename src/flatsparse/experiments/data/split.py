@@ -40,12 +40,15 @@ class Split(Protocol):
         """Yield the batches of an epoch.
 
         Args:
-            size: samples in a batch; the last may be smaller.
+            size: samples in a batch; the last may be smaller. Of text, tokens.
             seed: all that is random follows (seed, epoch, sample), and no number of workers or processes; without it the
                 order is the data's own.
             shard: of each batch, the samples to give.
             augment: draw training views of the samples, of a split that has such.
         """
+
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch."""
 
     def first(self, count: int) -> Split:
         """Return the first samples, or all where there are not as many."""
@@ -79,6 +82,11 @@ def epoch_order(count: int, size: int, seed: int | None, epoch: int) -> tuple[Te
     if seed is not None:
         order = torch.randperm(count, generator=generator(seed, "epoch", epoch))
     return order.split(size)
+
+
+def smallest_batch(count: int, size: int) -> int:
+    """Return the number of samples in the smallest batch of an epoch whose last is what is left."""
+    return min((count - 1) % size + 1, size)
 
 
 def chosen_samples(

@@ -146,7 +146,13 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
 
 
 def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
-    """The description of a run in a record, without the run's data."""
+    """The description of a run in a record, without the run's data. Raises InputError where nothing would be left of it."""
+    loss = run.result.train_loss
+    if run.result.scored and settings.clip is not None and loss >= settings.clip:
+        raise InputError(
+            f"the loss of '{run.folder}' is {loss:.4g} at its weights, and all above --clip {settings.clip:g} is cut: give"
+            f" more, such as --clip {5 * loss:.2g}"
+        )
     return {
         "run": str(run.folder),
         "digest": run.digest,
@@ -154,8 +160,12 @@ def _about(run: Finished, settings: Landscape) -> dict[str, Any]:
             key: getattr(run.result, key)
             for key in ("data", "model", "method", "sharpness", "rho", "seed", "test_accuracy")
         },
+        **({"task": run.result.task} if run.result.task else {}),
+        **({"scores": run.result.scores} if run.result.scored else {}),
         "sparsity": run.result.sparsity.prunable,
         "images": min(settings.images, len(run.task.splits.train)),
+        "unit": run.task.unit,
+        "loss": run.task.loss_name,
         "precision": "bf16" if settings.in_bf16(run.result.flops.inference_dense) else "float32",
     }
 
@@ -204,7 +214,8 @@ def _measure_all(pieces: Sequence[Piece | Curvature], settings: Landscape, conso
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, device: str, data_dir: Path | None) -> Finished:
     run = load_run(folder, device=device, data_dir=data_dir)
-    run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images are
+    if not run.task.scored:
+        run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images are
     return run
 
 
@@ -232,9 +243,7 @@ def mean_loss(run: Finished, images: int, *, bf16: bool = False) -> Callable[[We
     """
     chosen = run.task.splits.train.first(images)
     batches = list(chosen.batches(chosen.at_once(BATCH)))
-    model, fold = (
-        folded(run.model) if run.run.dataset.task is None else (run.model, dict)
-    )  # a loss may need the model itself
+    model, fold = (run.model, dict) if run.task.scored else folded(run.model)  # a loss may need the model itself
     summed = _Summed(model, run.task)
 
     def of_batch(weights: Weights, batch: Batch) -> Tensor:

@@ -24,12 +24,13 @@ MAP = "viridis"
 
 @dataclass(frozen=True)
 class Surface:
-    """The surface of one run: heights (n, n) over a grid (n) along both directions, and their roughness."""
+    """The surface of one run: heights (n, n) of a loss over a grid (n) along both directions, and their roughness."""
 
     name: str
     heights: np.ndarray
     grid: np.ndarray
     ra: float
+    loss: str = "cross-entropy"
 
     @property
     def title(self) -> str:
@@ -41,7 +42,8 @@ def surface(record: Mapping[str, Any], clip: float | None, kind: str) -> Surface
     saved = of_kind(record, kind)
     heights = np.array([[math.inf if z is None else z for z in row] for row in saved["losses"]])
     heights = heights if clip is None else np.minimum(heights, clip)
-    return Surface(record["name"], heights, np.array(record["grid"]), saved["ra"]["value"])
+    loss = record.get("loss", "cross-entropy")  # older records do not say
+    return Surface(record["name"], heights, np.array(record["grid"]), saved["ra"]["value"], loss)
 
 
 def scale(surfaces: Sequence[Surface]) -> Normalize:
@@ -66,7 +68,7 @@ def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
         axis.plot(0, 0, ".", color="#d55e00")
         axis.set_title(caption(shown.title), fontsize=9)
         axis.set_aspect("equal")
-    _color_bar(figure, common, list(axes))
+    _color_bar(figure, common, list(axes), surfaces)
     return figure
 
 
@@ -121,7 +123,8 @@ def _at(sparsity: float, shown: Surface | None) -> Surface | None:
 
 
 def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) -> Figure:
-    common = scale([shown for row in cells for shown in row if shown is not None])
+    surfaces = [shown for row in cells for shown in row if shown is not None]
+    common = scale(surfaces)
     figure = Figure(figsize=(1 + 3.2 * len(cells[0]), 0.4 + 3.0 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(cells[0]), squeeze=False, subplot_kw={"projection": "3d"})
     for y, row in enumerate(cells):
@@ -137,9 +140,11 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) ->
             axis.set_zlim(common.vmin, common.vmax)
             axis.tick_params(labelsize=6, pad=-2)
             axis.set_title(caption(shown.title), fontsize=9)
-    _color_bar(figure, common, axes.ravel().tolist())
+    _color_bar(figure, common, axes.ravel().tolist(), surfaces)
     return figure
 
 
-def _color_bar(figure: Figure, common: Normalize, axes: list[Any]) -> None:
-    figure.colorbar(ScalarMappable(common, MAP), ax=axes, shrink=0.7, label="mean cross-entropy")
+def _color_bar(figure: Figure, common: Normalize, axes: list[Any], surfaces: Sequence[Surface]) -> None:
+    losses = {shown.loss for shown in surfaces}
+    name = losses.pop() if len(losses) == 1 else "loss"
+    figure.colorbar(ScalarMappable(common, MAP), ax=axes, shrink=0.7, label=f"mean {name}")

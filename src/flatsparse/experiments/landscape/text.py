@@ -86,7 +86,7 @@ def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
     """A full description of how curvature was measured."""
     images = sorted({record["hessian"]["images"] for record in records})
     return (
-        f"On the first {' or '.join(map(str, images))} training images. The Hessian is that of their mean loss in evaluation"
+        f"On the first {' or '.join(map(str, images))} training {_unit(records)}. The Hessian is that of their mean loss in evaluation"
         " mode; its ends by Lanczos to 1 %, its trace by random signs, ± half of a 95 % interval, its density by Lanczos"
         f" quadrature. {directions.DEFINITION}; the previous gradient is that of the batch before, at the same weights."
     )
@@ -95,13 +95,14 @@ def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
 def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str:
     """A full description of how roughness was measured."""
     images = sorted({record["images"] for record in records})
+    samples = f"the first {' or '.join(map(str, images))} training {_unit(records)} of each run"
     coarse = records[0]["ra"]["pairs_points"]
     rounded = [record for record in records if record["precision"] == "bf16"]
     off = max((abs(record["rounded_centre"] - record["centre"]) for record in rounded), default=0.0)
     precision = f" Points other than the centre in bf16, whose error at the centre is {off:.2g}." if rounded else ""
     cut = "not cut" if settings.clip is None else f"cut at {settings.clip:g}"
     return (
-        f"Mean cross-entropy over the first {' or '.join(map(str, images))} training images of each run, labels as trained"
+        f"Mean {_loss(records)} over {samples}, labels as trained"
         " on, evaluation mode, no augmentation, along two Gaussian directions whose filters are as long as the network's;"
         f" biases and norms stay.{precision} {settings.points} × {settings.points} points on"
         f" ±{settings.reach:g}. Ra is the mean absolute deviation of the losses, {cut}; the share of the drawn"
@@ -109,3 +110,15 @@ def definition(settings: Landscape, records: Sequence[Mapping[str, Any]]) -> str
         f" the mean over {settings.pairs} pairs of directions, each seen at {coarse} × {coarse} of those points, ± half of"
         " Student's 95 % interval; differences are paired by directions. Above a picture it is that of all its points."
     )
+
+
+def _loss(records: Sequence[Mapping[str, Any]]) -> str:
+    """The loss of the runs in words: cross-entropy, where it is that of all."""
+    names = {record["loss"] for record in records}
+    return str(names.pop()) if len(names) == 1 else "loss"
+
+
+def _unit(records: Sequence[Mapping[str, Any]]) -> str:
+    """The word for the samples of the runs."""
+    units = {record["unit"] for record in records}
+    return str(units.pop()) if len(units) == 1 else "samples"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flatsparse.experiments.metric import ACCURACY, Metric
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.terminal import Console
 
@@ -59,30 +60,6 @@ class Cell:
     def label(self) -> str:
         """The name of the cell within its group."""
         return self.control or self.run.sharpness
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The quantity that is compared.
-
-    Attributes:
-        name: with its unit.
-        better: in which direction it is, and so what S²-SAM is claimed to do to it.
-        effect: the size of an effect worth finding where none is published, for the number of seeds needed.
-        comparable: whether published numbers are of this metric, not of another that it stands in for.
-    """
-
-    name: str
-    better: Literal["higher", "lower"] = "higher"
-    effect: float = 0.5
-    comparable: bool = True
-
-    @property
-    def sign(self) -> int:
-        return 1 if self.better == "higher" else -1
-
-
-ACCURACY = Metric("test accuracy, %")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatsparse.experiments.comparison_table import Row
+from flatsparse.experiments.compared import ComparedRow
 from flatsparse.experiments.labels import label
 
 TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"
@@ -33,7 +33,7 @@ class Column:
     """
 
     title: str
-    value: Callable[[Row], Any]
+    value: Callable[[Any], Any]
     format: str | Callable[[Any], str]
     views: tuple[str, ...]
     short: str = ""
@@ -46,20 +46,19 @@ class Column:
         """The heading on the terminal."""
         return self.short or self.title
 
-    def text(self, row: Row) -> str:
+    def text(self, row: ComparedRow) -> str:
         """The text of a row's cell; empty where there is no value."""
         value = self.value(row)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         return format(value, self.format) if isinstance(self.format, str) else self.format(value)
 
-    def style(self, row: Row, learned: bool) -> str:
+    def style(self, row: ComparedRow, meaningful: bool) -> str:
         """The verdict that colors a row's cell, as the name of a style; empty where none does."""
-        judged = self.judged and learned and row.difference is not None
-        return row.difference.verdict.replace(" ", "-") if judged and row.difference is not None else ""
+        return row.verdict.replace(" ", "-") if self.judged and meaningful and row.verdict is not None else ""
 
 
-def _mean(row: Row) -> str:
+def _mean(row: ComparedRow) -> str:
     return f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}")
 
 
@@ -67,10 +66,32 @@ def _range(times: tuple[float, ...]) -> str:
     return f"{min(times):.2f} to {max(times):.2f}"
 
 
+TITLE = Column("", lambda row: f"{label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""), "", (TERMINAL,))
+NAME = Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST))
+RHO = Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST))
+GRADIENTS = Column(
+    "gradients a step",
+    lambda row: row.gradients_per_step,
+    "g",
+    (TERMINAL, COST),
+    short="grads",
+    note="gradients a step",
+    in_pictures="{} grad.",
+)
+STEP_TIME = Column(
+    "step time",
+    lambda row: row.step_time,
+    "{:.2f}×".format,
+    (TERMINAL, COST),
+    short="time",
+    note="of a step, as a ratio to plain (median over seeds)",
+    in_pictures="{} time",
+)
+RANGE = Column("its range", lambda row: row.step_times or None, _range, (COST,))
 COLUMNS = (
-    Column("", lambda row: f"{label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""), "", (TERMINAL,)),
-    Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST)),
-    Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST)),
+    TITLE,
+    NAME,
+    RHO,
     Column("test", _mean, "", (TERMINAL, ACCURACY), short="test %"),
     Column(
         "against plain",
@@ -84,25 +105,9 @@ COLUMNS = (
     Column("95 % interval", lambda row: row.difference, lambda d: d.bounds(), (ACCURACY,), judged=True),
     Column("training", lambda row: row.train_accuracy, ".1f", (TERMINAL, ACCURACY), short="train %"),
     Column("validation", lambda row: row.validation_accuracy, ".1f", (ACCURACY,)),
-    Column(
-        "gradients a step",
-        lambda row: row.gradients_per_step,
-        "g",
-        (TERMINAL, COST),
-        short="grads",
-        note="gradients a step",
-        in_pictures="{} grad.",
-    ),
-    Column(
-        "step time",
-        lambda row: row.step_time,
-        "{:.2f}×".format,
-        (TERMINAL, COST),
-        short="time",
-        note="of a step, as a ratio to plain (median over seeds)",
-        in_pictures="{} time",
-    ),
-    Column("its range", lambda row: row.step_times, _range, (COST,)),
+    GRADIENTS,
+    STEP_TIME,
+    RANGE,
     Column(
         "cosine",
         lambda row: row.cosine,
@@ -115,11 +120,12 @@ COLUMNS = (
 )
 
 
-def columns(view: str) -> list[Column]:
-    """The columns of a view, in their order."""
-    return [column for column in COLUMNS if view in column.views]
+def columns(view: str, of: Sequence[Column] | None = None) -> list[Column]:
+    """The columns of a view, in their order: of those of a comparison by accuracy, or of others."""
+    return [column for column in (COLUMNS if of is None else of) if view in column.views]
 
 
-def beside(row: Row) -> str:
+def beside(row: ComparedRow) -> str:
     """The columns that a picture writes beside a row, in one line."""
-    return ", ".join(column.in_pictures.format(column.text(row)) for column in COLUMNS if column.in_pictures)
+    texts = [(column.in_pictures, column.text(row)) for column in COLUMNS if column.in_pictures]
+    return ", ".join(template.format(text) for template, text in texts if text)

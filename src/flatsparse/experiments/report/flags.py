@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from flatsparse.experiments.run.config import unasked
+from flatsparse.experiments.run.resolve import OWN
 
 
 def flags(settings: Any) -> str:
@@ -17,7 +18,7 @@ def flags(settings: Any) -> str:
         if dataclasses.is_dataclass(value):
             words += shlex.split(flags(value))
             continue
-        if value == default or value is None:
+        if value == default or value is None or (field.name == "model" and value == OWN):
             continue
         name = field.name.replace("_", "-")
         words.append(f"--no-{name}" if value is False else f"--{name}")

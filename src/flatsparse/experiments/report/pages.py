@@ -22,7 +22,7 @@ from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
 from flatsparse.experiments.report import figures, html
 from flatsparse.experiments.report.columns import ACCURACY, COST, columns
 from flatsparse.experiments.report.flags import flags
-from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences, setting
+from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences
 from flatsparse.experiments.run import probe
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
@@ -30,7 +30,9 @@ from flatsparse.experiments.run.method import removal
 from flatsparse.experiments.run.records import EpochRecord, RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
-from flatsparse.measure.sharpness import DEFINITION
+from flatsparse.experiments.tasks.built_in import built_in
+from flatsparse.experiments.tasks.settings import Dataset
+from flatsparse.measure.sharpness import definition as sharpness_definition
 
 PAGE = "report.html"
 
@@ -39,10 +41,11 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
     """Write the page of a single run. Returns the file."""
     records, probes = read_metrics(out, result), read_probes(out)
     sparsity = f"{result.sparsity.prunable:.1%}"
+    subject = f"{result.model} on {run.dataset.title}"
     return html.write(
         out / PAGE,
         "run.html.j2",
-        title=f"{run.model} on {run.dataset.title}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
+        title=f"{subject}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
         sentences=run_sentences(result),
         curves=figures.curves({run.sharpness: [records]}),
         topology=figures.topology(records),
@@ -51,7 +54,7 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
         layers=_layers(out),
         settings=_settings(run),
         command=f"flatsparse train {flags(run)} --out {out}",
-        sharpness_definition=DEFINITION,
+        sharpness_definition=_sharpness(run.dataset),
     )
 
 
@@ -64,7 +67,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         }
         return {
             "table": table,
-            "heading": setting(table).capitalize(),
+            "heading": table.heading.capitalize(),
             "sentences": comparison_sentences(table),
             "curves": figures.curves(curves),
         }
@@ -85,7 +88,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         cost=columns(COST),
         label=label,
         ball_radius=tables[0].rows[0].ball_radius,
-        sharpness_definition=DEFINITION,
+        sharpness_definition=_sharpness(run.dataset),
         layers=_layers(out / tables[0].row("none").folders[0]),
         settings=_settings(comparison),
         command=f"flatsparse compare {flags(comparison)} --out {out}",
@@ -169,10 +172,17 @@ def _layers(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _sharpness(dataset: Dataset) -> str:
+    """The definition of sharpness for the loss and the samples of a run."""
+    if dataset.task is not None:
+        return sharpness_definition("loss", "samples")
+    return sharpness_definition() if built_in(dataset.data) is None else sharpness_definition(samples="samples")
+
+
 def _settings(settings: Any) -> dict[str, Any]:
-    """The settings by their names in words, with those of nested groups."""
+    """The settings by their names in words, with those of nested groups; a task's own model and data have none."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         flat |= _settings(value) if dataclasses.is_dataclass(value) else {field.name.replace("_", " "): value}
-    return flat
+    return {name: value for name, value in flat.items() if not flat.get("task") or name not in ("model", "data")}

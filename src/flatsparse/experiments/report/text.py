@@ -10,11 +10,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from flatsparse.experiments.bench.results import Table as BenchTable
+from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
-from flatsparse.experiments.report.columns import TERMINAL, columns
-from flatsparse.experiments.report.sentences import comparison_sentences, setting
+from flatsparse.experiments.report.columns import TERMINAL, Column, columns
+from flatsparse.experiments.report.sentences import comparison_sentences
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
     ONCE,
@@ -66,17 +67,31 @@ def layer_table(estimate: Estimate) -> str:
 
 def print_comparison(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
+    print_compared(tables, "Test accuracy", columns(TERMINAL), console)
+    for table in tables:
+        console.print(f"\n{table.heading[0].upper()}{table.heading[1:]}", style="bold")
+        print_sentences(comparison_sentences(table), console)
+
+
+def print_sentences(sentences: Iterable[str], console: Console) -> None:
+    """Print sentences, each with a dash before it."""
+    for sentence in sentences:
+        console.print(f"- {sentence}", highlight=False)
+
+
+def print_compared(tables: Sequence[ComparedTable], metric: str, shown: Sequence[Column], console: Console) -> None:
+    """Print the rows of tables under one head, and the notes on their columns."""
     seeds = len(tables[0].seeds)
-    title = f"Test accuracy, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{metric}, mean ± deviation over {seeds} seed{'s' if seeds > 1 else ''}"
     grid = Grid(box=None, pad_edge=False, title=title, title_justify="left")
-    name, *others = columns(TERMINAL)
+    name, *others = shown
     grid.add_column(name.heading, no_wrap=True)
     for column in others:
         grid.add_column(column.heading, justify="right", no_wrap=True)
     for table in tables:
-        grid.add_row(Text(setting(table), style="bold"))
+        grid.add_row(Text(table.heading, style="bold"))
         for row in table.rows:
-            cells = [Text(c.text(row), style=STYLES.get(c.style(row, table.learned), "")) for c in others]
+            cells = [Text(c.text(row), style=STYLES.get(c.style(row, table.is_meaningful), "")) for c in others]
             grid.add_row(f" {name.text(row)}", *cells)
         grid.add_row()
     grid.width = Measurement.get(
@@ -84,10 +99,6 @@ def print_comparison(tables: Sequence[Table], console: Console) -> None:
     ).maximum  # else numbers are cut off
     console.print(grid, crop=False)
     console.print("; ".join(f"{column.heading}: {column.note}" for column in others if column.note), style="dim")
-    for table in tables:
-        console.print(f"\n{setting(table)[0].upper()}{setting(table)[1:]}", style="bold")
-        for sentence in comparison_sentences(table):
-            console.print(f"- {sentence}", highlight=False)
 
 
 def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> None:

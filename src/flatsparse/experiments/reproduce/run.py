@@ -13,7 +13,6 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.json_files import write_json
-from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
 from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
@@ -24,6 +23,7 @@ from flatsparse.experiments.reproduce.table import Line, lines_of, readings, run
 from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.tasks.make import check_data
 from flatsparse.experiments.terminal import Console
 
 
@@ -153,7 +153,7 @@ def _missing_data(cells: Sequence[Cell], choice: Choice) -> dict[str, str]:
     named = (cell.run.dataset for cell in chosen if cell.needs is None and cell.run.dataset.task is None)
     for data in dict.fromkeys(dataset.data for dataset in named):
         try:
-            load(data, choice.data_dir)
+            check_data(data, choice.data_dir)
         except InputError as problem:
             missing[data] = str(problem)
     if missing and all(cell.needs or cell.run.dataset.title in missing for cell in chosen):

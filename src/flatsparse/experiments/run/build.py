@@ -17,14 +17,12 @@ from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.method import with_method_options
-from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
+from flatsparse.experiments.run.optimizer import sharpness_aware
 from flatsparse.experiments.tasks.make import make_task
 from flatsparse.experiments.tasks.run_task import RunTask
 from flatsparse.measure.flops import Cost, cost_of
 from flatsparse.methods import kind_of, traits_of
 from flatsparse.methods.traits import Scoring
-from flatsparse.sam.looksam import LookSAM
-from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.sparse.plan import due_steps
 from flatsparse.sparse.training import SparseTraining
 
@@ -106,7 +104,7 @@ def task_of(run: ResolvedRun) -> RunTask:
 def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
     size = run.optim.batch_size
-    smallest = min((len(task.splits.train) - 1) % size + 1, size)
+    smallest = task.splits.train.smallest(size)
     if smallest < context.size:
         raise InputError(
             f"the smallest batch has {smallest} {task.unit} for {context.size} processes: give another --batch-size or"
@@ -127,24 +125,14 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
 
 def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
     """Return a run's optimizer: its base, wrapped to be sharpness-aware where it is."""
-    base = _base(run, model)
-    if run.sharpness == "none":
-        return base
-    chosen = run.perturbation
-    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
-    options: dict[str, Any] = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
-    if run.sharpness == "sam":
-        return SAM(base, **options)
-    if run.sharpness == "looksam":
-        return LookSAM(base, every=chosen.look_every, alpha=chosen.look_alpha, **options)
-    direction = "previous" if run.sharpness == "s2sam" else run.sharpness
-    return S2SAM(base, direction=direction, seed=run.seed, **options)
+    return sharpness_aware(run, _base(run, model), steps)
 
 
 def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
     optim = run.optim
     if optim.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        own = {} if optim.betas is None else {"betas": optim.betas}
+        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, **own)
     return torch.optim.SGD(
         model.parameters(),
         lr=optim.lr,

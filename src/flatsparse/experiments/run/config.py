@@ -90,6 +90,8 @@ class Optim:
     """Learning rate at the start."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the two averages of AdamW. By default 0.9 0.999; for a Transformer often 0.9 0.98."""
     nesterov: bool = False
     """Nesterov's momentum for SGD."""
     weight_decay: float = 5e-4
@@ -97,7 +99,7 @@ class Optim:
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes; evaluations are without it."""
     batch_size: int = 128
-    """Samples in a step."""
+    """Samples in a step; of text, tokens of the longer side, padding included."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,13 @@ class Schedule:
     """Passes over the training samples; for methods with rounds, in each round."""
     multiplier: float = 1.0
     """Train this many times as long: epochs, schedule and the last mask update scale, a period in steps does not."""
-    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Learning-rate schedule: to 0 along half a cosine, to a tenth at each of --milestones, or constant."""
+    lr_schedule: Literal["cosine", "step", "constant", "inverse-sqrt"] = "cosine"
+    """Learning-rate schedule: to 0 along half a cosine, to a tenth at each of --milestones, constant, or as 1/√step after
+    the warm-up (Vaswani et al. 2017)."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Fractions of the run after which --lr-schedule step divides by ten. On ImageNet often 0.3 0.7 0.9, with --warmup 5."""
-    warmup: int = 0
-    """Epochs of linear warm-up to the learning rate of the schedule; --multiplier scales them too."""
+    warmup: int | float = 0
+    """Epochs of linear warm-up to the learning rate of the schedule, or a fraction of one; --multiplier scales them too."""
 
     @property
     def whole_epochs(self) -> int:

@@ -175,7 +175,7 @@ def _record(parts: Parts, progress: Progress, sums: _Sums, seconds: float) -> Ep
         train_accuracy=None if sums.correct is None else 100 * int(sums.correct) / sums.samples,
         validation_loss=evaluated.loss if evaluated else None,
         validation_accuracy=evaluated.scores.get("accuracy") if evaluated else None,
-        validation_scores=evaluated.scores if evaluated and run.dataset.task else None,
+        validation_scores=evaluated.scores if evaluated and parts.task.scored else None,
         lr=float(parts.schedule.get_last_lr()[0]),
         sparsity=training.sparsity,
         updates=len(sums.churn),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.files import write_atomic
 from flatsparse.common.masks_file import save_masks
 from flatsparse.common.tensor_files import save_tensors
 from flatsparse.experiments.run.build import Parts
@@ -62,6 +63,8 @@ def finish(out: Path, parts: Parts, progress: Progress, test: bool, watcher: Wat
     save_checkpoint(out, parts, progress)
     save_tensors(out / WEIGHTS, parts.model.state_dict(), {"format": "pt"})
     save_masks(out / MASKS, parts.training.masks, method=parts.run.pruning.method, step=progress.step)
+    for name, content in parts.task.files.items():
+        write_atomic(out / name, content)
     result = _measured(parts, progress, test, watcher)
     write_result(out, result)
     return result
@@ -85,23 +88,24 @@ def _measured(parts: Parts, progress: Progress, test: bool, watcher: Watcher) ->
     assert trained is not None  # a run has training samples
     losses = [evaluation.loss if evaluation else None for evaluation in (trained, validated, tested)]
     check_finite_losses(parts, progress, *losses)  # the first since the last step
-    own = run.dataset.task is not None
+    scored = task.scored
     return RunResult(
         method=run.pruning.method,
         sharpness=run.sharpness,
         rho=run.rho if run.sharpness != "none" else 0.0,
-        model=type(parts.model).__name__ if own else run.model,
+        model=run.model if run.dataset.task is None else type(parts.model).__name__,
         data=run.dataset.title,
         data_set=task.identity,
         task=run.dataset.task,
-        better=task.better if own else None,
-        scores=tested.scores if own and tested else None,
-        train_scores=trained.scores if own else None,
-        validation_scores=validated.scores if own and validated else None,
+        better=task.better if scored else None,
+        scores=tested.scores if scored and tested else None,
+        train_scores=trained.scores if scored else None,
+        validation_scores=validated.scores if scored and validated else None,
         seed=run.seed,
         test_accuracy=_accuracy(tested),
         test_loss=tested.loss if tested else None,
         macro=tested.details.get("macro") if tested else None,
+        signature=tested.details.get("signature") if tested else None,
         above_chance=tested.details.get("above_chance") if tested else None,
         train_accuracy=_accuracy(trained),
         train_loss=trained.loss,
@@ -112,7 +116,7 @@ def _measured(parts: Parts, progress: Progress, test: bool, watcher: Watcher) ->
         rounds=training.rounds,
         steps=progress.step,
         gradient_evaluations=progress.gradient_evaluations,
-        steps_to={} if own else {str(level): steps_to(progress.records, level) for level in REACHED},
+        steps_to={} if scored else {str(level): steps_to(progress.records, level) for level in REACHED},
         gradient_cosine=statistics.fmean(progress.cosines) if progress.cosines else None,
         ball=WorstCase(RADIUS, worst_case_increase(parts, watch) if test else None),
         sparsity=Sparsity(report.sparsity, report.overall_sparsity),

@@ -31,4 +31,6 @@ def lr_factor(run: ResolvedRun, step: int, steps_per_epoch: int) -> float:
         return start * (1 + math.cos(math.pi * step / steps)) / 2
     if run.schedule.lr_schedule == "step":
         return float(start * 0.1 ** sum(step >= milestone * steps for milestone in run.schedule.milestones))
+    if run.schedule.lr_schedule == "inverse-sqrt":
+        return float(min(start, math.sqrt(rising / (step + 1))))
     return start

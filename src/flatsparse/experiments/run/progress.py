@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.records import EpochRecord
+from flatsparse.experiments.tasks.networks import TEXT_MODELS
 from flatsparse.experiments.terminal import Console
 
 
@@ -29,7 +31,7 @@ class RunBar:
         self.last: EpochRecord | None = None
         self.epochs_a_round, self.rounds = run.schedule.whole_epochs, rounds_of(run)
         self.epochs = self.rounds * self.epochs_a_round
-        self.unit = "samples" if run.dataset.task else "images"
+        self.unit = "samples" if run.dataset.task or run.model in TEXT_MODELS else "images"
         subject = run.dataset.task or f"{run.model} on {run.dataset.data}"
         self.console.print(
             f"{subject}, {run.pruning.method}, sharpness {run.sharpness}: {setting}",
@@ -63,9 +65,8 @@ class RunBar:
 
 def _validation(record: EpochRecord) -> str:
     """Return the accuracy, or the first score, on the validation samples as text."""
-    if record.validation_scores:
-        name, value = next(iter(record.validation_scores.items()))
-        return f"validation {name} {value:.6g}  "
+    if record.validation_metric is not None and record.validation_score is not None:
+        return f"validation {scores_text({record.validation_metric: record.validation_score})}  "
     return "" if record.validation_accuracy is None else f"validation {record.validation_accuracy:.2f} %  "
 
 

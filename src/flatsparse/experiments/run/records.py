@@ -20,6 +20,7 @@ RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
     "task": NotRequired(str),
+    "signature": NotRequired(str),
     "better": NotRequired({"higher", "lower"}),
     **dict.fromkeys(("scores", "train_scores", "validation_scores"), NotRequired({str: float})),
     "steps_to": {str: SOME},
@@ -119,11 +120,13 @@ class RunResult(JsonRecord):
     Attributes:
         data_set, above_chance: None in results that are older than these.
         channels: the fraction of channels removed, of a method that removes some.
-        task, better, scores, train_scores, validation_scores: of a task of the user's, in place of accuracies; the first score
-            is the one compared.
+        task: a user's.
+        better, scores, train_scores, validation_scores: of a task that is no classification, in place of accuracies; the
+            first score is the one compared.
+        signature: how BLEU was counted, of a translation.
     """
 
-    absent = ("channels", "task", "better", "scores", "train_scores", "validation_scores")
+    absent = ("channels", "task", "better", "scores", "train_scores", "validation_scores", "signature")
 
     method: str
     sharpness: str
@@ -136,6 +139,7 @@ class RunResult(JsonRecord):
     scores: dict[str, float] | None = None
     train_scores: dict[str, float] | None = None
     validation_scores: dict[str, float] | None = None
+    signature: str | None = None
     seed: int
     test_accuracy: float | None
     test_loss: float | None
@@ -162,9 +166,19 @@ class RunResult(JsonRecord):
     images_per_second: float
 
     @property
+    def scored(self) -> bool:
+        """Return if it has scores by name, in place of accuracies."""
+        return self.train_scores is not None
+
+    @property
     def was_tested(self) -> bool:
         """Return if the run was tested; one that a choice is made by is not."""
         return self.test_loss is not None
+
+    @property
+    def unit(self) -> str:
+        """The word for samples: images, or samples of a task."""
+        return "samples" if self.scored else "images"
 
     @property
     def metric(self) -> str:
@@ -227,3 +241,13 @@ class EpochRecord(JsonRecord):
     dead_filters: float
     collapsed: dict[str, float]
     images_per_second: float = 0.0
+
+    @property
+    def validation_score(self) -> float | None:
+        """The first score of a task on the validation samples; None without one."""
+        return next(iter(self.validation_scores.values())) if self.validation_scores else None
+
+    @property
+    def validation_metric(self) -> str | None:
+        """Its name."""
+        return next(iter(self.validation_scores)) if self.validation_scores else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from flatsparse.common.errors import InputError, check_count, check_finite, check_fraction, check_sparsity, unknown
+from flatsparse.experiments.data.vocabulary import SPECIAL
 from flatsparse.experiments.run.config import (
     Optim,
     Perturbation,
@@ -21,13 +23,14 @@ from flatsparse.experiments.run.config import (
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.memory import as_bytes
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
-from flatsparse.experiments.tasks.networks import check_network
+from flatsparse.experiments.tasks.built_in import built_in
+from flatsparse.experiments.tasks.networks import TEXT_MODELS, check_network
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-MODELS_OF = {"digits": "digitnet"}  # by data set, where it is not the usual one
+MODELS_OF = {"digits": "digitnet", "imagenet": "resnet50"}  # by data set, where it is not the usual one
 MODEL = "resnet20"
 OWN = "own"  # the model of a task
 
@@ -59,14 +62,38 @@ def _resolve_model(run: RunConfig) -> str:
     """Return the name of a run's network."""
     dataset = run.dataset
     if dataset.task is None:
-        model = MODELS_OF.get(dataset.data, MODEL) if run.model is None else run.model
-        check_network(model)
-        return model
+        return _model_for(dataset, run.model)
     if run.model not in (None, OWN):
         raise InputError(f"--model {run.model} has no use beside --task, which has a model of its own: leave it out")
     if dataset.data != Dataset.data:
         raise InputError(f"--data {dataset.data} has no use beside --task, which has data of its own: leave it out")
     return OWN
+
+
+def _model_for(dataset: Dataset, named: str | None) -> str:
+    """Return the name of the network for a data set. Raises InputError for one that cannot read it."""
+    task = built_in(dataset.data)
+    if task is None:
+        model = MODELS_OF.get(dataset.data, MODEL) if named is None else named
+        check_network(model)
+        if model in TEXT_MODELS:
+            raise InputError(
+                f"--model {model} reads text, and '{dataset.data}' is images: give another --model or --data"
+            )
+        if dataset.vocabulary is not None:
+            raise InputError(f"--vocabulary is for text, and '{dataset.data}' is images: leave it out")
+        return model
+    if named is not None and named not in task.models:
+        check_network(named)
+        raise InputError(
+            f"--model {named} cannot read '{dataset.data}', which is {task.reads}: give {_either(task.models)}"
+        )
+    return task.model if named is None else named
+
+
+def _either(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
@@ -115,6 +142,11 @@ def _check_dataset(dataset: Dataset) -> None:
         check_count("--train-size", dataset.train_size)
     if dataset.validation_size is not None:
         check_count("--validation-size", dataset.validation_size, minimum=0)
+    if dataset.vocabulary is not None:
+        check_count("--vocabulary", dataset.vocabulary, minimum=len(SPECIAL) + 1)
+    for name in ("image_size", "resize"):
+        if getattr(dataset, name) is not None:
+            check_count(f"--{name.replace('_', '-')}", getattr(dataset, name))
     if dataset.workers is not None:
         check_count("--workers", dataset.workers, minimum=0)
 
@@ -125,6 +157,11 @@ def _check_optim(optim: Optim) -> None:
     check_finite("--weight-decay", optim.weight_decay)
     check_finite("--momentum", optim.momentum)
     check_fraction("--label-smoothing", optim.label_smoothing)
+    if optim.betas is not None:
+        if optim.optimizer != "adamw":
+            raise InputError(f"--betas are for --optimizer adamw, not {optim.optimizer}: leave them out")
+        if not all(0 <= beta < 1 for beta in optim.betas):
+            raise InputError(f"--betas {optim.betas[0]} {optim.betas[1]} are not in [0, 1): give e.g. 0.9 0.98")
     if optim.optimizer != "sgd" and (optim.nesterov or optim.momentum != Optim.momentum):
         raise InputError(f"--optimizer {optim.optimizer} has no --momentum or --nesterov: leave them out")
     if optim.nesterov and optim.momentum == 0:
@@ -136,7 +173,11 @@ def _check_schedule(schedule: Schedule) -> None:
     check_finite("--multiplier", schedule.multiplier, above=True)
     if schedule.whole_epochs < 1:
         raise InputError(f"--multiplier {schedule.multiplier} leaves no epoch of {schedule.epochs}: give more --epochs")
-    check_count("--warmup", schedule.warmup, minimum=0)
+    check_finite("--warmup", schedule.warmup)
+    if schedule.lr_schedule == "inverse-sqrt" and schedule.warmup == 0:
+        raise InputError(
+            "--lr-schedule inverse-sqrt falls from the end of a warm-up: give --warmup over 0, e.g. 0.5 epochs"
+        )
     if schedule.warmup >= schedule.epochs:
         raise InputError(
             f"--warmup {schedule.warmup} leaves none of {schedule.epochs} epochs at the full learning rate: give less"

@@ -20,6 +20,7 @@ from flatsparse.sparse.plan import Plan
 
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
 OTHERS = ("method", "sparsity", "drop_fraction", *FREE)
+YOUNGER = ("task", "vocabulary", "betas", "image_size", "resize")  # than some files, which were made as without them
 
 
 def is_shareable(plan: Plan) -> bool:
@@ -30,8 +31,7 @@ def is_shareable(plan: Plan) -> bool:
 
 def _settings(run: ResolvedRun) -> dict[str, Any]:
     settings = {name: value for name, value in as_json(run).items() if name not in OTHERS}
-    if run.dataset.task is None:
-        del settings["task"]  # younger than some files
+    settings = {name: value for name, value in settings.items() if value is not None or name not in YOUNGER}
     return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
 
 

@@ -34,6 +34,7 @@ class Classification(RunTask):
     blank: Tensor
     network: str
     label_smoothing: float = 0.0
+    scored: bool = False
 
     def loss(self, model: nn.Module, content: Inputs) -> Tensor:
         """Return the mean cross-entropy."""

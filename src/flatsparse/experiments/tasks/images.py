@@ -28,6 +28,7 @@ def image_task(
         splits=splits,
         fresh=functools.partial(network, model, data.classes, data.pool.shape[-1]),
         samples=f"images of {data.classes} classes",
+        loss_name="cross-entropy",
         notes=data.notes,
         augmented=data.augmented and chosen.augmentation,
         classes=data.classes,

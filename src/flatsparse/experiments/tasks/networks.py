@@ -11,8 +11,9 @@ from torch import nn
 
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.plugins import errors_of, function_of
-from flatsparse.models import MODELS
+from flatsparse.models import LANGUAGE_MODELS, MODELS, TRANSLATION_MODELS
 
+TEXT_MODELS = {**TRANSLATION_MODELS, **LANGUAGE_MODELS}
 LIBRARIES = ("timm", "torchvision")
 
 
@@ -38,7 +39,7 @@ def network(name: str, classes: int, channels: int) -> nn.Module:
 
 def check_network(name: str) -> None:
     """Raise InputError for a network that cannot be had; a user's file is run."""
-    if name not in MODELS:
+    if name not in MODELS and name not in TEXT_MODELS:
         _maker(name)
 
 
@@ -48,7 +49,7 @@ def _maker(name: str) -> Callable[..., Any]:
     if ".py:" in name:
         return function_of(name, "model")
     if library not in LIBRARIES or not inner:
-        raise unknown("model", name, [*MODELS, *(f"{library}:NAME" for library in LIBRARIES)])
+        raise unknown("model", name, [*MODELS, *TEXT_MODELS, *(f"{library}:NAME" for library in LIBRARIES)])
     try:
         return _of_timm(inner) if library == "timm" else _of_torchvision(inner)
     except InputError:

@@ -46,9 +46,11 @@ class RunTask(ABC):
         splits: on the device of the run.
         fresh: returns a new network, on the CPU.
         samples: what the samples are, such as "images of 10 classes".
+        loss_name: the loss in words.
         better: the better direction of the first score.
         notes: remarks on the data for the user, a sentence each.
         augmented: training batches are of augmented samples.
+        scored: a run's files have the scores by name; of classification they have its accuracy.
     """
 
     name: str
@@ -56,9 +58,11 @@ class RunTask(ABC):
     splits: Splits
     fresh: Callable[[], nn.Module]
     samples: str = "samples"
+    loss_name: str = "loss"
     better: Literal["higher", "lower"] = "higher"
     notes: tuple[str, ...] = ()
     augmented: bool = False
+    scored: bool = True
 
     @abstractmethod
     def loss(self, model: nn.Module, content: Any) -> Tensor:
@@ -123,6 +127,11 @@ class RunTask(ABC):
         """Yield the terms of the mean loss over some batches that have ``count`` samples in all."""
         for batch in batches:
             yield self.summed(model, batch) / count
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Files that a run's folder gets at its end, by name: what the network is of no use without."""
+        return {}
 
     def to(self: SomeTask, device: torch.device) -> SomeTask:
         """Return the task with its batches on a device."""
