@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from flatsparse.common.errors import InputError, check_finite
+from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
 from flatsparse.experiments.recipes.recipe import Recipe
 from flatsparse.experiments.report.rehearsal_text import print_rehearsal
@@ -60,12 +60,13 @@ class Reproduce:
         """Rehearse recipes and print what came of it. Raises InputError when a run does not run."""
         choice = self.choice
         chosen = Rehearsal(
-            choice.scale,
+            scale=choice.scale,
             only=choice.only,
             controls=choice.controls,
             data_dir=choice.data_dir,
             device=choice.device,
-            gpu_tflops=check_finite("--gpu-tflops", choice.gpu_tflops, above=True),
+            jobs=choice.jobs,
+            gpu_tflops=choice.gpu_tflops,
         )
         record = rehearse(recipes, chosen, console)
         paper = Console(file=io.StringIO(), width=140)

@@ -147,9 +147,8 @@ def estimate_of(
     Args:
         forward, samples: see ``cost_of``.
     """
-    steps = check_count("steps", steps)
     chosen = as_method(method, options)
-    plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
+    plan = chosen.plan(sparsity_for(chosen, sparsity), check_count("steps", steps))
     counted = cost_of(model, forward, samples, elementwise=elementwise)
     return estimate_plan(model, counted, plan, steps, passes, include=include, exclude=exclude, layers=layers)
 

@@ -59,10 +59,10 @@ def _numbers(run: Record) -> tuple[str, ...]:
 
 def _sentences(record: Record) -> list[str]:
     runs = record["runs"].values()
-    batch = record["batch_size"]
+    batch = record["samples"]
     sentences = [
         f"each of {len(runs)} runs took {record['steps']} of its own steps on the {record['device']}, on made-up data of the real"
-        f" shapes, with batches of {batch} and masks that change every 2 steps",
+        f" shapes, with {batch} samples in each and masks that change every 2 steps",
         "masks: weights that left or joined them in these steps; GB: at the run's own batch, without workspaces of operations;"
         " inference: FLOPs a sample and their share of dense; training: FLOPs of the whole run and their share of one dense"
         " training of ordinary length",

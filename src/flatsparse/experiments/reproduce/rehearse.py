@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, check_count, check_finite
+from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import write_json
-from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.store import key
+from flatsparse.experiments.grid.workers import default_jobs, local_executor
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
-from flatsparse.experiments.reproduce.made_up import made_up, training_samples
+from flatsparse.experiments.reproduce.rehearsal_job import UTILIZATION, Record, RehearsalJob
 from flatsparse.experiments.reproduce.select import matches, selected, with_controls
-from flatsparse.experiments.reproduce.steps import STEPS, Steps, changes_masks, take_steps
+from flatsparse.experiments.reproduce.steps import STEPS
 from flatsparse.experiments.run.config import ResolvedRun, change
-from flatsparse.experiments.run.method import rounds_of, with_method_options
+from flatsparse.experiments.run.method import rounds_of
 from flatsparse.experiments.run.resolve import resolve
+from flatsparse.experiments.tasks.make import check_data
 from flatsparse.experiments.terminal import Console
-from flatsparse.measure.estimate import Estimate, estimate_plan
-from flatsparse.methods import named
 
-BATCH_SIZE = 2  # samples of a step: as few as batch norm takes of any net
+SAMPLES = 2  # of a step: as few as batch norm takes in any net
 GPU_TFLOPS = 38.7  # peak in float32 of an RTX A6000, of which the paper used four
-UTILIZATION = 0.5  # the share of the peak that training reaches: an assumption
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rehearsal:
     """The part of recipes to rehearse, and how.
 
     Attributes:
-        only, controls, data_dir, device: as of ``reproduce``.
+        scale, only, controls, data_dir, device, jobs: as of ``reproduce``.
         gpu_tflops: the peak of a GPU, in 10¹² operations a second.
-        batch_size: samples of a step.
+        samples: in a step.
     """
 
     scale: Scale
@@ -48,55 +46,37 @@ class Rehearsal:
     controls: bool = False
     data_dir: Path | None = None
     device: str = "auto"
+    jobs: int | None = None
     gpu_tflops: float = GPU_TFLOPS
-    batch_size: int = BATCH_SIZE
+    samples: int = SAMPLES
 
 
-def rehearse(recipes: Sequence[Recipe], chosen: Rehearsal, console: Console) -> dict[str, Any]:
+def rehearse(recipes: Sequence[Recipe], chosen: Rehearsal, console: Console) -> Record:
     """Rehearse the cells of some recipes, equal runs once, and return the record.
 
-    Raises: InputError when no cell is chosen.
+    Raises: InputError when no cell is chosen, and for one that cannot be.
     """
+    check_finite("--gpu-tflops", chosen.gpu_tflops, above=True)
     tables = {recipe.name: _cells(recipe, chosen) for recipe in recipes}
     if chosen.only is not None and not any(tables.values()):
         for recipe in recipes:  # which tells the near ones
             selected(recipe.cells(chosen.scale), chosen.only)
-    runs: dict[str, ResolvedRun] = {}
-    places = {name: [(cell, _add(runs, cell)) for cell in cells] for name, cells in tables.items()}
-    work = _Work(chosen)
-    rehearsed = {}
-    with Progress(console, "rehearsing", len(runs)) as progress:
-        for name, run in runs.items():
-            progress.update(title=f"rehearsing {run.dataset.title}, {run.model}, {run.pruning.method}")
-            rehearsed[name] = work.rehearsed(run)
-            progress.advance()
+    runs = {key(cell.run): resolve(cell.run) for cells in tables.values() for cell in cells}
+    rehearsed = _rehearsed(runs, chosen, console)
+    missing = {run.dataset.title: _missing(run, chosen) for run in runs.values()}
     return {
-        "scale": chosen.scale,
-        "only": chosen.only,
-        "device": next((run.runtime.device for run in runs.values()), chosen.device),
-        "batch_size": chosen.batch_size,
-        "steps": STEPS,
-        "gpu_tflops": chosen.gpu_tflops,
+        **{name: getattr(chosen, name) for name in ("scale", "only", "samples", "gpu_tflops")},
         "utilization": UTILIZATION,
+        "steps": STEPS,
+        "device": next((run.runtime.device for run in runs.values()), chosen.device),
         "tables": [
-            {
-                "name": recipe.name,
-                "title": recipe.title,
-                "cells": [
-                    {
-                        "row": cell.row,
-                        "column": cell.column,
-                        "sharpness": cell.run.sharpness,
-                        "control": cell.control,
-                        "run": run,
-                        "needs": cell.needs,
-                    }
-                    for cell, run in places[recipe.name]
-                ],
-            }
+            {"name": recipe.name, "title": recipe.title, "cells": [_of_cell(cell) for cell in tables[recipe.name]]}
             for recipe in recipes
         ],
-        "runs": rehearsed,
+        "runs": {
+            name: {**_of_run(run), "missing": missing[run.dataset.title], **rehearsed[name]}
+            for name, run in runs.items()
+        },
     }
 
 
@@ -107,7 +87,7 @@ def write_rehearsal(record: Mapping[str, Any], text: str, out: Path) -> Path:
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
     write_json(out / "rehearsal.json", record)
-    (out / "rehearsal.txt").write_text(text, encoding="utf-8")
+    write_atomic(out / "rehearsal.txt", text.encode())
     return out / "rehearsal.json"
 
 
@@ -120,115 +100,59 @@ def _cells(recipe: Recipe, chosen: Rehearsal) -> list[Cell]:
     ]
 
 
-def _add(runs: dict[str, ResolvedRun], cell: Cell) -> str:
-    name = key(cell.run)
-    runs.setdefault(name, resolve(cell.run))
-    return name
+def _rehearsed(runs: Mapping[str, ResolvedRun], chosen: Rehearsal, console: Console) -> dict[str, Record]:
+    alike: dict[Hashable, dict[str, ResolvedRun]] = {}
+    for name, run in runs.items():
+        alike.setdefault((run.dataset, run.model, run.pruning, run.schedule, run.optim), {})[name] = run
+    jobs = [RehearsalJob(group, chosen.samples, chosen.gpu_tflops) for group in alike.values()]
+    at_once = default_jobs(next(iter(runs.values())).runtime.device) if runs else 1
+    if chosen.jobs is not None:
+        at_once = check_count("--jobs", chosen.jobs)
+    records: dict[str, Record] = {}
+    with (
+        Progress(console, "rehearsing", len(runs)) as progress,
+        local_executor(max(1, min(at_once, len(jobs)))) as executor,
+    ):
+        for _, found in executor.map(jobs):
+            records |= found
+            progress.advance(len(found))
+    return records
 
 
-class _Work:
-    """The rehearsal of runs, with what several of them share."""
-
-    def __init__(self, chosen: Rehearsal) -> None:
-        self.chosen = chosen
-        self._estimates: dict[Any, Estimate] = {}
-        self._missing: dict[str, str | None] = {}
-
-    def rehearsed(self, run: ResolvedRun) -> dict[str, Any]:
-        """Return what is known of a run, and why it does not run where it does not."""
-        record = {
-            "data": run.dataset.title,
-            "model": run.model,
-            "method": run.pruning.method,
-            "sharpness": run.sharpness,
-            "rho": run.rho if run.sharpness != "none" else 0.0,
-            "batch_size": run.optim.batch_size,
-            "epochs": run.schedule.whole_epochs * rounds_of(run),
-            "missing": self._lacking(run),
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are of the few made-up samples
-            try:
-                samples = training_samples(run)
-            except InputError as problem:
-                return {**record, "runs": None, "why": str(problem)}
-            try:
-                steps = take_steps(run, self.chosen.batch_size)
-                reason = fault(run, steps)
-                estimate = self._estimate(run, steps, samples)
-            except Exception as problem:
-                first = next(iter(str(problem).splitlines()), "")
-                return {**record, "runs": False, "why": f"{type(problem).__name__}: {first}"}
-        return {**record, "runs": reason is None, "why": reason, **self._numbers(run, samples, steps, estimate)}
-
-    def _numbers(self, run: ResolvedRun, samples: int, steps: Steps, estimate: Estimate) -> dict[str, Any]:
-        trained = samples * run.schedule.whole_epochs * rounds_of(run)
-        once = 3 * estimate.inference_dense * samples * run.schedule.epochs
-        products = 3 * estimate.inference_dense * run.passes * trained  # masked weights are multiplied too
-        memory = dataclasses.asdict(steps.memory)
-        return {
-            "samples": samples,
-            "steps": {
-                name: getattr(steps, name) for name in ("losses", "radii", "updates", "moved", "seconds", "batch_size")
-            },
-            "parameters": steps.parameters,
-            "memory": {**memory, "total": steps.memory.at(run.optim.batch_size)},
-            "flops": {
-                "inference": estimate.inference,
-                "inference_share": estimate.inference_ratio,
-                "train_sample": estimate.step,
-                "train": estimate.step * trained,
-                "train_share": estimate.step * trained / once,
-            },
-            "gpu_hours": products / (self.chosen.gpu_tflops * 1e12 * UTILIZATION) / 3600,
-        }
-
-    def _estimate(self, run: ResolvedRun, steps: Steps, samples: int) -> Estimate:
-        per_epoch = -(-samples // run.optim.batch_size)
-        about = (run.dataset.title, run.model, run.pruning, run.schedule, per_epoch, run.passes)
-        if about not in self._estimates:
-            task = made_up(run, 1)
-            with torch.device("meta"):
-                model = task.fresh()
-            pruning, number = run.pruning, run.schedule.whole_epochs * per_epoch
-            _, options = with_method_options(run, run.schedule.epochs * per_epoch)
-            plan = named(pruning.method, options).plan(pruning.sparsity, number)
-            self._estimates[about] = estimate_plan(
-                model,
-                steps.cost,
-                plan,
-                number,
-                run.passes,
-                include=pruning.include,
-                exclude=pruning.exclude,
-                layers=pruning.layers,
-            )
-        return self._estimates[about]
-
-    def _lacking(self, run: ResolvedRun) -> list[str]:
-        """Return what a run needs that is not here: its data, a GPU."""
-        data = run.dataset.title
-        if data not in self._missing:
-            with _offline():
-                try:
-                    load(data, self.chosen.data_dir)
-                    self._missing[data] = None
-                except InputError as problem:
-                    self._missing[data] = str(problem)
-        lacking = self._missing[data]
-        gpu = [] if torch.cuda.is_available() else ["a GPU"]
-        return ([] if lacking is None else [f"data: {lacking}"]) + gpu
+def _of_cell(cell: Cell) -> Record:
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "sharpness": cell.run.sharpness,
+        "control": cell.control,
+        "needs": cell.needs,
+        "run": key(cell.run),
+    }
 
 
-def fault(run: ResolvedRun, steps: Steps) -> str | None:
-    """Return what the steps of a run did not do that a run of its kind does; None where they did all."""
-    if not steps.finite:
-        return f"the loss became {next(x for x in steps.losses if x - x != 0)} within {STEPS} steps"
-    if changes_masks(run) and not steps.moved:
-        return f"no mask changed within {STEPS} steps"
-    if run.sharpness != "none" and run.rho > 0 and not any(steps.radii):
-        return f"no weight was perturbed within {STEPS} steps"
-    return None
+def _of_run(run: ResolvedRun) -> Record:
+    return {
+        "data": run.dataset.title,
+        "model": run.model,
+        "method": run.pruning.method,
+        "sharpness": run.sharpness,
+        "rho": run.rho if run.sharpness != "none" else 0.0,
+        "batch_size": run.optim.batch_size,
+        "epochs": run.schedule.whole_epochs * rounds_of(run),
+    }
+
+
+def _missing(run: ResolvedRun, chosen: Rehearsal) -> list[str]:
+    """Return what a run needs that is not here: its data, a GPU."""
+    missing = [] if torch.cuda.is_available() else ["a GPU"]
+    if run.dataset.task is not None:
+        return missing
+    with _offline():
+        try:
+            check_data(run.dataset.data, chosen.data_dir)
+        except InputError as problem:
+            return [f"data: {problem}", *missing]
+    return missing
 
 
 @contextlib.contextmanager
@@ -237,7 +161,7 @@ def _offline() -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    switches = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    switches = [(module, "HF_HUB_OFFLINE") for module in (datasets.config, huggingface_hub.constants)]
     before = [getattr(module, name) for module, name in switches]
     try:
         for module, name in switches:

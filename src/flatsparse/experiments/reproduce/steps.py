@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.experiments.bench.memory import LiveBytes
-from flatsparse.experiments.reproduce.made_up import made_up
+from flatsparse.experiments.reproduce.made_up import made_up, shapes_of
 from flatsparse.experiments.run.build import Parts, build
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.epoch import take_step
@@ -49,10 +49,10 @@ class Memory:
     masks: int
     sample: float
 
-    def at(self, batch_size: int) -> float:
-        """Return the memory with a batch of this size."""
+    def at(self, samples: float) -> float:
+        """Return the memory with so many samples in a batch."""
         fixed = self.weights + self.gradients + self.optimizer + self.perturbed + self.masks
-        return fixed + self.sample * batch_size
+        return fixed + self.sample * samples
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Steps:
     """The steps of a run that were taken.
 
     Attributes:
+        samples: in each.
         losses: of each step.
         radii: the norm of the perturbation of each step's gradient; 0 where it is not perturbed.
         updates: changes of the masks.
@@ -67,7 +68,7 @@ class Steps:
         seconds: of the last step.
     """
 
-    batch_size: int
+    samples: int
     losses: tuple[float, ...]
     radii: tuple[float, ...]
     updates: int
@@ -77,13 +78,8 @@ class Steps:
     memory: Memory
     cost: Cost
 
-    @property
-    def finite(self) -> bool:
-        """True if every loss is finite."""
-        return all(math.isfinite(loss) for loss in self.losses)
 
-
-def take_steps(run: ResolvedRun, batch_size: int) -> Steps:
+def take_steps(run: ResolvedRun, samples: int) -> Steps:
     """Take three steps of a run by the engine's own step, with masks that change among them if its method changes any.
 
     All is as in the run but for the data, the batch, and the period of the masks: 2 steps. Between rounds of a method in
@@ -91,10 +87,10 @@ def take_steps(run: ResolvedRun, batch_size: int) -> Steps:
 
     Args:
         run: whose model, method, optimizer and sharpness are used.
-        batch_size: of the steps.
+        samples: in each step.
     """
-    short = _short(run, batch_size)
-    parts = build(short, task=made_up(short, STEPS * batch_size))
+    batch_size = samples * shapes_of(run).unit
+    parts = build(_short(run, batch_size), task=made_up(run, STEPS * samples))
     watch = _Watch(parts)
     losses, seconds, updates, moved = [], 0.0, 0, 0
     parts.net.train()
@@ -113,14 +109,14 @@ def take_steps(run: ResolvedRun, batch_size: int) -> Steps:
             changed = sum(int((mask != before[name]).sum()) for name, mask in parts.training.masks.items())
             updates, moved = updates + bool(changed), moved + changed
     return Steps(
-        batch_size=batch_size,
+        samples=samples,
         losses=tuple(losses),
         radii=tuple(watch.radii),
         updates=updates,
         moved=moved,
         parameters=sum(p.numel() for p in parts.model.parameters()),
         seconds=seconds,
-        memory=watch.memory(batch_size),
+        memory=watch.memory(samples),
         cost=parts.cost,
     )
 
@@ -187,7 +183,7 @@ class _Watch:
             self._saved.peak = max(self._saved.peak, self._saved.now)
         return tensor.detach()  # and not the tensor itself, which may hold the graph that holds it
 
-    def memory(self, batch_size: int) -> Memory:
+    def memory(self, samples: int) -> Memory:
         """Return the memory that training takes."""
         model, optimizer = self.parts.model, self.parts.optimizer
         parameters = sum(p.nbytes for p in model.parameters())
@@ -206,5 +202,5 @@ class _Watch:
             optimizer=sum(state),
             perturbed=self.copied,
             masks=sum(kept),
-            sample=self._saved.peak / batch_size,
+            sample=self._saved.peak / samples,
         )
