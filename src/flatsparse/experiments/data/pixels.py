@@ -95,8 +95,13 @@ class Decoded:
     @property
     def pixels(self) -> np.ndarray:
         """The image as uint8 (H, W, 1 or 3)."""
-        pixels = np.asarray(self.image)
-        return pixels[..., None] if self.image.mode == "L" else pixels
+        return as_pixels(self.image)
+
+
+def as_pixels(image: Image.Image) -> np.ndarray:
+    """Return an image of mode L or RGB as uint8 (H, W, 1 or 3)."""
+    pixels = np.asarray(image)
+    return pixels[..., None] if image.mode == "L" else pixels
 
 
 def decoded(content: bytes, file: str) -> Decoded:

@@ -15,7 +15,6 @@ from torch import Tensor
 from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
 from flatsparse.experiments.data.loading import read_batches
-from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import at_once
 from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
 from flatsparse.experiments.data.splits import divided
@@ -159,8 +158,7 @@ class _Views:
     path: tuple[int, int] | None
 
     def __getitem__(self, row: int) -> np.ndarray:
-        file, content = self.stored.content(row)
-        image = decoded(content, file).image
+        image = self.stored.image(row)
         if self.path is None:
             return evaluation_view(image, self.view)
         return training_view(image, self.view, *self.path, row)
