@@ -44,6 +44,7 @@ EXPERIMENTS = [
     "data",
     "tasks",
     "run",
+    "robustness_table",
     "robustness",
     "grid",
     "bench",

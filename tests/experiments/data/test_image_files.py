@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.file_sets import memory_needed, read_image_files
+from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, _row_group, file_list
 from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.splits import divided
@@ -127,6 +128,23 @@ def test_a_flat_validation_part_beside_a_class_an_image(tmp_path):
     assert shown_as_labelled(read_image_files(place).test, sorted(CLASSES))
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_flat_validation_part_beside_a_list_of_names(tmp_path, numbers):
+    place, _ = imagenet(tmp_path)
+    known = CLASSES if numbers else sorted(CLASSES)
+    labels = [known.index(sorted(CLASSES)[shown]) if numbers else known[shown] for shown in SHOWN]
+    lines = [f"{name}.JPEG {label}" for name, label in zip(NAMES, labels, strict=True)]
+    (place / "val.txt").write_text("\n".join(reversed(lines)))
+    (place / "synsets.txt").write_text("\n".join(CLASSES))
+    found = read_image_files(place)
+    assert found.test.labels.tolist() == SHOWN
+    assert shown_as_labelled(found.test, sorted(CLASSES))
+    if numbers:
+        (place / "synsets.txt").write_text("n02\nn01")
+        with pytest.raises(InputError, match="has the number 2: wanted 0 to 1"):
+            read_image_files(place)
+
+
 @pytest.mark.parametrize("kit", ["", "ILSVRC2012_devkit_t12/data"])
 @pytest.mark.parametrize("listed", ["meta.mat", "synsets.txt", "LOC_synset_mapping.txt"])
 def test_numbers_of_the_development_kit_are_in_its_own_order(tmp_path, kit, listed):
@@ -148,7 +166,7 @@ def test_numbers_without_their_order_are_refused(tmp_path):
         read_image_files(place)
     alphabetical = "\n".join(f"n{number:04}" for number in range(1000))
     (place / "LOC_synset_mapping.txt").write_text(alphabetical)
-    with pytest.raises(InputError, match=r"alphabetical order, and the numbers.*are not"):
+    with pytest.raises(InputError, match=r"numbers that are not of an alphabetical list.*meta\.mat"):
         read_image_files(place)
     write_meta(place / "meta.mat")
     assert read_image_files(place).test.labels.tolist() == SHOWN
@@ -164,6 +182,9 @@ def test_numbers_without_their_order_are_refused(tmp_path):
             "ImageId,PredictionString\nILSVRC2012_val_00000001",
             "wanted ImageId,PredictionString",
         ),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG n01", "5 of the 6 images"),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG", "wanted the name of an image and its class"),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG 3", "no list says which"),
         ("imagenet_2012_validation_synset_labels.txt", "n01\nn02", "has 2 lines, and .* 6 images"),
         ("imagenet_2012_validation_synset_labels.txt", "n01\n" * 5 + "n77", r"'n77' \(1 images\)"),
         ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 5 + "4", "the line '4': wanted numbers from 1 to 3"),
@@ -253,11 +274,48 @@ def test_a_folder_without_a_part_is_refused(tmp_path, missing):
         read_image_files(tmp_path / "pets")
 
 
-def test_arrays_are_refused(tmp_path):
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_read_as_the_same_images_in_files_are(tmp_path, write, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 8, channels), np.uint8)
+    labels = np.array([0, 0, 0, 1, 1, 1])
     for part in ("train", "test"):
-        np.savez(tmp_path / f"{part}.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=[0, 1])
-    with pytest.raises(InputError, match=r"train\.npz' holds arrays"):
-        read_image_files(tmp_path)
+        (tmp_path / "files" / part / "1").mkdir(parents=True)
+        (tmp_path / "files" / part / "0").mkdir()
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        write(tmp_path / "arrays" / f"{part}.npz", labels=labels, images=pixels)
+        for row, label in enumerate(labels):
+            image = Image.fromarray(pixels[row].squeeze())
+            image.save(tmp_path / "files" / part / str(label) / f"{row}.png")
+    arrays, files = (read_image_files(tmp_path / kind) for kind in ("arrays", "files"))
+    assert isinstance(arrays.pool.stored, ArrayRows)
+    for row in range(6):
+        assert arrays.pool.stored.image(row).mode == files.pool.stored.image(row).mode
+        assert np.array_equal(arrays.pool.stored.image(row), files.pool.stored.image(row))
+    assert (arrays.classes, arrays.pool.labels.tolist()) == (2, labels.tolist())
+    assert memory_needed(arrays) == memory_needed(files) == 2 * pixels.size
+    other = read_image_files(tmp_path / "arrays").fingerprint
+    assert other == arrays.fingerprint
+    pixels[5, 0, 0, 0] ^= 1
+    write(tmp_path / "arrays" / "train.npz", labels=labels, images=pixels)
+    assert read_image_files(tmp_path / "arrays").fingerprint != other
+
+
+def test_arrays_that_are_not_compressed_are_mapped(tmp_path):
+    images, labels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3), np.array([0, 1])
+    for order, name in (("C", "rows.npz"), ("F", "columns.npz")):
+        np.savez(tmp_path / name, labels=labels, images=np.asarray(images, order=order))
+        found = read_arrays(tmp_path / name, mapped=True)[0]
+        assert isinstance(found, np.memmap)
+        assert np.array_equal(found, images)
+    np.savez_compressed(tmp_path / "small.npz", labels=labels, images=images)
+    assert not isinstance(read_arrays(tmp_path / "small.npz", mapped=True)[0], np.memmap)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "rows.npz").read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"cut\.npz' cannot be read"):
+        read_arrays(tmp_path / "cut.npz", mapped=True)
+    np.savez(tmp_path / "floats.npz", labels=labels, images=images / 255)
+    with pytest.raises(InputError, match=r"floats\.npz' are float64"):
+        read_arrays(tmp_path / "floats.npz", mapped=True)
 
 
 def test_files_come_in_the_order_of_their_names_on_any_machine(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.arrays import ArraySplit
 from flatsparse.experiments.data.file_sets import read_image_files
+from flatsparse.experiments.data.image_files import ImageFiles, file_list
 from flatsparse.experiments.data.samples import Samples
 from flatsparse.experiments.data.streamed import MEAN, STD, StreamedSplit, streamed_splits
 from flatsparse.experiments.data.views import View, evaluation_view, training_view
@@ -127,7 +128,7 @@ def test_without_a_seed_the_order_is_the_data_s_own_and_the_middle_is_shown(data
     first = torch.cat([part[0] for part in contents(split.first(5).batches(2))])
     assert first.equal(found[0][0][:5])
     with Image.open(data.pool.stored.path(0)) as image:
-        plain = torch.from_numpy(evaluation_view(image.convert("RGB"), View(16))).float() / 255
+        plain = torch.tensor(evaluation_view(image.convert("RGB"), View(16))).float() / 255
     assert torch.allclose(first[0].permute(1, 2, 0), (plain - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
 
 
@@ -146,7 +147,7 @@ def test_crops_are_those_of_the_row_in_the_files(data):
     split = split_of(data).subset(torch.tensor([14]))  # RGB in a PNG file
     (images, _), *_ = next(split.batches(1, seed=4, epoch=3, augment=True))
     with Image.open(data.pool.stored.path(14)) as image:
-        plain = torch.from_numpy(training_view(image.convert("RGB"), View(16), 4, 3, 14)).float() / 255
+        plain = torch.tensor(training_view(image.convert("RGB"), View(16), 4, 3, 14)).float() / 255
     assert torch.allclose(images[0].permute(1, 2, 0), (plain - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
 
 
@@ -213,8 +214,16 @@ def test_splits_are_views_of_one_index(data):
     assert splits.train.files.stored is splits.validation.files.stored
     assert [part.name for part in (splits.train, splits.test)] == [f"{data.name} (train)", f"{data.name} (test)"]
     assert splits.to(torch.device("cpu")).train.workers == 2
-    assert splits.train.at_once(1000) == 1000
+    assert splits.train.at_once(1000) == len(splits.train)
+    assert splits.train.measured() is splits.train
     assert dataclasses.replace(splits.train, view=View(224)).at_once(1000) == 81
+
+
+def test_of_more_than_50_000_images_the_first_are_measured():
+    files = ImageFiles(file_list("train", map(str, range(50_001))), torch.arange(50_001))
+    split = StreamedSplit(files.subset(torch.arange(50_000, -1, -1)), "many", View(8))
+    assert split.measured().labels.equal(torch.arange(50_000, 0, -1))
+    assert [split.smallest(size) for size in (1, 1000, 60_000)] == [1, 1, 50_001]
 
 
 def test_what_a_run_draws_is_not_touched(data):

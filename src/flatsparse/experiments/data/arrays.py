@@ -30,6 +30,11 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 (N)."""
+        return self.samples.labels
+
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self.samples) // size)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read
 from flatsparse.experiments.data.pixels import suffixes
 
 LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}  # put there by file managers and archives
@@ -88,11 +87,15 @@ def class_folders(folder: Path, *, training: bool, others: list[str]) -> Iterato
         yield found
 
 
-def file_content(file: Path) -> bytes:
+def file_content(file: Path | str) -> bytes:
     """Return what a file holds. Raises InputError when it cannot be read."""
     if not os.path.isfile(file):
         raise InputError(f"{file} is not a file (a link that leads nowhere?): replace it or take it out")
-    return read(file)
+    try:
+        with open(file, "rb") as stream:
+            return stream.read()
+    except OSError as problem:
+        raise InputError(f"cannot read '{file}' ({problem.strerror})") from None
 
 
 def _class_folder(label: str, folder: Path) -> ClassFolder:

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
 from flatsparse.experiments.data.loading import read_batches
-from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.data.split import Batch, Splits, epoch_order
+from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
 from flatsparse.experiments.data.splits import divided
 from flatsparse.experiments.data.views import View, evaluation_view, training_view
 
@@ -25,6 +24,7 @@ MEAN, STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of ImageNet's training images, as its nets are published with
+MEASURED = 50_000  # as many as CIFAR has to train on
 FEW = 256  # images that starting workers does not pay for
 
 
@@ -62,9 +62,18 @@ class StreamedSplit:
         """The shape of one view: height, width and channels."""
         return torch.Size((self.view.size, self.view.size, 3))
 
+    @property
+    def blank(self) -> Tensor:
+        """One view of zeros, in the form that batches have."""
+        return torch.zeros(1, 3, self.view.size, self.view.size)
+
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self) // size)
+
+    def smallest(self, size: int) -> int:
+        """Return the number of images in the smallest batch: the last."""
+        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> StreamedSplit:
         """Return the first images, or all where there are not as many."""
@@ -74,9 +83,13 @@ class StreamedSplit:
         """Return the images at some indices."""
         return dataclasses.replace(self, files=self.files.subset(index))
 
+    def measured(self) -> StreamedSplit:
+        """Return the first 50,000 images, or all where there are not as many."""
+        return self if len(self) <= MEASURED else self.first(MEASURED)
+
     def at_once(self, most: int) -> int:
         """Return how many images to compute at once where no step depends on it."""
-        return at_once(self, most)
+        return min(at_once(self, most), len(self))
 
     def to(self, device: torch.device) -> StreamedSplit:
         """Return the split with its batches on a device."""
@@ -144,12 +157,11 @@ class _Views:
     view: View
     path: tuple[int, int] | None
 
-    def __getitem__(self, row: int) -> Tensor:
-        file, content = self.stored.content(row)
-        image = decoded(content, file).image
+    def __getitem__(self, row: int) -> np.ndarray:
+        image = self.stored.image(row)
         if self.path is None:
-            return torch.from_numpy(evaluation_view(image, self.view))
-        return torch.from_numpy(training_view(image, self.view, *self.path, row))
+            return evaluation_view(image, self.view)
+        return training_view(image, self.view, *self.path, row)
 
 
 class _Rows(Sequence[list[int]]):
@@ -165,6 +177,6 @@ class _Rows(Sequence[list[int]]):
         return self.files.stored_rows(self.order[number][self.shard]).tolist()
 
 
-def _stacked(size: int, views: list[Tensor]) -> Tensor:
-    """Return views as uint8 (N, size, size, 3): in a worker, in memory that the process shares with it."""
-    return default_collate(views) if views else torch.empty(0, size, size, 3, dtype=torch.uint8)
+def _stacked(size: int, views: list[np.ndarray]) -> Tensor:
+    """Return views as one tensor, uint8 (N, size, size, 3)."""
+    return torch.from_numpy(np.stack(views)) if views else torch.empty(0, size, size, 3, dtype=torch.uint8)

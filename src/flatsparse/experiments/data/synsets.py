@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flatsparse.common.errors import InputError
@@ -14,6 +14,7 @@ from flatsparse.experiments.data.parts import listed
 from flatsparse.experiments.data.pixels import brief
 
 SOLUTION = "LOC_val_solution.csv"  # of the competition on Kaggle: ImageId, PredictionString
+NAMES = "val.txt"  # the name of an image and its class a line, or the class's number from 0 in a list
 PER_IMAGE = "imagenet_2012_validation_synset_labels.txt"  # a class an image, in the order of the images' names
 NUMBERS = "ILSVRC2012_validation_ground_truth.txt"  # the development kit's: a number an image, in that order
 META = "meta.mat"  # the development kit's list of classes
@@ -25,8 +26,9 @@ DEVKIT_CLASSES = 1000
 def flat_labels(folder: Path, images: Sequence[str], within: Path) -> list[str]:
     """Return the class of each image of a folder without class folders, as a list beside it or in a folder above says.
 
-    The list is, in this order, ``LOC_val_solution.csv``; ``imagenet_2012_validation_synset_labels.txt``; or the development
-    kit's ``ILSVRC2012_validation_ground_truth.txt`` with its ``meta.mat``, or with a list of classes in the same order.
+    The list is, in this order, ``LOC_val_solution.csv``; ``val.txt`` with a name and a class a line, or with a number from 0 in
+    ``synsets.txt``; ``imagenet_2012_validation_synset_labels.txt``; or the development kit's
+    ``ILSVRC2012_validation_ground_truth.txt`` with its ``meta.mat``, or with a list of classes in the same order.
 
     Args:
         folder: of the images.
@@ -37,13 +39,15 @@ def flat_labels(folder: Path, images: Sequence[str], within: Path) -> list[str]:
     """
     if file := _found(folder, within, [SOLUTION]):
         return _of_solution(file, images, folder)
+    if file := _found(folder, within, [NAMES]):
+        return _of_names(file, images, folder, within)
     if file := _found(folder, within, [PER_IMAGE]):
         return [composed(line) for line in _one_an_image(file, images, folder)]
     if file := _found(folder, within, [NUMBERS]):
         return _of_numbers(file, images, folder, within)
     raise InputError(
-        f"'{folder}' holds images without classes: put {SOLUTION}, {PER_IMAGE} or {NUMBERS} with {META} beside it, or its"
-        f" images into '{folder}/CLASS/'"
+        f"'{folder}' holds images without classes: put {SOLUTION}, {NAMES}, {PER_IMAGE} or {NUMBERS} with {META} beside it,"
+        f" or its images into '{folder}/CLASS/'"
     )
 
 
@@ -79,6 +83,25 @@ def _of_solution(file: Path, images: Sequence[str], folder: Path) -> list[str]:
         if len(line) < 2 or not line[1].split():
             raise InputError(f"'{file}' has the line {','.join(line)[:80]!r}: wanted ImageId,PredictionString")
         classes[line[0]] = composed(line[1].split()[0])
+    return _of_each(file, classes, images, folder)
+
+
+def _of_names(file: Path, images: Sequence[str], folder: Path, within: Path) -> list[str]:
+    classes: dict[str, str] = {}
+    for line in _lines(file):
+        if len(words := line.split()) != 2:
+            raise InputError(f"'{file}' has the line {line[:80]!r}: wanted the name of an image and its class")
+        classes[os.path.splitext(words[0])[0]] = composed(words[1])
+    if all(label.isdecimal() for label in classes.values()):
+        known = _listed_classes(file, folder, within)
+        if wrong := [label for label in classes.values() if int(label) >= len(known)]:
+            raise InputError(f"'{file}' has the number {wrong[0]}: wanted 0 to {len(known) - 1}")
+        classes = {name: known[int(label)] for name, label in classes.items()}
+    return _of_each(file, classes, images, folder)
+
+
+def _of_each(file: Path, classes: Mapping[str, str], images: Sequence[str], folder: Path) -> list[str]:
+    """Return the class of each image, of a list of exactly these by their names without endings."""
     names = [os.path.splitext(image)[0] for image in images]
     if missing := [name for name in names if name not in classes]:
         raise InputError(
@@ -104,16 +127,24 @@ def _numbered_classes(numbers: Path, folder: Path, within: Path) -> list[str]:
     """Return the classes that the development kit's numbers stand for, from 1."""
     if file := _found(folder, within, [META]):
         return _of_meta(file)
-    wanted = f"the classes in that order, which the development kit's {META} has, or {SOLUTION} instead"
-    file = _found(folder, within, SYNSETS)
-    if file is None:
-        raise InputError(f"'{numbers}' has numbers of classes, and no list says which: put beside it {wanted}")
-    classes = [composed(line.split()[0]) for line in _lines(file)]
+    classes = _listed_classes(numbers, folder, within)
     if len(classes) == DEVKIT_CLASSES and classes == sorted(classes):
         raise InputError(
-            f"'{file}' is in alphabetical order, and the numbers in '{numbers}' are not: put beside it {wanted}"
+            f"'{numbers}' has numbers that are not of an alphabetical list, and no other is there: put the development kit's"
+            f" {META} beside it, or {SOLUTION}"
         )
     return classes
+
+
+def _listed_classes(numbers: Path, folder: Path, within: Path) -> list[str]:
+    """Return the classes that a list has, in its order."""
+    file = _found(folder, within, SYNSETS)
+    if file is None:
+        raise InputError(
+            f"'{numbers}' has numbers of classes, and no list says which: put {SYNSETS[0]} beside it, a class a line in their"
+            f" order, or {META} for those of the development kit"
+        )
+    return [composed(line.split()[0]) for line in _lines(file)]
 
 
 def _of_meta(file: Path) -> list[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image
 ASPECT = (3 / 4, 4 / 3)  # width by height
+LEAST, RANGE = math.log(ASPECT[0]), math.log(ASPECT[1] / ASPECT[0])  # of its logarithm
 TRIES = 10
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -82,7 +83,7 @@ def random_box(width: int, height: int, source: random.Random) -> Box:
     """
     for _ in range(TRIES):
         area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * source.random())
-        aspect = math.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * source.random())
+        aspect = math.exp(LEAST + RANGE * source.random())
         across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < across <= width and 0 < down <= height:
             left, top = int((width - across + 1) * source.random()), int((height - down + 1) * source.random())
@@ -117,4 +118,4 @@ def _resized(image: Image.Image, size: int, box: Box, *, flipped: bool) -> np.nd
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
