@@ -49,7 +49,7 @@ def test_a_run_on_text_is_refused(tmp_path):
         ),
         tmp_path / "p",
     )
-    with pytest.raises(InputError, match="not a run on images in memory"):
+    with pytest.raises(InputError, match="not a run on images but on"):
         robustness(load_run(tmp_path / "p"))
 
 
