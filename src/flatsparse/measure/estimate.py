@@ -147,12 +147,32 @@ def estimate_of(
     Args:
         forward, samples: see ``cost_of``.
     """
-    steps = check_count("steps", steps)
     chosen = as_method(method, options)
-    plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
-    masks = Masks.of(model, model.parameters(), include, exclude, left_dense=left_dense_by(layers))
+    plan = chosen.plan(sparsity_for(chosen, sparsity), check_count("steps", steps))
     counted = cost_of(model, forward, samples, elementwise=elementwise)
-    run = _Walk(plan, counted, masks, model, passes)
+    return estimate_plan(model, counted, plan, steps, passes, include=include, exclude=exclude, layers=layers)
+
+
+def estimate_plan(
+    model: nn.Module,
+    forward: Cost,
+    plan: Plan,
+    steps: int,
+    passes: float = 1,
+    *,
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
+    layers: str = "all",
+) -> Estimate:
+    """Estimate the cost of a run of a plan from that of a forward pass; see ``estimate``.
+
+    Args:
+        model: on the ``meta`` device, or any other, without masks.
+        forward: of one sample in the dense net.
+        passes: gradients taken in a step, on average.
+    """
+    masks = Masks.of(model, model.parameters(), include, exclude, left_dense=left_dense_by(layers))
+    run = _Walk(plan, forward, masks, model, passes)
     for number in range(plan.rounds.count if plan.rounds else 1):
         run.prune(number)
         run.take(steps)
@@ -160,24 +180,24 @@ def estimate_of(
     warn_of_uncounted(
         name
         for name in run.active
-        if not counted.layers[name]
+        if not forward.layers[name]
         and not by_default(name, matrices[name][1])
         and not isinstance(matrices[name][1], DENSE)
     )
     costs = tuple(
         LayerCost(
-            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), counted.layers[name], name in run.active
+            name, tuple(p.shape), run.active.get(name, p.numel()), p.numel(), forward.layers[name], name in run.active
         )
         for name, (p, module) in matrices.items()
         if by_default(name, module) or name in run.active
     )
-    return Estimate(costs, masks.overall, run.forward, counted.dense, run.spent / run.steps, run.steps)
+    return Estimate(costs, masks.overall, run.forward, forward.dense, run.spent / run.steps, run.steps)
 
 
 class _Walk:
     """A walk through a plan's steps, with expected counts of active weights in place of masks."""
 
-    def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: int) -> None:
+    def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: float) -> None:
         self.plan, self.cost, self.passes = plan, cost, passes
         self.expected = plan.expected_start(masks, model)
         self.spent, self.steps = 0.0, 0

@@ -14,7 +14,7 @@ from flatsparse.experiments.terminal import Console
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: dict[Scale, str] = {
     "smoke": "every cell in seconds on embedded data: shows that all works, its figures mean little",
-    "laptop": "a small study on two cores in hours: CIFAR-10, ResNet-20, a short schedule",
+    "laptop": "a small study on two cores: CIFAR-10 (or 100), each row's own network, a short schedule",
     "paper": "the published setting, for GPUs",
 }
 

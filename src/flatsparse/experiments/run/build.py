@@ -52,12 +52,17 @@ class Parts:
     gradient: Tensor | None = None
 
 
-def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
+def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None = None) -> Parts:
     """Return a run's data, network, optimizer and masks, all made from its seed.
+
+    Args:
+        run: what is built.
+        context: the processes that train it.
+        task: what it works on, on the run's device; by default what its settings ask for.
 
     Raises: InputError for what cannot be run, such as a batch that is too small for the processes.
     """
-    task = task_of(run)
+    task = task_of(run) if task is None else task
     model, net = make_model(run, task, context)
     splits = task.splits
     steps_per_epoch = splits.train.steps(run.optim.batch_size)
