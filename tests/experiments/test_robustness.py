@@ -127,6 +127,17 @@ def test_a_partial_table_has_no_mean_of_fifteen_and_no_mean_corruption_error():
     assert lines[3].endswith(f"| {50 / 0.886428:.1f} |")
 
 
+def test_an_error_that_cannot_be_divided_is_left_out():
+    table = RobustnessTable(90.0, dict.fromkeys(MAIN, (50.0,) * 5), "made here")
+    harmless = Reference("harmless", HALF | {"fog": (0.1,) * 5}, 0.2)  # fog makes it no worse
+    record = table.as_dict(harmless)
+    assert (record["mce"], record["relative_mce"]) == (pytest.approx((14 * 100 + 500) / 15), None)
+    perfect = Reference("perfect", HALF | {"fog": (0.0,) * 5}, 0.0)
+    assert table.as_dict(perfect)["mce"] is None
+    rows = {row[0]: row[-1] for row in table.rows(perfect)}
+    assert (rows["fog"], rows["snow"], rows["mean of 15"]) == ("", "100.0", "")
+
+
 def test_a_table_is_the_reference_of_another():
     worse, better = (RobustnessTable(90.0, dict.fromkeys(MAIN, (at,) * 5), "made here") for at in (50.0, 75.0))
     record = better.as_dict(worse.as_reference("plain"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,10 @@ class RobustnessTable:
         return Reference(name, self.errors, 1 - self.clean / 100)
 
     def as_dict(self, reference: Reference | None = None) -> dict[str, Any]:
-        """Return all as JSON has it; with a reference the mean corruption errors too, if none of the fifteen is lacking."""
+        """Return all as JSON has it; with a reference the mean corruption errors too, if none of the fifteen is lacking.
+
+        An error is None where the reference's is 0, or is not above that on clean images.
+        """
         record = {
             "source": self.source,
             "clean": self.clean,
@@ -159,8 +162,10 @@ class RobustnessTable:
         own = self.as_reference("")
         return record | {
             "reference": reference.name,
-            "mce": mean_corruption_error(own.errors, reference.errors),
-            "relative_mce": relative_mean_corruption_error(own.errors, own.clean, reference.errors, reference.clean),
+            "mce": _if_defined(mean_corruption_error, own.errors, reference.errors),
+            "relative_mce": _if_defined(
+                relative_mean_corruption_error, own.errors, own.clean, reference.errors, reference.clean
+            ),
         }
 
     def head(self, reference: Reference | None = None) -> list[str]:
@@ -176,14 +181,16 @@ class RobustnessTable:
         lines = [["clean", *blank, f"{self.clean:.2f}", "", *last]]
         for name in (*MAIN, *EXTRA):
             if name in self.by:
-                compared = f"{corruption_error(self.errors[name], errors[name]):.1f}" if name in errors else ""
+                error = _if_defined(corruption_error, self.errors[name], errors[name]) if name in errors else None
                 cells = [*(f"{accuracy:.2f}" for accuracy in self.by[name]), *self._summary(self._mean([name]))]
-                lines.append([name, *cells, *([compared] if reference else [])])
+                lines.append([name, *cells, *([_shown(error)] if reference else [])])
         for kind, mean in self.categories.items():
             lines.append([f"mean, {kind}", *blank, *self._summary(mean), *last])
         if self.mean_of_main is not None:
-            compared = f"{record['mce']:.1f}" if reference else ""
-            lines.append(["mean of 15", *blank, *self._summary(self.mean_of_main), *([compared] if reference else [])])
+            error = record.get("mce")
+            lines.append(
+                ["mean of 15", *blank, *self._summary(self.mean_of_main), *([_shown(error)] if reference else [])]
+            )
         if len(self.by) != len(MAIN) or self.lacking:
             lines.append([f"mean of {len(self.by)}", *blank, *self._summary(self.mean), *last])
         return lines
@@ -199,6 +206,18 @@ class RobustnessTable:
 
     def _mean(self, names: Iterable[str]) -> float:
         return statistics.fmean(accuracy for name in names for accuracy in self.by[name])
+
+
+def _if_defined(error: Callable[..., float], *values: Any) -> float | None:
+    """Return a corruption error; None where nothing can be divided by that of the reference."""
+    try:
+        return error(*values)
+    except InputError:
+        return None
+
+
+def _shown(error: float | None) -> str:
+    return "" if error is None else f"{error:.1f}"
 
 
 def _ratio(value: float, reference: float) -> float:

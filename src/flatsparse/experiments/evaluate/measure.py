@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ def predictions(
 
     Raises: InputError for runs on anything but images, on unlike images, and for published images that do not fit.
     """
+    for cache in (_loaded, _published):  # a folder may hold something else by now
+        cache.cache_clear()
     _check_same_images(runs)
     source = published_set(settings, runs[0])
     names = [
@@ -118,8 +121,6 @@ def _measure(
     settings: Evaluation, kinds: Sequence[Kind], files: Mapping[tuple[Path, Kind], Path], images: int, console: Console
 ) -> None:
     """Measure what is missing, with a progress bar; one piece that fails stops the rest and its error is raised."""
-    for cache in (_loaded, _published):  # a folder may hold something else by now
-        cache.cache_clear()
     todo = []
     for kind in kinds:
         missing = [run for run in settings.measured if not files[run, kind].is_file()]
@@ -179,15 +180,17 @@ def _key(settings: Evaluation, run: Finished, kind: Kind, source: CorruptedSet |
     """Return a name for all that the predictions of a run depend on."""
     parts: list[Any] = [run.digest, run.task.identity["fingerprint"], kind, settings.images, settings.device]
     if kind != CLEAN:
-        parts.append(settings.seed if source is None else _state(source, kind[0]))
+        parts.append(settings.seed if source is None else _state(source, kind))
     return hashlib.sha256(json.dumps([*parts, str(torch.__version__)]).encode()).hexdigest()[:16]
 
 
-def _state(source: CorruptedSet, name: str) -> list[Any]:
-    """Return what tells that the files of a corruption are still the same."""
-    path = source.paths[name]
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def _state(source: CorruptedSet, kind: Kind) -> list[Any]:
+    """Return what tells that the images of a corruption are still the same: when files, or class folders, were changed."""
+    place = source.paths[kind[0]]
+    if source.kind == "arrays":
+        return [str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns]
+    with os.scandir(place / str(kind[1])) as folders:
+        return [str(place.resolve()), *sorted((folder.name, folder.stat().st_mtime_ns) for folder in folders)]
 
 
 def _read(file: Path) -> Tensor:

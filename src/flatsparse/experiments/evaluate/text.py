@@ -15,6 +15,7 @@ DEFINITION = (
     " severities, divided by the same sum of the reference, in percent; mCE is its mean over the fifteen, and the relative mCE"
     " takes the rises over the clean errors. Accuracies on images made here compare with each other, not with printed ones."
 )
+ERRORS = {"mce": "mCE", "relative_mce": "relative mCE"}
 Table = tuple[list[str], list[list[str]]]  # headings and rows
 
 
@@ -91,8 +92,9 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     for number, run in enumerate(runs, 1):
         mean = run["mean"] if run["mean_of_main"] is None else run["mean_of_main"]
         text = f"{_name(number, run, len(runs))}: {run['clean']:.2f} % on clean images, {mean:.2f} % on corrupted ones"
-        if "mce" in run:
-            text += f"; mCE {run['mce']:.1f} %, relative {run['relative_mce']:.1f} %, of {reference['name']}"
+        errors = [f"{name} {run[key]:.1f} %" for key, name in ERRORS.items() if run.get(key) is not None]
+        if errors:
+            text += f"; {', '.join(errors)} of {reference['name']}"
         found.append(text + ".")
     if len(runs) > 1:
         found.append(
