@@ -12,6 +12,7 @@ from rich.text import Text
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.evaluate import text as evaluation
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
 from flatsparse.experiments.metric import ACCURACY
@@ -129,6 +130,13 @@ def print_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, c
     if settings.hessian_images:
         _print_grid(console, "curvature at the weights", landscape.CURVATURE, landscape.curvature(records))
         _print_grid(console, "rise of the loss a step of ρ away", landscape.GAINS, landscape.gains(records))
+
+
+def print_evaluation(record: Mapping[str, Any], console: Console) -> None:
+    """Print the scores of runs, or their accuracies on corrupted images, with sentences."""
+    for heading, (head, rows) in evaluation.shown(record, pages=False):
+        _print_grid(console, heading, head, rows)
+    print_sentences(evaluation.sentences(record), console)
 
 
 def _print_grid(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
