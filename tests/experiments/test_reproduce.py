@@ -323,6 +323,23 @@ def test_places_measured_without_runs_stand_together_and_count_rounds(tmp_path):
         assert f"{name} ends nearest the {valley} valley, {first['mean']:.2f} away" in text
 
 
+def test_the_table_shows_macro_f1_and_the_generalization_gap_and_names_the_data(store):
+    record = made(load("sweep"), store, only="98%")
+    record["data_sets"] = [{"name": "cifar100", "source": "/data/cifar100_q90", "fingerprint": "x"}]
+    console = Console(record=True, width=150, file=io.StringIO())
+    print_record(record, console, "98%")
+    text = console.export_text()
+    for row in record["rows"][-2:]:
+        assert f"{row['also']['macro']['f1']:.2f}" in text
+        assert f"{row['also']['generalization_gap']:.2f}" in text
+    assert "F1: macro F1" in text
+    assert "data: cifar100 from /data/cifar100_q90" in text
+    readings = made(load("figure2"), store)
+    console = Console(record=True, width=150, file=io.StringIO())
+    print_record(readings, console)
+    assert "F1" not in console.export_text()
+
+
 def test_a_recipe_without_seeds_for_a_scale_asks_for_them(tmp_path):
     with pytest.raises(InputError, match="how many seeds it has in smoke: give --seeds"):
         made(Recipe("part", "", "", lambda scale: [Cell("a", "", SMALL)], seeds={}), tmp_path, seeds=None)
