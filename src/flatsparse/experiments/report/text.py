@@ -43,7 +43,10 @@ MORE: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "F1": lambda also: also.get("macro", {}).get("f1"),
     "gap": lambda also: also.get("generalization_gap"),
 }
-MEANING = {"F1": "macro F1 on the test, %", "gap": "generalization gap, the value on training samples less that on test samples"}
+MEANING = {
+    "F1": "macro F1 on the test, %",
+    "gap": "generalization gap, the value on training samples less that on test samples",
+}
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
