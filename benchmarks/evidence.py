@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
 from evidence_pictures import PICTURES
-from flatsparse.experiments.data.batches import batches
 
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum
@@ -154,10 +153,11 @@ def answers(folder: Path, data_dir: Path | None) -> dict[str, float | None]:
     done = load_run(folder, data_dir=data_dir)
     run = done.run
     sizes = {"train_size": run.dataset.train_size, "validation_size": run.dataset.validation_size}
-    true = split(load_data(run.dataset.data, data_dir), label_noise=0, seed=run.seed, **sizes).train.labels
-    told, given = done.splits.train.labels, []
-    for inputs, _ in batches(done.splits.train, done.splits, size=1000):
-        given.append(done.model(inputs).argmax(-1))
+    true = split(load_data(run.dataset.data, data_dir), label_noise=0, seed=run.seed, **sizes).train.samples.labels
+    train, given = done.task.splits.train, []
+    told = train.samples.labels
+    for batch in train.batches(1000):
+        given.append(done.model(batch.content[0]).argmax(-1))
     answered, wrong = torch.cat(given), told != true
 
     def share(hits: torch.Tensor) -> float | None:
@@ -210,8 +210,8 @@ def share_record(run: ResolvedRun) -> dict[str, Any]:
     parts.optimizer.direction = watched  # type: ignore[attr-defined]  # S2SAM takes any function
     for epoch in range(run.schedule.epochs):
         parts.net.train()
-        for batch in batches(parts.splits.train, parts.splits, run.optim.batch_size, seed=run.seed, epoch=epoch):
-            take_step(parts, *batch)
+        for batch in parts.task.splits.train.batches(run.optim.batch_size, seed=run.seed, epoch=epoch):
+            take_step(parts, batch.content)
             parts.optimizer.zero_grad()
             parts.schedule.step()
     half, about = len(found) // 2, environment()

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from flatsparse.experiments.data.batches import batches
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -116,13 +115,12 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
         parts.optimizer.direction = direction  # type: ignore[attr-defined]  # S2SAM takes any function
     for epoch in range(run.schedule.epochs):
         parts.net.train()
-        splits = parts.splits
-        for batch in batches(
-            splits.train, splits, run.optim.batch_size, augment=parts.augment, seed=run.seed, epoch=epoch
-        ):
+        train, size = parts.task.splits.train, run.optim.batch_size
+        for one in train.batches(size, augment=parts.task.augmented, seed=run.seed, epoch=epoch):
+            batch = one.content
             yield parts, batch
             parts.optimizer.zero_grad()
-            take_step(parts, *batch)
+            take_step(parts, batch)
             parts.schedule.step()
     yield parts, batch
 
@@ -140,7 +138,7 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
         if gradients:
             directions = {name: list(kept[name](None, gradients).values()) for name in kept}
         if gradients and step % LOOK_EVERY == 0 and step < steps:
-            copy = copy or parts.fresh()
+            copy = copy or parts.task.fresh()
             copy.load_state_dict(parts.model.state_dict())
             copy.train()
             value = functools.partial(_loss, copy, batch)
@@ -162,13 +160,13 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
 
 def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
     """A batch of scans that are not in the coming one."""
-    run, train = parts.run, parts.splits.train
+    run, train = parts.run, parts.task.splits.train
     epoch, place = divmod(step, parts.steps_per_epoch)
     order = torch.randperm(len(train), generator=generator(run.seed, "epoch", epoch))  # as the loop draws it
     first = place * run.optim.batch_size
     others = torch.cat([order[:first], order[first + run.optim.batch_size :]])
     chosen = others[torch.randperm(len(others), generator=generator(run.seed, "fresh", step))[: run.optim.batch_size]]
-    return next(batches(train.take(chosen), parts.splits, run.optim.batch_size))
+    return next(dataclasses.replace(train, samples=train.samples.take(chosen)).batches(run.optim.batch_size)).content
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
@@ -191,8 +189,9 @@ def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
     run = dataclasses.replace(SETTING, sharpness="s2sam", rho=key["rho"], label_noise=NOISE, seed=key["seed"])
     *_, (parts, _) = trained(run, DIRECTIONS[key["direction"]][0]())
     held, test = (
-        evaluate(parts.run, parts.model, images, parts.splits)[0]
-        for images in (parts.splits.validation, parts.splits.test)
+        evaluation.value
+        for split in (parts.task.splits.validation, parts.task.splits.test)
+        if (evaluation := evaluate(parts, split)) is not None
     )
     return {**key, "validation": held, "test": test}
 

@@ -17,59 +17,59 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 import tyro
-from flatsparse.experiments.data.batches import batches
 from torch import Tensor
 
 from flatsparse.common.errors import check_count
+from flatsparse.experiments.data.arrays import ArraySplit
 from flatsparse.experiments.data.samples import Samples
-from flatsparse.experiments.data.splits import Splits
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.environment import processor
 from flatsparse.experiments.stats import FEWEST, median
 from flatsparse.models import MODELS
 
 BATCH = 128
-Pipeline = Callable[[Splits], Iterator[tuple[Tensor, Tensor]]]
+Pipeline = Callable[[ArraySplit], Iterator[tuple[Tensor, Tensor]]]
 
 
-def batched(splits: Splits) -> Iterator[tuple[Tensor, Tensor]]:
+def batched(split: ArraySplit) -> Iterator[tuple[Tensor, Tensor]]:
     """The input pipeline of training."""
-    return batches(splits.train, splits, BATCH, augment=True, seed=0)
+    return (batch.content for batch in split.batches(BATCH, augment=True, seed=0))
 
 
-def one_by_one(splits: Splits) -> Iterator[tuple[Tensor, Tensor]]:
+def one_by_one(split: ArraySplit) -> Iterator[tuple[Tensor, Tensor]]:
     """A loop over images."""
-    mean, std = (statistic.to(splits.train.images.device).view(3, 1, 1) for statistic in (splits.mean, splits.std))
-    for index in torch.randperm(len(splits.train)).split(BATCH):
+    samples = split.samples
+    mean, std = (statistic.to(samples.images.device).view(3, 1, 1) for statistic in (split.mean, split.std))
+    for index in torch.randperm(len(split)).split(BATCH):
         done = []
         for i in index.tolist():
-            image = F.pad(splits.train.images[i].permute(2, 0, 1).float() / 255, (4, 4, 4, 4))
+            image = F.pad(samples.images[i].permute(2, 0, 1).float() / 255, (4, 4, 4, 4))
             top, left = random.randrange(9), random.randrange(9)
             image = image[:, top : top + 32, left : left + 32]
             done.append(((image.flip(2) if random.random() < 0.5 else image) - mean) / std)
-        yield torch.stack(done), splits.train.labels[index]
+        yield torch.stack(done), samples.labels[index]
 
 
-def reading(pipeline: Pipeline, splits: Splits) -> Callable[[], None]:
+def reading(pipeline: Pipeline, split: ArraySplit) -> Callable[[], None]:
     """Go through all batches."""
 
     def work() -> None:
-        for _ in pipeline(splits):
+        for _ in pipeline(split):
             pass
 
     return work
 
 
 def training(
-    pipeline: Pipeline, splits: Splits, model: str, *, layout: torch.memory_format, bf16: bool
+    pipeline: Pipeline, split: ArraySplit, model: str, *, layout: torch.memory_format, bf16: bool
 ) -> Callable[[], None]:
     """Train on all batches, with SGD."""
-    net = MODELS[model]().to(splits.train.images.device)
+    net = MODELS[model]().to(split.samples.images.device)
     net.to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
     def work() -> None:
-        for images, labels in pipeline(splits):
+        for images, labels in pipeline(split):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
                 loss = F.cross_entropy(net(images.contiguous(memory_format=layout)), labels)
             loss.backward()
@@ -115,15 +115,15 @@ def main(rounds: int = 12, images: int = 512, model: str = "resnet20", device: s
     place, half = usable_device(device), torch.full((3,), 0.5)
     pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8)
     some = Samples(pixels, torch.randint(10, (images,))).to(torch.device(place))
-    splits = Splits(some, some, some, half, half)
-    read = {"one by one": reading(one_by_one, splits), "batched": reading(batched, splits)}
+    split = ArraySplit(some, half, half)
+    read = {"one by one": reading(one_by_one, split), "batched": reading(batched, split)}
     show("input alone, images/s", rates(read, images, rounds, place))
     plain, last = torch.contiguous_format, torch.channels_last
     train = {
-        "one by one, float32": training(one_by_one, splits, model, layout=plain, bf16=False),
-        "batched, float32": training(batched, splits, model, layout=plain, bf16=False),
-        "batched, channels last": training(batched, splits, model, layout=last, bf16=False),
-        "batched, channels last, bf16": training(batched, splits, model, layout=last, bf16=True),
+        "one by one, float32": training(one_by_one, split, model, layout=plain, bf16=False),
+        "batched, float32": training(batched, split, model, layout=plain, bf16=False),
+        "batched, channels last": training(batched, split, model, layout=last, bf16=False),
+        "batched, channels last, bf16": training(batched, split, model, layout=last, bf16=True),
     }
     show(f"with training of {model}, images/s", rates(train, images, rounds, place))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor(place)}")

@@ -24,6 +24,7 @@ FLOORS = [
         "export",
         "task",
         "api",
+        "comparison",
         "health",
         "curvature",
     ),
@@ -33,6 +34,8 @@ FLOORS = [
 EXPERIMENTS = [
     "labels",
     "stats",
+    "metric",
+    "compared",
     "clock",
     "terminal",
     "progress",
@@ -41,10 +44,12 @@ EXPERIMENTS = [
     "data",
     "tasks",
     "run",
+    "robustness_table",
     "robustness",
     "grid",
     "bench",
     "landscape",
+    "evaluate",
     "export_forms",
     "export",
     "recipes",
@@ -52,6 +57,7 @@ EXPERIMENTS = [
     "comparison_table",
     "compare",
     "report",
+    "scripts",
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]

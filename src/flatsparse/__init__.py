@@ -4,6 +4,7 @@ from flatsparse import export, methods, models, schedules
 from flatsparse.api import rounds, sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
+from flatsparse.comparison import compare
 from flatsparse.graph.shrink import narrow, shrink
 from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS
@@ -21,6 +22,7 @@ __all__ = [
     "InputError",
     "SparseTraining",
     "Task",
+    "compare",
     "estimate",
     "export",
     "load_masks",

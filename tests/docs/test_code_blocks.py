@@ -82,6 +82,12 @@ def check_channels(names):
     assert weights[1] < weights[0]
 
 
+def check_comparison(names):
+    row = names["table"].row("s2sam")
+    assert row.difference.n == 2
+    assert row.verdict in ("helps", "hurts", "within noise")
+
+
 def check_masks(names):
     assert {n: m.tolist() for n, m in names["masks"].items()} == {
         n: m.tolist() for n, m in names["training"].masks.items()
@@ -95,6 +101,9 @@ def check_recipe(names):
 def check_corruptions(names):
     assert set(names["found"]) == {"clean", "mean", "by"}
     assert {len(accuracies) for accuracies in names["found"]["by"].values()} == {5}
+    assert len(names["table"].by) == 19
+    assert len(names["parts"]) == 5
+    assert names["published"].lacking
 
 
 def check_import(names):
@@ -106,11 +115,12 @@ CHECKS = {
     "README.md": check_readme,
     "docs/add-a-method.md": check_method,
     "docs/channels.md": check_channels,
+    "docs/compare-your-own-loop.md": check_comparison,
     "docs/export.md": check_export,
     "docs/reproduce.md": check_recipe,
     "docs/run-folder.md": check_masks,
     "docs/sparsify.md": check_import,
-    "docs/training-options.md": check_corruptions,
+    "docs/robustness.md": check_corruptions,
     "docs/your-loop.md": check_resuming,
 }
 

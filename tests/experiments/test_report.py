@@ -17,7 +17,8 @@ from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
 from flatsparse.common.tensor_files import load_tensors
-from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Reading, Recipe, both
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Cell, Measured, Published, Reading, Recipe, both
 from flatsparse.experiments.report import figures, tables
 from flatsparse.experiments.report.cells import point
 from flatsparse.experiments.report.interval_mark import interval_mark, reach

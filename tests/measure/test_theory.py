@@ -8,6 +8,7 @@ import torch
 from torch.optim import SGD
 
 import flatsparse as fs
+from flatsparse.common.errors import InputError
 from flatsparse.measure.theory import (
     descent_bound,
     descent_step,
@@ -16,6 +17,8 @@ from flatsparse.measure.theory import (
     sam_path,
     sam_rest,
     stability_step,
+    theorem1,
+    theorem1_appendix,
 )
 from flatsparse.schedules import InverseSqrt
 
@@ -146,3 +149,58 @@ def test_the_recursion_needs_its_factor_of_smoothness():
 @pytest.mark.slow
 def test_the_page_shows_what_is_measured():
     assert checks.PAGE.read_text() == checks.rendered(checks.PAGE.read_text())
+
+
+CONSTANTS = {
+    "lr": 0.01,
+    "steps": 1000,
+    "samples": 500,
+    "smoothness": 4.0,
+    "decay": 8.0,
+    "polyak": 0.5,
+    "lipschitz": 3.0,
+}
+
+
+def test_theorem1_by_hand_in_both_printed_forms():
+    # 2 / (0.5 · 0.01 · 1000) + 0.01 · 12 · 5 / (2 · 0.5) + 19 / 500
+    assert theorem1(2.0, **CONSTANTS, variance=5.0) == pytest.approx(0.4 + 0.6 + 0.038)
+    # 2 / (0.5 · 0.01 · 1000) + (0.2 + 0.01 · 12 · 9) / (2 · 0.5) + (6 (3 + 499 · 0.2) + 1) / 500
+    assert theorem1_appendix(2.0, **CONSTANTS, rho=0.2) == pytest.approx(0.4 + 1.28 + 617.8 / 500)
+
+
+def test_without_a_radius_both_forms_of_theorem1_are_one_where_the_variance_is_the_squared_bound_of_gradients():
+    assert theorem1_appendix(2.0, **CONSTANTS, rho=0.0) == pytest.approx(theorem1(2.0, **CONSTANTS, variance=9.0))
+
+
+@pytest.mark.parametrize(
+    "form", [lambda **c: theorem1(2.0, variance=5.0, **c), lambda **c: theorem1_appendix(2.0, rho=0.1, **c)]
+)
+def test_theorem1_falls_with_steps_samples_and_curvature_of_the_floor_and_rises_with_the_rest(form):
+    base = form(**CONSTANTS)
+    for name in ("steps", "samples", "polyak"):
+        assert form(**{**CONSTANTS, name: 2 * CONSTANTS[name]}) < base
+    for name in ("smoothness", "decay", "lipschitz"):
+        assert form(**{**CONSTANTS, name: 2 * CONSTANTS[name]}) > base
+
+
+def test_a_fixed_radius_leaves_what_no_data_and_no_steps_take_away():
+    """The bound of App. C reaches the claimed rate only if ρ falls as well."""
+
+    def bound(n, rho):
+        rate = {**CONSTANTS, "lr": n**-0.5, "steps": n, "samples": n}
+        return theorem1_appendix(2.0, **rate, rho=rho)
+
+    assert bound(10**12, 0.1) == pytest.approx(0.1 / (2 * 0.5) + 6 * 0.1, abs=1e-3)
+    assert bound(10**12, 10**-6) < 1e-2 * bound(10**4, 0.01)
+    assert bound(10**8, 10**-4) / bound(10**6, 10**-3) == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"lr": 0.0}, {"polyak": 0.0}, {"samples": 0}, {"steps": 0}, {"lipschitz": float("nan")}]
+)
+def test_constants_that_no_bound_has_are_refused(odd):
+    with pytest.raises(InputError, match=next(iter(odd))):
+        theorem1(2.0, **{**CONSTANTS, **odd}, variance=5.0)
+    with pytest.raises(InputError, match=next(iter(odd))):
+        theorem1_appendix(2.0, **{**CONSTANTS, **odd}, rho=0.1)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.table import Table as Grid
 from rich.text import Text
+from torch import nn
 
 from flatsparse.common.errors import InputError, check_count, unknown
+from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.tasks.built_in import TASKS
+from flatsparse.experiments.tasks.networks import check_network, network
+from flatsparse.experiments.tasks.settings import Dataset
+from flatsparse.experiments.tasks.user import user_task
 from flatsparse.experiments.terminal import Console
-from flatsparse.measure.estimate import Estimate, estimate
+from flatsparse.measure.estimate import Estimate, estimate_of
 from flatsparse.methods import ALIASES, METHODS, kind_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.models import IMAGES, LANGUAGE_MODELS, MODELS, TRANSLATION_MODELS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
+USUAL = "resnet32"
 CHANNELS = f"For layers: fraction of the channels that {names_of_methods('channels', 'or')} removes. By default the method's own."
 
 
@@ -34,8 +41,10 @@ class List:
 
     what: tyro.conf.Positional[str] = "all"
     """methods, models, data, distributions, presets (of --layers), sharpness, recipes, all of these, or layers."""
-    model: str = "resnet32"
-    """For layers: the network."""
+    model: str = USUAL
+    """For layers: the network, of 10 classes; a name, path/to/file.py:function, timm:NAME or torchvision:NAME."""
+    task: str | None = None
+    """For layers: a task of your own in place of --model: path/to/file.py:function, whose code is then run."""
     method: str = Pruning.method
     """For layers: the method, by name or as path/to/file.py:Name."""
     sparsity: float | None = None
@@ -72,30 +81,63 @@ class List:
 
     def _estimate(self) -> Estimate:
         """Return sparsity and cost of the chosen method on the chosen network."""
-        if self.model not in MODELS:
-            raise unknown("model", self.model, MODELS)
-        image = IMAGES[self.model] if self.image is None else self.image
+        if self.task is not None:
+            return self._of_task(self.task)
+        if ".py:" in self.model:
+            with errors_of(Path(self.model.rpartition(":")[0])):
+                return self._of_model()
+        return self._of_model()
+
+    def _of_task(self, name: str) -> Estimate:
+        if self.model != USUAL or self.image is not None:
+            flag = "--image" if self.image is not None else f"--model {self.model}"
+            raise InputError(f"{flag} has no use beside --task, which has a model and data of its own: leave it out")
+        task = user_task(Dataset(task=name), seed=0, label_noise=0.0, label_smoothing=0.0)
+        model = task.fresh()
+        return self._of(model, *task.sample_forward(model))
+
+    def _of_model(self) -> Estimate:
+        check_network(self.model)
+        image = self._image()
         for size in image:
             check_count("--image", size)
-        with torch.device("meta"):  # shapes are enough
-            model, sample = MODELS[self.model](in_channels=image[0]), torch.empty(1, *image)
+        with torch.device("meta" if self.model in MODELS else "cpu"):  # shapes are enough of ours
+            model, sample = network(self.model, 10, image[0]), torch.zeros(1, *image)
+        try:
+            return self._of(model, lambda: model(sample), 1)
+        except InputError:
+            raise
+        except Exception as problem:  # torch's, of shapes; a library's network may raise any
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise InputError(f"--image {' '.join(map(str, image))} does not fit '{self.model}': {reason}") from None
+
+    def _image(self) -> tuple[int, int, int]:
+        """Return channels, height and width."""
+        if self.image is not None:
+            return self.image
+        if self.model in IMAGES:
+            return IMAGES[self.model]
+        if ".py:" in self.model:
+            raise InputError(
+                f"--model {self.model} takes images of a size that is not known: give it, e.g. --image 3 32 32"
+            )
+        return 3, 224, 224
+
+    def _of(self, model: nn.Module, forward: Callable[[], object], samples: int) -> Estimate:
         own = {"distribution": self.distribution, "channels": self.channels}
         options: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-        try:
-            return estimate(
-                model,
-                sample,
-                self.method,
-                sparsity=traits_of(kind_of(self.method)).sparsity_or_default(self.sparsity),
-                steps=self.steps,
-                layers=self.layers,
-                include=self.include,
-                exclude=self.exclude,
-                **options,
-            )
-        except RuntimeError as problem:  # torch's, of shapes
-            reason = str(problem).splitlines()[0]
-            raise InputError(f"--image {' '.join(map(str, image))} does not fit '{self.model}': {reason}") from None
+        return estimate_of(
+            model,
+            forward,
+            samples,
+            self.method,
+            sparsity=traits_of(kind_of(self.method)).sparsity_or_default(self.sparsity),
+            steps=self.steps,
+            layers=self.layers,
+            include=self.include,
+            exclude=self.exclude,
+            **options,
+        )
 
 
 def _sections() -> dict[str, Mapping[Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +12,10 @@ import tyro
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.recipes import load, recipes
+from flatsparse.experiments.recipes.recipe import Recipe
+from flatsparse.experiments.report.rehearsal_text import print_rehearsal
 from flatsparse.experiments.report.text import print_record
+from flatsparse.experiments.reproduce.rehearse import Rehearsal, rehearse, write_rehearsal
 from flatsparse.experiments.reproduce.run import Choice, run_recipe
 from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
@@ -33,6 +38,9 @@ class Reproduce:
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)  # a file is wide enough for a table
+        if self.choice.rehearse:
+            self._rehearse(everything, console)
+            return
         refused = None
         for recipe in everything:
             try:
@@ -47,3 +55,24 @@ class Reproduce:
             console.print(f"numbers: {self.out / f'{recipe.name}-{self.choice.scale}.json'}\n", highlight=False)
         if refused is not None:
             raise refused
+
+    def _rehearse(self, recipes: Sequence[Recipe], console: Console) -> None:
+        """Rehearse recipes and print what came of it. Raises InputError when a run does not run."""
+        choice = self.choice
+        chosen = Rehearsal(
+            scale=choice.scale,
+            only=choice.only,
+            controls=choice.controls,
+            data_dir=choice.data_dir,
+            device=choice.device,
+            jobs=choice.jobs,
+            gpu_tflops=choice.gpu_tflops,
+        )
+        record = rehearse(recipes, chosen, console)
+        paper = Console(file=io.StringIO(), width=140)
+        for where in (console, paper):
+            print_rehearsal(record, where)
+        file = write_rehearsal(record, paper.file.getvalue(), self.out)  # type: ignore[attr-defined]  # it is ours
+        console.print(f"numbers: {file}", highlight=False)
+        if failed := [run for run in record["runs"].values() if run["runs"] is False]:
+            raise InputError(f"{len(failed)} of {len(record['runs'])} runs do not run, see above: {failed[0]['why']}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from flatsparse.common.errors import check_count
-from flatsparse.measure.flops import Cost, cost, step_flops, warn_of_uncounted
+from flatsparse.measure.flops import Cost, cost_of, step_flops, warn_of_uncounted
 from flatsparse.methods import DEFAULT, as_method, sparsity_for
 from flatsparse.methods.presets import left_dense_by
 from flatsparse.schedules import DueSteps
@@ -122,11 +122,56 @@ def estimate(
     >>> static.inference, round(static.train(batch_size=8) / dense.train(batch_size=8), 3)
     (40.0, 0.1)
     """
-    steps = check_count("steps", steps)
+    options |= {"steps": steps, "passes": passes, "include": include, "exclude": exclude, "layers": layers}
+    options |= {"elementwise": elementwise, "sparsity": sparsity}
+    return estimate_of(model, lambda: model(sample), len(sample), method, **options)
+
+
+def estimate_of(
+    model: nn.Module,
+    forward: Callable[[], object],
+    samples: int,
+    method: str | Method = DEFAULT,
+    *,
+    sparsity: float | None = None,
+    steps: int,
+    passes: int = 1,
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
+    layers: str = "all",
+    elementwise: bool = False,
+    **options: Any,
+) -> Estimate:
+    """Estimate the cost of a run whose forward pass is any computation with a model, such as its loss; see ``estimate``.
+
+    Args:
+        forward, samples: see ``cost_of``.
+    """
     chosen = as_method(method, options)
-    plan = chosen.plan(sparsity_for(chosen, sparsity), steps)
+    plan = chosen.plan(sparsity_for(chosen, sparsity), check_count("steps", steps))
+    counted = cost_of(model, forward, samples, elementwise=elementwise)
+    return estimate_plan(model, counted, plan, steps, passes, include=include, exclude=exclude, layers=layers)
+
+
+def estimate_plan(
+    model: nn.Module,
+    forward: Cost,
+    plan: Plan,
+    steps: int,
+    passes: float = 1,
+    *,
+    include: Sequence[LayerSelector] = (),
+    exclude: Sequence[LayerSelector] = (),
+    layers: str = "all",
+) -> Estimate:
+    """Estimate the cost of a run of a plan from that of a forward pass; see ``estimate``.
+
+    Args:
+        model: on the ``meta`` device, or any other, without masks.
+        forward: of one sample in the dense net.
+        passes: gradients taken in a step, on average.
+    """
     masks = Masks.of(model, model.parameters(), include, exclude, left_dense=left_dense_by(layers))
-    forward = cost(model, sample, elementwise=elementwise)
     run = _Walk(plan, forward, masks, model, passes)
     for number in range(plan.rounds.count if plan.rounds else 1):
         run.prune(number)
@@ -152,7 +197,7 @@ def estimate(
 class _Walk:
     """A walk through a plan's steps, with expected counts of active weights in place of masks."""
 
-    def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: int) -> None:
+    def __init__(self, plan: Plan, cost: Cost, masks: Masks, model: nn.Module, passes: float) -> None:
         self.plan, self.cost, self.passes = plan, cost, passes
         self.expected = plan.expected_start(masks, model)
         self.spent, self.steps = 0.0, 0

@@ -252,7 +252,7 @@ _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_ba
 _ELEMENTWISE = _operations(dict.fromkeys(("relu", "relu_", *_NORMS), _one_an_output))
 
 
-def step_flops(forward: float, dense: float, passes: int, due: Iterable[Rule], momentum: bool = False) -> float:
+def step_flops(forward: float, dense: float, passes: float, due: Iterable[Rule], momentum: bool = False) -> float:
     """Return the operations of a training step on one sample.
 
     A backward pass costs two forward passes (Evci et al. 2020, app. H).

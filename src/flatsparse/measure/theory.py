@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flatsparse.common.errors import check_finite
+from flatsparse.common.errors import check_count, check_finite
 from flatsparse.schedules import Schedule
 
 Gradient = Callable[[Tensor], Tensor]
@@ -92,6 +92,85 @@ def stability_step(
     if lipschitz is not None:
         return (1 - lr * decay) * distance + 2 * lr * lipschitz
     return (1 + lr * smoothness - lr * decay) * distance + 2 * lr * smoothness * rho
+
+
+def theorem1(
+    start: float,
+    *,
+    lr: float,
+    steps: int,
+    samples: int,
+    smoothness: float,
+    decay: float,
+    polyak: float,
+    lipschitz: float,
+    variance: float,
+) -> float:
+    """The bound of the expected excess risk of Theorem 1 as it stands in the paper's text, "where A is SGD".
+
+    ``F̂(w_0) / (μηT) + η (L + λ) σ² / (2μ) + (6B + 1) / n`` (Ji et al. 2024, sec. 2.3). It has no ρ; ``theorem1_appendix`` is the
+    form that the proof ends in. Its proof asks for λ = 2L and ηL < 1, far from the weight decays that are trained with.
+
+    Args:
+        start: F̂(w_0), the regularized training loss ``F + (λ/2)‖w‖²`` at the start.
+        lr, steps: η and T.
+        samples: n, in the training set.
+        smoothness: L of the loss.
+        decay: λ.
+        polyak: μ of the Polyak-Łojasiewicz condition ``2μ (F − F*) ≤ ‖∇F‖²``.
+        lipschitz: B, the largest gradient of a sample's loss.
+        variance: σ² of the stochastic gradient.
+
+    Raises: InputError for constants that are not positive, or a variance below 0.
+
+    >>> theorem1(1.0, lr=0.1, steps=100, samples=10, smoothness=1, decay=2, polyak=1, lipschitz=1, variance=1)
+    0.95
+    """
+    _check_theorem1(start, lr, steps, samples, smoothness, decay, polyak, lipschitz)
+    noise = lr * (smoothness + decay) * check_finite("variance", variance) / (2 * polyak)
+    return start / (polyak * lr * steps) + noise + (6 * lipschitz + 1) / samples
+
+
+def theorem1_appendix(
+    start: float,
+    *,
+    lr: float,
+    steps: int,
+    samples: int,
+    smoothness: float,
+    decay: float,
+    polyak: float,
+    lipschitz: float,
+    rho: float,
+) -> float:
+    """The bound of the expected excess risk of S²-SAM that the proof of Theorem 1 ends in.
+
+    ``F̂(w_0) / (μηT) + (ρ + η (L + λ) B²) / (2μ) + (6 (B + (n − 1) ρ) + 1) / n`` (Ji et al. 2024, App. C). As n, T and 1/η grow, a
+    fixed ρ leaves ``ρ/(2μ) + 6ρ``; the claimed rate of 1/√n takes a ρ of that order too. Two steps of the proof lack a factor L:
+    see ``descent_step`` and ``stability_step``. Only ‖e‖ = ρ is used, so that it holds of a random direction as well.
+
+    Args:
+        start, lr, steps, samples, smoothness, decay, polyak, lipschitz: as of ``theorem1``; B² stands in the place of σ².
+        rho: the radius.
+
+    >>> theorem1_appendix(1.0, lr=0.1, steps=100, samples=10, smoothness=1, decay=2, polyak=1, lipschitz=1, rho=0.0)
+    0.95
+    """
+    _check_theorem1(start, lr, steps, samples, smoothness, decay, polyak, lipschitz)
+    check_finite("rho", rho)
+    noise = (rho + lr * (smoothness + decay) * lipschitz**2) / (2 * polyak)
+    return start / (polyak * lr * steps) + noise + (6 * (lipschitz + (samples - 1) * rho) + 1) / samples
+
+
+def _check_theorem1(
+    start: float, lr: float, steps: int, samples: int, smoothness: float, decay: float, polyak: float, lipschitz: float
+) -> None:
+    check_finite("start", start)
+    for name, value in (("lr", lr), ("smoothness", smoothness), ("polyak", polyak), ("lipschitz", lipschitz)):
+        check_finite(name, value, above=True)
+    check_finite("decay", decay)
+    check_count("steps", steps)
+    check_count("samples", samples)
 
 
 def s2sam_rest(lr: float, curvature: float, rho: float) -> float:

@@ -6,25 +6,24 @@ import dataclasses
 import functools
 import os
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read
-from flatsparse.experiments.data.parts import Part, assembled, listed, part_of
-from flatsparse.experiments.data.pixels import brief, gathered, suffixes
+from flatsparse.experiments.data.image_arrays import read_arrays
+from flatsparse.experiments.data.listings import class_folders, entries, file_content
+from flatsparse.experiments.data.parts import Part, assembled, listed, note_of_others, part_of
+from flatsparse.experiments.data.pixels import gathered
 from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.tables import parquet_part
 
 NEEDED = "train.npz and test.npz, parquet files train* and test*, or images in train/CLASS/ and test/CLASS/"
+DATA = ("data", "Data")  # a folder that is looked into, whatever is beside it
 DEPTH = 3  # folders that may contain the parts
-LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}  # put there by file managers and archives
 TABLE = re.compile(r"([a-z]+)[-_. ]?\d*(?:-of-(\d+))?(?:-[0-9a-f]{8,})?", re.IGNORECASE)  # train-00000-of-00002
 
 
@@ -46,30 +45,26 @@ def read_folder(folder: Path, name: str | None = None) -> DataSet:
     Raises: InputError for a folder that can be read in no way or in two, and for what cannot be used in it.
     """
     name = name or folder.resolve().name or "root"
-    locations, left = _find_parts(folder)
+    locations, left = find_parts(folder)
     notes = []
     if left:
         notes.append(f"what belongs to no part of '{name}' is left out ({listed(left)})")
-    kinds = {location.kind for location in locations.values()}
-    if len(kinds) > 1:
-        raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
     parts = {}
-    for location in sorted(
-        locations.values(), key=lambda location: location.part != "train"
-    ):  # whose errors come first
+    for location in in_reading_order(folder, locations):
         part, paths, training = location.part, location.paths, location.part == "train"
         title = f"{name} ({part})"
         if location.kind == "arrays":
             parts[part] = _arrays(title, paths[0])
         elif location.kind == "tables":
-            parts[part] = _tables(title, paths, training)
+            check_whole(title, paths)
+            parts[part] = parquet_part(title, paths, training=training)
         else:
             parts[part] = _images(title, paths[0], training, notes)
     return assembled(name, str(folder.resolve()), parts, notes)
 
 
 @dataclass(frozen=True)
-class _Location:
+class Location:
     """The files of a part.
 
     Attributes:
@@ -83,14 +78,14 @@ class _Location:
     paths: tuple[Path, ...]
 
 
-def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
+def find_parts(folder: Path) -> tuple[dict[str, Location], list[str]]:
     """Return the parts in a folder, or in one inside it, and the names of files and folders that belong to none."""
     inner = folder
     for _ in range(DEPTH + 1):
-        entries = _entries(inner)
-        locations: dict[str, _Location] = {}
+        inside = entries(inner)
+        locations: dict[str, Location] = {}
         left = []
-        for path in entries:
+        for path in inside:
             location = _located(path)
             if location is None:
                 left += [path.name] if os.path.isdir(path) or path.suffix.lower() in (".npz", ".parquet") else []
@@ -103,59 +98,56 @@ def _find_parts(folder: Path) -> tuple[dict[str, _Location], list[str]]:
                 raise InputError(f"'{inner}' has its {part} part twice, {before.stem} and {stem}: keep one")
         if locations:
             return locations, left
-        folders = [path for path in entries if os.path.isdir(path)]
-        candidates = [path for path in folders if path.name == "data"] or folders
+        folders = [path for path in inside if os.path.isdir(path)]
+        candidates = next(
+            (found for word in DATA if (found := [path for path in folders if path.name == word])), folders
+        )
         if len(candidates) != 1:
             break
         (inner,) = candidates
     raise InputError(f"'{folder}' holds no data set: it needs {NEEDED}")
 
 
-def _located(path: Path) -> _Location | None:
+def in_reading_order(folder: Path, locations: Mapping[str, Location]) -> list[Location]:
+    """Return the parts of a folder, the training part first, whose errors come first.
+
+    Raises: InputError when they are of several kinds.
+    """
+    kinds = {location.kind for location in locations.values()}
+    if len(kinds) > 1:
+        raise InputError(f"'{folder}' has parts of several kinds ({', '.join(sorted(kinds))}): keep those of one")
+    return sorted(locations.values(), key=lambda location: location.part != "train")
+
+
+def _located(path: Path) -> Location | None:
     """Return the part that a file or folder is, or is a piece of; None for one that is no part."""
     if os.path.isdir(path):
         if (part := part_of(path.name)) is None:
             return None
-        inside = _entries(path)
+        inside = entries(path)
         tables = tuple(file for file in inside if file.suffix.lower() == ".parquet" and not os.path.isdir(file))
         if tables and any(os.path.isdir(entry) for entry in inside):
             raise InputError(f"'{path}' holds both parquet files and folders: keep the one or the other")
-        return _Location(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
+        return Location(part, "tables" if tables else "images", f"{path.name}/", tables or (path,))
     kind = path.suffix.lower()
     if kind == ".npz" and (part := part_of(path.stem)):
-        return _Location(part, "arrays", path.name, (path,))
+        return Location(part, "arrays", path.name, (path,))
     if kind == ".parquet" and (match := TABLE.fullmatch(path.stem)) and (part := part_of(match[1])):
-        return _Location(part, "tables", f"{match[1]}*{path.suffix}", (path,))
+        return Location(part, "tables", f"{match[1]}*{path.suffix}", (path,))
     return None
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder that are not hidden, in one order on every machine."""
-    try:
-        names = os.listdir(folder)
-        os.stat(os.path.join(folder, "."))  # which may be closed where the names are not
-    except OSError as problem:
-        raise InputError(f"folder '{folder}' cannot be read ({problem.strerror}): make it readable") from None
-    shown = (name for name in names if not name.startswith(".") and name.lower() not in LITTER)
-    return [folder / name for name in sorted(shown, key=lambda name: (_composed(name), name))]
-
-
-def _composed(name: str) -> str:
-    """Return a name in the form that most systems write: some write an accent as a sign of its own."""
-    return unicodedata.normalize("NFC", name)
 
 
 # -- the kinds of parts -----------------------------------------------------------------------------------------------
 
 
-def _tables(name: str, files: Sequence[Path], training: bool) -> Part:
+def check_whole(name: str, files: Sequence[Path]) -> None:
+    """Raise InputError when numbered parquet files are not all there."""
     for file in files:
         match = TABLE.fullmatch(file.stem)
         if match and match[2] and int(match[2]) != len(files):
             raise InputError(
                 f"'{file}' is one of {int(match[2])} files of '{name}', but {len(files)} are there: fetch all"
             )
-    return parquet_part(name, files, training=training)
 
 
 def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
@@ -163,49 +155,15 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
     labels: list[str] = []
     files: list[Path] = []
     others: list[str] = []
-    classes: dict[str, Path] = {}
-    for entry in _entries(folder):
-        if not os.path.isdir(entry):
-            if entry.suffix.lower() in suffixes():
-                raise InputError(f"'{entry}' is in no class folder: put it into '{folder}/CLASS/'")
-            others.append(entry.name)
-            continue
-        label = _composed(entry.name)
-        if (other := classes.setdefault(label, entry)) is not entry:
-            raise InputError(f"'{other}' and '{entry}' are written alike: put them into one folder")
-        inside = _entries(entry)
-        if deeper := next((file for file in inside if os.path.isdir(file)), None):
-            raise InputError(f"'{deeper}' is a folder in a class: put its images into '{entry}', or make it a class")
-        images = [file for file in inside if file.suffix.lower() in suffixes()]
-        others += [f"{entry.name}/{file.name}" for file in inside if file.suffix.lower() not in suffixes()]
-        if training and not images:
-            raise InputError(f"class '{entry}' holds no images: add some, or take it away")
-        labels += [label] * len(images)
-        files += images
-    if others:
-        notes.append(
-            f"{len(others)} files of '{name}' are no images that are read, and are left out ({listed(others)})"
-        )
-    contents = ((str(file), _content(file)) for file in files)
+    for found in class_folders(folder, training=training, others=others):
+        labels += [found.label] * len(found.images)
+        files += [found.folder / image for image in found.images]
+    notes += note_of_others(name, others)
+    contents = ((str(file), file_content(file)) for file in files)
     return Part(name, labels, functools.partial(gathered, contents, len(files), name))
-
-
-def _content(file: Path) -> bytes:
-    if not os.path.isfile(file):
-        raise InputError(f"{file} is not a file (a link that leads nowhere?): replace it or take it out")
-    return read(file)
 
 
 def _arrays(name: str, file: Path) -> Part:
     """Return a part of an ``.npz`` file with ``images`` uint8 (N, H, W, 1 or 3) and ``labels`` (N)."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except Exception as problem:  # numpy and zipfile raise many kinds on damage
-        raise InputError(f"'{file}' cannot be read ({brief(problem)}): it needs arrays 'images' and 'labels'") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
-        grey = " (grey images: give them a last axis of 1)" if images.ndim == 3 else ""
-        raise InputError(f"images in '{file}' are {images.dtype} {images.shape}, wanted uint8 (N, H, W, 3){grey}")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise InputError(f"labels in '{file}' are {labels.dtype} {labels.shape}, wanted integers ({len(images)},)")
+    images, labels = read_arrays(file)
     return Part(name, labels.tolist(), lambda: (torch.from_numpy(images), ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,14 @@ class Part:
     Attributes:
         name: for messages.
         labels: the class of each image: all names, or all whole numbers from 0. -1 or None stands for a withheld one.
-        read: returns the images, uint8 (N, H, W, C), and remarks on them, a sentence each.
+        read: returns the images, uint8 (N, H, W, C), and remarks on them, a sentence each; of a part that stays in its
+            files, returns where they are.
         names: of the numbered classes, of a source that has them.
     """
 
     name: str
     labels: Sequence[Any]
-    read: Callable[[], tuple[Tensor, tuple[str, ...]]]
+    read: Callable[[], tuple[Any, tuple[str, ...]]]
     names: tuple[str, ...] | None = None
 
     @property
@@ -65,14 +66,7 @@ def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable
     Raises: InputError for labels that cannot be used, a class without training images, and images of unequal size.
     """
     notes = list(notes)
-    for part in parts.values():
-        if len(part.labels) == 0:
-            raise InputError(f"'{part.name}' holds no images: add some, or take it away")
-    held = _held_out(name, parts, notes)
-    train, test = parts["train"], parts[held]
-    validation = parts.get("validation") if held == "test" else None
-    used = [train, test, *([] if validation is None or validation.is_withheld else [validation])]
-    labels, classes = _numbered(used, notes)
+    used, labels, classes = used_parts(name, parts, notes)
     images = []
     for part in used:
         pixels, remarks = part.read()
@@ -81,7 +75,7 @@ def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable
         if pixels.shape[1:] != images[0].shape[1:]:
             first, other = tuple(images[0].shape[1:]), tuple(pixels.shape[1:])
             raise InputError(
-                f"images of '{train.name}' are {first} and of '{part.name}' {other}: make them of one size"
+                f"images of '{used[0].name}' are {first} and of '{part.name}' {other}: make them of one size"
             )
     pool, tested, *others = (Samples(*of_part) for of_part in zip(images, labels, strict=True))
     return DataSet(
@@ -90,17 +84,50 @@ def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable
         tested,
         classes,
         augmented=True,
-        validation_size=len(others[0]) if others else round(VALIDATION_SHARE * len(pool)),
+        validation_size=default_validation_size(len(pool), others),
         validation=others[0] if others else None,
         source=source,
         notes=tuple(notes),
+        class_names=class_names(used[0]),
     )
+
+
+def used_parts(name: str, parts: Mapping[str, Part], notes: list[str]) -> tuple[list[Part], list[Tensor], int]:
+    """Return the training part, the test part and perhaps a validation part, the labels of each, and the number of classes.
+
+    See ``assembled``. Raises: InputError for labels that cannot be used, and a class without training images.
+    """
+    for part in parts.values():
+        if len(part.labels) == 0:
+            raise InputError(f"'{part.name}' holds no images: add some, or take it away")
+    held = _held_out(name, parts, notes)
+    train, test = parts["train"], parts[held]
+    validation = parts.get("validation") if held == "test" else None
+    used = [train, test, *([] if validation is None or validation.is_withheld else [validation])]
+    return used, *_numbered(used, notes)
+
+
+def class_names(train: Part) -> tuple[str, ...] | None:
+    """Return the names of the classes by their numbers, of a training part that names them."""
+    return tuple(sorted(set(train.labels))) if isinstance(train.labels[0], str) else train.names
+
+
+def default_validation_size(pool: int, others: Sequence[Sized]) -> int:
+    """Return how many images to hold out unless a run asks for another number: a validation part, or a tenth of the pool."""
+    return len(others[0]) if others else round(VALIDATION_SHARE * pool)
 
 
 def listed(items: Collection[object]) -> str:
     """Return the first few of some items as text, and the number of the others."""
     first = ", ".join(str(item) for item in list(items)[:3])
     return first if len(items) <= 3 else f"{first} and {len(items) - 3:,} more"
+
+
+def note_of_others(name: str, others: Collection[str]) -> list[str]:
+    """Return the note on files of a part that are no images, where there are such."""
+    if not others:
+        return []
+    return [f"{len(others)} files of '{name}' are no images that are read, and are left out ({listed(others)})"]
 
 
 def _held_out(name: str, parts: Mapping[str, Part], notes: list[str]) -> str:

@@ -48,14 +48,17 @@ def gathered(files: Iterable[tuple[str, bytes]], count: int, name: str) -> tuple
     stack: np.ndarray | None = None
     first, transparent, deepest = "", 0, 0
     for index, (file, content) in enumerate(files):
-        image = _decoded(content, file)
+        image = decoded(content, file)
+        pixels = image.pixels
         transparent, deepest = transparent + image.transparent, max(deepest, image.deepest)
         if stack is None:
-            stack, first = _empty_stack(count, image.pixels, name), file
-        if image.pixels.shape != stack.shape[1:]:
-            shape, other = _shape(image.pixels), _shape(stack[0])
-            raise InputError(f"{file} is {shape} and {first} is {other}: make all images of one size and kind")
-        stack[index] = image.pixels
+            stack, first = _empty_stack(count, pixels, name), file
+        if pixels.shape != stack.shape[1:]:
+            shape, other = _shape(pixels), _shape(stack[0])
+            raise InputError(
+                f"{file} is {shape} and {first} is {other}: make all images of one size and kind, or give --image-size"
+            )
+        stack[index] = pixels
     assert stack is not None, "a part without images is refused before"
     notes = []
     if transparent:
@@ -82,15 +85,34 @@ def brief(problem: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    """One image, uint8 (H, W, 1 or 3), with a flag for transparent pixels, and its highest level if it has 16 bits."""
+class Decoded:
+    """One image of mode L or RGB, with a flag for transparent pixels, and its highest level if it has 16 bits."""
 
-    pixels: np.ndarray
+    image: Image.Image
     transparent: bool
     deepest: int = 0
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image as uint8 (H, W, 1 or 3)."""
+        return as_pixels(self.image)
 
-def _decoded(content: bytes, file: str) -> _Decoded:
+
+def as_pixels(image: Image.Image) -> np.ndarray:
+    """Return an image of mode L or RGB as uint8 (H, W, 1 or 3)."""
+    pixels = np.asarray(image)
+    return pixels[..., None] if image.mode == "L" else pixels
+
+
+def decoded(content: bytes, file: str) -> Decoded:
+    """Return an image file's pixels as a viewer shows them; see ``gathered``.
+
+    Args:
+        content: of the file.
+        file: its name, for messages.
+
+    Raises: InputError for a file that is damaged, has several frames, or levels whose range it does not say.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.init()
@@ -100,8 +122,10 @@ def _decoded(content: bytes, file: str) -> _Decoded:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
                 _check_kind(image, file)
-                upright = ImageOps.exif_transpose(image)
-                return _of_16_bits(image, upright) if image.mode in (*DEEP, "I") else _of_8_bits(upright)
+                if image.mode in (*DEEP, "I"):
+                    return _of_16_bits(image, ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _of_8_bits(image)
     except InputError:
         raise
     except Exception as problem:  # Pillow raises many kinds on damage
@@ -120,7 +144,7 @@ def _check_kind(image: Image.Image, file: str) -> None:
     raise InputError(f"{file} is {kind}, whose range is not known: write it as grey of 8 or 16 bits, or as RGB")
 
 
-def _of_8_bits(image: Image.Image) -> _Decoded:
+def _of_8_bits(image: Image.Image) -> Decoded:
     from PIL import Image
 
     mode = "L" if image.mode in GREY else "RGB"
@@ -132,18 +156,22 @@ def _of_8_bits(image: Image.Image) -> _Decoded:
         paper = Image.new(mode, image.size, "white")
         paper.paste(image, mask=opacity)
         image = paper
-    pixels = np.asarray(image.convert(mode))
-    return _Decoded(pixels[..., None] if mode == "L" else pixels, transparent)
+    if image.mode != mode:
+        return Decoded(image.convert(mode), transparent)
+    image.load()
+    return Decoded(image, transparent)
 
 
-def _of_16_bits(image: Image.Image, upright: Image.Image) -> _Decoded:
+def _of_16_bits(image: Image.Image, upright: Image.Image) -> Decoded:
+    from PIL import Image
+
     levels = np.asarray(upright).astype(np.uint32)
     if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]  # its 0 is white
         levels = 65535 - levels
     hidden = levels == image.info.get("transparency", -1)
     levels[hidden] = 65535
     pixels = ((levels + 128) // 257).astype(np.uint8)
-    return _Decoded(pixels[..., None], bool(hidden.any()), int(levels.max()))
+    return Decoded(Image.fromarray(pixels), bool(hidden.any()), int(levels.max()))
 
 
 def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
@@ -151,7 +179,8 @@ def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
         return np.empty((count, *image.shape), np.uint8)
     except MemoryError:
         raise InputError(
-            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: make them smaller or fewer"
+            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: give --image-size, or make them smaller"
+            " or fewer"
         ) from None
 
 

@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+
+S = TypeVar("S", bound="Labelled")
+
+
+class Labelled(Protocol):
+    """Images with their labels, in memory or in files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 (N)."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def subset(self: S, index: Tensor) -> S:
+        """Return the images at some indices, without a copy of them."""
+
+    def relabelled(self: S, labels: Tensor) -> S:
+        """Return the same images with other labels."""
+
+    def identifying(self, classes: int) -> Iterator[Any]:
+        """Yield the bytes that tell these images and labels from others."""
+
+
+class Shaped(Protocol):
+    """Images of one size."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of one image: height, width and channels."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +87,16 @@ class Samples:
         """Return the samples at some indices, in the memory of these."""
         return Samples(self.stored, self.labels[index], index if self.rows is None else self.rows[index])
 
+    def relabelled(self, labels: Tensor) -> Samples:
+        """Return the same images with other labels."""
+        return Samples(self.stored, labels, self.rows)
+
+    def identifying(self, classes: int) -> Iterator[Any]:
+        """Yield shape, labels and pixels, of a whole set."""
+        yield repr((tuple(self.stored.shape), classes)).encode()
+        for tensor in (self.labels, self.stored):
+            yield tensor.contiguous().numpy().data
+
     def to(self, device: torch.device) -> Samples:
         """Return the samples on a device; there ``stored`` has no more than these."""
         if self.stored.device == device:
@@ -65,8 +105,8 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A data set as its source gives it.
+class LabelledSet(Generic[S]):
+    """A data set of images as its source gives it.
 
     Attributes:
         pool: the samples that training and validation are taken from.
@@ -77,26 +117,30 @@ class DataSet:
         validation: the samples held out, of a source that has such a part; by default they are taken from the pool.
         source: where it came from.
         notes: remarks for its user, a sentence each.
+        class_names: by the classes' numbers, where the source names them.
     """
 
     name: str
-    pool: Samples
-    test: Samples
+    pool: S
+    test: S
     classes: int
     augmented: bool
     validation_size: int
-    validation: Samples | None = None
+    validation: S | None = None
     source: str = "embedded"
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 over shapes, labels and pixels in their order: equal sets share it, whatever files they came in."""
+        """The SHA-256 over shapes, labels and pixels in their order: equal sets share it, whatever files they came in.
+
+        Of images that stay in their files it is over labels, names and sizes of the files.
+        """
         digest = hashlib.sha256()
         for samples in (self.pool, self.test, *([] if self.validation is None else [self.validation])):
-            digest.update(repr((tuple(samples.stored.shape), self.classes)).encode())
-            for tensor in (samples.labels, samples.stored):
-                digest.update(tensor.contiguous().numpy().data)
+            for content in samples.identifying(self.classes):
+                digest.update(content)
         return digest.hexdigest()
 
     @property
@@ -128,7 +172,11 @@ class DataSet:
             )
 
 
-def at_once(samples: Samples, most: int = 1000) -> int:
+class DataSet(LabelledSet[Samples]):
+    """A data set of images in memory."""
+
+
+def at_once(samples: Shaped, most: int = 1000) -> int:
     """Return how many samples to compute at once where no step depends on it: ``most`` of up to 64x64, fewer of larger ones.
 
     Ours, because memory goes with the pixels: ResNet-50 takes 21 GiB to evaluate 1,000 images of 224x224.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,23 @@ from torch import Tensor
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.arrays import ArraySplit
-from flatsparse.experiments.data.samples import DataSet, Samples, at_once
+from flatsparse.experiments.data.samples import DataSet, LabelledSet, S, Samples, at_once
 from flatsparse.experiments.data.split import Splits, chosen_samples
 
 
 def split(
     data: DataSet, *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int
 ) -> Splits:
-    """Return a run's splits of a data set; see ``chosen_samples``. Labels of validation images stay right.
+    """Return a run's splits of a data set in memory; see ``divided``."""
+    parts = divided(data, train_size=train_size, validation_size=validation_size, label_noise=label_noise, seed=seed)
+    mean, std = _statistics(parts[0])
+    return Splits(*(ArraySplit(samples, mean, std) for samples in parts))
+
+
+def divided(
+    data: LabelledSet[S], *, train_size: int | None, validation_size: int | None, label_noise: float, seed: int
+) -> tuple[S, S, S]:
+    """Return a run's images for training, validation and test; see ``chosen_samples``. Only training labels become wrong.
 
     Args:
         train_size, validation_size: numbers of images; all the rest, and the data set's own, by default.
@@ -27,7 +36,7 @@ def split(
     """
     held_out = data.validation_size if validation_size is None else validation_size
     apart = data.validation is not None
-    source = data.validation or data.pool
+    source = data.pool if data.validation is None else data.validation
     rest = len(data.pool) - (0 if apart else held_out)
     size = rest if train_size is None else train_size
     _check_sizes(data, size, rest, held_out)
@@ -40,12 +49,11 @@ def split(
         apart=len(source) if apart else None,
     )
     train = data.pool.subset(chosen)
-    train = dataclasses.replace(train, labels=with_label_noise(train.labels, label_noise, data.classes, seed))
-    mean, std = _statistics(train)
-    return Splits(*(ArraySplit(samples, mean, std) for samples in (train, source.subset(held), data.test)))
+    train = train.relabelled(with_label_noise(train.labels, label_noise, data.classes, seed))
+    return train, source.subset(held), data.test
 
 
-def _check_sizes(data: DataSet, size: int, rest: int, held_out: int) -> None:
+def _check_sizes(data: LabelledSet[Any], size: int, rest: int, held_out: int) -> None:
     """Raise InputError when a data set has fewer images than are to be trained on or held out."""
     apart = data.validation is not None
     if data.validation is not None and not 0 <= held_out <= len(data.validation):

@@ -32,15 +32,21 @@ def parquet_part(name: str, files: Sequence[Path], *, training: bool) -> Part:
 
     Raises: InputError for a file that is damaged or has not the columns.
     """
+    labels, names = table_labels(name, files, training=training)
+    stack = functools.partial(gathered, _contents(_of_files(files, name), name), len(labels), name)
+    return Part(name, labels, stack, names)
+
+
+def table_labels(name: str, files: Sequence[Path], *, training: bool) -> tuple[list[Any], tuple[str, ...] | None]:
+    """Return the labels of parquet files, one a row, and the names of numbered classes; see ``parquet_part``."""
     labels: list[Any] = []
     names = None
     for file in files:
-        with _opened(file) as table:
-            label = _columns(table.schema_arrow.names, name, training)[1]
+        with opened(file) as table:
+            label = columns(table.schema_arrow.names, name, training)[1]
             labels += [None] * table.metadata.num_rows if label is None else table.read([label]).column(0).to_pylist()
             names = names or _class_names(table.schema_arrow.metadata, label)
-    stack = functools.partial(gathered, _contents(_of_files(files, name), name), len(labels), name)
-    return Part(name, labels, stack, names)
+    return labels, names
 
 
 def hub_parts(source: str, name: str) -> dict[str, Part]:
@@ -66,7 +72,7 @@ def hub_parts(source: str, name: str) -> dict[str, Part]:
         if part in parts:
             raise InputError(f"'{name}' has its {part} part twice: as {word} too")
         title = f"{name} ({word})"
-        image, label = _columns(table.column_names, title, part == "train")
+        image, label = columns(table.column_names, title, part == "train")
         plain = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format("arrow")
         pieces = (piece.column(0) for piece in plain.iter(ROWS))
         labels = [None] * len(table) if label is None else table.data.column(label).to_pylist()
@@ -77,7 +83,7 @@ def hub_parts(source: str, name: str) -> dict[str, Part]:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
     """A context with an open parquet file. Raises InputError when it cannot be read."""
     import pyarrow.parquet
 
@@ -90,8 +96,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise InputError(f"'{file}' cannot be read ({brief(problem)}): replace it or take it out") from None
 
 
-def _columns(names: Sequence[str], name: str, labelled: bool) -> tuple[str, str | None]:
-    """Return the names of the columns of images and labels."""
+def columns(names: Sequence[str], name: str, labelled: bool) -> tuple[str, str | None]:
+    """Return the names of the columns of images and labels. Raises InputError where one that is needed is missing."""
     image, label = (next((c for c in known if c in names), None) for known in (IMAGE, LABEL))
     if image is None or (labelled and label is None):
         raise InputError(
@@ -112,8 +118,8 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> tupl
 def _of_files(files: Sequence[Path], name: str) -> Iterator[Any]:
     """Yield the images of parquet files, as Arrow's arrays."""
     for file in files:
-        with _opened(file) as table:
-            image, _ = _columns(table.schema_arrow.names, name, labelled=False)
+        with opened(file) as table:
+            image, _ = columns(table.schema_arrow.names, name, labelled=False)
             for batch in table.iter_batches(ROWS, columns=[image]):
                 yield batch.column(0)
 
@@ -129,11 +135,20 @@ def _contents(pieces: Iterable[Any], name: str, within: Sequence[Path] = ()) -> 
     number = 0
     for piece in pieces:
         for value in piece.to_pylist():
-            yield _content(value, f"image {number} of '{name}'", within)
+            yield entry_content(value, f"image {number} of '{name}'", within)
             number += 1
 
 
-def _content(value: Any, where: str, within: Sequence[Path]) -> tuple[str, bytes]:
+def entry_content(value: Any, where: str, within: Sequence[Path] = ()) -> tuple[str, bytes]:
+    """Return the name of a table's image, for messages, and its content.
+
+    Args:
+        value: the table's entry.
+        where: which it is.
+        within: folders whose files may be opened by their paths.
+
+    Raises: InputError for an entry that is no image.
+    """
     path = None
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import Busy, locked
-from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure, write_failure
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.run.method import plan_of
@@ -24,6 +26,35 @@ class JobOutcome:
 
     failure: str | None = None
     busy: bool = False
+
+
+class FolderJob(Protocol):
+    """A job of a grid, whose result or failure is in a folder of its own. Such a job may run on another machine."""
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, which holds ``result.json`` or ``failure.json`` when it has ended."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device that it computes on."""
+        ...
+
+    def elsewhere(self) -> FolderJob:
+        """Return the job with whole paths, for processes that stand in other folders."""
+        ...
+
+    def run(self) -> JobOutcome:
+        """Do the work. Raise what should stop the other jobs too."""
+        ...
+
+    def lost(self, reason: str) -> JobOutcome:
+        """Write down that the process of the job died."""
+        ...
+
+
+SomeFolderJob = TypeVar("SomeFolderJob", bound=FolderJob)
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,15 @@ class RunJob:
     retry: bool = False
     test: bool = True
     exclusive: bool = False
+
+    @property
+    def device(self) -> str:
+        return self.config.runtime.device
+
+    def elsewhere(self) -> RunJob:
+        data_dir = self.config.dataset.data_dir
+        config = change(self.config, data_dir=data_dir and data_dir.resolve())
+        return dataclasses.replace(self, config=config, folder=self.folder.resolve(), store=self.store.resolve())
 
     def run(self) -> JobOutcome:
         """Train the run to its end, unless another process is training it, or the first round that it would share.
@@ -68,7 +108,7 @@ class RunJob:
                         return JobOutcome(busy=True)
                 return self._train(round_lock if shares else None)
         except (InputError, OSError) as problem:
-            return JobOutcome(_reason(problem))
+            return JobOutcome(reason_of(problem))
 
     def _train(self, round_lock: contextlib.ExitStack | None) -> JobOutcome:
         rounds = self.store / "parents"
@@ -84,7 +124,7 @@ class RunJob:
         except Busy:  # with flatsparse train
             return JobOutcome(busy=True)
         except (Exception, SystemExit) as problem:  # whatever it is, the other runs continue
-            return fail(self.folder, _reason(problem), problem)
+            return fail(self.folder, reason_of(problem), problem)
         return JobOutcome()
 
     def lost(self, reason: str) -> JobOutcome:
@@ -99,7 +139,8 @@ def fail(folder: Path, reason: str, problem: BaseException | None = None) -> Job
     return JobOutcome(reason)
 
 
-def _reason(problem: BaseException) -> str:
+def reason_of(problem: BaseException) -> str:
+    """Return why a run failed, in one line."""
     first = next(iter(str(problem).splitlines()), "")
     return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
 

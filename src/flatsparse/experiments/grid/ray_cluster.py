@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import warnings
@@ -10,9 +9,8 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_atomic
-from flatsparse.experiments.grid.job import JobOutcome, RunJob, fail
+from flatsparse.experiments.grid.job import FolderJob, JobOutcome, SomeFolderJob, fail
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, one_thread
-from flatsparse.experiments.run.config import change
 
 LOOPBACK = "127.0.0.1"
 CLUSTERS = (
@@ -20,7 +18,7 @@ CLUSTERS = (
 )
 
 
-class RayCluster(Executor[RunJob]):
+class RayCluster(Executor[SomeFolderJob]):
     """Runs jobs on a Ray cluster, each as a Ray task: one CPU, and one GPU where the run is on ``cuda``.
 
     The store should be on a file system that all machines share, at the same path. Where it does not, finished runs come back
@@ -55,22 +53,19 @@ class RayCluster(Executor[RunJob]):
         if address == "local" and ray.util.get_node_ip_address() != LOOPBACK:  # Ray was imported before
             warnings.warn("Ray's ports are open to other machines: close them by a firewall", stacklevel=2)
         self.ray: Any = ray
-        self.running: dict[Any, RunJob] = {}
+        self.running: dict[Any, SomeFolderJob] = {}
         self.limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     @property
     def free(self) -> bool:
         return len(self.running) < self.limit
 
-    def submit(self, job: RunJob) -> None:
-        gpus = 1 if job.config.runtime.device.startswith("cuda") else 0
+    def submit(self, job: SomeFolderJob) -> None:
+        gpus = 1 if job.device.startswith("cuda") else 0
         remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_remotely)
-        data_dir = job.config.dataset.data_dir
-        config = change(job.config, data_dir=data_dir and data_dir.resolve())  # workers stand in other folders
-        there = dataclasses.replace(job, config=config, folder=job.folder.resolve(), store=job.store.resolve())
-        self.running[remote.remote(there)] = job
+        self.running[remote.remote(job.elsewhere())] = job
 
-    def finished(self) -> list[tuple[RunJob, JobOutcome]]:
+    def finished(self) -> list[tuple[SomeFolderJob, JobOutcome]]:
         if not self.running:
             return []
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=PATIENCE)
@@ -81,6 +76,8 @@ class RayCluster(Executor[RunJob]):
                 outcome, files = self.ray.get(reference)
                 write_files(job, files)
             except self.ray.exceptions.RayError as problem:
+                if isinstance(cause := getattr(problem, "cause", None), InputError):
+                    raise cause from None  # what a job raises should stop the others too
                 outcome = fail(job.folder, f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
             ended.append((job, outcome))
         return ended
@@ -96,18 +93,19 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def run_remotely(job: RunJob) -> tuple[JobOutcome, dict[str, bytes]]:
+def run_remotely(job: FolderJob) -> tuple[JobOutcome, dict[str, bytes]]:
     """Run a job; return its outcome and the contents of its files, less the checkpoints, the result last."""
     with one_thread():
         outcome = job.run()
     if outcome.busy or not job.folder.is_dir():
         return outcome, {}
-    names = [file.name for file in job.folder.iterdir() if file.suffix != ".pt" and not file.name.startswith(".")]
+    files = [file for file in job.folder.iterdir() if file.is_file()]
+    names = [file.name for file in files if file.suffix != ".pt" and not file.name.startswith(".")]
     names.sort(key=lambda name: name in ("result.json", "failure.json"))
     return outcome, {name: (job.folder / name).read_bytes() for name in names}
 
 
-def write_files(job: RunJob, files: dict[str, bytes]) -> None:
+def write_files(job: FolderJob, files: dict[str, bytes]) -> None:
     """Write a run's files to its folder, unless its result is there."""
     job.folder.mkdir(parents=True, exist_ok=True)
     if not (job.folder / "result.json").is_file():

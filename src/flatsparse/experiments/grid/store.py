@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.files import read
 from flatsparse.experiments.claims import plain_name
-from flatsparse.experiments.grid.job import JobOutcome, RunJob
+from flatsparse.experiments.grid.job import JobOutcome, RunJob, SomeFolderJob
 from flatsparse.experiments.grid.progress import ProgressTable
 from flatsparse.experiments.grid.ray_cluster import RayCluster
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, default_jobs, local_executor
@@ -145,9 +146,9 @@ def run_grid(
     if todo:
         before = len({outcome.folder for outcome in known} - set(todo))
         table = ProgressTable(title, list(todo.values()), before, console or Console(stderr=True))
-        with _executor(todo.values(), jobs, cluster) as executor, table:
-            for job, ended in _run_all(todo.values(), executor, table):
-                table.ended(job.folder, ended.failure)
+        at_once = jobs or min(default_jobs(job.config.runtime.device) for job in todo.values())
+        with executor_of(len(todo), at_once if cluster is None else jobs, cluster) as executor, table:
+            for job, ended in run_jobs(todo.values(), executor, table):
                 failed[job.folder] = ended.failure
     results = outcomes(runs, store, name)  # where no failure could be written down, it is known here
     return [
@@ -155,17 +156,21 @@ def run_grid(
     ]
 
 
-def _executor(todo: Collection[RunJob], jobs: int | None, cluster: str | None) -> Executor[RunJob]:
+def executor_of(count: int, jobs: int | None, cluster: str | None) -> Executor[Any]:
+    """Return the executor of a number of jobs: of a Ray cluster by its address, or of this machine, ``jobs`` at once."""
     if cluster is not None:
         return RayCluster(cluster, jobs)
-    at_once = jobs or min(default_jobs(job.config.runtime.device) for job in todo)
-    return local_executor(min(at_once, len(todo)))
+    assert jobs is not None  # only a cluster knows its own number
+    return local_executor(min(jobs, count))
 
 
-def _run_all(
-    jobs: Collection[RunJob], executor: Executor[RunJob], table: ProgressTable
-) -> Iterator[tuple[RunJob, JobOutcome]]:
-    """Submit jobs while the executor is free; one whose run another process is training, or its first round, is put off."""
+def run_jobs(
+    jobs: Collection[SomeFolderJob], executor: Executor[SomeFolderJob], table: ProgressTable
+) -> Iterator[tuple[SomeFolderJob, JobOutcome]]:
+    """Run jobs, shown in a table; yield each with its outcome.
+
+    One whose run another process is training, or its first round, is put off.
+    """
     waiting = dict.fromkeys(jobs, 0.0)  # until when, in their order
     running = 0
     while waiting or running:
@@ -182,6 +187,7 @@ def _run_all(
                 waiting[job] = time.monotonic() + RETRY_SECONDS
                 table.postponed(job.folder)
             else:
+                table.ended(job.folder, outcome.failure)
                 yield job, outcome
         if not running and not ended:
             time.sleep(PATIENCE)

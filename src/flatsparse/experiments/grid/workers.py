@@ -212,6 +212,9 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    multiprocessing.current_process().daemon = (
+        False  # else a job could not have processes of its own, that read its data
+    )
     with contextlib.suppress(EOFError, OSError):
         while True:
             job = pipe.recv()

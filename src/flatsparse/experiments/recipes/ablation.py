@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
-from flatsparse.experiments.recipes.setting import STAND_IN, STUDY, run_at
+from flatsparse.experiments.recipes.setting import OUR_STUDY, SMALL_NET, STAND_IN, run_at
 from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.sharpness import SHARPNESS
 
@@ -29,7 +29,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    plain = run_at(scale, "rigl", 0.9)
+    plain = run_at(scale, "rigl", 0.9, laptop=SMALL_NET)
     s2sam = change(plain, sharpness="s2sam")
     table: list[Cell] = []
     for row, (differs, alike) in PARTS.items():
@@ -52,7 +52,7 @@ RECIPE = Recipe(
     cells,
     notes=(
         STAND_IN,
-        STUDY,
+        OUR_STUDY,
         "Each row has its own plain run where the part changes that too. A direction other than S²-SAM's, and a rival, is no"
         " claim of the paper and gets no verdict.",
     ),

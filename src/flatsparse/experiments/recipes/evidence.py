@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, run_at
+from flatsparse.experiments.recipes.setting import LABELS, SMALL_NET, STAND_IN, run_at
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.sharpness import Sharpness
 
@@ -58,7 +58,8 @@ ROUNDS = ("lth", "lrr")
 
 
 def on_cifar(scale: Scale, method: str = "rigl", sparsity: float = 0.9, **chosen: Any) -> RunConfig:
-    return run_at(scale, method, sparsity, **{"weight_decay": 5e-4, **(CIFAR if scale == "laptop" else {}), **chosen})
+    settings = {"weight_decay": 5e-4, **(CIFAR if scale == "laptop" else {}), **chosen}
+    return run_at(scale, method, sparsity, laptop=SMALL_NET, **settings)
 
 
 def on_digits(scale: Scale, method: str = "rigl", sparsity: float = 0.95, **chosen: Any) -> RunConfig:

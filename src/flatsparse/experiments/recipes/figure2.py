@@ -8,8 +8,9 @@ import torch
 
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.mechanism import WRAPPERS, figure2, two_valleys, walk
+from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.plotting import save
-from flatsparse.experiments.recipes.recipe import Measured, Metric, Reading, Recipe, Work
+from flatsparse.experiments.recipes.recipe import Measured, Reading, Recipe, Work
 
 NAMES = {"wide": 1.0, "narrow": -1.0}  # where the valleys are, in the first weight
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flatsparse.experiments.metric import ACCURACY, Metric
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.terminal import Console
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: dict[Scale, str] = {
     "smoke": "every cell in seconds on embedded data: shows that all works, its figures mean little",
-    "laptop": "a small study on two cores in hours: CIFAR-10, ResNet-20, a short schedule",
+    "laptop": "a small study on two cores: CIFAR-10 (or 100), each row's own network, a short schedule",
     "paper": "the published setting, for GPUs",
 }
 
@@ -59,30 +60,6 @@ class Cell:
     def label(self) -> str:
         """The name of the cell within its group."""
         return self.control or self.run.sharpness
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The quantity that is compared.
-
-    Attributes:
-        name: with its unit.
-        better: in which direction it is, and so what S²-SAM is claimed to do to it.
-        effect: the size of an effect worth finding where none is published, for the number of seeds needed.
-        comparable: whether published numbers are of this metric, not of another that it stands in for.
-    """
-
-    name: str
-    better: Literal["higher", "lower"] = "higher"
-    effect: float = 0.5
-    comparable: bool = True
-
-    @property
-    def sign(self) -> int:
-        return 1 if self.better == "higher" else -1
-
-
-ACCURACY = Metric("test accuracy, %")
 
 
 @dataclass(frozen=True)

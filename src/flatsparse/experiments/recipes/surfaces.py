@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from flatsparse.experiments.landscape import measure, pictures
 from flatsparse.experiments.landscape.settings import Landscape
+from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.plotting import save
-from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Scale, Work
+from flatsparse.experiments.recipes.recipe import Cell, Measured, Scale, Work
 
 ROUGHNESS = Metric("roughness Ra of the loss surface", "lower", effect=0.1)
 # points along each direction, training images, pairs of directions

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from flatsparse.experiments.recipes.imagenet import ON_IMAGENET, on_imagenet, settings_notes
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import ON_IMAGENET, STAND_IN, STUDY, imagenet_needs, on_imagenet
-from flatsparse.experiments.run.config import change
+from flatsparse.experiments.recipes.setting import STAND_IN, STUDY
 
 CHEX = "Hou et al. 2022 and their repository"
 CHASE = "Yin et al. 2023 and their repository"
@@ -19,25 +17,18 @@ BY_CHANNELS = (
 )
 # fraction of channels removed: top-1 of ResNet-50 at 80 and 90 %
 BY_BOTH = {0.0: (75.87, 74.70), 0.3: (75.62, 74.35), 0.4: (75.27, 74.03)}
-BY_LAYER: dict[str, Any] = {
-    "first_phase": "layer",
-    "last_phase": "layer",
-    "until": 0.8,
-}  # of Chase's script for ImageNet
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
-    needs = imagenet_needs(scale)
     table: list[Cell] = []
     for model, removed, column, top1 in BY_CHANNELS:
         run = on_imagenet(scale, "chex", None, model=model, channels=removed)
-        table += both("CHEX", column, run, Published(top1, source=CHEX), needs=needs)
+        table += both("CHEX", column, run, Published(top1, source=CHEX))
     for removed, numbers in BY_BOTH.items():
         for sparsity, top1 in zip((0.8, 0.9), numbers, strict=True):
             run = on_imagenet(scale, "chase", sparsity, channels=removed)
-            run = change(run, **BY_LAYER) if scale == "paper" else run
             row = f"Chase, {removed:.0%} of channels"
-            table += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE), needs=needs)
+            table += both(row, f"ResNet-50 {sparsity:.0%}", run, Published(top1, source=CHASE))
     return tuple(table)
 
 
@@ -47,9 +38,10 @@ RECIPE = Recipe(
     "Ji et al. 2024, Table 3",
     cells,
     notes=(
-        STAND_IN + " The net is ResNet-20.",
+        STAND_IN + " The net is ResNet-20 there.",
         STUDY,
         ON_IMAGENET,
+        *settings_notes(["chex", "chase"]),
         "CHEX's budgets are printed in FLOPs, and its repository gives the fraction of channels for 2 and 1 GFLOPs of ResNet-50"
         " only: 0.25 for 3 GFLOPs, and 0.5 for ResNet-34, are our guess. Which channels go decides the FLOPs; pruned uniformly,"
         " ResNet-50 has 2.75, 1.64 and 0.92 GFLOPs (of multiply-adds) without 25, 50 and 70 % of them, ResNet-34 1.89.",

@@ -7,7 +7,8 @@ import dataclasses
 from flatsparse.experiments.bench.suite import Bench
 from flatsparse.experiments.bench.suite import measure as measure_bench
 from flatsparse.experiments.bench.variants import BASE
-from flatsparse.experiments.recipes.recipe import Measured, Metric, Reading, Recipe, Scale, Work
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Measured, Reading, Recipe, Scale, Work
 from flatsparse.experiments.recipes.setting import LABELS
 
 BENCHES: dict[Scale, Bench] = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from flatsparse.experiments.recipes.imagenet import ON_IMAGENET, imagenet_at, settings_notes
 from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe, Scale, both
-from flatsparse.experiments.recipes.setting import ON_IMAGENET, REVIEW, STAND_IN, STUDY, imagenet_needs, run_at
-from flatsparse.experiments.run.config import change
+from flatsparse.experiments.recipes.setting import REVIEW, STAND_IN, STUDY, run_at
+from flatsparse.experiments.run.config import RunConfig, change
 
 TABLE = "Ji et al. 2024, Table 6"
 # network: data set, its name in MODELS, epochs, plain, S²-SAM, SAM
@@ -25,13 +24,18 @@ SMALL = {"ResNet-32": "resnet20", "ResNet-34": "resnet20", "ResNet-50": "resnet2
 def cells(scale: Scale) -> tuple[Cell, ...]:
     table: list[Cell] = []
     for network, (data, model, epochs, plain, s2sam, sam) in PRINTED.items():
-        needs = imagenet_needs(scale) if data == "ImageNet" else None
-        long: dict[str, Any] = {"epochs": epochs} if scale == "paper" else {}
-        run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"), **long)
-        table += both(network, data, run, Published(plain, source=TABLE), Published(s2sam, source=TABLE), needs=needs)
+        run = _run(scale, network, data, model, epochs)
+        table += both(network, data, run, Published(plain, source=TABLE), Published(s2sam, source=TABLE))
         sharp = change(run, sharpness="sam")
-        table.append(Cell(network, data, sharp, Published(sam, source=REVIEW), needs=needs))
+        table.append(Cell(network, data, sharp, Published(sam, source=REVIEW)))
     return tuple(table)
+
+
+def _run(scale: Scale, network: str, data: str, model: str, epochs: int) -> RunConfig:
+    if scale == "paper" and data == "ImageNet":
+        return imagenet_at("dense", 0.0, model, epochs=epochs)
+    run = run_at(scale, "dense", 0.0, NAMES[data], model=model, small=SMALL.get(network, "digitnet"))
+    return change(run, epochs=epochs) if scale == "paper" else run
 
 
 RECIPE = Recipe(
@@ -41,8 +45,9 @@ RECIPE = Recipe(
     cells,
     notes=(
         STAND_IN
-        + " ResNet-20 stands in for residual nets, digitnet for the others: rows of one net are the same runs.",
+        + " ResNet-20 stands in for residual nets there, digitnet for the others: rows of one net are the same runs.",
         STUDY,
         ON_IMAGENET,
+        *settings_notes(["dense"]),
     ),
 )

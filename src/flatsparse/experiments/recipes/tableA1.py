@@ -37,7 +37,7 @@ RECIPE = Recipe(
     cells,
     notes=(
         STAND_IN + " Both data sets' columns are the same runs there, and those of table1.",
-        STUDY + " VGG-19 is of the paper's scale only.",
+        STUDY,
         "The entries with S²-SAM, and those of RigL and MEST, are unknown to us.",
     ),
 )

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatsparse.experiments.recipes.recipe import Cell, Metric, Recipe, Scale
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
 from flatsparse.experiments.recipes.setting import REVIEW, reviewed
-from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.config import RunConfig
 
 PRINTED = {0.0: (27.6, 27.9), 0.8: (27.1, 27.5), 0.9: (26.4, 27.2)}
-SIZES: dict[Scale, dict[str, Any]] = {
-    "smoke": {"data": "numbers", "train_size": 700, "epochs": 6, "batch_size": 200, "validate_every": 6},
-    "laptop": {"data": "multi30k", "epochs": 12, "batch_size": 2000},
-    "paper": {"data": "wmt14"},
+# As Vaswani et al. (2017, sec. 5) train their base model: 100,000 steps of 25,000 tokens, of which 4,000 are warm-up.
+BASE: dict[str, Any] = {
+    "betas": (0.9, 0.98),
+    "lr": 7e-4,
+    "lr_schedule": "inverse-sqrt",
+    "label_smoothing": 0.1,
+    "weight_decay": 0.0,
 }
-NEEDS = "WMT14 English-German (4.5M pairs), and GPUs"
+SIZES: dict[Scale, dict[str, Any]] = {
+    "smoke": {
+        "data": "numbers",
+        "lr": 3e-3,
+        "weight_decay": 1e-2,
+        "train_size": 700,
+        "epochs": 6,
+        "batch_size": 200,
+        "warmup": 1,
+        "validate_every": 6,
+    },
+    "laptop": {**BASE, "data": "multi30k", "lr": 1e-3, "epochs": 15, "batch_size": 4000, "warmup": 2},
+    "paper": {**BASE, "data": "wmt14", "epochs": 18, "batch_size": 25_000, "warmup": 0.75},
+}
 
 
 def cells(scale: Scale) -> tuple[Cell, ...]:
     table: list[Cell] = []
     for sparsity, printed in PRINTED.items():
         method, shared = ("mest", "uniform") if sparsity else ("dense", None)
-        run = RunConfig.of(method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", lr=3e-3, warmup=1)
-        table += reviewed(
-            "MEST(EM)" if sparsity else "dense",
-            f"{sparsity:.0%}",
-            change(run, weight_decay=1e-2, **SIZES[scale]),
-            printed,
-            needs=NEEDS if scale == "paper" else None,
-        )
+        run = RunConfig.of(method=method, sparsity=sparsity, distribution=shared, optimizer="adamw", **SIZES[scale])
+        table += reviewed("MEST(EM)" if sparsity else "dense", f"{sparsity:.0%}", run, printed)
     return tuple(table)
 
 
@@ -38,9 +49,11 @@ RECIPE = Recipe(
     REVIEW,
     cells,
     notes=(
-        "smoke: a tiny Transformer on number words stands in, laptop: a small one on Multi30k. BLEU is of a beam search on the"
-        " test after the last epoch; the printed numbers are SacreBLEU, the best on validation.",
-        "The paper's batch, learning rate, weight decay and ρ are unknown to us.",
+        "smoke: a tiny Transformer on numbers in words; laptop: a small one on Multi30k, 15 epochs; paper: the base model."
+        " Published numbers are of WMT14, so that elsewhere only the sign of a difference is judged.",
+        "Batch, learning rate, weight decay and ρ of the printed runs are unknown to us: those of Vaswani et al. (2017) stand in,"
+        " about 100,000 steps without weight decay, and ρ 0.05. Printed is the best SacreBLEU on validation, here that of the"
+        " last weights on the test.",
     ),
     metric=Metric("BLEU"),
 )

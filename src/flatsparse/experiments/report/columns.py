@@ -5,14 +5,17 @@ A row has the results of its runs (``Row.results``), so that a column may show a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatsparse.experiments.comparison_table import Row
+from flatsparse.experiments.compared import ComparedRow
 from flatsparse.experiments.labels import label
+from flatsparse.experiments.metric import ACCURACY as ACCURACIES
+from flatsparse.experiments.metric import Metric
 
 TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"
 
@@ -33,7 +36,7 @@ class Column:
     """
 
     title: str
-    value: Callable[[Row], Any]
+    value: Callable[[Any], Any]
     format: str | Callable[[Any], str]
     views: tuple[str, ...]
     short: str = ""
@@ -46,63 +49,87 @@ class Column:
         """The heading on the terminal."""
         return self.short or self.title
 
-    def text(self, row: Row) -> str:
+    def text(self, row: ComparedRow) -> str:
         """The text of a row's cell; empty where there is no value."""
         value = self.value(row)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         return format(value, self.format) if isinstance(self.format, str) else self.format(value)
 
-    def style(self, row: Row, learned: bool) -> str:
+    def style(self, row: ComparedRow, meaningful: bool) -> str:
         """The verdict that colors a row's cell, as the name of a style; empty where none does."""
-        judged = self.judged and learned and row.difference is not None
-        return row.difference.verdict.replace(" ", "-") if judged and row.difference is not None else ""
+        return row.verdict.replace(" ", "-") if self.judged and meaningful and row.verdict is not None else ""
 
 
-def _mean(row: Row) -> str:
-    return f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}")
+def _mean(row: Any) -> str:
+    return row.metric.text(row.mean) + ("" if math.isnan(row.std) else f" ± {row.metric.text(row.std)}")
+
+
+def _shorter(row: Any, value: float | None) -> str | None:
+    """A value as text, in percent with one decimal only."""
+    if value is None:
+        return None
+    return f"{value:.1f}" if row.metric == ACCURACIES else str(row.metric.text(value))
 
 
 def _range(times: tuple[float, ...]) -> str:
     return f"{min(times):.2f} to {max(times):.2f}"
 
 
+TITLE = Column("", lambda row: f"{label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""), "", (TERMINAL,))
+NAME = Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST))
+RHO = Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST))
+GRADIENTS = Column(
+    "gradients a step",
+    lambda row: row.gradients_per_step,
+    "g",
+    (TERMINAL, COST),
+    short="grads",
+    note="gradients a step",
+    in_pictures="{} grad.",
+)
+STEP_TIME = Column(
+    "step time",
+    lambda row: row.step_time,
+    "{:.2f}×".format,
+    (TERMINAL, COST),
+    short="time",
+    note="of a step, as a ratio to plain (median over seeds)",
+    in_pictures="{} time",
+)
+RANGE = Column("its range", lambda row: row.step_times or None, _range, (COST,))
 COLUMNS = (
-    Column("", lambda row: f"{label(row.sharpness)}" + (f" ρ={row.rho:g}" if row.rho else ""), "", (TERMINAL,)),
-    Column("", lambda row: label(row.sharpness), "", (ACCURACY, COST)),
-    Column("ρ", lambda row: row.rho or None, "g", (ACCURACY, COST)),
-    Column("test", _mean, "", (TERMINAL, ACCURACY), short="test %"),
+    TITLE,
+    NAME,
+    RHO,
+    Column("test", _mean, str, (TERMINAL, ACCURACY), short="test %"),
     Column(
         "against plain",
-        lambda row: row.difference,
-        lambda d: d.with_half(),
+        lambda row: row.difference and row.difference.with_half(row.metric.signed),
+        str,
         (TERMINAL,),
         note="points, paired by seed, ± half of the 95 % interval",
         judged=True,
     ),
-    Column("difference", lambda row: row.difference, lambda d: f"{d.mean:+.2f}", (ACCURACY,), judged=True),
-    Column("95 % interval", lambda row: row.difference, lambda d: d.bounds(), (ACCURACY,), judged=True),
-    Column("training", lambda row: row.train_accuracy, ".1f", (TERMINAL, ACCURACY), short="train %"),
-    Column("validation", lambda row: row.validation_accuracy, ".1f", (ACCURACY,)),
     Column(
-        "gradients a step",
-        lambda row: row.gradients_per_step,
-        "g",
-        (TERMINAL, COST),
-        short="grads",
-        note="gradients a step",
-        in_pictures="{} grad.",
+        "difference",
+        lambda row: row.difference and f"{row.difference.mean:{row.metric.signed}}",
+        str,
+        (ACCURACY,),
+        judged=True,
     ),
     Column(
-        "step time",
-        lambda row: row.step_time,
-        "{:.2f}×".format,
-        (TERMINAL, COST),
-        short="time",
-        note="of a step, as a ratio to plain (median over seeds)",
-        in_pictures="{} time",
+        "95 % interval",
+        lambda row: row.difference and row.difference.bounds(row.metric.signed),
+        str,
+        (ACCURACY,),
+        judged=True,
     ),
-    Column("its range", lambda row: row.step_times, _range, (COST,)),
+    Column("training", lambda row: _shorter(row, row.train_accuracy), str, (TERMINAL, ACCURACY), short="train %"),
+    Column("validation", lambda row: _shorter(row, row.validation_accuracy), str, (ACCURACY,)),
+    GRADIENTS,
+    STEP_TIME,
+    RANGE,
     Column(
         "cosine",
         lambda row: row.cosine,
@@ -115,11 +142,26 @@ COLUMNS = (
 )
 
 
-def columns(view: str) -> list[Column]:
+def columns_of(metric: Metric) -> tuple[Column, ...]:
+    """The columns of a comparison by a metric: those of accuracies, in other words where it is none."""
+    if metric == ACCURACIES:
+        return COLUMNS
+    return tuple(
+        dataclasses.replace(
+            column,
+            short=column.short.removesuffix(" %"),
+            note=f"{column.note.removeprefix('points, ')}; {metric.better} is better" if column.judged else column.note,
+        )
+        for column in COLUMNS
+    )
+
+
+def columns(view: str, of: Sequence[Column]) -> list[Column]:
     """The columns of a view, in their order."""
-    return [column for column in COLUMNS if view in column.views]
+    return [column for column in of if view in column.views]
 
 
-def beside(row: Row) -> str:
+def beside(row: ComparedRow) -> str:
     """The columns that a picture writes beside a row, in one line."""
-    return ", ".join(column.in_pictures.format(column.text(row)) for column in COLUMNS if column.in_pictures)
+    texts = [(column.in_pictures, column.text(row)) for column in COLUMNS if column.in_pictures]
+    return ", ".join(template.format(text) for template, text in texts if text)

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flatsparse.experiments.bench.results import Table as BenchTable
-from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.plotting import LINE, caption, plain
 from flatsparse.experiments.report.columns import beside
-from flatsparse.experiments.report.sentences import setting
 from flatsparse.experiments.reproduce import pictures
 from flatsparse.experiments.run.records import EpochRecord
 
@@ -27,7 +26,7 @@ RATIO_COLORS = {
 }
 
 
-def differences(tables: Sequence[Table]) -> Figure:
+def differences(tables: Sequence[ComparedTable]) -> Figure:
     """The differences of every setting to plain training: each seed a dot, the mean with its 95 % interval."""
     figure = Figure(figsize=(1 + 4.6 * len(tables), 3.2), layout="constrained")
     axes = figure.subplots(1, len(tables), squeeze=False)
@@ -46,9 +45,9 @@ def differences(tables: Sequence[Table]) -> Figure:
         names = [f"{label(row.sharpness)}, ρ = {row.rho:g}\n{beside(row)}" for row in compared]
         axis.set_yticks(range(len(compared)), names[::-1])
         axis.set_ylim(-0.6, len(compared) - 0.4)
-        axis.set_title(f"{setting(table)}: plain {base.mean:.1f} %", fontsize=10)
+        axis.set_title(caption(f"{table.heading}: plain {table.metric.level(base.mean)}"), fontsize=10)
         plain(axis, "x")
-    figure.supxlabel("difference to plain training, points of test accuracy", fontsize=10)  # longer than short axes
+    figure.supxlabel(caption(tables[0].metric.axis), fontsize=10)  # longer than short axes
     return figure
 
 
@@ -81,13 +80,14 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
+def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]], score: str | None = None) -> Figure:
     """Training loss and validation accuracy, or a task's first score, by epoch.
 
     For each sharpness the mean over its seeds, which are thin lines.
+
+    Args:
+        score: the name of the task's score.
     """
-    names = {record.validation_metric for seeds in records.values() for seed in seeds for record in seed}
-    score = next((name for name in names if name is not None), None)
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
         figure.subplots(1, 2),

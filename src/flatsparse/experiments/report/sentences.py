@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from flatsparse.experiments.comparison_table import Row, Table
+from collections.abc import Callable
+from typing import Any
+
+from flatsparse.experiments.compared import ComparedRow, ComparedTable
+from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.labels import label, scores_text
+from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.run.records import RunResult
-from flatsparse.experiments.stats import Interval
 
 UNLEARNED = (
     "No net does better than always naming the commonest class, so nothing was learned and nothing can be compared: give more"
@@ -13,42 +17,48 @@ UNLEARNED = (
 )
 
 
-def setting(table: Table) -> str:
-    """The setting of a table in a few words."""
-    return f"{table.label_noise:.0%} wrong labels" if table.label_noise else "clean labels"
-
-
 def comparison_sentences(table: Table) -> list[str]:
     """A comparison's table in sentences."""
-    failed = [f"Failed: {failure}." for failure in table.failures]
     if not table.learned:
-        return [UNLEARNED, *failed]
-    of_rows = [_sentence(row) + _edge(row, table) + _unpaired(row) for row in table.rows if row.difference is not None]
-    return of_rows + _control(table) + failed
+        return [UNLEARNED, *_failed(table)]
+    return differences_in_words(table, lambda row: _edge(row, table))
 
 
-def _sentence(row: Row) -> str:
+def differences_in_words(table: ComparedTable, aside: Callable[[Any], str] = lambda row: "") -> list[str]:
+    """Any comparison's differences, control and failures in sentences; ``aside`` is said behind a row's difference."""
+    compared = [row for row in table.rows if row.difference is not None]
+    of_rows = [_sentence(row, table.metric) + aside(row) + _unpaired(row) for row in compared]
+    return of_rows + _control(table) + _failed(table)
+
+
+def _failed(table: ComparedTable) -> list[str]:
+    return [f"Failed: {failure}." for failure in table.failures]
+
+
+def _sentence(row: ComparedRow, metric: Metric) -> str:
     d = row.difference
     assert d is not None
-    cost = f"{row.gradients_per_step:g} gradient{'s' if row.gradients_per_step != 1 else ''} a step"
+    each = row.gradients_per_step
+    cost = "" if each is None else f"; {each:g} gradient{'s' if each != 1 else ''} a step"
+    name, difference = f"{label(row.sharpness)} (ρ = {row.rho:g})", metric.difference(d.mean)
     if d.n < 2:
-        return f"{label(row.sharpness)} (ρ = {row.rho:g}): {d.mean:+.2f} points with one seed, so nothing can be said; {cost}."
-    return f"{label(row.sharpness)} (ρ = {row.rho:g}) {_verb(d)}: {d.mean:+.2f} points, 95 % interval {d.bounds()}; {cost}."
+        return f"{name}: {difference} with one seed, so nothing can be said{cost}."
+    return f"{name} {_verb(row)}: {difference}, 95 % interval {d.bounds(metric.signed)}{cost}."
 
 
-def _edge(row: Row, table: Table) -> str:
+def _edge(row: ComparedRow, table: Table) -> str:
     grid = [float(rho) for rho in table.tried.get(row.sharpness, ())]
     if len(grid) > 1 and row.rho in (min(grid), max(grid)):
         return f" Its ρ is the {'smallest' if row.rho == min(grid) else 'largest'} tried, so a better one may exist outside."
     return ""
 
 
-def _unpaired(row: Row) -> str:
+def _unpaired(row: ComparedRow) -> str:
     return f" Without {row.unpaired} seed{'' if row.unpaired == 1 else 's'} that failed." if row.unpaired else ""
 
 
-def _control(table: Table) -> list[str]:
-    d = table.over_random
+def _control(table: ComparedTable) -> list[str]:
+    d, metric = table.over_random, table.metric
     if d is None or d.n < 2:
         return []
     meaning = {
@@ -56,11 +66,12 @@ def _control(table: Table) -> list[str]:
         "hurts": "so a random direction is the better one",
         "within noise": "so its direction cannot be distinguished from a random one here",
     }
-    return [f"S²-SAM against a random direction: {d.mean:+.2f} points ({d.bounds()}), {meaning[d.verdict]}."]
+    bounds = d.bounds(metric.signed)
+    return [f"S²-SAM against a random direction: {metric.difference(d.mean)} ({bounds}), {meaning[metric.verdict(d)]}."]
 
 
-def _verb(d: Interval) -> str:
-    return {"helps": "helps", "hurts": "hurts", "within noise": "is within noise"}[d.verdict]
+def _verb(row: ComparedRow) -> str:
+    return {"helps": "helps", "hurts": "hurts", "within noise": "is within noise"}[row.verdict or ""]
 
 
 def run_sentences(result: RunResult) -> list[str]:

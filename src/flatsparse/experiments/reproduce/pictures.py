@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flatsparse.experiments.labels import color, label, marker
+from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.plotting import caption, plain
-from flatsparse.experiments.recipes.recipe import Metric
 
 ACROSS = 3
 

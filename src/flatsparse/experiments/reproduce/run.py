@@ -49,6 +49,12 @@ class Choice:
     """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
     retry: bool = False
     """Repeat failed runs."""
+    rehearse: bool = False
+    """Train nothing: take three steps of every cell on made-up data of the real shapes, and report memory, FLOPs, what is
+    missing and the GPU hours to expect."""
+    gpu_tflops: float = 38.7
+    """For --rehearse: a GPU's peak in 10¹² operations a second, of which half is assumed to be reached. By default that of an
+    RTX A6000 in float32."""
 
 
 def run_recipe(recipe: Recipe, choice: Choice, out: Path, console: Console) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from flatsparse.experiments.grid.store import Outcome
-from flatsparse.experiments.recipes.recipe import Cell, Measured, Metric, Published, Recipe, Scale
+from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.recipes.recipe import Cell, Measured, Published, Recipe, Scale
 from flatsparse.experiments.reproduce.verdict import Claim, judge
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.records import RunResult

@@ -17,14 +17,12 @@ from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.method import with_method_options
-from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
+from flatsparse.experiments.run.optimizer import sharpness_aware
 from flatsparse.experiments.tasks.make import make_task
 from flatsparse.experiments.tasks.run_task import RunTask
 from flatsparse.measure.flops import Cost, cost_of
 from flatsparse.methods import kind_of, traits_of
 from flatsparse.methods.traits import Scoring
-from flatsparse.sam.looksam import LookSAM
-from flatsparse.sam.optimizers import S2SAM, SAM
 from flatsparse.sparse.plan import due_steps
 from flatsparse.sparse.training import SparseTraining
 
@@ -54,12 +52,17 @@ class Parts:
     gradient: Tensor | None = None
 
 
-def build(run: ResolvedRun, context: DistContext = SINGLE) -> Parts:
+def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None = None) -> Parts:
     """Return a run's data, network, optimizer and masks, all made from its seed.
+
+    Args:
+        run: what is built.
+        context: the processes that train it.
+        task: what it works on, on the run's device; by default what its settings ask for.
 
     Raises: InputError for what cannot be run, such as a batch that is too small for the processes.
     """
-    task = task_of(run)
+    task = task_of(run) if task is None else task
     model, net = make_model(run, task, context)
     splits = task.splits
     steps_per_epoch = splits.train.steps(run.optim.batch_size)
@@ -122,18 +125,7 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
 
 def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
     """Return a run's optimizer: its base, wrapped to be sharpness-aware where it is."""
-    base = _base(run, model)
-    if run.sharpness == "none":
-        return base
-    chosen = run.perturbation
-    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
-    options: dict[str, Any] = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
-    if run.sharpness == "sam":
-        return SAM(base, **options)
-    if run.sharpness == "looksam":
-        return LookSAM(base, every=chosen.look_every, alpha=chosen.look_alpha, **options)
-    direction = "previous" if run.sharpness == "s2sam" else run.sharpness
-    return S2SAM(base, direction=direction, seed=run.seed, **options)
+    return sharpness_aware(run, _base(run, model), steps)
 
 
 def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:

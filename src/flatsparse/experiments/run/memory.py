@@ -58,7 +58,7 @@ def samples_at_once(
 def sample_bytes(task: RunTask, model: nn.Module, split: Split, *, gradients: bool = False) -> int:
     """Return the memory that one sample's evaluation takes, about: what is alive at once, or all that is made.
 
-    Measured once for a network, on one sample.
+    Measured once for a network, on two samples: a loss may not take one alone.
     """
     known = _KNOWN.setdefault(model, {})
     if gradients not in known:
@@ -67,7 +67,7 @@ def sample_bytes(task: RunTask, model: nn.Module, split: Split, *, gradients: bo
 
 
 def _measured_bytes(task: RunTask, model: nn.Module, split: Split, gradients: bool) -> int:
-    batch = next(split.first(1).batches(1))
+    batch = next(split.first(2).batches(2))
     modes = {module: module.training for module in model.modules()}
     counter = _Allocations()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
@@ -76,7 +76,7 @@ def _measured_bytes(task: RunTask, model: nn.Module, split: Split, gradients: bo
     for module, training in modes.items():
         module.training = training
     held = sum(leaf.nbytes for leaf in pytree.tree_leaves(batch.content) if isinstance(leaf, Tensor))
-    return held + (2 * counter.made if gradients else 3 * counter.largest)
+    return (held + (2 * counter.made if gradients else 3 * counter.largest)) // batch.samples
 
 
 class _Allocations(TorchDispatchMode):

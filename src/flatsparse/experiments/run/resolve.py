@@ -30,7 +30,7 @@ from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-MODELS_OF = {"digits": "digitnet"}  # by data set, where it is not the usual one
+MODELS_OF = {"digits": "digitnet", "imagenet": "resnet50"}  # by data set, where it is not the usual one
 MODEL = "resnet20"
 OWN = "own"  # the model of a task
 
@@ -144,6 +144,9 @@ def _check_dataset(dataset: Dataset) -> None:
         check_count("--validation-size", dataset.validation_size, minimum=0)
     if dataset.vocabulary is not None:
         check_count("--vocabulary", dataset.vocabulary, minimum=len(SPECIAL) + 1)
+    for name in ("image_size", "resize"):
+        if getattr(dataset, name) is not None:
+            check_count(f"--{name.replace('_', '-')}", getattr(dataset, name))
     if dataset.workers is not None:
         check_count("--workers", dataset.workers, minimum=0)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.tasks.built_in import built_in
+from flatsparse.experiments.tasks.image_files import IMAGENET, find_imagenet, image_file_task, is_of_files
 from flatsparse.experiments.tasks.images import image_task
 from flatsparse.experiments.tasks.run_task import RunTask
 from flatsparse.experiments.tasks.settings import Dataset
@@ -33,13 +35,22 @@ def make_task(chosen: Dataset, *, model: str, seed: int, label_noise: float, lab
                 f"--label-noise is for images with a class each, and '{chosen.data}' is text: leave it out"
             )
         return task.make(chosen, model=model, seed=seed, label_smoothing=label_smoothing)
-    data = load(chosen.data, chosen.data_dir)
-    return image_task(data, chosen, model=model, seed=seed, label_noise=label_noise, label_smoothing=label_smoothing)
+    how: dict[str, Any] = {
+        "model": model,
+        "seed": seed,
+        "label_noise": label_noise,
+        "label_smoothing": label_smoothing,
+    }
+    if is_of_files(chosen):
+        return image_file_task(chosen, **how)
+    return image_task(load(chosen.data, chosen.data_dir), chosen, **how)
 
 
 def check_data(data: str, data_dir: Path | None) -> None:
     """Raise InputError when data cannot be had."""
     if (task := built_in(data)) is not None:
         task.check(data_dir)
+    elif data == IMAGENET:
+        find_imagenet(data_dir)
     else:
         load(data, data_dir)

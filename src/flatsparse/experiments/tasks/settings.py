@@ -19,8 +19,8 @@ class Dataset:
     """The data of a run, and how it is split."""
 
     data: str = "digits"
-    """Data set: digits (embedded), cifar10, cifar100, a folder or a hub id; of text: numbers (embedded), multi30k, wmt14, a
-    folder with train.txt, or FOLDER:en-de with train.en and train.de."""
+    """Data set: digits (embedded), cifar10, cifar100, imagenet, a folder or a hub id; of text: numbers (embedded), multi30k,
+    wmt14, a folder with train.txt, or FOLDER:en-de with train.en and train.de."""
     task: str | None = None
     """A task of your own in place of --data and --model: path/to/file.py:function, whose code is then run."""
     data_dir: Path | None = None
@@ -33,8 +33,14 @@ class Dataset:
     """Subwords of text. By default 8,000 for pairs of sentences, 37,000 for wmt14, and 2,000 for a text."""
     augmentation: Annotated[bool, without("Take training images as they are, neither cropped nor flipped.")] = True
     """Crop and flip training images of every data set except digits; without it they are taken as they are."""
+    image_size: int | None = None
+    """Read the images of a folder while training, as random crops of this side: for images of any size, or more than fit
+    into memory. By default 224 for imagenet; other images are held in memory as they are."""
+    resize: int | None = None
+    """Shorter side of images in evaluations, before the middle is cut out. By default 256 for each 224 of --image-size."""
     workers: int | None = None
-    """Processes that read samples ahead of training. By default a task's own; results do not depend on it."""
+    """Processes that read samples ahead of training; results do not depend on it. By default one a core for images in
+    files, and a task's own."""
 
     @property
     def title(self) -> str:

@@ -128,11 +128,8 @@ def checked_scores(given: Any, name: str, *, finite: bool = True) -> dict[str, f
         raise InputError(f"the score of '{name}' gave {given!r:.60}: return numbers by name, such as {{'error': 0.1}}")
     scores: dict[str, float] = {}
     for key, value in given.items():
-        number = (
-            value.item() if isinstance(value, (Tensor, np.generic)) and value.size in (1, torch.Size([])) else value
-        )
-        if isinstance(value, Tensor) and value.numel() == 1:
-            number = value.item()
+        is_array = isinstance(value, (Tensor, np.ndarray, np.generic))
+        number = value.item() if is_array and math.prod(value.shape) == 1 else value
         if not isinstance(number, numbers.Real):
             raise InputError(f"score '{key}' of '{name}' is {value!r:.60}: return a number")
         if finite and not math.isfinite(number):
@@ -172,7 +169,9 @@ def _splits(parts: Mapping[str, Part], spec: str, chosen: Dataset, seed: int) ->
     """Return the splits of a run; without a validation set, samples are held out of a map-style training set."""
     pool, apart = parts["train"], parts.get("validation")
     if isinstance(pool, StreamSplit):
-        if chosen.train_size is not None or (apart is None and chosen.validation_size):
+        whole = len(pool), 0 if apart is None else len(apart)
+        asked = chosen.train_size, chosen.validation_size  # a run that was resolved asks for what there is
+        if any(size not in (None, there) for size, there in zip(asked, whole, strict=True)):
             raise InputError(
                 f"'{spec}' reads its training samples as a stream, of which none can be taken out: give --task alone"
             )

@@ -1,0 +1,33 @@
+"""The sharpness-aware optimizer of a run, around a base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from flatsparse.experiments.run.config import ResolvedRun
+from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
+from flatsparse.sam.looksam import LookSAM
+from flatsparse.sam.optimizers import S2SAM, SAM
+
+
+def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: Any) -> Optimizer:
+    """Return the base, wrapped to be sharpness-aware where the run is.
+
+    Args:
+        steps: over which a schedule of ρ goes.
+        options: of the wrapper, in place of the run's own.
+    """
+    if run.sharpness == "none":
+        return base
+    chosen = run.perturbation
+    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
+    own = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
+    options = {**own, **options}
+    if run.sharpness == "sam":
+        return SAM(base, **options)
+    if run.sharpness == "looksam":
+        return LookSAM(base, **{"every": chosen.look_every, "alpha": chosen.look_alpha, **options})
+    direction = "previous" if run.sharpness == "s2sam" else run.sharpness
+    return S2SAM(base, **{"direction": direction, "seed": run.seed, **options})
