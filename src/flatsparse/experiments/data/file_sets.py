@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.folders import Location, check_whole, find_parts, in_reading_order
 from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet, file_list, table_rows
