@@ -12,7 +12,14 @@ from flatsparse.experiments.data.folders import Location, check_whole, find_part
 from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet, file_list, table_rows
 from flatsparse.experiments.data.listings import class_folders, entries, is_image
-from flatsparse.experiments.data.parts import Part, default_validation_size, listed, note_of_others, used_parts
+from flatsparse.experiments.data.parts import (
+    Part,
+    class_names,
+    default_validation_size,
+    listed,
+    note_of_others,
+    used_parts,
+)
 from flatsparse.experiments.data.pixels import as_pixels
 from flatsparse.experiments.data.synsets import flat_labels
 from flatsparse.experiments.data.tables import table_labels
@@ -52,6 +59,7 @@ def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
         validation=others[0] if others else None,
         source=str(folder.resolve()),
         notes=tuple(notes),
+        class_names=class_names(used[0]),
     )
 
 

@@ -16,6 +16,8 @@ from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.bench.suite import NOTES, Bench
 from flatsparse.experiments.compare import Comparison
 from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.evaluate import text as evaluation
+from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
@@ -37,6 +39,7 @@ from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.measure.sharpness import definition as sharpness_definition
 
 PAGE = "report.html"
+EVALUATION = "evaluation.html"  # in a run's folder, which has the page of the run
 
 
 def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
@@ -139,6 +142,22 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
         definition=text.definition(settings, records),
         settings=_settings(settings),
         command=f"flatsparse landscape {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
+    )
+
+
+def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path) -> Path:
+    """Write the page of an evaluation. Returns the file."""
+    runs = " ".join(str(run) for run in settings.runs)
+    corrupted = settings.of_corruptions
+    return html.write(
+        out / EVALUATION,
+        "evaluation.html.j2",
+        title="Accuracy on corrupted images" if corrupted else "Finished runs on their test samples",
+        sentences=evaluation.sentences(record),
+        tables=evaluation.shown(record, pages=True),
+        note=evaluation.DEFINITION if corrupted else "",
+        settings=_settings(settings),
+        command=f"flatsparse evaluate {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.measure import Measurement
@@ -12,6 +12,7 @@ from rich.text import Text
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.evaluate import text as evaluation
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
 from flatsparse.experiments.metric import ACCURACY
@@ -37,6 +38,15 @@ from flatsparse.measure.estimate import Estimate
 from flatsparse.methods.presets import PRESETS
 
 WIDEST = 1000  # characters of a line, where no terminal limits it
+# Columns of a recipe's table that only some tasks have, by their heading: the value of a row's means.
+MORE: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "F1": lambda also: also.get("macro", {}).get("f1"),
+    "gap": lambda also: also.get("generalization_gap"),
+}
+MEANING = {
+    "F1": "macro F1 on the test, %",
+    "gap": "generalization gap, the value on training samples less that on test samples",
+}
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
@@ -131,6 +141,13 @@ def print_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, c
         _print_grid(console, "rise of the loss a step of ρ away", landscape.GAINS, landscape.gains(records))
 
 
+def print_evaluation(record: Mapping[str, Any], console: Console) -> None:
+    """Print the scores of runs, or their accuracies on corrupted images, with sentences."""
+    for heading, (head, rows) in evaluation.shown(record, pages=False):
+        _print_grid(console, heading, head, rows)
+    print_sentences(evaluation.sentences(record), console)
+
+
 def _print_grid(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     grid = Grid(*head, box=None, pad_edge=False, title=title, title_justify="left")
     for row in rows:
@@ -145,7 +162,8 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     console.print(title, style="italic", highlight=False, markup=False)
     grid = Grid(box=None, pad_edge=False)
     grid.add_column("", overflow="fold", min_width=12)
-    for heading in ("here", "n", "printed", "difference", "printed"):
+    more = [heading for heading, value in MORE.items() if any(value(row["also"]) is not None for row in rows)]
+    for heading in ("here", "n", "printed", "difference", "printed", *more):
         grid.add_column(heading, no_wrap=True, justify="right")
     grid.add_column("verdict", overflow="fold", min_width=14)
     before = None
@@ -153,7 +171,7 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
         heading = f"{row['row']}, {row['column']}"
         if heading != before:
             grid.add_row(Text(heading, style="bold"))
-        grid.add_row(*_record_cells(row, record))
+        grid.add_row(*_record_cells(row, record, more))
         before = heading
     console.print(grid, highlight=False)
     unit = "seed" if any("rho" in row for row in rows) else "round"  # a reading has no run
@@ -162,13 +180,15 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     sentences += [claim(record)] if verdicts else []
     sentences += [ONCE] if any(row["same_runs"] for row in rows) else []
     sentences += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
+    sentences += [f"{heading}: {MEANING[heading]}" for heading in more]
+    sentences += [f"data: {data['name']} from {data['source']}" for data in record.get("data_sets", ())]
     sentences += [*record["notes"], *record["said"]]
     sentences += [f"not run: {reason}" for reason in reasons(rows)]
     for sentence in sentences:
         console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
 
 
-def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text]:
+def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any], more: Sequence[str]) -> list[str | Text]:
     d = row["difference"]
     if d is None:
         gap = gap_printed = ""
@@ -183,5 +203,6 @@ def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str
         printed(record, row),
         gap,
         gap_printed,
+        *("" if (value := MORE[heading](row["also"])) is None else f"{value:.2f}" for heading in more),
         Text(verdict, style=style),
     ]
