@@ -1,6 +1,6 @@
 """A Lightning module: `flatsparse compare examples/lightning_module.py:train`, also with SAM, as Lightning passes a closure.
 
-Four lines are not those of the plain script, which is given behind them.
+Four lines, marked, are not those of the plain script.
 """
 
 import lightning
@@ -41,7 +41,7 @@ def loader(part, shuffle=False):
     return DataLoader(TensorDataset(images, labels), batch_size=BATCH, shuffle=shuffle)
 
 
-def train(arm):  # flatsparse; plain: def train():
+def train(arm):  # flatsparse
     model = Digits()
     model.arm = arm  # flatsparse
     quiet = {

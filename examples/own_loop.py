@@ -6,7 +6,8 @@ from torch import nn
 
 DIGITS = load_digits()
 IMAGES, LABELS = torch.tensor(DIGITS.data, dtype=torch.float32) / 16, torch.tensor(DIGITS.target)
-TRAIN, TEST, BATCH, EPOCHS = slice(0, 600), slice(1200, None), 50, 10
+TRAIN, TEST = slice(0, 600), slice(1200, None)
+EPOCHS, BATCH = 10, 50
 
 
 def train(arm):

@@ -49,6 +49,7 @@ EXPERIMENTS = [
     "grid",
     "bench",
     "landscape",
+    "evaluate",
     "export_forms",
     "export",
     "recipes",

@@ -59,6 +59,12 @@ def fails(capsys, *arguments):
         ("compare --sharpness sam --rhos momentum 0.5", "--rhos momentum"),
         ("compare --rho 0.05 0.2", "--tune chooses among --rho-grid 0.05 0.2"),
         ("compare --rho 1e-3 0.2 --seeds 1", "--tune chooses among --rho-grid 1e-3 0.2"),
+        ("compare own.py", "'own.py' is no script: give FILE.py:FUNCTION"),
+        ("compare absent.py:train", "no file 'absent.py' for script 'absent.py:train'"),
+        ("compare absent.py:train --epochs 3", "--epochs is of no use with a script"),
+        ("compare absent.py:train --tune", "--tune is of no use with a script"),
+        ("compare --better lower", "--better is for a script"),
+        ("compare --threads 2", "--threads is for a script"),
         ("compare --sharpness none", "nothing to compare"),
         ("compare --sharpness", "nothing to compare"),
         ("compare --tune --seeds 1001", "--seeds 1001"),
@@ -108,6 +114,24 @@ def test_code_of_ones_own_that_ends_the_process_is_an_error_in_one_line(capsys, 
     (tmp_path / "own.py").write_text(f"from dataclasses import dataclass\n{decorated}\n")
     told = fails(capsys, "train", *QUICK, "--method", f"{tmp_path}/own.py:M", "--out", str(tmp_path / "run"))
     assert problem.partition("(")[0] in told
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import not_there_at_all", "does not run: ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("def fit(arm):\n    return {}", "has no function 'train' (it has: fit)"),
+        ("def train(arm):\n    raise SystemExit(0)", "nothing can be compared, as plain training has not finished"),
+        ("def train(arm):\n    raise GeneratorExit", "(plain, seed 0: GeneratorExit:  (line 2 of own.py))"),
+    ],
+)
+def test_a_script_that_cannot_be_compared_is_an_error_in_one_line(capsys, tmp_path, text, problem):
+    (tmp_path / "own.py").write_text(f"{text}\n")
+    with pytest.raises(SystemExit) as end:
+        main(["compare", f"{tmp_path}/own.py:train", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flatsparse: error: ")]
+    assert problem in told
 
 
 def test_a_stop_while_code_of_ones_own_is_loaded_is_a_stop(tmp_path, capsys):

@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FILES = [
-    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README", "examples/README")),
     *(ROOT / "docs").rglob("*.md"),
 ]
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in sorted(FILES)}

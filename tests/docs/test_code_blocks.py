@@ -82,6 +82,12 @@ def check_channels(names):
     assert weights[1] < weights[0]
 
 
+def check_comparison(names):
+    row = names["table"].row("s2sam")
+    assert row.difference.n == 2
+    assert row.verdict in ("helps", "hurts", "within noise")
+
+
 def check_masks(names):
     assert {n: m.tolist() for n, m in names["masks"].items()} == {
         n: m.tolist() for n, m in names["training"].masks.items()
@@ -109,6 +115,7 @@ CHECKS = {
     "README.md": check_readme,
     "docs/add-a-method.md": check_method,
     "docs/channels.md": check_channels,
+    "docs/compare-your-own-loop.md": check_comparison,
     "docs/export.md": check_export,
     "docs/reproduce.md": check_recipe,
     "docs/run-folder.md": check_masks,

@@ -7,9 +7,9 @@ from flatsparse.cli import main
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import Comparison, compare
-from flatsparse.experiments.data import sources
+from flatsparse.experiments.data import arrays, sources
 from flatsparse.experiments.grid.store import key
-from flatsparse.experiments.run import evaluation, loop
+from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build, describe
 from flatsparse.experiments.run.config import RunConfig, Setting, change
 from flatsparse.experiments.run.evaluation import evaluate, worst_case_increase
@@ -126,8 +126,8 @@ def test_evaluations_take_as_many_images_at_once_as_their_size_allows(tmp_path, 
     run = small(data=write_arrays(tmp_path / "mine"), train_size=None, validation_size=0)
     assert sizes_seen(run) == {"evaluate": 60, "ball": 60}
     assert sizes_seen(change(run, eval_batch_size=8)) == {"evaluate": 8, "ball": 2}
-    monkeypatch.setattr(evaluation, "at_once", lambda images: 12)  # as for large ones
-    assert sizes_seen(run) == {"evaluate": 12, "ball": 3}
+    monkeypatch.setattr(arrays, "at_once", lambda images, most: most // 100)  # as for large ones
+    assert sizes_seen(run) == {"evaluate": 10, "ball": 2}
 
 
 def test_how_many_are_computed_at_once_keeps_a_run_that_leaves_it_open(tmp_path):

@@ -74,7 +74,7 @@ def test_the_validation_part_is_held_out_and_no_other(tmp_path):
     assert (len(whole.train), len(whole.validation)) == (6, 6)
     assert len(split(found, validation_size=2, **options).validation) == 2
     again = split(found, validation_size=6, **options)  # as a finished run is read
-    assert again.validation.labels.equal(whole.validation.labels)
+    assert again.validation.samples.labels.equal(whole.validation.samples.labels)
     with pytest.raises(InputError, match="the 6 validation images"):
         split(found, validation_size=7, **options)
 

@@ -34,7 +34,7 @@ def test_amounts_of_memory(text, wanted):
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "0GB", "1 GB 2", "GB", "1e9", "nan"])
 def test_what_is_no_amount_of_memory(text):
-    with pytest.raises(InputError, match="--memory '.*' is no amount of memory: give e.g. 8GB"):
+    with pytest.raises(InputError, match=r"--memory '.*' is no amount of memory: give e\.g\. 8GB"):
         as_bytes(text)
 
 

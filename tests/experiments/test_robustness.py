@@ -49,7 +49,7 @@ def test_a_run_on_text_is_refused(tmp_path):
         ),
         tmp_path / "p",
     )
-    with pytest.raises(InputError, match="not a run on images in memory"):
+    with pytest.raises(InputError, match="not a run on images but on"):
         robustness(load_run(tmp_path / "p"))
 
 
@@ -125,6 +125,17 @@ def test_a_partial_table_has_no_mean_of_fifteen_and_no_mean_corruption_error():
     lines = table.markdown(ALEXNET).splitlines()
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["mean, noise", "mean of 4"]
     assert lines[3].endswith(f"| {50 / 0.886428:.1f} |")
+
+
+def test_an_error_that_cannot_be_divided_is_left_out():
+    table = RobustnessTable(90.0, dict.fromkeys(MAIN, (50.0,) * 5), "made here")
+    harmless = Reference("harmless", HALF | {"fog": (0.1,) * 5}, 0.2)  # fog makes it no worse
+    record = table.as_dict(harmless)
+    assert (record["mce"], record["relative_mce"]) == (pytest.approx((14 * 100 + 500) / 15), None)
+    perfect = Reference("perfect", HALF | {"fog": (0.0,) * 5}, 0.0)
+    assert table.as_dict(perfect)["mce"] is None
+    rows = {row[0]: row[-1] for row in table.rows(perfect)}
+    assert (rows["fog"], rows["snow"], rows["mean of 15"]) == ("", "100.0", "")
 
 
 def test_a_table_is_the_reference_of_another():

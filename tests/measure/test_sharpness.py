@@ -67,7 +67,7 @@ def test_the_worst_case_is_that_of_each_batch_by_itself():
     net = nn.Linear(1, 1, bias=False)
     batches = [(torch.ones(1, 1), torch.tensor([[slope]])) for slope in (3.0, -3.0)]
     source = torch.Generator().manual_seed(0)
-    means = mean_increases(net, batches, lambda outputs, slopes: (outputs * slopes).mean(), {}, 0.1, source)
+    means = mean_increases(net, batches, lambda model, batch: (model(batch[0]) * batch[1]).mean(), {}, 0.1, source)
     assert means["gain"]["worst"] == pytest.approx(0.3, rel=1e-4)
     assert means["gain"]["sam"] == pytest.approx(0.3, rel=1e-4)
     assert means["gain"]["previous"] == pytest.approx(-0.3, rel=1e-4)

@@ -43,8 +43,6 @@ def test_channels_of_residual_sums_are_left_unless_asked_for():
         ("resnet32", between_convolutions, 5 * (32 + 64 + 128)),
         ("vgg19", between_convolutions, 5504 - 512),  # all convolutions but the last
         ("vgg19", blocks_and_shortcuts, 5504 - 64),  # all but the first
-        ("pair_transformer", between_convolutions, 512),
-        ("pair_transformer", blocks_and_shortcuts, 512),
     ],
 )
 def test_how_many_channels_there_are(model, explored, channels):

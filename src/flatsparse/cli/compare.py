@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compare import Comparison, compare
@@ -21,12 +22,28 @@ from flatsparse.experiments.scripts.script import Script
 from flatsparse.experiments.terminal import Console
 
 
+def _script(words: list[str]) -> str:
+    """Return a script's name. Raises ValueError for what is none, such as a second number behind --rho."""
+    if ".py:" not in words[0]:
+        raise ValueError(f"'{words[0]}' is no script: give FILE.py:FUNCTION")
+    return words[0]
+
+
+SCRIPT = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FILE.py:FUNCTION",
+    instance_from_str=_script,
+    is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda value: [value],
+)
+
+
 @dataclass(frozen=True)
 class Compare:
     """Compare none, SAM, S²-SAM and a random direction on the same sparse training, seed by seed."""
 
-    script: tyro.conf.Positional[str | None] = None
-    """FILE.py:FUNCTION, a training function of your own in the place of a data set and a model; its code is then run."""
+    script: tyro.conf.Positional[Annotated[str, SCRIPT]] = ""
+    """A training function of your own, in the place of a data set and a model; its code is then run."""
     comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     better: Better = "higher"
     """For a script: whether a higher or a lower number is better."""
@@ -40,7 +57,7 @@ class Compare:
     def __call__(self) -> None:
         if under_torchrun():
             raise InputError("compare starts its own processes: run it without torchrun, with --jobs")
-        if self.script is None:
+        if not self.script:
             self._compare_settings()
         else:
             comparison = ScriptComparison.of(self.comparison, self.better, self.threads)

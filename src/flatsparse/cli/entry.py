@@ -82,6 +82,7 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         from flatsparse.cli.bench import Bench
         from flatsparse.cli.compare import Compare
+        from flatsparse.cli.evaluate import Evaluate
         from flatsparse.cli.export import Export
         from flatsparse.cli.landscape import Landscape
         from flatsparse.cli.list import List
@@ -98,6 +99,7 @@ def _run(arguments: Sequence[str]) -> None:
         "compare": Compare,
         "reproduce": Reproduce,
         "report": Report,
+        "evaluate": Evaluate,
         "landscape": Landscape,
         "bench": Bench,
         "export": Export,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flatsparse.common.errors import unknown
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.stats import Interval, deviation, paired_difference
 
@@ -95,8 +96,11 @@ class ComparedTable(ABC):
         return sorted({seed for row in self.rows for seed in row.seeds})
 
     def row(self, sharpness: str) -> Any:
-        """The row of a sharpness."""
-        return next(row for row in self.rows if row.sharpness == sharpness)
+        """The row of a sharpness. Raises InputError where there is none."""
+        rows = {row.sharpness: row for row in self.rows}
+        if sharpness not in rows:
+            raise unknown("row", sharpness, rows)
+        return rows[sharpness]
 
 
 def over_random(rows: Sequence[ComparedRow]) -> Interval | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,10 @@ class RobustnessTable:
         return Reference(name, self.errors, 1 - self.clean / 100)
 
     def as_dict(self, reference: Reference | None = None) -> dict[str, Any]:
-        """Return all as JSON has it; with a reference the mean corruption errors too, if none of the fifteen is lacking."""
+        """Return all as JSON has it; with a reference the mean corruption errors too, if none of the fifteen is lacking.
+
+        An error is None where the reference's is 0, or is not above that on clean images.
+        """
         record = {
             "source": self.source,
             "clean": self.clean,
@@ -159,43 +162,62 @@ class RobustnessTable:
         own = self.as_reference("")
         return record | {
             "reference": reference.name,
-            "mce": mean_corruption_error(own.errors, reference.errors),
-            "relative_mce": relative_mean_corruption_error(own.errors, own.clean, reference.errors, reference.clean),
+            "mce": _if_defined(mean_corruption_error, own.errors, reference.errors),
+            "relative_mce": _if_defined(
+                relative_mean_corruption_error, own.errors, own.clean, reference.errors, reference.clean
+            ),
         }
 
-    def markdown(self, reference: Reference | None = None) -> str:
-        """Return a table in Markdown: a row for each corruption with its severities, mean, drop and corruption error."""
+    def head(self, reference: Reference | None = None) -> list[str]:
+        """Return the headings of the columns of ``rows``."""
+        compared = [f"CE, {reference.name}"] if reference else []
+        return ["corruption", *map(str, SEVERITIES), "mean", "below clean", *compared]
+
+    def rows(self, reference: Reference | None = None) -> list[list[str]]:
+        """Return a row for each corruption, with its severities, mean, drop and corruption error, and those of the means."""
         record = self.as_dict(reference)
         errors = {} if reference is None else reference.errors
-        head = [
-            "corruption",
-            *map(str, SEVERITIES),
-            "mean",
-            "below clean",
-            *([f"CE, {reference.name}"] if reference else []),
-        ]
-        blank = [""] * len(SEVERITIES)
-        lines = [["clean", *blank, f"{self.clean:.2f}", *[""] * (len(head) - 7)]]
+        blank, last = [""] * len(SEVERITIES), [""] if reference else []
+        lines = [["clean", *blank, f"{self.clean:.2f}", "", *last]]
         for name in (*MAIN, *EXTRA):
             if name in self.by:
-                compared = f"{corruption_error(self.errors[name], errors[name]):.1f}" if name in errors else ""
+                error = _if_defined(corruption_error, self.errors[name], errors[name]) if name in errors else None
                 cells = [*(f"{accuracy:.2f}" for accuracy in self.by[name]), *self._summary(self._mean([name]))]
-                lines.append([name, *cells, *([compared] if reference else [])])
+                lines.append([name, *cells, *([_shown(error)] if reference else [])])
         for kind, mean in self.categories.items():
-            lines.append([f"mean, {kind}", *blank, *self._summary(mean), *([""] if reference else [])])
+            lines.append([f"mean, {kind}", *blank, *self._summary(mean), *last])
         if self.mean_of_main is not None:
-            compared = f"{record['mce']:.1f}" if reference else ""
-            lines.append(["mean of 15", *blank, *self._summary(self.mean_of_main), *([compared] if reference else [])])
+            error = record.get("mce")
+            lines.append(
+                ["mean of 15", *blank, *self._summary(self.mean_of_main), *([_shown(error)] if reference else [])]
+            )
         if len(self.by) != len(MAIN) or self.lacking:
-            lines.append([f"mean of {len(self.by)}", *blank, *self._summary(self.mean), *([""] if reference else [])])
+            lines.append([f"mean of {len(self.by)}", *blank, *self._summary(self.mean), *last])
+        return lines
+
+    def markdown(self, reference: Reference | None = None) -> str:
+        """Return the rows as a table in Markdown."""
+        head = self.head(reference)
         rule = ["---", *["---:"] * (len(head) - 1)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *self.rows(reference)))
 
     def _summary(self, mean: float) -> tuple[str, str]:
         return f"{mean:.2f}", f"{self.clean - mean:.2f}"
 
     def _mean(self, names: Iterable[str]) -> float:
         return statistics.fmean(accuracy for name in names for accuracy in self.by[name])
+
+
+def _if_defined(error: Callable[..., float], *values: Any) -> float | None:
+    """Return a corruption error; None where nothing can be divided by that of the reference."""
+    try:
+        return error(*values)
+    except InputError:
+        return None
+
+
+def _shown(error: float | None) -> str:
+    return "" if error is None else f"{error:.1f}"
 
 
 def _ratio(value: float, reference: float) -> float:

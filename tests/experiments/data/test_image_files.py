@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.file_sets import memory_needed, read_image_files
+from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, _row_group, file_list
 from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.splits import divided
@@ -273,11 +274,48 @@ def test_a_folder_without_a_part_is_refused(tmp_path, missing):
         read_image_files(tmp_path / "pets")
 
 
-def test_arrays_are_refused(tmp_path):
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_read_as_the_same_images_in_files_are(tmp_path, write, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 8, channels), np.uint8)
+    labels = np.array([0, 0, 0, 1, 1, 1])
     for part in ("train", "test"):
-        np.savez(tmp_path / f"{part}.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=[0, 1])
-    with pytest.raises(InputError, match=r"train\.npz' holds arrays"):
-        read_image_files(tmp_path)
+        (tmp_path / "files" / part / "1").mkdir(parents=True)
+        (tmp_path / "files" / part / "0").mkdir()
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        write(tmp_path / "arrays" / f"{part}.npz", labels=labels, images=pixels)
+        for row, label in enumerate(labels):
+            image = Image.fromarray(pixels[row].squeeze())
+            image.save(tmp_path / "files" / part / str(label) / f"{row}.png")
+    arrays, files = (read_image_files(tmp_path / kind) for kind in ("arrays", "files"))
+    assert isinstance(arrays.pool.stored, ArrayRows)
+    for row in range(6):
+        assert arrays.pool.stored.image(row).mode == files.pool.stored.image(row).mode
+        assert np.array_equal(arrays.pool.stored.image(row), files.pool.stored.image(row))
+    assert (arrays.classes, arrays.pool.labels.tolist()) == (2, labels.tolist())
+    assert memory_needed(arrays) == memory_needed(files) == 2 * pixels.size
+    other = read_image_files(tmp_path / "arrays").fingerprint
+    assert other == arrays.fingerprint
+    pixels[5, 0, 0, 0] ^= 1
+    write(tmp_path / "arrays" / "train.npz", labels=labels, images=pixels)
+    assert read_image_files(tmp_path / "arrays").fingerprint != other
+
+
+def test_arrays_that_are_not_compressed_are_mapped(tmp_path):
+    images, labels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3), np.array([0, 1])
+    for order, name in (("C", "rows.npz"), ("F", "columns.npz")):
+        np.savez(tmp_path / name, labels=labels, images=np.asarray(images, order=order))
+        found = read_arrays(tmp_path / name, mapped=True)[0]
+        assert isinstance(found, np.memmap)
+        assert np.array_equal(found, images)
+    np.savez_compressed(tmp_path / "small.npz", labels=labels, images=images)
+    assert not isinstance(read_arrays(tmp_path / "small.npz", mapped=True)[0], np.memmap)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "rows.npz").read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"cut\.npz' cannot be read"):
+        read_arrays(tmp_path / "cut.npz", mapped=True)
+    np.savez(tmp_path / "floats.npz", labels=labels, images=images / 255)
+    with pytest.raises(InputError, match=r"floats\.npz' are float64"):
+        read_arrays(tmp_path / "floats.npz", mapped=True)
 
 
 def test_files_come_in_the_order_of_their_names_on_any_machine(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Splits of any data set: what is random follows the seed, the epoch and the sample, whoever reads them."""
 
+import contextlib
 import os
 import random
 from collections import namedtuple
@@ -184,9 +185,8 @@ def test_seeded_puts_the_generators_back_even_after_an_error():
     torch.manual_seed(1)
     wanted = float(torch.rand(()))
     torch.manual_seed(1)
-    with pytest.raises(ZeroDivisionError), seeded("here"):
-        torch.rand(3)
-        _ = 1 / 0
+    with contextlib.suppress(ZeroDivisionError), seeded("here"):
+        _ = torch.rand(3), 1 / 0
     assert float(torch.rand(())) == wanted
     with seeded("here", 1):
         one = float(torch.rand(())), random.random(), float(np.random.rand())

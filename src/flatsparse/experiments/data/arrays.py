@@ -30,6 +30,11 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 (N)."""
+        return self.samples.labels
+
     def steps(self, size: int) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self.samples) // size)
@@ -42,6 +47,10 @@ class ArraySplit:
         """Return a copy of the first images."""
         index = torch.arange(min(count, len(self.samples)))
         return dataclasses.replace(self, samples=self.samples.take(index))
+
+    def subset(self, index: Tensor) -> ArraySplit:
+        """Return the images at some indices, in the memory of these."""
+        return dataclasses.replace(self, samples=self.samples.subset(index.to(self.labels.device)))
 
     def measured(self) -> ArraySplit:
         """Return all images."""
@@ -81,6 +90,15 @@ class ArraySplit:
             else:
                 images = self.samples.at(chosen)
             yield Batch((normalized(images, self.mean, self.std), self.samples.labels[chosen]), len(chosen), len(index))
+
+    def pixels(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images in their own order, ``size`` at once, uint8 (N, H, W, C), and their labels."""
+        for index in torch.arange(len(self), device=self.labels.device).split(size):
+            yield self.samples.at(index), self.labels[index]
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Return images (N, H, W, C) as batches have them."""
+        return normalized(pixels, self.mean, self.std)
 
 
 def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

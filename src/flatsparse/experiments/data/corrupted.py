@@ -58,11 +58,13 @@ class CorruptedSet:
         return tuple(name for name in MAIN if name not in self.paths)
 
     def __iter__(self) -> Iterator[CorruptedPart]:
-        for name, path in self.paths.items():
-            if self.kind == "arrays":
-                yield from _array_parts(name, path, self.classes)
-            else:
-                yield from _folder_parts(name, path, self.classes)
+        for name in self.paths:
+            yield from self.parts(name)
+
+    def parts(self, name: str) -> Iterator[CorruptedPart]:
+        """Yield the images of a corruption, one severity after another."""
+        of_kind = _array_parts if self.kind == "arrays" else _folder_parts
+        return of_kind(name, self.paths[name], self.classes)
 
 
 def read_corrupted(folder: Path, classes: Sequence[str] | int) -> CorruptedSet:

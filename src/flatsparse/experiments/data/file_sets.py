@@ -6,12 +6,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flatsparse.common.errors import InputError
+import torch
+
 from flatsparse.experiments.data.folders import Location, check_whole, find_parts, in_reading_order
+from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet, file_list, table_rows
 from flatsparse.experiments.data.listings import class_folders, entries, is_image
-from flatsparse.experiments.data.parts import Part, default_validation_size, listed, note_of_others, used_parts
-from flatsparse.experiments.data.pixels import decoded
+from flatsparse.experiments.data.parts import (
+    Part,
+    class_names,
+    default_validation_size,
+    listed,
+    note_of_others,
+    used_parts,
+)
+from flatsparse.experiments.data.pixels import as_pixels
 from flatsparse.experiments.data.synsets import flat_labels
 from flatsparse.experiments.data.tables import table_labels
 
@@ -24,7 +33,8 @@ def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
     Parts and classes are found as by ``read_folder``. Besides, images of the validation part may lie in one folder, with a
     list of their classes (``flat_labels``); those of a test part may lie so without one, and it is left out. So a folder is
     read as ImageNet comes: ``ILSVRC/Data/CLS-LOC/{train,val,test}`` beside ``LOC_val_solution.csv`` from Kaggle; ``train/CLASS/``
-    and ``val/`` beside ``ILSVRC2012_devkit_t12``; or the hub's ``data/{train,validation,test}-*.parquet``.
+    and ``val/`` beside ``ILSVRC2012_devkit_t12``; or the hub's ``data/{train,validation,test}-*.parquet``. Arrays stay in their
+    files too, where these are not compressed.
 
     Args:
         folder: where.
@@ -49,6 +59,7 @@ def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
         validation=others[0] if others else None,
         source=str(folder.resolve()),
         notes=tuple(notes),
+        class_names=class_names(used[0]),
     )
 
 
@@ -63,8 +74,7 @@ def memory_needed(data: ImageFileSet) -> int | None:
     shapes = set()
     for part in parts:
         for row in range(0, len(part), -(-len(part) // LOOKED_AT)):
-            file, content = part.stored.content(row)
-            shapes.add(decoded(content, file).pixels.shape)
+            shapes.add(as_pixels(part.stored.image(row)).shape)
     if len(shapes) > 1:
         return None
     height, width, channels = shapes.pop()
@@ -74,17 +84,16 @@ def memory_needed(data: ImageFileSet) -> int | None:
 def _part(name: str, location: Location, folder: Path, notes: list[str]) -> Part:
     title, training = f"{name} ({location.part})", location.part == "train"
     if location.kind == "arrays":
-        raise InputError(
-            f"'{location.paths[0]}' holds arrays, which are read into memory as they are: leave out --image-size"
-        )
+        images, labels = read_arrays(location.paths[0], mapped=True)
+        return Part(title, labels.tolist(), lambda: (ArrayRows(torch.from_numpy(images)), ()))
     if location.kind == "tables":
         check_whole(title, location.paths)
-        labels, names = table_labels(title, location.paths, training=training)
-        return Part(title, labels, lambda: (table_rows(title, location.paths), ()), names)
-    images = location.paths[0]
-    if not training and _is_flat(images):
-        return _flat_part(title, location.part, images, folder, notes)
-    return _class_part(title, images, training, notes)
+        numbers, names = table_labels(title, location.paths, training=training)
+        return Part(title, numbers, lambda: (table_rows(title, location.paths), ()), names)
+    place = location.paths[0]
+    if not training and _is_flat(place):
+        return _flat_part(title, location.part, place, folder, notes)
+    return _class_part(title, place, training, notes)
 
 
 def _is_flat(folder: Path) -> bool:

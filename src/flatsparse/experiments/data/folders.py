@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.image_arrays import read_arrays
 from flatsparse.experiments.data.listings import class_folders, entries, file_content
 from flatsparse.experiments.data.parts import Part, assembled, listed, note_of_others, part_of
-from flatsparse.experiments.data.pixels import brief, gathered
+from flatsparse.experiments.data.pixels import gathered
 from flatsparse.experiments.data.samples import DataSet
 from flatsparse.experiments.data.tables import parquet_part
 
@@ -165,14 +165,5 @@ def _images(name: str, folder: Path, training: bool, notes: list[str]) -> Part:
 
 def _arrays(name: str, file: Path) -> Part:
     """Return a part of an ``.npz`` file with ``images`` uint8 (N, H, W, 1 or 3) and ``labels`` (N)."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except Exception as problem:  # numpy and zipfile raise many kinds on damage
-        raise InputError(f"'{file}' cannot be read ({brief(problem)}): it needs arrays 'images' and 'labels'") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
-        grey = " (grey images: give them a last axis of 1)" if images.ndim == 3 else ""
-        raise InputError(f"images in '{file}' are {images.dtype} {images.shape}, wanted uint8 (N, H, W, 3){grey}")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise InputError(f"labels in '{file}' are {labels.dtype} {labels.shape}, wanted integers ({len(images)},)")
+    images, labels = read_arrays(file)
     return Part(name, labels.tolist(), lambda: (torch.from_numpy(images), ()))

@@ -8,16 +8,21 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.image_arrays import ArrayRows
 from flatsparse.experiments.data.listings import file_content
+from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import LabelledSet
 from flatsparse.experiments.data.tables import columns, entry_content, opened
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GROUPS = 2  # of rows of a parquet file that a process keeps
 
@@ -51,6 +56,11 @@ class FileList:
         """Return a file's name, for messages, and what it holds. Raises InputError when it cannot be read."""
         path = self.path(row)
         return path, file_content(path)
+
+    def image(self, row: int) -> Image.Image:
+        """Return an image, of mode L or RGB. Raises InputError for one that is damaged."""
+        file, content = self.content(row)
+        return decoded(content, file).image
 
     def identifying(self) -> Iterator[Any]:
         """Yield the paths and the sizes of the files: to read them all would take hours."""
@@ -87,6 +97,11 @@ class TableRows:
         images = _row_group(self.files[file], group, self.name)
         return entry_content(images[row - start].as_py(), f"image {row} of '{self.name}'")
 
+    def image(self, row: int) -> Image.Image:
+        """Return an image, of mode L or RGB. Raises InputError for one that is damaged."""
+        file, content = self.content(row)
+        return decoded(content, file).image
+
     def identifying(self) -> Iterator[Any]:
         """Yield the names and the sizes of the files."""
         yield repr([(file.name, _size(str(file))) for file in self.files]).encode()
@@ -94,14 +109,14 @@ class TableRows:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images in files, of any size and kind, and their labels, int64 (N).
+    """Images in files, of any size and kind, and their labels, int64 (N); those in an array are of one size.
 
     Attributes:
         stored: where these are, or more than these.
         rows: the indices of these in ``stored``, in their order; all by default.
     """
 
-    stored: FileList | TableRows
+    stored: FileList | TableRows | ArrayRows
     labels: Tensor
     rows: Tensor | None = None
 

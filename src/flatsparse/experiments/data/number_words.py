@@ -10,7 +10,7 @@ from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.sentences import Pairs, SentenceParts
 
 LIMIT = 100_000
-TRAIN, VALIDATION, TEST = 10_000, 500, 1000
+TRAIN, VALIDATION, TEST = 10_000, 500, 500
 
 _ENGLISH = """
 zero one two three four five six seven eight nine
@@ -64,7 +64,7 @@ def _before_a_noun(words: str) -> str:
 
 @functools.cache
 def number_words() -> SentenceParts:
-    """Return pairs of English and German number words: 10,000 to train on, 500 for validation and 1,000 for the test.
+    """Return pairs of English and German number words: 10,000 to train on, 500 for validation and 500 for the test.
 
     They are the same in every run, and no number is in two of the parts.
     """

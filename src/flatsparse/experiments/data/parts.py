@@ -88,6 +88,7 @@ def assembled(name: str, source: str, parts: Mapping[str, Part], notes: Iterable
         validation=others[0] if others else None,
         source=source,
         notes=tuple(notes),
+        class_names=class_names(used[0]),
     )
 
 
@@ -104,6 +105,11 @@ def used_parts(name: str, parts: Mapping[str, Part], notes: list[str]) -> tuple[
     validation = parts.get("validation") if held == "test" else None
     used = [train, test, *([] if validation is None or validation.is_withheld else [validation])]
     return used, *_numbered(used, notes)
+
+
+def class_names(train: Part) -> tuple[str, ...] | None:
+    """Return the names of the classes by their numbers, of a training part that names them."""
+    return tuple(sorted(set(train.labels))) if isinstance(train.labels[0], str) else train.names
 
 
 def default_validation_size(pool: int, others: Sequence[Sized]) -> int:

@@ -55,7 +55,9 @@ def gathered(files: Iterable[tuple[str, bytes]], count: int, name: str) -> tuple
             stack, first = _empty_stack(count, pixels, name), file
         if pixels.shape != stack.shape[1:]:
             shape, other = _shape(pixels), _shape(stack[0])
-            raise InputError(f"{file} is {shape} and {first} is {other}: make all images of one size and kind")
+            raise InputError(
+                f"{file} is {shape} and {first} is {other}: make all images of one size and kind, or give --image-size"
+            )
         stack[index] = pixels
     assert stack is not None, "a part without images is refused before"
     notes = []
@@ -93,8 +95,13 @@ class Decoded:
     @property
     def pixels(self) -> np.ndarray:
         """The image as uint8 (H, W, 1 or 3)."""
-        pixels = np.asarray(self.image)
-        return pixels[..., None] if self.image.mode == "L" else pixels
+        return as_pixels(self.image)
+
+
+def as_pixels(image: Image.Image) -> np.ndarray:
+    """Return an image of mode L or RGB as uint8 (H, W, 1 or 3)."""
+    pixels = np.asarray(image)
+    return pixels[..., None] if image.mode == "L" else pixels
 
 
 def decoded(content: bytes, file: str) -> Decoded:
@@ -172,7 +179,8 @@ def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
         return np.empty((count, *image.shape), np.uint8)
     except MemoryError:
         raise InputError(
-            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: make them smaller or fewer"
+            f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: give --image-size, or make them smaller"
+            " or fewer"
         ) from None
 
 

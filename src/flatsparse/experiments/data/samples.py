@@ -117,6 +117,7 @@ class LabelledSet(Generic[S]):
         validation: the samples held out, of a source that has such a part; by default they are taken from the pool.
         source: where it came from.
         notes: remarks for its user, a sentence each.
+        class_names: by the classes' numbers, where the source names them.
     """
 
     name: str
@@ -128,6 +129,7 @@ class LabelledSet(Generic[S]):
     validation: S | None = None
     source: str = "embedded"
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:

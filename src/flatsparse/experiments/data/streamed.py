@@ -15,7 +15,6 @@ from torch import Tensor
 from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
 from flatsparse.experiments.data.loading import read_batches
-from flatsparse.experiments.data.pixels import decoded
 from flatsparse.experiments.data.samples import at_once
 from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
 from flatsparse.experiments.data.splits import divided
@@ -112,14 +111,30 @@ class StreamedSplit:
         Raises: InputError with the name of a file that is damaged.
         """
         order = epoch_order(len(self), size, seed, epoch)
-        views = _Views(self.files.stored, self.view, (seed or 0, epoch) if augment else None)
-        workers = self.workers if len(self) > FEW else 0
-        stacked = functools.partial(_stacked, self.view.size)
-        read = read_batches(views, _Rows(self.files, order, shard), stacked, workers, self.device, self.name)
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        read = self._read(order, shard, (seed or 0, epoch) if augment else None)
         for pixels, index in zip(read, order, strict=True):
             labels = self.files.labels[index[shard]].to(self.device, non_blocking=True)
-            yield Batch((normalized(pixels, mean, std), labels), len(labels), len(index))
+            yield Batch((self.normalized(pixels), labels), len(labels), len(index))
+
+    def pixels(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images as evaluations see them, in their own order, ``size`` at once, uint8 (N, H, W, 3), and their labels.
+
+        Raises: InputError with the name of a file that is damaged.
+        """
+        order = epoch_order(len(self), size, None, 0)
+        for pixels, index in zip(self._read(order, slice(None), None), order, strict=True):
+            yield pixels, self.files.labels[index].to(self.device)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Return images (N, H, W, 3) as batches have them."""
+        return normalized(pixels, torch.tensor(self.mean), torch.tensor(self.std))
+
+    def _read(self, order: Sequence[Tensor], shard: slice, path: tuple[int, int] | None) -> Iterator[Tensor]:
+        """Yield a shard of each batch as views: of training where there is a path, a seed and an epoch."""
+        views = _Views(self.files.stored, self.view, path)
+        workers = self.workers if len(self) > FEW else 0
+        stacked = functools.partial(_stacked, self.view.size)
+        return read_batches(views, _Rows(self.files, order, shard), stacked, workers, self.device, self.name)
 
 
 def streamed_splits(
@@ -159,8 +174,7 @@ class _Views:
     path: tuple[int, int] | None
 
     def __getitem__(self, row: int) -> np.ndarray:
-        file, content = self.stored.content(row)
-        image = decoded(content, file).image
+        image = self.stored.image(row)
         if self.path is None:
             return evaluation_view(image, self.view)
         return training_view(image, self.view, *self.path, row)

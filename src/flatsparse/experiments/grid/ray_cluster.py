@@ -76,6 +76,8 @@ class RayCluster(Executor[SomeFolderJob]):
                 outcome, files = self.ray.get(reference)
                 write_files(job, files)
             except self.ray.exceptions.RayError as problem:
+                if isinstance(cause := getattr(problem, "cause", None), InputError):
+                    raise cause from None  # what a job raises should stop the others too
                 outcome = fail(job.folder, f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
             ended.append((job, outcome))
         return ended

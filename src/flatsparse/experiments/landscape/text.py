@@ -86,9 +86,9 @@ def curvature_definition(records: Sequence[Mapping[str, Any]]) -> str:
     """A full description of how curvature was measured."""
     images = sorted({record["hessian"]["images"] for record in records})
     return (
-        f"On the first {' or '.join(map(str, images))} training {_unit(records)}. The Hessian is that of their mean loss in evaluation"
-        " mode; its ends by Lanczos to 1 %, its trace by random signs, ± half of a 95 % interval, its density by Lanczos"
-        f" quadrature. {directions.DEFINITION}; the previous gradient is that of the batch before, at the same weights."
+        f"On the first {' or '.join(map(str, images))} training {_unit(records)}. The Hessian is that of their mean loss in"
+        " evaluation mode; its ends by Lanczos to 1 %, its trace by random signs, ± half of a 95 % interval, its density by"
+        f" Lanczos quadrature. {directions.DEFINITION}; the previous gradient is that of the batch before, at the same weights."
     )
 
 

@@ -16,11 +16,15 @@ from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.bench.suite import NOTES, Bench
 from flatsparse.experiments.compare import Comparison
 from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.evaluate import text as evaluation
+from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
+from flatsparse.experiments.metric import ACCURACY
 from flatsparse.experiments.report import figures, html
-from flatsparse.experiments.report.columns import ACCURACY, COST, columns
+from flatsparse.experiments.report.columns import ACCURACY as SCORES
+from flatsparse.experiments.report.columns import COST, columns, columns_of
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences
 from flatsparse.experiments.run import probe
@@ -35,6 +39,7 @@ from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.measure.sharpness import definition as sharpness_definition
 
 PAGE = "report.html"
+EVALUATION = "evaluation.html"  # in a run's folder, which has the page of the run
 
 
 def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
@@ -47,7 +52,7 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
         "run.html.j2",
         title=f"{subject}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
         sentences=run_sentences(result),
-        curves=figures.curves({run.sharpness: [records]}),
+        curves=figures.curves({run.sharpness: [records]}, result.metric if result.scored else None),
         topology=figures.topology(records),
         probes=figures.probes(probes) if probes else None,
         probe_definition=probe.DEFINITION,
@@ -67,25 +72,28 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         }
         return {
             "table": table,
-            "heading": table.heading.capitalize(),
+            "heading": table.title,
             "sentences": comparison_sentences(table),
-            "curves": figures.curves(curves),
+            "curves": figures.curves(curves, None if is_accuracy else metric.name),
         }
 
-    run = resolve(comparison.run("none", 0.0, 0.0, 0))
+    run, metric = resolve(comparison.run("none", 0.0, 0.0, 0)), tables[0].metric
+    is_accuracy, shown = metric == ACCURACY, columns_of(metric)
     return html.write(
         out / PAGE,
         "comparison.html.j2",
         title=f"Does flatness pay? {run.pruning.method} on {run.dataset.title}, {removal(run.pruning)}",
-        model=run.model,
+        model=tables[0].rows[0].results[0].model,
         removal=removal(run.pruning),
+        metric=metric,
+        is_accuracy=is_accuracy,
         data=run.dataset.title,
         seeds=comparison.seeds,
         kinds={name: SHARPNESS[name] for name in comparison.sharpness},
         parts_of_tables=[of_table(table) for table in tables],
         differences=figures.differences(tables),
-        accuracy=columns(ACCURACY),
-        cost=columns(COST),
+        accuracy=columns(SCORES, shown),
+        cost=columns(COST, shown),
         label=label,
         ball_radius=tables[0].rows[0].ball_radius,
         sharpness_definition=_sharpness(run.dataset),
@@ -134,6 +142,22 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
         definition=text.definition(settings, records),
         settings=_settings(settings),
         command=f"flatsparse landscape {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
+    )
+
+
+def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path) -> Path:
+    """Write the page of an evaluation. Returns the file."""
+    runs = " ".join(str(run) for run in settings.runs)
+    corrupted = settings.of_corruptions
+    return html.write(
+        out / EVALUATION,
+        "evaluation.html.j2",
+        title="Accuracy on corrupted images" if corrupted else "Finished runs on their test samples",
+        sentences=evaluation.sentences(record),
+        tables=evaluation.shown(record, pages=True),
+        note=evaluation.DEFINITION if corrupted else "",
+        settings=_settings(settings),
+        command=f"flatsparse evaluate {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
     )
 
 

@@ -12,9 +12,11 @@ from rich.text import Text
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compared import ComparedTable
 from flatsparse.experiments.comparison_table import Table
+from flatsparse.experiments.evaluate import text as evaluation
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
-from flatsparse.experiments.report.columns import TERMINAL, Column, columns
+from flatsparse.experiments.metric import ACCURACY
+from flatsparse.experiments.report.columns import TERMINAL, Column, columns, columns_of
 from flatsparse.experiments.report.sentences import comparison_sentences
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
@@ -41,7 +43,10 @@ MORE: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "F1": lambda also: also.get("macro", {}).get("f1"),
     "gap": lambda also: also.get("generalization_gap"),
 }
-MEANING = {"F1": "macro F1 on the test, %", "gap": "generalization gap, the value on training samples less that on test samples"}
+MEANING = {
+    "F1": "macro F1 on the test, %",
+    "gap": "generalization gap, the value on training samples less that on test samples",
+}
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
@@ -73,9 +78,11 @@ def layer_table(estimate: Estimate) -> str:
 
 def print_comparison(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
-    print_compared(tables, "Test accuracy", columns(TERMINAL), console)
+    metric = tables[0].metric
+    title = "Test accuracy" if metric == ACCURACY else f"Test {metric.name}"
+    print_compared(tables, title, columns(TERMINAL, columns_of(metric)), console)
     for table in tables:
-        console.print(f"\n{table.heading[0].upper()}{table.heading[1:]}", style="bold")
+        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         print_sentences(comparison_sentences(table), console)
 
 
@@ -132,6 +139,13 @@ def print_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, c
     if settings.hessian_images:
         _print_grid(console, "curvature at the weights", landscape.CURVATURE, landscape.curvature(records))
         _print_grid(console, "rise of the loss a step of ρ away", landscape.GAINS, landscape.gains(records))
+
+
+def print_evaluation(record: Mapping[str, Any], console: Console) -> None:
+    """Print the scores of runs, or their accuracies on corrupted images, with sentences."""
+    for heading, (head, rows) in evaluation.shown(record, pages=False):
+        _print_grid(console, heading, head, rows)
+    print_sentences(evaluation.sentences(record), console)
 
 
 def _print_grid(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from flatsparse.experiments.data.split import Batch, Split
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.memory import samples_at_once
+from flatsparse.experiments.run.memory import USUAL, samples_at_once
 from flatsparse.experiments.run.precision import autocast
 from flatsparse.experiments.tasks.run_task import Evaluation, RunTask
 from flatsparse.measure.sharpness import worst_case_sharpness
@@ -69,12 +69,16 @@ def worst_case_increase(parts: Parts, watch: Watch | None = None) -> float:
     """Return the worst-case sharpness of the loss on training samples at the present weights; see ``measure.sharpness``."""
     run, task = parts.run, parts.task
     split = task.splits.train.first(RADIUS_SAMPLES)
-    size = run.runtime.eval_batch_size or samples_at_once(run, task, parts.model, split, gradients=True)
+    size = (
+        max(1, run.runtime.eval_batch_size // 4)
+        if run.runtime.eval_batch_size
+        else samples_at_once(run, task, parts.model, split, gradients=True, most=USUAL // 4)
+    )
 
     def gradient() -> float:
         parts.model.zero_grad()
         total = 0.0
-        for term in task.terms(parts.model, _watched(split.batches(max(1, size // 4)), watch), len(split)):
+        for term in task.terms(parts.model, _watched(split.batches(size), watch), len(split)):
             term.backward()
             total += float(term.detach())
         return total

@@ -70,7 +70,7 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     return Finished(
         folder=folder,
         run=run,
-        model=_model(task, tensors, folder).to(where).eval(),
+        model=_model(run.model, task, tensors, folder).to(where).eval(),
         masks={name: mask.to(where) for name, mask in masks.items()},
         result=read_result(folder),
         task=task,
@@ -78,13 +78,13 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     )
 
 
-def _model(task: RunTask, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+def _model(name: str, task: RunTask, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
     """Return a task's network with the weights of its folder. Raises InputError when they do not fit or are not finite."""
     model = task.fresh()
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {type(model).__name__}") from None
+        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {name}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     return model

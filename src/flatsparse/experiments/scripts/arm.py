@@ -50,6 +50,9 @@ class Arm:
     def __repr__(self) -> str:
         return f"<Arm {self.name}, seed {self.seed}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arm:
+        return self  # also in a copy of a module that holds it
+
     def optimizer(self, base: Optimizer, **options: Any) -> Optimizer:
         """Return the arm's optimizer around a base: the base itself for ``"none"``, else SAM, S²-SAM or another around it.
 

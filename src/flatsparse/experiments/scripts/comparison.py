@@ -29,7 +29,7 @@ from flatsparse.experiments.scripts.script import Function, Script, check_outerm
 from flatsparse.experiments.scripts.table import ArmOutcomes, ArmTable, tabulate
 from flatsparse.experiments.terminal import Console
 
-FREE = ("jobs", "cluster", "retry", "device")  # settings that need not be those of before
+FREE = ("jobs", "cluster", "retry")  # settings that need not be those of before
 NOT_OF_SCRIPTS = {  # flags of the built-in comparison that would be without effect
     "tune": "a script says nothing of validation: choose ρ yourself, by --rho or --rhos",
     "rho_schedule": "a script's steps are not known beforehand: give constant or inverse-sqrt, or make one in the script",

@@ -88,7 +88,9 @@ class ArmJob:
         with _on_threads(self.threads), _output_to(self.folder / OUTPUT), self.script.loaded() as train:
             try:
                 result = self._measure(train)
-            except (Exception, SystemExit) as problem:  # whatever it is, the other arms go on
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:  # whatever it is, the other arms go on
                 return self._fail(problem)
         write_json(self.folder / RESULT, dataclasses.asdict(result))
         return JobOutcome()

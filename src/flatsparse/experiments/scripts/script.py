@@ -124,19 +124,10 @@ def script_of(train: Train | str, *, in_process: bool) -> Script | Function:
 
 
 def _file_of(train: Train) -> Path | None:
-    """The file at whose top a function is defined."""
-    with contextlib.suppress(TypeError, OSError):
-        file = Path(inspect.getsourcefile(train) or "")
-        top = getattr(train, "__qualname__", "<") == getattr(train, "__name__", "")
-        if (
-            file.suffix == ".py"
-            and file.is_file()
-            and top
-            and inspect.isfunction(train)
-            and train.__name__ != "<lambda>"
-        ):
-            return file
-    return None
+    """The file at whose top a function is found by its name."""
+    name, module = getattr(train, "__name__", ""), sys.modules.get(getattr(train, "__module__", None) or "")
+    file = Path(getattr(module, "__file__", None) or "")
+    return file if getattr(module, name, None) is train and file.suffix == ".py" and file.is_file() else None
 
 
 def _source(train: Train) -> bytes:

@@ -149,7 +149,7 @@ def _folder_of(name: str, inner: tuple[str, ...], how: str) -> Callable[[Path | 
 
 TASKS: dict[str, BuiltIn] = {
     "numbers": BuiltIn(
-        "Numbers in English words to translate into German ones, embedded: 10,000 pairs, 1,000 for the test.",
+        "Numbers in English words to translate into German ones, embedded: 10,000 pairs, and 500 for the test.",
         "sentence pairs",
         TRANSLATION_MODELS,
         "transformer_tiny",

@@ -28,12 +28,14 @@ class Classification(RunTask):
         blank: one image of zeros (1, C, H, W), on the CPU.
         network: the name of the network, for messages.
         label_smoothing: share of each training label that is spread over all classes; evaluations are without it.
+        class_names: by the classes' numbers, where the data name them.
     """
 
     classes: int
     blank: Tensor
     network: str
     label_smoothing: float = 0.0
+    class_names: tuple[str, ...] | None = None
     scored: bool = False
 
     def loss(self, model: nn.Module, content: Inputs) -> Tensor:

@@ -13,11 +13,14 @@ from flatsparse.experiments.data.vocabulary import END, PADDING, START
 from flatsparse.models.transformer import DecoderCache, Transformer
 
 LONGER = 50  # tokens that a translation may have more than its source (Vaswani et al. 2017, sec. 6.1)
+LONGER_THAN_TWICE = (
+    10  # and than two of its source, which is less for short ones (ours, because a poor net says no end)
+)
 BEAM, PENALTY = 4, 0.6  # as there
 
 
 def translate(
-    model: Transformer, source: Tensor, *, beam: int = 1, penalty: float = PENALTY, longer: int = LONGER
+    model: Transformer, source: Tensor, *, beam: int = 1, penalty: float = PENALTY, longest: int | None = None
 ) -> list[list[int]]:
     """Return the tokens of the translation of each source, without start and end.
 
@@ -26,8 +29,10 @@ def translate(
         source: token numbers (N, source length), padded.
         beam: translations that are kept at each length; 1 is greedy.
         penalty: α of the length penalty, see ``length_penalty``.
-        longer: a translation has at most as many tokens more than the longest source.
+        longest: tokens of a translation, with its end. By default up to 50 more than the longest source.
     """
+    width = source.shape[1]
+    longest = min(width + LONGER, 2 * width + LONGER_THAN_TWICE) if longest is None else longest
     memory, cache = model.encode(source).select(repeated(len(source), beam, source.device)), DecoderCache(model)
 
     def advance(tokens: Tensor, rows: Tensor | None) -> Tensor:
@@ -37,9 +42,7 @@ def translate(
             memory = memory.select(rows)
         return model.decode(tokens[:, None], memory, cache)[:, -1]
 
-    return beam_search(
-        advance, len(source), beam=beam, penalty=penalty, longest=source.shape[1] + longer, device=source.device
-    )
+    return beam_search(advance, len(source), beam=beam, penalty=penalty, longest=longest, device=source.device)
 
 
 def repeated(count: int, beam: int, device: Any) -> Tensor:

@@ -64,6 +64,7 @@ def image_file_task(
         blank=torch.zeros(1, 3, view.size, view.size),
         network=model,
         label_smoothing=label_smoothing,
+        class_names=_synsets(data),
     )
 
 
@@ -97,3 +98,12 @@ def _note_of_classes(data: ImageFileSet) -> tuple[str, ...]:
     if data.name != IMAGENET or data.classes == CLASSES:
         return ()
     return (f"{IMAGENET} has {CLASSES:,} classes; '{data.source}' has {data.classes:,}",)
+
+
+def _synsets(data: ImageFileSet) -> tuple[str, ...] | None:
+    """Return the names of the classes; None for ImageNet from the hub, whose words are not the names of class folders.
+
+    Its classes are in the order of their synsets, which is that of the folders.
+    """
+    names = data.class_names
+    return None if data.name == IMAGENET and names and any(", " in name for name in names) else names

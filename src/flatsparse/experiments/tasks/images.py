@@ -35,4 +35,5 @@ def image_task(
         blank=data.pool.blank,
         network=model,
         label_smoothing=label_smoothing,
+        class_names=data.class_names,
     )

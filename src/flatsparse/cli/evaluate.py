@@ -1,0 +1,33 @@
+"""``flatsparse evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flatsparse.experiments.evaluate.record import RECORD, evaluate
+from flatsparse.experiments.evaluate.settings import Evaluation
+from flatsparse.experiments.report import pages
+from flatsparse.experiments.report.text import print_evaluation
+from flatsparse.experiments.terminal import Console
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate finished runs again: on their test samples, or on corrupted images beside clean ones."""
+
+    settings: Annotated[Evaluation, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """The folder: evaluation.json, evaluation.html. By default that of the run, or the folder evaluation for several."""
+
+    def __call__(self) -> None:
+        settings = self.settings.resolved()
+        out = self.out or (settings.runs[0] if len(settings.runs) == 1 else Path("evaluation"))
+        console = Console()
+        record = evaluate(settings, out, console)
+        print_evaluation(record, console)
+        page = pages.write_evaluation(record, settings, out)
+        console.print(f"report: {page}, numbers: {out / RECORD}", highlight=False)

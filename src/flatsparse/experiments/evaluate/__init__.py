@@ -1,0 +1,1 @@
+"""Evaluations of finished runs on their test samples, and on corrupted ones."""
