@@ -24,10 +24,10 @@ class Evaluate:
     """The folder: evaluation.json, evaluation.html. By default that of the run, or the folder evaluation for several."""
 
     def __call__(self) -> None:
-        settings = self.settings.resolved()
-        out = self.out or (settings.runs[0] if len(settings.runs) == 1 else Path("evaluation"))
+        runs = self.settings.runs
+        out = self.out or (runs[0] if len(runs) == 1 else Path("evaluation"))
         console = Console()
-        record = evaluate(settings, out, console)
+        record = evaluate(self.settings, out, console)
         print_evaluation(record, console)
-        page = pages.write_evaluation(record, settings, out)
+        page = pages.write_evaluation(record, self.settings, out)
         console.print(f"report: {page}, numbers: {out / RECORD}", highlight=False)
