@@ -19,7 +19,9 @@ TEST = torch.arange(len(inputs)) % 5 == 0  # one patient in five
 
 
 def model():
-    return nn.Sequential(nn.Linear(10, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1), nn.Flatten(0))
+    return nn.Sequential(
+        nn.Linear(10, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1), nn.Flatten(0)
+    )
 
 
 def loss(model, batch):  # a batch is what the data set's samples make, here a table's rows and their targets

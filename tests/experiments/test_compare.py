@@ -362,3 +362,38 @@ def test_the_page_describes_the_ways_that_were_compared_and_no_others(tmp_path):
     assert page.count("<li>plain: ") == 1
     assert "S²-SAM" not in page.split("<h2>Accuracy</h2>")[0].split("<h1>")[-1]
     assert DIRECTIONS["random"].summary not in page
+
+
+def scored(error, **values):
+    scores = {"scores": {"error": error}, "train_scores": {"error": error / 2}, "validation_scores": {"error": error}}
+    about = {"task": "mine.py:task", "data": "mine.py:task", "better": "lower", "macro": None, "steps_to": {}}
+    missing = dict.fromkeys(("train_accuracy", "validation_accuracy", "generalization_gap"))
+    return dataclasses.replace(run_result(0.0), test_accuracy=None, **{**scores, **about, **missing, **values})
+
+
+def test_of_a_score_where_lower_is_better_less_helps():
+    table = table_of(
+        {
+            "none": [scored(0.50), scored(0.52), scored(0.51)],
+            "sam": [scored(0.60, rho=0.1), scored(0.625, rho=0.1), scored(0.61, rho=0.1)],
+            "s2sam": [scored(0.40, rho=0.1), scored(0.425, rho=0.1), scored(0.41, rho=0.1)],
+            "random": [scored(0.50, rho=0.1), scored(0.521, rho=0.1), scored(0.509, rho=0.1)],
+        }
+    )
+    assert (table.metric.name, table.metric.better, table.metric.decimals) == ("error", "lower", 3)
+    assert table.learned  # of a score nothing is known of chance
+    assert [row.verdict for row in table.rows] == [None, "hurts", "helps", "within noise"]
+    assert table.row("s2sam").difference.mean == pytest.approx(-0.098, abs=1e-3)
+    saved = json.loads(json.dumps(table.to_json()))
+    assert saved["metric"] == {"name": "error", "better": "lower", "decimals": 3}
+    assert saved["rows"][2]["difference"]["verdict"] == saved["over_random"]["verdict"] == "helps"
+    assert saved["rows"][2]["values"] == [0.40, 0.425, 0.41]
+    assert not {"accuracies", "train_accuracy", "validation_accuracy"} & set(saved["rows"][2])
+    assert Table.from_json(saved) == table
+    told = " ".join(comparison_sentences(table))
+    assert "S²-SAM (ρ = 0.1) helps: -0.098, 95 % interval" in told
+    assert "SAM (ρ = 0.1) hurts: +0.102" in told
+    assert "points" not in told
+    assert "mine.py:task: plain 0.510" in [axis.get_title() for axis in figures.differences([table]).axes]
+    assert "a random direction: -0.098" in told
+    assert "so the direction matters" in told

@@ -132,7 +132,7 @@ def test_a_sharpness_without_an_entry_has_a_name_and_a_color_and_every_column_it
     (axis,) = figures.differences([table]).axes
     assert axis.get_yticklabels()[0].get_text().startswith("previous two, ρ = ")
     assert all(column.text(row) for column in columns.COLUMNS)
-    assert columns.columns(columns.ACCURACY)[0].text(row) == "previous two"
+    assert columns.columns(columns.ACCURACY, columns.COLUMNS)[0].text(row) == "previous two"
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed (Debian: apt-get install chromium)")

@@ -115,6 +115,14 @@ def test_a_named_set_may_lie_there_as_arrays_under_its_very_name(tmp_path):
     assert "has 30 and 30" in found.notes[-1]  # which CIFAR-100 has not
 
 
+def test_a_link_to_another_version_under_the_very_name_is_told(tmp_path):
+    write_set(tmp_path / "cifar100_q90", coloured())
+    (tmp_path / "cifar100").symlink_to(tmp_path / "cifar100_q90")
+    found = load("cifar100", tmp_path)
+    assert found.source == str(tmp_path / "cifar100_q90")
+    assert "cifar100_q90', which may be another version of it" in found.notes[-2]
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """No hub to be reached, which its libraries otherwise try for long."""

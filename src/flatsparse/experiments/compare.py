@@ -6,6 +6,7 @@ The rows are sharpness, the columns settings: fractions of wrong labels.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from flatsparse.experiments.claims import claim
 from flatsparse.experiments.comparison_table import Table, tabulate
 from flatsparse.experiments.grid.store import Outcome, run_grid
 from flatsparse.experiments.grid.workers import default_jobs
+from flatsparse.experiments.metric import Better
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
 from flatsparse.experiments.reproduce.table import lines_of, runs_of
 from flatsparse.experiments.run.build import task_of
@@ -29,7 +31,7 @@ from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.terminal import Console
 
 Radii = dict[tuple[float, Sharpness], float]  # by label noise and sharpness
-Tried = dict[float, dict[str, dict[str, float]]]  # by label noise, sharpness and ρ
+Tried = dict[float, dict[str, dict[str, float | None]]]  # by label noise, sharpness and ρ
 ANYWHERE = (*FREE, "jobs", "cluster", "retry")  # settings that change no result
 
 
@@ -133,11 +135,15 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
     task = task_of(resolve(comparison.run("none", 0.0, comparison.label_noise[0], 0)))
+    if comparison.tune and len(task.splits.validation) == 0:
+        raise InputError(
+            f"--tune chooses ρ on validation samples, and '{task.name}' has none: give it some, or no --tune"
+        )
     about: dict[str, Any] = {"data_set": task.identity}
     with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=ANYWHERE):
         task.check_same(read_json(out / "comparison.json"), f"'{out}'")
         console.print(task.summary, *(f"warning: {note}" for note in task.notes), sep="\n", highlight=False)
-        radii, tried = choose_radii(comparison, out, console)
+        radii, tried = choose_radii(comparison, out, console, better=task.better)
         tables = _compare(comparison, radii, tried, out, console)
         saved = {"comparison": comparison.as_dict(), **about, "tables": [table.to_json() for table in tables]}
         write_json(out / "compare.json", saved)
@@ -162,8 +168,13 @@ def _compare(comparison: Comparison, radii: Radii, tried: Tried, out: Path, cons
     ]
 
 
-def choose_radii(comparison: Comparison, out: Path, console: Console) -> tuple[Radii, Tried]:
-    """Return each sharpness's ρ in each setting, and the validation accuracies it was chosen by, if it was.
+def choose_radii(
+    comparison: Comparison, out: Path, console: Console, *, better: Better = "higher"
+) -> tuple[Radii, Tried]:
+    """Return each sharpness's ρ in each setting, and the validation accuracies or scores it was chosen by, if it was.
+
+    Args:
+        better: the better direction of these.
 
     Raises: InputError when a run that the choice needs failed, but for one that diverged, which is the worst there is.
     """
@@ -185,11 +196,14 @@ def choose_radii(comparison: Comparison, out: Path, console: Console) -> tuple[R
     outcomes = run_grid(runs_of(cells, seeds), out, name=_tuning_name, test=False, title="choosing ρ", **how)
     tried: Tried = {}
     for line in lines_of(cells, outcomes):
-        run, accuracy = line.cell.run, statistics.fmean(map(_validation_accuracy, line.outcomes))
-        tried.setdefault(run.label_noise, {}).setdefault(run.sharpness, {})[f"{run.rho:g}"] = accuracy
+        run, values = line.cell.run, [_validation_value(outcome, better) for outcome in line.outcomes]
+        mean = statistics.fmean(values)
+        tried.setdefault(run.label_noise, {}).setdefault(run.sharpness, {})[f"{run.rho:g}"] = (
+            mean if math.isfinite(mean) else None
+        )
     for noise, name in radii:
-        if accuracies := tried.get(noise, {}).get(name):
-            radii[noise, name] = max(comparison.rho_grid, key=lambda rho: accuracies[f"{rho:g}"])
+        if chosen_by := tried.get(noise, {}).get(name):
+            radii[noise, name] = _best(chosen_by, comparison.rho_grid, better)
     return radii, tried
 
 
@@ -217,11 +231,24 @@ def _check_radius(outcome: Outcome) -> None:
         )
 
 
-def _validation_accuracy(outcome: Outcome) -> float:
-    """The validation accuracy of a run in percent; 0, the worst there is, for one that diverged."""
+def _best(tried: Mapping[str, float | None], grid: Sequence[float], better: Better) -> float:
+    """Return the radius with the best value; the first of equals, or where all diverged."""
+    sign = 1 if better == "higher" else -1
+
+    def worth(rho: float) -> float:
+        value = tried[f"{rho:g}"]
+        return -math.inf if value is None else sign * value
+
+    return max(grid, key=worth)
+
+
+def _validation_value(outcome: Outcome, better: Better) -> float:
+    """The validation accuracy of a run in percent, or a task's score; the worst there is for one that diverged."""
     if outcome.result is not None:
         assert outcome.result.validation_value is not None  # there are validation samples, or nothing is chosen
         return outcome.result.validation_value
     if outcome.diverged:
-        return 0.0
+        if better == "lower":
+            return math.inf
+        return 0.0 if outcome.run.dataset.task is None else -math.inf
     raise InputError(f"ρ cannot be chosen without run {outcome.folder.name}: {outcome.failure}")

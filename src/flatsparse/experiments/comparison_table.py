@@ -13,20 +13,23 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compared import ComparedRow, ComparedTable, over_random
-from flatsparse.experiments.metric import ACCURACY, Metric
+from flatsparse.experiments.metric import ACCURACY, Metric, decimals
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.stats import Interval, mean_interval
 
 NOTHING_LEARNED = "nothing learned"
+# The keys of a row of scores in JSON, where those of accuracies would mislead.
+OF_SCORES = {"accuracies": "values", "train_accuracy": "train_value", "validation_accuracy": "validation_value"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(ComparedRow):
-    """One sharpness in one setting. Accuracies in percent, differences in points.
+    """One sharpness in one setting. Accuracies in percent, differences in points; or a task's first scores.
 
     Attributes:
         accuracies, ball, folders: in the order of the seeds.
+        metric: the quantity that is compared.
         cosine: between the gradients of consecutive steps.
         ball: the loss increase found within ``ball_radius``.
         folders: of the runs, within the comparison's.
@@ -40,6 +43,7 @@ class Row(ComparedRow):
     ball: tuple[float, ...]
     ball_radius: float
     folders: tuple[str, ...]
+    metric: Metric = ACCURACY
     results: tuple[RunResult, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -48,24 +52,26 @@ class Row(ComparedRow):
 
     @property
     def verdict(self) -> str | None:
-        return None if self.difference is None else self.difference.verdict
+        return None if self.difference is None else self.metric.verdict(self.difference)
 
     def to_json(self, learned: bool = True) -> dict[str, Any]:
         """Return the row as plain values, with its mean and its verdict."""
-        saved = dataclasses.asdict(dataclasses.replace(self, results=()))
-        del saved["results"]
+        saved = {name: value for name, value in vars(self).items() if name not in ("metric", "results")}
+        names = {} if self.metric == ACCURACY else OF_SCORES
         return {
-            **saved,
-            "difference": _to_json(self.difference, learned),
+            **{names.get(name, name): value for name, value in saved.items()},
+            "difference": _to_json(self.difference, self.metric, learned),
             "cosine": None if math.isnan(self.cosine) else self.cosine,
             "mean": self.mean,
             "std": None if math.isnan(self.std) else self.std,
         }
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Row:
+    def from_json(cls, saved: Mapping[str, Any], metric: Metric = ACCURACY) -> Row:
         """Return the row that ``to_json`` wrote; older ones lack some keys."""
+        saved = {**saved, **{name: saved[other] for name, other in OF_SCORES.items() if other in saved}}
         older = {
+            "metric": metric,
             "seeds": list(range(len(saved["accuracies"]))),
             "gaps": [],
             "unpaired": 0,
@@ -85,22 +91,34 @@ class Table(ComparedTable):
 
     Attributes:
         rows: plain training, and what can be paired with it.
-        tried: by sharpness and ρ, the validation accuracy that ρ was chosen by.
-        learned: whether any net does better than naming the commonest class; if none does, differences mean nothing.
+        tried: by sharpness and ρ, the validation accuracy that ρ was chosen by, or a task's score; None where it diverged.
+        learned: whether any net does better than naming the commonest class; if none does, differences mean nothing. Of a
+            task's score no chance is known.
+        subject: the task, of one that is no classification.
+        compared: the metric.
     """
 
     label_noise: float
     rows: tuple[Row, ...]
-    tried: dict[str, dict[str, float]]
+    tried: dict[str, dict[str, float | None]]
     learned: bool = True
+    subject: str | None = None
+    compared: Metric = ACCURACY
 
     @property
     def metric(self) -> Metric:
-        return ACCURACY
+        return self.compared
 
     @property
     def heading(self) -> str:
+        if self.subject is not None:
+            return self.subject
         return f"{self.label_noise:.0%} wrong labels" if self.label_noise else "clean labels"
+
+    @property
+    def title(self) -> str:
+        """The heading as a title."""
+        return self.heading if self.subject is not None else self.heading.capitalize()
 
     @property
     def is_meaningful(self) -> bool:
@@ -108,26 +126,32 @@ class Table(ComparedTable):
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain values, with its verdicts."""
+        metric = self.metric
+        saved = {name: value for name, value in vars(self).items() if name not in ("subject", "compared")}
+        about = {name: getattr(metric, name) for name in ("name", "better", "decimals")}
+        scores = {"subject": self.subject, "metric": about} if metric != ACCURACY else {}
         return {
-            **dataclasses.asdict(self),
+            **saved,
             "rows": [row.to_json(self.learned) for row in self.rows],
-            "over_random": _to_json(self.over_random, self.learned),
+            "over_random": _to_json(self.over_random, metric, self.learned),
+            **scores,
         }
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Table:
         """Return the table that ``to_json`` wrote."""
         fields = {field.name: saved[field.name] for field in dataclasses.fields(cls) if field.name in saved}
-        rows = tuple(Row.from_json(row) for row in saved["rows"])
+        metric = Metric(**saved["metric"]) if "metric" in saved else ACCURACY
+        rows = tuple(Row.from_json(row, metric) for row in saved["rows"])
         over_random, failures = _from_json(saved["over_random"]), tuple(saved.get("failures", ()))
-        return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures})
+        return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures, "compared": metric})
 
 
-def _to_json(difference: Interval | None, learned: bool) -> dict[str, Any] | None:
+def _to_json(difference: Interval | None, metric: Metric, learned: bool) -> dict[str, Any] | None:
     """Return a difference as plain values, with what it says where anything was learned."""
     if difference is None:
         return None
-    return {**difference.to_json(), "verdict": difference.verdict if learned else NOTHING_LEARNED}
+    return {**difference.to_json(), "verdict": metric.verdict(difference) if learned else NOTHING_LEARNED}
 
 
 def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
@@ -135,7 +159,7 @@ def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
 
 
 def tabulate(
-    lines: Sequence[Line], out: Path = Path(), tried: Mapping[str, Mapping[str, float]] | None = None
+    lines: Sequence[Line], out: Path = Path(), tried: Mapping[str, Mapping[str, float | None]] | None = None
 ) -> Table:
     """Return the table of one setting.
 
@@ -156,7 +180,9 @@ def tabulate(
         raise InputError(
             f"nothing can be compared without a plain run, and none has finished: run {folder.name}: {reason}"
         )
-    rows = [_row(line, base, out) for line in lines if line.values(None).keys() & base.values(None).keys()]
+    first = next(iter(_results(base).values()))
+    metric = _metric(first, list(base.values(None).values()))
+    rows = [_row(line, base, out, metric) for line in lines if line.values(None).keys() & base.values(None).keys()]
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
     return Table(
         label_noise=base.cell.run.label_noise,
@@ -164,11 +190,18 @@ def tabulate(
         over_random=over_random(rows),
         tried={name: dict(values) for name, values in (tried or {}).items()},
         learned=any(result.above_chance is not False for result in results),  # older results lack it
+        subject=first.data if first.scored else None,
+        compared=metric,
         failures=tuple(f"{line.cell.run.sharpness}, seed {seed}: {reason}" for line, seed, reason in failed),
     )
 
 
-def _row(line: Line, base: Line, out: Path) -> Row:
+def _metric(result: RunResult, values: Sequence[float]) -> Metric:
+    """Return what runs are compared by: test accuracy, or the first score of a task, with as many decimals as values need."""
+    return Metric(result.metric, result.better or "higher", decimals=decimals(values)) if result.scored else ACCURACY
+
+
+def _row(line: Line, base: Line, out: Path, metric: Metric) -> Row:
     values, plain = line.values(None), base.values(None)
     results = _results(line)
     pairs = [seed for seed in values if seed in plain]
@@ -193,6 +226,7 @@ def _row(line: Line, base: Line, out: Path) -> Row:
         ball=tuple(result.worst_case_increase for result in there),
         ball_radius=there[0].ball.radius,
         folders=tuple(os.path.relpath(o.folder, out) for o in line.outcomes if o.run.seed in values),
+        metric=metric,
         results=tuple(there),
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flatsparse.experiments.stats import Interval, Verdict, verdict
+from flatsparse.experiments.stats import Interval, Verdict, deviation, verdict
 
 Better = Literal["higher", "lower"]
 
@@ -70,3 +73,16 @@ class Metric:
 
 
 ACCURACY = Metric("test accuracy, %", unit="points")
+
+
+def decimals(values: Sequence[float]) -> int:
+    """The decimals of values that show two digits of their standard deviation, or three of one alone.
+
+    >>> decimals([0.91, 0.92, 0.94]), decimals([1234.5]), decimals([0.0])
+    (3, 0, 2)
+    """
+    spread = deviation(values)
+    digits = 1
+    if not spread > 0:
+        spread, digits = abs(statistics.fmean(values)), 2
+    return min(12, max(0, digits - math.floor(math.log10(spread)))) if spread else 2

@@ -217,7 +217,8 @@ def test_a_folder_of_sentences_is_translated_from_the_command_line(tmp_path, cap
     assert result["data"] == str(folder)
     back = RunConfig.of(data=f"{folder}:de-en", vocabulary=90, validation_size=0)
     assert task_of(back).splits.test.texts[0] == "two"
-    main(["landscape", str(tmp_path / "run"), "--images", "20", "--grid", "3", "--out", str(tmp_path / "surface")])
+    options = "--images 20 --points 3 --pairs 1 --jobs 1"
+    main(["landscape", str(tmp_path / "run"), *options.split(), "--out", str(tmp_path / "surface")])
     record = read_json(tmp_path / "surface" / "landscape.json")["runs"][0]
     assert (record["unit"], record["scores"]) == ("sentences", result["scores"])
 

@@ -146,7 +146,10 @@ def _cifar_elsewhere(name: str, classic: str, hub: str, data_dir: Path, *, class
             " 32x32x3; give its folder another name, and --data its path"
         )
     held_out = 5000 if data.validation is None else data.validation_size
-    return _with_note_of_size(dataclasses.replace(data, classes=classes, validation_size=held_out))
+    notes = data.notes
+    if os.path.isdir(local) and local.resolve().name != name:
+        notes = (*notes, f"{name} is read from '{local.resolve()}', which may be another version of it")
+    return _with_note_of_size(dataclasses.replace(data, classes=classes, validation_size=held_out, notes=notes))
 
 
 def _cifar_of_hub(name: str, classic: str, hub: str, data_dir: Path) -> DataSet:

@@ -5,6 +5,7 @@ A row has the results of its runs (``Row.results``), so that a column may show a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 from flatsparse.experiments.compared import ComparedRow
 from flatsparse.experiments.labels import label
+from flatsparse.experiments.metric import ACCURACY as ACCURACIES
+from flatsparse.experiments.metric import Metric
 
 TERMINAL, ACCURACY, COST = "terminal", "accuracy", "cost"
 
@@ -58,8 +61,15 @@ class Column:
         return row.verdict.replace(" ", "-") if self.judged and meaningful and row.verdict is not None else ""
 
 
-def _mean(row: ComparedRow) -> str:
-    return f"{row.mean:.2f}" + ("" if math.isnan(row.std) else f" ± {row.std:.2f}")
+def _mean(row: Any) -> str:
+    return row.metric.text(row.mean) + ("" if math.isnan(row.std) else f" ± {row.metric.text(row.std)}")
+
+
+def _shorter(row: Any, value: float | None) -> str | None:
+    """A value as text, in percent with one decimal only."""
+    if value is None:
+        return None
+    return f"{value:.1f}" if row.metric == ACCURACIES else str(row.metric.text(value))
 
 
 def _range(times: tuple[float, ...]) -> str:
@@ -92,19 +102,31 @@ COLUMNS = (
     TITLE,
     NAME,
     RHO,
-    Column("test", _mean, "", (TERMINAL, ACCURACY), short="test %"),
+    Column("test", _mean, str, (TERMINAL, ACCURACY), short="test %"),
     Column(
         "against plain",
-        lambda row: row.difference,
-        lambda d: d.with_half(),
+        lambda row: row.difference and row.difference.with_half(row.metric.signed),
+        str,
         (TERMINAL,),
         note="points, paired by seed, ± half of the 95 % interval",
         judged=True,
     ),
-    Column("difference", lambda row: row.difference, lambda d: f"{d.mean:+.2f}", (ACCURACY,), judged=True),
-    Column("95 % interval", lambda row: row.difference, lambda d: d.bounds(), (ACCURACY,), judged=True),
-    Column("training", lambda row: row.train_accuracy, ".1f", (TERMINAL, ACCURACY), short="train %"),
-    Column("validation", lambda row: row.validation_accuracy, ".1f", (ACCURACY,)),
+    Column(
+        "difference",
+        lambda row: row.difference and f"{row.difference.mean:{row.metric.signed}}",
+        str,
+        (ACCURACY,),
+        judged=True,
+    ),
+    Column(
+        "95 % interval",
+        lambda row: row.difference and row.difference.bounds(row.metric.signed),
+        str,
+        (ACCURACY,),
+        judged=True,
+    ),
+    Column("training", lambda row: _shorter(row, row.train_accuracy), str, (TERMINAL, ACCURACY), short="train %"),
+    Column("validation", lambda row: _shorter(row, row.validation_accuracy), str, (ACCURACY,)),
     GRADIENTS,
     STEP_TIME,
     RANGE,
@@ -120,9 +142,23 @@ COLUMNS = (
 )
 
 
-def columns(view: str, of: Sequence[Column] | None = None) -> list[Column]:
-    """The columns of a view, in their order: of those of a comparison by accuracy, or of others."""
-    return [column for column in (COLUMNS if of is None else of) if view in column.views]
+def columns_of(metric: Metric) -> tuple[Column, ...]:
+    """The columns of a comparison by a metric: those of accuracies, in other words where it is none."""
+    if metric == ACCURACIES:
+        return COLUMNS
+    return tuple(
+        dataclasses.replace(
+            column,
+            short=column.short.removesuffix(" %"),
+            note=f"{column.note.removeprefix('points, ')}; {metric.better} is better" if column.judged else column.note,
+        )
+        for column in COLUMNS
+    )
+
+
+def columns(view: str, of: Sequence[Column]) -> list[Column]:
+    """The columns of a view, in their order."""
+    return [column for column in of if view in column.views]
 
 
 def beside(row: ComparedRow) -> str:

@@ -80,13 +80,14 @@ def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
+def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]], score: str | None = None) -> Figure:
     """Training loss and validation accuracy, or a task's first score, by epoch.
 
     For each sharpness the mean over its seeds, which are thin lines.
+
+    Args:
+        score: the name of the task's score.
     """
-    names = {record.validation_metric for seeds in records.values() for seed in seeds for record in seed}
-    score = next((name for name in names if name is not None), None)
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
         figure.subplots(1, 2),

@@ -22,8 +22,10 @@ from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
+from flatsparse.experiments.metric import ACCURACY
 from flatsparse.experiments.report import figures, html
-from flatsparse.experiments.report.columns import ACCURACY, COST, columns
+from flatsparse.experiments.report.columns import ACCURACY as SCORES
+from flatsparse.experiments.report.columns import COST, columns, columns_of
 from flatsparse.experiments.report.flags import flags
 from flatsparse.experiments.report.sentences import comparison_sentences, run_sentences
 from flatsparse.experiments.run import probe
@@ -51,7 +53,7 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
         "run.html.j2",
         title=f"{subject}: {run.pruning.method} at {sparsity}, sharpness {run.sharpness}",
         sentences=run_sentences(result),
-        curves=figures.curves({run.sharpness: [records]}),
+        curves=figures.curves({run.sharpness: [records]}, result.metric if result.scored else None),
         topology=figures.topology(records),
         probes=figures.probes(probes) if probes else None,
         probe_definition=probe.DEFINITION,
@@ -71,25 +73,28 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         }
         return {
             "table": table,
-            "heading": table.heading.capitalize(),
+            "heading": table.title,
             "sentences": comparison_sentences(table),
-            "curves": figures.curves(curves),
+            "curves": figures.curves(curves, None if is_accuracy else metric.name),
         }
 
-    run = resolve(comparison.run("none", 0.0, 0.0, 0))
+    run, metric = resolve(comparison.run("none", 0.0, 0.0, 0)), tables[0].metric
+    is_accuracy, shown = metric == ACCURACY, columns_of(metric)
     return html.write(
         out / PAGE,
         "comparison.html.j2",
         title=f"Does flatness pay? {run.pruning.method} on {run.dataset.title}, {removal(run.pruning)}",
-        model=run.model,
+        model=tables[0].rows[0].results[0].model,
         removal=removal(run.pruning),
+        metric=metric,
+        is_accuracy=is_accuracy,
         data=run.dataset.title,
         seeds=comparison.seeds,
         kinds={name: SHARPNESS[name] for name in comparison.sharpness},
         parts_of_tables=[of_table(table) for table in tables],
         differences=figures.differences(tables),
-        accuracy=columns(ACCURACY),
-        cost=columns(COST),
+        accuracy=columns(SCORES, shown),
+        cost=columns(COST, shown),
         label=label,
         ball_radius=tables[0].rows[0].ball_radius,
         sharpness_definition=_sharpness(run.dataset),

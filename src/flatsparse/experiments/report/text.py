@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.measure import Measurement
@@ -15,7 +15,8 @@ from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.evaluate import text as evaluation
 from flatsparse.experiments.landscape import text as landscape
 from flatsparse.experiments.landscape.settings import KINDS, Landscape
-from flatsparse.experiments.report.columns import TERMINAL, Column, columns
+from flatsparse.experiments.metric import ACCURACY
+from flatsparse.experiments.report.columns import TERMINAL, Column, columns, columns_of
 from flatsparse.experiments.report.sentences import comparison_sentences
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
@@ -37,6 +38,15 @@ from flatsparse.measure.estimate import Estimate
 from flatsparse.methods.presets import PRESETS
 
 WIDEST = 1000  # characters of a line, where no terminal limits it
+# Columns of a recipe's table that only some tasks have, by their heading: the value of a row's means.
+MORE: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "F1": lambda also: also.get("macro", {}).get("f1"),
+    "gap": lambda also: also.get("generalization_gap"),
+}
+MEANING = {
+    "F1": "macro F1 on the test, %",
+    "gap": "generalization gap, the value on training samples less that on test samples",
+}
 STYLES = {"helps": "green", "less than claimed": "red", "hurts": "red"}  # of verdicts
 
 
@@ -68,9 +78,11 @@ def layer_table(estimate: Estimate) -> str:
 
 def print_comparison(tables: Sequence[Table], console: Console) -> None:
     """Print every table with its sentences; all numbers are measured, none is assumed."""
-    print_compared(tables, "Test accuracy", columns(TERMINAL), console)
+    metric = tables[0].metric
+    title = "Test accuracy" if metric == ACCURACY else f"Test {metric.name}"
+    print_compared(tables, title, columns(TERMINAL, columns_of(metric)), console)
     for table in tables:
-        console.print(f"\n{table.heading[0].upper()}{table.heading[1:]}", style="bold")
+        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         print_sentences(comparison_sentences(table), console)
 
 
@@ -150,7 +162,8 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     console.print(title, style="italic", highlight=False, markup=False)
     grid = Grid(box=None, pad_edge=False)
     grid.add_column("", overflow="fold", min_width=12)
-    for heading in ("here", "n", "printed", "difference", "printed"):
+    more = [heading for heading, value in MORE.items() if any(value(row["also"]) is not None for row in rows)]
+    for heading in ("here", "n", "printed", "difference", "printed", *more):
         grid.add_column(heading, no_wrap=True, justify="right")
     grid.add_column("verdict", overflow="fold", min_width=14)
     before = None
@@ -158,7 +171,7 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
         heading = f"{row['row']}, {row['column']}"
         if heading != before:
             grid.add_row(Text(heading, style="bold"))
-        grid.add_row(*_record_cells(row, record))
+        grid.add_row(*_record_cells(row, record, more))
         before = heading
     console.print(grid, highlight=False)
     unit = "seed" if any("rho" in row for row in rows) else "round"  # a reading has no run
@@ -167,13 +180,15 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     sentences += [claim(record)] if verdicts else []
     sentences += [ONCE] if any(row["same_runs"] for row in rows) else []
     sentences += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
+    sentences += [f"{heading}: {MEANING[heading]}" for heading in more]
+    sentences += [f"data: {data['name']} from {data['source']}" for data in record.get("data_sets", ())]
     sentences += [*record["notes"], *record["said"]]
     sentences += [f"not run: {reason}" for reason in reasons(rows)]
     for sentence in sentences:
         console.print(f"- {sentence}", style="dim", highlight=False, markup=False)
 
 
-def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str | Text]:
+def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any], more: Sequence[str]) -> list[str | Text]:
     d = row["difference"]
     if d is None:
         gap = gap_printed = ""
@@ -188,5 +203,6 @@ def _record_cells(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str
         printed(record, row),
         gap,
         gap_printed,
+        *("" if (value := MORE[heading](row["also"])) is None else f"{value:.2f}" for heading in more),
         Text(verdict, style=style),
     ]

@@ -72,7 +72,11 @@ class RehearsalJob:
         in_batch = run.optim.batch_size / shapes_of(run).unit
         return {
             "samples": samples,
-            "steps": {name: getattr(steps, name) for name in ("losses", "radii", "updates", "moved", "seconds")},
+            "steps": {
+                "losses": [loss if math.isfinite(loss) else None for loss in steps.losses],
+                "radii": [radius if math.isfinite(radius) else None for radius in steps.radii],
+                **{name: getattr(steps, name) for name in ("updates", "moved", "seconds")},
+            },
             "parameters": steps.parameters,
             "memory": {**dataclasses.asdict(steps.memory), "total": steps.memory.at(in_batch)},
             "flops": {

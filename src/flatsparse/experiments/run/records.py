@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from flatsparse.common.schema import POSITIVE, NotRequired
 
@@ -135,7 +135,7 @@ class RunResult(JsonRecord):
     data: str
     data_set: dict[str, str] | None = None
     task: str | None = None
-    better: str | None = None
+    better: Literal["higher", "lower"] | None = None
     scores: dict[str, float] | None = None
     train_scores: dict[str, float] | None = None
     validation_scores: dict[str, float] | None = None

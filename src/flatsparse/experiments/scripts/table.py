@@ -11,10 +11,10 @@ from typing import Any
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compared import ComparedRow, ComparedTable, over_random
 from flatsparse.experiments.labels import label
-from flatsparse.experiments.metric import Better, Metric
+from flatsparse.experiments.metric import Better, Metric, decimals
 from flatsparse.experiments.reproduce.verdict import Claim, Judged, judge
 from flatsparse.experiments.scripts.job import ArmResult
-from flatsparse.experiments.stats import Interval, deviation, mean_interval, p_value
+from flatsparse.experiments.stats import Interval, mean_interval, p_value
 
 
 @dataclass(frozen=True)
@@ -171,19 +171,6 @@ def tabulate(script: str, arms: Sequence[ArmOutcomes], better: Better) -> ArmTab
         failed=tuple((arm.sharpness, seed, why) for arm in arms for seed, why in sorted(arm.failures.items())),
         compared=metric,
     )
-
-
-def decimals(values: Sequence[float]) -> int:
-    """The decimals of values that show two digits of their standard deviation, or three of one alone.
-
-    >>> decimals([0.91, 0.92, 0.94]), decimals([1234.5]), decimals([0.0])
-    (3, 0, 2)
-    """
-    spread = deviation(values)
-    digits = 1
-    if not spread > 0:
-        spread, digits = abs(statistics.fmean(values)), 2
-    return min(12, max(0, digits - math.floor(math.log10(spread)))) if spread else 2
 
 
 def _of_metric(arm: ArmOutcomes, name: str) -> ArmOutcomes:
