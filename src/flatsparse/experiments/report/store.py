@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.files import corrupt_file
 from flatsparse.common.json_files import read_json
-from flatsparse.common.schema import POSITIVE, schema_error
+from flatsparse.common.schema import POSITIVE, NotRequired, schema_error
 from flatsparse.experiments.landscape import pictures
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Scale
@@ -63,6 +63,7 @@ ALSO = {
     **dict.fromkeys(("sparsity", "seconds"), float),
     "macro": {str: SOME},
     "steps_to": {str: SOME},
+    "scored": NotRequired(str),
 }
 RECORD = {
     **dict.fromkeys(("name", "title", "source", "metric", "better"), str),
@@ -82,6 +83,7 @@ CURVES = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy, %",
     "validation_accuracy": "validation accuracy, %",
+    "validation_score": "validation score",
     "churn": "weights replaced an update, %",
     "exploration": "weights ever active, %",
     "dead_filters": "dead filters, %",

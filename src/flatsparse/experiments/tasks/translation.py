@@ -46,7 +46,8 @@ class Translation(NextToken):
         for batch in batches:
             content: Sequences = batch.content
             counts.add(self.logits(model, content), content)
-            assert content.source is not None and isinstance(model, Transformer)
+            assert content.source is not None
+            assert isinstance(model, Transformer)
             found = translate(model, content.source, beam=BEAM if detailed else 1)
             translations += [self.vocabulary.decode(tokens) for tokens in found]
             references += content.texts
