@@ -17,13 +17,15 @@ class Task:
     Python file, is what ``flatsparse train --task file.py:function`` takes.
 
     Attributes:
-        model: returns a new model, on the CPU; it is called with torch's generator seeded by the run.
+        model: returns a new model, on the CPU; torch's, numpy's and Python's generators are seeded by the run.
         train: samples to train on: a map-style data set, or an iterable with a length, which is read in its own order.
-            What it draws at random, with torch, numpy or ``random``, follows the run's seed, the epoch and the sample.
+            What it or ``collate`` draws at random, with torch, numpy or ``random``, follows the run's seed, the epoch and
+            the sample.
         test: samples that are evaluated once, at the end of a run.
         loss: of the model and a batch, the mean over the batch's samples, a scalar.
         score: of the model and the batches of a whole data set, numbers by name; the first is the one compared. The
-            model is in evaluation mode, without gradients.
+            model is in evaluation mode, without gradients. The batches can be read more than once; their size depends on
+            the memory that is free, and the last may be smaller, so that a mean has to be taken over samples.
         better: whether a higher or a lower first score is better.
         validation: samples for choices, such as that of ρ. By default they are held out of ``train``.
         collate: makes a batch of a list of samples; by default torch's ``default_collate``.
@@ -34,8 +36,8 @@ class Task:
     >>> def loss(model, batch):
     ...     return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
     >>> def score(model, batches):
-    ...     losses = [float(loss(model, batch)) for batch in batches]
-    ...     return {"error": sum(losses) / len(losses)}
+    ...     errors = torch.cat([(model(inputs) - wanted).abs() for inputs, wanted in batches])
+    ...     return {"error": float(errors.mean())}
     >>> Task(lambda: nn.Linear(3, 1), data, data, loss, score, better="lower").better
     'lower'
     """

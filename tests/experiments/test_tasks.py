@@ -1,6 +1,7 @@
 """Tasks of a user's own: runs of every kind, resumed and read by any number of workers, and bad input."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
+from flatsparse.experiments.data.split import Batches
 from flatsparse.experiments.run import loop
+from flatsparse.experiments.run.build import task_of
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
+from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.watcher import Silent
 
 from .own_tasks import KINDS, NOISY, SEVERAL, STREAM, written
@@ -173,6 +177,120 @@ def test_the_closing_measurements_show_their_progress(tmp_path, settings):
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
+def test_a_score_may_read_the_batches_again_or_only_some(tmp_path):
+    score = "errors = torch.cat([(model(inputs) - wanted).abs() for inputs, wanted in batches])"
+    again = f"count = sum(len(wanted) for _, wanted in batches); {score}; assert count == len(errors)"
+    peek = "inputs, wanted = next(iter(batches)); errors = (model(inputs) - wanted).abs()"
+    settings = {"eval_batch_size": 3}
+    results = {}
+    for name, text in {"once": score, "again": again, "peek": peek}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        watcher = Measured()
+        results[name] = loop.train(of(written(folder, NOISY, score, text), **settings), folder / "run", watcher=watcher)
+        assert watcher.done == watcher.whole
+    assert results["again"].scores == results["once"].scores
+    assert results["peek"].scores != results["once"].scores
+    assert results["once"].test_loss == results["again"].test_loss == results["peek"].test_loss
+
+
+class Measured(Silent):
+    def measured(self, done, whole):
+        self.done, self.whole = done, whole
+
+
+OWN_NUMBERS = """
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.directions = torch.randn(6, 16)  # in no state dict
+        self.layers = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
+        with torch.no_grad():
+            self.layers[0].weight.copy_(torch.from_numpy(np.random.randn(16, 16)) * 0.1 * random.random())
+    def forward(self, inputs):
+        return self.layers((inputs @ self.directions).sin())
+
+def model():
+    return Projected()
+"""
+
+
+def test_all_that_a_model_draws_follows_the_seed_also_what_no_state_dict_has(tmp_path):
+    spec = written(tmp_path, NOISY, "def loss", OWN_NUMBERS + "\ndef loss")
+    results = [loop.train(of(spec, probe="every=3"), tmp_path / name) for name in ("one", "other")]
+    assert_same(tmp_path / "one", tmp_path / "other")
+    run = load_run(tmp_path / "one")
+    measured = run.task.evaluate(run.model, Batches(run.task.splits.test, 256), len(run.task.splits.test))
+    assert (measured.loss, measured.scores) == (results[0].test_loss, results[0].scores)
+
+
+def test_a_layer_that_some_steps_leave_out_is_trained(tmp_path):
+    skipping = """
+class Skipping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.steps = 0
+    def forward(self, inputs):
+        self.steps += self.training
+        hidden = self.first(inputs).relu()
+        return self.last(hidden if self.training and self.steps % 2 else hidden + self.middle(hidden)).flatten()
+
+def model():
+    return Skipping()
+"""
+    spec = written(tmp_path, NOISY, "def loss", skipping + "\ndef loss")
+    result = loop.train(of(spec, method="dense", sparsity=None), tmp_path / "run")
+    assert -1 <= result.gradient_cosine <= 1
+
+
+def test_a_run_is_loaded_from_another_folder_than_it_was_started_in(tmp_path, monkeypatch):
+    folder = tmp_path / "with spaces"
+    folder.mkdir()
+    file = Path(written(folder, NOISY).rpartition(":")[0])
+    monkeypatch.chdir(folder)
+    result = loop.train(of(f"{file.name}:task"), tmp_path / "run")
+    held_out = load_run(tmp_path / "run").task.splits.validation.rows
+    monkeypatch.chdir(tmp_path)
+    run = load_run(tmp_path / "run")
+    assert run.task.splits.validation.rows.tolist() == held_out.tolist()
+    test = run.task.splits.test
+    assert run.task.evaluate(run.model, Batches(test, 256), len(test)).scores == result.scores
+
+
+OBJECTS = """
+from dataclasses import dataclass
+
+@dataclass
+class Row:
+    words: object
+    inputs: torch.Tensor
+
+class Rows(Dataset):
+    def __init__(self, count):
+        self.inputs = numbers(count, 6, 0)
+    def __len__(self):
+        return len(self.inputs)
+    def __getitem__(self, index):
+        return Row(np.array(["a" * index, index], dtype=object), self.inputs[index].to_sparse())
+
+def together(rows):
+    inputs = torch.stack([row.inputs.to_dense() for row in rows])
+    return inputs, inputs[:, 0]
+
+def task():
+    return Task(model, Rows(48), Rows(16), loss, score, better="lower", collate=together)
+"""
+
+
+def test_a_fingerprint_is_of_values_and_not_of_addresses(tmp_path):
+    spec = written(tmp_path, NOISY, "def task", OBJECTS + "\ndef task_of_numbers")
+    first, again = (task_of(resolve(of(spec))).identity["fingerprint"] for _ in range(2))
+    assert first == again
+    changed = written(tmp_path, NOISY, "def task", OBJECTS.replace('"a" * ', '"b" * ') + "\ndef task_of_numbers")
+    assert task_of(resolve(of(changed))).identity["fingerprint"] != first
+
+
 def told(run, out, **how):
     with pytest.raises(InputError) as caught:
         loop.train(run, out, **how)
@@ -225,6 +343,14 @@ BAD = {
     "no data set": (
         ("Noisy(16, 1, False)", "type('Heap', (), {'__len__': lambda self: 3})()"),
         "is a Heap: give a data set with __getitem__ or __iter__",
+    ),
+    "a loader in place of its data": (
+        ("Noisy(16, 1, False)", "torch.utils.data.DataLoader(Noisy(16, 1, False))"),
+        "\\(test\\)' is a DataLoader: give its data set, and its collate_fn as collate=",
+    ),
+    "a model that cannot be copied": (
+        ("nn.Linear(6, 16)", "nn.utils.weight_norm(nn.Linear(6, 16))"),
+        "mine.py' does not run: RuntimeError: Only Tensors created explicitly by the user",
     ),
     "a file that raises": (
         ("def model", "raise OSError('no disk')\ndef model"),

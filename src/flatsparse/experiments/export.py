@@ -25,7 +25,7 @@ from flatsparse.common.seeds import derive
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
-from flatsparse.experiments.data.split import Batch, Split
+from flatsparse.experiments.data.split import Batch, Batches, Split
 from flatsparse.experiments.export_forms import FORMS, Runs
 from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.run.environment import environment
@@ -173,7 +173,7 @@ def _outputs(runs: Runs, run: Finished, test: Split) -> Tensor:
 def _score(runs: Runs, run: Finished, test: Split) -> dict[str, Any]:
     """Return the accuracy in percent, or the scores of a task."""
     model = runs if isinstance(runs, nn.Module) else _Module(runs)
-    scores = run.task.evaluate(model.eval(), test.batches(100), len(test)).scores
+    scores = run.task.evaluate(model.eval(), Batches(test, 100), len(test)).scores
     return {"scores": scores} if run.result.scored else {"accuracy": scores["accuracy"]}
 
 

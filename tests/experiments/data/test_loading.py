@@ -1,9 +1,10 @@
 """Splits of any data set: what is random follows the seed, the epoch and the sample, whoever reads them."""
 
 import contextlib
+import dataclasses
 import os
 import random
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -80,6 +81,22 @@ def test_what_is_drawn_follows_seed_and_epoch_and_not_what_was_drawn_before(kind
     for other in ({"seed": 4, "epoch": 1}, {"seed": 3, "epoch": 2}):
         drawn = together(split, **other)
         assert all(set(drawn[:, column].tolist()).isdisjoint(first[:, column].tolist()) for column in (1, 2, 3))
+
+
+def noisy_collate(samples):
+    """A batch with numbers from all three generators, as a collate function that masks or mixes samples draws them."""
+    return [torch.rand(()).item(), random.random(), float(np.random.rand()), len(samples)]
+
+
+@pytest.mark.parametrize("kind", [(MapSplit, Noisy), (StreamSplit, Stream)])
+def test_what_collate_draws_follows_seed_and_epoch_with_any_number_of_workers(kind):
+    split, dataset = kind
+    ours = [contents(split(dataset(), "it", collate=noisy_collate, workers=w), seed=1, epoch=2) for w in (0, 1, 2)]
+    assert ours[0] == ours[1] == ours[2]
+    assert len({batch[0] for batch in ours[0]}) == 3  # another number for each batch
+    other = split(dataset(), "it", collate=noisy_collate, workers=1)
+    for how in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
+        assert contents(other, **how)[0] != ours[0][0]
 
 
 def test_a_samples_own_numbers_follow_its_index_whatever_the_size_of_a_batch():
@@ -179,6 +196,26 @@ def test_whatever_a_batch_is_made_of_moves():
 
     assert moved(Encoding(), meta).device == meta
     assert moved(torch.nn.Linear, meta) is torch.nn.Linear  # a class has ``to`` as well
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    inputs: torch.Tensor
+    name: str
+
+
+def test_batches_of_dataclasses_mappings_and_packed_sequences_move():
+    meta = torch.device("meta")
+    batch = Labelled(torch.ones(2), "text")
+    there = moved(batch, meta)
+    assert (there.inputs.device.type, there.name, batch.inputs.device.type) == ("meta", "text", "cpu")
+    ordered = OrderedDict(a=torch.ones(2), b=3)
+    there = moved(ordered, meta)
+    assert (type(there), there["a"].device.type, there["b"]) == (OrderedDict, "meta", 3)
+    assert ordered["a"].device.type == "cpu"
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    there = moved(packed, meta)
+    assert (there.data.device.type, there.batch_sizes.device.type) == ("meta", "cpu")  # as recurrent layers want it
 
 
 def test_seeded_puts_the_generators_back_even_after_an_error():

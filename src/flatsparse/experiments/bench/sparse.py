@@ -21,6 +21,7 @@ from flatsparse.experiments.bench.timing import interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import FOREVER, Timing
 from flatsparse.experiments.bench.variants import fused_sgd
 from flatsparse.experiments.clock import clock
+from flatsparse.experiments.data.split import Batches
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.stats import Interval
 from flatsparse.export import to_csr
@@ -72,7 +73,7 @@ def trained(run: Finished) -> Thinned:
 @torch.no_grad()
 def _accuracy(run: Finished, model: nn.Module) -> float:
     test = run.task.splits.test
-    return run.task.evaluate(model, test.batches(250), len(test)).value
+    return run.task.evaluate(model, Batches(test, 250), len(test)).value
 
 
 def _agreement(accuracies: tuple[float, float]) -> str:

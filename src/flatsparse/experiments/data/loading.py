@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
 import multiprocessing
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +91,15 @@ class MapSplit:
         shard: slice = slice(None),
         augment: bool = False,
     ) -> Iterator[Batch]:
-        """Yield the batches of an epoch. A sample's own random numbers follow (seed, epoch, index). See ``Split``."""
+        """Yield the batches of an epoch. A sample's own random numbers follow (seed, epoch, index). See ``Split``.
+
+        Those that ``collate`` draws follow the first sample of the batch.
+        """
         order = epoch_order(len(self), size, seed, epoch)
         counts = [(len(index[shard]), len(index)) for index in order]
         keys = [[(seed or 0, epoch, row) for row in self._rows(index[shard])] for index in order]
-        read = read_batches(
-            _Seeded(self.dataset), keys, self.collate or default_collate, self.workers, self.device, self.name
-        )
+        collate = functools.partial(_seeded_collate, self.collate or default_collate)
+        read = read_batches(_Seeded(self.dataset), keys, collate, self.workers, self.device, self.name)
         for content, (samples, whole) in zip(read, counts, strict=True):
             yield Batch(content, samples, whole)
 
@@ -200,17 +203,26 @@ def read_batches(
 
 
 def moved(content: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device: a tensor, a tuple, a list, a mapping of such, or what has ``to``."""
+    """Return a batch with its tensors on a device: a tensor, what has ``to``, or a tuple, list, mapping or dataclass of such."""
     if isinstance(content, Tensor):
         return content.to(device, non_blocking=True)
+    if not isinstance(content, type) and callable(
+        getattr(content, "to", None)
+    ):  # of transformers, PyG; packed sequences
+        return content.to(device)
     if isinstance(content, tuple) and hasattr(content, "_fields"):  # a named one
         return type(content)(*(moved(part, device) for part in content))
     if isinstance(content, (tuple, list)):
         return type(content)(moved(part, device) for part in content)
-    if type(content) is dict:
-        return {name: moved(part, device) for name, part in content.items()}
-    if not isinstance(content, type) and callable(getattr(content, "to", None)):  # of transformers, of PyG
-        return content.to(device)
+    if isinstance(content, MutableMapping):
+        there = copy.copy(content)
+        there.update({name: moved(part, device) for name, part in content.items()})
+        return there
+    if dataclasses.is_dataclass(content) and not isinstance(content, type):
+        there = copy.copy(content)
+        for field in dataclasses.fields(content):
+            object.__setattr__(there, field.name, moved(getattr(content, field.name), device))  # frozen ones too
+        return there
     return content
 
 
@@ -247,13 +259,18 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Seeded:
-    """A data set by keys, whose random numbers follow the key."""
+    """Pairs of a key and a sample of a data set, whose random numbers follow the key."""
 
     dataset: Any
 
-    def __getitem__(self, key: Key) -> Any:
+    def __getitem__(self, key: Key) -> tuple[Key, Any]:
         with seeded("sample", *key):
-            return self.dataset[key[2]]
+            return key, self.dataset[key[2]]
+
+
+def _seeded_collate(collate: Collate, pairs: list[tuple[Key, Any]]) -> Any:
+    with seeded("batch", *(pairs[0][0] if pairs else ())):
+        return collate([sample for _, sample in pairs])
 
 
 class _Caught(TorchDataset):
@@ -270,7 +287,7 @@ class _Caught(TorchDataset):
 
 
 class _SeededStream(IterableDataset):
-    """Batches, as lists of samples, of an iterable, whose random numbers follow a seed, apart from those of training."""
+    """Batches of an iterable, each with its key, whose random numbers follow a seed, apart from those of training."""
 
     def __init__(self, source: Iterable[Any], path: tuple[int, int], size: int, count: int) -> None:
         self.source, self.path, self.size, self.count = source, path, size, count
@@ -279,21 +296,24 @@ class _SeededStream(IterableDataset):
         states: Any = None
         source: Iterator[Any] | None = None
         left = self.count
-        while left > 0:
+        for number in itertools.count():
+            if left <= 0:
+                return
             with seeded("stream", *self.path):
                 if states is not None:
                     _set_states(states)
                 try:
                     source = iter(self.source) if source is None else source
-                    batch = list(itertools.islice(source, min(self.size, left)))
+                    batch: Any = list(itertools.islice(source, min(self.size, left)))
                 except Exception as problem:
-                    yield _failure(problem)
-                    return
+                    batch = _failure(problem)
                 states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-            if not batch:
+            if isinstance(batch, _Failure):
+                yield batch
+            if isinstance(batch, _Failure) or not batch:
                 return
             left -= len(batch)
-            yield batch
+            yield (*self.path, number), batch
 
 
 def _set_states(states: Any) -> None:
@@ -318,12 +338,14 @@ def _collated(collate: Collate, samples: list[Any]) -> Any:
         return _failure(problem)
 
 
-def _shared(collate: Collate, shard: slice, samples: Any) -> Any:
+def _shared(collate: Collate, shard: slice, batch: Any) -> Any:
     """Return the content of this process's share of a batch, and the numbers of samples in it and in the whole."""
-    if isinstance(samples, _Failure):
-        return samples
+    if isinstance(batch, _Failure):
+        return batch
+    key, samples = batch
     own = samples[shard]
-    content = _collated(collate, own)
+    with seeded("batch", *key):
+        content = _collated(collate, own)
     return content if isinstance(content, _Failure) else (content, len(own), len(samples))
 
 
@@ -338,10 +360,10 @@ def _loader(
     workers = min(workers, 1) if keys is None else min(workers, len(keys))
     if workers and "fork" in multiprocessing.get_all_start_methods():
         options["multiprocessing_context"] = "fork"  # whose children know a user's file, which they could not import
+    # Tensors that a data set holds on the GPU cannot be pinned, and do not come from workers.
+    options |= {"num_workers": workers, "pin_memory": pin and workers > 0}
     # The loader draws a seed for its workers, which must not be taken from what the model draws from.
-    return DataLoader(
-        dataset, num_workers=workers, collate_fn=collate, pin_memory=pin, generator=torch.Generator(), **options
-    )
+    return DataLoader(dataset, collate_fn=collate, generator=torch.Generator(), **options)
 
 
 def _checked(loader: Iterable[Any], name: str) -> Iterator[Any]:

@@ -64,6 +64,17 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
+class Batches:
+    """The batches of a split in the data's own order, which can be read any number of times."""
+
+    split: Split
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.split.batches(self.size)
+
+
+@dataclass(frozen=True)
 class Splits:
     """The training, validation and test samples of a run."""
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
+from flatsparse.experiments.data.loading import seed_all, seeded
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.learning_rate import start_schedule
@@ -101,6 +102,12 @@ def task_of(run: ResolvedRun) -> RunTask:
     return task.to(torch.device(run.runtime.device))
 
 
+def initial_model(run: ResolvedRun, task: RunTask) -> nn.Module:
+    """Return a run's network as it was before training, on the CPU: also what its state dict leaves out is drawn by the seed."""
+    with seeded(run.seed, "model"):
+        return task.fresh()
+
+
 def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
     size = run.optim.batch_size
@@ -111,6 +118,7 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
             " --train-size"
         )
     torch.manual_seed(derive(run.seed, "model"))
+    seed_all(run.seed, "model")  # of numpy's and Python's generators too
     model = task.fresh()
     task.check(model, smallest // context.size)
     model.to(device=run.runtime.device)

@@ -149,8 +149,9 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
     phase = progress.step % parts.steps_per_epoch % COSINE_EVERY
     if phase > 1:
         return
-    gradients = [p.grad.flatten() for g in parts.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    now = torch.cat(gradients).float()
+    parameters = [p for group in parts.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    # A parameter that the network left out in this step has no gradient, and may have one in the next.
+    now = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]).float()
     if phase == 1 and parts.gradient is not None:
         progress.cosines.append(float(F.cosine_similarity(parts.gradient, now, dim=0)))
     parts.gradient = now if phase == 0 else None

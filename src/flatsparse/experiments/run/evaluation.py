@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-from flatsparse.experiments.data.split import Batch, Split
+from flatsparse.experiments.data.split import Batch, Batches, Split
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.memory import USUAL, samples_at_once
@@ -40,7 +40,7 @@ def evaluated(
     model.eval()
     size = run.runtime.eval_batch_size or samples_at_once(run, task, model, split)
     with autocast(run):
-        return task.evaluate(model, _watched(split.batches(size), watch), len(split), detailed=detailed)
+        return task.evaluate(model, _Watched(Batches(split, size), watch), len(split), detailed=detailed)
 
 
 def renew_statistics(parts: Parts) -> None:
@@ -78,7 +78,7 @@ def worst_case_increase(parts: Parts, watch: Watch | None = None) -> float:
     def gradient() -> float:
         parts.model.zero_grad()
         total = 0.0
-        for term in task.terms(parts.model, _watched(split.batches(size), watch), len(split)):
+        for term in task.terms(parts.model, _Watched(Batches(split, size), watch), len(split)):
             term.backward()
             total += float(term.detach())
         return total
@@ -87,8 +87,15 @@ def worst_case_increase(parts: Parts, watch: Watch | None = None) -> float:
     return worst_case_sharpness(parts.model, parts.training.zeroing(), gradient, RADIUS)
 
 
-def _watched(batches: Iterable[Batch], watch: Watch | None) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        if watch:
-            watch(batch.samples)
+class _Watched:
+    """Batches whose samples are reported when they are first read."""
+
+    def __init__(self, batches: Batches, watch: Watch | None) -> None:
+        self.batches, self.watch, self.unread = batches, watch, len(batches.split)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield batch
+            if self.watch and self.unread > 0:
+                self.unread -= batch.samples
+                self.watch(batch.samples)

@@ -16,7 +16,7 @@ from flatsparse.common.files import corrupt_file
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.schema import Schema, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
-from flatsparse.experiments.run.build import task_of
+from flatsparse.experiments.run.build import initial_model, task_of
 from flatsparse.experiments.run.config import ResolvedRun, change, kinds_of_settings
 from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, read_config, read_result
 from flatsparse.experiments.run.method import before_there_was_a_choice
@@ -64,13 +64,13 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     run = run_of(config["settings"], folder)
     masks, about = load_masks(folder / MASKS)
     tensors, _ = load_tensors(folder / WEIGHTS)
-    task = task_of(change(run, device=device, data_dir=data_dir or run.dataset.data_dir))
+    task = task_of(change(_with_its_file(run, config), device=device, data_dir=data_dir or run.dataset.data_dir))
     task.check_same(config, f"'{folder}'")
     where = torch.device(device)
     return Finished(
         folder=folder,
         run=run,
-        model=_model(run.model, task, tensors, folder).to(where).eval(),
+        model=_model(run, task, tensors, folder).to(where).eval(),
         masks={name: mask.to(where) for name, mask in masks.items()},
         result=read_result(folder),
         task=task,
@@ -78,13 +78,22 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     )
 
 
-def _model(name: str, task: RunTask, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+def _with_its_file(run: ResolvedRun, config: dict[str, Any]) -> ResolvedRun:
+    """Return a run with its task's file as a whole path, where its own leads nowhere: it was started in another folder."""
+    file, _, function = (run.dataset.task or "").rpartition(":")
+    if not file or Path(file).is_file():
+        return run
+    source = config.get("data_set", {}).get("source", file)
+    return change(run, task=f"{source}:{function}")
+
+
+def _model(run: ResolvedRun, task: RunTask, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
     """Return a task's network with the weights of its folder. Raises InputError when they do not fit or are not finite."""
-    model = task.fresh()
+    model = initial_model(run, task)
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {name}") from None
+        raise corrupt_file(folder / WEIGHTS, f"its weights are not those of {run.model}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"'{folder}' has weights that are not finite: train it again, with a lower --lr or --rho")
     return model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.run.build import Parts
+from flatsparse.experiments.run.build import Parts, initial_model
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.measure import directions
 from flatsparse.measure.spectral import extremes
@@ -39,8 +39,7 @@ class Probe:
         chosen = train.first(min(len(train), max(1, directions.IMAGES // size) * size))
         self.batches = [batch.content for batch in chosen.batches(size)]
         self.chunks, self.count = list(chosen.batches(chosen.at_once(256))), len(chosen)
-        with torch.random.fork_rng(devices=[]):
-            self.model = task.fresh().to(run.runtime.device)
+        self.model = initial_model(run, task).to(run.runtime.device)
 
     def __call__(self, parts: Parts, progress: Progress) -> float:
         """Measure after the step that was just taken, if it is time to; return the seconds that it took."""

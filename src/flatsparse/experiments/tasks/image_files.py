@@ -58,6 +58,7 @@ def image_file_task(
         splits=splits,
         fresh=functools.partial(network, model, data.classes, 3),
         samples=f"images of {data.classes} classes",
+        loss_name="cross-entropy",
         notes=(*data.notes, *_note_of_classes(data)),
         augmented=data.augmented and chosen.augmentation,
         classes=data.classes,

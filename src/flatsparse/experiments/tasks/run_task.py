@@ -77,6 +77,7 @@ class RunTask(ABC):
         """Return the mean loss and the scores of a network in evaluation mode.
 
         Args:
+            batches: can be read more than once.
             count: the number of samples in all batches.
             detailed: give all details too.
         """

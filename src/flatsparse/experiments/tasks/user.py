@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +52,19 @@ class UserTask(RunTask):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], count: int, *, detailed: bool = False) -> Evaluation:
-        """Return mean loss and scores. The data are read once: each batch's loss is taken on its way to the score."""
-        losses: list[float] = []
-
-        def passed_on() -> Iterator[Any]:
-            for batch in batches:
-                losses.append(float(self.summed(model, batch)))
-                yield batch.content
-
-        passing = passed_on()
+        """Return mean loss and scores. The data are read once, unless the score reads them again, or only some of them."""
+        read = _Read(batches, functools.partial(self.summed, model))
         with errors_of(self.file):
-            given = self.task.score(model, passing)
-        for _ in passing:  # a score may need less
-            pass
-        return Evaluation(sum(losses) / count, checked_scores(given, self.name))
+            given = self.task.score(model, read)
+        if read.samples < count:
+            for _ in read:
+                pass
+        return Evaluation(sum(read.losses) / count, checked_scores(given, self.name))
 
     def check(self, model: nn.Module, smallest: int) -> None:
         """Raise InputError when the loss of a batch is no scalar with a gradient, or scores are not numbers."""
-        model = copy.deepcopy(model)
+        with errors_of(self.file):
+            model = copy.deepcopy(model)
         batch = next(self.splits.train.first(smallest).batches(smallest)).content
         with torch.random.fork_rng(devices=[]):
             loss = self.loss(model.train(), moved_as(batch, model))
@@ -77,8 +73,25 @@ class UserTask(RunTask):
                 got += " without a gradient" if isinstance(loss, Tensor) and not loss.ndim else ""
                 raise InputError(f"the loss of '{self.name}' gives {got}: return the mean over the batch, a scalar")
             with torch.no_grad(), errors_of(self.file):
-                read = (moved_as(b.content, model) for b in self.splits.test.first(smallest).batches(smallest))
+                read = [moved_as(b.content, model) for b in self.splits.test.first(smallest).batches(smallest)]
                 checked_scores(self.task.score(model.eval(), read), self.name, finite=False)
+
+
+@dataclass
+class _Read:
+    """The contents of batches, as a score reads them, and their losses, each taken when it is first read."""
+
+    batches: Iterable[Batch]
+    loss: Callable[[Batch], Tensor]
+    losses: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.batches):
+            if number == len(self.losses):
+                self.losses.append(float(self.loss(batch)))
+                self.samples += batch.samples
+            yield batch.content
 
 
 def moved_as(content: Any, model: nn.Module) -> Any:
@@ -110,7 +123,7 @@ def user_task(chosen: Dataset, *, seed: int, label_noise: float, label_smoothing
             for part in ("train", "test", "validation")
             if getattr(task, part) is not None
         }
-    splits = _splits(parts, spec, chosen, seed)
+    splits = _splits(parts, f"{file.name}:{spec.rpartition(':')[2]}", chosen, seed)  # the same by any path to the file
     return UserTask(
         name=spec,
         identity={"name": spec, "source": str(file.resolve()), "fingerprint": _fingerprint(parts)},
@@ -156,6 +169,8 @@ def _part(dataset: Any, name: str, task: Task, workers: int) -> Part:
         count = len(dataset)
     except TypeError:
         raise InputError(f"'{name}' is a {type(dataset).__name__} without a length: give it __len__") from None
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise InputError(f"'{name}' is a DataLoader: give its data set, and its collate_fn as collate=")
     if count < 1:
         raise InputError(f"'{name}' holds no samples: add some")
     if callable(getattr(dataset, "__getitem__", None)) and not isinstance(dataset, torch.utils.data.IterableDataset):
@@ -165,7 +180,7 @@ def _part(dataset: Any, name: str, task: Task, workers: int) -> Part:
     raise InputError(f"'{name}' is a {type(dataset).__name__}: give a data set with __getitem__ or __iter__")
 
 
-def _splits(parts: Mapping[str, Part], spec: str, chosen: Dataset, seed: int) -> Splits:
+def _splits(parts: Mapping[str, Part], name: str, chosen: Dataset, seed: int) -> Splits:
     """Return the splits of a run; without a validation set, samples are held out of a map-style training set."""
     pool, apart = parts["train"], parts.get("validation")
     if isinstance(pool, StreamSplit):
@@ -173,7 +188,7 @@ def _splits(parts: Mapping[str, Part], spec: str, chosen: Dataset, seed: int) ->
         asked = chosen.train_size, chosen.validation_size  # a run that was resolved asks for what there is
         if any(size not in (None, there) for size, there in zip(asked, whole, strict=True)):
             raise InputError(
-                f"'{spec}' reads its training samples as a stream, of which none can be taken out: give --task alone"
+                f"'{name}' reads its training samples as a stream, of which none can be taken out: give --task alone"
             )
         held: Split = apart if apart is not None else dataclasses.replace(parts["test"], **_nothing(parts["test"]))
         return Splits(pool, held, parts["test"])
@@ -184,14 +199,14 @@ def _splits(parts: Mapping[str, Part], spec: str, chosen: Dataset, seed: int) ->
     size = rest if chosen.train_size is None else chosen.train_size
     if held_out > len(source) or not 0 < size <= rest:
         raise InputError(
-            f"cannot take {size} training and {held_out} validation samples from the {len(pool)} of '{spec}': give less of"
+            f"cannot take {size} training and {held_out} validation samples from the {len(pool)} of '{name}': give less of"
             " --train-size or --validation-size"
         )
     if isinstance(source, StreamSplit):
-        chosen_rows, _ = chosen_samples(len(pool), held_out=0, size=size, seed=seed, name=spec, apart=0)
+        chosen_rows, _ = chosen_samples(len(pool), held_out=0, size=size, seed=seed, name=name, apart=0)
         return Splits(pool.subset(chosen_rows), source.first(held_out), parts["test"])
     rows, held_rows = chosen_samples(
-        len(pool), held_out=held_out, size=size, seed=seed, name=spec, apart=None if apart is None else len(apart)
+        len(pool), held_out=held_out, size=size, seed=seed, name=name, apart=None if apart is None else len(apart)
     )
     return Splits(pool.subset(rows), source.subset(held_rows), parts["test"])
 
@@ -229,13 +244,18 @@ def _fingerprint(parts: Mapping[str, Part]) -> str:
 
 
 def _digest(sample: Any, digest: Any) -> None:
-    """Add a sample to a hash: tensors, arrays, and what contains them."""
+    """Add a sample to a hash: tensors, arrays, numbers and texts, and what contains them."""
     if isinstance(sample, Tensor):
         sample = sample.detach().cpu()
+        sample = sample if sample.layout == torch.strided else sample.to_dense()
         digest.update(f"{sample.dtype}{tuple(sample.shape)}".encode())
         digest.update(sample.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
     elif isinstance(sample, np.ndarray):
-        digest.update(f"{sample.dtype}{sample.shape}".encode() + np.ascontiguousarray(sample).tobytes())
+        digest.update(f"{sample.dtype}{sample.shape}".encode())
+        if sample.dtype.hasobject:  # whose bytes are addresses
+            _digest(sample.tolist(), digest)
+        else:
+            digest.update(np.ascontiguousarray(sample).tobytes())
     elif isinstance(sample, Mapping):
         for name, part in sample.items():
             digest.update(str(name).encode())
@@ -243,6 +263,8 @@ def _digest(sample: Any, digest: Any) -> None:
     elif isinstance(sample, (tuple, list)):
         for part in sample:
             _digest(part, digest)
+    elif dataclasses.is_dataclass(sample):
+        _digest([getattr(sample, field.name, None) for field in dataclasses.fields(sample)], digest)
     elif isinstance(sample, (bool, int, float, complex, str, bytes, type(None), np.generic)):
         digest.update(repr(sample).encode())
     else:  # its repr may hold an address
