@@ -193,6 +193,14 @@ def number(classes):
     return classes
 def broken(classes):
     return nn.Linear(classes)
+class Picky(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+    def forward(self, images):
+        assert images.shape[-1] == 224
+def picky(classes):
+    return Picky(classes)
 """
 
 
@@ -219,12 +227,20 @@ def test_a_network_of_ones_own_is_trained_and_exported_and_listed(networks, tmp_
         ("scores_too_many", "gives (2, 11) for 2 images, wanted (2, 10): return a score for each class"),
         ("number", "gave a int: return a torch.nn.Module"),
         ("broken", "nets.py' does not run: TypeError"),
+        ("picky", "cannot take images of 8x8x1 (AssertionError): give another --model"),
         ("absent", "has no function 'absent'"),
     ],
 )
 def test_a_network_of_ones_own_that_does_not_fit_is_told_in_a_line(networks, name, told, tmp_path, capsys):
     assert told in fails(capsys, "train", "--model", f"{networks}:{name}", *SMALL, "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_file_imports_what_lies_beside_it(networks, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("from nets import net as own")
+    main(["list", "layers", "--model", f"{tmp_path / 'mine.py'}:own", "--image", "1", "8", "8"])
+    assert "3.weight" in capsys.readouterr().out
+    assert str(tmp_path) not in sys.path
 
 
 def test_a_network_of_unknown_size_is_listed_with_the_size_of_its_images(networks, capsys):

@@ -44,12 +44,23 @@ def function_of(name: str, kind: str) -> Callable[..., Any]:
         raise InputError(f"--{kind} '{name}' is no function of a file: give path/to/file.py:function")
     if not file.is_file():
         raise InputError(f"no file '{file}' for --{kind} {name}: give the path to a Python file")
-    module = executed(file, kind)
+    with importable(file.resolve().parent):
+        module = executed(file, kind)
     function = getattr(module, inner, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"'{file}' has no function '{inner}' ({nearest(inner, known)})")
     return function  # type: ignore[no-any-return]  # callable is all that is known
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """A context in which the modules of a folder can be imported, as when a file of it is run."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 @contextlib.contextmanager

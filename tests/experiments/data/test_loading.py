@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import os
 import random
+import signal
+import time
 from collections import OrderedDict, namedtuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.loading import MapSplit, StreamSplit, moved, seeded
+from flatsparse.experiments.data.loading import MapSplit, StreamSplit, deaths_told, moved, seeded
 
 
 class Noisy:
@@ -265,6 +267,24 @@ class Deadly(Noisy):
 def test_a_worker_that_is_killed_is_told_in_a_line():
     with pytest.raises(InputError, match=r"a worker process that reads .mine. died, .* fewer --workers"):
         contents(MapSplit(Deadly(), "mine", workers=1))
+
+
+def test_a_worker_that_is_killed_during_a_step_is_told_in_a_line():
+    batches = MapSplit(Workers(1000), "it", workers=1).batches(4)
+    worker = int(next(batches).content[0])
+    with pytest.raises(InputError, match="a worker process that reads 'it' died"):
+        step_that_kills(worker)
+
+
+@deaths_told("it")
+def step_that_kills(worker):
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(10)  # until the signal of its end arrives
+
+
+class Workers(Noisy):
+    def __getitem__(self, index):
+        return os.getpid()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

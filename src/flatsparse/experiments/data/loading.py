@@ -368,11 +368,18 @@ def _loader(
 
 def _checked(loader: Iterable[Any], name: str) -> Iterator[Any]:
     """Yield what a loader gives. Raises InputError for a worker's error, or its death."""
-    try:
+    with deaths_told(name):
         for content in loader:
             if isinstance(content, _Failure):
                 raise InputError(f"'{name}' cannot be read: {content.reason}")
             yield content
+
+
+@contextlib.contextmanager
+def deaths_told(name: str) -> Iterator[None]:
+    """A context in which the death of a worker that reads data is an InputError: torch raises it in whatever is done then."""
+    try:
+        yield
     except RuntimeError as problem:
         if "DataLoader worker" not in str(problem):
             raise

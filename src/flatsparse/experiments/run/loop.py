@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.claims import claim
+from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
 from flatsparse.experiments.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from flatsparse.experiments.run.config import FREE, RunConfig, as_json
@@ -72,6 +73,7 @@ def train(
         context.on_main(lambda: held.enter_context(_claimed(out, parts, resume=resume)))
         if (out / RESULT).is_file():
             return _finished(out, parts)
+        held.enter_context(deaths_told(parts.task.name))
         return _train(out, parts, watcher or Silent(), test, shared_rounds)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import read
-from flatsparse.common.plugins import executed
+from flatsparse.common.plugins import executed, importable
 
 Train = Callable[[Any], Any]
 WANTED = "give FILE.py:FUNCTION, a function of one argument, the arm, that returns a dict of floats"
@@ -65,7 +65,7 @@ class Script:
         """
         if hashlib.sha256(read(self.file)).hexdigest() != self.sha256:
             raise InputError(f"'{self.file}' has changed since the comparison began: start it anew, with another --out")
-        with running(str(self.file)), _importable(self.file.parent):
+        with running(str(self.file)), importable(self.file.parent):
             with seeded(0):
                 module = executed(self.file, "script")
             function = getattr(module, self.function, None)
@@ -171,13 +171,3 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """A context in which the modules of a folder can be imported, as when a file of it is run."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

@@ -80,16 +80,17 @@ class Classification(RunTask):
         with torch.random.fork_rng(devices=[]):
             try:
                 outputs = copy.deepcopy(model).train()(images)
-            except (ValueError, RuntimeError) as problem:
+            except Exception as problem:  # networks of timm assert what they take
                 if smallest == 1 and isinstance(problem, ValueError):
                     raise InputError(
                         f"the smallest batch has 1 image, of which batch norm in {self.network} takes no statistics: give"
                         " another --batch-size or --train-size"
                     ) from None
                 channels, height, width = self.blank.shape[1:]
+                reason = next(iter(str(problem).splitlines()), type(problem).__name__)
                 raise InputError(
                     f"--model {self.network} cannot take images of {height}x{width}x{channels}"
-                    f" ({str(problem).splitlines()[0]}): give another --model, or larger images"
+                    f" ({reason}): give another --model, or larger images"
                 ) from None
         wanted = (len(images), self.classes)
         if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
