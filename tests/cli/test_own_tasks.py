@@ -138,11 +138,14 @@ def test_a_clip_below_the_loss_is_refused_before_anything_is_measured(run, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_export_refuses_onnx_of_a_network_that_takes_more_than_a_tensor(tmp_path, capsys):
+def test_export_of_a_network_that_takes_more_than_a_tensor(tmp_path, capsys):
     out = str(tmp_path / "run")
     main(["train", "--task", written(tmp_path, DICTS), "--epochs", "2", "--batch-size", "8", "--out", out])
     capsys.readouterr()
     assert "format 'onnx' is for a model of one tensor" in fails(capsys, "export", out, "--format", "onnx")
+    assert "format '2:4' is for a model of one tensor" in fails(capsys, "export", out, "--format", "2:4")
+    main(["export", out, "--format", "dense", "csr", "small"])  # its loss calls the model by the names of its arguments
+    assert read_json(tmp_path / "run" / "export" / "export.json")["formats"].keys() == {"dense", "csr", "small"}
 
 
 def test_rho_cannot_be_chosen_without_validation_samples(tmp_path, capsys):

@@ -91,9 +91,9 @@ def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor) 
     """Write one form, read it back and compare. Raises InputError when its outputs are not the run's."""
     form, batch = FORMS[name], next(test.batches(BATCH))
     args, kwargs = run.task.inputs(run.model, batch.content)
-    if name == "onnx" and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
-        raise InputError("format 'onnx' is for a model of one tensor, and this one takes more: leave it out")
-    removed = form.write(run, file, args[0])
+    if name in ("onnx", "2:4") and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
+        raise InputError(f"format '{name}' is for a model of one tensor, and this one takes more: leave it out")
+    removed = form.write(run, file, args)
     runs = form.load(run, file, _empty(run.model))
     outputs = _outputs(runs, run, test)
     difference = float((outputs - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
@@ -28,6 +28,7 @@ from flatsparse.export import (
 )
 
 Runs = Callable[..., Any]  # of inputs, the outputs
+Args = tuple[Any, ...]  # of a call of the model without names
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Form:
 
     Attributes:
         file: its name in the folder.
-        write: writes a run into a file, given inputs; the small form returns the number of removed parameters.
+        write: writes a run into a file, given arguments of its model; the small form returns the number of removed parameters.
         load: returns a function of inputs, from the file and a model of the run's kind whose numbers are all missing.
         tolerance: the largest difference of outputs from the run's, as a share of its largest output; 0 is bit for bit.
     """
 
     file: str
-    write: Callable[[Finished, Path, Tensor], int | None]
+    write: Callable[[Finished, Path, Args], int | None]
     load: Callable[[Finished, Path, nn.Module], Runs]
     tolerance: float
 
 
-def _write_masks(run: Finished, file: Path, sample: Tensor) -> None:
+def _write_masks(run: Finished, file: Path, args: Args) -> None:
     _, about = load_masks(run.folder / "masks.safetensors")
     save_masks(file, run.masks, method=about["method"], step=int(about["step"]))
 
@@ -64,7 +65,7 @@ def _load_masks(run: Finished, file: Path, empty: nn.Module) -> Runs:
     return with_zeros(run.model, masks)
 
 
-def _write_two_four(run: Finished, file: Path, sample: Tensor) -> None:
+def _write_two_four(run: Finished, file: Path, args: Args) -> None:
     to_semi_structured(run.model, run.masks)  # refuses what cannot be packed; torch has no file for what is
     half = with_zeros(run.model, run.masks).half().state_dict()
     save_tensors(file, half, {"format": "pt"})
@@ -77,24 +78,26 @@ def _load_two_four(run: Finished, file: Path, empty: nn.Module) -> Runs:
 
 
 FORMS = {
-    "dense": Form("dense.safetensors", lambda run, file, x: save_dense(file, run.model, run.masks), _load_dense, 0.0),
+    "dense": Form(
+        "dense.safetensors", lambda run, file, args: save_dense(file, run.model, run.masks), _load_dense, 0.0
+    ),
     "masks": Form("masks.safetensors", _write_masks, _load_masks, 0.0),
     "small": Form(
         "small.safetensors",
-        lambda run, file, x: save_small(file, run.model, run.masks),
+        lambda run, file, args: save_small(file, run.model, run.masks),
         lambda run, file, empty: load_small(file, empty),
         1e-4,
     ),
     "csr": Form(
         "csr.safetensors",
-        lambda run, file, x: save_csr(file, to_csr(run.model, run.masks)),
+        lambda run, file, args: save_csr(file, to_csr(run.model, run.masks)),
         lambda run, file, empty: load_csr(file, empty),
         1e-4,
     ),
     "2:4": Form("two-four.safetensors", _write_two_four, _load_two_four, 1e-2),
     "onnx": Form(
         "model.onnx",
-        lambda run, file, x: save_onnx(file, run.model, run.masks, x),
+        lambda run, file, args: save_onnx(file, run.model, run.masks, args[0]),
         lambda run, file, empty: load_onnx(file),
         1e-4,
     ),
