@@ -1,5 +1,6 @@
 """Finished runs are evaluated again, on their test samples and on corrupted images, made or published."""
 
+import json
 import shutil
 
 import numpy as np
@@ -21,6 +22,9 @@ from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.stats import mean_interval
+from flatsparse.experiments.tasks.image_files import image_file_task
+from flatsparse.experiments.tasks.settings import Dataset
+from tests.experiments.images import write_table
 
 SOME = ("gaussian_noise", "contrast")
 QUICK = {"train_size": 200, "validation_size": 50, "epochs": 3, "sparsity": 0.5}
@@ -246,6 +250,23 @@ def test_a_class_folder_of_another_name_is_named(streamed, tmp_path, kept):
     (folder / "weather" / "fog" / "3" / "dog").rename(folder / "weather" / "fog" / "3" / "dingo")
     with pytest.raises(InputError, match=r"dingo' is of no class that is known"):
         evaluate(settings(run, corrupted=folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "known"),
+    [
+        ("imagenet", ["tench, Tinca tinca", "goldfish"], None),  # whose folders are called by synsets, in this order
+        ("imagenet", ["n01440764", "n01443537"], ("n01440764", "n01443537")),
+        ("pets", ["cat", "dog"], ("cat", "dog")),
+    ],
+)
+def test_classes_of_tables_are_named_by_their_folders(tmp_path, data, names, known):
+    features = {"info": {"features": {"label": {"names": names}}}}
+    for part in ("train", "test"):
+        write_table(tmp_path / data / f"{part}.parquet", [0, 1], metadata={"huggingface": json.dumps(features)})
+    chosen = Dataset(data=data if data == "imagenet" else str(tmp_path / data), data_dir=tmp_path, image_size=8)
+    task = image_file_task(chosen, model="digitnet", seed=0, label_noise=0.0, label_smoothing=0.0)
+    assert task.class_names == known
 
 
 def test_published_images_of_another_size_are_refused(runs, tmp_path):

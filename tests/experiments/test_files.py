@@ -99,6 +99,7 @@ def commands(run, folder):
         "resume": (["train", *QUICK, "--method", "static", "--resume", "--out"], run),
         "compare": (["compare", *QUICK, "--seeds", "1", "--sharpness", "none", "s2sam", *quick, "--out"], folder),
         "landscape": (["landscape", str(run), *surface, *quick, "--out"], folder),
+        "evaluate": (["evaluate", str(run), "--images", "20", *quick, "--out"], folder),
         "export": (["export", str(run), "--images", "20", "--out"], folder),
         "bench": (["bench", "memory", "--quick", "--case", "resnet32", "--device", "cpu", "--out"], folder),
     }
@@ -151,8 +152,8 @@ def place_of(kind, tmp_path):
 @pytest.mark.parametrize("kind", PLACES)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "resume"])
 def test_a_folder_that_cannot_be_had_is_a_line_and_left_as_it_was(called, name, kind, tmp_path, capsys):
-    if name == "export" and kind == "of someone else":
-        pytest.skip("an export leaves alone what others have in its folder")
+    if name in ("evaluate", "export") and kind == "of someone else":
+        pytest.skip("it leaves alone what others have in its folder")
     (tmp_path / "some").mkdir()
     out = place_of(kind, tmp_path)
     PLACES[kind](out)

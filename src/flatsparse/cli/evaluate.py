@@ -8,10 +8,12 @@ from typing import Annotated
 
 import tyro
 
+from flatsparse.common.errors import InputError
 from flatsparse.experiments.evaluate.record import RECORD, evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.text import print_evaluation
+from flatsparse.experiments.run.ddp import under_torchrun
 from flatsparse.experiments.terminal import Console
 
 
@@ -24,10 +26,12 @@ class Evaluate:
     """The folder: evaluation.json, evaluation.html. By default that of the run, or the folder evaluation for several."""
 
     def __call__(self) -> None:
-        settings = self.settings.resolved()
-        out = self.out or (settings.runs[0] if len(settings.runs) == 1 else Path("evaluation"))
+        if under_torchrun():
+            raise InputError("evaluate starts its own processes: run it without torchrun, with --jobs")
+        runs = self.settings.runs
+        out = self.out or (runs[0] if len(runs) == 1 else Path("evaluation"))
         console = Console()
-        record = evaluate(settings, out, console)
+        record = evaluate(self.settings, out, console)
         print_evaluation(record, console)
-        page = pages.write_evaluation(record, settings, out)
+        page = pages.write_evaluation(record, self.settings, out)
         console.print(f"report: {page}, numbers: {out / RECORD}", highlight=False)

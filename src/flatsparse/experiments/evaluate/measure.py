@@ -18,7 +18,6 @@ from torch import Tensor
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
 from flatsparse.common.tensor_files import load_tensors, save_tensors
-from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.data.corrupted import CorruptedSet, read_corrupted
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES
 from flatsparse.experiments.data.streamed import StreamedSplit
@@ -69,39 +68,45 @@ class Piece:
         raise InputError(f"{self.kind[0]} could not be measured: {reason}")
 
 
+def corruptions_of(settings: Evaluation, runs: Sequence[Finished]) -> list[str]:
+    """Return the names of the corruptions that runs are evaluated on.
+
+    Raises: InputError for runs on anything but images, on unlike images, and for a folder that holds none of the corruptions.
+    """
+    for cache in (_loaded, _published):  # a folder may hold something else by now
+        cache.cache_clear()
+    _check_same_images(runs)
+    source = published_set(settings, runs[0])
+    known = CORRUPTIONS if source is None else source.paths
+    names = [name for name in known if not settings.only or name in settings.only]
+    if not names:
+        raise InputError(f"'{settings.corrupted}' has none of {', '.join(settings.only)}: give others to --only")
+    return names
+
+
 def predictions(
-    settings: Evaluation, runs: Sequence[Finished], out: Path, console: Console
+    settings: Evaluation, runs: Sequence[Finished], names: Sequence[str], out: Path, console: Console
 ) -> dict[Path, dict[Kind, Tensor]]:
     """Return for each run which images it gives the right class, of each corruption at each severity and of the clean ones.
 
     Args:
         settings: resolved.
         runs: those of ``settings.measured``.
-        out: the folder; ``pieces`` there keeps what has been measured.
+        names: of the corruptions; see ``corruptions_of``.
+        out: the folder, which is locked; ``pieces`` there keeps what has been measured.
 
-    Raises: InputError for runs on anything but images, on unlike images, and for published images that do not fit.
+    Raises: InputError for published images that do not fit.
     """
-    for cache in (_loaded, _published):  # a folder may hold something else by now
-        cache.cache_clear()
-    _check_same_images(runs)
     source = published_set(settings, runs[0])
-    names = [
-        name for name in (CORRUPTIONS if source is None else source.paths) if not settings.only or name in settings.only
-    ]
-    if not names:
-        raise InputError(f"'{settings.corrupted}' has none of {', '.join(settings.only)}: give others to --only")
     kinds = [CLEAN, *((name, severity) for name in names for severity in SEVERITIES)]
-    with alone_in(out):
-        place = out / PIECES
-        place.mkdir(exist_ok=True)
-        remove_temporary(place)
-        files = {
-            (run.folder, kind): place / f"{_key(settings, run, kind, source)}.safetensors"
-            for run in runs
-            for kind in kinds
-        }
-        _measure(settings, kinds, files, len(images_of(runs[0], settings.images)), console)
-        return {run.folder: {kind: _read(files[run.folder, kind]) for kind in kinds} for run in runs}
+    place = out / PIECES
+    place.mkdir(exist_ok=True)
+    remove_temporary(place)
+    files = {
+        (run.folder, kind): place / f"{_key(settings, run, kind, source)}.safetensors" for run in runs for kind in kinds
+    }
+    _measure(settings, kinds, files, len(images_of(runs[0], settings.images)), console)
+    return {run.folder: {kind: _read(files[run.folder, kind]) for kind in kinds} for run in runs}
 
 
 def published_set(settings: Evaluation, run: Finished) -> CorruptedSet | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import write_json
+from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.data.corruptions import MAIN
-from flatsparse.experiments.evaluate.measure import CLEAN, Kind, predictions
+from flatsparse.experiments.evaluate.measure import CLEAN, Kind, corruptions_of, predictions
 from flatsparse.experiments.evaluate.settings import ALEXNET, Evaluation
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.robustness import percent
@@ -40,16 +41,17 @@ def evaluate(settings: Evaluation, out: Path, console: Console | None = None) ->
     """
     settings, console = settings.resolved(), console or Console(stderr=True)
     runs = [load_run(run, device=settings.device, data_dir=settings.data_dir) for run in settings.measured]
-    shown = runs[: len(settings.runs)]
-    if settings.of_corruptions:
-        parts = _on_corruptions(settings, runs, out, console)
-    else:
-        parts = {"runs": _on_tests(settings, shown, console)}
-    record = {"settings": settings.as_dict(), **parts}
-    for entry, run in zip(record["runs"], shown, strict=True):
-        entry |= _about(run)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RECORD, record)
+    names = corruptions_of(settings, runs) if settings.of_corruptions else []
+    with alone_in(out):
+        parts = (
+            _on_corruptions(settings, runs, names, out, console)
+            if settings.of_corruptions
+            else {"runs": _on_tests(settings, runs, console)}
+        )
+        for entry, run in zip(parts["runs"], runs, strict=False):  # the reference may be one more
+            entry |= _about(run)
+        record = {"settings": settings.as_dict(), **parts}
+        write_json(out / RECORD, record)
     return record
 
 
@@ -108,9 +110,11 @@ def _recorded(run: Finished) -> dict[str, float] | None:
     return None if result.test_accuracy is None else {"accuracy": result.test_accuracy}
 
 
-def _on_corruptions(settings: Evaluation, runs: Sequence[Finished], out: Path, console: Console) -> dict[str, Any]:
+def _on_corruptions(
+    settings: Evaluation, runs: Sequence[Finished], names: Sequence[str], out: Path, console: Console
+) -> dict[str, Any]:
     """Return the tables of robustness of runs, and the differences of all to the first."""
-    found = predictions(settings, runs, out, console)
+    found = predictions(settings, runs, names, out, console)
     source = f"read from {settings.corrupted}" if settings.corrupted else "made from the test images"
     known = {run.folder: _table(found[run.folder], source) for run in runs}
     reference = _reference(settings, known)

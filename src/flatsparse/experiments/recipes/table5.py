@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatsparse.common.json_files import read_json, write_json
+from flatsparse.experiments.evaluate.record import evaluate
+from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.recipes.imagenet import ON_IMAGENET, on_imagenet, settings_notes
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Recipe, Scale, Work, both
 from flatsparse.experiments.recipes.setting import LABELS, STAND_IN, STUDY
-from flatsparse.experiments.robustness import robustness
-from flatsparse.experiments.run.load import load_run
 
 METHODS = ("grasp", "rigl", "mest")  # ours: those of the paper's rows are unknown
 
@@ -22,12 +22,16 @@ def cells(scale: Scale) -> tuple[Cell, ...]:
 
 def measured(runs: Sequence[tuple[Cell, Sequence[Path]]], work: Work) -> Measured:
     """The mean accuracy over all corruptions and severities of each run, kept in a file for each."""
-    values = {}
-    for folder in dict.fromkeys(folder for _, table in runs for folder in table):
-        kept = work.out / f"{folder.name}.json"
-        if not kept.is_file():
-            write_json(kept, robustness(load_run(folder, device=work.device, data_dir=work.data_dir)))
-        values[folder] = read_json(kept, {"mean": float})["mean"]
+    kept = {folder: work.out / f"{folder.name}.json" for _, table in runs for folder in table}
+    todo = [folder for folder, file in kept.items() if not file.is_file()]
+    if todo:
+        chosen = Evaluation(
+            tuple(todo), corruptions=True, data_dir=work.data_dir, device=work.device, jobs=work.jobs
+        )  # all at once, so that each image is corrupted once
+        tables = evaluate(chosen, work.out / "corrupted", work.console)["runs"]
+        for folder, table in zip(todo, tables, strict=True):
+            write_json(kept[folder], {name: table[name] for name in ("clean", "mean", "by")})
+    values = {folder: read_json(file, {"mean": float})["mean"] for folder, file in kept.items()}
     return Measured(values)
 
 

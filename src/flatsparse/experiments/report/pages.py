@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
 
 def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path) -> Path:
     """Write the page of an evaluation. Returns the file."""
-    runs = " ".join(str(run) for run in settings.runs)
+    words = [shlex.join(map(str, settings.runs)), flags(dataclasses.replace(settings, runs=()))]
     corrupted = settings.of_corruptions
     return html.write(
         out / EVALUATION,
@@ -157,7 +158,7 @@ def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path)
         tables=evaluation.shown(record, pages=True),
         note=evaluation.DEFINITION if corrupted else "",
         settings=_settings(settings),
-        command=f"flatsparse evaluate {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
+        command=" ".join(word for word in ("flatsparse evaluate", *words, shlex.join(("--out", str(out)))) if word),
     )
 
 
