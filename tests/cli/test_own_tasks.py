@@ -17,7 +17,7 @@ from flatsparse.cli import main
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 
-from ..experiments.own_tasks import written
+from ..experiments.own_tasks import DICTS, STREAM, written
 from .test_cli import fails
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tabular_regression.py"
@@ -139,12 +139,16 @@ def test_a_clip_below_the_loss_is_refused_before_anything_is_measured(run, tmp_p
 
 
 def test_export_refuses_onnx_of_a_network_that_takes_more_than_a_tensor(tmp_path, capsys):
-    from ..experiments.own_tasks import DICTS
-
     out = str(tmp_path / "run")
     main(["train", "--task", written(tmp_path, DICTS), "--epochs", "2", "--batch-size", "8", "--out", out])
     capsys.readouterr()
     assert "format 'onnx' is for a model of one tensor" in fails(capsys, "export", out, "--format", "onnx")
+
+
+def test_rho_cannot_be_chosen_without_validation_samples(tmp_path, capsys):
+    told = fails(capsys, "compare", "--task", written(tmp_path, STREAM), "--tune", "--out", str(tmp_path / "out"))
+    assert "--tune chooses ρ on validation samples" in told
+    assert not (tmp_path / "out").exists()
 
 
 # -- bad input, as it is told on the command line ---------------------------------------------------------------------
@@ -165,6 +169,7 @@ def test_export_refuses_onnx_of_a_network_that_takes_more_than_a_tensor(tmp_path
         ("list layers --task absent.py:task", "no file 'absent.py'"),
         ("list layers --model nothing", "unknown model 'nothing'"),
         ("list layers --model timm:nothing", "--model timm:nothing"),
+        ("list layers --model transformer_tiny", "--model transformer_tiny reads text"),
         ("train --model torchvision:resnet18", "needs torchvision, which cannot be imported"),
         ("train --workers -1", "--workers"),
         ("train --memory much", "--memory 'much' is no amount of memory"),

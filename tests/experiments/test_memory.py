@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from flatsparse.common import memory as system_memory
 from flatsparse.common.errors import InputError
+from flatsparse.common.memory import free_memory
 from flatsparse.experiments.run import memory
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.evaluation import evaluate, worst_case_increase
-from flatsparse.experiments.run.memory import as_bytes, free_memory, sample_bytes, samples_at_once
+from flatsparse.experiments.run.memory import as_bytes, sample_bytes, samples_at_once
 from flatsparse.experiments.run.resolve import resolve
 
 RUN = RunConfig.of(train_size=200, epochs=1, device="cpu")
@@ -92,7 +94,7 @@ def test_scores_are_the_same_up_to_rounding_however_many_samples_fit(parts):
 
 def test_free_memory_is_within_the_limit_of_the_control_group(tmp_path, monkeypatch):
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(memory, "LIMITS", (limit, used))
+    monkeypatch.setattr(system_memory, "LIMITS", (limit, used))
     whole = free_memory("cpu")  # no such files
     assert whole > 2**20
     limit.write_text("max\n")

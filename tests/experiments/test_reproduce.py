@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,20 @@ def test_what_is_unknown_of_settings_on_imagenet_is_told():
         for method in methods:
             assert f"ImageNet settings of {method}: " in notes
             assert PUBLISHED[method].unknown in notes
+
+
+def test_the_documented_settings_on_imagenet_are_those_of_the_runs():
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for method, published in PUBLISHED.items():
+        (row,) = [line.split(" | ") for line in page.splitlines() if line.startswith(f"| {method} | ")]
+        of = published.settings
+        known = [method, str(of["epochs"]), f"{of['batch_size']:,}", f"{of['lr']:g}"]
+        assert [cell.strip("| ") for cell in row[:4]] == known
+        assert row[6] == f"{of['weight_decay']:g}"
+        every = of.get("every", published.period().get("every"))
+        assert every is None or f"every {every:,} steps" in row[8]
+        assert published.source in row[9]
+        assert published.unknown in row[9]
 
 
 def test_at_laptop_every_row_has_its_own_network_and_our_studies_a_small_one():

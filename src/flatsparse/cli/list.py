@@ -21,7 +21,7 @@ from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.tasks.built_in import TASKS
-from flatsparse.experiments.tasks.networks import check_network, network
+from flatsparse.experiments.tasks.networks import TEXT_MODELS, check_network, network
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.experiments.tasks.user import user_task
 from flatsparse.experiments.terminal import Console
@@ -98,6 +98,10 @@ class List:
 
     def _of_model(self) -> Estimate:
         check_network(self.model)
+        if self.model in TEXT_MODELS:
+            raise InputError(
+                f"--model {self.model} reads text, and only layers of networks for images are listed: give another --model"
+            )
         image = self._image()
         for size in image:
             check_count("--image", size)

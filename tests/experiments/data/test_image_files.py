@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.data.file_sets import memory_needed, read_image_files
+from flatsparse.experiments.data.file_sets import read_image_files
 from flatsparse.experiments.data.image_arrays import ArrayRows, read_arrays
 from flatsparse.experiments.data.image_files import ImageFiles, _row_group, file_list
 from flatsparse.experiments.data.pixels import decoded
@@ -293,7 +293,6 @@ def test_arrays_are_read_as_the_same_images_in_files_are(tmp_path, write, channe
         assert arrays.pool.stored.image(row).mode == files.pool.stored.image(row).mode
         assert np.array_equal(arrays.pool.stored.image(row), files.pool.stored.image(row))
     assert (arrays.classes, arrays.pool.labels.tolist()) == (2, labels.tolist())
-    assert memory_needed(arrays) == memory_needed(files) == 2 * pixels.size
     other = read_image_files(tmp_path / "arrays").fingerprint
     assert other == arrays.fingerprint
     pixels[5, 0, 0, 0] ^= 1
@@ -395,10 +394,3 @@ def test_an_index_is_a_few_bytes_an_image_and_no_objects():
     assert len(pickled) < 48 * count + 10_000
     half = files.subset(torch.arange(0, count, 2))
     assert half.stored is files.stored
-
-
-@pytest.mark.parametrize(("other", "needed"), [((8, 8), 15 * 8 * 8 * 3), ((8, 9), None)])
-def test_the_memory_that_arrays_would_need(tmp_path, other, needed):
-    write_parts(tmp_path / "pets", {"train": ("cat", "dog"), "test": ("cat", "dog"), "val": ("cat",)})
-    Image.new("RGB", other).save(tmp_path / "pets" / "val" / "cat" / "2.png")
-    assert memory_needed(read_image_files(tmp_path / "pets")) == needed

@@ -88,7 +88,7 @@ def test_a_sparse_run_keeps_its_sparsity_exactly_and_says_how_bleu_was_counted(f
     assert (written["better"], written["model"], written["test_accuracy"]) == ("higher", "transformer_tiny", None)
     assert "task" not in written
     first = (out / "vocabulary.model").read_text().splitlines()[:5]
-    assert first == ["<pad>", "<s>", "</s>", "<unk>", "-"]
+    assert first == ["<pad>", "<start>", "<end>", "<unk>", "-"]
 
 
 def test_a_finished_run_is_read_again(finished):
@@ -217,7 +217,7 @@ def test_a_folder_of_sentences_is_translated_from_the_command_line(tmp_path, cap
     assert result["data"] == str(folder)
     back = RunConfig.of(data=f"{folder}:de-en", vocabulary=90, validation_size=0)
     assert task_of(back).splits.test.texts[0] == "two"
-    options = "--images 20 --points 3 --pairs 1 --jobs 1"
+    options = "--images 20 --points 3 --pairs 1 --jobs 1 --hessian-images 0"
     main(["landscape", str(tmp_path / "run"), *options.split(), "--out", str(tmp_path / "surface")])
     record = read_json(tmp_path / "surface" / "landscape.json")["runs"][0]
     assert (record["unit"], record["scores"]) == ("sentences", result["scores"])

@@ -20,11 +20,8 @@ from flatsparse.experiments.data.parts import (
     note_of_others,
     used_parts,
 )
-from flatsparse.experiments.data.pixels import as_pixels
 from flatsparse.experiments.data.synsets import flat_labels
 from flatsparse.experiments.data.tables import table_labels
-
-LOOKED_AT = 64  # images whose sizes stand for all
 
 
 def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
@@ -61,24 +58,6 @@ def read_image_files(folder: Path, name: str | None = None) -> ImageFileSet:
         notes=tuple(notes),
         class_names=class_names(used[0]),
     )
-
-
-def memory_needed(data: ImageFileSet) -> int | None:
-    """Return the bytes that a set takes as arrays, or None where its images are not of one size and kind.
-
-    Ours: judged by 64 images of each part at even distances, because to open a million files takes minutes.
-
-    Raises: InputError for an image that is damaged.
-    """
-    parts = [data.pool, data.test, *([] if data.validation is None else [data.validation])]
-    shapes = set()
-    for part in parts:
-        for row in range(0, len(part), -(-len(part) // LOOKED_AT)):
-            shapes.add(as_pixels(part.stored.image(row)).shape)
-    if len(shapes) > 1:
-        return None
-    height, width, channels = shapes.pop()
-    return height * width * channels * sum(map(len, parts))
 
 
 def _part(name: str, location: Location, folder: Path, notes: list[str]) -> Part:

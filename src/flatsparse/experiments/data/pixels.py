@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.memory import free_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -175,13 +176,12 @@ def _of_16_bits(image: Image.Image, upright: Image.Image) -> Decoded:
 
 
 def _empty_stack(count: int, image: np.ndarray, name: str) -> np.ndarray:
-    try:
-        return np.empty((count, *image.shape), np.uint8)
-    except MemoryError:
+    if count * image.nbytes > free_memory("cpu"):  # the system would give it, and end the process later
         raise InputError(
             f"{count:,} images of {_shape(image)} ('{name}') do not fit into memory: give --image-size, or make them smaller"
             " or fewer"
-        ) from None
+        )
+    return np.empty((count, *image.shape), np.uint8)
 
 
 def _shape(image: np.ndarray) -> str:

@@ -102,10 +102,15 @@ def measured(row: Mapping[str, Any]) -> str:
 def _also(also: Mapping[str, Any]) -> list[tuple[str, str]]:
     macro = ", ".join(f"{name} {v:.2f}" for name, v in also["macro"].items() if v is not None)
     steps = ", ".join(f"{level} % after {v:g}" for level, v in also["steps_to"].items() if v is not None)
+    score = also.get("scored")  # of a task's runs, which have no accuracies
+    if score is None:
+        trained = "training accuracy, %", f"{also['train_accuracy']:.2f}, {also['generalization_gap']:.2f} above test"
+    else:
+        trained = f"training {score}", f"{also['train_accuracy']:.6g}, less test {also['generalization_gap']:+.6g}"
     texts = [
-        ("training accuracy, %", f"{also['train_accuracy']:.2f}, {also['generalization_gap']:.2f} above test"),
+        trained,
         ("macro averages, %", macro),
-        ("steps to validation accuracy", steps or "never there"),
+        ("steps to validation accuracy", "" if score is not None else steps or "never there"),
         ("FLOPs, of dense", f"training {also['flops_train']:.3f}, inference {also['flops_inference']:.3f}"),
         ("sparsity", f"{also['sparsity']:.2%} of the prunable weights"),
         ("time of training", f"{also['seconds']:.1f} s"),

@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.files import corrupt_file
 from flatsparse.common.json_files import read_json
-from flatsparse.common.schema import POSITIVE, schema_error
+from flatsparse.common.schema import POSITIVE, NotRequired, schema_error
 from flatsparse.experiments.landscape import pictures
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import Scale
@@ -38,7 +38,7 @@ ROW = {
     "verdict": ({*VERDICTS, *EARLIER}, None),
     **dict.fromkeys(("mean", "std"), SOME),
     "claim": (int, None),
-    "same_runs": WORD,
+    "same_runs": NotRequired(WORD),
     "unpaired": int,
     "seeds": [int],
     "values": [float],
@@ -63,6 +63,7 @@ ALSO = {
     **dict.fromkeys(("sparsity", "seconds"), float),
     "macro": {str: SOME},
     "steps_to": {str: SOME},
+    "scored": NotRequired(str),
 }
 RECORD = {
     **dict.fromkeys(("name", "title", "source", "metric", "better"), str),
@@ -71,6 +72,7 @@ RECORD = {
     "notes": [str],
     "said": [str],
     "pictures": [str],
+    "data_sets": NotRequired([{"name": str, "source": str}]),
     "seeds": int,
     "rows": [ROW],
 }
@@ -82,6 +84,7 @@ CURVES = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy, %",
     "validation_accuracy": "validation accuracy, %",
+    "validation_score": "validation score",
     "churn": "weights replaced an update, %",
     "exploration": "weights ever active, %",
     "dead_filters": "dead filters, %",
@@ -130,6 +133,7 @@ def _record(file: Path) -> dict[str, Any]:
         raise corrupt_file(file, "it has no rows")
     for number, row in enumerate(record["rows"]):
         row["verdict"] = _verdict(row, record["better"])
+        row.setdefault("same_runs", None)  # younger than some records
         odd = schema_error(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
         if odd is None and len(row["seeds"]) != len(row["values"]):
             odd = f"rows[{number}] has not a value for each seed"

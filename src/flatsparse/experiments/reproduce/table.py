@@ -310,6 +310,7 @@ def _also(results: Sequence[RunResult]) -> dict[str, Any]:
         "flops_inference": fmean(r.flops.inference / r.flops.inference_dense for r in results),
         "sparsity": fmean(r.sparsity.prunable for r in results),
         "seconds": fmean(r.seconds.train for r in results),
+        **({"scored": results[0].metric} if results[0].scored else {}),
     }
 
 

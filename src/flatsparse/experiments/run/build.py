@@ -131,7 +131,7 @@ def make_optimizer(run: ResolvedRun, model: nn.Module, steps: int) -> Optimizer:
 def _base(run: ResolvedRun, model: nn.Module) -> Optimizer:
     optim = run.optim
     if optim.optimizer == "adamw":
-        own = {} if optim.betas is None else {"betas": optim.betas}
+        own: dict[str, Any] = {} if optim.betas is None else {"betas": optim.betas}
         return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, **own)
     return torch.optim.SGD(
         model.parameters(),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.memory import free_memory
 from flatsparse.experiments.data.split import Split
 from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.tasks.run_task import RunTask
@@ -22,7 +21,6 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 USUAL = 1000  # samples at once, where they fit
 SHARE = 0.5  # of the free memory: other runs may be at work beside this one
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[bool, int]] = weakref.WeakKeyDictionary()  # see ``sample_bytes``
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 
 
 def as_bytes(text: str) -> int:
@@ -97,19 +95,3 @@ class _Allocations(TorchDispatchMode):
         self.made += size
         self.largest = max(self.largest, size)
         return out
-
-
-def free_memory(device: str) -> int:
-    """Return the free memory of a device in bytes; of the processor, within the limit of its control group."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # no Linux: all there is
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32
-    try:
-        limit, used = (file.read_text().strip() for file in LIMITS)
-        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free

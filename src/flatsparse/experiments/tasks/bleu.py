@@ -22,8 +22,8 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> tuple[float,
     >>> round(score, 3), signature.split("|")[:2]
     (100.0, ['nrefs:1', 'case:mixed'])
     """
-    from sacrebleu.metrics import BLEU
+    import sacrebleu
 
-    metric = BLEU()
+    metric = sacrebleu.BLEU()
     score = metric.corpus_score(list(translations), [list(references)]).score
     return float(score), str(metric.get_signature())

@@ -19,6 +19,7 @@ from flatsparse.experiments.tasks.run_task import Evaluation
 from flatsparse.experiments.tasks.sequences import Counts, NextToken, chosen_splits
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.models import TRANSLATION_MODELS
+from flatsparse.models.transformer import Transformer
 
 LONGEST = 256  # tokens of a training sentence; longer pairs are left out, those of the test are not
 
@@ -39,11 +40,14 @@ class Translation(NextToken):
         Args:
             detailed: translate by beam search, as for published figures; otherwise greedily, in a fraction of the time.
         """
-        counts, translations, references = Counts(), [], []
+        counts = Counts()
+        translations: list[str] = []
+        references: list[str] = []
         for batch in batches:
             content: Sequences = batch.content
             counts.add(self.logits(model, content), content)
             assert content.source is not None
+            assert isinstance(model, Transformer)
             found = translate(model, content.source, beam=BEAM if detailed else 1)
             translations += [self.vocabulary.decode(tokens) for tokens in found]
             references += content.texts
