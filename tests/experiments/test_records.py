@@ -43,7 +43,7 @@ def test_a_result_that_is_older_than_some_keys_or_younger_than_this_version_is_r
     plain["colour"] = "red"
     old = RunResult.from_json(plain)
     assert (old.rounds, old.data_set, old.above_chance) == (1, None, None)
-    assert old.accuracy == 90.0
+    assert old.value == 90.0
 
 
 def test_a_key_that_every_version_wrote_must_be_there():

@@ -88,7 +88,7 @@ def test_a_sparse_run_keeps_its_sparsity_exactly_and_says_how_bleu_was_counted(f
     assert (written["better"], written["model"], written["test_accuracy"]) == ("higher", "transformer_tiny", None)
     assert "task" not in written
     first = (out / "vocabulary.model").read_text().splitlines()[:5]
-    assert first == ["<pad>", "<s>", "</s>", "<unk>", "-"]
+    assert first == ["<pad>", "<start>", "<end>", "<unk>", "-"]
 
 
 def test_a_finished_run_is_read_again(finished):

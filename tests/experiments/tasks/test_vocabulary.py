@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_words_come_back_and_others_are_unknown():
     words = learn_words(["two and twenty-one", "one"])
-    assert words.words == ("<pad>", "<s>", "</s>", "<unk>", "-", "and", "one", "twenty", "two")
+    assert words.words == ("<pad>", "<start>", "<end>", "<unk>", "-", "and", "one", "twenty", "two")
     [tokens] = words.encode(["twenty and four"])
     assert tokens == [7, 5, UNKNOWN]
     assert words.decode([START, *tokens[:2], END, PADDING]) == "twenty and"

@@ -17,7 +17,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_atomic
 
 PADDING, START, END, UNKNOWN = range(4)  # the first tokens of every vocabulary
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 SENTENCES = 1_000_000  # to learn subwords from, at most; more change little and take hours
 
 

@@ -38,7 +38,7 @@ ROW = {
     "verdict": ({*VERDICTS, *EARLIER}, None),
     **dict.fromkeys(("mean", "std"), SOME),
     "claim": (int, None),
-    "same_runs": WORD,
+    "same_runs": NotRequired(WORD),
     "unpaired": int,
     "seeds": [int],
     "values": [float],
@@ -72,6 +72,7 @@ RECORD = {
     "notes": [str],
     "said": [str],
     "pictures": [str],
+    "data_sets": NotRequired([{"name": str, "source": str}]),
     "seeds": int,
     "rows": [ROW],
 }
@@ -132,6 +133,7 @@ def _record(file: Path) -> dict[str, Any]:
         raise corrupt_file(file, "it has no rows")
     for number, row in enumerate(record["rows"]):
         row["verdict"] = _verdict(row, record["better"])
+        row.setdefault("same_runs", None)  # younger than some records
         odd = schema_error(row["also"], ALSO, f"rows[{number}].also") if row["also"] else None
         if odd is None and len(row["seeds"]) != len(row["values"]):
             odd = f"rows[{number}] has not a value for each seed"
