@@ -97,15 +97,25 @@ class MapSplit:
         """
         order = epoch_order(len(self), size, seed, epoch)
         counts = [(len(index[shard]), len(index)) for index in order]
-        keys = [[(seed or 0, epoch, row) for row in self._rows(index[shard])] for index in order]
+        keys = _Keys(order, shard, self.rows, (seed or 0, epoch))
         collate = functools.partial(_seeded_collate, self.collate or default_collate)
         read = read_batches(_Seeded(self.dataset), keys, collate, self.workers, self.device, self.name)
         for content, (samples, whole) in zip(read, counts, strict=True):
             yield Batch(content, samples, whole)
 
-    def _rows(self, index: Tensor) -> list[int]:
-        rows: list[int] = (index if self.rows is None else self.rows[index]).tolist()
-        return rows
+
+class _Keys(Sequence[list[Key]]):
+    """The keys of each batch, made when they are asked for: as lists, those of a million samples take 100 MB."""
+
+    def __init__(self, order: Sequence[Tensor], shard: slice, rows: Tensor | None, path: tuple[int, int]) -> None:
+        self.order, self.shard, self.rows, self.path = order, shard, rows, path
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: Any) -> Any:
+        index = self.order[number][self.shard]
+        return [(*self.path, row) for row in (index if self.rows is None else self.rows[index]).tolist()]
 
 
 @dataclass(frozen=True)
@@ -219,10 +229,10 @@ def moved(content: Any, device: torch.device) -> Any:
         there.update({name: moved(part, device) for name, part in content.items()})
         return there
     if dataclasses.is_dataclass(content) and not isinstance(content, type):
-        there = copy.copy(content)
+        same: Any = copy.copy(content)
         for field in dataclasses.fields(content):
-            object.__setattr__(there, field.name, moved(getattr(content, field.name), device))  # frozen ones too
-        return there
+            object.__setattr__(same, field.name, moved(getattr(content, field.name), device))  # frozen ones too
+        return same
     return content
 
 
