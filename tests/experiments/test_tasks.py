@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_of_other_data(tmp_path):
     spec = written(tmp_path)
     loop.train(of(spec), tmp_path / "run")
     written(tmp_path, NOISY, "Noisy(48, 0, True)", "Noisy(48, 9, True)")
-    with pytest.raises(InputError, match="is of other data"):
+    with pytest.raises(InputError, match=r"is of other data: .*: put that back$"):
         loop.train(of(spec), tmp_path / "run", resume=True)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-
-from flatsparse.common.errors import InputError
 
 S = TypeVar("S", bound="Labelled")
 
@@ -144,32 +142,9 @@ class LabelledSet(Generic[S]):
         return digest.hexdigest()
 
     @property
-    def summary(self) -> str:
-        """The numbers of samples and classes, in a line."""
-        validation = "" if self.validation is None else f", {len(self.validation):,} validation images"
-        return (
-            f"{self.name}: {len(self.pool):,} training images of {self.classes} classes{validation},"
-            f" {len(self.test):,} test images"
-        )
-
-    @property
     def identity(self) -> dict[str, str]:
         """Name, source and fingerprint, as a run's files have them."""
         return {"name": self.name, "source": self.source, "fingerprint": self.fingerprint}
-
-    def check_same(self, record: Mapping[str, Any], origin: str) -> None:
-        """Raise InputError when a record is of other images or labels; records of early versions do not say.
-
-        Args:
-            record: the JSON of a run or a comparison.
-            origin: the record's location, for the message.
-        """
-        recorded = record.get("data_set")
-        if recorded is not None and recorded["fingerprint"] != self.fingerprint:
-            raise InputError(
-                f"{origin} is of other data: '{self.name}' from {self.source} is not what it was made on, from"
-                f" {recorded['source']}: put that back, or name its folder with --data-dir"
-            )
 
 
 class DataSet(LabelledSet[Samples]):

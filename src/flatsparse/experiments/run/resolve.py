@@ -24,6 +24,7 @@ from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.memory import as_bytes
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
 from flatsparse.experiments.tasks.built_in import built_in
+from flatsparse.experiments.tasks.image_files import is_of_files
 from flatsparse.experiments.tasks.networks import TEXT_MODELS, check_network
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
@@ -67,6 +68,10 @@ def _resolve_model(run: RunConfig) -> str:
         raise InputError(f"--model {run.model} has no use beside --task, which has a model of its own: leave it out")
     if dataset.data != Dataset.data:
         raise InputError(f"--data {dataset.data} has no use beside --task, which has data of its own: leave it out")
+    for name in ("vocabulary", "image_size", "resize", "augmentation"):
+        if getattr(dataset, name) != getattr(Dataset, name):
+            flag = "--no-augmentation" if name == "augmentation" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} has no use beside --task, which has data of its own: leave it out")
     return OWN
 
 
@@ -82,7 +87,14 @@ def _model_for(dataset: Dataset, named: str | None) -> str:
             )
         if dataset.vocabulary is not None:
             raise InputError(f"--vocabulary is for text, and '{dataset.data}' is images: leave it out")
+        if dataset.resize is not None and not is_of_files(dataset):
+            raise InputError(f"--resize {dataset.resize} is of images read while training: give --image-size too")
         return model
+    for name in ("image_size", "resize"):
+        if getattr(dataset, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for images, and '{dataset.data}' is {task.reads}: leave it out"
+            )
     if named is not None and named not in task.models:
         check_network(named)
         raise InputError(

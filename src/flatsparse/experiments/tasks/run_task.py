@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class RunTask(ABC):
         notes: remarks on the data for the user, a sentence each.
         augmented: training batches are of augmented samples.
         scored: a run's files have the scores by name; of classification they have its accuracy.
+        elsewhere: what else to do than to put data back, for a message.
     """
 
     name: str
@@ -63,6 +64,7 @@ class RunTask(ABC):
     notes: tuple[str, ...] = ()
     augmented: bool = False
     scored: bool = True
+    elsewhere: ClassVar[str] = ", or name its folder with --data-dir"
 
     @abstractmethod
     def loss(self, model: nn.Module, content: Any) -> Tensor:
@@ -149,7 +151,7 @@ class RunTask(ABC):
         if recorded is not None and recorded["fingerprint"] != self.identity["fingerprint"]:
             raise InputError(
                 f"{origin} is of other data: '{self.identity['name']}' from {self.identity['source']} is not what it was made"
-                f" on, from {recorded['source']}: put that back, or name its folder with --data-dir"
+                f" on, from {recorded['source']}: put that back{self.elsewhere}"
             )
 
     @property

@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class UserTask(RunTask):
 
     task: Task
     file: Path
+    elsewhere: ClassVar[str] = ""
 
     def loss(self, model: nn.Module, content: Any) -> Tensor:
         """Return the task's loss of a batch."""
