@@ -232,7 +232,7 @@ def test_a_network_of_ones_own_is_trained_and_exported_and_listed(networks, tmp_
     ("name", "told"),
     [
         ("scores_too_many", "gives (2, 11) for 2 images, wanted (2, 10): return a score for each class"),
-        ("number", "gave a int: return a torch.nn.Module"),
+        ("number", "number is a int: return a torch.nn.Module"),
         ("broken", "nets.py' does not run: TypeError"),
         ("picky", "cannot take images of 8x8x1 (AssertionError): give another --model"),
         ("absent", "has no function 'absent'"),

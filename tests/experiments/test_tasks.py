@@ -348,9 +348,13 @@ BAD = {
         ("Noisy(16, 1, False)", "torch.utils.data.DataLoader(Noisy(16, 1, False))"),
         "\\(test\\)' is a DataLoader: give its data set, and its collate_fn as collate=",
     ),
-    "a model that cannot be copied": (
-        ("nn.Linear(6, 16)", "nn.utils.weight_norm(nn.Linear(6, 16))"),
-        "mine.py' does not run: RuntimeError: Only Tensors created explicitly by the user",
+    "the same model each time": (
+        ("def model", "only = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))\nmodel = lambda: only\ndef other"),
+        "the model of .* is the same each time: make a new one in the function",
+    ),
+    "a lazy model": (
+        ("nn.Linear(6, 16)", "nn.LazyLinear(16)"),
+        "the model of .* has weights without a shape, of a lazy layer: call it once in the function",
     ),
     "a file that raises": (
         ("def model", "raise OSError('no disk')\ndef model"),

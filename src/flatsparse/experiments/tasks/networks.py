@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.plugins import errors_of, function_of
@@ -32,9 +33,16 @@ def network(name: str, classes: int, channels: int) -> nn.Module:
     make = _maker(name)
     with errors_of(Path(name.rpartition(":")[0])) if ".py:" in name else contextlib.nullcontext():
         model = make(classes) if ".py:" in name else make(classes, channels)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"--model {name} gave a {type(model).__name__}: return a torch.nn.Module")
-    return model
+    return checked_module(model, f"--model {name}")
+
+
+def checked_module(made: Any, subject: str) -> nn.Module:
+    """Return what a user's function made. Raises InputError when it is no network, or one whose weights have no shape yet."""
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{subject} is a {type(made).__name__}: return a torch.nn.Module")
+    if any(is_lazy(p) for p in made.parameters()):
+        raise InputError(f"{subject} has weights without a shape, of a lazy layer: call it once in the function")
+    return made
 
 
 def check_network(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +21,7 @@ from flatsparse.common.plugins import errors_of, function_of
 from flatsparse.experiments.data.loading import MapSplit, StreamSplit, moved, seeded
 from flatsparse.experiments.data.parts import VALIDATION_SHARE
 from flatsparse.experiments.data.split import Batch, Split, Splits, chosen_samples
+from flatsparse.experiments.tasks.networks import checked_module
 from flatsparse.experiments.tasks.run_task import Evaluation, RunTask
 from flatsparse.experiments.tasks.settings import Dataset
 from flatsparse.task import Task
@@ -64,8 +64,8 @@ class UserTask(RunTask):
 
     def check(self, model: nn.Module, smallest: int) -> None:
         """Raise InputError when the loss of a batch is no scalar with a gradient, or scores are not numbers."""
-        with errors_of(self.file):
-            model = copy.deepcopy(model)
+        with seeded("check"):
+            model = self._another(model)
         batch = next(self.splits.train.first(smallest).batches(smallest)).content
         with torch.random.fork_rng(devices=[]):
             loss = self.loss(model.train(), moved_as(batch, model))
@@ -76,6 +76,13 @@ class UserTask(RunTask):
             with torch.no_grad(), errors_of(self.file):
                 read = [moved_as(b.content, model) for b in self.splits.test.first(smallest).batches(smallest)]
                 checked_scores(self.task.score(model.eval(), read), self.name, finite=False)
+
+    def _another(self, model: nn.Module) -> nn.Module:
+        """Return a new model. Raises InputError when it shares parameters with one that was made before."""
+        other = self.fresh()
+        if not {id(p) for p in model.parameters()}.isdisjoint(id(p) for p in other.parameters()):
+            raise InputError(f"the model of '{self.name}' is the same each time: make a new one in the function")
+        return other
 
 
 @dataclass
@@ -219,9 +226,7 @@ def _nothing(part: Part) -> dict[str, Any]:
 def _model(task: Task, spec: str, file: Path) -> nn.Module:
     with errors_of(file):
         model = task.model()
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model of '{spec}' is a {type(model).__name__}: return a torch.nn.Module")
-    return model
+    return checked_module(model, f"the model of '{spec}'")
 
 
 def _fingerprint(parts: Mapping[str, Part]) -> str:
