@@ -409,6 +409,29 @@ def test_an_arm_may_have_processes_of_its_own_and_import_what_lies_beside_it(tmp
     assert table.row("none").results[0].scores == {"sum": 29.0, "threads": 2.0}
 
 
+DRAWS = """
+import torch
+import drawing_helper, drawing_package.part
+DRAWN = torch.randn(1)
+def train(arm):
+    drawing_helper.calls.append(arm.name)
+    return {"drawn": float(DRAWN), "calls": len(drawing_helper.calls) + len(drawing_package.part.calls)}
+"""
+
+
+def test_no_arm_sees_what_another_left_in_a_module_beside_the_script(tmp_path):
+    text = "import torch\ntorch.randn(3)\ncalls = []\n"
+    (tmp_path / "drawing_helper.py").write_text(text)
+    (tmp_path / "drawing_package").mkdir()
+    (tmp_path / "drawing_package" / "__init__.py").write_text("")
+    (tmp_path / "drawing_package" / "part.py").write_text("from drawing_helper import calls\n" + text.splitlines()[0])
+    table = run(script(tmp_path, DRAWS), tmp_path / "out")
+    everything = [result.scores for row in table.rows for result in row.results]
+    assert len(everything) == 6
+    assert all(scores == {"drawn": everything[0]["drawn"], "calls": 2.0} for scores in everything)
+    assert not {"drawing_helper", "drawing_package", "drawing_package.part"} & set(sys.modules)
+
+
 LOGS = """
 import logging, sys
 if "handler" not in vars(logging):
@@ -449,6 +472,22 @@ def test_an_arm_that_is_silently_plain_is_said_to_be(tmp_path):
     assert table.row("none").warnings == []
     assert "so this is plain SGD" in table.row("s2sam").warnings[0]
     assert any("Warning (S²-SAM, random): S2SAM: two steps without" in text for text in sentences(table))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("optimizer = base", "arm.optimizer was not called, so this is plain training unless"),
+        ("optimizer = base; arm.optimizer(base)", "the optimizer that arm.optimizer returned took no step"),
+    ],
+)
+def test_an_arm_whose_optimizer_is_not_used_is_said_to_be_plain(tmp_path, line, said):
+    text = UNPERTURBED.replace("optimizer = arm.optimizer(", "base = (").replace("    for", f"    {line}\n    for")
+    table = run(script(tmp_path, text), tmp_path / "out", dataclasses.replace(THREE, seeds=1))
+    assert table.row("none").warnings == []
+    for name in ("s2sam", "random"):
+        assert len(table.row(name).warnings) == 1
+        assert said in table.row(name).warnings[0]
 
 
 # -- the arm ------------------------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ class ArmJob:
             began = time.perf_counter()
             returned = train(arm)
             seconds = time.perf_counter() - began
+            arm.warn_of_plain_training()
         return ArmResult(checked_scores(returned), cost_of(seconds, list(arm.meters.values())), tuple(ours))
 
     def _fail(self, problem: BaseException) -> JobOutcome:
