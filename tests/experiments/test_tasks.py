@@ -213,6 +213,13 @@ BAD = {
         ('"error": float(errors.mean())', '"error": errors'),
         "score 'error' of .* return a number",
     ),
+    "a score that reads twice": (
+        (
+            "    errors = torch.cat([",
+            "    first = [len(wanted) for _, wanted in batches]\n    errors = torch.cat([",
+        ),
+        r"the score of '.*mine.py:task' reads its batches twice: take all that it needs in one loop",
+    ),
     "a score that raises": (
         ("errors = torch", "errors = torch.cut([]) or torch"),
         "mine.py' does not run: AttributeError: .* \\(line \\d+\\)",

@@ -61,7 +61,7 @@ class UserTask(RunTask):
 
         passing = passed_on()
         with errors_of(self.file):
-            given = self.task.score(model, passing)
+            given = self.task.score(model, _Once(passing, self.name))
         for _ in passing:  # a score may need less
             pass
         return Evaluation(sum(losses) / count, checked_scores(given, self.name))
@@ -78,7 +78,26 @@ class UserTask(RunTask):
                 raise InputError(f"the loss of '{self.name}' gives {got}: return the mean over the batch, a scalar")
             with torch.no_grad(), errors_of(self.file):
                 read = (moved_as(b.content, model) for b in self.splits.test.first(smallest).batches(smallest))
-                checked_scores(self.task.score(model.eval(), read), self.name, finite=False)
+                checked_scores(self.task.score(model.eval(), _Once(read, self.name)), self.name, finite=False)
+
+
+class _Once(Iterator[Any]):
+    """Batches that are read once. A second loop over them is refused: it would find none, and a sum of none is 0."""
+
+    def __init__(self, batches: Iterator[Any], name: str) -> None:
+        self.batches, self.name, self.ended = batches, name, False
+
+    def __iter__(self) -> _Once:
+        if self.ended:
+            raise InputError(f"the score of '{self.name}' reads its batches twice: take all that it needs in one loop")
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.ended = True
+            raise
 
 
 def moved_as(content: Any, model: nn.Module) -> Any:
