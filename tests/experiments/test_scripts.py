@@ -432,6 +432,22 @@ def test_no_arm_sees_what_another_left_in_a_module_beside_the_script(tmp_path):
     assert not {"drawing_helper", "drawing_package", "drawing_package.part"} & set(sys.modules)
 
 
+MODES = """
+import torch
+DATA = torch.zeros(1)
+def train(arm):
+    found = {"bytes": DATA.element_size(), "gradients": float(torch.is_grad_enabled())}
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    return found
+"""
+
+
+def test_no_arm_meets_the_modes_of_torch_that_another_left(tmp_path):
+    table = run(script(tmp_path, MODES), tmp_path / "out")
+    assert [result.scores for row in table.rows for result in row.results] == [{"bytes": 4.0, "gradients": 1.0}] * 6
+
+
 LOGS = """
 import logging, sys
 if "handler" not in vars(logging):
@@ -632,6 +648,7 @@ def test_what_needs_the_built_in_data_is_refused(comparison, reason):
         ({"better": "best"}, "--better best is neither: give higher or lower"),
         ({"sharpness": ("none",)}, "--sharpness names nothing to compare"),
         ({"rhos": {"sam": 0.1}}, "--rhos sam is of no use"),
+        ({"sharpness": ("s2sam", "radnom")}, "unknown sharpness 'radnom'"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(settings, reason):

@@ -106,7 +106,13 @@ class Comparison:
 
 
 def checked_arms(sharpness: Sequence[Sharpness], rhos: Mapping[str, float]) -> tuple[Sharpness, ...]:
-    """Return the kinds of sharpness to compare, plain training first. Raises InputError for none, and for a ρ of no use."""
+    """Return the kinds of sharpness to compare, plain training first.
+
+    Raises: InputError for none, for one that there is not, and for a ρ of no use.
+    """
+    for kind in sharpness:
+        if kind not in SHARPNESS:
+            raise unknown("sharpness", kind, SHARPNESS)
     everyone = tuple(name for name in SHARPNESS if name in {"none", *sharpness})
     if everyone == ("none",):
         raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
