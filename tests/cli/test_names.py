@@ -126,11 +126,20 @@ def test_every_command_takes_folders_of_any_name(hostile, capsys):
     surface = ["--points", "3", "--images", "20", "--pairs", "2", "--hessian-images", "0", *quick]
     told = said("landscape", f"{here}a", f"{ODD}b", *surface, "--out", f"{here}l")
     assert "_[b] $ $\\q :x: <i>" in " ".join(told.split())
+    chosen = ["--corruptions", "--only", "fog", "--images", "20", "--reference", f"{ODD}b", *quick]
+    told = said("evaluate", f"{here}a", f"{ODD}b", *chosen, "--out", f"{here}e")
+    assert "_[b] $ $\\q :x: <i>" in " ".join(told.split())
     said("compare", *QUICK, "--seeds", "1", "--sharpness", "random", *quick, "--out", f"{here}c")
     assert read_json(Path(f"{here}c", "compare.json"))
     said("reproduce", "figure2", "--out", f"{here}r", *quick)
     said("report", "--store", f"{here}r", "--out", f"{here}.html")
-    for page in (f"{here}a/report.html", f"{here}l/report.html", f"{here}c/report.html", f"{here}.html"):
+    for page in (
+        f"{here}a/report.html",
+        f"{here}l/report.html",
+        f"{here}e/evaluation.html",
+        f"{here}c/report.html",
+        f"{here}.html",
+    ):
         assert "<i>" not in Path(page).read_text()
 
 

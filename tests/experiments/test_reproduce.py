@@ -396,7 +396,7 @@ def test_what_is_not_chosen_is_not_run_but_what_is_known_of_it_is_kept(tmp_path)
 
 
 def test_a_missing_data_set_says_how_to_get_it_and_other_cells_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("flatsparse.experiments.data.sources.hub_parts", unreachable)
+    monkeypatch.setattr("flatsparse.experiments.data.cifar.hub_parts", unreachable)
     gone = change(SMALL, data="cifar10", model="resnet20")
     cells = (Cell("a", "here", SMALL), Cell("b", "gone", gone))
     (tmp_path / "data").mkdir()
