@@ -181,6 +181,13 @@ def test_lower_is_better_turns_verdicts_and_leaves_differences():
     assert [other.row(name).verdict for name in ("s2sam", "random")] == ["hurts", "helps"]
 
 
+def test_a_difference_far_below_the_spread_is_not_written_as_none():
+    plain, less = outcomes("none", {0: 2.0, 1: 2.2, 2: 2.1}), outcomes("s2sam", {0: 1.9999, 1: 2.1998, 2: 2.09985})
+    table = tabulate("a.py:f", [plain, less], "lower")
+    assert ": -0.00015, 95 % interval" in sentences(table)[0]
+    assert table.metric.decimals == 5
+
+
 def test_seeds_that_failed_are_counted_and_leave_the_others_paired():
     plain = outcomes("none", {0: 2.0, 2: 2.1}, failures={1: "broke"})
     less = outcomes("s2sam", {0: 1.0, 1: 9.0, 2: 1.2})
@@ -719,7 +726,10 @@ GUARD
 """
 
 
-@pytest.mark.parametrize(("guard", "jobs"), [('if __name__ == "__main__":', 2), ("if True:", 2), ("if True:", 1)])
+@pytest.mark.parametrize(
+    ("guard", "jobs"),
+    [('if __name__ == "__main__":', 2), ("if True:", 1), pytest.param("if True:", 2, marks=pytest.mark.slow)],
+)
 def test_a_program_compares_its_own_function_where_that_is_guarded(tmp_path, guard, jobs):
     (tmp_path / "program.py").write_text(PROGRAM.replace("GUARD", guard).replace("JOBS", str(jobs)))
     ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
