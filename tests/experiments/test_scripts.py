@@ -418,7 +418,7 @@ def test_an_arm_may_have_processes_of_its_own_and_import_what_lies_beside_it(tmp
 
 DRAWS = """
 import torch
-import drawing_helper, drawing_package.part
+import drawing_helper, drawing_package.part, drawing_namespace.part
 DRAWN = torch.randn(1)
 def train(arm):
     drawing_helper.calls.append(arm.name)
@@ -431,12 +431,14 @@ def test_no_arm_sees_what_another_left_in_a_module_beside_the_script(tmp_path):
     (tmp_path / "drawing_helper.py").write_text(text)
     (tmp_path / "drawing_package").mkdir()
     (tmp_path / "drawing_package" / "__init__.py").write_text("")
+    (tmp_path / "drawing_namespace").mkdir()
+    (tmp_path / "drawing_namespace" / "part.py").write_text(text)
     (tmp_path / "drawing_package" / "part.py").write_text("from drawing_helper import calls\n" + text.splitlines()[0])
     table = run(script(tmp_path, DRAWS), tmp_path / "out")
     everything = [result.scores for row in table.rows for result in row.results]
     assert len(everything) == 6
     assert all(scores == {"drawn": everything[0]["drawn"], "calls": 2.0} for scores in everything)
-    assert not {"drawing_helper", "drawing_package", "drawing_package.part"} & set(sys.modules)
+    assert not [name for name in sys.modules if name.startswith("drawing_")]
 
 
 MODES = """

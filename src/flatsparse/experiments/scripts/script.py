@@ -191,5 +191,5 @@ def _importable(script: Path) -> Iterator[None]:
 
 def _lies_in(folder: Path, module: ModuleType) -> bool:
     """Return whether a module is a file of a folder, or a package in it, but not of what is installed below it."""
-    file = Path(getattr(module, "__file__", None) or "")
-    return (file.parent.parent if file.name == "__init__.py" else file.parent) == folder
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""]
+    return any(Path(place).parent == folder for place in places)
