@@ -84,6 +84,18 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_end(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_comparison_that_goes_on_with_a_changed_file_says_so(tmp_path, capsys):
+    spec, out = written(tmp_path), str(tmp_path / "out")
+    settings = ["--epochs", "1", "--batch-size", "16", "--seeds", "1", "--sharpness", "s2sam", "--jobs", "1"]
+    command = ["compare", "--task", spec, *settings, "--out", out]
+    main(command)
+    main([*command, "--resume"])
+    assert "has changed" not in capsys.readouterr().out
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "# mended\n")
+    main([*command, "--resume"])
+    assert "warning: a file of yours has changed since this" in " ".join(capsys.readouterr().out.split())
+
+
 def test_compare_judges_a_score_in_its_own_direction(tmp_path, capsys):
     settings = ["--epochs", "2", "--seeds", "2", "--sharpness", "s2sam", "--jobs", "1"]
     tuned = ["--tune", "--rho-grid", "0.01", "1000", "--tune-seeds", "1"]

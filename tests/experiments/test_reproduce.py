@@ -41,6 +41,7 @@ from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import deviation, seeds_needed
 from flatsparse.methods import kind_of
 
+from .own_tasks import NOISY, SEVERAL, written
 from .results import run_result
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "tableA1", "figure1", "figure2", "figure3"]
@@ -223,6 +224,31 @@ def test_runs_of_old_stores_still_count(place, monkeypatch):
     monkeypatch.setattr("flatsparse.experiments.recipes.setting.has_bf16", lambda device: False)
     name, scale = place
     assert key(change(load(name).cells(scale)[1].run, device="cpu")) == KEPT[place]
+
+
+def of_task(tmp_path, *texts, **settings):
+    """A recipe whose cells are of tasks, each in a file of its own, and each with S²-SAM."""
+    specs = [written(tmp_path, text, name=f"task{number}.py") for number, text in enumerate(texts)]
+    quick = {"method": "set", "sparsity": 0.5, "epochs": 1, "batch_size": 16}
+    runs = [RunConfig.of(task=spec, **quick) for spec in specs]
+    cells = [cell for number, run in enumerate(runs) for cell in both(str(number), "", run)]
+    return Recipe("tasks", "", "ours", lambda scale: cells, **settings)
+
+
+def test_a_table_of_a_task_is_of_its_score_and_in_its_direction(tmp_path):
+    recipe, store = of_task(tmp_path, NOISY), tmp_path / "store"
+    record = made(recipe, store)
+    assert (record["metric"], record["better"]) == ("error", "lower")
+    assert {row["also"]["scored"] for row in record["rows"]} == {"error"}
+    with pytest.raises(InputError, match="says that higher is better, and its runs that lower is: correct its metric"):
+        made(dataclasses.replace(recipe, metric=Metric("my error")), store)
+    own = made(dataclasses.replace(recipe, metric=Metric("my error", "lower")), store)
+    assert (own["metric"], own["better"]) == ("my error", "lower")
+
+
+def test_runs_of_two_metrics_are_no_table(tmp_path):
+    with pytest.raises(InputError, match=r"of several metrics \(error \(lower is better\), "):
+        made(of_task(tmp_path, NOISY, SEVERAL), tmp_path / "store")
 
 
 def test_a_new_table_is_one_file(tmp_path, capsys):

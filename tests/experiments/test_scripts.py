@@ -181,6 +181,13 @@ def test_lower_is_better_turns_verdicts_and_leaves_differences():
     assert [other.row(name).verdict for name in ("s2sam", "random")] == ["hurts", "helps"]
 
 
+def test_a_difference_far_below_the_spread_is_not_written_as_none():
+    plain, less = outcomes("none", {0: 2.0, 1: 2.2, 2: 2.1}), outcomes("s2sam", {0: 1.9999, 1: 2.1998, 2: 2.09985})
+    table = tabulate("a.py:f", [plain, less], "lower")
+    assert ": -0.00015, 95 % interval" in sentences(table)[0]
+    assert table.metric.decimals == 5
+
+
 def test_seeds_that_failed_are_counted_and_leave_the_others_paired():
     plain = outcomes("none", {0: 2.0, 2: 2.1}, failures={1: "broke"})
     less = outcomes("s2sam", {0: 1.0, 1: 9.0, 2: 1.2})
@@ -409,6 +416,47 @@ def test_an_arm_may_have_processes_of_its_own_and_import_what_lies_beside_it(tmp
     assert table.row("none").results[0].scores == {"sum": 29.0, "threads": 2.0}
 
 
+DRAWS = """
+import torch
+import drawing_helper, drawing_package.part, drawing_namespace.part
+DRAWN = torch.randn(1)
+def train(arm):
+    drawing_helper.calls.append(arm.name)
+    return {"drawn": float(DRAWN), "calls": len(drawing_helper.calls) + len(drawing_package.part.calls)}
+"""
+
+
+def test_no_arm_sees_what_another_left_in_a_module_beside_the_script(tmp_path):
+    text = "import torch\ntorch.randn(3)\ncalls = []\n"
+    (tmp_path / "drawing_helper.py").write_text(text)
+    (tmp_path / "drawing_package").mkdir()
+    (tmp_path / "drawing_package" / "__init__.py").write_text("")
+    (tmp_path / "drawing_namespace").mkdir()
+    (tmp_path / "drawing_namespace" / "part.py").write_text(text)
+    (tmp_path / "drawing_package" / "part.py").write_text("from drawing_helper import calls\n" + text.splitlines()[0])
+    table = run(script(tmp_path, DRAWS), tmp_path / "out")
+    everything = [result.scores for row in table.rows for result in row.results]
+    assert len(everything) == 6
+    assert all(scores == {"drawn": everything[0]["drawn"], "calls": 2.0} for scores in everything)
+    assert not [name for name in sys.modules if name.startswith("drawing_")]
+
+
+MODES = """
+import torch
+DATA = torch.zeros(1)
+def train(arm):
+    found = {"bytes": DATA.element_size(), "gradients": float(torch.is_grad_enabled())}
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    return found
+"""
+
+
+def test_no_arm_meets_the_modes_of_torch_that_another_left(tmp_path):
+    table = run(script(tmp_path, MODES), tmp_path / "out")
+    assert [result.scores for row in table.rows for result in row.results] == [{"bytes": 4.0, "gradients": 1.0}] * 6
+
+
 LOGS = """
 import logging, sys
 if "handler" not in vars(logging):
@@ -449,6 +497,22 @@ def test_an_arm_that_is_silently_plain_is_said_to_be(tmp_path):
     assert table.row("none").warnings == []
     assert "so this is plain SGD" in table.row("s2sam").warnings[0]
     assert any("Warning (S²-SAM, random): S2SAM: two steps without" in text for text in sentences(table))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("optimizer = base", "arm.optimizer was not called, so this is plain training unless"),
+        ("optimizer = base; arm.optimizer(base)", "the optimizer that arm.optimizer returned took no step"),
+    ],
+)
+def test_an_arm_whose_optimizer_is_not_used_is_said_to_be_plain(tmp_path, line, said):
+    text = UNPERTURBED.replace("optimizer = arm.optimizer(", "base = (").replace("    for", f"    {line}\n    for")
+    table = run(script(tmp_path, text), tmp_path / "out", dataclasses.replace(THREE, seeds=1))
+    assert table.row("none").warnings == []
+    for name in ("s2sam", "random"):
+        assert len(table.row(name).warnings) == 1
+        assert said in table.row(name).warnings[0]
 
 
 # -- the arm ------------------------------------------------------------------------------------------------------
@@ -593,6 +657,7 @@ def test_what_needs_the_built_in_data_is_refused(comparison, reason):
         ({"better": "best"}, "--better best is neither: give higher or lower"),
         ({"sharpness": ("none",)}, "--sharpness names nothing to compare"),
         ({"rhos": {"sam": 0.1}}, "--rhos sam is of no use"),
+        ({"sharpness": ("s2sam", "radnom")}, "unknown sharpness 'radnom'"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(settings, reason):
@@ -663,7 +728,10 @@ GUARD
 """
 
 
-@pytest.mark.parametrize(("guard", "jobs"), [('if __name__ == "__main__":', 2), ("if True:", 2), ("if True:", 1)])
+@pytest.mark.parametrize(
+    ("guard", "jobs"),
+    [('if __name__ == "__main__":', 2), ("if True:", 1), pytest.param("if True:", 2, marks=pytest.mark.slow)],
+)
 def test_a_program_compares_its_own_function_where_that_is_guarded(tmp_path, guard, jobs):
     (tmp_path / "program.py").write_text(PROGRAM.replace("GUARD", guard).replace("JOBS", str(jobs)))
     ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

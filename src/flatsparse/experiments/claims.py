@@ -144,7 +144,8 @@ def check_same(
 ) -> None:
     """Raise InputError, with the first difference, when recorded settings differ; ``origin`` is where they are recorded."""
     plain, recorded = (json.loads(json.dumps(one)) for one in (settings, recorded))  # tuples become lists
-    odd = next((name for name in plain if name not in free and plain[name] != recorded.get(name)), None)
+    names = sorted(plain, key=lambda name: name != "task")  # which decides others, such as the model
+    odd = next((name for name in names if name not in free and plain[name] != recorded.get(name)), None)
     if odd is not None:
         flag = f"--{odd.replace('_', '-')}"
         raise InputError(

@@ -19,7 +19,7 @@ from flatsparse.common.errors import InputError, check_count, check_finite, unkn
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.comparison_table import Table, tabulate
-from flatsparse.experiments.grid.store import Outcome, run_grid
+from flatsparse.experiments.grid.store import Outcome, code_of, run_grid
 from flatsparse.experiments.grid.workers import default_jobs
 from flatsparse.experiments.metric import Better
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
@@ -32,6 +32,10 @@ from flatsparse.experiments.terminal import Console
 
 Radii = dict[tuple[float, Sharpness], float]  # by label noise and sharpness
 Tried = dict[float, dict[str, dict[str, float | None]]]  # by label noise, sharpness and ρ
+CHANGED = (
+    "a file of yours has changed since this comparison began: runs that had finished are kept, and are compared with those of the"
+    " changed file; if it trains or measures differently now, begin anew with another --out"
+)
 ANYWHERE = (*FREE, "jobs", "cluster", "retry")  # settings that change no result
 
 
@@ -102,7 +106,13 @@ class Comparison:
 
 
 def checked_arms(sharpness: Sequence[Sharpness], rhos: Mapping[str, float]) -> tuple[Sharpness, ...]:
-    """Return the kinds of sharpness to compare, plain training first. Raises InputError for none, and for a ρ of no use."""
+    """Return the kinds of sharpness to compare, plain training first.
+
+    Raises: InputError for none, for one that there is not, and for a ρ of no use.
+    """
+    for kind in sharpness:
+        if kind not in SHARPNESS:
+            raise unknown("sharpness", kind, SHARPNESS)
     everyone = tuple(name for name in SHARPNESS if name in {"none", *sharpness})
     if everyone == ("none",):
         raise InputError("--sharpness names nothing to compare with none: give at least one more, e.g. s2sam")
@@ -134,15 +144,18 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
     Raises: InputError for what cannot be run, or a folder that holds something else.
     """
     comparison, console = comparison.resolved(), console or Console(stderr=True)
-    task = task_of(resolve(comparison.run("none", 0.0, comparison.label_noise[0], 0)))
+    first = comparison.run("none", 0.0, comparison.label_noise[0], 0)
+    task, code = task_of(resolve(first)), code_of(first)
     if comparison.tune and len(task.splits.validation) == 0:
         raise InputError(
             f"--tune chooses ρ on validation samples, and '{task.name}' has none: give it some, or no --tune"
         )
-    about: dict[str, Any] = {"data_set": task.identity}
+    about: dict[str, Any] = {"data_set": task.identity, **({"sha256_of_code": code} if code else {})}
     with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=ANYWHERE):
-        task.check_same(read_json(out / "comparison.json"), f"'{out}'")
-        console.print(task.summary, *(f"warning: {note}" for note in task.notes), sep="\n", highlight=False)
+        recorded = read_json(out / "comparison.json")
+        task.check_same(recorded, f"'{out}'")
+        notes = [*task.notes, *([CHANGED] if recorded.get("sha256_of_code", code) != code else [])]
+        console.print(task.summary, *(f"warning: {note}" for note in notes), sep="\n", highlight=False)
         radii, tried = choose_radii(comparison, out, console, better=task.better)
         tables = _compare(comparison, radii, tried, out, console)
         saved = {"comparison": comparison.as_dict(), **about, "tables": [table.to_json() for table in tables]}

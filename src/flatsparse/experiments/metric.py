@@ -75,12 +75,22 @@ class Metric:
 ACCURACY = Metric("test accuracy, %", unit="points")
 
 
-def decimals(values: Sequence[float]) -> int:
+def decimals(values: Sequence[float], differences: Sequence[float] = ()) -> int:
     """The decimals of values that show two digits of their standard deviation, or three of one alone.
 
-    >>> decimals([0.91, 0.92, 0.94]), decimals([1234.5]), decimals([0.0])
-    (3, 0, 2)
+    Where all of some differences would be shown as 0, those that show two digits of the largest.
+
+    >>> decimals([0.91, 0.92, 0.94]), decimals([1234.5]), decimals([0.0]), decimals([1.0, 2.0], [0.0002])
+    (3, 0, 2, 5)
     """
+    shown = _of_spread(values)
+    largest = max(map(abs, differences), default=0.0)
+    if largest and not round(largest, shown):
+        shown = min(12, 1 - math.floor(math.log10(largest)))
+    return shown
+
+
+def _of_spread(values: Sequence[float]) -> int:
     spread = deviation(values)
     digits = 1
     if not spread > 0:

@@ -19,7 +19,7 @@ ALEXNET = "alexnet"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What finished runs are evaluated on."""
+    """The samples that finished runs are evaluated on."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs. Several are compared with the first, image by image."""

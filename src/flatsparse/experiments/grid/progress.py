@@ -54,7 +54,7 @@ class JobProgress:
         return (self.name, _time(now - (self.since or now)))
 
     def result(self, folder: Path) -> str:
-        """What a finished job came to, in a word."""
+        """The result of a finished job, in a word."""
         return "done"
 
 

@@ -65,10 +65,14 @@ def key(run: RunConfig) -> str:
         for n, v in as_json(_settled(run)).items()
         if n not in FREE and v not in (usual[n], FILLED_IN.get(n, usual[n]))
     }
+    return hashlib.sha256(json.dumps([RESULTS, chosen, code_of(run)], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_of(run: RunConfig) -> str:
+    """Return the hashes of the files of a user's own that a run's method, task and network are from; empty without such."""
     named = (run.pruning.method, run.dataset.task or "", run.model or "")
     files = [name.rpartition(":")[0] for name in named if ".py:" in name]
-    code = "".join(hashlib.sha256(read(Path(file))).hexdigest() for file in files)
-    return hashlib.sha256(json.dumps([RESULTS, chosen, code], sort_keys=True).encode()).hexdigest()[:16]
+    return "".join(hashlib.sha256(read(Path(file))).hexdigest() for file in files)
 
 
 def _settled(requested: RunConfig) -> ResolvedRun:

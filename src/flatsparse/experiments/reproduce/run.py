@@ -14,6 +14,7 @@ from typing import Any
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.json_files import write_json
 from flatsparse.experiments.grid.store import key, outcomes, run_grid
+from flatsparse.experiments.metric import ACCURACY, Metric, decimals
 from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Measured, Recipe, Scale, Work
@@ -75,6 +76,7 @@ def run_recipe(recipe: Recipe, choice: Choice, out: Path, console: Console) -> d
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
     lines = _run(cells, seeds, missing, choice, out, console)
+    recipe = _of_scores(recipe, lines)
     measured = None if recipe.measure is None else _measure(recipe, lines, choice, out, console)
     record = _record(recipe, choice, lines, measured, out)
     write_json(out / f"{recipe.name}-{choice.scale}.json", record)
@@ -134,6 +136,30 @@ def _record(
         ],
         "pictures": [os.path.relpath(picture, out) for picture in pictures],
     }
+
+
+def _of_scores(recipe: Recipe, lines: Sequence[Line]) -> Recipe:
+    """Return a recipe with the metric and the direction of its runs' scores, where it names none of its own.
+
+    Raises: InputError for runs of several metrics, and for a metric whose direction is not that of the scores.
+    """
+    results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
+    if recipe.measure is not None or not any(result.scored for result in results):
+        return recipe
+    (metric, *others) = dict.fromkeys((result.metric, result.better or "higher") for result in results)
+    if others:
+        names = ", ".join(f"{name} ({better} is better)" for name, better in (metric, *others))
+        raise InputError(f"the runs of recipe '{recipe.name}' are of several metrics ({names}): make a recipe for each")
+    name, better = metric
+    if recipe.metric == ACCURACY:
+        shown = Metric(name, better, decimals=decimals([result.value for result in results]))
+        return dataclasses.replace(recipe, metric=shown)
+    if recipe.metric.better != better:
+        raise InputError(
+            f"recipe '{recipe.name}' says that {recipe.metric.better} is better, and its runs that {better} is: correct its"
+            " metric"
+        )
+    return recipe
 
 
 def _data_sets(lines: Sequence[Line]) -> list[dict[str, str]]:

@@ -142,7 +142,7 @@ def _masks(parts: Parts) -> dict[str, Tensor]:
 
 
 class _Watch:
-    """What is seen at each forward pass of a net in training.
+    """The norms and bytes that are seen at each forward pass of a net in training.
 
     Attributes:
         radii: the norm of the perturbation, the largest of each step.

@@ -187,7 +187,7 @@ class RunResult(JsonRecord):
 
     @property
     def value(self) -> float:
-        """What is compared: the first score of a task, else the test accuracy; of a run that was tested."""
+        """The value that is compared: the first score of a task, else the test accuracy; of a run that was tested."""
         value = next(iter(self.scores.values())) if self.scores else self.test_accuracy
         assert value is not None
         return value

@@ -46,6 +46,7 @@ class Arm:
         self.device: str = self._run.runtime.device
         self.folder = folder
         self.meters: dict[Optimizer, StepMeter] = {}
+        self._gave, self._stepped = False, False
 
     def __repr__(self) -> str:
         return f"<Arm {self.name}, seed {self.seed}>"
@@ -65,7 +66,26 @@ class Arm:
         check_base(base)
         optimizer = sharpness_aware(self._run, base, 0, **options)
         self._count(base)
+        self._gave = True
+        optimizer.register_step_post_hook(self._has_stepped)
         return optimizer
+
+    def warn_of_plain_training(self) -> None:
+        """Warn where the function has finished without a step of the arm's optimizer, so that it may not differ from plain."""
+        if self.name == "none" or self._stepped:
+            return
+        if not self._gave:
+            warnings.warn(
+                "arm.optimizer was not called, so this is plain training unless the function makes its optimizer by arm.rho",
+                stacklevel=2,
+            )
+        else:
+            warnings.warn(
+                "the optimizer that arm.optimizer returned took no step, so this is plain training", stacklevel=2
+            )
+
+    def _has_stepped(self, *_: Any) -> None:
+        self._stepped = True
 
     def sparsify(
         self,

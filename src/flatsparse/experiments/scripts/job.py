@@ -85,7 +85,7 @@ class ArmJob:
             return JobOutcome(failure)
         (self.folder / FILES).mkdir(parents=True, exist_ok=True)
         (self.folder / FAILURE).unlink(missing_ok=True)
-        with _on_threads(self.threads), _output_to(self.folder / OUTPUT), self.script.loaded() as train:
+        with _own_torch(self.threads), _output_to(self.folder / OUTPUT), self.script.loaded() as train:
             try:
                 result = self._measure(train)
             except KeyboardInterrupt:
@@ -101,6 +101,7 @@ class ArmJob:
             began = time.perf_counter()
             returned = train(arm)
             seconds = time.perf_counter() - began
+            arm.warn_of_plain_training()
         return ArmResult(checked_scores(returned), cost_of(seconds, list(arm.meters.values())), tuple(ours))
 
     def _fail(self, problem: BaseException) -> JobOutcome:
@@ -136,14 +137,16 @@ def checked_scores(returned: Any) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    """A context in which torch computes on a number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _own_torch(threads: int) -> Iterator[None]:
+    """A context in which torch computes on a number of threads; the modes of torch that it leaves are those it found."""
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_grad_enabled(before[2])
 
 
 class _Redirected:

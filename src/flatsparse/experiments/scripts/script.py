@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import read
-from flatsparse.common.plugins import executed, importable
+from flatsparse.common.plugins import executed, importable, name_for
 
 Train = Callable[[Any], Any]
 WANTED = "give FILE.py:FUNCTION, a function of one argument, the arm, that returns a dict of floats"
@@ -58,14 +59,14 @@ class Script:
     def loaded(self) -> Iterator[Train]:
         """A context with the function, in which its file's folder can be imported from.
 
-        The file is run anew each time, so that no arm sees what another has left in its variables, and with seed 0, so that
-        what it draws itself is the same for all.
+        The file is run anew each time, with the modules beside it, so that no arm sees what another has left in their
+        variables, and with seed 0, so that what they draw themselves is the same for all.
 
         Raises: InputError for a file that does not run, has changed, or has no such function.
         """
         if hashlib.sha256(read(self.file)).hexdigest() != self.sha256:
             raise InputError(f"'{self.file}' has changed since the comparison began: start it anew, with another --out")
-        with running(str(self.file)), importable(self.file.parent):
+        with running(str(self.file)), importable(self.file.parent), _forgotten(self.file):
             with seeded(0):
                 module = executed(self.file, "script")
             function = getattr(module, self.function, None)
@@ -171,3 +172,22 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
+
+
+@contextlib.contextmanager
+def _forgotten(script: Path) -> Iterator[None]:
+    """A context after which the modules beside a script that were imported in it are forgotten."""
+    folder, before = script.parent, {*sys.modules, name_for(script, "script")}
+    try:
+        yield
+    finally:
+        theirs = {name for name in set(sys.modules) - before if "." not in name and _lies_in(folder, sys.modules[name])}
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in theirs:
+                del sys.modules[name]
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    """Return whether a module is a file of a folder, or a package in it, but not of what is installed below it."""
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""]
+    return any(Path(place).parent == folder for place in places)

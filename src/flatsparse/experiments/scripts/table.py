@@ -159,8 +159,8 @@ def tabulate(script: str, arms: Sequence[ArmOutcomes], better: Better) -> ArmTab
     if not there:
         raise InputError(_nothing("no arm has finished with a seed of plain training", arms))
     values = [result.scores[name] for result in base.results.values()]
-    metric = Metric(name, better, decimals=decimals(values))
     gaps = [_gaps(arm, base, name) for arm in there]
+    metric = Metric(name, better, decimals=decimals(values, [statistics.fmean(one) for one in gaps]))
     judged = judge([Claim(tuple(metric.sign * gap for gap in one)) for one in gaps])
     rows = [_row(base, base, (), None), *map(_row, there, [base] * len(there), gaps, judged)]
     return ArmTable(
