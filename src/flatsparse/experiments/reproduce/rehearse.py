@@ -62,8 +62,9 @@ def rehearse(recipes: Sequence[Recipe], chosen: Rehearsal, console: Console) -> 
         for recipe in recipes:  # which tells the near ones
             selected(recipe.cells(chosen.scale), chosen.only)
     runs = {key(cell.run): resolve(cell.run) for cells in tables.values() for cell in cells}
+    by_data = {run.dataset.title: run for run in runs.values()}
+    missing = {title: _missing(run, chosen) for title, run in by_data.items()}
     rehearsed = _rehearsed(runs, chosen, console)
-    missing = {run.dataset.title: _missing(run, chosen) for run in runs.values()}
     return {
         **{name: getattr(chosen, name) for name in ("scale", "only", "samples", "gpu_tflops")},
         "utilization": UTILIZATION,
