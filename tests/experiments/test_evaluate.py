@@ -167,6 +167,7 @@ def test_nothing_is_measured_twice(runs, tmp_path, monkeypatch):
         evaluate(settings(*runs, **chosen), tmp_path)
 
 
+@pytest.mark.slow
 def test_jobs_change_nothing(runs, tmp_path):
     chosen = {"corruptions": True, "only": ("fog",), "images": 20}
     alone, together = (

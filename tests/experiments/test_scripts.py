@@ -362,6 +362,7 @@ def train(arm):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there are no such kills here")
 def test_a_comparison_killed_in_the_middle_goes_on_where_it_was(tmp_path):
     found, out = script(tmp_path, SLOW), tmp_path / "out"
@@ -409,6 +410,7 @@ def train(arm):
 """
 
 
+@pytest.mark.slow
 def test_an_arm_may_have_processes_of_its_own_and_import_what_lies_beside_it(tmp_path):
     (tmp_path / "helper_of_this_folder.py").write_text("ONE = 1\n")
     comparison = dataclasses.replace(THREE, seeds=1, jobs=2, threads=2, sharpness=("s2sam",))
