@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.data.samples import Samples, at_once
-from flatsparse.experiments.data.split import Batch, smallest_batch
+from flatsparse.experiments.data.split import Batch, EvenBatches
 
 
 @dataclass(frozen=True)
-class ArraySplit:
+class ArraySplit(EvenBatches):
     """Images in memory as a split. A batch is normalized images (N, C, H, W) in channels-last order, and their labels.
 
     Attributes:
@@ -34,14 +34,6 @@ class ArraySplit:
     def labels(self) -> Tensor:
         """The labels, int64 (N)."""
         return self.samples.labels
-
-    def steps(self, size: int) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.samples) // size)
-
-    def smallest(self, size: int) -> int:
-        """Return the number of samples in the smallest batch: the last."""
-        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> ArraySplit:
         """Return a copy of the first images."""

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
-from flatsparse.experiments.data.split import Batch, epoch_order, smallest_batch
+from flatsparse.experiments.data.split import Batch, EvenBatches, epoch_order
 
 Collate = Callable[[list[Any]], Any]
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ MEASURED = 10_000  # training samples that the end of a run is measured on
 
 
 @dataclass(frozen=True)
-class MapSplit:
+class MapSplit(EvenBatches):
     """Samples of a map-style data set as a split.
 
     Attributes:
@@ -52,14 +52,6 @@ class MapSplit:
 
     def __len__(self) -> int:
         return len(self.dataset) if self.rows is None else len(self.rows)
-
-    def steps(self, size: int) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self) // size)
-
-    def smallest(self, size: int) -> int:
-        """Return the number of samples in the smallest batch: the last."""
-        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> MapSplit:
         """Return the first samples."""
@@ -119,7 +111,7 @@ class _Keys(Sequence[list[Key]]):
 
 
 @dataclass(frozen=True)
-class StreamSplit:
+class StreamSplit(EvenBatches):
     """Samples of an iterable with a length as a split, in the iterable's own order.
 
     Its random numbers follow (seed, epoch), and ``set_epoch`` is called on it where it has that. It is read by one worker
@@ -139,14 +131,6 @@ class StreamSplit:
 
     def __len__(self) -> int:
         return len(self.dataset) if self.count is None else min(self.count, len(self.dataset))
-
-    def steps(self, size: int) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self) // size)
-
-    def smallest(self, size: int) -> int:
-        """Return the number of samples in the smallest batch: the last."""
-        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> StreamSplit:
         """Return the first samples."""
@@ -239,9 +223,16 @@ def moved(content: Any, device: torch.device) -> Any:
 @contextlib.contextmanager
 def seeded(*path: int | str) -> Iterator[None]:
     """A context in which torch's, numpy's and Python's global generators are seeded; afterwards they are what they were."""
+    with generators_kept():
+        seed_all(*path)
+        yield
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """A context after which torch's, numpy's and Python's global generators are what they were."""
     state, pythons, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
-        seed_all(*path)
         yield
     finally:
         torch.set_rng_state(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -74,6 +75,22 @@ class Batches:
         return self.split.batches(self.size)
 
 
+class EvenBatches(ABC):
+    """A base of splits whose batches all have as many samples, but for the last, which has what is left."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def steps(self, size: int) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self) // size)
+
+    def smallest(self, size: int) -> int:
+        """Return the number of samples in the smallest batch: the last."""
+        return min((len(self) - 1) % size + 1, size)
+
+
 @dataclass(frozen=True)
 class Splits:
     """The training, validation and test samples of a run."""
@@ -93,11 +110,6 @@ def epoch_order(count: int, size: int, seed: int | None, epoch: int) -> tuple[Te
     if seed is not None:
         order = torch.randperm(count, generator=generator(seed, "epoch", epoch))
     return order.split(size)
-
-
-def smallest_batch(count: int, size: int) -> int:
-    """Return the number of samples in the smallest batch of an epoch whose last is what is left."""
-    return min((count - 1) % size + 1, size)
 
 
 def chosen_samples(

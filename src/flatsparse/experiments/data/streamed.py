@@ -16,7 +16,7 @@ from flatsparse.experiments.data.arrays import normalized
 from flatsparse.experiments.data.image_files import ImageFiles, ImageFileSet
 from flatsparse.experiments.data.loading import read_batches
 from flatsparse.experiments.data.samples import at_once
-from flatsparse.experiments.data.split import Batch, Splits, epoch_order, smallest_batch
+from flatsparse.experiments.data.split import Batch, EvenBatches, Splits, epoch_order
 from flatsparse.experiments.data.splits import divided
 from flatsparse.experiments.data.views import View, evaluation_view, training_view
 
@@ -29,7 +29,7 @@ FEW = 256  # images that starting workers does not pay for
 
 
 @dataclass(frozen=True)
-class StreamedSplit:
+class StreamedSplit(EvenBatches):
     """Images in files as a split. A batch is normalized images (N, 3, size, size) in channels-last order, and their labels.
 
     Attributes:
@@ -66,14 +66,6 @@ class StreamedSplit:
     def blank(self) -> Tensor:
         """One view of zeros, in the form that batches have."""
         return torch.zeros(1, 3, self.view.size, self.view.size)
-
-    def steps(self, size: int) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self) // size)
-
-    def smallest(self, size: int) -> int:
-        """Return the number of images in the smallest batch: the last."""
-        return smallest_batch(len(self), size)
 
     def first(self, count: int) -> StreamedSplit:
         """Return the first images, or all where there are not as many."""

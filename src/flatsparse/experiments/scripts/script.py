@@ -19,6 +19,7 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import read
 from flatsparse.common.plugins import executed, importable, name_for
+from flatsparse.experiments.data.loading import generators_kept
 
 Train = Callable[[Any], Any]
 WANTED = "give FILE.py:FUNCTION, a function of one argument, the arm, that returns a dict of floats"
@@ -162,16 +163,11 @@ def check_outermost() -> None:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A context that starts with torch, numpy and ``random`` seeded, and after which they are where they were."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
+    with generators_kept():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
 
 
 @contextlib.contextmanager
