@@ -202,6 +202,7 @@ def test_memory_and_flops_are_those_of_the_net():
     again = take_steps(run, 6).memory
     assert again.sample == pytest.approx(memory.sample, rel=0.1)  # it is a sample's, whatever the batch
     assert take_steps(change(run, sharpness="none"), 2).memory.perturbed == 0
+    assert take_steps(change(run, ema=0.9), 2).memory.weights == 2 * memory.weights
     estimate = whole_run(run, steps.cost)
     assert estimate.steps == 10 * 70  # 700 of 1,000 digits in batches of 10
     assert estimate.inference_dense == steps.cost.dense

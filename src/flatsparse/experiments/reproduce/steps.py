@@ -35,7 +35,7 @@ class Memory:
     """Memory of a run's training in bytes, without workspaces of operations.
 
     Attributes:
-        weights: with batch norm's statistics; gradients take as much again.
+        weights: with batch norm's statistics, and their moving average if there is one.
         optimizer: its state, such as momentum.
         perturbed: the second copy of the weights of a sharpness-aware optimizer.
         masks: and what rules keep.
@@ -196,8 +196,9 @@ class _Watch:
         kept = [mask.nbytes for mask in self.parts.training.masks.values()]
         if self.parts.training.plan.momentum is not None:
             kept += [4 * mask.numel() for mask in self.parts.training.masks.values()]
+        copies = 2 if self.parts.average else 1
         return Memory(
-            weights=parameters + sum(b.nbytes for b in model.buffers()),
+            weights=copies * (parameters + sum(b.nbytes for b in model.buffers())),
             gradients=parameters,
             optimizer=sum(state),
             perturbed=self.copied,

@@ -98,6 +98,8 @@ class Optim:
     """Weight decay, the same for every sharpness."""
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes; evaluations are without it."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, often 0.9999 on ImageNet: it is what is evaluated and saved. By default none."""
     batch_size: int = 128
     """Samples in a step; of text, tokens of the longer side, padding included."""
 

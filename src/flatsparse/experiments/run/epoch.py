@@ -96,6 +96,8 @@ def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Batch) -> None:
     before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
     began = clock(device)
     taken = take_step(parts, batch.content, weight=parts.context.size * batch.samples / batch.whole)
+    if parts.average:
+        parts.average.update(parts.model, training.masks if due else None)
     progress.step_seconds.append(clock(device) - began)
     progress.train_flops += batch.whole * step_flops(
         sums.forward, parts.cost.dense, taken.passes, due, momentum=training.plan.momentum is not None

@@ -21,7 +21,7 @@ Watch = Callable[[int], None]  # of the number of samples that were measured sin
 
 def evaluate(parts: Parts, split: Split, *, detailed: bool = False, watch: Watch | None = None) -> Evaluation | None:
     """Return the mean loss and the scores of a run's network; None without samples."""
-    return evaluated(parts.run, parts.task, parts.model, split, detailed=detailed, watch=watch)
+    return evaluated(parts.run, parts.task, parts.evaluated, split, detailed=detailed, watch=watch)
 
 
 @torch.no_grad()

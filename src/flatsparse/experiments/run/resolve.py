@@ -169,6 +169,8 @@ def _check_optim(optim: Optim) -> None:
     check_finite("--weight-decay", optim.weight_decay)
     check_finite("--momentum", optim.momentum)
     check_fraction("--label-smoothing", optim.label_smoothing)
+    if optim.ema is not None:
+        check_fraction("--ema", optim.ema)
     if optim.betas is not None:
         if optim.optimizer != "adamw":
             raise InputError(f"--betas are for --optimizer adamw, not {optim.optimizer}: leave them out")
