@@ -31,7 +31,11 @@ from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-MODELS_OF = {"digits": "digitnet", "imagenet": "resnet50"}  # by data set, where it is not the usual one
+MODELS_OF = {
+    "digits": "digitnet",
+    "imagenet": "resnet50",
+    "imagenette": "resnet18",
+}  # by data set, where it is not the usual one
 MODEL = "resnet20"
 OWN = "own"  # the model of a task
 
