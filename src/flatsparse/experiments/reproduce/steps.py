@@ -102,7 +102,7 @@ def take_steps(run: ResolvedRun, samples: int) -> Steps:
                 parts.training.next_round()
                 parts.schedule = start_schedule(parts.run, parts.optimizer, parts.steps_per_epoch)
             watch.radii.append(0.0)
-            losses.append(float(take_step(parts, batch.content).loss))
+            losses.append(float(take_step(parts, [batch]).losses) / batch.samples)
             parts.optimizer.zero_grad()
             parts.schedule.step()
             seconds = time.perf_counter() - began
@@ -130,7 +130,9 @@ def changes_masks(run: ResolvedRun) -> bool:
 def _short(run: ResolvedRun, batch_size: int) -> ResolvedRun:
     """Return a run with the batch and the period of a rehearsal."""
     period = {"every": EVERY} if "every" in options_of(kind_of(run.pruning.method)) else {}
-    return change(run, batch_size=batch_size, train_size=None, validation_size=0, compile=False, **period)
+    return change(
+        run, batch_size=batch_size, accumulate=None, train_size=None, validation_size=0, compile=False, **period
+    )
 
 
 def _batches(parts: Parts, size: int) -> Iterator[Any]:

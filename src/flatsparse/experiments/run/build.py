@@ -77,7 +77,7 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
         WeightAverage(model, run.optim.ema) if run.optim.ema is not None else None
     )  # a copy made before there are hooks
     splits = task.splits
-    steps_per_epoch = splits.train.steps(run.optim.batch_size)
+    steps_per_epoch = -(-splits.train.steps(run.optim.part_size) // run.optim.parts)
     steps = run.schedule.whole_epochs * steps_per_epoch
     optimizer = make_optimizer(run, model, steps)
     period = run.pruning.every
@@ -122,7 +122,7 @@ def initial_model(run: ResolvedRun, task: RunTask) -> nn.Module:
 
 def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
-    size = run.optim.batch_size
+    size = run.optim.part_size
     smallest = task.splits.train.smallest(size)
     if smallest < context.size:
         raise InputError(

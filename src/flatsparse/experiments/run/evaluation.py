@@ -49,7 +49,7 @@ def renew_statistics(parts: Parts) -> None:
     Samples are augmented as in training.
     """
     run = parts.run
-    batches = parts.task.splits.train.batches(run.optim.batch_size, augment=parts.task.augmented, seed=run.seed)
+    batches = parts.task.splits.train.batches(run.optim.part_size, augment=parts.task.augmented, seed=run.seed)
     with autocast(run):
         torch.optim.swa_utils.update_bn(([batch.content] for batch in batches), _Statistics(parts.task, parts.model))
 

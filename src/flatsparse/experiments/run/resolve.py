@@ -169,6 +169,10 @@ def _check_dataset(dataset: Dataset) -> None:
 
 def _check_optim(optim: Optim) -> None:
     check_count("--batch-size", optim.batch_size)
+    if optim.accumulate is not None and optim.batch_size % check_count("--accumulate", optim.accumulate):
+        raise InputError(
+            f"--accumulate {optim.accumulate} does not divide --batch-size {optim.batch_size}: give a number of equal parts"
+        )
     check_finite("--lr", optim.lr, above=True)
     check_finite("--weight-decay", optim.weight_decay)
     check_finite("--momentum", optim.momentum)
