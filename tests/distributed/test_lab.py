@@ -88,6 +88,7 @@ def trained_in_parts(rank, out, run):
     return loop.train(run, out, context=DistContext(rank, 2)).to_json()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Grad strides")
 def test_two_processes_compute_a_batch_in_parts_as_one_computes_it_whole(tmp_path):
     lines = "return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))"
