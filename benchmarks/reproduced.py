@@ -130,8 +130,10 @@ def translation_table(records: Sequence[Record]) -> str:
     mine = [r for r in records if r["recipe"] == "wmt14"]
     lines = ["| | sharpness | BLEU, test | gain | validation | training | minutes |", "| --- " * 7 + "|"]
     for row, column in dict.fromkeys((r["row"], r["column"]) for r in mine):
-        place = [r for r in mine if r["column"] == column]
+        place = [r for r in mine if (r["row"], r["column"]) == (row, column)]
         for sharpness in ("none", "s2sam"):
+            if len(values(place, sharpness, "seed")) < 2:
+                continue  # of one seed nothing can be said
             test, *others = (
                 spread(values(place, sharpness, f"{part}.BLEU"))
                 for part in ("scores", "validation_scores", "train_scores")

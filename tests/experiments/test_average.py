@@ -36,7 +36,7 @@ def test_it_is_the_plain_average_and_zero_outside_the_masks(decay):
         nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(3, (8,))).backward()
         optimizer.step()
         optimizer.zero_grad()
-        average.update(model, training.masks if due else None)
+        average.update(model, training.zeroing() if due else None)
         share = min(decay, (1 + t) / (10 + t)) if t else 0.0  # of the t steps before
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -49,6 +49,37 @@ def test_it_is_the_plain_average_and_zero_outside_the_masks(decay):
         assert torch.allclose(tensor.double(), plain[name].double(), rtol=1e-4, atol=1e-6), name
         if name in training.masks:
             assert not tensor[~training.masks[name]].any()
+
+
+def test_what_removed_channels_leave_at_zero_is_zero_in_it_too():
+    torch.manual_seed(0)
+    model = fs.models.resnet18(num_classes=4)
+    average = WeightAverage(model, 0.99)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = fs.sparsify(model, optimizer, "chex", channels=0.5, steps=8, every=2)
+    for _ in range(6):
+        due = training.due(training.steps_taken + 1)
+        nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.randint(4, (4,))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model, training.zeroing() if due else None)
+    names = {p: name for name, p in model.named_parameters()}
+    averages = dict(average.model.named_parameters())
+    vectors = 0
+    for p, zero in training.zeroing().items():
+        outside = zero(torch.ones_like(p)) == 0
+        assert not averages[names[p]][outside].any()
+        vectors += p.ndim == 1 and int(outside.sum())
+    assert vectors  # such as biases of batch norm in pruned channels
+
+
+def test_an_infinite_buffer_stays_what_it_is():
+    model = nn.Linear(3, 2)
+    model.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+    average = WeightAverage(model, 0.9)
+    for _ in range(3):
+        average.update(model)
+    assert torch.equal(average.model.mask, model.mask)
 
 
 def test_a_restarted_average_forgets():
@@ -82,7 +113,7 @@ def test_the_average_is_what_is_evaluated_and_saved(tmp_path, batch_norm):
     result = loop.train(run, tmp_path / "run")
     saved, state = weights_of(tmp_path / "run"), load_state(tmp_path / "run" / "checkpoint.pt")
     masks = load_run(tmp_path / "run").masks
-    averages = {name.removeprefix("module."): tensor for name, tensor in state["average"].items()}
+    averages = state["average"]["model"]
     for name, mask in masks.items():
         assert torch.equal(saved[name], averages[name])
         assert not torch.equal(saved[name], state["model"][name])

@@ -57,6 +57,6 @@ def curvature(run: Finished, images: int, seed: int) -> dict[str, Any]:
 def _whole_batches(run: Finished) -> list[Batch]:
     """Return training batches of the run's size, and at least two: one's gradient is the next one's previous."""
     train = run.task.splits.train
-    size = min(run.run.optim.batch_size, max(1, len(train) // 2))
+    size = min(run.run.optim.part_size, max(1, len(train) // 2))
     count = max(2, directions.IMAGES // size) * size
     return list(train.first(min(count, len(train) // size * size)).batches(size))

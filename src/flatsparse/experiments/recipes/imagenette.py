@@ -20,7 +20,7 @@ def _run(scale: Scale) -> RunConfig:
     if scale == "smoke":
         return run_at(scale, METHOD, SPARSITY)
     run = run_at("paper", METHOD, SPARSITY, "imagenette", model="resnet18", warmup=1, distribution="erk")
-    precision = "bf16" if has_bf16("cpu") else "float32"
+    precision = "bf16" if scale == "laptop" and has_bf16("cpu") else "float32"
     return change(run, epochs=EPOCHS[scale], precision=precision, channels_last=True)
 
 

@@ -126,5 +126,6 @@ def command(record: Mapping[str, Any], store: Path, place: str | None = None) ->
     words += ["--only", place] if place else []
     words += ["--seeds", str(record["seeds"])] if any(row["folders"] for row in record["rows"]) else []
     words += ["--controls"] if record["controls"] else []
+    words += ["--at-once", str(record["at_once"])] if record.get("at_once") else []
     words += [] if store == Path("reproduce") else ["--out", str(store)]
     return shlex.join(words)

@@ -63,9 +63,9 @@ def _sentences(record: Record) -> list[str]:
     sentences = [
         f"each of {len(runs)} runs took {record['steps']} of its own steps on the {record['device']}, on made-up data of the real"
         f" shapes, with {batch} samples in each and masks that change every 2 steps",
-        "masks: weights that left or joined them in these steps; GB: at the run's own batch, without workspaces of operations;"
-        " inference: FLOPs a sample and their share of dense; training: FLOPs of the whole run and their share of one dense"
-        " training of ordinary length",
+        "masks: weights that left or joined them in these steps; GB: at the samples that are computed at once, without workspaces"
+        " of operations; inference: FLOPs a sample and their share of dense; training: FLOPs of the whole run and their share of"
+        " one dense training of ordinary length",
         f"GPU h: an estimate for one GPU of {record['gpu_tflops']:g} TFLOP/s that reaches {record['utilization']:.0%} of it, for"
         " products with zeros too, without evaluations and what is measured after training",
     ]

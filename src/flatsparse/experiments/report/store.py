@@ -73,6 +73,7 @@ RECORD = {
     "said": [str],
     "pictures": [str],
     "data_sets": NotRequired([{"name": str, "source": str}]),
+    "at_once": NotRequired((int, None)),
     "seeds": int,
     "rows": [ROW],
 }

@@ -19,7 +19,7 @@ from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Measured, Recipe, Scale, Work
 from flatsparse.experiments.reproduce.pictures import pareto
-from flatsparse.experiments.reproduce.select import cells_of, matches, selected
+from flatsparse.experiments.reproduce.select import cells_of, in_parts, matches, selected
 from flatsparse.experiments.reproduce.table import Line, lines_of, readings, runs_of, tabulate
 from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.devices import usable_device
@@ -128,10 +128,12 @@ def _record(
         "comparable": recipe.metric.comparable,
         "seeds": len(_seeds(recipe, choice)),
         "controls": choice.controls,
+        "at_once": choice.at_once,
         "rows": rows,
         "data_sets": data_sets,
         "said": [
             *elsewhere(recipe, choice.scale),
+            *([] if choice.at_once is None else [in_parts(choice.at_once)]),
             *([] if measured is None else measured.said),
             *(f"runs on {name} saw different images under that name: run them again on one copy" for name in mixed),
         ],

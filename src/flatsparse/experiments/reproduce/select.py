@@ -30,6 +30,14 @@ def cells_of(recipe: Recipe, scale: Scale, *, controls: bool, at_once: int | Non
     return [dataclasses.replace(cell, run=_in_parts(cell.run, at_once)) for cell in cells]
 
 
+def in_parts(at_once: int) -> str:
+    """Return what is to be said of results whose batches are computed in parts."""
+    return (
+        f"--at-once {at_once}: larger batches were computed in equal parts of at most so many samples, of which batch norm took"
+        " its statistics"
+    )
+
+
 def _in_parts(run: RunConfig, at_once: int) -> RunConfig:
     """Return a run with its batches in the fewest equal parts that are no larger."""
     size = run.optim.batch_size

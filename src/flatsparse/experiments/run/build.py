@@ -73,9 +73,8 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
     """
     task = task_of(run) if task is None else task
     model, net = make_model(run, task, context)
-    average = (
-        WeightAverage(model, run.optim.ema) if run.optim.ema is not None else None
-    )  # a copy made before there are hooks
+    # Its copy of the network is made before that has hooks.
+    average = None if run.optim.ema is None else WeightAverage(model, run.optim.ema)
     splits = task.splits
     steps_per_epoch = -(-splits.train.steps(run.optim.part_size) // run.optim.parts)
     steps = run.schedule.whole_epochs * steps_per_epoch
@@ -126,8 +125,8 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
     smallest = task.splits.train.smallest(size)
     if smallest < context.size:
         raise InputError(
-            f"the smallest batch has {smallest} {task.unit} for {context.size} processes: give another --batch-size or"
-            " --train-size"
+            f"the smallest batch has {smallest} {task.unit} for {context.size} processes: give another"
+            " --batch-size, --accumulate or --train-size"
         )
     torch.manual_seed(derive(run.seed, "model"))
     seed_all(run.seed, "model")  # of numpy's and Python's generators too

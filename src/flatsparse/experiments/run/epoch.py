@@ -98,7 +98,7 @@ def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Sequence[Batch])
     began = clock(device)
     taken, samples = take_step(parts, batch), sum(part.whole for part in batch)
     if parts.average:
-        parts.average.update(parts.model, training.masks if due else None)
+        parts.average.update(parts.model, training.zeroing() if due else None)
     progress.step_seconds.append(clock(device) - began)
     progress.train_flops += samples * step_flops(
         sums.forward, parts.cost.dense, taken.passes, due, momentum=training.plan.momentum is not None
@@ -129,18 +129,18 @@ class Taken:
 
 
 def take_step(parts: Parts, batch: Sequence[Batch]) -> Taken:
-    """Take one optimizer step on a batch, in one part or several, whose gradients add up to that of the mean over samples."""
-    run = parts.run
-    whole = sum(part.whole for part in batch)
+    """Take one optimizer step on a batch, in one part or several, whose gradients add up to that of the batch."""
+    weights = [parts.task.weight(part) for part in batch]
+    shares = [weight / sum(weights) for weight in weights]
     passes: list[tuple[Tensor, Tensor | None]] = []
 
     def gradient() -> Tensor:
-        found = [_backward(parts, part, whole) for part in batch]
+        found = [_backward(parts, part, share) for part, share in zip(batch, shares, strict=True)]
         corrects = [correct for _, correct in found if correct is not None]
         passes.append((_sum([losses for losses, _ in found]), _sum(corrects) if corrects else None))
-        return passes[-1][0] / whole
+        return passes[-1][0] / sum(part.samples for part in batch)
 
-    if run.sharpness in TWO_GRADIENTS:
+    if parts.run.sharpness in TWO_GRADIENTS:
         parts.optimizer.step(gradient)  # type: ignore[arg-type]  # torch's stubs want a float of it
     else:
         gradient()
@@ -148,13 +148,12 @@ def take_step(parts: Parts, batch: Sequence[Batch]) -> Taken:
     return Taken(*passes[0], len(passes))
 
 
-def _backward(parts: Parts, part: Batch, whole: int) -> tuple[Tensor, Tensor | None]:
-    """Add the gradient of a part of a batch; return the sum of its losses and its right predictions."""
+def _backward(parts: Parts, part: Batch, share: float) -> tuple[Tensor, Tensor | None]:
+    """Add a part's share of the gradient of a batch; return the sum of its losses and its right predictions."""
     with autocast(parts.run):
         loss, correct = parts.task.train_loss(parts.net, part.content)
-    share = (
-        parts.context.size * part.samples / whole
-    )  # of its mean loss in the mean over all; processes take a mean too
+    # Processes take the mean of their gradients, whatever the number of their samples.
+    share *= parts.context.size * part.samples / part.whole
     (loss * share if share != 1 else loss).backward()
     return loss.detach() * part.samples, correct
 

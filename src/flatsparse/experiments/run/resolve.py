@@ -57,7 +57,9 @@ def resolve(run: RunConfig) -> ResolvedRun:
     _check_runtime(run.runtime)
     given = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     resolved = change(
-        ResolvedRun(**{**given, "model": model, "pruning": pruning}), device=usable_device(run.runtime.device)
+        ResolvedRun(**{**given, "model": model, "pruning": pruning}),
+        device=usable_device(run.runtime.device),
+        accumulate=run.optim.accumulate if run.optim.parts > 1 else None,
     )
     plan_of(resolved)
     return resolved

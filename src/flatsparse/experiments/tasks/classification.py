@@ -84,7 +84,7 @@ class Classification(RunTask):
                 if smallest == 1 and isinstance(problem, ValueError):
                     raise InputError(
                         f"the smallest batch has 1 image, of which batch norm in {self.network} takes no statistics: give"
-                        " another --batch-size or --train-size"
+                        " another --batch-size, --accumulate or --train-size"
                     ) from None
                 channels, height, width = self.blank.shape[1:]
                 reason = next(iter(str(problem).splitlines()), type(problem).__name__)

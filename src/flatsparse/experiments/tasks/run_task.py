@@ -97,6 +97,10 @@ class RunTask(ABC):
         """Return the loss of a batch, and the number of right predictions where there are such."""
         return self.loss(model, content), None
 
+    def weight(self, batch: Batch) -> float:
+        """Return the weight of a batch's mean loss in the mean over several batches."""
+        return batch.whole
+
     def sample_forward(self, model: nn.Module) -> tuple[Callable[[], Any], int]:
         """Return a forward pass of a few samples, and how many, to count operations in."""
         batch = next(self.splits.train.first(2).batches(2))

@@ -45,6 +45,10 @@ class NextToken(RunTask):
         total = cross_entropy(self.logits(model, content), content, self.label_smoothing)
         return total / (len(content.target) * content.per_sample)
 
+    def weight(self, batch: Batch) -> float:
+        """Return the number of tokens that all processes predict."""
+        return float(batch.whole * batch.content.per_sample)
+
     def summed(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy over a batch, in units of a sample's tokens in its split.
 
