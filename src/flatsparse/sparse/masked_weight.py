@@ -96,10 +96,9 @@ class MaskedWeight:
 
     def mask_as(self, kind: torch.dtype) -> Tensor:
         """The local mask to multiply numbers of a type by: if it is small, of that type, which is three times as fast."""
-        mask = self.mask if type(self.mask) in PLAIN else local_tensor(self.mask)
-        if self.size > SMALL:
-            return mask
-        known = self._numbers
+        mask, known = self.mask, self._numbers
+        if self.size > SMALL or type(mask) not in PLAIN:  # writing to a sharded one leaves no trace on the shard
+            return local_tensor(mask)
         if known is None or known.mask is not mask or known.version != mask._version or known.values.dtype != kind:
             self._numbers = known = _Numbers(mask, mask._version, mask.to(kind))
         return known.values
