@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +10,9 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import PLAIN, distribute, full_tensor, is_sharded, local_tensor
 from flatsparse.common.seeds import generator
 from flatsparse.common.tensors import Version, version, versions
+from flatsparse.sparse.threshold import count_true
 
-SMALL = 4096  # entries of a mask that is kept as numbers too, whose call costs more than its memory
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class _Numbers(NamedTuple):
-    """A mask in a numeric type, and the version of the mask that it was made of."""
-
-    mask: Tensor
-    version: int
-    values: Tensor
 
 
 class MaskedWeight:
@@ -51,7 +42,6 @@ class MaskedWeight:
         self.dense_grad: Tensor | None = None
         self.generator = generator(seed, 0, index)
         self._indices: Tensor | None = None
-        self._numbers: _Numbers | None = None
         self.momentum: Tensor | None = None
         self.growable: Tensor | None = None
         self.recorded: Version | None = None
@@ -61,10 +51,10 @@ class MaskedWeight:
 
     @property
     def grad(self) -> Tensor:
-        """The dense gradient of this step, unscaled; non-finite entries count as 0. Zeros when the layer had none."""
+        """A copy of this step's dense gradient, unscaled; non-finite entries count as 0. Zeros when the layer had none."""
         if self.dense_grad is None:
             return torch.zeros_like(self.weight)
-        return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
+        return self.dense_grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def among_growable(self, scores: Tensor) -> Tensor:
         """Return the scores with −inf where nothing may grow."""
@@ -79,7 +69,7 @@ class MaskedWeight:
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> Tensor:
         """Copy the contents of another mask (bool, the shape of the weight). Returns where it became active."""
-        self.active = int(full_tensor(mask.sum()))
+        self.active = count_true(full_tensor(mask))
         mask = distribute(mask.to(self.mask.device), like=self.mask)
         grown = mask & ~self.mask
         self.mask.copy_(mask)
@@ -93,15 +83,6 @@ class MaskedWeight:
             narrow = torch.int32 if self.mask.numel() < 2**31 else torch.int64
             self._indices = self.mask.reshape(-1).nonzero().squeeze(1).to(narrow)
         return self._indices
-
-    def mask_as(self, kind: torch.dtype) -> Tensor:
-        """The local mask to multiply numbers of a type by: if it is small, of that type, which is three times as fast."""
-        mask, known = self.mask, self._numbers
-        if self.size > SMALL or type(mask) not in PLAIN:  # writing to a sharded one leaves no trace on the shard
-            return local_tensor(mask)
-        if known is None or known.mask is not mask or known.version != mask._version or known.values.dtype != kind:
-            self._numbers = known = _Numbers(mask, mask._version, mask.to(kind))
-        return known.values
 
     def zero_outside(self, tensor: Tensor) -> Tensor:
         """Set a tensor of the weight's shape to exactly +0 outside the mask, in place; inside nothing changes."""
@@ -168,11 +149,10 @@ def zero_outside(weights: Sequence[MaskedWeight], tensors: Sequence[Tensor | Non
             w.mask = w.mask.to(tensor.device)
         if w.active == w.size:
             continue
-        local = tensor if type(tensor) in PLAIN else local_tensor(tensor)
+        local, mask = (tensor, w.mask) if type(tensor) in PLAIN else (local_tensor(tensor), local_tensor(w.mask))
         # Multiplied as integers: exact for -0.0, inf and NaN, where a product of numbers is not, and on a CPU five times
         # as fast as filling by a mask.
-        integers = _INTEGERS[local.dtype.itemsize]
-        values.append((local.detach() if local.requires_grad else local).view(integers))
-        masks.append(w.mask_as(integers))
+        values.append((local.detach() if local.requires_grad else local).view(_INTEGERS[local.dtype.itemsize]))
+        masks.append(mask)
     if values:
         torch._foreach_mul_(values, masks)
