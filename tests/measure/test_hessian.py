@@ -1,7 +1,9 @@
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
 from flatsparse.curvature import Hessian, eigenvalues, extremes, spectrum, trace
 from flatsparse.measure import lanczos, spectral
+from flatsparse.measure.hessian import _saved_bytes
 from flatsparse.measure.lanczos import extreme_eigenvalues, tridiagonal
 from tests.helpers import batch
 
@@ -75,6 +78,82 @@ def test_terms_are_summed_and_linear_ones_count_nothing():
     v = torch.randn(parts.size, dtype=torch.float64)
     for hessian in (parts, bent):
         torch.testing.assert_close(hessian @ v, Hessian(net, whole) @ v)
+
+
+def counted_terms(net, calls):
+    """The loss of a net in two terms, and a linear one; every call is noted."""
+    whole = loss_of(net)
+
+    def terms():
+        calls.append(1)
+        yield 0.25 * whole()
+        yield net[0].weight.sum()
+        yield 0.75 * whole()
+
+    return terms
+
+
+def test_with_graphs_kept_products_are_the_same_and_the_loss_is_computed_once():
+    net, masks = smooth_net(torch.float32)
+    calls = []
+    hessian = Hessian(net, counted_terms(net, calls), masks)
+    vectors = torch.randn(5, hessian.size)
+    apart = [hessian @ v for v in vectors]
+    assert len(calls) == 5
+    with hessian.keeping_graphs():
+        together = [hessian @ v for v in vectors]
+        with hessian.keeping_graphs():  # within another it is nothing
+            together.append(hessian @ vectors[0])
+        together.append(hessian @ vectors[1])
+    assert len(calls) == 6
+    assert all(map(torch.equal, together, [*apart, apart[0], apart[1]]))
+    assert torch.equal(hessian @ vectors[0], apart[0])
+    assert len(calls) == 7
+
+
+def test_graphs_are_made_anew_after_a_write_to_the_weights():
+    net, masks = smooth_net()
+    hessian, v = Hessian(net, loss_of(net), masks), torch.randn(int(masks["0.weight"].sum()) + 39)
+    with hessian.keeping_graphs():
+        before = hessian @ v
+        with torch.no_grad():
+            net[2].weight.mul_(1.5)
+        after = hessian @ v
+    assert torch.equal(after, hessian @ v)
+    assert not torch.equal(after, before)
+
+
+def test_graphs_that_do_not_fit_are_not_kept(monkeypatch):
+    net, _ = smooth_net()
+    calls = []
+    hessian = Hessian(net, counted_terms(net, calls))
+    v = torch.randn(hessian.size, dtype=torch.float64)
+    monkeypatch.setattr("flatsparse.measure.hessian.free_memory", lambda device: 1000)
+    with hessian.keeping_graphs():
+        products = [hessian @ v for _ in range(3)]
+    assert len(calls) == 3
+    assert all(torch.equal(product, hessian @ v) for product in products)
+
+
+def test_the_bytes_of_a_graph_are_those_of_the_tensors_it_saves():
+    w = nn.Parameter(torch.randn(4, 3))
+    x = torch.randn(5, 4)
+    hidden = (x @ w).exp()  # saves x, and its result
+    assert _saved_bytes([hidden.sum()], [w]) == x.nbytes + hidden.nbytes
+    assert _saved_bytes([hidden.sum(), hidden.tanh()], [w]) == x.nbytes + 2 * hidden.nbytes
+
+
+def test_no_graph_outlives_its_context():
+    net, _ = smooth_net()
+    inputs = torch.randn(8, 6, dtype=torch.float64)
+    alive = weakref.ref(inputs)
+    hessian = Hessian(net, lambda: net(alive()).square().sum())
+    with hessian.keeping_graphs():
+        hessian @ hessian.vector()
+        del inputs
+        assert alive() is not None
+    gc.collect()
+    assert alive() is None
 
 
 def test_the_ends_of_the_spectrum_agree_with_the_dense_matrix():

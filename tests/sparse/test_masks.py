@@ -8,7 +8,8 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.common.names import plain_names
-from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.masked_weight import MaskedWeight, zero_outside
+from flatsparse.sparse.masks import Masks
 from tests.helpers import is_plus_zero, tiny_net
 
 
@@ -78,6 +79,28 @@ def test_zeroing_a_tensor_that_is_not_contiguous():
     w = checkered((4, 6))
     values = torch.full((6, 4), math.nan).t()
     assert torch.equal(w.zero_outside(values).isnan(), w.mask)
+
+
+def test_zeroing_many_at_once_is_zeroing_each():
+    weights = [checkered((4, 6)) for _ in range(4)]
+    weights[2].set_mask(torch.ones(4, 6, dtype=torch.bool))
+    weights[3].set_mask(torch.zeros(4, 6, dtype=torch.bool))
+    wild = torch.full((4, 6), math.nan)
+    tensors = [wild.clone(), None, wild.clone(), -wild]
+    zero_outside(weights, tensors)
+    assert is_plus_zero(tensors[0][~weights[0].mask])
+    assert torch.equal(tensors[0].isnan(), weights[0].mask)
+    assert tensors[2].isnan().all()
+    assert is_plus_zero(tensors[3])
+
+
+def test_zeroing_follows_the_contents_of_the_mask_and_the_type_of_the_tensor():
+    w = checkered((4, 6))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for mask in (w.mask.clone(), ~w.mask):
+            w.mask.copy_(mask)  # not by set_mask
+            values = torch.full((4, 6), math.inf, dtype=dtype)
+            assert torch.equal(w.zero_outside(values).isinf(), mask)
 
 
 def test_a_mask_changes_its_contents_and_never_its_identity():

@@ -1,14 +1,18 @@
 """Choosing exactly k entries, and splitting a total exactly."""
 
 import math
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flatsparse import InputError
-from flatsparse.sparse.topk import apportion, keep_top
+from flatsparse.sparse import threshold
+from flatsparse.sparse.threshold import Scores, kth_largest
+from flatsparse.sparse.topk import apportion, keep_top, top_counts
 
 # Few values, so that ties are the rule.
 SCORES = st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0, math.inf, math.nan]), min_size=1, max_size=30)
@@ -33,6 +37,88 @@ def test_keep_top_among_keeps_only_candidates(data, scores):
     k = data.draw(st.integers(0, sum(among)))
     kept = keep_top(torch.tensor(scores), k, among=torch.tensor(among))
     assert kept.tolist() == by_sorting(scores, k, among)
+
+
+def by_sampling(sample: list[float]):
+    """A context in which a threshold is sought between bounds from this sample, however few the scores."""
+    return mock.patch.multiple(threshold, FEW=0), mock.patch.object(Scores, "sample", return_value=torch.tensor(sample))
+
+
+@given(st.data(), SCORES)
+def test_whatever_the_sample_the_result_is_exact(data, scores):
+    sample = data.draw(st.lists(st.sampled_from([*scores, -7.0, 7.0]), max_size=200))
+    among = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    k = data.draw(st.integers(0, sum(among)))
+    few, sampled = by_sampling(sample)
+    with few, sampled:
+        kept = keep_top(torch.tensor(scores), k, among=torch.tensor(among))
+    assert kept.tolist() == by_sorting(scores, k, among)
+
+
+@given(st.data(), st.lists(SCORES, min_size=1, max_size=4), st.booleans())
+def test_counts_are_those_of_one_ranking_of_all(data, parts, sampled):
+    scores = [s for part in parts for s in part]
+    k = data.draw(st.integers(0, len(scores)))
+    few, sample = by_sampling(data.draw(st.lists(st.sampled_from(scores), max_size=200)))
+    kept = torch.tensor(by_sorting(scores, k, [True] * len(scores))).split([len(part) for part in parts])
+    if not sampled:
+        assert top_counts([torch.tensor(part) for part in parts], k) == [int(part.sum()) for part in kept]
+        return
+    with few, sample:
+        assert top_counts([torch.tensor(part) for part in parts], k) == [int(part.sum()) for part in kept]
+
+
+MANY = {
+    "all different": lambda n: torch.rand(n),
+    "mostly zero": lambda n: torch.where(torch.rand(n) < 0.1, torch.rand(n), 0.0),
+    "few values": lambda n: torch.randint(-3, 4, (n,)).float(),
+    "all equal": lambda n: torch.ones(n),
+    "sorted": lambda n: torch.arange(float(n)),
+    "wild": lambda n: (
+        torch.rand(n).masked_fill(torch.rand(n) < 0.2, math.nan).masked_fill(torch.rand(n) < 0.2, -math.inf)
+    ),
+    "half infinite": lambda n: torch.rand(n).masked_fill(torch.rand(n) < 0.5, math.inf),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", MANY)
+def test_of_many_scores_keep_top_is_a_stable_sort(kind, dtype):
+    torch.manual_seed(0)
+    n = 3 * threshold.FEW
+    scores, among = MANY[kind](n).to(dtype), torch.rand(n) < 0.6
+    ranks = np.argsort(-torch.where(scores.isnan(), -math.inf, scores).double().numpy(), kind="stable")
+    for only in (torch.ones(n, dtype=torch.bool), among):
+        order = torch.from_numpy(ranks)[only[torch.from_numpy(ranks)]]
+        for k in (1, 17, n // 10, n // 2, int(only.sum()) - 1):
+            expected = torch.zeros(n, dtype=torch.bool)
+            expected[order[:k]] = True
+            assert torch.equal(keep_top(scores, k, None if only.all() else only), expected)
+
+
+def test_of_many_scores_few_are_left_between_the_bounds():
+    torch.manual_seed(0)
+    scores = Scores([torch.rand(2**19), torch.rand(2**18)], [None, None])
+    left = []
+    own = Scores.between
+    with mock.patch.object(Scores, "between", lambda *args: (left.append(own(*args)), left[-1])[-1]):
+        for k in (1, 1000, scores.size // 3, scores.size - 1):
+            kth_largest(scores, k)
+    assert max(map(len, left)) < 0.05 * scores.size
+
+
+def test_the_choice_leaves_torchs_random_numbers_alone():
+    torch.manual_seed(0)
+    scores = torch.rand(2 * threshold.FEW)
+    before = torch.get_rng_state()
+    first = keep_top(scores, 1000)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(keep_top(scores, 1000), first)
+
+
+def test_counts_refuse_more_than_there_are():
+    with pytest.raises(ValueError, match="of 3 entries"):
+        top_counts([torch.zeros(1), torch.zeros(2)], 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import importlib
 import io
 import itertools
 import os
@@ -78,38 +80,49 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+# Each command and its summary, which is the docstring of its class: the list of all is then shown without importing them.
+SUMMARIES = {
+    "train": "Train one sparse network and write its run folder.",
+    "compare": "Compare none, SAM, S²-SAM and a random direction on the same sparse training, seed by seed.",
+    "reproduce": "Reproduce a table or figure: run its cells, judge its claims, show them beside the published numbers.",
+    "report": "Show the tables reproduced so far beside the published numbers, as text and as one HTML page.",
+    "evaluate": "Evaluate finished runs again: on their test samples, or on corrupted images beside clean ones.",
+    "landscape": "Draw the loss around finished runs, side by side on one scale, and measure how rough it is.",
+    "bench": "Measure the cost of S²-SAM and SAM over SGD in step time, throughput or memory, or the time that sparsity saves.",
+    "export": "Write a finished run in forms that others can use, each checked by reading it back.",
+    "list": "List the available choices; or, with layers, what a choice makes sparse and what it costs, without training.",
+}
+
+
+def commands(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the commands: those that the arguments name are their classes, others mere names where that is enough."""
+    first = next(iter(arguments), "--help")
+    named = {first} & SUMMARIES.keys() or (set() if first in ("-h", "--help") else set(SUMMARIES))
+    return {name: _command(name) if name in named else _named(summary) for name, summary in SUMMARIES.items()}
+
+
+def _command(name: str) -> Any:
+    return getattr(importlib.import_module(f"flatsparse.cli.{name}"), name.capitalize())
+
+
+def _named(summary: str) -> Any:
+    """Return a command that has a summary and no options."""
+    return dataclasses.make_dataclass("Command", [], namespace={"__doc__": summary})
+
+
 def _run(arguments: Sequence[str]) -> None:
     try:
-        from flatsparse.cli.bench import Bench
-        from flatsparse.cli.compare import Compare
-        from flatsparse.cli.evaluate import Evaluate
-        from flatsparse.cli.export import Export
-        from flatsparse.cli.landscape import Landscape
-        from flatsparse.cli.list import List
-        from flatsparse.cli.report import Report
-        from flatsparse.cli.reproduce import Reproduce
-        from flatsparse.cli.train import Train
-        from flatsparse.experiments.run.ddp import WorkerLost
+        command = _parse(commands(arguments), arguments)
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
     from flatsparse.common.errors import InputError
 
-    commands = {
-        "train": Train,
-        "compare": Compare,
-        "reproduce": Reproduce,
-        "report": Report,
-        "evaluate": Evaluate,
-        "landscape": Landscape,
-        "bench": Bench,
-        "export": Export,
-        "list": List,
-    }
-    command = _parse(commands, arguments)
     try:
         with _plain_warnings():
             command()
     except InputError as problem:
+        from flatsparse.experiments.run.ddp import WorkerLost
+
         _fail(str(problem), by_all=isinstance(problem, WorkerLost))
     except SystemExit as end:  # no command of ours exits by itself
         _fail(

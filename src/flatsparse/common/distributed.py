@@ -15,11 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PLAIN = (Tensor, nn.Parameter)
+_PLAIN = frozenset(PLAIN)
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """True for a ``DTensor``, tested without importing that package, which is slow and rarely needed."""
     return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor")  # the test of the type is ten times as fast
+
+
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """True for tensors of torch's own two types only."""
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor | None:
     if not tensors:
         return None
     device = tensors[0].device
-    if all(type(t) in PLAIN for t in tensors):
+    if are_plain(tensors):
         return _together(list(tensors))
     by_layout: dict[Any, list[Tensor]] = {}
     for t in tensors:
@@ -84,10 +90,11 @@ def _together(tensors: list[Tensor]) -> Tensor:
 
 
 def _summed(tensors: list[Tensor], wide: torch.dtype) -> Tensor:
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else wide
-    norms = torch._foreach_norm(tensors, 2, dtype=wide)
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
+    wide = torch.float64 if torch.float64 in {t.dtype for t in tensors} else wide
+    norms = list(torch._foreach_norm(tensors, 2, dtype=wide))
+    if len(set(map(Tensor.get_device, norms))) > 1:
+        norms = [n.to(norms[0].device) for n in norms]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _over_shards(part: Tensor, mesh: Any, placements: Any) -> Tensor:

@@ -9,14 +9,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from flatsparse.common.distributed import local_tensor
+from flatsparse.common.distributed import PLAIN, are_plain, local_tensor
 
 Version = tuple[int, int]
 
 
 def version(p: Tensor) -> Version:
     """A value that differs after a tensor is written to in place or given other storage (but not after ``p.data.copy_``)."""
-    return p._version, local_tensor(p).data_ptr()
+    return p._version, (p if type(p) in PLAIN else local_tensor(p)).data_ptr()
+
+
+def versions(tensors: Sequence[Tensor]) -> list[Version]:
+    """The ``version`` of each tensor."""
+    if are_plain(tensors):  # four times as fast
+        return [(p._version, p.data_ptr()) for p in tensors]
+    return list(map(version, tensors))
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from flatsparse.common.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINE = "#333333"  # the color of lines that stand for no sharpness
 
@@ -40,6 +41,8 @@ def save(figure: Figure, file: Path) -> None:
 
 def svg(figure: Figure) -> str:
     """The picture as SVG for a page; equal pictures are equal texts."""
+    from matplotlib import rc_context
+
     stream = io.StringIO()
     with rc_context({"svg.hashsalt": "flatsparse"}):
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from flatsparse.common.errors import InputError
 
@@ -117,6 +116,8 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interva
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of values with Student's 95 % interval; infinite for one value, and for a few that are all alike."""
+    from scipy import stats
+
     n, mean = len(_finite(values)), float(np.mean(values))
     if _alike(values):
         half = math.inf if n < FEWEST else 0.0
@@ -151,6 +152,8 @@ def median(values: Sequence[float], seed: int = 0) -> Interval:
     >>> f"{median([1.0, 1.1, 1.2, 1.3, 1.4, 5.0]):.2f}"
     '1.25 [1.05–3.20]'
     """
+    from scipy import stats
+
     source = np.random.default_rng(seed)
     bootstrapped = stats.bootstrap(
         (_finite(values),), np.median, n_resamples=RESAMPLES, method="percentile", rng=source
@@ -168,6 +171,8 @@ def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
     >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0]), p_value([0.5, 0.5])
     (0.0742, 1.0, 0.5)
     """
+    from scipy import stats
+
     if _alike(_finite(gaps)):
         return 1.0 if float(np.mean(gaps)) == against else 2.0 ** (1 - len(gaps))
     return float(stats.ttest_1samp(gaps, against).pvalue)
@@ -204,6 +209,8 @@ def seeds_needed(spread: float, effect: float, power: float = 0.8, claims: int =
     >>> seeds_needed(1.0, 0.5), seeds_needed(1.0, 0.5, claims=48)
     (34, 74)
     """
+    from scipy import stats
+
     if not effect or not spread or not math.isfinite(spread):
         return None
     tail = 0.025 / claims

@@ -61,14 +61,15 @@ def eigenvalues(
             )
         return product
 
-    values = extreme_eigenvalues(
-        times,
-        lambda: torch.randn(hessian.size, generator=source, dtype=torch.float64).to(like),
-        low,
-        count - low,
-        tolerance=tolerance,
-        precision=torch.finfo(hessian.vector().dtype).eps,
-    )
+    with hessian.keeping_graphs():
+        values = extreme_eigenvalues(
+            times,
+            lambda: torch.randn(hessian.size, generator=source, dtype=torch.float64).to(like),
+            low,
+            count - low,
+            tolerance=tolerance,
+            precision=torch.finfo(hessian.vector().dtype).eps,
+        )
     if values is None:
         raise InputError(
             f"the {ends} eigenvalues did not settle to {tolerance:g}: give a larger tolerance, or fewer of them"
@@ -86,9 +87,10 @@ def trace(hessian: Hessian, samples: int = 30, seed: int = 0) -> Estimate:
     """
     check_count("samples", samples, minimum=2)
     source, products = generator(seed, "trace"), []
-    for _ in range(samples):
-        signs = _signs(hessian, source)
-        products.append(float(signs @ (hessian @ signs)))
+    with hessian.keeping_graphs():
+        for _ in range(samples):
+            signs = _signs(hessian, source)
+            products.append(float(signs @ (hessian @ signs)))
     half = _student(samples - 1) * statistics.stdev(products) / math.sqrt(samples)
     return Estimate(statistics.fmean(products), half)
 
@@ -120,10 +122,11 @@ def spectrum(hessian: Hessian, starts: int = 3, steps: int = 60, seed: int = 0) 
     check_count("starts", starts)
     check_count("steps", steps)
     source, nodes, weights = generator(seed, "spectrum"), [], []
-    for _ in range(starts):
-        values, vectors = torch.linalg.eigh(tridiagonal(lambda v: hessian @ v, _signs(hessian, source), steps))
-        nodes.append(values)
-        weights.append(vectors[0] ** 2 / starts)
+    with hessian.keeping_graphs():
+        for _ in range(starts):
+            values, vectors = torch.linalg.eigh(tridiagonal(lambda v: hessian @ v, _signs(hessian, source), steps))
+            nodes.append(values)
+            weights.append(vectors[0] ** 2 / starts)
     return Spectrum(torch.cat(nodes), torch.cat(weights))
 
 
@@ -152,8 +155,9 @@ def extremes(
         if results and hessian.size == results["all"]["weights"]:
             results[space] = results["all"]
             continue
-        largest, smallest = eigenvalues(hessian, 2, "both", tolerance=tolerance, seed=seed)
-        total = trace(hessian, samples, seed)
+        with hessian.keeping_graphs():
+            largest, smallest = eigenvalues(hessian, 2, "both", tolerance=tolerance, seed=seed)
+            total = trace(hessian, samples, seed)
         results[space] = {
             "weights": hessian.size,
             "largest": largest,

@@ -17,7 +17,7 @@ from flatsparse.sam.gradient_checks import GradientChecks
 from flatsparse.sam.old_keys import with_new_keys
 from flatsparse.sam.options import Options
 from flatsparse.sam.perturbation import Perturbation
-from flatsparse.sam.perturbed_weights import Store
+from flatsparse.sam.perturbed_weights import Memory, Store
 from flatsparse.sam.radius import Radius
 from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sam.warn_once import WarnOnce
@@ -72,8 +72,8 @@ class SharpnessAware(Wrapper):
         super().__init__(base, radius)
 
     def _store(self, base: Optimizer) -> Store:
-        """The store of the perturbed weights: a dict, when none are needed after the step."""
-        return {}
+        """The store of the perturbed weights: plain memory, when none are needed after the step."""
+        return Memory()
 
     # -- the options; those that kept state depends on are read-only -----------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +13,9 @@ from torch.optim import Optimizer
 
 from flatsparse.common.errors import InputError
 from flatsparse.sam.base import SharpnessAware
-from flatsparse.sam.base_step import base_step, check_kernel
+from flatsparse.sam.base_step import masked_step, unmasked_step
 from flatsparse.sam.batch_norm import frozen_statistics
+from flatsparse.sam.compiled_step import CompiledStep, check_kernel
 from flatsparse.sam.directions import Direction, Tensors, direction_of
 from flatsparse.sam.perturbed_weights import Store
 from flatsparse.sam.state_entry import PERTURBED, StateEntry, begun
@@ -135,8 +137,14 @@ class S2SAM(SharpnessAware):
     def _step_base(self) -> Tensors | None:
         """Take the base's step. Returns the gradients for the next direction; None if the compiled pass has gone along them."""
         self.radius.advance()
-        take_step = base_step(masked=self.perturbation.options.mask_perturbation, compiled=self.kernel)
+        if self.kernel:
+            return self._compiled_step(self.perturbation)
+        take_step = masked_step if self.perturbation.options.mask_perturbation else unmasked_step
         return take_step(self.perturbation)
+
+    @cached_property
+    def _compiled_step(self) -> CompiledStep:
+        return CompiledStep()
 
     def _perturb_along(self, gradients: Tensors | None) -> None:
         """Make the next perturbed weights, along the direction that the gradients give."""

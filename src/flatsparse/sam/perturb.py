@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.common.distributed import local_tensor, norm
+from flatsparse.sam.layout import Layout
 from flatsparse.sam.swap import take
 
 TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
@@ -56,6 +57,23 @@ def perturb_(parts: Sequence[Part], eta: float | None = None) -> None:
             scales[kind] = _over(length, *kind)
         along = take(local_tensor(d), indices) if eta is None else _scale_by_size_(out, w, out, eta)
         torch.addcmul(w, along, scales[kind], out=out)
+
+
+@torch.no_grad()
+def perturb_plain_(layout: Layout, directions: Sequence[Tensor], rhos: Sequence[float]) -> None:
+    """Do as ``perturb_`` does, where all tensors are plain and whole.
+
+    Args:
+        directions: one for each parameter of the layout.
+        rhos: one for each group.
+    """
+    length = norm(directions)
+    if length is None:
+        return
+    scales = [_over(length, rhos[number], device, dtype) for number, device, dtype in layout.kinds]
+    add = torch.addcmul
+    for w, d, u, kind in zip(layout.swaps.parameters, directions, layout.swaps.others, layout.kind_of, strict=True):
+        add(w, d, scales[kind], out=u)
 
 
 def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from flatsparse.common.distributed import is_sharded
+from flatsparse.common.distributed import are_plain, is_sharded
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import Masked
 from flatsparse.sam.options import Options
-from flatsparse.sam.perturb import Part, perturb_
+from flatsparse.sam.perturb import Part, perturb_, perturb_plain_
 from flatsparse.sam.perturbed_weights import PerturbedWeights, Store
 from flatsparse.sam.radius import Radius
 from flatsparse.sam.swap import WeightSwap
@@ -76,18 +76,29 @@ class Perturbation(WeightSwap):
 
         Downhill it is minus, and so it is along gradients of what a group's base maximizes.
         """
-        _check_kinds(directions, compact=self.options.compact)
-        parts = []
-        for group in self.base.param_groups:
-            rho = self.radius.of(group)
-            signed = -rho if downhill or group.get("maximize") else rho
-            for p in group["params"]:
-                if (d := directions.get(p)) is not None:
-                    indices = self.weights.indices(p)
-                    parts.append(Part(p, d, signed, indices, self.weights.buffer(p, indices)))
-        perturb_(parts, self.options.eta if self.options.adaptive else None)
-        self.weights.record([(p, u, indices) for p, _, _, indices, u in parts])
-        _warn_of_rounding(directions, self._warn)
+        parameters, along = list(directions), list(directions.values())
+        plain = are_plain(along)
+        layout = known = self.weights.known_layout(parameters) if plain else None
+        if layout is None:  # in the order of the groups, and without those that have no direction after all
+            held = [p for group in self.base.param_groups for p in group["params"]]
+            parameters = [p for p in held if directions.get(p) is not None]
+            along = [directions[p] for p in parameters]
+        if layout is None or {d.layout for d in along} != {torch.strided}:
+            _check_kinds(parameters, along, compact=self.options.compact)
+        if layout is None:
+            layout = self.weights.new_layout(parameters)
+        groups = self.base.param_groups
+        signs = [-1 if downhill or group.get("maximize") else 1 for group in groups]
+        rhos = [sign * self.radius.of(group) for sign, group in zip(signs, groups, strict=True)]
+        eta = self.options.eta if self.options.adaptive else None
+        if plain and layout.plain and eta is None:
+            perturb_plain_(layout, along, rhos)
+        else:
+            rows = zip(along, layout.group_of, layout.swaps, strict=True)
+            perturb_([Part(p, d, rhos[number], indices, u) for d, number, (p, u, indices) in rows], eta)
+        self.weights.record(layout)
+        if known is None:  # after all else, for a warning may be an error
+            _warn_of_rounding(parameters, self._warn)
 
     def apply(self) -> None:
         """Let the parameters hold w + e, where there is one."""
@@ -115,9 +126,9 @@ class Perturbation(WeightSwap):
             self._enabled = True
 
 
-def _check_kinds(directions: Mapping[nn.Parameter, Tensor], *, compact: bool) -> None:
+def _check_kinds(parameters: Sequence[nn.Parameter], directions: Sequence[Tensor], *, compact: bool) -> None:
     """Raise InputError for parameters that cannot hold w + e."""
-    for p, d in directions.items():
+    for p, d in zip(parameters, directions, strict=True):
         if d.layout != torch.strided or not p.is_floating_point():
             raise InputError(
                 f"a gradient is {d.layout}, {d.dtype}: sharpness-aware optimizers need dense real ones (for an"
@@ -132,8 +143,8 @@ def _check_kinds(directions: Mapping[nn.Parameter, Tensor], *, compact: bool) ->
             raise InputError("compact=True cannot hold sharded parameters: leave it out, shards are small already")
 
 
-def _warn_of_rounding(directions: Mapping[nn.Parameter, Tensor], warn: WarnOnce) -> None:
-    coarse = next((p.dtype for p in directions if p.dtype in (torch.bfloat16, torch.float16)), None)
+def _warn_of_rounding(parameters: Sequence[nn.Parameter], warn: WarnOnce) -> None:
+    coarse = next((p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)), None)
     if coarse is not None:
         warn(
             "coarse",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,22 +11,32 @@ from torch.optim import Optimizer
 
 from flatsparse.common.distributed import local_tensor
 from flatsparse.common.optimizers import Masked
-from flatsparse.common.tensors import Version, version
+from flatsparse.common.tensors import Version, version, versions
+from flatsparse.sam.layout import Layout
 from flatsparse.sam.options import Options
 from flatsparse.sam.radius import Radius
 from flatsparse.sam.staleness import are_replaced, fits
-from flatsparse.sam.swap import Swap, take
+from flatsparse.sam.swap import Swap, Swaps, take
 from flatsparse.sam.warn_once import WarnOnce
 
 RHO = "perturbed_rho"  # the key of the ρ that a group's perturbed weights were made with
 
 
 class Store(Protocol):
-    """A place for perturbed weights by parameter; a dict is one."""
+    """A place for perturbed weights by parameter."""
 
     def get(self, p: nn.Parameter, /) -> Tensor | None: ...
+    def entries(self, parameters: Iterable[nn.Parameter], /) -> list[Tensor | None]: ...
     def __setitem__(self, p: nn.Parameter, u: Tensor, /) -> None: ...
     def pop(self, p: nn.Parameter, default: None, /) -> Tensor | None: ...
+
+
+class Memory(dict[nn.Parameter, Tensor]):
+    """A store that nothing saves."""
+
+    def entries(self, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
+        """Return those of many parameters."""
+        return list(map(self.get, parameters))
 
 
 class PerturbedWeights:
@@ -45,11 +55,21 @@ class PerturbedWeights:
         self.exist = False
         self.store = store
         self._base, self._radius, self.options, self._warn = base, radius, options, warn
-        self._made: list[tuple[Swap, Version]] = []  # those just made, each with the version of its w then
+        self._made = Swaps()  # those just made
+        self._versions: list[Version] = []  # of their w then
+        self._layout: Layout | None = None  # of the last step
+        self._recorded: Layout | None = None  # whose u are in the store, and no others
         self._drops = 0  # how many times in a row stale ones were dropped
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "masks": {}, "_made": []}  # masks attach themselves anew; versions are the originals'
+        return {
+            **self.__dict__,
+            "masks": {},
+            "_made": Swaps(),
+            "_versions": [],
+            "_layout": None,
+            "_recorded": None,
+        }  # all that is the originals'
 
     def kept(self) -> dict[nn.Parameter, Tensor]:
         """The u of each parameter that has one."""
@@ -72,18 +92,39 @@ class PerturbedWeights:
             return u
         return torch.empty_like(p, requires_grad=False) if indices is None else p.new_empty(shape, requires_grad=False)
 
-    def record(self, swaps: list[Swap]) -> None:
+    def known_layout(self, parameters: Sequence[nn.Parameter]) -> Layout | None:
+        """Return the last step's layout, if it is still that of these parameters."""
+        layout, groups = self._layout, self._base.param_groups
+        if layout is None or self.options.compact:  # then it follows the masks
+            return None
+        return layout if layout.is_of(parameters, self.store.entries(parameters), groups) else None
+
+    def new_layout(self, parameters: Sequence[nn.Parameter]) -> Layout:
+        """Return a layout of some parameters, in the order of the optimizer's groups, with room for the u of each."""
+        at = [self.indices(p) for p in parameters]
+        rows = [(p, self.buffer(p, indices), indices) for p, indices in zip(parameters, at, strict=True)]
+        self._layout = Layout.of(rows, self._base.param_groups)
+        return self._layout
+
+    def record(self, layout: Layout) -> None:
         """Store the u just made, and drop all others."""
-        made = {p: u for p, u, _ in swaps}
-        for group in self._base.param_groups:
+        groups = self._base.param_groups
+        for group in groups:
             group[RHO] = self._radius.of(group)
-            for p in group["params"]:
+        if layout is not self._recorded:
+            made = dict(zip(layout.swaps.parameters, layout.swaps.others, strict=True))
+            for p in layout.held:
                 if p in made:
                     self.store[p] = made[p]
                 else:
                     self.store.pop(p, None)
-        self._made = [(swap, version(swap[0])) for swap in swaps]
-        self.exist = bool(swaps)
+            self._recorded = layout
+        self._note(layout.swaps)
+        self.exist = bool(layout.swaps)
+
+    def _note(self, swaps: Swaps) -> None:
+        """Note that swaps fit their weights as they are now."""
+        self._made, self._versions = swaps, versions(swaps.parameters)
 
     @property
     def are_new(self) -> bool:
@@ -92,23 +133,23 @@ class PerturbedWeights:
 
     # -- shown in the next ----------------------------------------------------------------------------------------
 
-    def current(self) -> list[Swap]:
+    def current(self) -> Swaps:
         """Return the swaps that show the u as they were made, or as they fit what came between, such as a load."""
         return self._as_made() or self._as_kept()
 
-    def _as_made(self) -> list[Swap]:
+    def _as_made(self) -> Swaps:
         """The u as they were made; none if since then a weight was written to or a ρ changed."""
         if any(group.get(RHO) != self._radius.of(group) for group in self._base.param_groups):
-            return []
-        if any(version(p) != then for (p, _, _), then in self._made):
-            return []
+            return Swaps()
+        if versions(self._made.parameters) != self._versions:
+            return Swaps()
         self._drops = 0
-        return [swap for swap, _ in self._made]
+        return self._made
 
-    def _as_kept(self) -> list[Swap]:
+    def _as_kept(self) -> Swaps:
         """The u that are near their weights, scaled to the ρ of now."""
         self._drop_stale()
-        swaps = []
+        swaps: list[Swap] = []
         for group in self._base.param_groups:
             rho = self._radius.of(group)
             made_with = group.get(RHO, rho)
@@ -120,8 +161,8 @@ class PerturbedWeights:
                     _rescale_(u, p, indices, rho / made_with)
             swaps += kept
             group[RHO] = rho
-        self._made = [(swap, version(swap[0])) for swap in swaps]
-        return swaps
+        self._note(Swaps.of(swaps))
+        return self._made
 
     def _swap(self, p: nn.Parameter, u: Tensor) -> Swap:
         return p, u, None if u.shape == p.shape else self.masks[p].indices
@@ -130,11 +171,12 @@ class PerturbedWeights:
 
     def invalidate(self) -> None:
         """Have them compared with their weights before they are shown."""
-        self._made = []
+        self._made, self._versions = Swaps(), []
 
     def reload(self) -> None:
         """Use the current content of the store, after another state was loaded."""
         self.invalidate()
+        self._layout = self._recorded = None
         self.exist = bool(self.kept())
 
     def forget(self) -> None:
@@ -142,6 +184,7 @@ class PerturbedWeights:
         for p in self.kept():
             self.store.pop(p, None)
         self.invalidate()
+        self._layout = self._recorded = None
         self.exist = False
 
     def _drop_stale(self) -> None:
@@ -153,7 +196,7 @@ class PerturbedWeights:
         kept = self.kept()
         stale = [p for p, u in kept.items() if not fits(p, u, self.masks)]
         if not stale:
-            made_at = {p: then for (p, _, _), then in self._made}
+            made_at = dict(zip(self._made.parameters, self._versions, strict=True))
             written = [self._swap(p, u) for p, u in kept.items() if made_at.get(p) != version(p)]
             rho = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
             if are_replaced(written, rho, self.options.eta if self.options.adaptive else None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +21,11 @@ class StateEntry:
         entry = self._base.state.get(p)
         return None if entry is None else entry.get(self._key)
 
+    def entries(self, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
+        """Return those of many parameters."""
+        key = self._key
+        return [None if entry is None else entry.get(key) for entry in map(self._base.state.get, parameters)]
+
     def __setitem__(self, p: nn.Parameter, value: Tensor) -> None:
         self._base.state[p][self._key] = value
 
@@ -34,5 +41,6 @@ def begun(base: Optimizer, tensors: dict[nn.Parameter, Tensor]) -> dict[nn.Param
     """
     if isinstance(base, torch.optim.SGD):  # it does not ask whether an entry is the first
         return tensors
-    started = {p: t for p, t in tensors.items() if set(base.state.get(p, ())) - {PERTURBED}}
+    entries = map(base.state.get, tensors)
+    started = {p: t for (p, t), e in zip(tensors.items(), entries, strict=True) if e and len(e) > (PERTURBED in e)}
     return started or tensors  # a base may keep no state at all

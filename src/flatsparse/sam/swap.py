@@ -7,8 +7,9 @@ exchange contents.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,41 @@ from flatsparse.common.distributed import is_sharded, local_tensor, reshard
 from flatsparse.sam.warn_once import WarnOnce
 
 # A parameter; the tensor that it shows after the next exchange, of its shape, or (n,); and the flat indices of these n
-# entries, None for all. A plain tuple, because every step makes three for each parameter.
+# entries, None for all.
 Swap = tuple[nn.Parameter, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Swaps of many parameters, in columns, because every step makes three for each parameter.
+
+    Attributes:
+        parameters: which show other tensors after the next exchange.
+        others: those tensors, each of its parameter's shape, or (n,).
+        indices: of each the flat indices of these n entries, None for all.
+        sharded: whether a parameter is.
+        whole: whether all are plain tensors and shown whole, so that they can exchange storage.
+    """
+
+    parameters: Sequence[nn.Parameter] = ()
+    others: Sequence[Tensor] = ()
+    indices: Sequence[Tensor | None] = ()
+    sharded: bool = False
+    whole: bool = True
+
+    @classmethod
+    def of(cls, swaps: Iterable[Swap]) -> Swaps:
+        """Return swaps in columns."""
+        rows = list(swaps)
+        parameters, others, indices = ([p for p, _, _ in rows], [u for _, u, _ in rows], [i for _, _, i in rows])
+        sharded = any(map(is_sharded, parameters))
+        return cls(parameters, others, indices, sharded, not sharded and all(i is None for i in indices))
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __iter__(self) -> Iterator[Swap]:
+        return zip(self.parameters, self.others, self.indices, strict=True)
 
 
 class WeightSwap:
@@ -36,7 +70,7 @@ class WeightSwap:
     def __init__(self, warn: WarnOnce, *, in_place: bool) -> None:
         self.models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._warn, self._in_place = warn, in_place
-        self._swaps: list[Swap] = []  # the true weights of every perturbed parameter
+        self._swaps = Swaps()  # the true weights of every perturbed parameter
         self._versions: list[int] = []  # of the perturbed parameters, when they were swapped
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,7 +79,7 @@ class WeightSwap:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.models = weakref.WeakSet()
-        self._versions = [p._version for p, _, _ in self._swaps]
+        self._versions = self._versions_now()
 
     @property
     def is_applied(self) -> bool:
@@ -55,17 +89,19 @@ class WeightSwap:
     @property
     def swapped(self) -> list[nn.Parameter]:
         """The parameters that show other tensors at this moment."""
-        return [p for p, _, _ in self._swaps]
+        return list(self._swaps.parameters)
 
-    def show(self, swaps: Sequence[Swap]) -> None:
+    def show(self, swaps: Swaps) -> None:
         """Let parameters show other tensors."""
         self._swaps = self._exchange(swaps)
-        self._versions = [p._version for p, _, _ in self._swaps]
+        self._versions = self._versions_now()
 
     def restore(self) -> None:
         """Let all parameters show the true weights."""
-        swaps, self._swaps = self._true(), []
-        written = [p._version for p, _, _ in swaps] != self._versions
+        if not self._swaps:
+            return
+        written = self._versions_now() != self._versions
+        swaps, self._swaps = self._true(), Swaps()
         self._exchange(swaps)
         self._versions = []
         if written:  # after the exchange, for a warning may be an error
@@ -79,7 +115,7 @@ class WeightSwap:
     def restored(self) -> Iterator[None]:
         """A context in which the parameters show the true weights, and after which they show what they did before."""
         swaps = self._exchange(self._true())
-        self._swaps = []
+        self._swaps = Swaps()
         try:
             yield
         finally:
@@ -91,30 +127,42 @@ class WeightSwap:
         with self.restored():
             return {p: p.detach().clone() for p in swapped}
 
-    def _true(self) -> list[Swap]:
+    def _versions_now(self) -> list[int]:
+        return [p._version for p in self._swaps.parameters]
+
+    def _true(self) -> Swaps:
         """The true weights as their parameters are by now, for a model may be cast or moved while it is perturbed."""
-        if all(w.dtype is p.dtype for p, w, _ in self._swaps):
-            return self._swaps
-        return [(p, w.to(p.device, p.dtype), indices) for p, w, indices in self._swaps]
+        swaps = self._swaps
+        if [w.dtype for w in swaps.others] == [p.dtype for p in swaps.parameters]:
+            return swaps
+        moved = [w.to(p.device, p.dtype) for p, w in zip(swaps.parameters, swaps.others, strict=True)]
+        return replace(swaps, others=moved)
 
     @torch.no_grad()
-    def _exchange(self, swaps: Sequence[Swap]) -> list[Swap]:
+    def _exchange(self, swaps: Swaps) -> Swaps:
         """Exchange what parameters show for the other tensors. Returns the swaps that undo it."""
-        if any(is_sharded(p) for p, _, _ in swaps):  # after a no-grad forward FSDP2 keeps what it has gathered
+        if swaps.sharded:  # after a no-grad forward FSDP2 keeps what it has gathered
             for model in list(self.models):
                 reshard(model)
-        undo: list[Swap] = []
-        for p, other, indices in swaps:
-            if indices is None and not self._in_place and not is_sharded(p):
-                before = p.data
+        if swaps.whole and not self._in_place:
+            undo = replace(swaps, others=[p.data for p in swaps.parameters])
+            for p, other in zip(swaps.parameters, swaps.others, strict=True):
                 p.data = other
-                undo.append((p, before, None))
-            else:
-                _exchange_contents(p, other, indices)
-                undo.append((p, other, indices))
+        else:
+            undo = replace(swaps, others=[self._exchange_one(swap) for swap in swaps])
         if swaps and torch.is_autocast_cache_enabled():
             torch.clear_autocast_cache()  # it holds casts of the old contents, by parameter
         return undo
+
+    def _exchange_one(self, swap: Swap) -> Tensor:
+        """Exchange what one parameter shows. Returns the tensor that holds what it showed before."""
+        p, other, indices = swap
+        if indices is None and not self._in_place and not is_sharded(p):
+            before = p.data
+            p.data = other
+            return before
+        _exchange_contents(p, other, indices)
+        return other
 
 
 def take(tensor: Tensor, indices: Tensor | None) -> Tensor:

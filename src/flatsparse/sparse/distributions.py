@@ -6,11 +6,10 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
-from flatsparse.sparse.topk import apportion, keep_top
+from flatsparse.sparse.topk import apportion, top_counts
 
 Distribution = Callable[[Mapping[str, Tensor], int], dict[str, int]]  # scores, total -> active weights a layer
 
@@ -45,8 +44,7 @@ def global_ranking(scores: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """
     caps = [s.numel() for s in scores.values()]
     check_budget(total, sum(caps), sum(map(bool, caps)))
-    kept = keep_top(torch.cat([s.flatten() for s in scores.values()]), total)
-    counts = [int(part.sum()) for part in kept.split([s.numel() for s in scores.values()])]
+    counts = top_counts(list(scores.values()), total)
     if emptied := [name for name, count, cap in zip(scores, counts, caps, strict=True) if count == 0 < cap]:
         warnings.warn(
             f"the largest scores leave {len(emptied)} layers without an active weight; each keeps its best one:"

@@ -84,6 +84,8 @@ class GrownWeights:
     @torch.no_grad()
     def before_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Remember where the young weights are."""
+        if not self._young:
+            return
         self._before = {
             w.name: local_tensor(w.weight.detach()).reshape(-1)[young.indices]
             for w in weights

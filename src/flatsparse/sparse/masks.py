@@ -1,4 +1,4 @@
-"""The masks of a model: which weights are active, and the one way to zero the others."""
+"""The masks of a model: which of its weights are active."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.distributed import distribute, full_tensor, is_sharded, local_tensor
+from flatsparse.common.distributed import is_sharded
 from flatsparse.common.errors import InputError
 from flatsparse.common.names import plain_names
 from flatsparse.common.seeds import generator
-from flatsparse.common.tensors import Version, shared_storage, version
+from flatsparse.common.tensors import shared_storage
 from flatsparse.common.weight_layout import inputs_first
 from flatsparse.sparse.layers import (
     LayerSelector,
@@ -23,130 +23,10 @@ from flatsparse.sparse.layers import (
     prunable,
     warn_of_dense,
 )
+from flatsparse.sparse.masked_weight import MaskedWeight
 from flatsparse.sparse.topk import budget
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class MaskedWeight:
-    """A prunable weight and its mask: the argument of every score.
-
-    Attributes:
-        name: the parameter's name in the model, without the prefixes of wrappers.
-        weight: the parameter, any shape.
-        mask: bool, the shape of ``weight``, sharded as it is; true where the weight is active. Its contents change, the
-            tensor never does.
-        active: the number of active entries.
-        index: the position among the model's masked weights; seeds are derived from it.
-        dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
-        generator: the source of this layer's random choices at this step.
-        momentum: the running average of the dense gradient, kept only for a plan that asks for it.
-        growable: where entries may become active, bool; None is everywhere.
-        inputs_first: the number of groups of inputs that the weight begins with; 0 where it begins with the outputs.
-    """
-
-    def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0, inputs_first: int = 0) -> None:
-        self.name, self.weight, self.index, self.seed = name, weight, index, seed
-        self.inputs_first = inputs_first
-        self.mask = torch.ones_like(weight, dtype=torch.bool)
-        self.active = weight.numel()
-        self.dense_grad: Tensor | None = None
-        self.generator = generator(seed, 0, index)
-        self._indices: Tensor | None = None
-        self.momentum: Tensor | None = None
-        self.growable: Tensor | None = None
-        self._recorded: Version | None = None
-
-    def __repr__(self) -> str:
-        return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} active)"
-
-    @property
-    def grad(self) -> Tensor:
-        """The dense gradient of this step, unscaled; non-finite entries count as 0. Zeros when the layer had none."""
-        if self.dense_grad is None:
-            return torch.zeros_like(self.weight)
-        return torch.where(self.dense_grad.isfinite(), self.dense_grad, 0)
-
-    def among_growable(self, scores: Tensor) -> Tensor:
-        """Return the scores with −inf where nothing may grow."""
-        return scores if self.growable is None else torch.where(self.growable.to(scores.device), scores, -torch.inf)
-
-    def average(self, decay: float) -> None:
-        """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
-        if self.momentum is not None and self.dense_grad is not None:
-            grad = self.grad
-            self.momentum = self.momentum.to(grad).lerp_(grad, 1 - decay)
-
-    @torch.no_grad()
-    def set_mask(self, mask: Tensor) -> Tensor:
-        """Copy the contents of another mask (bool, the shape of the weight). Returns where it became active."""
-        self.active = int(full_tensor(mask.sum()))
-        mask = distribute(mask.to(self.mask.device), like=self.mask)
-        grown = mask & ~self.mask
-        self.mask.copy_(mask)
-        self._indices = None
-        return grown
-
-    @property
-    def indices(self) -> Tensor:
-        """The flat indices of the active entries, in row-major order; int32, or int64 where that is too narrow."""
-        if self._indices is None or self._indices.device != self.mask.device:
-            narrow = torch.int32 if self.mask.numel() < 2**31 else torch.int64
-            self._indices = self.mask.reshape(-1).nonzero().squeeze(1).to(narrow)
-        return self._indices
-
-    @torch.no_grad()
-    def zero_outside(self, tensor: Tensor) -> Tensor:
-        """Set a tensor of the weight's shape to exactly +0 outside the mask, in place; inside nothing changes."""
-        if self.mask.device != tensor.device:  # the model was moved after it was made sparse
-            self.mask = self.mask.to(tensor.device)
-        if self.active == self.weight.numel():
-            return tensor
-        # Multiplied as integers: exact for -0.0, inf and NaN, where a product of numbers is not, and on a CPU five times
-        # as fast as filling by a mask.
-        values, mask = local_tensor(tensor.detach()), local_tensor(self.mask)
-        values.view(_INTEGERS[values.element_size()]).mul_(mask)
-        return tensor
-
-    def gathered(self) -> MaskedWeight:
-        """Return itself, or for a sharded weight a copy that holds all of it; all processes must call this."""
-        if not is_sharded(self.weight):
-            return self
-        full = MaskedWeight(
-            self.name,
-            nn.Parameter(full_tensor(self.weight.detach()), requires_grad=False),
-            self.index,
-            self.seed,
-            self.inputs_first,
-        )
-        full.mask, full.active, full.generator = full_tensor(self.mask), self.active, self.generator
-        full.dense_grad = None if self.dense_grad is None else full_tensor(self.dense_grad)
-        full.momentum = None if self.momentum is None else full_tensor(self.momentum)
-        return full
-
-    def apply(self) -> None:
-        """Zero the weight outside the mask, and record that it is."""
-        self.zero_outside(self.weight)
-        self.record()
-
-    def apply_to_gradient(self) -> None:
-        """Zero the weight's gradient outside the mask, if it has one."""
-        if self.weight.grad is not None:
-            self.zero_outside(self.weight.grad)
-
-    def reapply(self) -> None:
-        """Zero the weight outside the mask if anything has written to it since the last record."""
-        if not self.is_as_recorded:
-            self.apply()
-
-    @property
-    def is_as_recorded(self) -> bool:
-        """True if nothing has written to the weight since the last record."""
-        return version(self.weight) == self._recorded
-
-    def record(self) -> None:
-        """Record the version of the weight that is known to be zero outside the mask."""
-        self._recorded = version(self.weight)
+__all__ = ["MaskedWeight", "Masks"]
 
 
 class Masks(Sequence[MaskedWeight]):

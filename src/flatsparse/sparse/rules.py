@@ -114,7 +114,7 @@ class PruneTo(Rule):
         active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
         scores = {w.name: active_first(w) for w in state.masks}
         counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
-        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+        return {name: keep_top(scores.pop(name), count) for name, count in counts.items()}
 
     def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
         return self._counts(expected.scores, expected.active, step)
@@ -153,7 +153,7 @@ class GrowTo(Rule):
     def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
         scores = {w.name: torch.where(w.mask, torch.inf, w.among_growable(self.grow(w))) for w in state.masks}
         counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
-        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+        return {name: keep_top(scores.pop(name), count) for name, count in counts.items()}
 
     def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
         return self._counts(expected.scores, expected.active, step)

@@ -34,7 +34,7 @@ def magnitude(w: MaskedWeight) -> Tensor:
 @_reads_dense_gradient
 def gradient(w: MaskedWeight) -> Tensor:
     """``|∂L/∂w|``, of active and masked weights alike (RigL: Evci et al. 2020, sec. 3)."""
-    return w.grad.abs()
+    return w.grad.abs_()  # it is a copy
 
 
 @dataclass(frozen=True)

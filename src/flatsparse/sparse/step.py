@@ -22,7 +22,8 @@ from flatsparse.common.distributed import (
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
 from flatsparse.sparse.loading import Loading
-from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
+from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.optimizer_state import ELEMENTWISE
 from flatsparse.sparse.plan import Plan, due
 from flatsparse.sparse.rounds import keep_rewind_point
@@ -83,15 +84,16 @@ class SparseStep:
             grown.after_step(state.masked)
         _release(withheld)
         if not self._elementwise:
-            for w in state.masked:
-                w.zero_outside(w.weight)
+            masked = list(state.masked)
+            zero_outside(masked, [w.weight for w in masked])
         state.steps_taken += 1
         if rules:
             self._update(rules)  # 4
         self._check_agreement(updated=bool(rules))
-        for w in state.masked:
+        masked = list(state.masked)
+        for w in masked:
             w.dense_grad = None
-            w.record()
+        record(masked)
         self._copied = {}
         keep_rewind_point(state, self._plan.rounds, self._model())
 
@@ -109,8 +111,8 @@ class SparseStep:
             return None
 
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
-            for w in self._state.masked:  # LBFGS comes several times, along directions that it has from other masks
-                w.reapply()
+            # LBFGS comes several times, along directions that it has from other masks.
+            reapply(list(self._state.masked))
             loss = closure()
             self._begin()
             return loss
@@ -135,8 +137,7 @@ class SparseStep:
         """Make weights fit the masks again, whatever was loaded or has written to them since the last step."""
         if self._loading.settle():
             self._agreed = False
-        for w in self._state.masked:
-            w.reapply()
+        reapply(list(self._state.masked))
 
     @torch.no_grad()
     def mask_gradients(self, rules: Sequence[Rule], scale: Tensor | None) -> None:
@@ -147,11 +148,13 @@ class SparseStep:
             scale: what the gradients are multiplied by, if a scaler has left that in them.
         """
         keep_dense = self._plan.momentum is not None or any(rule.dense_gradient for rule in rules)
-        for w in self._state.masked:
-            if (grad := w.weight.grad) is not None:
-                if keep_dense:
+        masked = list(self._state.masked)
+        gradients = [w.weight.grad for w in masked]
+        if keep_dense:
+            for w, grad in zip(masked, gradients, strict=True):
+                if grad is not None:
                     self._copy_dense(w, grad, scale)
-                w.zero_outside(grad)
+        zero_outside(masked, gradients)
 
     def _copy_dense(self, w: MaskedWeight, grad: Tensor, scale: Tensor | None) -> None:
         # It may have been copied before it was clipped. A masked gradient is zero outside; one that is not is new.

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+from flatsparse.sparse.threshold import Scores, count_true, kth_largest
+
+PIECE = 1 << 18  # entries of a mask that are looked at together
 
 
 def budget(total: int, sparsity: float) -> int:
@@ -20,7 +23,7 @@ def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     """Return a mask of exactly the ``k`` largest scores.
 
     Ours, because a threshold misses the count when scores tie (fresh weights are all zero, so ties are common).
-    Ties go to the lower index; NaN ranks lowest.
+    Ties go to the lower index; NaN ranks lowest. Beside some masks and a few per cent of the scores it takes no memory.
 
     Args:
         scores: any shape, floating point.
@@ -34,20 +37,68 @@ def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     [False, True, True, False]
     """
     flat = scores.detach().reshape(-1)
-    if among is not None:
-        candidates = among.reshape(-1).nonzero().squeeze(1)
+    only = None if among is None else among.reshape(-1)
+    candidates = Scores([flat], [only])
+    if only is not None and 4 * candidates.size < flat.numel():
+        places = only.nonzero().squeeze(1)
         kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-        kept[candidates] = keep_top(flat[candidates], k)
+        kept[places] = keep_top(flat[places], k)
         return kept.view(scores.shape)
-    if not 0 <= k <= flat.numel():
-        raise ValueError(f"cannot keep {k} of {flat.numel()} entries")
+    if not 0 <= k <= candidates.size:
+        raise ValueError(f"cannot keep {k} of {candidates.size} entries")
+    if k == candidates.size and only is not None:
+        return only.clone().view(scores.shape)
     if k in (0, flat.numel()):
         return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
-    flat = torch.where(flat.isnan(), -torch.inf, flat)
-    threshold = flat.kthvalue(flat.numel() - k + 1).values
-    above, level = flat > threshold, flat == threshold
-    # The first of the entries on the threshold fill what is left; all on the device, nothing is read back.
-    return (above | (level & (level.cumsum(0) <= k - above.sum()))).view(scores.shape)
+    threshold = kth_largest(candidates, k)
+    above, level = flat > threshold, _on(flat, threshold)
+    if only is not None:
+        above.logical_and_(only)
+        level.logical_and_(only)
+    _keep_first_(level, k - count_true(above))
+    return above.logical_or_(level).view(scores.shape)
+
+
+def _keep_first_(mask: Tensor, count: int) -> None:
+    """Leave only the first entries of a mask true, (n,), in place; it has at least as many."""
+    for start in range(0, len(mask), PIECE):  # indices of all of them could take eight times a mask's memory
+        piece = mask[start : start + PIECE]
+        here = count_true(piece)
+        if here > count:
+            rest = piece.nonzero().squeeze(1)[count:]
+            piece[rest] = False
+            mask[start + PIECE :] = False
+            return
+        count -= here
+
+
+def top_counts(parts: Sequence[Tensor], k: int) -> list[int]:
+    """Return how many of the ``k`` largest scores of several tensors, taken together, each tensor has.
+
+    Ties go to the earlier tensors, and NaN ranks lowest, as in ``keep_top`` of all of them.
+
+    >>> top_counts([torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0, 3.0])], 3)
+    [1, 2]
+    """
+    scores = Scores(parts, [None] * len(parts))
+    if not 0 <= k <= scores.size:
+        raise ValueError(f"cannot keep {k} of {scores.size} entries")
+    if k == 0:
+        return [0] * len(parts)
+    threshold = kth_largest(scores, k)
+    above = [count_true(part > threshold) for part in parts]
+    counts, left = [], k - sum(above)
+    for part, more in zip(parts, above, strict=True):
+        level = count_true(_on(part, threshold))
+        counts.append(more + min(left, level))
+        left -= min(left, level)
+    return counts
+
+
+def _on(scores: Tensor, threshold: float) -> Tensor:
+    """Return where scores are at a threshold; NaN is at −inf."""
+    level = scores == threshold
+    return level.logical_or_(scores.isnan()) if threshold == -math.inf else level
 
 
 def apportion(

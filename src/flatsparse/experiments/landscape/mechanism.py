@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.experiments.labels import color, label
 from flatsparse.sam.optimizers import S2SAM, SAM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WRAPPERS: dict[str, Callable[[Optimizer, float], Optimizer]] = {
     "none": lambda base, rho: base,
@@ -80,6 +83,8 @@ def figure2(loss: Callable[[Tensor], Tensor] = two_valleys, *, rho: float = 0.3,
     Args:
         loss, rho, options: as for ``walk``.
     """
+    from matplotlib.figure import Figure
+
     paths = {name: walk(name, loss, rho=rho, **options) for name in WRAPPERS}  # type: ignore[arg-type]
     points = np.concatenate([part for path in paths.values() for part in (path.weights, path.perturbed)])
     low, high = points.min(0) - 0.3, points.max(0) + 0.3

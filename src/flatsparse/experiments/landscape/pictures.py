@@ -6,18 +6,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape.records import of_kind
 from flatsparse.experiments.plotting import caption
 from flatsparse.measure.spectral import Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
 
 MAP = "viridis"
 
@@ -48,6 +49,8 @@ def surface(record: Mapping[str, Any], clip: float | None, kind: str) -> Surface
 
 def scale(surfaces: Sequence[Surface]) -> Normalize:
     """The scale from the lowest to the highest of all surfaces."""
+    from matplotlib.colors import Normalize
+
     return Normalize(min(s.heights.min() for s in surfaces), max(s.heights.max() for s in surfaces))
 
 
@@ -58,6 +61,8 @@ def in_space(surfaces: Sequence[Surface]) -> Figure:
 
 def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
     """Contours of the surfaces, with the weights themselves as a dot."""
+    from matplotlib.figure import Figure
+
     common = scale(surfaces)
     figure = Figure(figsize=(1 + 3.2 * len(surfaces), 3.4), layout="constrained")
     axes = figure.subplots(1, len(surfaces), squeeze=False)[0]
@@ -74,6 +79,8 @@ def contours(surfaces: Sequence[Surface], levels: int = 20) -> Figure:
 
 def spectra(records: Sequence[Mapping[str, Any]]) -> Figure:
     """The spectral density of each run's Hessian over active weights, on one scale; a line marks the largest eigenvalue."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axis = figure.subplots()
     hessians = [record["hessian"] for record in records]
@@ -123,6 +130,8 @@ def _at(sparsity: float, shown: Surface | None) -> Surface | None:
 
 
 def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) -> Figure:
+    from matplotlib.figure import Figure
+
     surfaces = [shown for row in cells for shown in row if shown is not None]
     common = scale(surfaces)
     figure = Figure(figsize=(1 + 3.2 * len(cells[0]), 0.4 + 3.0 * len(rows)), layout="constrained")
@@ -145,6 +154,8 @@ def _in_space(cells: Sequence[Sequence[Surface | None]], rows: Sequence[str]) ->
 
 
 def _color_bar(figure: Figure, common: Normalize, axes: list[Any], surfaces: Sequence[Surface]) -> None:
+    from matplotlib.cm import ScalarMappable
+
     losses = {shown.loss for shown in surfaces}
     name = losses.pop() if len(losses) == 1 else "loss"
     figure.colorbar(ScalarMappable(common, MAP), ax=axes, shrink=0.7, label=f"mean {name}")

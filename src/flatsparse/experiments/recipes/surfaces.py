@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from flatsparse.experiments.landscape import measure, pictures
 from flatsparse.experiments.landscape.settings import Landscape
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Scale, Work
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROUGHNESS = Metric("roughness Ra of the loss surface", "lower", effect=0.1)
 # points along each direction, training images, pairs of directions

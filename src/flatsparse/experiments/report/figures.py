@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from flatsparse.experiments.bench.results import Table as BenchTable
 from flatsparse.experiments.compared import ComparedTable
@@ -16,6 +13,9 @@ from flatsparse.experiments.plotting import LINE, caption, plain
 from flatsparse.experiments.report.columns import beside
 from flatsparse.experiments.reproduce import pictures
 from flatsparse.experiments.run.records import EpochRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATIO_COLORS = {
     "wall": "#999999",
@@ -28,6 +28,8 @@ RATIO_COLORS = {
 
 def differences(tables: Sequence[ComparedTable]) -> Figure:
     """The differences of every setting to plain training: each seed a dot, the mean with its 95 % interval."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1 + 4.6 * len(tables), 3.2), layout="constrained")
     axes = figure.subplots(1, len(tables), squeeze=False)
     for axis, table in zip(axes[0], tables, strict=True):
@@ -53,6 +55,8 @@ def differences(tables: Sequence[ComparedTable]) -> Figure:
 
 def probes(records: Sequence[Mapping[str, Any]]) -> Figure:
     """The probes of a run by step: gains along each direction, the Hessian's largest eigenvalue, and the cosine."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     rise, curved, turned = figure.subplots(1, 3)
     steps = [record["step"] for record in records]
@@ -88,6 +92,8 @@ def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]], score: str | 
     Args:
         score: the name of the task's score.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axis, key, title in zip(
         figure.subplots(1, 2),
@@ -114,6 +120,9 @@ def curves(records: Mapping[str, Sequence[Sequence[EpochRecord]]], score: str | 
 
 def topology(records: Sequence[EpochRecord]) -> Figure:
     """Churn, exploration and dead filters by epoch."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     panels = (
         ("churn", "weights replaced\nan update, %"),
@@ -134,6 +143,8 @@ def topology(records: Sequence[EpochRecord]) -> Figure:
 
 def ratios(table: BenchTable) -> Figure:
     """The ratios of a measurement with their intervals; the line is at 1."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 1 + 0.45 * len(table.ratios)), layout="constrained")
     axis = figure.subplots()
     shown = set()
@@ -159,6 +170,9 @@ def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], better: str) -> Figure
         rows: of one column, each with its number in the page; all have a mean and FLOPs.
         better: higher or lower.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
     figure = Figure(figsize=(4, 2.7), layout="constrained")
     axis = figure.subplots()
     rows = sorted(rows, key=lambda numbered: numbered[1]["also"]["flops_train"])
@@ -175,6 +189,8 @@ def pareto(rows: Sequence[tuple[int, Mapping[str, Any]]], better: str) -> Figure
 
 def mark(row: Mapping[str, Any]) -> Figure:
     """The mark of a row in a plot, alone."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(0.2, 0.2))
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axis.plot([0], [0], **pictures.style(row))

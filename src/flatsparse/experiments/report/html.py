@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from flatsparse.common.files import write_atomic
 from flatsparse.experiments import plotting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGE = "flatsparse.experiments.report"
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 
 from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench.results import Table as BenchTable
@@ -164,6 +162,9 @@ def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path)
 
 def _drawn(surfaces: Sequence[pictures.Surface]) -> dict[str, Any]:
     """The surfaces as plain values, for the script that draws them."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
     scale = pictures.scale(surfaces)
     return {
         "low": scale.vmin,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from matplotlib.image import imsave
 
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.files import corrupt_file
@@ -217,6 +216,8 @@ def surfaces(store: Path) -> dict[str, dict[str, str]]:
 
 
 def _heat(heights: np.ndarray, low: float, high: float) -> str:
+    from matplotlib.image import imsave
+
     step = math.ceil(len(heights) / MOST_POINTS_OF_SURFACE)
     stream = io.BytesIO()
     finite = np.where(np.isfinite(heights), heights, high)[::step, ::step]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from typing import TYPE_CHECKING, Any
 
 from flatsparse.experiments.labels import color, label, marker
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.plotting import caption, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACROSS = 3
 
@@ -33,6 +33,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def pareto(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Figure | None:
     """The means of a table against the FLOPs of training, a plot for each column; None of no means."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     drawn = [row for row in rows if row["mean"] is not None and row["also"]]
     columns = list(dict.fromkeys(row["column"] for row in drawn))
     if not columns:

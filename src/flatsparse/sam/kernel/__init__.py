@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 from flatsparse.sam.kernel.build import library
 
-__all__ = ["library", "square", "step", "suits", "takes"]
+__all__ = ["Array", "library", "square", "step", "suits", "takes"]
 
 
 def suits(base: Optimizer) -> bool:
@@ -34,24 +35,33 @@ def takes(p: Tensor, *others: Tensor) -> bool:
     )
 
 
-def square(tensors: Sequence[Tensor]) -> float:
+class Array(NamedTuple):
+    """Tensors, with their addresses and sizes as C reads them."""
+
+    tensors: Sequence[Tensor]
+    pointers: ctypes.Array[ctypes.c_void_p]
+    sizes: ctypes.Array[ctypes.c_int64]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], sizes: ctypes.Array[ctypes.c_int64] | None = None) -> Array:
+        """Return tensors with their addresses; their sizes may be known."""
+        return cls(tensors, _pointers(tensors), _sizes(tensors) if sizes is None else sizes)
+
+
+def square(tensors: Sequence[Tensor] | Array) -> float:
     """Return the sum of the squares of all entries."""
-    return library().flatsparse_square(len(tensors), _pointers(tensors), _sizes(tensors), torch.get_num_threads())
+    own = tensors if isinstance(tensors, Array) else Array.of(tensors)
+    return library().flatsparse_square(len(own.tensors), own.pointers, own.sizes, torch.get_num_threads())
 
 
 def step(
-    group: dict[str, float],
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    perturbed: Sequence[Tensor],
-    scale: float,
+    group: dict[str, float], weights: Array, gradients: Array, momenta: Array, perturbed: Array, scale: float
 ) -> None:
     """Take SGD's step with a group's settings, and write ``w + scale g`` into ``perturbed``."""
     library().flatsparse_step(
-        len(weights),
-        *map(_pointers, (weights, gradients, momenta, perturbed)),
-        _sizes(weights),
+        len(weights.tensors),
+        *(own.pointers for own in (weights, gradients, momenta, perturbed)),
+        weights.sizes,
         float(group["lr"]),
         group["momentum"],
         1 - group["dampening"],
@@ -60,12 +70,13 @@ def step(
         scale,
         torch.get_num_threads(),
     )
-    torch.autograd.graph.increment_version([*weights, *momenta, *perturbed])  # as a write by torch itself would
+    written = [*weights.tensors, *momenta.tensors, *perturbed.tensors]
+    torch.autograd.graph.increment_version(written)  # as a write by torch itself would
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
 
 
 def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(tensors))(*(t.numel() for t in tensors))
+    return (ctypes.c_int64 * len(tensors))(*[t.numel() for t in tensors])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Array = NDArray[Any]
 Source = np.random.Generator
@@ -41,6 +40,8 @@ def as_channels(colors: Array, channels: int) -> Array:
 
 def smoothed(images: Array, sigma: float, *, edge: str = "nearest", reach: float = 4.0) -> Array:
     """Return images (N, H, W, …) filtered by a Gaussian of ``sigma`` pixels, cut off at ``reach`` sigma."""
+    from scipy import ndimage
+
     if sigma == 0:
         return images
     for axis in (1, 2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from flatsparse.experiments.data.corruptions.arrays import Array, Source, drawn, floored, smoothed, zoomed
 from flatsparse.experiments.data.corruptions.motion import moved
@@ -19,6 +18,8 @@ def gaussian_blur(images: Array, strength: tuple[float, ...], sources: Sequence[
 
 def defocus_blur(images: Array, strength: tuple[float, ...], sources: Sequence[Source]) -> Array:
     """Average over a disk, as a lens does that is out of focus."""
+    from scipy import ndimage
+
     radius, softness = strength
     kernel = _disk(radius, softness)
     return ndimage.correlate(images, kernel[None, :, :, None], mode="mirror")
@@ -60,6 +61,8 @@ def glass_blur(images: Array, strength: tuple[float, ...], sources: Sequence[Sou
 
 def _disk(radius: float, softness: float) -> Array:
     """Return a disk's weights, smoothed by a Gaussian of ``softness`` pixels, without the zeros around them."""
+    from scipy import ndimage
+
     reach = 8 if radius <= 8 else int(radius)
     taps = 1 if radius <= 8 else 2
     places = np.arange(-reach, reach + 1)

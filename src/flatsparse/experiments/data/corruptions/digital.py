@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
 from flatsparse.experiments.data.corruptions.arrays import Array, Source, floored, smoothed
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def contrast(images: Array, strength: tuple[float, ...], sources: Sequence[Source]) -> Array:
@@ -37,6 +39,8 @@ def saturate(images: Array, strength: tuple[float, ...], sources: Sequence[Sourc
 
 def pixelate(images: Array, strength: tuple[float, ...], sources: Sequence[Source]) -> Array:
     """Shrink and enlarge again by averaging over the area."""
+    from PIL import Image
+
     (share,) = strength
     height, width = images.shape[1:3]
     size = (max(1, int(width * share)), max(1, int(height * share)))
@@ -48,6 +52,7 @@ def pixelate(images: Array, strength: tuple[float, ...], sources: Sequence[Sourc
 
 def jpeg_compression(images: Array, strength: tuple[float, ...], sources: Sequence[Source]) -> Array:
     """Write as JPEG of a quality and read back."""
+    from PIL import Image
 
     def written(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
@@ -72,6 +77,8 @@ def elastic_transform(images: Array, strength: tuple[float, ...], sources: Seque
 
 def _edited(images: Array, edit: Callable[[Image.Image], Image.Image]) -> Array:
     """Return images (N, H, W, C) that an edit of Pillow's has changed, each of 256 levels."""
+    from PIL import Image
+
     pixels = floored(images)
     grey = pixels.shape[-1] == 1
     edited = [np.asarray(edit(Image.fromarray(image[..., 0] if grey else image))) for image in pixels]
@@ -108,6 +115,8 @@ def _warped(image: Array, amount: float, sigma: float, source: Source) -> Array:
 
 def _sampled(image: Array, rows: Array, columns: Array, edge: str) -> Array:
     """Return an image (H, W, C) at other places, linearly interpolated."""
+    from scipy import ndimage
+
     return np.stack(
         [
             ndimage.map_coordinates(image[..., channel], (rows, columns), order=1, mode=edge)

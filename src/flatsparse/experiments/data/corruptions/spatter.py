@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from flatsparse.experiments.data.corruptions.arrays import Array, Source, as_channels, drawn, smoothed
 
@@ -35,6 +34,8 @@ def spatter(images: Array, strength: tuple[float, ...], sources: Sequence[Source
 
 def _shaded(liquid: Array) -> Array:
     """Return the light (N, H, W), at most 1, on drops of levels 0 … 255."""
+    from scipy import ndimage
+
     edges = canny(liquid, EDGE, CERTAIN_EDGE)
     depth = (_mean_of_nine(np.minimum(distance(edges), FAR)) + 1e-6).astype(np.uint8)
     relief = np.stack([equalized(levels) for levels in depth]).astype(int)
@@ -48,6 +49,8 @@ def canny(levels: Array, low: int, high: int) -> Array:
 
     Sobel's gradients in the 1-norm; of these the greatest across the edge; those over ``low`` that touch one over ``high``.
     """
+    from scipy import ndimage
+
     across, down = _sobel(levels, 2), _sobel(levels, 1)
     size = np.pad(abs(across) + abs(down), ((0, 0), (1, 1), (1, 1)))
     middle = size[:, 1:-1, 1:-1]
@@ -80,6 +83,8 @@ def distance(edges: Array) -> Array:
 
     The lengths 1, 1.4 and 2.1969 of the steps are those of Borgefors (1986) that OpenCV takes.
     """
+    from scipy import ndimage
+
     size = edges.shape[1:]
     nearest = ndimage.distance_transform_edt(
         ~edges, (sum(size), 1, 1), return_distances=False, return_indices=True
@@ -104,9 +109,13 @@ def equalized(levels: Array) -> Array:
 
 
 def _mean_of_nine(values: Array) -> Array:
+    from scipy import ndimage
+
     return ndimage.uniform_filter(values, (1, 3, 3), mode="mirror")
 
 
 def _sobel(levels: Array, axis: int) -> Array:
+    from scipy import ndimage
+
     smooth = ndimage.correlate1d(levels.astype(int), [1, 2, 1], 3 - axis, mode="nearest")
     return ndimage.correlate1d(smooth, [-1, 0, 1], axis, mode="nearest")
