@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from flatsparse.accelerate import products
-from flatsparse.accelerate.index import Index
+from flatsparse.acceleration import products
+from flatsparse.acceleration.index import Index
 
 
 class Whole:
@@ -40,7 +40,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, whole: 
 
     Returns: (…, rows).
 
-    >>> from flatsparse.accelerate.index import index_of
+    >>> from flatsparse.acceleration.index import index_of
     >>> mask = torch.tensor([[False, True], [True, True]])
     >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([2.0, 3.0, 4.0]), None, index_of(mask))
     tensor([[20., 43.]])

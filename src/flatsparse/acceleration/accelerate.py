@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from flatsparse.accelerate.layers import SAVED_AS, SparseLayer, accelerate_linear
+from flatsparse.acceleration.layers import SAVED_AS, SparseLayer, accelerate_linear
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.training import SparseTraining

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatsparse.accelerate.index import Index, index_of
-from flatsparse.accelerate.linear import Whole, linear, live
-from flatsparse.accelerate.measure import Kind, speedup
+from flatsparse.acceleration.index import Index, index_of
+from flatsparse.acceleration.linear import Whole, linear, live
+from flatsparse.acceleration.measure import Kind, speedup
 from flatsparse.common.tensors import Version, version
 from flatsparse.sparse.masks import MaskedWeight
 
@@ -92,7 +92,8 @@ class Linear(nn.Linear):
         return super().forward(x) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        make, (_, *args), state, *rest = super().__reduce_ex__(protocol)
+        made: Any = super().__reduce_ex__(protocol)
+        make, (_, *args), state, *rest = made
         return make, (nn.Linear, *args), {k: v for k, v in state.items() if k != SAVED_AS}, *rest
 
 
@@ -118,7 +119,7 @@ def _is_transformed() -> bool:
     """True while something records operations instead of, or besides, running them: they must be torch's own."""
     return bool(
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
         or torch._C._len_torch_dispatch_stack()  # such as counters of FLOPs
         or torch.autograd.forward_ad._current_level >= 0

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flatsparse.accelerate import products
-from flatsparse.accelerate.index import Index, index_of
+from flatsparse.acceleration import products
+from flatsparse.acceleration.index import Index, index_of
 
 PAIRS = 5  # of measurements; a median of fewer says little
 MARGIN = 1.1  # the median of the ratios by which sparse must be faster
@@ -86,7 +86,8 @@ def _sparse(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor, index: Index) -> 
 
 def _ratio(dense: Callable[[], None], sparse: Callable[[], None]) -> float:
     """The median ratio of times, over pairs that follow each other; 0 below the margin, or when most pairs do not agree."""
-    dense(), sparse()
+    dense()
+    sparse()
     ratios = [_seconds(dense) / max(_seconds(sparse), 1e-9) for _ in range(PAIRS)]
     median = statistics.median(ratios)
     return median if median >= MARGIN and sorted(ratios)[1] > 1 else 0.0

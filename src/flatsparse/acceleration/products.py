@@ -11,9 +11,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from flatsparse.accelerate import kernels
-from flatsparse.accelerate.index import Index
-from flatsparse.accelerate.kernels import pointer, threads
+from flatsparse.acceleration import kernels
+from flatsparse.acceleration.index import Index
+from flatsparse.acceleration.kernels import pointer, threads
 from flatsparse.common.errors import InputError
 
 
