@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from flatsparse.acceleration.index import Index, index_of
 from flatsparse.acceleration.linear import Whole, linear, live
-from flatsparse.acceleration.measure import Kind, speedup
+from flatsparse.acceleration.measure import DENSEST, Kind, speedup
 from flatsparse.common.tensors import Version, version
 from flatsparse.sparse.masks import MaskedWeight
 
@@ -45,7 +46,7 @@ class SparseLayer:
 
     def linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor | None:
         """Return the layer's output, or None where it should be computed densely."""
-        if self._masked.active * 2 > weight.numel():
+        if self._masked.active > DENSEST * weight.numel():
             self.does = f"dense: {1 - self._masked.active / weight.numel():.0%} of its weights are zero, too few to pay"
             return None
         if reason := self._unfit(x, weight, bias):
@@ -92,9 +93,9 @@ class Linear(nn.Linear):
         return super().forward(x) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made: Any = super().__reduce_ex__(protocol)
-        make, (_, *args), state, *rest = made
-        return make, (nn.Linear, *args), {k: v for k, v in state.items() if k != SAVED_AS}, *rest
+        state = {name: value for name, value in self.__getstate__().items() if name != SAVED_AS}
+        # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
 
 # Everything that asks for a module's class by name, as tracers, printed models and patterns do, sees the plain layer.
