@@ -26,14 +26,21 @@ class SparseLayer:
         masked: the layer's weight and mask.
         wants_dense: returns whether the coming optimizer step needs the gradient of masked weights too.
         is_active: returns whether the masks are still kept; otherwise the layer is dense.
+        say: called with the reason when the kernels cannot compute a call.
 
     Attributes:
         does: "sparse", or "dense: " and why.
     """
 
-    def __init__(self, masked: MaskedWeight, wants_dense: Callable[[], bool], is_active: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        masked: MaskedWeight,
+        wants_dense: Callable[[], bool],
+        is_active: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
         self.does = "dense: it was not called yet"
-        self._masked, self._wants_dense, self._is_active = masked, wants_dense, is_active
+        self._masked, self._wants_dense, self._is_active, self._say = masked, wants_dense, is_active, say
         self._index: Index | None = None
         self._indexed: Version | None = None  # the version of the mask that the index is of
 
@@ -51,6 +58,9 @@ class SparseLayer:
             return None
         if reason := self._unfit(x, weight, bias):
             self.does = f"dense: {reason}"
+            self._say(reason)
+            return None
+        if not x.numel() or x.shape[-1] != weight.shape[1]:  # torch has its own answers
             return None
         index = self.index()
         records = torch.is_grad_enabled()
@@ -80,7 +90,7 @@ class SparseLayer:
             return "the kernels are for float32 on the CPU"
         if not weight.is_contiguous() or self._masked.mask.device != weight.device or weight.numel() >= 2**31:
             return "its weight is not laid out row by row"
-        return None if x.numel() and x.shape[-1] == weight.shape[1] else "it was called without samples"
+        return None
 
 
 class Linear(nn.Linear):
