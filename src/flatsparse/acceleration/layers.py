@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration.index import Index, index_of
-from flatsparse.acceleration.linear import Whole, linear, live
+from flatsparse.acceleration.linear import linear
 from flatsparse.acceleration.measure import DENSEST, Kind, speedup
 from flatsparse.common.distributed import PLAIN
 from flatsparse.common.tensors import Version, version
@@ -72,8 +72,7 @@ class SparseLayer:
         if not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
             return None
         self.does = "sparse"
-        whole = Whole(self._wants_dense) if wants_values else None
-        return linear(x, live(weight, index, whole), bias, index, whole)
+        return linear(x, weight, bias, index, self._wants_dense)
 
     def _is_faster(self, index: Index, samples: int, wants_x: bool, wants_values: bool) -> bool:
         key = samples, wants_x, wants_values, torch.get_num_threads()
