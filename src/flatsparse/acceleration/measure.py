@@ -75,11 +75,9 @@ def _dense(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor) -> None:
 
 
 def _sparse(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor, index: Index) -> None:
-    values = products.take(weight, index)
-    products.forward(x, values, None, index)
-    _, dvalues = products.backward(x, values, dy, index, wants_x=kind.wants_x, wants_values=kind.wants_values)
-    if dvalues is not None:
-        products.put(dvalues, index)
+    _, values = products.forward(x, weight, None, index)
+    wants = {"wants_x": kind.wants_x, "wants_values": kind.wants_values}
+    products.backward(x, values, dy, index, as_matrix=True, **wants)
 
 
 def _ratio(dense: Callable[[], None], sparse: Callable[[], None]) -> float:
