@@ -56,12 +56,14 @@ def speedup(kind: Kind) -> float:
     Measured once in a process: forward and the gradients of both forms, in turn, for some milliseconds.
     """
     source = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
-    mask = torch.rand(kind.rows, kind.columns, generator=source) < kind.density / 100
-    weight = torch.where(mask, torch.randn(mask.shape, generator=source), 0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source, device="cpu", dtype=torch.float32)
+
     samples = min(kind.samples, SAMPLES)
-    x = torch.randn(samples, kind.columns, generator=source)
-    dy = torch.randn(samples, kind.rows, generator=source)
-    index = index_of(mask)
+    x, dy, weight = normal(samples, kind.columns), normal(samples, kind.rows), normal(kind.rows, kind.columns)
+    mask = torch.rand(weight.shape, generator=source, device="cpu", dtype=torch.float32) < kind.density / 100
+    weight, index = weight * mask, index_of(mask)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return _ratio(lambda: _dense(kind, x, weight, dy), lambda: _sparse(kind, x, weight, dy, index))
 
