@@ -24,23 +24,22 @@ def linear(
 ) -> Tensor:
     """Return ``F.linear(x, W, bias)`` of a sparse W, with gradients to x, to W and to the bias.
 
-        The gradient to W is that of its entries, and 0 elsewhere. A gradient of these gradients is computed densely.
+    The gradient to W is that of its entries, and 0 elsewhere. A gradient of these gradients is computed densely.
 
-        Args:
-            x: float32, (…, columns), on the CPU.
-            matrix: float32; the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
-            bias: float32, (rows,), or none.
-            index: of W's entries.
-            wants_whole: called in the backward pass; where it returns true, a matrix (rows, columns) gets its whole gradient.
-            memory: for the gradient of a matrix (rows, columns).
+    Args:
+        x: float32, (…, columns), on the CPU.
+        matrix: float32; the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
+        bias: float32, (rows,), or none.
+        index: of W's entries.
+        wants_whole: called in the backward pass; where it returns true, a matrix (rows, columns) gets its whole gradient.
+        memory: for the gradient of a matrix (rows, columns).
 
-        Returns: (…, rows).
+    Returns: (…, rows).
 
-        >>> from flatsparse.acceleration.gradient_memory import GradientMemory
-    from flatsparse.acceleration.index import index_of
-        >>> index = index_of(torch.tensor([[False, True], [True, True]]))
-        >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([2.0, 3.0, 4.0]), None, index)
-        tensor([[20., 43.]])
+    >>> from flatsparse.acceleration.index import index_of
+    >>> index = index_of(torch.tensor([[False, True], [True, True]]))
+    >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([2.0, 3.0, 4.0]), None, index)
+    tensor([[20., 43.]])
     """
     rows = x if x.ndim == 2 else x.reshape(-1, index.columns)
     y = _Linear.apply(rows, matrix, bias, index, wants_whole, memory)
