@@ -22,6 +22,7 @@ FLOORS = [
         "models",
         "measure",
         "export",
+        "acceleration",
         "task",
         "api",
         "comparison",

@@ -50,6 +50,7 @@ class SparseTraining:
         self._handles = [*self._step.attach(), *self._loading.attach(model)]
         self._loading.start(initial)
         keep_rewind_point(state, plan.rounds, model)
+        self._masks_all = all(getattr(wrapper, "mask_perturbation", True) for wrapper in mask_aware(optimizer))
 
     # -- read by a user -----------------------------------------------------------------------------------------
 
@@ -105,6 +106,10 @@ class SparseTraining:
     def due(self, step: int) -> list[Rule]:
         """Return the rules that act at an optimizer step, counted from 1."""
         return due(self.plan, step)
+
+    def keeps_masks(self) -> bool:
+        """Return whether the model runs at weights that are zero outside the masks: until ``detach``, if e is masked too."""
+        return self._masks_all and bool(self._handles)
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
@@ -168,6 +173,7 @@ class SparseTraining:
         """Remove all hooks from model and optimizer: from now on nothing keeps the masks."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         for wrapper in mask_aware(self._optimizer):
             wrapper.set_masks({})
 

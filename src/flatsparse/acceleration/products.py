@@ -1,0 +1,106 @@
+"""The products of a sparse matrix and a batch: by compiled kernels, or by torch's sparse rows where no compiler is at hand.
+
+Everything here is float32, on the CPU, contiguous and without autograd.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from flatsparse.acceleration import kernels
+from flatsparse.acceleration.index import Index
+from flatsparse.acceleration.kernels import pointer, threads
+from flatsparse.common.errors import InputError
+
+
+@functools.cache
+def is_compiled() -> bool:
+    """Return whether the compiled kernels can be had; says so once when they cannot."""
+    try:
+        kernels.library()
+    except InputError as problem:
+        warnings.warn(f"{problem}; until then sparse layers run on torch's sparse rows, or dense", stacklevel=2)
+        return False
+    return True
+
+
+def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tuple[Tensor, Tensor]:
+    """Return x Wᵀ + bias and the values of W.
+
+    Args:
+        x: (batch, columns).
+        matrix: the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
+        bias: (rows,), or none.
+        index: of W's entries.
+
+    Returns: (batch, rows) and (n,).
+    """
+    is_dense = matrix.ndim == 2
+    if not is_compiled():
+        values = matrix.reshape(-1).index_select(0, index.positions()) if is_dense else matrix
+        y = (_rows(index, values) @ x.t()).t()
+        return (y if bias is None else y + bias).contiguous(), values
+    y = x.new_empty(x.shape[0], index.rows)
+    values = x.new_empty(index.entries) if is_dense else matrix
+    kernels.library().flatsparse_linear_forward(
+        x.shape[0],
+        index.columns,
+        index.rows,
+        *map(pointer, (index.row_start, index.column, matrix if is_dense else None, values, x, bias, y)),
+        threads(),
+    )
+    return y, values
+
+
+def backward(
+    x: Tensor,
+    values: Tensor,
+    dy: Tensor,
+    index: Index,
+    *,
+    wants_x: bool,
+    wants_values: bool,
+    into: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients to x, (batch, columns), and to the values, (n,), given that to y, (batch, rows).
+
+    The latter is written into a matrix (rows, columns), with zeros elsewhere, where one is given, which is returned then.
+    """
+    if not is_compiled():
+        dx = (_columns(index, values) @ dy.t()).t().contiguous() if wants_x else None
+        dvalues = (dy.t() @ x).reshape(-1).index_select(0, index.positions()) if wants_values else None
+        return dx, dvalues if dvalues is None or into is None else into.copy_(dense(dvalues, index))
+    dx = torch.empty_like(x) if wants_x else None
+    dvalues = torch.empty_like(values) if wants_values else None
+    if wants_x or wants_values:
+        by_row, by_column = (index.row_start, index.column), (index.column_start, index.row, index.place)
+        kernels.library().flatsparse_linear_backward(
+            x.shape[0],
+            index.columns,
+            index.rows,
+            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, into if wants_values else None)),
+            threads(),
+        )
+    return dx, dvalues if dvalues is None or into is None else into
+
+
+def dense(values: Tensor, index: Index) -> Tensor:
+    """Return the matrix (rows, columns) that has these entries, (n,), and is 0 elsewhere; autograd knows how."""
+    flat = values.new_zeros(index.rows * index.columns)
+    return flat.index_put((index.positions(),), values).view(index.rows, index.columns)
+
+
+def _rows(index: Index, values: Tensor) -> Tensor:
+    size = index.rows, index.columns
+    return torch.sparse_csr_tensor(index.row_start, index.column, values, size, check_invariants=False)
+
+
+def _columns(index: Index, values: Tensor) -> Tensor:
+    """The transposed matrix, in rows."""
+    size = index.columns, index.rows
+    by_column = values.index_select(0, index.place)
+    return torch.sparse_csr_tensor(index.column_start, index.row, by_column, size, check_invariants=False)
