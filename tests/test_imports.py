@@ -22,6 +22,7 @@ FLOORS = [
         "models",
         "measure",
         "export",
+        "accelerate",
         "task",
         "api",
         "comparison",

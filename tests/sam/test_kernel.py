@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.common import compiled
 from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
-from flatsparse.sam.kernel import build
 from tests.helpers import (
     adamw,
     close,
@@ -173,7 +173,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = []
     run = subprocess.run
-    monkeypatch.setattr(build.subprocess, "run", lambda *a, **k: (calls.append(a), run(*a, **k))[-1])
+    monkeypatch.setattr(compiled.subprocess, "run", lambda *a, **k: (calls.append(a), run(*a, **k))[-1])
     return tmp_path / "cache" / "flatsparse", lambda: len(calls) // 2
 
 
@@ -221,7 +221,7 @@ def test_a_library_that_cannot_be_loaded_is_built_anew_once(cache):
     folder, builds = cache
     folder.mkdir(parents=True, mode=0o700)
     content = b"no library"
-    file = folder / f"{build._name()}{build.hashlib.sha256(content).hexdigest()[:16]}.so"
+    file = folder / f"{kernel.LIBRARY.prefix()}{compiled.hashlib.sha256(content).hexdigest()[:16]}.so"
     file.write_bytes(content)
     file.chmod(0o700)
     assert works(built())
@@ -233,7 +233,7 @@ def test_a_folder_that_programs_may_not_run_from_is_said_and_no_compiler_blamed(
     def never(name):
         raise OSError(f"{name}: failed to map segment from shared object")
 
-    monkeypatch.setattr(build.ctypes, "CDLL", never)
+    monkeypatch.setattr(compiled.ctypes, "CDLL", never)
     with pytest.raises(InputError, match=r"\A.*cannot be loaded \(.*failed to map.*XDG_CACHE_HOME.*\Z") as caught:
         built()
     assert "install" not in str(caught.value)
@@ -256,13 +256,13 @@ def test_what_others_could_have_put_there_is_not_loaded(cache, which, whose, mon
             return os.stat_result((*about[:4], about.st_uid + 1, *about[5:])) if str(path) == str(place) else about
 
         monkeypatch.setattr(os, "lstat", lstat)
-        monkeypatch.setattr(build.Path, "lstat", lambda self: lstat(self))
+        monkeypatch.setattr(compiled.Path, "lstat", lambda self: lstat(self))
     else:
         place.rename(tmp_path / "elsewhere")
         place.symlink_to(tmp_path / "elsewhere")
     loaded = []
-    load = build.ctypes.CDLL
-    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[-1])
+    load = compiled.ctypes.CDLL
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: (loaded.append(name), load(name))[-1])
     assert works(built())
     assert builds() == 2
     assert which == "file" or not loaded[0].startswith(str(folder))

@@ -1,0 +1,1 @@
+"""Accelerated layers: the same model, computed by sparse kernels where that is faster."""

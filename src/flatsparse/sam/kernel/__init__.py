@@ -6,15 +6,42 @@ It is plain C, called through ``ctypes``: built in a second, bound to no version
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from flatsparse.sam.kernel.build import library
+from flatsparse.common.compiled import FLAGS, Library
 
-__all__ = ["library", "square", "step", "suits", "takes"]
+__all__ = ["LIBRARY", "library", "square", "step", "suits", "takes"]
+
+
+def _bind(loaded: ctypes.CDLL) -> None:
+    loaded.flatsparse_square.restype = ctypes.c_double
+    loaded.flatsparse_square.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    numbers: list[Any] = [*[ctypes.c_float] * 4, ctypes.c_int, ctypes.c_float, ctypes.c_int]
+    loaded.flatsparse_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, *numbers]
+    loaded.flatsparse_step.restype = None
+
+
+LIBRARY = Library(
+    name="step",
+    sources=(Path(__file__).with_name("step.c"),),
+    bind=_bind,
+    what="the compiled step",
+    instead="leave kernel=True out",
+    flags=(*FLAGS, "-march=native"),
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled pass, loaded. Raises: InputError when it cannot be built or loaded."""
+    return LIBRARY.load()
 
 
 def suits(base: Optimizer) -> bool:

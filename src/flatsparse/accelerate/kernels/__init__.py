@@ -1,0 +1,86 @@
+"""The compiled kernels of accelerated layers: plain C, called through ``ctypes``, for the best instruction set at hand.
+
+Every C file beside this one belongs to the library. ``FLATSPARSE_INSTRUCTIONS`` (``avx512``, ``avx2`` or ``plain``) and
+``use`` choose an instruction set, for tests and measurements.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatsparse.common.compiled import FLAGS, Library
+from flatsparse.common.errors import InputError
+
+SETS = ("plain", "avx2", "avx512")  # in the order of sets.h
+
+_N, _P, _T = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int  # a size, an array, a number of threads
+FUNCTIONS: dict[str, list[Any]] = {
+    "flatsparse_linear_forward": [_N, _N, _N, *[_P] * 6, _T],
+    "flatsparse_linear_backward": [_N, _N, _N, *[_P] * 8, _T],
+    "flatsparse_gather": [_N, _N, *[_P] * 4, _T],
+    "flatsparse_scatter": [_N, _N, *[_P] * 4, _T],
+}
+
+
+def _bind(loaded: ctypes.CDLL) -> None:
+    loaded.flatsparse_use.argtypes, loaded.flatsparse_use.restype = [ctypes.c_int], ctypes.c_int
+    for name, types in FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = types, None
+
+
+_FOLDER = Path(__file__).parent
+LIBRARY = Library(
+    name="kernels",
+    sources=tuple(sorted(_FOLDER.glob("*.c"))),
+    headers=tuple(sorted(_FOLDER.glob("*.h"))),
+    bind=_bind,
+    what="the library of sparse kernels",
+    instead="leave acceleration out",
+    flags=(*FLAGS, "-ffp-contract=fast"),  # products are added without being rounded, as dense kernels do
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels, loaded, with the best instruction set in use or the one that the environment asks for.
+
+    Raises: InputError when they cannot be built or loaded, or the processor has no such set.
+    """
+    loaded = LIBRARY.load()
+    _choose(loaded, os.environ.get("FLATSPARSE_INSTRUCTIONS") or None)
+    return loaded
+
+
+def use(instructions: str | None) -> str:
+    """Use an instruction set, or the best when None. Returns its name.
+
+    Raises: InputError for a name that is none, and for a set that this processor has not.
+    """
+    return _choose(library(), instructions)
+
+
+def _choose(loaded: ctypes.CDLL, instructions: str | None) -> str:
+    if instructions is not None and instructions not in SETS:
+        raise InputError(f"no instruction set '{instructions}': take one of {', '.join(SETS)}")
+    used = SETS[loaded.flatsparse_use(SETS.index(instructions) if instructions else -1)]
+    if instructions not in (None, used):
+        raise InputError(f"this processor has no {instructions}: leave FLATSPARSE_INSTRUCTIONS out, or take {used}")
+    return used
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """The address of a contiguous tensor's entries, null for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def threads() -> int:
+    """The number of threads that kernels run on: torch's."""
+    return torch.get_num_threads()
