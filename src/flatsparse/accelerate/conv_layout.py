@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LANES = 16  # as in conv.h
+LANES = 16  # as in conv.c
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,5 @@ class Layout:
         return (row + self.pad) * self.strides[1] + (column + self.pad) * LANES
 
     def empty(self) -> Tensor:
+        """Return room for such an activation."""
         return torch.empty(self.shape)

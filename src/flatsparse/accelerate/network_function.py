@@ -1,0 +1,108 @@
+"""A program as a differentiable function of its input and its layers' parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from flatsparse.accelerate.conv_index import ConvIndex, convolution_index
+from flatsparse.accelerate.network_program import Geometry, Program, program_geometry
+from flatsparse.accelerate.network_run import Wanted, outputs, run_backward, run_evaluation, run_forward
+from flatsparse.common.tensors import Version, version
+
+
+class Runner:
+    """Runs a program, and keeps the layouts and indices that its last calls needed.
+
+    Args:
+        program: what it runs.
+        mask: the mask of a weight, None for a dense one.
+        dense_gradients: whether this step needs the gradients of all weights, not of the live ones only.
+    """
+
+    def __init__(
+        self, program: Program, mask: Callable[[nn.Parameter], Tensor | None], dense_gradients: Callable[[], bool]
+    ) -> None:
+        self.program, self.mask, self.dense_gradients = program, mask, dense_gradients
+        self._geometries: dict[tuple[int, ...], Geometry | None] = {}
+        self._indices: dict[tuple[int, ...], list[tuple[Version | None, ConvIndex]]] = {}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the program's outputs for a float32 (N, C, H, W) input that its geometry takes."""
+        if not torch.is_grad_enabled() and self._folds():
+            geometry, indices = self.prepared(images)
+            return run_evaluation(self.program, geometry, indices, images)
+        return _Run.apply(self, images, *self.parameters())
+
+    def _folds(self) -> bool:
+        norms = [branch.norm for branch in self.program.branches() if branch.norm is not None]
+        return not any(norm.training or norm.running_mean is None for norm in norms)
+
+    def parameters(self) -> list[Tensor | None]:
+        """Return the parameters of the branches: weight, bias, norm's weight and bias of each."""
+        result: list[Tensor | None] = []
+        for branch in self.program.branches():
+            norm = branch.norm
+            result += [branch.conv.weight, branch.conv.bias]
+            result += [None, None] if norm is None else [norm.weight, norm.bias]
+        return result
+
+    def geometry(self, images: Tensor) -> Geometry | None:
+        """Return the layouts for an input, None where the program cannot take it."""
+        shape = tuple(images.shape)
+        if shape not in self._geometries:
+            if len(self._geometries) > 8:  # batches of many sizes
+                self._geometries.clear()
+            self._geometries[shape] = program_geometry(self.program, shape)
+        return self._geometries[shape]
+
+    def prepared(self, images: Tensor) -> tuple[Geometry, list[ConvIndex]]:
+        """Return the layouts and indices for an input; an index is made again after its mask has changed."""
+        geometry = self.geometry(images)
+        assert geometry is not None
+        key = tuple(images.shape[1:])  # strides do not depend on the size of the batch
+        branches = self.program.branches()
+        known = self._indices.get(key) or [(None, None)] * len(branches)
+        if key not in self._indices and len(self._indices) > 2:
+            self._indices.clear()
+        result = []
+        for branch, where, (mark, index) in zip(branches, geometry.branches, known, strict=True):
+            mask = self.mask(branch.conv.weight)
+            now = None if mask is None else version(mask)
+            if index is None or now != mark:
+                live = torch.ones_like(branch.conv.weight, dtype=torch.bool) if mask is None else mask
+                index = convolution_index(live, where)
+            result.append((now, index))
+        self._indices[key] = result
+        return geometry, [index for _, index in result]
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, runner: Runner, images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        geometry, indices = runner.prepared(images)
+        activations = run_forward(runner.program, geometry, indices, images)
+        ctx.state = (runner, geometry, indices, activations)
+        ctx.set_materialize_grads(False)
+        return outputs(runner.program, geometry, activations.values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        runner, geometry, indices, activations = ctx.state
+        needed = ctx.needs_input_grad
+        weights = list(needed[2::4])
+        dense = [runner.dense_gradients()] * len(weights)
+        images, gradients = run_backward(
+            runner.program, geometry, indices, activations, given, Wanted(needed[1], weights, dense)
+        )
+        result: list[Tensor | None] = [None, images]
+        for one in gradients:
+            result += [one.weight, one.bias, one.norm_weight, one.norm_bias]
+        return tuple(
+            tensor if tensor is not None and wanted else None for tensor, wanted in zip(result, needed, strict=True)
+        )
