@@ -46,6 +46,11 @@ class ConvGeometry:
     output: Layout
     gradient: Layout
 
+    @property
+    def ahead(self) -> int:
+        """The rows past its own that row i of a phase of the input reads of the output's gradient."""
+        return max(0, (self.stride - 1 + self.padding[0]) // self.stride)
+
 
 @dataclass(frozen=True)
 class ConvIndex:

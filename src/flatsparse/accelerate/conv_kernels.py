@@ -1,86 +1,127 @@
-"""The compiled convolution kernels, called on tensors; the argument structures are those of conv.c."""
+"""The compiled convolution kernels, called on tensors."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flatsparse.accelerate.conv_index import ConvGeometry, ConvIndex, Taps
 from flatsparse.accelerate.conv_layout import LANES, Layout
-from flatsparse.accelerate.kernels import library, pointer, threads
-
-BANDS = 2  # as in conv.c
-
-
-class _Strides(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("block", "row", "channel", "step")]
-
-
-_TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "s": _Strides, "d": ctypes.c_double}
-
-
-def _structure(name: str, **fields: str) -> Any:
-    """A structure whose fields are named by type, in order: i for integers, p for pointers, s for strides, d for doubles."""
-    members = [(field, _TYPES[kind[0]]) for kind, names in fields.items() for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": members})
-
-
-_Convolution = _structure(
-    "_Convolution",
-    i="blocks rows columns outputs rectify",
-    p="starts offsets values start x add mask with_ y sums",
-    s="in_ added masked out",
+from flatsparse.accelerate.conv_structures import (
+    SHARES,
+    Backward,
+    Combination,
+    Convolution,
+    Exchange,
+    Forward,
+    Norm,
+    NormGradient,
+    Reduction,
+    Strides,
+    WeightGradient,
+    address,
+    run,
+    strides,
 )
-_WeightGradient = _structure(
-    "_WeightGradient", i="blocks rows columns outputs", p="starts offsets g x gradient sums", s="outer in_"
-)
-_Combination = _structure(
-    "_Combination",
-    i="blocks rows columns channels images pad rectify",
-    p="x x2 scale scale2 shift y",
-    s="in_ in2 out",
-)
-_Reduction = _structure("_Reduction", i="blocks rows columns channels", p="pooled mask with_ g sums", s="out masked")
-_Norm = _structure(
-    "_Norm",
-    i="channels images count",
-    p="sums less weight bias running_mean running_var scale shift mean inverse",
-    d="eps factor",
-)
-_NormGradient = _structure(
-    "_NormGradient", i="channels images count fixed", p="sums scale mean inverse a b c weight_gradient bias_gradient"
-)
-_Exchange = _structure("_Exchange", i="images channels rows columns image channel row column", p="there here", s="in_")
+from flatsparse.accelerate.kernels import pointer, threads
 
 
-@functools.cache
-def _function(name: str, threaded: bool = True) -> Any:
-    function = getattr(library(), f"flatsparse_{name}")
-    function.argtypes = [ctypes.c_void_p, *([ctypes.c_int] if threaded else [])]
-    function.restype = None
-    return function
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """A value as scale * x + scale2 * x2 + shift, by channel, rectified where asked.
+
+    Attributes:
+        layout: of the value, with its border.
+        x, x2: activations and their layouts; there may be no second one.
+        scale, scale2, shift: one for each channel; no scale2 is 1.
+    """
+
+    layout: Layout
+    x: tuple[Tensor, Layout]
+    scale: Tensor
+    shift: Tensor
+    x2: tuple[Tensor, Layout] | None = None
+    scale2: Tensor | None = None
+    rectify: bool = False
+
+    def at(self, y: Tensor) -> Combination:
+        """Return it as the kernels' argument, written to y."""
+        layout, (x, own), (x2, own2) = self.layout, self.x, self.x2 or (None, self.layout)
+        return Combination(
+            layout.rows, layout.columns, layout.channels, layout.images, layout.pad, self.rectify,
+            address(x, own.offset(0, 0)), address(x2, own2.offset(0, 0)), pointer(self.scale), pointer(self.scale2),
+            pointer(self.shift), address(y, layout.offset(0, 0)), strides(own), strides(own2), strides(layout),
+        )  # fmt: skip
+
+    def compute(self) -> Tensor:
+        """Return the value."""
+        y = self.layout.empty()
+        run("combine", self.at(y), self.layout.blocks)
+        return y
 
 
-def _run(name: str, structure: Any) -> None:
-    _function(name)(ctypes.addressof(structure), threads())
-
-
-def _strides(layout: Layout, step: int = 1) -> _Strides:
-    block, row, channel = layout.strides
-    return _Strides(block, row * step, channel, step)
-
-
-def _at(tensor: Tensor | None, offset: int) -> int | None:
-    return None if tensor is None else tensor.data_ptr() + 4 * offset
+def cleared(layout: Layout) -> Tensor:
+    """Room for an activation, with a border of zeros."""
+    y = layout.empty()
+    if layout.pad:
+        structure = Combination(rows=layout.rows, columns=layout.columns, channels=layout.channels, pad=layout.pad)
+        structure.y, structure.out = address(y, layout.offset(0, 0)), strides(layout)
+        run("combine", structure, layout.blocks)
+    return y
 
 
 def new_sums(layout: Layout) -> Tensor:
-    """Return zeros for sums over the pixels of an activation, and over those of a product."""
-    return torch.zeros(layout.blocks * BANDS, 2, layout.channels, LANES)
+    """Zeros for sums over the pixels of an activation, and over those of a product."""
+    return torch.zeros(layout.blocks, 2, layout.channels, LANES)
+
+
+def _room(layout: Layout) -> Tensor:
+    """Room for one block a thread."""
+    return torch.empty(threads(), layout.strides[0])
+
+
+def _convolution(
+    geometry: ConvGeometry, taps: Taps, values: Tensor, x: Tensor, y: Tensor, target: Layout, start: Tensor | None
+) -> Convolution:
+    source, output = geometry.source, geometry.output
+    structure = Convolution(output.rows, output.columns, output.channels)
+    structure.starts, structure.offsets = pointer(taps.starts), pointer(taps.offsets)
+    structure.values, structure.start = pointer(values), pointer(start)
+    structure.x = address(x, source.offset(-geometry.padding[0], -geometry.padding[1]))
+    structure.y, structure.out = address(y, target.offset(0, 0)), strides(target)
+    structure.in_ = strides(source, geometry.stride)
+    return structure
+
+
+def forward(
+    geometry: ConvGeometry,
+    taps: Taps,
+    values: Tensor,
+    x: Tensor | Combined,
+    start: Tensor | None,
+    *,
+    keep: bool = False,
+    sums: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The convolution of x and, where x is combined on the way and kept, x.
+
+    Args:
+        start: what is added to each output channel.
+        sums: gets the sums over pixels of the result and of its square.
+    """
+    y, source = geometry.output.empty(), geometry.source
+    made = isinstance(x, Combined)
+    buffer = x if not isinstance(x, Combined) else source.empty() if keep else _room(source)
+    structure = Forward(source.blocks, keep, geometry.stride, geometry.kernel[0] - geometry.padding[0], pointer(buffer))
+    if isinstance(x, Combined):
+        structure.input = x.at(buffer)
+    structure.convolution = _convolution(geometry, taps, values, buffer, y, geometry.output, start)
+    structure.convolution.sums = pointer(sums)
+    run("forward", structure)
+    return y, buffer if made and keep else None
 
 
 def convolve(
@@ -88,108 +129,103 @@ def convolve(
     taps: Taps,
     values: Tensor,
     x: Tensor,
-    y: Tensor,
-    start: Tensor | None = None,
+    start: Tensor | None,
     *,
-    target: Layout | None = None,
+    y: Tensor,
+    target: Layout,
     added: tuple[Tensor, Layout] | None = None,
     rectify: bool = False,
-    sums: Tensor | None = None,
 ) -> None:
-    """Convolve x into y, which lies as target (the geometry's output unless given); sums get those of y and its square."""
-    source, output = geometry.source, geometry.output
-    into = target or output
-    add, add_layout = added or (None, output)
-    _run(
-        "convolve",
-        _Convolution(
-            output.blocks, output.rows, output.columns, output.channels, rectify,
-            pointer(taps.starts), pointer(taps.offsets), pointer(values), pointer(start),
-            _at(x, source.offset(-geometry.padding[0], -geometry.padding[1])), _at(add, add_layout.offset(0, 0)), None, None,
-            _at(y, into.offset(0, 0)), pointer(sums),
-            _strides(source, geometry.stride), _strides(add_layout), _Strides(), _strides(into),
-        ),
-    )  # fmt: skip
+    """Convolve x into y, of layout target, plus another activation, rectified where asked."""
+    structure = _convolution(geometry, taps, values, x, y, target, start)
+    structure.rectify = rectify
+    if added is not None:
+        structure.add, structure.added = address(added[0], added[1].offset(0, 0)), strides(added[1])
+    run("convolve", structure, target.blocks)
 
 
-def input_gradient(
+@dataclass(frozen=True, eq=False)
+class InputGradient:
+    """What the gradient of a convolution's input is made into.
+
+    Attributes:
+        layout: of the gradient, without a border.
+        add: a gradient that came from elsewhere.
+        mask: whether it is 0 where the input is not positive.
+        with_: an activation of that layout; sums get those of the gradient, and of it times this.
+    """
+
+    layout: Layout
+    add: Tensor | None
+    mask: bool
+    with_: Tensor | None
+    sums: Tensor | None
+
+
+def backward(
     geometry: ConvGeometry,
     index: ConvIndex,
     values: Tensor,
-    gradient: Tensor,
-    dx: Tensor,
+    output_gradient: Combined,
+    x: Tensor | Combined,
     *,
-    add: Tensor | None = None,
-    mask: Tensor | None = None,
-    with_: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    """Write to dx, without a border, the gradient of the input, plus add, where the input (mask) is positive.
-
-    sums get those of dx, and of dx times with_, which lies as dx does.
-    """
-    source, stride = geometry.source, geometry.stride
-    plain = Layout(source.images, source.channels, source.rows, source.columns)
-    for (a, b), taps in index.backward.items():
-        if a >= source.rows or b >= source.columns:
-            continue
-        here = plain.offset(a, b)
-        rows, columns = (source.rows - 1 - a) // stride + 1, (source.columns - 1 - b) // stride + 1
-        own = torch.index_select(values, 0, taps.where)
-        step = _strides(plain, stride)
-        _run(
-            "convolve",
-            _Convolution(
-                source.blocks, rows, columns, source.channels, False,
-                pointer(taps.starts), pointer(taps.offsets), pointer(own), None,
-                _at(gradient, geometry.gradient.offset(0, 0)), _at(add, here), _at(mask, source.offset(a, b)),
-                _at(with_, here), _at(dx, here), pointer(sums),
-                _strides(geometry.gradient), step, _strides(source, stride), step,
-            ),
-        )  # fmt: skip
-
-
-def weight_gradient(geometry: ConvGeometry, taps: Taps, gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient of the values at the forward's taps."""
-    source, output = geometry.source, geometry.output
-    result, sums = torch.empty(len(taps.offsets)), torch.empty(len(taps.offsets), LANES)
-    _run(
-        "weight_gradient",
-        _WeightGradient(
-            output.blocks, output.rows, output.columns, output.channels,
-            pointer(taps.starts), pointer(taps.offsets), _at(gradient, geometry.gradient.offset(0, 0)),
-            _at(x, source.offset(-geometry.padding[0], -geometry.padding[1])), pointer(result), pointer(sums),
-            _strides(geometry.gradient), _strides(source, geometry.stride),
-        ),
+    weights: bool,
+    into: InputGradient | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the live weights, where wanted, and of the input, where there is something to make it into."""
+    count, source = len(values), geometry.source
+    rooms = _room(geometry.gradient), _room(source) if isinstance(x, Combined) else None
+    gradient = torch.empty(count) if weights else None
+    sums = torch.empty(min(source.blocks, SHARES), count, LANES) if weights else None
+    structure = Backward(
+        source.blocks, not isinstance(x, Combined), geometry.stride,
+        max(geometry.kernel[0] - geometry.padding[0], geometry.stride), 1 + geometry.ahead, 0, count,
+        pointer(rooms[1]), pointer(rooms[0]), pointer(gradient), pointer(sums),
     )  # fmt: skip
-    return result
+    structure.output_gradient = output_gradient.at(rooms[0])
+    if isinstance(x, Combined):
+        assert rooms[1] is not None
+        structure.input = x.at(rooms[1])
+        x = rooms[1]
+    structure.weights = _weights(geometry, index.forward, rooms[0], x)
+    dx, kept = None, []
+    if into is not None:
+        dx = into.layout.empty()
+        for (a, b), taps in index.backward.items():
+            if a < source.rows and b < source.columns:
+                kept.append(torch.index_select(values, 0, taps.where))
+                phase = _phase(geometry, taps, kept[-1], rooms[0], x, dx, into, a, b)
+                structure.input_gradient[structure.phases] = phase
+                structure.phases += 1
+    run("backward", structure)
+    return gradient, dx
 
 
-def combine(
-    target: Layout,
-    x: tuple[Tensor, Layout] | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    x2: tuple[Tensor, Layout] | None = None,
-    scale2: Tensor | None = None,
-    *,
-    rectify: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
-    """scale * x + scale2 * x2 + shift by channel, rectified where asked, with a border of zeros; the border alone without x."""
-    y = target.empty() if out is None else out
-    first, layout = x or (None, target)
-    second, layout2 = x2 or (None, target)
-    _run(
-        "combine",
-        _Combination(
-            target.blocks, target.rows, target.columns, target.channels, target.images, target.pad, rectify,
-            _at(first, layout.offset(0, 0)), _at(second, layout2.offset(0, 0)),
-            pointer(scale), pointer(scale2), pointer(shift), _at(y, target.offset(0, 0)),
-            _strides(layout), _strides(layout2), _strides(target),
-        ),
+def _weights(geometry: ConvGeometry, taps: Taps, gradient: Tensor, x: Tensor) -> WeightGradient:
+    output, source = geometry.output, geometry.source
+    return WeightGradient(
+        output.rows, output.columns, output.channels, pointer(taps.starts), pointer(taps.offsets),
+        address(gradient, geometry.gradient.offset(0, 0)),
+        address(x, source.offset(-geometry.padding[0], -geometry.padding[1])), None,
+        strides(geometry.gradient), strides(source, geometry.stride),
     )  # fmt: skip
-    return y
+
+
+def _phase(
+    geometry: ConvGeometry, taps: Taps, values: Tensor, gradient: Tensor, x: Tensor, dx: Tensor, into: InputGradient,
+    a: int, b: int,
+) -> Convolution:  # fmt: skip
+    """The gradient of input pixels (stride * i + a, stride * j + b)."""
+    source, stride, here = geometry.source, geometry.stride, into.layout.offset(a, b)
+    structure = Convolution((source.rows - 1 - a) // stride + 1, (source.columns - 1 - b) // stride + 1, source.channels)
+    structure.starts, structure.offsets, structure.values = pointer(taps.starts), pointer(taps.offsets), pointer(values)
+    structure.x, structure.in_ = address(gradient, geometry.gradient.offset(0, 0)), strides(geometry.gradient)
+    structure.y, structure.out = address(dx, here), strides(into.layout, stride)
+    structure.add, structure.added = address(into.add, here), strides(into.layout, stride)
+    if into.mask:
+        structure.mask, structure.masked = address(x, source.offset(a, b)), strides(source, stride)
+    structure.with_, structure.sums = address(into.with_, here), pointer(into.sums)
+    return structure
 
 
 def reduce(
@@ -206,37 +242,31 @@ def reduce(
     sums get those of g, and of g times with_.
     """
     test, test_layout = mask or (None, layout)
-    _run(
-        "reduce",
-        _Reduction(
-            layout.blocks, layout.rows, layout.columns, layout.channels, pointer(pooled),
-            _at(test, test_layout.offset(0, 0)), pointer(with_), pointer(g), pointer(sums),
-            _strides(layout), _strides(test_layout),
-        ),
+    structure = Reduction(
+        layout.blocks, layout.rows, layout.columns, layout.channels, pointer(pooled),
+        address(test, test_layout.offset(0, 0)), pointer(with_), pointer(g), pointer(sums),
+        strides(layout), strides(test_layout),
     )  # fmt: skip
+    run("reduce", structure)
 
 
 def enter(images: Tensor, layout: Layout) -> Tensor:
     """(N, C, H, W) images, of any strides, in the layout, with a border of zeros."""
-    here = combine(layout, None, None, None) if layout.pad else layout.empty()
-    _exchange("enter", images, here, layout)
+    here = cleared(layout)
+    run("enter", _exchange(images, here, layout))
     return here
 
 
 def leave(here: Tensor, layout: Layout) -> Tensor:
     """The (N, C, H, W) images of an activation."""
     images = torch.empty(layout.images, layout.channels, layout.rows, layout.columns)
-    _exchange("leave", images, here, layout)
+    run("leave", _exchange(images, here, layout))
     return images
 
 
-def _exchange(name: str, images: Tensor, here: Tensor, layout: Layout) -> None:
-    _run(
-        name,
-        _Exchange(
-            *images.shape, *images.stride(), images.data_ptr(), _at(here, layout.offset(0, 0)), _strides(layout)
-        ),
-    )
+def _exchange(images: Tensor, here: Tensor, layout: Layout) -> Exchange:
+    place = address(here, layout.offset(0, 0))
+    return Exchange(*images.shape, *images.stride(), pointer(images), place, strides(layout))
 
 
 def norm(
@@ -255,12 +285,12 @@ def norm(
     """
     result = torch.empty(4, layout.channels)
     mean, var = running or (None, None)
-    structure = _Norm(
+    structure = Norm(
         layout.channels, layout.images, layout.images * layout.rows * layout.columns, pointer(sums), pointer(less),
-        pointer(weight), pointer(bias), pointer(mean), pointer(var), *(_at(result, i * layout.channels) for i in range(4)),
-        eps, factor,
+        pointer(weight), pointer(bias), pointer(mean), pointer(var),
+        *(address(result, i * layout.channels) for i in range(4)), eps, factor,
     )  # fmt: skip
-    _function("norm", threaded=False)(ctypes.addressof(structure))
+    run("norm", structure)
     return result
 
 
@@ -274,7 +304,7 @@ def norm_gradient(layout: Layout, sums: Tensor, normed: Tensor, fixed: bool) -> 
     """
     result = torch.empty(5, layout.channels)
     count = layout.images * layout.rows * layout.columns
-    rows = [_at(normed, i * layout.channels) for i in (0, 2, 3)] + [_at(result, i * layout.channels) for i in range(5)]
-    structure = _NormGradient(layout.channels, layout.images, count, fixed, pointer(sums), *rows)
-    _function("norm_gradient", threaded=False)(ctypes.addressof(structure))
+    rows = [address(normed, i * layout.channels) for i in (0, 2, 3)]
+    rows += [address(result, i * layout.channels) for i in range(5)]
+    run("norm_gradient", NormGradient(layout.channels, layout.images, count, fixed, pointer(sums), *rows))
     return result

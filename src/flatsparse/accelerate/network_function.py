@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from flatsparse.accelerate.conv_index import ConvIndex, convolution_index
 from flatsparse.accelerate.network_program import Geometry, Program, program_geometry
-from flatsparse.accelerate.network_run import Wanted, outputs, run_backward, run_evaluation, run_forward
+from flatsparse.accelerate.network_gradients import Pass, Wanted
+from flatsparse.accelerate.network_run import outputs, run_evaluation, run_forward
 from flatsparse.common.tensors import Version, version
 
 
@@ -95,14 +96,11 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
         runner, geometry, indices, activations = ctx.state
         needed = ctx.needs_input_grad
-        weights = list(needed[2::4])
-        dense = [runner.dense_gradients()] * len(weights)
-        images, gradients = run_backward(
-            runner.program, geometry, indices, activations, given, Wanted(needed[1], weights, dense)
-        )
+        wanted = Wanted(needed[1], list(needed[2::4]), runner.dense_gradients())
+        images, gradients = Pass(runner.program, geometry, indices, activations, wanted).run(given)
         result: list[Tensor | None] = [None, images]
         for one in gradients:
             result += [one.weight, one.bias, one.norm_weight, one.norm_bias]
         return tuple(
-            tensor if tensor is not None and wanted else None for tensor, wanted in zip(result, needed, strict=True)
+            tensor if tensor is not None and is_needed else None for tensor, is_needed in zip(result, needed, strict=True)
         )

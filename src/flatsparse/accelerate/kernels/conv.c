@@ -1,46 +1,72 @@
 /* Sparse convolutions, with batch norm, ReLU and additions around them, for activations with the images of a batch innermost.
 
    An activation lies as [blocks][rows][channels][columns][LANES]: LANES images side by side, so that one weight meets a run
-   of memory at every pixel. Strides are in floats, steps in pixels. Sums over pixels are kept by band, a part of the rows of
-   a block, as [band][2][channels][LANES]; so they do not depend on the number of threads. */
+   of memory at every pixel. Strides are in floats, steps in pixels. Sums over pixels are [blocks][2][channels][LANES]; a block
+   is worked on by one thread, so they do not depend on the number of threads. */
 
 #include "sets.h"
 
-enum { LANES = 16, BANDS = 2 };
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+enum { LANES = 16, BANDS = 4, SHARES = 8, PHASES = 16 };
 
 typedef struct {
     int64_t block, row, channel, step;
 } Strides;
 
+/* y = scale * x + scale2 * x2 + shift (x2, and scale2 for 1, may be null), rectified where asked; 0 on a border of pad
+   pixels, and for images past the last. Nothing is done where x is null. */
+typedef struct {
+    int64_t rows, columns, channels, images, pad, rectify;
+    const float *x, *x2, *scale, *scale2, *shift;
+    float *y;
+    Strides in, in2, out;
+} Combination;
+
 /* y[o] = start[o] + the sum over o's non-zeros of value * x[offset] + add, at every pixel; 0 where mask is not positive, or
    y is not and rectify is set. start, add and mask may be null. sums, unless null, gets those of y and of y times with (y
    where with is null). */
 typedef struct {
-    int64_t blocks, rows, columns, outputs, rectify;
+    int64_t rows, columns, outputs, rectify;
     const int32_t *starts, *offsets;
     const float *values, *start, *x, *add, *mask, *with;
     float *y, *sums;
     Strides in, added, masked, out;
 } Convolution;
 
-/* gradient[k] = the sum over pixels and images of g[o] * x[offset of k], for the non-zeros k of every output o; sums has room
-   for LANES floats each. */
+/* sums[k] += g[o] * x[offset of k] over the pixels, for the non-zeros k of every output o: WIDTH floats each. */
 typedef struct {
-    int64_t blocks, rows, columns, outputs;
+    int64_t rows, columns, outputs;
     const int32_t *starts, *offsets;
     const float *g, *x;
-    float *gradient, *sums;
+    float *sums;
     Strides outer, in;
 } WeightGradient;
 
-/* y = scale * x + scale2 * x2 + shift (x2, and scale2 for 1, may be null), rectified where asked; 0 on a border of pad
-   pixels, and for images past the last. */
+/* A convolution whose input is made first, row by row, so that it is read from the cache. Where kept is 0, the input is made
+   in room for one block a thread, and forgotten. Row i of the output reads rows below step * i + reach. */
 typedef struct {
-    int64_t blocks, rows, columns, channels, images, pad, rectify;
-    const float *x, *x2, *scale, *scale2, *shift;
-    float *y;
-    Strides in, in2, out;
-} Combination;
+    int64_t blocks, kept, step, reach;
+    float *room;
+    Combination input;
+    Convolution convolution;
+} Forward;
+
+/* The backward of a convolution: the gradient of its output is made row by row (in room for one block a thread), its input
+   made again where it was not kept, and from both the gradients of the weights (gradient may be null) and of the input, one
+   convolution for each phase of its rows and columns. Row i of a phase reads gradients below i + gradient_reach. */
+typedef struct {
+    int64_t blocks, kept, step, reach, gradient_reach, phases, values;
+    float *room, *gradient_room, *gradient, *sums;
+    Combination input, output_gradient;
+    WeightGradient weights;
+    Convolution input_gradient[PHASES];
+} Backward;
 
 /* g, a gradient that lies as with does, is made that of [block][channel][LANES] pooled, where given, and 0 where mask is not
    positive, where given. sums gets those of g and of g times with. */
@@ -75,76 +101,146 @@ typedef struct {
     Strides in;
 } Exchange;
 
-static int64_t band_start(int64_t rows, int64_t band) { return rows * band / BANDS; }
-
 #define TEMPLATE "conv.h"
 #include "every_set.h"
 
-void flatsparse_convolve(const Convolution *c, int threads) {
-    int64_t size = 2 * c->outputs * LANES;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < c->blocks * BANDS; i++)
-        CALL(convolve_rows)(c, i / BANDS, band_start(c->rows, i % BANDS), band_start(c->rows, i % BANDS + 1),
-                            c->sums ? c->sums + i * size : NULL);
+static int64_t block_size(const Combination *c) {
+    return (c->rows + 2 * c->pad) * c->channels * (c->columns + 2 * c->pad) * LANES;
 }
 
-/* Every thread has outputs of its own, in shares of about as many non-zeros, so sums do not depend on the threads. */
-void flatsparse_weight_gradient(const WeightGradient *c, int threads) {
-    int64_t all = c->starts[c->outputs];
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
-        int64_t first = 0, last = 0;
-        while (first < c->outputs && (int64_t)c->starts[first] * threads < all * t) first++;
-        last = first;
-        while (last < c->outputs && (t == threads - 1 || (int64_t)c->starts[last] * threads < all * (t + 1))) last++;
-        CALL(weight_gradient)(c, first, last);
+/* Zero a block's border; y lies at the first pixel within. */
+static void clear_border(const Combination *c, float *y) {
+    for (int64_t row = -c->pad; row < c->rows + c->pad && c->pad; row++) {
+        float *first = y + row * c->out.row - c->pad * LANES;
+        if (row < 0 || row >= c->rows) memset(first, 0, sizeof(float) * c->channels * c->out.channel);
+        else
+            for (int64_t channel = 0; channel < c->channels; channel++, first += c->out.channel) {
+                memset(first, 0, sizeof(float) * c->pad * LANES);
+                memset(first + (c->columns + c->pad) * LANES, 0, sizeof(float) * c->pad * LANES);
+            }
     }
 }
 
-static void clear_sides(const Combination *c, float *y) {
-    size_t side = sizeof(float) * c->pad * LANES;
-    for (int64_t channel = 0; channel < c->channels; channel++, y += c->out.channel) {
-        memset(y - c->pad * LANES, 0, side);
-        memset(y + c->columns * LANES, 0, side);
+/* A combination by itself; without x, the border alone is cleared. */
+void flatsparse_combine(const Combination *c, int64_t blocks, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        clear_border(c, c->y + block * c->out.block);
+        for (int64_t row = 0; row < c->rows && c->x; row++) CALL(combine_row)(c, block, row);
     }
 }
 
-/* A combination; without x, the border alone is cleared. */
-void flatsparse_combine(const Combination *c, int threads) {
-    int64_t rows = c->rows + 2 * c->pad;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < c->blocks * rows; i++) {
-        int64_t block = i / rows, row = i % rows - c->pad;
-        float *y = c->y + block * c->out.block + row * c->out.row;
-        if (row < 0 || row >= c->rows) memset(y - c->pad * LANES, 0, sizeof(float) * c->channels * c->out.channel);
-        else {
-            if (c->pad) clear_sides(c, y);
-            if (c->x) CALL(combine_row)(c, block, row);
+/* Where a thread makes one block at a time, with a cleared border. */
+static void use_room(Combination *c, float *room) {
+    c->y = room + c->pad * (c->out.row + LANES);
+    c->out.block = 0;
+    clear_border(c, c->y);
+}
+
+static void forward_block(const Forward *f, const Combination *input, const Convolution *c, int64_t block, float *sums) {
+    int64_t made = 0;
+    for (int64_t row = 0; row < c->rows; row++) {
+        for (; input->x && made < MIN(input->rows, f->step * row + f->reach); made++) CALL(combine_row)(input, block, made);
+        CALL(convolve_rows)(c, block, row, row + 1, sums);
+    }
+    for (; input->x && made < input->rows; made++) CALL(combine_row)(input, block, made);
+}
+
+void flatsparse_forward(const Forward *f, int threads) {
+    int64_t sums = 2 * f->convolution.outputs * LANES;
+#pragma omp parallel num_threads(threads)
+    {
+        Combination input = f->input;
+        Convolution c = f->convolution;
+        if (input.x && !f->kept) {
+            int64_t shift = c.x - input.y; /* from the input's first pixel to what the first tap reads from */
+            use_room(&input, f->room + THREAD * block_size(&input));
+            c.x = input.y + shift;
+            c.in.block = 0;
+        }
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < f->blocks; block++) {
+            if (input.x && f->kept) clear_border(&input, input.y + block * input.out.block);
+            forward_block(f, &input, &c, block, c.sums ? c.sums + block * sums : NULL);
         }
     }
 }
 
-void flatsparse_reduce(const Reduction *c, int threads) {
-    int64_t size = 2 * c->channels * LANES;
+/* A convolution by itself, without sums. */
+void flatsparse_convolve(const Convolution *c, int64_t blocks, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < c->blocks * BANDS; i++)
-        CALL(reduce_rows)(c, i / BANDS, band_start(c->rows, i % BANDS), band_start(c->rows, i % BANDS + 1),
-                          c->sums ? c->sums + i * size : NULL);
+    for (int64_t i = 0; i < blocks * BANDS; i++)
+        CALL(convolve_rows)(c, i / BANDS, c->rows * (i % BANDS) / BANDS, c->rows * (i % BANDS + 1) / BANDS, NULL);
+}
+
+static void backward_block(const Backward *b, const Combination *input, const Combination *g, const WeightGradient *w,
+                           const Convolution *dx, int64_t block) {
+    int64_t made = 0, made_g = 0, rows = g->rows;
+    for (int64_t p = 0; p < b->phases; p++)
+        if (dx[p].rows > rows) rows = dx[p].rows;
+    for (int64_t row = 0; row < rows; row++) {
+        for (; made_g < MIN(g->rows, row + b->gradient_reach); made_g++) CALL(combine_row)(g, block, made_g);
+        for (; input->x && made < MIN(input->rows, b->step * row + b->reach); made++) CALL(combine_row)(input, block, made);
+        if (b->gradient && row < g->rows) CALL(weight_row)(w, block, row);
+        for (int64_t p = 0; p < b->phases; p++)
+            if (row < dx[p].rows)
+                CALL(convolve_rows)(dx + p, block, row, row + 1,
+                                    dx[p].sums ? dx[p].sums + block * 2 * dx[p].outputs * LANES : NULL);
+    }
+}
+
+/* The work is cut into shares of blocks, each with sums of its own, so that those do not depend on the threads. */
+static void backward_share(const Backward *b, int64_t share, int64_t shares) {
+    Combination input = b->input, g = b->output_gradient;
+    WeightGradient w = b->weights;
+    Convolution dx[PHASES];
+    memcpy(dx, b->input_gradient, sizeof(dx));
+    float *first_g = g.y, *first_input = input.y;
+    use_room(&g, b->gradient_room + THREAD * block_size(&g));
+    w.g = g.y, w.outer.block = 0;
+    w.sums = b->sums + share * b->values * LANES;
+    for (int64_t p = 0; p < b->phases; p++) dx[p].x = g.y + (dx[p].x - first_g), dx[p].in.block = 0;
+    if (input.x) {
+        use_room(&input, b->room + THREAD * block_size(&input));
+        w.x = input.y + (w.x - first_input), w.in.block = 0;
+        for (int64_t p = 0; p < b->phases; p++)
+            if (dx[p].mask) dx[p].mask = input.y + (dx[p].mask - first_input), dx[p].masked.block = 0;
+    }
+    if (b->gradient) memset(w.sums, 0, sizeof(float) * b->values * LANES);
+    for (int64_t block = b->blocks * share / shares; block < b->blocks * (share + 1) / shares; block++)
+        backward_block(b, &input, &g, &w, dx, block);
+}
+
+void flatsparse_backward(const Backward *b, int threads) {
+    int64_t shares = MIN(b->blocks, SHARES);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t share = 0; share < shares; share++) backward_share(b, share, shares);
+    for (int64_t k = 0; k < b->values && b->gradient; k++) {
+        float sum = 0;
+        for (int64_t share = 0; share < shares; share++)
+            for (int i = 0; i < LANES; i++) sum += b->sums[(share * b->values + k) * LANES + i];
+        b->gradient[k] = sum;
+    }
+}
+
+void flatsparse_reduce(const Reduction *c, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < c->blocks; block++)
+        CALL(reduce_block)(c, block, c->sums ? c->sums + block * 2 * c->channels * LANES : NULL);
 }
 
 /* The sum of a channel over all images of the batch; which is 0 for the first of both sums, 1 for the second. */
 static double sum_images(const float *sums, int64_t images, int64_t channels, int64_t which, int64_t channel) {
     double sum = 0;
-    for (int64_t first = 0; first < images; first += LANES)
-        for (int64_t band = first / LANES * BANDS; band < (first / LANES + 1) * BANDS; band++)
-            for (int64_t lane = 0; lane < MIN(LANES, images - first); lane++)
-                sum += sums[((band * 2 + which) * channels + channel) * LANES + lane];
+    for (int64_t image = 0; image < images; image++)
+        sum += sums[((image / LANES * 2 + which) * channels + channel) * LANES + image % LANES];
     return sum;
 }
 
 #define SQRT __builtin_sqrt
 
-void flatsparse_norm(const Norm *n) {
+void flatsparse_norm(const Norm *n, int threads) {
+    (void)threads;
     for (int64_t i = 0; i < n->channels; i++) {
         double less = n->less ? n->less[i] : 0, mean, var;
         if (n->sums) {
@@ -167,7 +263,8 @@ void flatsparse_norm(const Norm *n) {
     }
 }
 
-void flatsparse_norm_gradient(const NormGradient *n) {
+void flatsparse_norm_gradient(const NormGradient *n, int threads) {
+    (void)threads;
     for (int64_t i = 0; i < n->channels; i++) {
         double g = sum_images(n->sums, n->images, n->channels, 0, i), inverse = n->inverse[i];
         double weight = (sum_images(n->sums, n->images, n->channels, 1, i) - n->mean[i] * g) * inverse;

@@ -10,14 +10,14 @@
 #undef tile
 #undef convolve_row
 #undef weight_tile
-#undef weight_row
+#undef weight_tiles
 #undef combine_pixels
 #define where_positive NAME(where_positive)
 #define sum_taps NAME(sum_taps)
 #define tile NAME(tile)
 #define convolve_row NAME(convolve_row)
 #define weight_tile NAME(weight_tile)
-#define weight_row NAME(weight_row)
+#define weight_tiles NAME(weight_tiles)
 #define combine_pixels NAME(combine_pixels)
 
 /* value where test is positive, 0 elsewhere; a test that is not a number lets it pass, as torch does. */
@@ -46,6 +46,14 @@ INLINE void tile(const Convolution *c, const float *x, int64_t at, int64_t added
                  const int64_t in, const int64_t out, float *sums) {
     for (int64_t o = 0; o < c->outputs; o++) {
         VEC sum[TILE][PARTS], first[PARTS], second[PARTS];
+        if (pixels == TILE)
+            for (int p = 0; p < pixels; p++) {
+                int64_t next = (pixels + p) * out * LANES;
+                __builtin_prefetch(c->y + at + next, 1);
+                if (c->with) __builtin_prefetch(c->with + at + next);
+                if (c->mask) __builtin_prefetch(c->mask + masked + next);
+                if (c->add) __builtin_prefetch(c->add + added + next);
+            }
         sum_taps(c, o, x, pixels, in, sum);
         for (int u = 0; u < PARTS; u++) first[u] = second[u] = (VEC){0};
         _Pragma("GCC unroll 16") for (int p = 0; p < pixels; p++)
@@ -102,39 +110,32 @@ INLINE void weight_tile(const WeightGradient *c, int64_t o, const float *g, cons
         for (int u = 0; u < PARTS; u++) outer[p][u] = load(g + p * LANES + u * WIDTH);
     for (int32_t k = c->starts[o]; k < c->starts[o + 1]; k++) {
         const float *tap = x + c->offsets[k];
-        VEC even = load(c->sums + (int64_t)k * WIDTH), odd = {0};
+        VEC even = load(c->sums + (int64_t)k * LANES), odd = {0};
         _Pragma("GCC unroll 16") for (int p = 0; p < pixels; p++)
             _Pragma("GCC unroll 4") for (int u = 0; u < PARTS; u++) {
                 VEC factor = load(tap + p * step * LANES + u * WIDTH);
                 if ((p * PARTS + u) % 2) odd += outer[p][u] * factor;
                 else even += outer[p][u] * factor;
             }
-        store(c->sums + (int64_t)k * WIDTH, even + odd);
+        store(c->sums + (int64_t)k * LANES, even + odd);
     }
 }
 
-INLINE void weight_row(const WeightGradient *c, int64_t first, int64_t last, const float *g, const float *x,
-                       const int64_t step) {
+INLINE void weight_tiles(const WeightGradient *c, const float *g, const float *x, const int64_t step) {
     int64_t column = 0;
     for (; column + TILE <= c->columns; column += TILE)
-        for (int64_t o = first; o < last; o++)
+        for (int64_t o = 0; o < c->outputs; o++)
             weight_tile(c, o, g + o * c->outer.channel + column * LANES, x + column * step * LANES, TILE, step);
     for (; column < c->columns; column++)
-        for (int64_t o = first; o < last; o++)
+        for (int64_t o = 0; o < c->outputs; o++)
             weight_tile(c, o, g + o * c->outer.channel + column * LANES, x + column * step * LANES, 1, step);
 }
 
-/* The gradient of the weights of outputs [first, last). */
-static void NAME(weight_gradient)(const WeightGradient *c, int64_t first, int64_t last) {
-    for (int32_t k = c->starts[first]; k < c->starts[last]; k++) store(c->sums + (int64_t)k * WIDTH, (VEC){0});
-    for (int64_t block = 0; block < c->blocks; block++)
-        for (int64_t row = 0; row < c->rows; row++) {
-            const float *g = c->g + block * c->outer.block + row * c->outer.row;
-            const float *x = c->x + block * c->in.block + row * c->in.row;
-            if (c->in.step == 1) weight_row(c, first, last, g, x, 1);
-            else weight_row(c, first, last, g, x, c->in.step);
-        }
-    for (int32_t k = c->starts[first]; k < c->starts[last]; k++) c->gradient[k] = total(load(c->sums + (int64_t)k * WIDTH));
+static void NAME(weight_row)(const WeightGradient *c, int64_t block, int64_t row) {
+    const float *g = c->g + block * c->outer.block + row * c->outer.row;
+    const float *x = c->x + block * c->in.block + row * c->in.row;
+    if (c->in.step == 1) weight_tiles(c, g, x, 1);
+    else weight_tiles(c, g, x, c->in.step);
 }
 
 /* One channel of a row; images is 1 for those of the batch, or null where all are. */
@@ -164,9 +165,9 @@ static void NAME(combine_row)(const Combination *c, int64_t block, int64_t row) 
     }
 }
 
-static void NAME(reduce_rows)(const Reduction *c, int64_t block, int64_t first_row, int64_t last_row, float *sums) {
+static void NAME(reduce_block)(const Reduction *c, int64_t block, float *sums) {
     const float *pooled = c->pooled ? c->pooled + block * c->channels * LANES : NULL;
-    for (int64_t row = first_row; row < last_row; row++) {
+    for (int64_t row = 0; row < c->rows; row++) {
         int64_t at = block * c->out.block + row * c->out.row, masked = block * c->masked.block + row * c->masked.row;
         for (int64_t channel = 0; channel < c->channels; channel++, at += c->out.channel, masked += c->masked.channel)
             for (int u = 0; u < PARTS; u++) {
