@@ -22,7 +22,7 @@ FLOORS = [
         "models",
         "measure",
         "export",
-        "accelerate",
+        "acceleration",
         "task",
         "api",
         "comparison",

@@ -1,6 +1,7 @@
 """flatsparse: train sparse neural networks, and find flat minima while you do, at no extra cost."""
 
 from flatsparse import export, methods, models, schedules
+from flatsparse.acceleration.accelerate import accelerate
 from flatsparse.api import rounds, sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "SparseTraining",
     "Task",
+    "accelerate",
     "compare",
     "estimate",
     "export",

@@ -106,6 +106,11 @@ class SparseTraining:
         """Return the rules that act at an optimizer step, counted from 1."""
         return due(self.plan, step)
 
+    def keeps_masks(self) -> bool:
+        """Return whether weights are zero outside the masks at every moment: until ``detach``, and not at w + e beyond them."""
+        wrappers = mask_aware(self._optimizer)
+        return bool(self._handles) and all(getattr(wrapper, "mask_perturbation", True) for wrapper in wrappers)
+
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
@@ -168,6 +173,7 @@ class SparseTraining:
         """Remove all hooks from model and optimizer: from now on nothing keeps the masks."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         for wrapper in mask_aware(self._optimizer):
             wrapper.set_masks({})
 

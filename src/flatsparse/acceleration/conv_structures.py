@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flatsparse.accelerate.conv_layout import Layout
-from flatsparse.accelerate.kernels import library, threads
+from flatsparse.acceleration.conv_layout import Layout
+from flatsparse.acceleration.kernels import library, threads
 
 SHARES, PHASES = 8, 16  # as in conv.c
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatsparse.accelerate import conv_kernels as kernels
-from flatsparse.accelerate.conv_index import ConvGeometry, ConvIndex
-from flatsparse.accelerate.conv_kernels import Combined
-from flatsparse.accelerate.conv_layout import Layout
-from flatsparse.accelerate.network_program import Branch, Geometry, Program, Unit
+from flatsparse.acceleration import conv_kernels as kernels
+from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
+from flatsparse.acceleration.conv_kernels import Combined
+from flatsparse.acceleration.conv_layout import Layout
+from flatsparse.acceleration.network_program import Branch, Geometry, Program, Unit
 
 
 @dataclass(frozen=True, eq=False)

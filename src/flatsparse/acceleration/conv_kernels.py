@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatsparse.accelerate.conv_index import ConvGeometry, ConvIndex, Taps
-from flatsparse.accelerate.conv_layout import LANES, Layout
-from flatsparse.accelerate.conv_structures import (
+from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex, Taps
+from flatsparse.acceleration.conv_layout import LANES, Layout
+from flatsparse.acceleration.conv_structures import (
     SHARES,
     Backward,
     Combination,
@@ -26,7 +26,7 @@ from flatsparse.accelerate.conv_structures import (
     run,
     strides,
 )
-from flatsparse.accelerate.kernels import pointer, threads
+from flatsparse.acceleration.kernels import pointer, threads
 
 
 @dataclass(frozen=True, eq=False)

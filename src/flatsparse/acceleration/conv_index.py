@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatsparse.accelerate.conv_layout import LANES, Layout
+from flatsparse.acceleration.conv_layout import LANES, Layout
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatsparse.accelerate import conv_kernels as kernels
-from flatsparse.accelerate.conv_index import ConvGeometry, ConvIndex
-from flatsparse.accelerate.conv_kernels import Combined, InputGradient
-from flatsparse.accelerate.conv_layout import LANES, Layout
-from flatsparse.accelerate.network_program import Branch, Geometry, Program
-from flatsparse.accelerate.network_run import Activations, BranchState
+from flatsparse.acceleration import conv_kernels as kernels
+from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
+from flatsparse.acceleration.conv_kernels import Combined, InputGradient
+from flatsparse.acceleration.conv_layout import LANES, Layout
+from flatsparse.acceleration.network_program import Branch, Geometry, Program
+from flatsparse.acceleration.network_run import Activations, BranchState
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flatsparse.accelerate.conv_index import ConvGeometry, convolution_geometry
-from flatsparse.accelerate.conv_layout import Layout
+from flatsparse.acceleration.conv_index import ConvGeometry, convolution_geometry
+from flatsparse.acceleration.conv_layout import Layout
 
 
 @dataclass(frozen=True, eq=False)

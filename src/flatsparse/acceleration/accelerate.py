@@ -1,0 +1,92 @@
+"""``accelerate``: let the layers of a sparse model compute sparse, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from flatsparse.acceleration.layers import SAVED_AS, SparseLayer, accelerate_linear
+from flatsparse.common.errors import InputError
+from flatsparse.sparse.layers import prunable
+from flatsparse.sparse.training import SparseTraining
+
+
+class Accelerated:
+    """A model whose sparse layers compute sparse where that is faster. See ``accelerate``."""
+
+    def __init__(self, training: SparseTraining) -> None:
+        self._training = training
+        self._layers: dict[str, SparseLayer | str] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._asked: tuple[int, bool] | None = None  # a step, and whether it needs dense gradients
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """What each masked weight's layer did when it was last called: "sparse", or "dense: " and why."""
+        return {name: layer if isinstance(layer, str) else layer.does for name, layer in self._layers.items()}
+
+    def restore(self) -> None:
+        """Let all layers compute densely again, as if they had never been accelerated."""
+        while self._undo:
+            self._undo.pop()()
+        self._layers = dict.fromkeys(self._layers, "dense: it was restored")
+
+    def wants_dense_gradients(self) -> bool:
+        """Return whether the coming optimizer step reads gradients of masked weights."""
+        training, step = self._training, self._training.steps_taken + 1
+        if self._asked is None or self._asked[0] != step:
+            rules = training.due(step)
+            self._asked = step, training.plan.momentum is not None or any(rule.dense_gradient for rule in rules)
+        return self._asked[1]
+
+    def add(self, name: str, module: nn.Module, layer: SparseLayer) -> None:
+        """Accelerate a layer, or note why not."""
+        if name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
+            self._undo.append(accelerate_linear(module, layer))
+            self._layers[name] = layer
+        else:
+            self._layers[name] = f"dense: {type(module).__name__} has no sparse form here"
+
+
+def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
+    """Let the layers of a sparse model compute sparse, on CPUs, where that is faster.
+
+    Parameters, their names, optimizers and masks stay what they are; results agree with those of the masked model to rounding.
+    A layer's forward runs over its live weights, and its backward gives the gradient of these alone, but on steps whose
+    rules score masked weights. Whether sparse is faster is measured, layer by layer, for some milliseconds when a kind of
+    layer is first called. Other devices, autocast, ``torch.compile`` and function transforms run densely. Copies
+    and pickles of the model are plain models.
+
+    Args:
+        model: that ``sparsify`` was called with.
+        training: what it gave.
+
+    Returns: an object with ``layers``, which says what each layer does, and ``restore()``.
+    Raises: InputError when the training is of another model, or the model is accelerated already.
+
+    >>> import flatsparse as fs, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10))
+    >>> training = fs.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), "set", sparsity=0.9, steps=100)
+    >>> accelerated = fs.accelerate(model, training)
+    >>> model(torch.zeros(1, 20)).shape, list(accelerated.layers)
+    (torch.Size([1, 10]), ['0.weight'])
+    >>> accelerated.restore()
+    """
+    if not isinstance(model, nn.Module) or not isinstance(training, SparseTraining):
+        raise InputError(
+            f"accelerate got {type(model).__name__} and {type(training).__name__}: give the model, then what sparsify gave"
+        )
+    owners = {id(p): module for p, module in prunable(model).values()}
+    masked = training.masked_weights
+    if strange := [w.name for w in masked if id(w.weight) not in owners]:
+        raise InputError(
+            f"the training masks '{strange[0]}', which is no weight of this model: give the model it is of"
+        )
+    if any(SAVED_AS in module.__dict__ for module in model.modules()):
+        raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
+    accelerated = Accelerated(training)
+    for w in masked:
+        layer = SparseLayer(w, accelerated.wants_dense_gradients, training.keeps_masks)
+        accelerated.add(w.name, owners[id(w.weight)], layer)
+    return accelerated

@@ -1,0 +1,127 @@
+"""Accelerated linear layers: the same module, parameters and state, with another forward."""
+
+from __future__ import annotations
+
+import copyreg
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsparse.acceleration.index import Index, index_of
+from flatsparse.acceleration.linear import Whole, linear, live
+from flatsparse.acceleration.measure import DENSEST, Kind, speedup
+from flatsparse.common.tensors import Version, version
+from flatsparse.sparse.masks import MaskedWeight
+
+SAVED_AS = "_flatsparse_layer"  # the module's attribute that is left out of copies and pickles
+
+
+class SparseLayer:
+    """What an accelerated layer knows: its mask's index, whether it is faster sparse, and what it did last.
+
+    Args:
+        masked: the layer's weight and mask.
+        wants_dense: returns whether the coming optimizer step needs the gradient of masked weights too.
+        is_active: returns whether the masks are still kept; otherwise the layer is dense.
+
+    Attributes:
+        does: "sparse", or "dense: " and why.
+    """
+
+    def __init__(self, masked: MaskedWeight, wants_dense: Callable[[], bool], is_active: Callable[[], bool]) -> None:
+        self.does = "dense: it was not called yet"
+        self._masked, self._wants_dense, self._is_active = masked, wants_dense, is_active
+        self._index: Index | None = None
+        self._indexed: Version | None = None  # the version of the mask that the index is of
+
+    def index(self) -> Index:
+        """Return the index of the mask as it is now."""
+        mask = self._masked.mask
+        if self._index is None or self._indexed != version(mask):
+            self._index, self._indexed = index_of(mask), version(mask)
+        return self._index
+
+    def linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor | None:
+        """Return the layer's output, or None where it should be computed densely."""
+        if self._masked.active > DENSEST * weight.numel():
+            self.does = f"dense: {1 - self._masked.active / weight.numel():.0%} of its weights are zero, too few to pay"
+            return None
+        if reason := self._unfit(x, weight, bias):
+            self.does = f"dense: {reason}"
+            return None
+        index = self.index()
+        records = torch.is_grad_enabled()
+        wants = {"wants_x": records and x.requires_grad, "wants_values": records and weight.requires_grad}
+        kind = Kind.of(index, x.numel() // index.columns, **wants)
+        if not speedup(kind):
+            self.does = (
+                f"dense: not slower so, measured with {kind.samples} samples and {kind.density} % active weights"
+            )
+            return None
+        self.does = "sparse"
+        whole = Whole(self._wants_dense) if wants["wants_values"] else None
+        return linear(x, live(weight, index, whole), bias, index, whole)
+
+    def _unfit(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> str | None:
+        """Why the kernels cannot compute this call; None when they can."""
+        if weight is not self._masked.weight:
+            return "its weight was replaced"
+        if not self._is_active():
+            return "its masks are kept no longer"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on, and the kernels are for float32"
+        tensors = [x, weight, *([] if bias is None else [bias])]
+        if any(type(t) not in (Tensor, nn.Parameter) or t.is_nested or t.layout != torch.strided for t in tensors):
+            return "it was called with tensors of another kind"
+        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+            return "the kernels are for float32 on the CPU"
+        if not weight.is_contiguous() or self._masked.mask.device != weight.device or weight.numel() >= 2**31:
+            return "its weight is not laid out row by row"
+        return None if x.numel() and x.shape[-1] == weight.shape[1] else "it was called without samples"
+
+
+class Linear(nn.Linear):
+    """An accelerated ``nn.Linear``. Copies and pickles of it are plain ``nn.Linear`` layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _is_transformed():
+            return super().forward(x)
+        y = self.__dict__[SAVED_AS].linear(x, self.weight, self.bias)
+        return super().forward(x) if y is None else y
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {name: value for name, value in self.__getstate__().items() if name != SAVED_AS}
+        # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
+
+
+# Everything that asks for a module's class by name, as tracers, printed models and patterns do, sees the plain layer.
+Linear.__module__, Linear.__qualname__ = nn.Linear.__module__, nn.Linear.__qualname__
+
+
+def accelerate_linear(module: nn.Linear, layer: SparseLayer) -> Callable[[], None]:
+    """Let a linear layer compute sparse. Returns what undoes it."""
+    module.__class__ = Linear
+    module.__dict__[SAVED_AS] = layer
+    weak = weakref.ref(module)
+
+    def restore() -> None:
+        if (plain := weak()) is not None and plain.__dict__.get(SAVED_AS) is layer:
+            plain.__class__ = nn.Linear
+            del plain.__dict__[SAVED_AS]
+
+    return restore
+
+
+def _is_transformed() -> bool:
+    """True while something records operations instead of, or besides, running them: they must be torch's own."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+        or torch._C._len_torch_dispatch_stack()  # such as counters of FLOPs
+        or torch.autograd.forward_ad._current_level >= 0
+    )

@@ -1,0 +1,99 @@
+"""The measurement that decides whether a layer is faster sparse: both forms side by side, once for each kind of layer."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flatsparse.acceleration import products
+from flatsparse.acceleration.index import Index, index_of
+
+PAIRS = 5  # of measurements; a median of fewer says little
+MARGIN = 1.1  # the median of the ratios by which sparse must be faster
+SAMPLES = 512  # more take longer and tell no more
+DENSEST = 0.5  # of the entries active: above, sparse is not tried
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the speed of a linear layer depends on.
+
+    Attributes:
+        rows, columns: of its weight.
+        density: the share of active entries, in percent.
+        samples: the size of the batch, rounded down to a power of two.
+        wants_x, wants_values: which gradients are taken; none for a forward alone.
+        threads: that torch runs on.
+    """
+
+    rows: int
+    columns: int
+    density: int
+    samples: int
+    wants_x: bool
+    wants_values: bool
+    threads: int
+
+    @classmethod
+    def of(cls, index: Index, samples: int, *, wants_x: bool, wants_values: bool) -> Kind:
+        """Return the kind of a layer, of an index, that is called with a number of samples."""
+        density = max(1, round(100 * index.entries / max(1, index.rows * index.columns)))
+        near = 1 << samples.bit_length() >> 1
+        return cls(index.rows, index.columns, density, near, wants_x, wants_values, torch.get_num_threads())
+
+
+@functools.cache
+def speedup(kind: Kind) -> float:
+    """Return how many times as fast as dense a linear layer is, or 0 where not faster by more than the noise.
+
+    Measured once in a process: forward and the gradients of both forms, in turn, for some milliseconds.
+    """
+    source = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
+    mask = torch.rand(kind.rows, kind.columns, generator=source) < kind.density / 100
+    weight = torch.where(mask, torch.randn(mask.shape, generator=source), 0)
+    samples = min(kind.samples, SAMPLES)
+    x = torch.randn(samples, kind.columns, generator=source)
+    dy = torch.randn(samples, kind.rows, generator=source)
+    index = index_of(mask)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return _ratio(lambda: _dense(kind, x, weight, dy), lambda: _sparse(kind, x, weight, dy, index))
+
+
+def _dense(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor) -> None:
+    F.linear(x, weight)
+    if kind.wants_x:
+        torch.mm(dy, weight)
+    if kind.wants_values:
+        torch.mm(dy.t(), x)
+
+
+def _sparse(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor, index: Index) -> None:
+    values = products.take(weight, index)
+    products.forward(x, values, None, index)
+    _, dvalues = products.backward(x, values, dy, index, wants_x=kind.wants_x, wants_values=kind.wants_values)
+    if dvalues is not None:
+        products.put(dvalues, index)
+
+
+def _ratio(dense: Callable[[], None], sparse: Callable[[], None]) -> float:
+    """The median ratio of times, over pairs that follow each other; 0 below the margin, or when most pairs do not agree."""
+    dense()
+    sparse()
+    ratios = [_seconds(dense) / max(_seconds(sparse), 1e-9) for _ in range(PAIRS)]
+    median = statistics.median(ratios)
+    return median if median >= MARGIN and sorted(ratios)[1] > 1 else 0.0
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    # One thread's own time does not count what other programs take.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    call()
+    return clock() - start
