@@ -71,14 +71,14 @@ def images_of(value, layout):
 def test_forward_is_torchs(shape, pad):
     live, weight, x, geometry = case(*shape, pad=pad)
     index = convolution_index(live, geometry)
-    start = torch.randn(geometry.output.channels)
-    sums = conv_kernels.new_sums(geometry.output)
     here = conv_kernels.enter(x, geometry.source)
-    y, _ = conv_kernels.forward(geometry, index.forward, weight.flatten()[index.forward.where], here, start, sums=sums)
-    wanted = reference(x, weight, *shape[6:])[2] + start[:, None, None]
-    close(images_of(y, geometry.output), wanted)
-    close(conv_kernels.leave(y, geometry.output), wanted)
-    lanes = sums.transpose(1, 2).permute(1, 2, 0, 3).flatten(2)[..., : shape[0]].sum(-1)  # those of the batch
+    made = conv_kernels.forward(geometry, index.forward, weight.flatten()[index.forward.where], here, sum_up=True)
+    wanted = reference(x, weight, *shape[6:])[2] + made.shift[:, None, None]
+    row = wanted[:LANES, :, geometry.output.rows // 2]
+    torch.testing.assert_close(row.mean((0, 2)), torch.zeros(len(made.shift)).double(), rtol=0, atol=1e-5)
+    close(images_of(made.y, geometry.output), wanted)
+    close(conv_kernels.leave(made.y, geometry.output), wanted)
+    lanes = made.sums.transpose(1, 2).permute(1, 2, 0, 3).flatten(2)[..., : shape[0]].sum(-1)  # those of the batch
     torch.testing.assert_close(lanes[:, 0].double(), wanted.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(lanes[:, 1].double(), wanted.square().sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
@@ -126,19 +126,27 @@ def test_input_gradient_alone_and_weight_gradient_alone(shape):
     close(weights, weight64.grad.flatten()[index.forward.where])
 
 
+@pytest.mark.parametrize("sum_up", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_input_made_on_the_way_is_the_one_made_before(shape, keep):
+def test_an_input_made_on_the_way_is_the_one_made_before(shape, keep, sum_up):
     live, weight, x, geometry = case(*shape)
     index, source = convolution_index(live, geometry), geometry.source
     plain = Layout(source.images, source.channels, source.rows, source.columns)
     scale, shift, scale2 = (torch.randn(source.channels) for _ in range(3))
     other = torch.randn(x.shape)
     combined = Combined(
-        source, (conv_kernels.enter(x, plain), plain), scale, shift, (conv_kernels.enter(other, plain), plain), scale2, True
+        source,
+        (conv_kernels.enter(x, plain), plain),
+        scale,
+        shift,
+        (conv_kernels.enter(other, plain), plain),
+        scale2,
+        True,
     )
     values = weight.flatten()[index.forward.where]
-    y, made = conv_kernels.forward(geometry, index.forward, values, combined, None, keep=keep)
+    result = conv_kernels.forward(geometry, index.forward, values, combined, keep=keep, sum_up=sum_up)
+    y, made = result.y if result.shift is None else result.y - result.shift[:, None, None], result.x
     a, b, c = (t[:, None, None] for t in (scale, shift, scale2))
     value = torch.relu(a * x + c * other + b)
     close(conv_kernels.leave(y, geometry.output), reference(value, weight, *shape[6:])[2])
@@ -157,13 +165,12 @@ def test_results_do_not_depend_on_threads():
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        sums = conv_kernels.new_sums(output)
-        y, _ = conv_kernels.forward(geometry, index.forward, values, here, None, sums=sums)
-        inner = Combined(geometry.gradient, (y, output), *one(output.channels))
+        made = conv_kernels.forward(geometry, index.forward, values, here, sum_up=True)
+        inner = Combined(geometry.gradient, (made.y, output), *one(output.channels))
         plain = Layout(40, 6, 9, 9)
         into = InputGradient(plain, None, False, None, None)
         weights, dx = conv_kernels.backward(geometry, index, values, inner, here, weights=True, into=into)
-        results.append((y, sums, weights, dx))
+        results.append((made.y, made.sums, weights, dx))
     torch.set_num_threads(before)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):

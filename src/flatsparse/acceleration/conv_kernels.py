@@ -96,32 +96,47 @@ def _convolution(
     return structure
 
 
+@dataclass(frozen=True, eq=False)
+class Convolved:
+    """A convolution, and what was made on the way.
+
+    Attributes:
+        y: its values plus ``shift``.
+        shift: by output channel; near minus the mean where sums were asked for, else None for 0.
+        sums: over pixels, of y and of its square, where they were asked for.
+        x: the input, where it was made and is kept.
+    """
+
+    y: Tensor
+    shift: Tensor | None
+    sums: Tensor | None
+    x: Tensor | None
+
+
 def forward(
     geometry: ConvGeometry,
     taps: Taps,
     values: Tensor,
     x: Tensor | Combined,
-    start: Tensor | None,
     *,
     keep: bool = False,
-    sums: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The convolution of x and, where x is combined on the way and kept, x.
-
-    Args:
-        start: what is added to each output channel.
-        sums: gets the sums over pixels of the result and of its square.
-    """
+    sum_up: bool = False,
+) -> Convolved:
+    """Convolve x, which is made on the way where it is a combination, and kept or not."""
     y, source = geometry.output.empty(), geometry.source
-    made = isinstance(x, Combined)
     buffer = x if not isinstance(x, Combined) else source.empty() if keep else _room(source)
-    structure = Forward(source.blocks, keep, geometry.stride, geometry.kernel[0] - geometry.padding[0], pointer(buffer))
+    shift, sums = (torch.empty(geometry.output.channels), new_sums(geometry.output)) if sum_up else (None, None)
+    above = geometry.padding[0]
+    structure = Forward(
+        source.blocks, keep, geometry.stride, above, geometry.kernel[0] - above, pointer(buffer), pointer(shift)
+    )
     if isinstance(x, Combined):
         structure.input = x.at(buffer)
-    structure.convolution = _convolution(geometry, taps, values, buffer, y, geometry.output, start)
+    structure.input.images = source.images
+    structure.convolution = _convolution(geometry, taps, values, buffer, y, geometry.output, None)
     structure.convolution.sums = pointer(sums)
     run("forward", structure)
-    return y, buffer if made and keep else None
+    return Convolved(y, shift, sums, buffer if isinstance(x, Combined) and keep else None)
 
 
 def convolve(
@@ -217,7 +232,9 @@ def _phase(
 ) -> Convolution:  # fmt: skip
     """The gradient of input pixels (stride * i + a, stride * j + b)."""
     source, stride, here = geometry.source, geometry.stride, into.layout.offset(a, b)
-    structure = Convolution((source.rows - 1 - a) // stride + 1, (source.columns - 1 - b) // stride + 1, source.channels)
+    structure = Convolution(
+        (source.rows - 1 - a) // stride + 1, (source.columns - 1 - b) // stride + 1, source.channels
+    )
     structure.starts, structure.offsets, structure.values = pointer(taps.starts), pointer(taps.offsets), pointer(values)
     structure.x, structure.in_ = address(gradient, geometry.gradient.offset(0, 0)), strides(geometry.gradient)
     structure.y, structure.out = address(dx, here), strides(into.layout, stride)
@@ -281,7 +298,7 @@ def norm(
 ) -> Tensor:
     """Scale, shift, mean and 1 / deviation of a batch norm, (4, channels), from sums or, without, the running statistics.
 
-    The sums are of inputs short of the true ones by ``less``. Running statistics are updated where there are sums too.
+    The sums are of the inputs less ``less``. Running statistics are updated where there are sums too.
     """
     result = torch.empty(4, layout.channels)
     mean, var = running or (None, None)

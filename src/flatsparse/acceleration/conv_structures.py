@@ -37,7 +37,9 @@ class Combination(ctypes.Structure):
 
 class Convolution(ctypes.Structure):
     _fields_ = [
-        *_fields(integers="rows columns outputs rectify", pointers="starts offsets values start x add mask with_ y sums"),
+        *_fields(
+            integers="rows columns outputs rectify", pointers="starts offsets values start x add mask with_ y sums"
+        ),
         *_strides("in_ added masked out"),
     ]
 
@@ -48,7 +50,7 @@ class WeightGradient(ctypes.Structure):
 
 class Forward(ctypes.Structure):
     _fields_ = [
-        *_fields(integers="blocks kept step reach", pointers="room"),
+        *_fields(integers="blocks kept step above reach", pointers="room shift"),
         ("input", Combination),
         ("convolution", Convolution),
     ]
@@ -66,7 +68,10 @@ class Backward(ctypes.Structure):
 
 
 class Reduction(ctypes.Structure):
-    _fields_ = [*_fields(integers="blocks rows columns channels", pointers="pooled mask with_ g sums"), *_strides("out masked")]
+    _fields_ = [
+        *_fields(integers="blocks rows columns channels", pointers="pooled mask with_ g sums"),
+        *_strides("out masked"),
+    ]
 
 
 class Norm(ctypes.Structure):

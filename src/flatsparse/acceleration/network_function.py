@@ -102,5 +102,6 @@ class _Run(torch.autograd.Function):
         for one in gradients:
             result += [one.weight, one.bias, one.norm_weight, one.norm_bias]
         return tuple(
-            tensor if tensor is not None and is_needed else None for tensor, is_needed in zip(result, needed, strict=True)
+            tensor if tensor is not None and is_needed else None
+            for tensor, is_needed in zip(result, needed, strict=True)
         )

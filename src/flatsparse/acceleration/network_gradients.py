@@ -137,7 +137,9 @@ class Pass:
         if not value or self._left[value] > 1:
             return InputGradient(self._layout(value), before, False, None, None)
         y = self.activations.states[self._first[value - 1]].y
-        return InputGradient(self._layout(value), before, self._rectified(value), y, kernels.new_sums(self._layout(value)))
+        return InputGradient(
+            self._layout(value), before, self._rectified(value), y, kernels.new_sums(self._layout(value))
+        )
 
 
 def _from_output(g: Tensor | None, layout: Layout, mean: bool) -> Tensor:

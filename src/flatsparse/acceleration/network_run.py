@@ -20,7 +20,7 @@ class BranchState:
 
     Attributes:
         values: the live weights, in the order of the index.
-        y: the convolution, short of its norm's running mean or its bias.
+        y: the convolution, plus what brings its mean near 0 where a norm takes its sums.
         normed: what ``conv_kernels.norm`` gave; None without a norm.
         fixed: whether that came from running statistics.
     """
@@ -107,20 +107,18 @@ def _branch_forward(
     values = torch.index_select(conv.weight.detach().flatten(), 0, taps.where)
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
-        y, made = kernels.forward(geometry, taps, values, x, None, keep=keep)
+        made = kernels.forward(geometry, taps, values, x, keep=keep)
         shift = torch.zeros(output.channels) if bias is None else bias
-        return BranchState(values, y, None, True), made, torch.ones(output.channels), shift
+        return BranchState(values, made.y, None, True), made.x, torch.ones(output.channels), shift
     running = None if norm.running_mean is None or norm.running_var is None else (norm.running_mean, norm.running_var)
-    # Sums are taken of what is left without the running mean, which is near zero, so that no digits are lost.
-    less = None if running is None else running[0].clone()
-    start = bias if less is None else -less if bias is None else bias - less
-    sums = kernels.new_sums(output) if norm.training or running is None else None
-    y, made = kernels.forward(geometry, taps, values, x, start, keep=keep, sums=sums)
+    made = kernels.forward(geometry, taps, values, x, keep=keep, sum_up=norm.training or running is None)
+    less = bias if made.shift is None else -made.shift if bias is None else bias - made.shift
+    fixed = made.sums is None
     updated = running if norm.training and norm.track_running_stats else None
     factor = _update_factor(norm) if updated else 0.0
     weight, shift = (None if p is None else p.detach() for p in (norm.weight, norm.bias))
-    normed = kernels.norm(output, sums, less, weight, shift, running if sums is None else updated, norm.eps, factor)
-    return BranchState(values, y, normed, sums is None), made, normed[0], normed[1]
+    normed = kernels.norm(output, made.sums, less, weight, shift, running if fixed else updated, norm.eps, factor)
+    return BranchState(values, made.y, normed, fixed), made.x, normed[0], normed[1]
 
 
 def _update_factor(norm: nn.BatchNorm2d) -> float:
@@ -146,7 +144,9 @@ def _mean(value: Tensor, layout: Layout) -> Tensor:
     return total.div_(layout.rows * layout.columns).transpose(1, 2).flatten(0, 1)[: layout.images].contiguous()
 
 
-def run_evaluation(program: Program, geometry: Geometry, indices: list[ConvIndex], images: Tensor) -> tuple[Tensor, ...]:
+def run_evaluation(
+    program: Program, geometry: Geometry, indices: list[ConvIndex], images: Tensor
+) -> tuple[Tensor, ...]:
     """The outputs with norms of running statistics, folded into the convolutions' weights; nothing is kept for a backward."""
     values: list[Tensor | Combined] = [kernels.enter(images, geometry.values[0])]
     number = 0

@@ -49,10 +49,12 @@ typedef struct {
 } WeightGradient;
 
 /* A convolution whose input is made first, row by row, so that it is read from the cache. Where kept is 0, the input is made
-   in room for one block a thread, and forgotten. Row i of the output reads rows below step * i + reach. */
+   in room for one block a thread, and forgotten. Row i of the output reads rows from step * i - above to, without it,
+   step * i + reach. shift, unless null, becomes the start of the outputs: less their mean over one row, so that sums of
+   squares lose few digits. */
 typedef struct {
-    int64_t blocks, kept, step, reach;
-    float *room;
+    int64_t blocks, kept, step, above, reach;
+    float *room, *shift;
     Combination input;
     Convolution convolution;
 } Forward;
@@ -77,8 +79,8 @@ typedef struct {
     Strides out, masked;
 } Reduction;
 
-/* Batch norm as scale * x + shift, from the sums of x and of x * x, where x is short of the true input by `less` (which may
-   be null); or from the running statistics, where sums is null. mean is that of x. Running statistics may be null. */
+/* Batch norm as scale * x + shift, from the sums of x and of x * x, where x is the true input less `less` (which may be
+   null); or from the running statistics, where sums is null. mean is that of x. Running statistics may be null. */
 typedef struct {
     int64_t channels, images, count;
     const float *sums, *less, *weight, *bias;
@@ -146,18 +148,45 @@ static void forward_block(const Forward *f, const Combination *input, const Conv
     for (; input->x && made < input->rows; made++) CALL(combine_row)(input, block, made);
 }
 
+/* Let an input that is not kept be made in a thread's room. */
+static void use_forward_room(const Forward *f, Combination *input, Convolution *c, int thread) {
+    if (!input->x || f->kept) return;
+    int64_t first = c->x - input->y; /* from the input's first pixel to what the first tap reads */
+    use_room(input, f->room + thread * block_size(input));
+    c->x = input->y + first;
+    c->in.block = 0;
+}
+
+/* Minus the mean of each output over the middle row of the first block. */
+static void find_shift(const Forward *f) {
+    Combination input = f->input;
+    Convolution c = f->convolution;
+    int64_t middle = c.rows / 2, first = f->step * middle - f->above, images = MIN(LANES, input.images);
+    float *sums = calloc(2 * c.outputs * LANES, sizeof(float));
+    if (!sums) abort();
+    use_forward_room(f, &input, &c, 0);
+    if (input.x && f->kept) clear_border(&input, input.y);
+    for (int64_t row = first < 0 ? 0 : first; input.x && row < MIN(input.rows, f->step * middle + f->reach); row++)
+        CALL(combine_row)(&input, 0, row);
+    c.start = NULL;
+    CALL(convolve_rows)(&c, 0, middle, middle + 1, sums);
+    for (int64_t o = 0; o < c.outputs; o++) {
+        double sum = 0;
+        for (int64_t lane = 0; lane < images; lane++) sum += sums[o * LANES + lane];
+        f->shift[o] = -sum / (images * c.columns);
+    }
+    free(sums);
+}
+
 void flatsparse_forward(const Forward *f, int threads) {
     int64_t sums = 2 * f->convolution.outputs * LANES;
+    if (f->shift) find_shift(f);
 #pragma omp parallel num_threads(threads)
     {
         Combination input = f->input;
         Convolution c = f->convolution;
-        if (input.x && !f->kept) {
-            int64_t shift = c.x - input.y; /* from the input's first pixel to what the first tap reads from */
-            use_room(&input, f->room + THREAD * block_size(&input));
-            c.x = input.y + shift;
-            c.in.block = 0;
-        }
+        if (f->shift) c.start = f->shift;
+        use_forward_room(f, &input, &c, THREAD);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < f->blocks; block++) {
             if (input.x && f->kept) clear_border(&input, input.y + block * input.out.block);
