@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,6 @@ from flatsparse.acceleration.conv_structures import (
     Norm,
     NormGradient,
     Reduction,
-    Strides,
     WeightGradient,
     address,
     run,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
-from flatsparse.acceleration.network_program import Geometry, Program, program_geometry
 from flatsparse.acceleration.network_gradients import Pass, Wanted
+from flatsparse.acceleration.network_program import Geometry, Program, program_geometry
 from flatsparse.acceleration.network_run import outputs, run_evaluation, run_forward
 from flatsparse.common.tensors import Version, version
 
