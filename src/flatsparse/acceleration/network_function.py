@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
+from flatsparse.acceleration.conv_layout import LANES
+from flatsparse.acceleration.kernels import threads
 from flatsparse.acceleration.network_gradients import Pass, Wanted
 from flatsparse.acceleration.network_program import Geometry, Program, program_geometry
-from flatsparse.acceleration.network_run import outputs, run_evaluation, run_forward
+from flatsparse.acceleration.network_run import folded, outputs, run_evaluation, run_forward
 from flatsparse.common.tensors import Version, version
 
 
@@ -35,9 +37,19 @@ class Runner:
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the program's outputs for a float32 (N, C, H, W) input that its geometry takes."""
         if not torch.is_grad_enabled() and self._folds():
-            geometry, indices = self.prepared(images)
-            return run_evaluation(self.program, geometry, indices, images)
+            return self._evaluate(images)
         return _Run.apply(self, images, *self.parameters())
+
+    def _evaluate(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs; some images pass all layers before the next do, so that they stay in the cache."""
+        _, indices = self.prepared(images)
+        branches = [folded(branch, index) for branch, index in zip(self.program.branches(), indices, strict=True)]
+        results = []
+        for some in images.split(LANES * threads()):
+            geometry = self.geometry(some)
+            assert geometry is not None
+            results.append(run_evaluation(self.program, geometry, branches, some))
+        return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
 
     def _folds(self) -> bool:
         norms = [branch.norm for branch in self.program.branches() if branch.norm is not None]

@@ -144,38 +144,44 @@ def _mean(value: Tensor, layout: Layout) -> Tensor:
     return total.div_(layout.rows * layout.columns).transpose(1, 2).flatten(0, 1)[: layout.images].contiguous()
 
 
-def run_evaluation(
-    program: Program, geometry: Geometry, indices: list[ConvIndex], images: Tensor
-) -> tuple[Tensor, ...]:
-    """The outputs with norms of running statistics, folded into the convolutions' weights; nothing is kept for a backward."""
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A branch whose norm, of running statistics, is folded into the convolution's weights: what it adds is left."""
+
+    index: ConvIndex
+    values: Tensor
+    start: Tensor | None
+
+
+def folded(branch: Branch, index: ConvIndex) -> Folded:
+    """Return a branch as one convolution."""
+    conv, norm = branch.conv, branch.norm
+    values = torch.index_select(conv.weight.flatten(), 0, index.forward.where)
+    if norm is None:
+        return Folded(index, values, conv.bias)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    start = (-norm.running_mean if conv.bias is None else conv.bias - norm.running_mean) * scale
+    return Folded(index, values * scale[index.forward.rows], start if norm.bias is None else start + norm.bias)
+
+
+def run_evaluation(program: Program, geometry: Geometry, branches: list[Folded], images: Tensor) -> tuple[Tensor, ...]:
+    """The outputs of a program of folded branches; nothing is kept for a backward."""
     values: list[Tensor | Combined] = [kernels.enter(images, geometry.values[0])]
     number = 0
     for unit, target in zip(program.units, geometry.values[1:], strict=True):
         added = None if unit.added is None else (_computed(values[unit.added]), geometry.values[unit.added])
         value = kernels.cleared(target)
         for place in reversed(range(len(unit.branches))):  # the first takes the others' sum
-            branch, where = unit.branches[place], geometry.branches[number + place]
-            folded, start = _folded(branch, indices[number + place])
+            where, own = geometry.branches[number + place], branches[number + place]
             y, layout = (where.output.empty(), where.output) if place else (value, target)
             kernels.convolve(
-                where, indices[number + place].forward, folded, _computed(values[branch.source]), start,
+                where, own.index.forward, own.values, _computed(values[unit.branches[place].source]), own.start,
                 y=y, target=layout, added=added, rectify=unit.rectify and not place,
             )  # fmt: skip
             added = (y, layout)
         number += len(unit.branches)
         values.append(value)
     return outputs(program, geometry, values)
-
-
-def _folded(branch: Branch, index: ConvIndex) -> tuple[Tensor, Tensor | None]:
-    """The live weights times the scale of the norm, and what it adds."""
-    conv, norm = branch.conv, branch.norm
-    values = torch.index_select(conv.weight.flatten(), 0, index.forward.where)
-    if norm is None:
-        return values, conv.bias
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    start = (-norm.running_mean if conv.bias is None else conv.bias - norm.running_mean) * scale
-    return values * scale[index.forward.rows], start if norm.bias is None else start + norm.bias
