@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,15 +27,15 @@ class Layout:
     columns: int
     pad: int = 0
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         return -(-self.images // LANES)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int, int]:
         return (self.blocks, self.rows + 2 * self.pad, self.channels, self.columns + 2 * self.pad, LANES)
 
-    @property
+    @cached_property
     def strides(self) -> tuple[int, int, int]:
         """Floats from one block, row and channel to the next."""
         channel = (self.columns + 2 * self.pad) * LANES
