@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from torch import nn
@@ -19,6 +20,7 @@ class Accelerated:
         self._training = training
         self._layers: dict[str, SparseLayer | str] = {}
         self._undo: list[Callable[[], None]] = []
+        self._said: set[str] = set()
         self._asked: tuple[int, bool] | None = None  # a step, and whether it needs dense gradients
 
     @property
@@ -39,6 +41,12 @@ class Accelerated:
             rules = training.due(step)
             self._asked = step, training.plan.momentum is not None or any(rule.dense_gradient for rule in rules)
         return self._asked[1]
+
+    def say(self, reason: str) -> None:
+        """Warn, once for each reason, that layers run densely."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(f"accelerated layers run densely for now: {reason}", stacklevel=6)
 
     def add(self, name: str, module: nn.Module, layer: SparseLayer) -> None:
         """Accelerate a layer, or note why not."""
@@ -87,6 +95,6 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
         raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
     accelerated = Accelerated(training)
     for w in masked:
-        layer = SparseLayer(w, accelerated.wants_dense_gradients, training.keeps_masks)
+        layer = SparseLayer(w, accelerated.wants_dense_gradients, training.keeps_masks, accelerated.say)
         accelerated.add(w.name, owners[id(w.weight)], layer)
     return accelerated

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration.index import Index, index_of
-from flatsparse.acceleration.linear import Whole, linear, live
+from flatsparse.acceleration.linear import linear
 from flatsparse.acceleration.measure import DENSEST, Kind, speedup
+from flatsparse.common.distributed import PLAIN
 from flatsparse.common.tensors import Version, version
 from flatsparse.sparse.masks import MaskedWeight
 
@@ -26,22 +27,33 @@ class SparseLayer:
         masked: the layer's weight and mask.
         wants_dense: returns whether the coming optimizer step needs the gradient of masked weights too.
         is_active: returns whether the masks are still kept; otherwise the layer is dense.
+        say: called with the reason when the kernels cannot compute a call.
 
     Attributes:
         does: "sparse", or "dense: " and why.
     """
 
-    def __init__(self, masked: MaskedWeight, wants_dense: Callable[[], bool], is_active: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        masked: MaskedWeight,
+        wants_dense: Callable[[], bool],
+        is_active: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
         self.does = "dense: it was not called yet"
-        self._masked, self._wants_dense, self._is_active = masked, wants_dense, is_active
+        self._masked, self._wants_dense, self._is_active, self._say = masked, wants_dense, is_active, say
         self._index: Index | None = None
         self._indexed: Version | None = None  # the version of the mask that the index is of
+        self._faster: dict[
+            tuple[int, bool, bool, int], bool
+        ] = {}  # sparse than dense, by what ``Kind`` asks for besides
 
     def index(self) -> Index:
         """Return the index of the mask as it is now."""
         mask = self._masked.mask
         if self._index is None or self._indexed != version(mask):
             self._index, self._indexed = index_of(mask), version(mask)
+            self._faster.clear()
         return self._index
 
     def linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor | None:
@@ -51,19 +63,25 @@ class SparseLayer:
             return None
         if reason := self._unfit(x, weight, bias):
             self.does = f"dense: {reason}"
+            self._say(reason)
             return None
-        index = self.index()
-        records = torch.is_grad_enabled()
-        wants = {"wants_x": records and x.requires_grad, "wants_values": records and weight.requires_grad}
-        kind = Kind.of(index, x.numel() // index.columns, **wants)
-        if not speedup(kind):
-            self.does = (
-                f"dense: not slower so, measured with {kind.samples} samples and {kind.density} % active weights"
-            )
+        if not x.numel() or x.shape[-1] != weight.shape[1]:  # torch has its own answers
+            return None
+        index, records = self.index(), torch.is_grad_enabled()
+        wants_x, wants_values = records and x.requires_grad, records and weight.requires_grad
+        if not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
             return None
         self.does = "sparse"
-        whole = Whole(self._wants_dense) if wants["wants_values"] else None
-        return linear(x, live(weight, index, whole), bias, index, whole)
+        return linear(x, weight, bias, index, self._wants_dense)
+
+    def _is_faster(self, index: Index, samples: int, wants_x: bool, wants_values: bool) -> bool:
+        key = samples, wants_x, wants_values, torch.get_num_threads()
+        if key not in self._faster:
+            self._faster[key] = speedup(Kind.of(index, samples, wants_x=wants_x, wants_values=wants_values)) > 0
+        if not self._faster[key]:
+            share = index.entries / (index.rows * index.columns)
+            self.does = f"dense: not slower so, as measured with {samples} samples and {share:.1%} active weights"
+        return self._faster[key]
 
     def _unfit(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> str | None:
         """Why the kernels cannot compute this call; None when they can."""
@@ -73,14 +91,14 @@ class SparseLayer:
             return "its masks are kept no longer"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is on, and the kernels are for float32"
-        tensors = [x, weight, *([] if bias is None else [bias])]
-        if any(type(t) not in (Tensor, nn.Parameter) or t.is_nested or t.layout != torch.strided for t in tensors):
-            return "it was called with tensors of another kind"
-        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
-            return "the kernels are for float32 on the CPU"
-        if not weight.is_contiguous() or self._masked.mask.device != weight.device or weight.numel() >= 2**31:
+        for t in (x, weight) if bias is None else (x, weight, bias):
+            if type(t) not in PLAIN or t.is_nested or t.layout is not torch.strided:
+                return "it was called with tensors of another kind"
+            if not t.is_cpu or t.dtype is not torch.float32:
+                return "the kernels are for float32 on the CPU"
+        if not weight.is_contiguous() or not self._masked.mask.is_cpu or weight.numel() >= 2**31:
             return "its weight is not laid out row by row"
-        return None if x.numel() and x.shape[-1] == weight.shape[1] else "it was called without samples"
+        return None
 
 
 class Linear(nn.Linear):

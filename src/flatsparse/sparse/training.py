@@ -50,6 +50,7 @@ class SparseTraining:
         self._handles = [*self._step.attach(), *self._loading.attach(model)]
         self._loading.start(initial)
         keep_rewind_point(state, plan.rounds, model)
+        self._masks_all = all(getattr(wrapper, "mask_perturbation", True) for wrapper in mask_aware(optimizer))
 
     # -- read by a user -----------------------------------------------------------------------------------------
 
@@ -107,9 +108,8 @@ class SparseTraining:
         return due(self.plan, step)
 
     def keeps_masks(self) -> bool:
-        """Return whether weights are zero outside the masks at every moment: until ``detach``, and not at w + e beyond them."""
-        wrappers = mask_aware(self._optimizer)
-        return bool(self._handles) and all(getattr(wrapper, "mask_perturbation", True) for wrapper in wrappers)
+        """Return whether the model runs at weights that are zero outside the masks: until ``detach``, if e is masked too."""
+        return self._masks_all and bool(self._handles)
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""

@@ -112,7 +112,7 @@ static void NAME(forward)(Matrix m, const float *values, const float *x, const f
 /* `count` entries of a column, at most WIDTH, of which the last may be repeated: what they add to the gradient of x, and
    their own gradients. */
 INLINE void entries(const int32_t *row, const float *values, int count, int valid, const float *packed, const VEC x[PARTS],
-                    VEC dx[PARTS], float *dvalues, int wants_x, int wants_values) {
+                    VEC dx[PARTS], float *dvalues, int fresh, int wants_x, int wants_values) {
     VEC sums[WIDTH];
     _Pragma("GCC unroll 16") for (int e = 0; e < WIDTH; e++) {
         if (e >= count) {
@@ -131,15 +131,15 @@ INLINE void entries(const int32_t *row, const float *values, int count, int vali
     }
     if (!wants_values) return;
     VEC sum = totals(sums);
-    if (valid == WIDTH) store(dvalues, load(dvalues) + sum);
+    if (valid == WIDTH) store(dvalues, fresh ? sum : load(dvalues) + sum);
     else
-        for (int e = 0; e < valid; e++) dvalues[e] += sum[e];
+        for (int e = 0; e < valid; e++) dvalues[e] = sum[e] + (fresh ? 0 : dvalues[e]);
 }
 
 /* The columns `first` to `last` for one block. */
 INLINE void NAME(backward_columns)(Matrix m, const float *values, const float *packed, int64_t lanes, int64_t first,
-                                   int64_t last, const float *x, float *dx, float *dvalues, int wants_x,
-                                   int wants_values) {
+                                   int64_t last, const float *x, float *dx, float *dvalues, int fresh,
+                                   int wants_x, int wants_values) {
     float xs[WIDTH * LANES] __attribute__((aligned(64))), sums[WIDTH * LANES] __attribute__((aligned(64)));
     for (int64_t c = first; c < last; c += WIDTH) {
         if (wants_values) tile(x + c, m.in, lanes, last - c, xs);
@@ -151,7 +151,7 @@ INLINE void NAME(backward_columns)(Matrix m, const float *values, const float *p
             }
             int32_t k = m.column_start[j], end = m.column_start[j + 1];
 #define ENTRIES(count, valid) \
-    entries(m.row + k, values + k, count, valid, packed, own, sum, dvalues + k, wants_x, wants_values)
+    entries(m.row + k, values + k, count, valid, packed, own, sum, dvalues + k, fresh, wants_x, wants_values)
             for (; k + WIDTH <= end; k += WIDTH) ENTRIES(WIDTH, WIDTH);
             int left = end - k;
             if (left > 12) ENTRIES(MIN(16, WIDTH), left);
@@ -182,16 +182,16 @@ static void NAME(backward)(Matrix m, const float *values, const float *x, const 
         for (int64_t t = 0; t < threads; t++) {
             int64_t first = share(m.column_start, m.in, t, threads), last = share(m.column_start, m.in, t + 1, threads);
             int32_t start = m.column_start[first], end = m.column_start[last];
-            for (int32_t k = start; k < end; k++) by_column[k] = values[m.place[k]], sums[k] = 0;
+            for (int32_t k = start; k < end; k++) by_column[k] = values[m.place[k]];
             for (int64_t block = 0; block < blocks; block++) {
                 int64_t lanes = MIN(LANES, m.batch - block * LANES), offset = block * LANES * m.in;
                 const float *mine = packed + block * m.out * LANES;
                 if (dx && dvalues)
-                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, x + offset, dx + offset, sums, 1, 1);
+                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, x + offset, dx + offset, sums, !block, 1, 1);
                 else if (dx)
-                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, NULL, dx + offset, NULL, 1, 0);
+                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, NULL, dx + offset, NULL, 0, 1, 0);
                 else
-                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, x + offset, NULL, sums, 0, 1);
+                    NAME(backward_columns)(m, by_column, mine, lanes, first, last, x + offset, NULL, sums, !block, 0, 1);
             }
             if (dvalues)
                 for (int32_t k = start; k < end; k++) dvalues[m.place[k]] = sums[k];
