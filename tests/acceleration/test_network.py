@@ -391,3 +391,15 @@ def test_a_run_goes_as_the_masked_run(method, sharpness):
     ours, did = run(method, sharpness, accelerates=True)
     assert did.count("sparse") >= len(did) / 2
     assert ours == pytest.approx(masked, rel=2e-3)
+
+
+def test_a_graph_that_is_retained_gives_the_same_gradients_twice_and_another_is_freed():
+    model, _, masked = pair(Net)
+    accelerated(model, masked)
+    weights = [w.weight for w in masked]
+    y = model(torch.randn(7, 3, 10, 12)).square().sum()
+    first = torch.autograd.grad(y, weights, retain_graph=True)
+    second = torch.autograd.grad(y, weights)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, weights)

@@ -21,6 +21,7 @@ from flatsparse.acceleration.layers import _is_transformed
 from flatsparse.acceleration.network_function import Runner
 from flatsparse.acceleration.network_program import Program
 from flatsparse.acceleration.network_trace import Stretch, stretches
+from flatsparse.common.distributed import PLAIN
 from flatsparse.sparse.masks import MaskedWeight
 
 SAVED_AS = "_flatsparse_network"  # the module's attribute that is left out of copies and pickles
@@ -129,12 +130,13 @@ class _StretchRunner:
         return self.runner(images)
 
     def _unfit(self, images: Tensor) -> str | None:
-        if type(images) is not Tensor or images.ndim != 4 or not images.numel():
-            return "it was called with no images, or tensors of another kind"
-        tensors = [images, *(p for p in self.runner.parameters() if p is not None)]
-        tensors += [b.norm.running_mean for b in self.program.branches() if b.norm and b.norm.running_mean is not None]
-        if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.layout != torch.strided for t in tensors):
-            return "the kernels are for float32 on the CPU"
+        if images.ndim != 4 or not images.numel():
+            return "it was called without images"
+        for t in (images, *self.runner.tensors()):
+            if type(t) not in PLAIN or t.is_nested or t.layout is not torch.strided:
+                return "it was called with tensors of another kind"
+            if not t.is_cpu or t.dtype not in (torch.float32, torch.bool) or (t.ndim == 1 and not t.is_contiguous()):
+                return "the kernels are for float32 on the CPU"
         geometry = self.runner.geometry(images)
         if geometry is None:
             return "its input has another size than its layers take"

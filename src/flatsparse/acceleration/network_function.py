@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
+from flatsparse.acceleration.conv_kernels import Combined
 from flatsparse.acceleration.conv_layout import LANES
 from flatsparse.acceleration.kernels import threads
 from flatsparse.acceleration.network_gradients import Pass, Wanted
 from flatsparse.acceleration.network_program import Geometry, Program, program_geometry
-from flatsparse.acceleration.network_run import folded, outputs, run_evaluation, run_forward
+from flatsparse.acceleration.network_run import Activations, BranchState, folded, outputs, run_evaluation, run_forward
 from flatsparse.common.tensors import Version, version
 
 
@@ -64,6 +66,13 @@ class Runner:
             result += [None, None] if norm is None else [norm.weight, norm.bias]
         return result
 
+    def tensors(self) -> list[Tensor]:
+        """Return all that kernels read: parameters, running statistics and masks."""
+        norms = [branch.norm for branch in self.program.branches() if branch.norm is not None]
+        every: list[Tensor | None] = [*self.parameters(), *(norm.running_mean for norm in norms)]
+        every += [*(norm.running_var for norm in norms), *(self.mask(b.conv.weight) for b in self.program.branches())]
+        return [tensor for tensor in every if tensor is not None]
+
     def geometry(self, images: Tensor) -> Geometry | None:
         """Return the layouts for an input, None where the program cannot take it."""
         shape = tuple(images.shape)
@@ -94,19 +103,50 @@ class Runner:
         return geometry, [index for _, index in result]
 
 
+@dataclass(frozen=True)
+class _Saved:
+    """The place of a tensor among those that are saved."""
+
+    place: int
+
+
+def _packed(thing: Any, tensors: dict[int, tuple[int, Tensor]]) -> Any:
+    """A structure of lists, tuples and dataclasses without its tensors, which are numbered in a dictionary by identity."""
+    if isinstance(thing, Tensor):
+        return _Saved(tensors.setdefault(id(thing), (len(tensors), thing))[0])
+    return _mapped(thing, lambda part: _packed(part, tensors))
+
+
+def _unpacked(thing: Any, tensors: Sequence[Tensor]) -> Any:
+    """The structure with its tensors."""
+    return tensors[thing.place] if isinstance(thing, _Saved) else _mapped(thing, lambda part: _unpacked(part, tensors))
+
+
+def _mapped(thing: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(map(function, thing))
+    if isinstance(thing, (Activations, BranchState, Combined)):
+        return replace(thing, **{f.name: function(getattr(thing, f.name)) for f in fields(thing)})
+    return thing
+
+
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, runner: Runner, images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         geometry, indices = runner.prepared(images)
         activations = run_forward(runner.program, geometry, indices, images)
-        ctx.state = (runner, geometry, indices, activations)
+        # As torch's own saved tensors they are freed by a backward, and there for another where the graph is retained.
+        tensors: dict[int, tuple[int, Tensor]] = {}
+        ctx.state = (runner, geometry, indices, _packed(activations, tensors))
+        ctx.save_for_backward(*(tensor for _, tensor in tensors.values()))
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        runner, geometry, indices, activations = ctx.state
+        runner, geometry, indices, packed = ctx.state
+        activations = _unpacked(packed, ctx.saved_tensors)
         needed = ctx.needs_input_grad
         wanted = Wanted(needed[1], list(needed[2::4]), runner.dense_gradients())
         images, gradients = Pass(runner.program, geometry, indices, activations, wanted).run(given)
