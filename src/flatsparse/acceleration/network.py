@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import inspect
 import operator
 import random
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from flatsparse.acceleration import kernels
+from flatsparse.acceleration import products
 from flatsparse.acceleration.conv_layout import LANES
 from flatsparse.acceleration.layers import _is_transformed
 from flatsparse.acceleration.network_function import Runner
@@ -63,6 +64,8 @@ class AcceleratedNetwork:
         """Return what the model gives, or NotImplemented where it should be called densely."""
         model = self._model()
         assert model is not None
+        if any(type(value) is not Tensor for value in (*args, *kwargs.values())):  # such as a tracer's
+            return NotImplemented
         if reason := self._unfit(model):
             self.note_all(f"dense: {reason}")
             return NotImplemented
@@ -79,8 +82,8 @@ class AcceleratedNetwork:
         """Why the model is called densely now; None when it need not be."""
         if not self.is_active():
             return "its masks are kept no longer"
-        if _is_transformed():
-            return "operations are recorded or transformed"
+        if not products.is_compiled():
+            return "the kernels are not compiled here"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is on, and the kernels are for float32"
         if nn.modules.module._global_forward_pre_hooks or nn.modules.module._global_forward_hooks:
@@ -281,8 +284,14 @@ def _replace(graph: fx.Graph, stretch: Stretch, runner: _StretchRunner) -> None:
 def _accelerated_class(plain: type[nn.Module]) -> type[nn.Module]:
     """A class whose objects run through their network; copies and pickles are of the plain class."""
 
+    @functools.wraps(plain.forward)  # tracers read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = self.__dict__[SAVED_AS].call(args, kwargs)
+        if _is_transformed():
+            return plain.forward(self, *args, **kwargs)
+        network = self.__dict__.get(
+            SAVED_AS
+        )  # none in what a model makes of its own class, as nn.Sequential does of a slice
+        result = NotImplemented if network is None else network.call(args, kwargs)
         return plain.forward(self, *args, **kwargs) if result is NotImplemented else result
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
@@ -313,7 +322,5 @@ def accelerate_network(
         is_active: returns whether the masks are still kept.
 
     Returns: an object with ``does``, which says what each weight's convolution did last, and ``restore()``.
-    Raises: InputError when the kernels cannot be built.
     """
-    kernels.library()
     return AcceleratedNetwork(model, {w.weight: w for w in masked}, wants_dense, is_active)
