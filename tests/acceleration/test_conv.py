@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flatsparse.acceleration import conv_kernels, kernels
+from flatsparse.acceleration import conv_kernels, conv_passes, kernels
 from flatsparse.acceleration.conv_index import convolution_geometry, convolution_index
 from flatsparse.acceleration.conv_kernels import Combined, InputGradient
 from flatsparse.acceleration.conv_layout import LANES, Layout
@@ -71,13 +71,13 @@ def images_of(value, layout):
 def test_forward_is_torchs(shape, pad):
     live, weight, x, geometry = case(*shape, pad=pad)
     index = convolution_index(live, geometry)
-    here = conv_kernels.enter(x, geometry.source)
+    here = conv_passes.enter(x, geometry.source)
     made = conv_kernels.forward(geometry, index.forward, weight.flatten()[index.forward.where], here, sum_up=True)
     wanted = reference(x, weight, *shape[6:])[2] + made.shift[:, None, None]
     row = wanted[:LANES, :, geometry.output.rows // 2]
     torch.testing.assert_close(row.mean((0, 2)), torch.zeros(len(made.shift)).double(), rtol=0, atol=1e-5)
     close(images_of(made.y, geometry.output), wanted)
-    close(conv_kernels.leave(made.y, geometry.output), wanted)
+    close(conv_passes.leave(made.y, geometry.output), wanted)
     lanes = made.sums.transpose(1, 2).permute(1, 2, 0, 3).flatten(2)[..., : shape[0]].sum(-1)  # those of the batch
     torch.testing.assert_close(lanes[:, 0].double(), wanted.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(lanes[:, 1].double(), wanted.square().sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
@@ -93,12 +93,12 @@ def test_backward_is_torchs(shape, remade):
     x64, weight64, y = reference(x, weight, *shape[6:])
     g, before, with_ = torch.randn(y.shape), torch.randn(x.shape), torch.randn(x.shape)
     y.backward(g.double())
-    here = conv_kernels.enter(x, source)
+    here = conv_passes.enter(x, source)
     if remade:
-        here = Combined(source, (conv_kernels.enter(x, plain), plain), *one(source.channels))
-    inner = Combined(geometry.gradient, (conv_kernels.enter(g, output), output), *one(output.channels))
+        here = Combined(source, (conv_passes.enter(x, plain), plain), *one(source.channels))
+    inner = Combined(geometry.gradient, (conv_passes.enter(g, output), output), *one(output.channels))
     sums = conv_kernels.new_sums(plain)
-    into = InputGradient(plain, conv_kernels.enter(before, plain), True, conv_kernels.enter(with_, plain), sums)
+    into = InputGradient(plain, conv_passes.enter(before, plain), True, conv_passes.enter(with_, plain), sums)
     weights, dx = conv_kernels.backward(geometry, index, values, inner, here, weights=True, into=into)
     close(weights, weight64.grad.flatten()[index.forward.where])
     wanted = torch.where(x > 0, x64.grad + before, 0)
@@ -116,8 +116,8 @@ def test_input_gradient_alone_and_weight_gradient_alone(shape):
     x64, weight64, y = reference(x, weight, *shape[6:])
     g = torch.randn(y.shape)
     y.backward(g.double())
-    inner = Combined(geometry.gradient, (conv_kernels.enter(g, output), output), *one(output.channels))
-    arguments = (geometry, index, weight.flatten()[index.forward.where], inner, conv_kernels.enter(x, source))
+    inner = Combined(geometry.gradient, (conv_passes.enter(g, output), output), *one(output.channels))
+    arguments = (geometry, index, weight.flatten()[index.forward.where], inner, conv_passes.enter(x, source))
     weights, dx = conv_kernels.backward(*arguments, weights=False, into=InputGradient(plain, None, False, None, None))
     assert weights is None
     close(images_of(dx, plain), x64.grad)
@@ -137,10 +137,10 @@ def test_an_input_made_on_the_way_is_the_one_made_before(shape, keep, sum_up):
     other = torch.randn(x.shape)
     combined = Combined(
         source,
-        (conv_kernels.enter(x, plain), plain),
+        (conv_passes.enter(x, plain), plain),
         scale,
         shift,
-        (conv_kernels.enter(other, plain), plain),
+        (conv_passes.enter(other, plain), plain),
         scale2,
         True,
     )
@@ -149,7 +149,7 @@ def test_an_input_made_on_the_way_is_the_one_made_before(shape, keep, sum_up):
     y, made = result.y if result.shift is None else result.y - result.shift[:, None, None], result.x
     a, b, c = (t[:, None, None] for t in (scale, shift, scale2))
     value = torch.relu(a * x + c * other + b)
-    close(conv_kernels.leave(y, geometry.output), reference(value, weight, *shape[6:])[2])
+    close(conv_passes.leave(y, geometry.output), reference(value, weight, *shape[6:])[2])
     assert (made is not None) == keep
     for each in (made, combined.compute()):
         if each is not None:
@@ -160,7 +160,7 @@ def test_an_input_made_on_the_way_is_the_one_made_before(shape, keep, sum_up):
 def test_results_do_not_depend_on_threads():
     live, weight, x, geometry = case(40, 6, 7, 9, 9, (3, 3), 1, (1, 1))
     index, output = convolution_index(live, geometry), geometry.output
-    values, here = weight.flatten()[index.forward.where], conv_kernels.enter(x, geometry.source)
+    values, here = weight.flatten()[index.forward.where], conv_passes.enter(x, geometry.source)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
@@ -180,10 +180,10 @@ def test_results_do_not_depend_on_threads():
 def test_what_is_no_number_passes_the_relu_as_in_torch():
     layout = Layout(2, 1, 1, 2)
     x = torch.tensor([[[[float("nan"), 1.0]]], [[[-1.0, float("inf")]]]])
-    value = Combined(layout, (conv_kernels.enter(x, layout), layout), *one(1), rectify=True).compute()
+    value = Combined(layout, (conv_passes.enter(x, layout), layout), *one(1), rectify=True).compute()
     assert torch.equal(images_of(value, layout).nan_to_num(7), torch.relu(x).nan_to_num(7))
-    g = conv_kernels.enter(torch.ones_like(x), layout)
-    conv_kernels.reduce(layout, g, mask=(value, layout))
+    g = conv_passes.enter(torch.ones_like(x), layout)
+    conv_passes.reduce(layout, g, mask=(value, layout))
     x.requires_grad_()
     torch.relu(x).backward(torch.ones_like(x))
     assert torch.equal(images_of(g, layout), x.grad)

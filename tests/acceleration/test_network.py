@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import flatsparse as fs
-from flatsparse.acceleration import kernels, network
+from flatsparse.acceleration import kernels, network, network_stretch
 from flatsparse.acceleration.network import accelerate_network
 from flatsparse.sparse.masks import MaskedWeight
 from tests.acceleration.nets import compiled, sets  # noqa: F401
@@ -18,7 +18,7 @@ from tests.acceleration.nets import compiled, sets  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch, compiled):  # noqa: F811
-    monkeypatch.setattr(network, "DENSEST", 1e9)
+    monkeypatch.setattr(network_stretch, "DENSEST", 1e9)
 
 
 class Block(nn.Module):
@@ -313,6 +313,16 @@ class Counting(Net):
         return super().forward(x)
 
 
+class Buffered(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += 1
+        return super().forward(x)
+
+
 class Chance(Net):
     def forward(self, x):
         return super().forward(x) if torch.rand(()) < 2 else x
@@ -323,14 +333,14 @@ class TwoInputs(Net):
         return super().forward(x if scale is None else x * scale)
 
 
-@pytest.mark.parametrize("kind", [Counting, Chance, TwoInputs])
+@pytest.mark.parametrize("kind", [Counting, Buffered, Chance, TwoInputs])
 def test_forwards_that_a_graph_does_not_tell_stay_dense(kind):
     model, exact, masked = pair(kind)
     result = accelerated(model, masked)
     x = images_for(exact, 7, 3, 10, 12)
     compare(model, exact, masked, x, dense=True)
     assert all("torch.fx cannot trace" in what for what in result.does.values())
-    assert getattr(model, "calls", 1) == 1
+    assert getattr(model, "calls", 1) == getattr(model, "steps", 1) == 1
 
 
 def test_other_types_and_autocast_stay_dense():
@@ -345,7 +355,7 @@ def test_other_types_and_autocast_stay_dense():
 
 
 def test_a_batch_too_dense_to_pay_stays_dense(monkeypatch):
-    monkeypatch.setattr(network, "DENSEST", 0.2)
+    monkeypatch.setattr(network_stretch, "DENSEST", 0.2)
     model, exact, masked = pair(Net)
     result = accelerated(model, masked)
     x = images_for(exact, 16, 3, 10, 12)

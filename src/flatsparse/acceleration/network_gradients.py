@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.acceleration import conv_kernels as kernels
+from flatsparse.acceleration import conv_passes as passes
 from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
 from flatsparse.acceleration.conv_kernels import Combined, InputGradient
 from flatsparse.acceleration.conv_layout import LANES, Layout
@@ -69,11 +70,11 @@ class Pass:
                 if place > first:
                     output = self.geometry.branches[place].output
                     sums = kernels.new_sums(output)
-                    kernels.reduce(output, g, with_=self.activations.states[place].y, sums=sums)
+                    passes.reduce(output, g, with_=self.activations.states[place].y, sums=sums)
                 results[place] = self._branch(branch, place, g, sums)
         images = None
         if self.wanted.images:
-            images = kernels.leave(self._gathered[0][0], self._layout(0))
+            images = passes.leave(self._gathered[0][0], self._layout(0))
         return images, [results[place] for place in range(len(results))]
 
     def _layout(self, value: int) -> Layout:
@@ -107,7 +108,7 @@ class Pass:
             mask = (x, self.geometry.values[value])
             g = g.clone() if value in self._shared else g
         sums = kernels.new_sums(layout)
-        kernels.reduce(layout, g, mask=mask, with_=self.activations.states[self._first[value - 1]].y, sums=sums)
+        passes.reduce(layout, g, mask=mask, with_=self.activations.states[self._first[value - 1]].y, sums=sums)
         return g, sums
 
     def _branch(self, branch: Branch, place: int, g: Tensor, sums: Tensor) -> BranchGradients:
@@ -147,11 +148,11 @@ def _from_output(g: Tensor | None, layout: Layout, mean: bool) -> Tensor:
     if g is None:
         return torch.zeros(layout.shape)
     if not mean:
-        return kernels.enter(g, layout)
+        return passes.enter(g, layout)
     pooled = torch.zeros(layout.blocks * LANES, layout.channels)
     torch.div(g, layout.rows * layout.columns, out=pooled[: layout.images])
     result = layout.empty()
-    kernels.reduce(layout, result, pooled=pooled.view(layout.blocks, LANES, -1).transpose(1, 2).contiguous())
+    passes.reduce(layout, result, pooled=pooled.view(layout.blocks, LANES, -1).transpose(1, 2).contiguous())
     return result
 
 
@@ -164,7 +165,7 @@ def _through_norm(
         bias = None if conv.bias is None else sums[:, 0].sum(dim=(0, 2))
         ones, zeros = torch.ones(output.channels), torch.zeros(output.channels)
         return Combined(where.gradient, (g, output), ones, zeros), bias, None, None
-    a, b, c, norm_weight, norm_bias = kernels.norm_gradient(output, sums, state.normed, state.fixed)
+    a, b, c, norm_weight, norm_bias = passes.norm_gradient(output, sums, state.normed, state.fixed)
     bias = None if conv.bias is None else a * norm_bias if state.fixed else torch.zeros_like(conv.bias)
     return Combined(where.gradient, (g, output), a, c, (state.y, output), b), bias, norm_weight, norm_bias
 
@@ -173,9 +174,9 @@ def _dense_gradient(branch: Branch, where: ConvGeometry, inner: Combined, x: Ten
     """The gradient of every entry of a weight, by torch."""
     x = x.compute() if isinstance(x, Combined) else x
     return torch.nn.grad.conv2d_weight(
-        kernels.leave(x, where.source),
+        passes.leave(x, where.source),
         list(branch.conv.weight.shape),
-        kernels.leave(inner.compute(), where.gradient),
+        passes.leave(inner.compute(), where.gradient),
         branch.conv.stride,
         branch.conv.padding,
     )

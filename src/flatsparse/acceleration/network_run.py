@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration import conv_kernels as kernels
+from flatsparse.acceleration import conv_passes as passes
 from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
 from flatsparse.acceleration.conv_kernels import Combined
 from flatsparse.acceleration.conv_layout import Layout
@@ -21,7 +22,7 @@ class BranchState:
     Attributes:
         values: the live weights, in the order of the index.
         y: the convolution, plus what brings its mean near 0 where a norm takes its sums.
-        normed: what ``conv_kernels.norm`` gave; None without a norm.
+        normed: what ``conv_passes.norm`` gave; None without a norm.
         fixed: whether that came from running statistics.
     """
 
@@ -46,7 +47,7 @@ class Activations:
 
 def run_forward(program: Program, geometry: Geometry, indices: list[ConvIndex], images: Tensor) -> Activations:
     """Compute the program with what a backward needs; batch norms' running statistics are updated as torch does."""
-    values: list[Tensor | Combined] = [kernels.enter(images, geometry.values[0])]
+    values: list[Tensor | Combined] = [passes.enter(images, geometry.values[0])]
     states: list[BranchState] = []
     kept = _kept(program)
     for number, unit in enumerate(program.units, 1):
@@ -117,7 +118,7 @@ def _branch_forward(
     updated = running if norm.training and norm.track_running_stats else None
     factor = _update_factor(norm) if updated else 0.0
     weight, shift = (None if p is None else p.detach() for p in (norm.weight, norm.bias))
-    normed = kernels.norm(output, made.sums, less, weight, shift, running if fixed else updated, norm.eps, factor)
+    normed = passes.norm(output, made.sums, less, weight, shift, running if fixed else updated, norm.eps, factor)
     return BranchState(values, made.y, normed, fixed), made.x, normed[0], normed[1]
 
 
@@ -134,7 +135,7 @@ def outputs(program: Program, geometry: Geometry, values: list[Tensor | Combined
     results = []
     for value, mean in program.outputs:
         x, layout = _computed(values[value]), geometry.values[value]
-        results.append(_mean(x, layout) if mean else kernels.leave(x, layout))
+        results.append(_mean(x, layout) if mean else passes.leave(x, layout))
     return tuple(results)
 
 
@@ -169,7 +170,7 @@ def folded(branch: Branch, index: ConvIndex) -> Folded:
 
 def run_evaluation(program: Program, geometry: Geometry, branches: list[Folded], images: Tensor) -> tuple[Tensor, ...]:
     """The outputs of a program of folded branches; nothing is kept for a backward."""
-    values: list[Tensor | Combined] = [kernels.enter(images, geometry.values[0])]
+    values: list[Tensor | Combined] = [passes.enter(images, geometry.values[0])]
     number = 0
     for unit, target in zip(program.units, geometry.values[1:], strict=True):
         added = None if unit.added is None else (_computed(values[unit.added]), geometry.values[unit.added])
