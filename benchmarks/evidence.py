@@ -211,7 +211,7 @@ def share_record(run: ResolvedRun) -> dict[str, Any]:
     for epoch in range(run.schedule.epochs):
         parts.net.train()
         for batch in parts.task.splits.train.batches(run.optim.batch_size, seed=run.seed, epoch=epoch):
-            take_step(parts, batch.content)
+            take_step(parts, [batch])
             parts.optimizer.zero_grad()
             parts.schedule.step()
     half, about = len(found) // 2, environment()

@@ -120,7 +120,7 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
             batch = one.content
             yield parts, batch
             parts.optimizer.zero_grad()
-            take_step(parts, batch)
+            take_step(parts, [one])
             parts.schedule.step()
     yield parts, batch
 

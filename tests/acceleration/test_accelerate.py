@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.parametrize
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,7 +24,11 @@ pytestmark = pytest.mark.usefixtures("compiled")
 
 expected = pytest.mark.filterwarnings("ignore:accelerated layers run densely")
 STEPS = 9
-SHARPNESS = {"none": lambda base: base, "s2sam": lambda base: fs.S2SAM(base, rho=0.1)}
+SHARPNESS = {
+    "none": lambda base: base,
+    "sam": lambda base: fs.SAM(base, rho=0.1),
+    "s2sam": lambda base: fs.S2SAM(base, rho=0.1),
+}
 # Of a tensor's largest entry, after nine steps. Adam divides small gradients, and their rounding, by their size.
 ROUNDING = {sgd: 1e-5, adamw: 1e-3}
 LINEAR = ["7.weight", "9.weight", "11.weight"]
@@ -218,6 +223,18 @@ def test_a_compiled_model_is_dense(pair):
     before = dict(handle.layers)
     torch.testing.assert_close(torch.compile(ours, backend="aot_eager", fullgraph=True)(x), plain(x))
     assert handle.layers == before
+
+
+def test_a_layer_that_is_made_of_the_same_class_is_plain(pair):
+    _, ours, handle = pair
+    x = torch.randn(8, 32)
+    twin = type(ours[7])(32, 4)
+    assert same(twin(x), F.linear(x, twin.weight, twin.bias))
+    nn.utils.parametrize.register_parametrization(ours[7], "bias", nn.Identity())
+    made = type(ours[7])
+    handle.restore()
+    assert type(ours[7]) is made
+    assert same(ours[7](x), F.linear(x, ours[7].weight, ours[7].bias))
 
 
 @expected

@@ -17,7 +17,7 @@ from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.data.splits import split
 from flatsparse.experiments.run import loop
-from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext, WorkerLost, distributed
 from flatsparse.experiments.run.watcher import Silent
 
@@ -82,6 +82,24 @@ def test_a_batch_too_small_for_all_is_refused(tmp_path):
             RunConfig.of(train_size=34, validation_size=50, batch_size=33), tmp_path / "run", context=DistContext(0, 2)
         )
     assert not (tmp_path / "run").exists()
+
+
+def trained_in_parts(rank, out, run):
+    return loop.train(run, out, context=DistContext(rank, 2)).to_json()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Grad strides")
+def test_two_processes_compute_a_batch_in_parts_as_one_computes_it_whole(tmp_path):
+    lines = "return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))"
+    (tmp_path / "net.py").write_text(
+        f"from torch import nn\n\n\ndef net(classes):\n    {lines}\n"
+    )  # without batch norm
+    run = change(RUN, model=f"{tmp_path / 'net.py'}:net", epochs=2)
+    together(trained_in_parts, tmp_path / "parts", change(run, accumulate=3))
+    loop.train(run, tmp_path / "whole")
+    ours, theirs = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("parts", "whole"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 def torchrun(*arguments):

@@ -13,7 +13,7 @@ from flatsparse.experiments.recipes import load, recipes
 from flatsparse.experiments.recipes.recipe import Cell, Recipe
 from flatsparse.experiments.report.rehearsal_text import print_rehearsal
 from flatsparse.experiments.reproduce import steps as steps_of
-from flatsparse.experiments.reproduce.made_up import SHAPES, made_up, training_samples
+from flatsparse.experiments.reproduce.made_up import SHAPES, ImageShapes, made_up, training_samples
 from flatsparse.experiments.reproduce.rehearsal_job import fault, whole_run
 from flatsparse.experiments.reproduce.rehearse import Rehearsal, rehearse
 from flatsparse.experiments.reproduce.steps import STEPS, take_steps
@@ -174,7 +174,7 @@ def test_made_up_data_have_the_shapes_of_the_real(name):
     task = made_up(run, 4)
     batch = next(task.splits.train.batches(4 * SHAPES[name].unit))
     assert batch.samples == 4
-    if name in ("digits", "cifar10", "cifar100", "imagenet"):
+    if isinstance(SHAPES[name], ImageShapes):
         images, labels = batch.content
         height, width, channels = SHAPES[name].shape
         assert images.shape == (4, channels, height, width)
@@ -202,6 +202,7 @@ def test_memory_and_flops_are_those_of_the_net():
     again = take_steps(run, 6).memory
     assert again.sample == pytest.approx(memory.sample, rel=0.1)  # it is a sample's, whatever the batch
     assert take_steps(change(run, sharpness="none"), 2).memory.perturbed == 0
+    assert take_steps(change(run, ema=0.9), 2).memory.weights == 2 * memory.weights
     estimate = whole_run(run, steps.cost)
     assert estimate.steps == 10 * 70  # 700 of 1,000 digits in batches of 10
     assert estimate.inference_dense == steps.cost.dense

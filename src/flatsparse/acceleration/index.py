@@ -37,7 +37,7 @@ class Index:
     def positions(self) -> Tensor:
         """Return the flat indices of the entries in the dense matrix, int64, (n,)."""
         counts = self.row_start.diff().long()
-        rows = torch.repeat_interleave(torch.arange(self.rows), counts, output_size=self.entries)
+        rows = torch.repeat_interleave(torch.arange(self.rows, device=counts.device), counts, output_size=self.entries)
         return rows * self.columns + self.column
 
 

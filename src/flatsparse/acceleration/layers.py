@@ -105,13 +105,12 @@ class Linear(nn.Linear):
     """An accelerated ``nn.Linear``. Copies and pickles of it are plain ``nn.Linear`` layers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_transformed():
-            return super().forward(x)
-        y = self.__dict__[SAVED_AS].linear(x, self.weight, self.bias)
+        layer = self.__dict__.get(SAVED_AS)  # none in one that was made anew of this class
+        y = None if layer is None or _is_transformed() else layer.linear(x, self.weight, self.bias)
         return super().forward(x) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = {name: value for name, value in self.__getstate__().items() if name != SAVED_AS}
+        state = {name: value for name, value in self.__dict__.items() if name != SAVED_AS}
         # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
         return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
@@ -127,9 +126,10 @@ def accelerate_linear(module: nn.Linear, layer: SparseLayer) -> Callable[[], Non
     weak = weakref.ref(module)
 
     def restore() -> None:
-        if (plain := weak()) is not None and plain.__dict__.get(SAVED_AS) is layer:
-            plain.__class__ = nn.Linear
-            del plain.__dict__[SAVED_AS]
+        if (module := weak()) is not None and module.__dict__.get(SAVED_AS) is layer:
+            if type(module) is Linear:  # not one that a parametrization made of it since
+                module.__class__ = nn.Linear  # type: ignore[assignment]
+            del module.__dict__[SAVED_AS]
 
     return restore
 

@@ -54,10 +54,10 @@ class _Linear(Function):
         wants_whole: Callable[[], bool] | None,
     ) -> Tensor:
         x = x.contiguous()
-        values = products.take(matrix, index) if matrix.ndim == 2 else matrix.contiguous()
+        y, values = products.forward(x, matrix.contiguous(), bias, index)
         ctx.save_for_backward(x, matrix, values)
         ctx.index, ctx.wants_whole = index, wants_whole
-        return products.forward(x, values, bias, index)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,12 +71,10 @@ class _Linear(Function):
             to_x, to_matrix = _dense(x, matrix, dy, index, whole)
             return to_x if wants_x else None, to_matrix if wants_matrix else None, dbias, None, None
         dy = dy.contiguous()
-        dx, dmatrix = products.backward(x, values, dy, index, wants_x=wants_x, wants_values=wants_matrix and not whole)
-        if whole:
-            dmatrix = dy.t() @ x
-        elif dmatrix is not None and is_dense:
-            dmatrix = products.put(dmatrix, index)
-        return dx, dmatrix, dbias, None, None
+        wants_values = wants_matrix and not whole
+        wants = {"wants_x": wants_x, "wants_values": wants_values, "as_matrix": is_dense}
+        dx, dmatrix = products.backward(x, values, dy, index, **wants)
+        return dx, dy.t() @ x if whole else dmatrix, dbias, None, None
 
 
 def _dense(x: Tensor, matrix: Tensor, dy: Tensor, index: Index, whole: bool) -> tuple[Tensor, Tensor]:

@@ -56,12 +56,14 @@ def speedup(kind: Kind) -> float:
     Measured once in a process: forward and the gradients of both forms, in turn, for some milliseconds.
     """
     source = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
-    mask = torch.rand(kind.rows, kind.columns, generator=source) < kind.density / 100
-    weight = torch.where(mask, torch.randn(mask.shape, generator=source), 0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source, device="cpu", dtype=torch.float32)
+
     samples = min(kind.samples, SAMPLES)
-    x = torch.randn(samples, kind.columns, generator=source)
-    dy = torch.randn(samples, kind.rows, generator=source)
-    index = index_of(mask)
+    x, dy, weight = normal(samples, kind.columns), normal(samples, kind.rows), normal(kind.rows, kind.columns)
+    mask = torch.rand(weight.shape, generator=source, device="cpu", dtype=torch.float32) < kind.density / 100
+    weight, index = weight * mask, index_of(mask)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return _ratio(lambda: _dense(kind, x, weight, dy), lambda: _sparse(kind, x, weight, dy, index))
 
@@ -75,11 +77,9 @@ def _dense(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor) -> None:
 
 
 def _sparse(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor, index: Index) -> None:
-    values = products.take(weight, index)
-    products.forward(x, values, None, index)
-    _, dvalues = products.backward(x, values, dy, index, wants_x=kind.wants_x, wants_values=kind.wants_values)
-    if dvalues is not None:
-        products.put(dvalues, index)
+    _, values = products.forward(x, weight, None, index)
+    wants = {"wants_x": kind.wants_x, "wants_values": kind.wants_values}
+    products.backward(x, values, dy, index, as_matrix=True, **wants)
 
 
 def _ratio(dense: Callable[[], None], sparse: Callable[[], None]) -> float:

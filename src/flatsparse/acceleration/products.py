@@ -28,66 +28,62 @@ def is_compiled() -> bool:
     return True
 
 
-def forward(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
-    """Return x Wᵀ + bias, (batch, rows), of x (batch, columns), the values (n,) of W and a bias (rows,) or none."""
+def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tuple[Tensor, Tensor]:
+    """Return x Wᵀ + bias and the values of W.
+
+    Args:
+        x: (batch, columns).
+        matrix: the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
+        bias: (rows,), or none.
+        index: of W's entries.
+
+    Returns: (batch, rows) and (n,).
+    """
+    is_dense = matrix.ndim == 2
     if not is_compiled():
+        values = matrix.reshape(-1).index_select(0, index.positions()) if is_dense else matrix
         y = (_rows(index, values) @ x.t()).t()
-        return (y if bias is None else y + bias).contiguous()
+        return (y if bias is None else y + bias).contiguous(), values
     y = x.new_empty(x.shape[0], index.rows)
+    values = x.new_empty(index.entries) if is_dense else matrix
     kernels.library().flatsparse_linear_forward(
         x.shape[0],
         index.columns,
         index.rows,
-        *map(pointer, (index.row_start, index.column, values, x, bias, y)),
+        *map(pointer, (index.row_start, index.column, matrix if is_dense else None, values, x, bias, y)),
         threads(),
     )
-    return y
+    return y, values
 
 
 def backward(
-    x: Tensor, values: Tensor, dy: Tensor, index: Index, *, wants_x: bool, wants_values: bool
+    x: Tensor, values: Tensor, dy: Tensor, index: Index, *, wants_x: bool, wants_values: bool, as_matrix: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients to x, (batch, columns), and to the values, (n,), given that to y, (batch, rows)."""
+    """Return the gradients to x, (batch, columns), and to the values, (n,), given that to y, (batch, rows).
+
+    The latter is (rows, columns) where wanted ``as_matrix``, with zeros elsewhere.
+    """
     if not is_compiled():
         dx = (_columns(index, values) @ dy.t()).t().contiguous() if wants_x else None
-        return dx, take(dy.t() @ x, index) if wants_values else None
+        dvalues = (dy.t() @ x).reshape(-1).index_select(0, index.positions()) if wants_values else None
+        return dx, dense(dvalues, index) if dvalues is not None and as_matrix else dvalues
     dx = torch.empty_like(x) if wants_x else None
     dvalues = torch.empty_like(values) if wants_values else None
+    matrix = values.new_empty(index.rows, index.columns) if wants_values and as_matrix else None
     if wants_x or wants_values:
+        by_row, by_column = (index.row_start, index.column), (index.column_start, index.row, index.place)
         kernels.library().flatsparse_linear_backward(
             x.shape[0],
             index.columns,
             index.rows,
-            *map(pointer, (index.column_start, index.row, index.place, values, x, dy, dx, dvalues)),
+            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, matrix)),
             threads(),
         )
-    return dx, dvalues
-
-
-def take(matrix: Tensor, index: Index) -> Tensor:
-    """Return the entries, (n,), of a dense matrix (rows, columns)."""
-    if not is_compiled():
-        return matrix.reshape(-1).index_select(0, index.positions())
-    values = matrix.new_empty(index.entries)
-    kernels.library().flatsparse_gather(
-        index.columns, index.rows, *map(pointer, (index.row_start, index.column, matrix, values)), threads()
-    )
-    return values
-
-
-def put(values: Tensor, index: Index) -> Tensor:
-    """Return the dense matrix (rows, columns) that has these entries, and is 0 elsewhere."""
-    if not is_compiled():
-        return dense(values, index)
-    matrix = values.new_empty(index.rows, index.columns)
-    kernels.library().flatsparse_scatter(
-        index.columns, index.rows, *map(pointer, (index.row_start, index.column, values, matrix)), threads()
-    )
-    return matrix
+    return dx, dvalues if matrix is None else matrix
 
 
 def dense(values: Tensor, index: Index) -> Tensor:
-    """Return the same matrix as ``put``, by operations that autograd knows."""
+    """Return the matrix (rows, columns) that has these entries, (n,), and is 0 elsewhere; autograd knows how."""
     flat = values.new_zeros(index.rows * index.columns)
     return flat.index_put((index.positions(),), values).view(index.rows, index.columns)
 

@@ -16,6 +16,7 @@ from torch import nn
 from flatsparse.common.errors import InputError, check_count, unknown
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.data import sources
+from flatsparse.experiments.data.known_file_sets import KNOWN_FILE_SETS
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.text import layer_table, left_dense
 from flatsparse.experiments.run.config import Pruning, names_of_methods
@@ -148,7 +149,11 @@ def _sections() -> dict[str, Mapping[Any, Any]]:
     return {
         "methods": METHODS,
         "models": {**MODELS, **TRANSLATION_MODELS, **LANGUAGE_MODELS},
-        "data": {**sources.SOURCES, **{name: task.about for name, task in TASKS.items()}},
+        "data": {
+            **sources.SOURCES,
+            **{name: known.about for name, known in KNOWN_FILE_SETS.items()},
+            **{name: task.about for name, task in TASKS.items()},
+        },
         "distributions": DISTRIBUTIONS,
         "presets": {name: left_dense(name) for name in PRESETS},
         "sharpness": SHARPNESS,

@@ -63,6 +63,7 @@ class Reproduce:
             scale=choice.scale,
             only=choice.only,
             controls=choice.controls,
+            at_once=choice.at_once,
             data_dir=choice.data_dir,
             device=choice.device,
             jobs=choice.jobs,

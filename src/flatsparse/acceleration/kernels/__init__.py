@@ -22,10 +22,8 @@ SETS = ("plain", "avx2", "avx512")  # in the order of sets.h
 
 _N, _P, _T = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int  # a size, an array, a number of threads
 FUNCTIONS: dict[str, list[Any]] = {
-    "flatsparse_linear_forward": [_N, _N, _N, *[_P] * 6, _T],
-    "flatsparse_linear_backward": [_N, _N, _N, *[_P] * 8, _T],
-    "flatsparse_gather": [_N, _N, *[_P] * 4, _T],
-    "flatsparse_scatter": [_N, _N, *[_P] * 4, _T],
+    "flatsparse_linear_forward": [*[_N] * 3, *[_P] * 7, _T],
+    "flatsparse_linear_backward": [*[_N] * 3, *[_P] * 11, _T],
 }
 
 

@@ -90,12 +90,18 @@ static void NAME(forward_rows)(Matrix m, const float *values, const float *packe
     }
 }
 
-static void NAME(forward)(Matrix m, const float *values, const float *x, const float *bias, float *y, int threads) {
+static void NAME(forward)(Matrix m, const float *dense, float *values, const float *x, const float *bias, float *y,
+                          int threads) {
     int64_t blocks = (m.batch + LANES - 1) / LANES, parts = blocks % threads && blocks < 8 * threads ? threads : 1;
 #pragma omp parallel num_threads(threads)
     {
         float *packed = aligned_alloc(64, (m.in * LANES + LANES) * sizeof(float));
         if (!packed) abort();
+        if (dense) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < m.out; i++)
+                for (int32_t k = m.row_start[i]; k < m.row_start[i + 1]; k++) values[k] = dense[i * m.in + m.column[k]];
+        }
         int64_t held = -1; /* the block that is packed */
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < blocks * parts; n++) {
@@ -167,7 +173,7 @@ INLINE void NAME(backward_columns)(Matrix m, const float *values, const float *p
 }
 
 static void NAME(backward)(Matrix m, const float *values, const float *x, const float *dy, float *dx, float *dvalues,
-                           int threads) {
+                           float *dense, int threads) {
     int64_t blocks = (m.batch + LANES - 1) / LANES, count = m.column_start[m.in];
     float *packed = aligned_alloc(64, (blocks * m.out * LANES + LANES) * sizeof(float));
     float *by_column = malloc((2 * count + 1) * sizeof(float)), *sums = by_column + count;
@@ -195,6 +201,13 @@ static void NAME(backward)(Matrix m, const float *values, const float *x, const 
             }
             if (dvalues)
                 for (int32_t k = start; k < end; k++) dvalues[m.place[k]] = sums[k];
+        }
+        if (dense) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < m.out; i++) {
+                memset(dense + i * m.in, 0, m.in * sizeof(float));
+                for (int32_t k = m.row_start[i]; k < m.row_start[i + 1]; k++) dense[i * m.in + m.column[k]] = dvalues[k];
+            }
         }
     }
     free(by_column);

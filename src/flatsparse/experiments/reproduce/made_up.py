@@ -108,6 +108,7 @@ SHAPES: dict[str, ImageShapes | PairShapes] = {
     "cifar10": ImageShapes((32, 32, 3), 10, 50_000, 5000),
     "cifar100": ImageShapes((32, 32, 3), 100, 50_000, 5000),
     "imagenet": ImageShapes((224, 224, 3), 1000, 1_281_167, 0),
+    "imagenette": ImageShapes((64, 64, 3), 10, 9469, 946),
     "numbers": PairShapes(80, 10_000, 12),
     "multi30k": PairShapes(8000, 29_000, 18),
     "wmt14": PairShapes(37_000, 4_500_000),

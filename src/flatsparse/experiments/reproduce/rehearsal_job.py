@@ -69,7 +69,7 @@ class RehearsalJob:
         trained = samples * run.schedule.whole_epochs * rounds_of(run)
         once = 3 * estimate.inference_dense * samples * run.schedule.epochs
         products = 3 * estimate.inference_dense * run.passes * trained  # masked weights are multiplied too
-        in_batch = run.optim.batch_size / shapes_of(run).unit
+        in_batch = run.optim.part_size / shapes_of(run).unit
         return {
             "samples": samples,
             "steps": {

@@ -19,7 +19,7 @@ from flatsparse.experiments.grid.workers import default_jobs, local_executor
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
 from flatsparse.experiments.reproduce.rehearsal_job import UTILIZATION, Record, RehearsalJob
-from flatsparse.experiments.reproduce.select import matches, selected, with_controls
+from flatsparse.experiments.reproduce.select import cells_of, matches, selected
 from flatsparse.experiments.reproduce.steps import STEPS
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.method import rounds_of
@@ -36,7 +36,7 @@ class Rehearsal:
     """The part of recipes to rehearse, and how.
 
     Attributes:
-        scale, only, controls, data_dir, device, jobs: as of ``reproduce``.
+        scale, only, controls, at_once, data_dir, device, jobs: as of ``reproduce``.
         gpu_tflops: the peak of a GPU, in 10¹² operations a second.
         samples: in a step.
     """
@@ -44,6 +44,7 @@ class Rehearsal:
     scale: Scale
     only: str | None = None
     controls: bool = False
+    at_once: int | None = None
     data_dir: Path | None = None
     device: str = "auto"
     jobs: int | None = None
@@ -93,8 +94,8 @@ def write_rehearsal(record: Mapping[str, Any], text: str, out: Path) -> Path:
 
 
 def _cells(recipe: Recipe, chosen: Rehearsal) -> list[Cell]:
-    listed = recipe.cells(chosen.scale)
-    cells = [c for c in (with_controls(listed) if chosen.controls else listed) if matches(c.name, chosen.only)]
+    listed = cells_of(recipe, chosen.scale, controls=chosen.controls, at_once=chosen.at_once)
+    cells = [cell for cell in listed if matches(cell.name, chosen.only)]
     return [
         dataclasses.replace(cell, run=resolve(change(cell.run, data_dir=chosen.data_dir, device=chosen.device)))
         for cell in cells

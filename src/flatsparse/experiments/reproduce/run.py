@@ -19,7 +19,7 @@ from flatsparse.experiments.plotting import save
 from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell, Measured, Recipe, Scale, Work
 from flatsparse.experiments.reproduce.pictures import pareto
-from flatsparse.experiments.reproduce.select import matches, selected, with_controls
+from flatsparse.experiments.reproduce.select import cells_of, matches, selected
 from flatsparse.experiments.reproduce.table import Line, lines_of, readings, runs_of, tabulate
 from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.devices import usable_device
@@ -40,6 +40,9 @@ class Choice:
     """Number of seeds, counted from the recipe's first, usually 0. By default the recipe's own number."""
     controls: bool = False
     """Add controls to S²-SAM's cells: SAM, a random direction, plain training twice as long, the scripts' weight decays."""
+    at_once: int | None = None
+    """Samples (of text, tokens) that are computed at once, at most: larger batches are computed in equal parts, whose
+    gradients add up, and batch norm takes its statistics of a part. By default whole batches."""
     data_dir: Path | None = None
     """Folder of local copies of data sets (or set FLATSPARSE_DATA)."""
     device: str = "auto"
@@ -66,9 +69,7 @@ def run_recipe(recipe: Recipe, choice: Choice, out: Path, console: Console) -> d
 
     Raises: InputError for what cannot be reproduced, such as when no cell is chosen or none has its data.
     """
-    cells = recipe.cells(choice.scale)
-    if choice.controls:
-        cells = with_controls(cells)
+    cells = cells_of(recipe, choice.scale, controls=choice.controls, at_once=choice.at_once)
     seeds = _seeds(recipe, choice)
     missing = _missing_data(cells, choice)
     try:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
 
-from flatsparse.common.errors import InputError
-from flatsparse.experiments.recipes.recipe import Cell, controls
+from flatsparse.common.errors import InputError, check_count
+from flatsparse.experiments.recipes.recipe import Cell, Recipe, Scale
+from flatsparse.experiments.recipes.recipe import controls as controls_of
+from flatsparse.experiments.run.config import RunConfig, change
+
+
+def cells_of(recipe: Recipe, scale: Scale, *, controls: bool, at_once: int | None) -> list[Cell]:
+    """Return the cells of a recipe.
+
+    Args:
+        controls: with the controls of those with S²-SAM.
+        at_once: the most samples that are computed at once: larger batches are in equal parts.
+    """
+    cells = list(recipe.cells(scale))
+    if controls:
+        cells = with_controls(cells)
+    if at_once is None:
+        return cells
+    check_count("--at-once", at_once)
+    return [dataclasses.replace(cell, run=_in_parts(cell.run, at_once)) for cell in cells]
+
+
+def _in_parts(run: RunConfig, at_once: int) -> RunConfig:
+    """Return a run with its batches in the fewest equal parts that are no larger."""
+    size = run.optim.batch_size
+    parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= at_once)
+    return change(run, accumulate=parts) if parts > 1 else run
 
 
 def selected(cells: Sequence[Cell], only: str | None) -> list[Cell]:
@@ -48,5 +74,5 @@ def with_controls(cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         joined.append(cell)
         if cell.run.sharpness == "s2sam" and cell.control is None:
-            joined += [control for control in controls(cell) if (control.name, control.run) not in there]
+            joined += [control for control in controls_of(cell) if (control.name, control.run) not in there]
     return joined

@@ -35,7 +35,7 @@ class Memory:
     """Memory of a run's training in bytes, without workspaces of operations.
 
     Attributes:
-        weights: with batch norm's statistics; gradients take as much again.
+        weights: with batch norm's statistics, and their moving average if there is one.
         optimizer: its state, such as momentum.
         perturbed: the second copy of the weights of a sharpness-aware optimizer.
         masks: and what rules keep.
@@ -102,7 +102,7 @@ def take_steps(run: ResolvedRun, samples: int) -> Steps:
                 parts.training.next_round()
                 parts.schedule = start_schedule(parts.run, parts.optimizer, parts.steps_per_epoch)
             watch.radii.append(0.0)
-            losses.append(float(take_step(parts, batch.content).loss))
+            losses.append(float(take_step(parts, [batch]).losses) / batch.samples)
             parts.optimizer.zero_grad()
             parts.schedule.step()
             seconds = time.perf_counter() - began
@@ -130,7 +130,9 @@ def changes_masks(run: ResolvedRun) -> bool:
 def _short(run: ResolvedRun, batch_size: int) -> ResolvedRun:
     """Return a run with the batch and the period of a rehearsal."""
     period = {"every": EVERY} if "every" in options_of(kind_of(run.pruning.method)) else {}
-    return change(run, batch_size=batch_size, train_size=None, validation_size=0, compile=False, **period)
+    return change(
+        run, batch_size=batch_size, accumulate=None, train_size=None, validation_size=0, compile=False, **period
+    )
 
 
 def _batches(parts: Parts, size: int) -> Iterator[Any]:
@@ -196,8 +198,9 @@ class _Watch:
         kept = [mask.nbytes for mask in self.parts.training.masks.values()]
         if self.parts.training.plan.momentum is not None:
             kept += [4 * mask.numel() for mask in self.parts.training.masks.values()]
+        copies = 2 if self.parts.average else 1
         return Memory(
-            weights=parameters + sum(b.nbytes for b in model.buffers()),
+            weights=copies * (parameters + sum(b.nbytes for b in model.buffers())),
             gradients=parameters,
             optimizer=sum(state),
             perturbed=self.copied,

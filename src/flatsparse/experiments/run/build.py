@@ -14,6 +14,7 @@ from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.loading import seed_all, seeded
+from flatsparse.experiments.run.average import WeightAverage
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.learning_rate import start_schedule
@@ -35,6 +36,7 @@ class Parts:
     Attributes:
         own_period: the requested steps between mask updates, or else the method's own before it was shortened.
         net: the model as it is trained: wrapped for several processes, or compiled.
+        average: of the weights, where the run has one; it is evaluated in the place of ``model``.
         context: the processes that train the run together.
         gradient: of the step before, on steps that compare the two.
     """
@@ -49,8 +51,14 @@ class Parts:
     cost: Cost
     task: RunTask
     steps_per_epoch: int
+    average: WeightAverage | None = None
     context: DistContext = SINGLE
     gradient: Tensor | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and saved: the trained one, or its moving average."""
+        return self.average.model if self.average else self.model
 
 
 def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None = None) -> Parts:
@@ -65,8 +73,11 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
     """
     task = task_of(run) if task is None else task
     model, net = make_model(run, task, context)
+    average = (
+        WeightAverage(model, run.optim.ema) if run.optim.ema is not None else None
+    )  # a copy made before there are hooks
     splits = task.splits
-    steps_per_epoch = splits.train.steps(run.optim.batch_size)
+    steps_per_epoch = -(-splits.train.steps(run.optim.part_size) // run.optim.parts)
     steps = run.schedule.whole_epochs * steps_per_epoch
     optimizer = make_optimizer(run, model, steps)
     period = run.pruning.every
@@ -86,6 +97,7 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
         cost=cost_of(model, forward, samples),
         task=task,
         steps_per_epoch=steps_per_epoch,
+        average=average,
         context=context,
     )
 
@@ -110,7 +122,7 @@ def initial_model(run: ResolvedRun, task: RunTask) -> nn.Module:
 
 def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -> tuple[nn.Module, nn.Module]:
     """Return a run's network, and the same as it is trained: wrapped for several processes, or compiled."""
-    size = run.optim.batch_size
+    size = run.optim.part_size
     smallest = task.splits.train.smallest(size)
     if smallest < context.size:
         raise InputError(

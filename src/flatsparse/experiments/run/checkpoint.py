@@ -68,6 +68,7 @@ def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict
         "training": parts.training.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "progress": progress.to_json(),
+        **({"average": parts.average.state_dict()} if parts.average else {}),
     }
 
 
@@ -78,6 +79,8 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.training.load_state_dict(state["training"])
         parts.schedule.load_state_dict(state["schedule"])
+        if parts.average:
+            parts.average.load_state_dict(state["average"])
         return Progress.from_json(state["progress"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
         reason = next(iter(str(problem).splitlines()), type(problem).__name__)

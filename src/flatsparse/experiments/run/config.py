@@ -98,8 +98,23 @@ class Optim:
     """Weight decay, the same for every sharpness."""
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes; evaluations are without it."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, often 0.9999 on ImageNet: it is what is evaluated and saved. By default none."""
     batch_size: int = 128
     """Samples in a step; of text, tokens of the longer side, padding included."""
+    accumulate: int | None = None
+    """Number of parts that a batch is computed in, one after the other, where all at once is too much for the memory.
+    Gradients add up to that of the batch; batch norm takes its statistics of a part. By default one."""
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of a batch."""
+        return self.accumulate or 1
+
+    @property
+    def part_size(self) -> int:
+        """Samples, or tokens, that are computed at once."""
+        return self.batch_size // self.parts
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,13 @@ def train_epoch(parts: Parts, progress: Progress, watcher: Watcher, probe: Probe
     _seed_epoch(parts, progress.epoch)
     started = time.perf_counter()
     shuffled = train.batches(
-        run.optim.batch_size,
+        run.optim.part_size,
         augment=parts.task.augmented,
         seed=run.seed,
         epoch=progress.epoch,
         shard=parts.context.shard,
     )
-    for batch in shuffled:
+    while batch := list(itertools.islice(shuffled, run.optim.parts)):
         _step(parts, progress, sums, batch)
         if probe:
             started += probe(parts, progress)  # as if no time had passed
@@ -89,15 +90,17 @@ def _seed_epoch(parts: Parts, epoch: int) -> None:
         torch.cuda.manual_seed(derive(*path))
 
 
-def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Batch) -> None:
-    """Take one step, and add what it cost and gave."""
+def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Sequence[Batch]) -> None:
+    """Take one step on the parts of a batch, and add what it cost and gave."""
     training, device = parts.training, parts.run.runtime.device
     due = training.due(training.steps_taken + 1)
     before = {name: mask.clone() for name, mask in training.masks.items()} if due else {}
     began = clock(device)
-    taken = take_step(parts, batch.content, weight=parts.context.size * batch.samples / batch.whole)
+    taken, samples = take_step(parts, batch), sum(part.whole for part in batch)
+    if parts.average:
+        parts.average.update(parts.model, training.masks if due else None)
     progress.step_seconds.append(clock(device) - began)
-    progress.train_flops += batch.whole * step_flops(
+    progress.train_flops += samples * step_flops(
         sums.forward, parts.cost.dense, taken.passes, due, momentum=training.plan.momentum is not None
     )
     if due:
@@ -105,36 +108,37 @@ def _step(parts: Parts, progress: Progress, sums: _Sums, batch: Batch) -> None:
         sums.churn.append(churn(before, training.masks))
     _compare_gradients(parts, progress)
     progress.gradient_evaluations += taken.passes
-    sums.losses += taken.loss * batch.samples
+    sums.losses += taken.losses
     if taken.correct is not None:
         sums.correct = taken.correct if sums.correct is None else sums.correct + taken.correct
-    sums.samples += batch.whole
+    sums.samples += samples
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken: loss and right predictions of its first forward pass, and the number of its gradients."""
+    """A step that was taken.
 
-    loss: Tensor
+    Attributes:
+        losses: the sum over the samples of this process, in the first pass; and so the number of right predictions.
+        passes: the number of its gradients.
+    """
+
+    losses: Tensor
     correct: Tensor | None
     passes: int
 
 
-def take_step(parts: Parts, content: Any, weight: float = 1.0) -> Taken:
-    """Take one optimizer step on a batch.
-
-    Args:
-        weight: of this process's mean loss in the mean over processes, 1 when all have as many samples.
-    """
+def take_step(parts: Parts, batch: Sequence[Batch]) -> Taken:
+    """Take one optimizer step on a batch, in one part or several, whose gradients add up to that of the mean over samples."""
     run = parts.run
+    whole = sum(part.whole for part in batch)
     passes: list[tuple[Tensor, Tensor | None]] = []
 
     def gradient() -> Tensor:
-        with autocast(run):
-            loss, correct = parts.task.train_loss(parts.net, content)
-        (loss * weight if weight != 1 else loss).backward()
-        passes.append((loss.detach(), correct))
-        return loss
+        found = [_backward(parts, part, whole) for part in batch]
+        corrects = [correct for _, correct in found if correct is not None]
+        passes.append((_sum([losses for losses, _ in found]), _sum(corrects) if corrects else None))
+        return passes[-1][0] / whole
 
     if run.sharpness in TWO_GRADIENTS:
         parts.optimizer.step(gradient)  # type: ignore[arg-type]  # torch's stubs want a float of it
@@ -142,6 +146,21 @@ def take_step(parts: Parts, content: Any, weight: float = 1.0) -> Taken:
         gradient()
         parts.optimizer.step()
     return Taken(*passes[0], len(passes))
+
+
+def _backward(parts: Parts, part: Batch, whole: int) -> tuple[Tensor, Tensor | None]:
+    """Add the gradient of a part of a batch; return the sum of its losses and its right predictions."""
+    with autocast(parts.run):
+        loss, correct = parts.task.train_loss(parts.net, part.content)
+    share = (
+        parts.context.size * part.samples / whole
+    )  # of its mean loss in the mean over all; processes take a mean too
+    (loss * share if share != 1 else loss).backward()
+    return loss.detach() * part.samples, correct
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).sum(0)
 
 
 def _compare_gradients(parts: Parts, progress: Progress) -> None:

@@ -21,7 +21,7 @@ Watch = Callable[[int], None]  # of the number of samples that were measured sin
 
 def evaluate(parts: Parts, split: Split, *, detailed: bool = False, watch: Watch | None = None) -> Evaluation | None:
     """Return the mean loss and the scores of a run's network; None without samples."""
-    return evaluated(parts.run, parts.task, parts.model, split, detailed=detailed, watch=watch)
+    return evaluated(parts.run, parts.task, parts.evaluated, split, detailed=detailed, watch=watch)
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def renew_statistics(parts: Parts) -> None:
     Samples are augmented as in training.
     """
     run = parts.run
-    batches = parts.task.splits.train.batches(run.optim.batch_size, augment=parts.task.augmented, seed=run.seed)
+    batches = parts.task.splits.train.batches(run.optim.part_size, augment=parts.task.augmented, seed=run.seed)
     with autocast(run):
         torch.optim.swa_utils.update_bn(([batch.content] for batch in batches), _Statistics(parts.task, parts.model))
 

@@ -58,9 +58,12 @@ def finish(out: Path, parts: Parts, progress: Progress, test: bool, watcher: Wat
 
     What is trained is safe before it is measured, so that a failure here costs nothing but the measurements.
     """
+    save_checkpoint(out, parts, progress)
+    if parts.average:
+        parts.model.load_state_dict(parts.average.model.state_dict())
+        parts.average = None  # from here on it is the network
     if parts.run.runtime.batch_norm == "final":
         renew_statistics(parts)
-    save_checkpoint(out, parts, progress)
     save_tensors(out / WEIGHTS, parts.model.state_dict(), {"format": "pt"})
     save_masks(out / MASKS, parts.training.masks, method=parts.run.pruning.method, step=progress.step)
     for name, content in parts.task.files.items():

@@ -116,6 +116,8 @@ def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds:
     while progress.epoch < run.schedule.whole_epochs * parts.training.rounds:
         if progress.epoch == run.schedule.whole_epochs * (parts.training.round + 1):
             parts.training.next_round()
+            if parts.average:
+                parts.average.restart()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
         record = train_epoch(parts, progress, watcher, probe)
         check_finite_losses(parts, progress, record.train_loss, record.validation_loss, out=out)

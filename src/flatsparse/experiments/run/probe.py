@@ -33,7 +33,7 @@ class Probe:
 
     def __init__(self, every: int, parts: Parts) -> None:
         run, task = parts.run, parts.task
-        train, size = task.splits.train, run.optim.batch_size
+        train, size = task.splits.train, run.optim.part_size
         self.task = task
         self.every, self.rho = every, run.rho if run.sharpness != "none" and run.rho > 0 else directions.RHO
         chosen = train.first(min(len(train), max(1, directions.IMAGES // size) * size))

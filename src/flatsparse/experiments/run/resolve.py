@@ -31,7 +31,11 @@ from flatsparse.methods import kind_of, name_of_kind, options_of, traits_of
 from flatsparse.methods.presets import PRESETS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-MODELS_OF = {"digits": "digitnet", "imagenet": "resnet50"}  # by data set, where it is not the usual one
+MODELS_OF = {
+    "digits": "digitnet",
+    "imagenet": "resnet50",
+    "imagenette": "resnet18",
+}  # by data set, where it is not the usual one
 MODEL = "resnet20"
 OWN = "own"  # the model of a task
 
@@ -165,10 +169,16 @@ def _check_dataset(dataset: Dataset) -> None:
 
 def _check_optim(optim: Optim) -> None:
     check_count("--batch-size", optim.batch_size)
+    if optim.accumulate is not None and optim.batch_size % check_count("--accumulate", optim.accumulate):
+        raise InputError(
+            f"--accumulate {optim.accumulate} does not divide --batch-size {optim.batch_size}: give a number of equal parts"
+        )
     check_finite("--lr", optim.lr, above=True)
     check_finite("--weight-decay", optim.weight_decay)
     check_finite("--momentum", optim.momentum)
     check_fraction("--label-smoothing", optim.label_smoothing)
+    if optim.ema is not None:
+        check_fraction("--ema", optim.ema)
     if optim.betas is not None:
         if optim.optimizer != "adamw":
             raise InputError(f"--betas are for --optimizer adamw, not {optim.optimizer}: leave them out")

@@ -20,7 +20,8 @@ from flatsparse.sparse.plan import Plan
 
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
 OTHERS = ("method", "sparsity", "drop_fraction", *FREE)
-YOUNGER = ("task", "vocabulary", "betas", "image_size", "resize")  # than some files, which were made as without them
+# Settings younger than some files, which were made as without them.
+YOUNGER = ("task", "vocabulary", "betas", "ema", "accumulate", "image_size", "resize")
 
 
 def is_shareable(plan: Plan) -> bool:

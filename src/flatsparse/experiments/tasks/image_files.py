@@ -11,7 +11,7 @@ import torch
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.data.file_sets import read_image_files
 from flatsparse.experiments.data.image_files import ImageFileSet
-from flatsparse.experiments.data.sources import folder_of_copies
+from flatsparse.experiments.data.known_file_sets import KNOWN_FILE_SETS, find_known
 from flatsparse.experiments.data.streamed import streamed_splits
 from flatsparse.experiments.data.views import View
 from flatsparse.experiments.tasks.classification import Classification
@@ -19,14 +19,12 @@ from flatsparse.experiments.tasks.networks import network
 from flatsparse.experiments.tasks.settings import Dataset
 
 IMAGENET = "imagenet"
-FOLDERS = ("imagenet", "imagenet-1k", "ILSVRC2012", "ILSVRC")  # of local copies
-CLASSES = 1000
 MOST_WORKERS = 8  # unless a run asks for more
 
 
 def is_of_files(chosen: Dataset) -> bool:
     """Return if a run's images stay in their files."""
-    return chosen.data == IMAGENET or chosen.image_size is not None
+    return chosen.data in KNOWN_FILE_SETS or chosen.image_size is not None
 
 
 def image_file_task(
@@ -38,11 +36,13 @@ def image_file_task(
 
     Raises: InputError for data that are not there, or are no folder of images.
     """
-    folder = find_imagenet(chosen.data_dir) if chosen.data == IMAGENET else Path(chosen.data).expanduser()
+    known = KNOWN_FILE_SETS.get(chosen.data)
+    folder = find_known(chosen.data, chosen.data_dir) if known else Path(chosen.data).expanduser()
     if not os.path.isdir(folder):
-        raise InputError(f"--image-size is for a folder of images or {IMAGENET}, not '{chosen.data}': leave it out")
-    data = _read(folder, chosen.data if chosen.data == IMAGENET else None)
-    view = View(chosen.image_size or View.size, chosen.resize)
+        names = ", ".join(KNOWN_FILE_SETS)
+        raise InputError(f"--image-size is for a folder of images or {names}, not '{chosen.data}': leave it out")
+    data = _read(folder, chosen.data if known else None)
+    view = View(chosen.image_size or (known.size if known else View.size), chosen.resize)
     splits = streamed_splits(
         data,
         view,
@@ -69,18 +69,6 @@ def image_file_task(
     )
 
 
-def find_imagenet(data_dir: Path | None) -> Path:
-    """Return the folder of ImageNet-1k among the local copies. Raises InputError when it is not there."""
-    copies = folder_of_copies(data_dir)
-    found = next((copies / name for name in FOLDERS if os.path.isdir(copies / name)), None)
-    if found is None:
-        raise InputError(
-            f"no {IMAGENET} under '{copies}': put {IMAGENET}/train/CLASS/ and {IMAGENET}/val/, or the hub's parquet files,"
-            " there, and name the folder with --data-dir or FLATSPARSE_DATA"
-        )
-    return found
-
-
 @functools.cache
 def _read(folder: Path, name: str | None) -> ImageFileSet:
     return read_image_files(folder, name)
@@ -95,10 +83,11 @@ def _workers(asked: int | None) -> int:
 
 
 def _note_of_classes(data: ImageFileSet) -> tuple[str, ...]:
-    """Return a note when a set by the name of ImageNet has other classes."""
-    if data.name != IMAGENET or data.classes == CLASSES:
+    """Return a note when a set by a known name has other classes."""
+    known = KNOWN_FILE_SETS.get(data.name)
+    if known is None or data.classes == known.classes:
         return ()
-    return (f"{IMAGENET} has {CLASSES:,} classes; '{data.source}' has {data.classes:,}",)
+    return (f"{data.name} has {known.classes:,} classes; '{data.source}' has {data.classes:,}",)
 
 
 def _synsets(data: ImageFileSet) -> tuple[str, ...] | None:

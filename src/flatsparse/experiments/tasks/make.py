@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.data.known_file_sets import KNOWN_FILE_SETS, find_known
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.tasks.built_in import built_in
-from flatsparse.experiments.tasks.image_files import IMAGENET, find_imagenet, image_file_task, is_of_files
+from flatsparse.experiments.tasks.image_files import image_file_task, is_of_files
 from flatsparse.experiments.tasks.images import image_task
 from flatsparse.experiments.tasks.run_task import RunTask
 from flatsparse.experiments.tasks.settings import Dataset
@@ -50,7 +51,7 @@ def check_data(data: str, data_dir: Path | None) -> None:
     """Raise InputError when data cannot be had."""
     if (task := built_in(data)) is not None:
         task.check(data_dir)
-    elif data == IMAGENET:
-        find_imagenet(data_dir)
+    elif data in KNOWN_FILE_SETS:
+        find_known(data, data_dir)
     else:
         load(data, data_dir)

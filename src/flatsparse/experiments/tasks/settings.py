@@ -19,8 +19,8 @@ class Dataset:
     """The data of a run, and how it is split."""
 
     data: str = "digits"
-    """Data set: digits (embedded), cifar10, cifar100, imagenet, a folder or a hub id; of text: numbers (embedded), multi30k,
-    wmt14, a folder with train.txt, or FOLDER:en-de with train.en and train.de."""
+    """Data set: digits (embedded), cifar10, cifar100, imagenet, imagenette, a folder or a hub id; of text: numbers (embedded),
+    multi30k, wmt14, a folder with train.txt, or FOLDER:en-de with train.en and train.de."""
     task: str | None = None
     """A task of your own in place of --data and --model: path/to/file.py:function, whose code is then run."""
     data_dir: Path | None = None
@@ -35,7 +35,7 @@ class Dataset:
     """Crop and flip training images of every data set except digits; without it they are taken as they are."""
     image_size: int | None = None
     """Read the images of a folder while training, as random crops of this side: for images of any size, or more than fit
-    into memory. By default 224 for imagenet; other images are held in memory as they are."""
+    into memory. By default 224 for imagenet and 64 for imagenette; other images are held in memory as they are."""
     resize: int | None = None
     """Shorter side of images in evaluations, before the middle is cut out. By default 256 for each 224 of --image-size."""
     workers: int | None = None
