@@ -413,3 +413,24 @@ def test_a_graph_that_is_retained_gives_the_same_gradients_twice_and_another_is_
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(y, weights)
+
+
+def test_torchs_defaults_change_nothing():
+    model, exact, masked = pair(Net)
+    accelerated(model, masked)
+    x = images_for(exact, 7, 3, 10, 12)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            y = model(x)
+            y.backward(y.detach())
+            with torch.no_grad():
+                model.eval()(x)
+    finally:
+        torch.set_default_dtype(before)
+    wanted = exact(x.double())
+    wanted.backward(y.detach().double())
+    near(y, wanted)
+    mask = masked[1].mask
+    near(model.body[0].conv1.weight.grad, exact.body[0].conv1.weight.grad * mask)

@@ -111,6 +111,6 @@ def _taps(rows: Tensor, count: int, offsets: Tensor, where: Tensor) -> Taps:
     """Taps by row, and within one by place, as memory is read."""
     order = torch.argsort(offsets, stable=True)
     order = order[torch.argsort(rows[order], stable=True)]
-    starts = torch.zeros(count + 1, dtype=torch.int32)
+    starts = torch.zeros(count + 1, dtype=torch.int32, device=where.device)
     starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
     return Taps(starts, offsets[order].to(torch.int32), where[order], rows[order])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex, Taps
-from flatsparse.acceleration.conv_layout import LANES, Layout
+from flatsparse.acceleration.conv_layout import LANES, Layout, empty, zeros
 from flatsparse.acceleration.conv_structures import (
     SHARES,
     Backward,
@@ -69,12 +69,12 @@ def cleared(layout: Layout) -> Tensor:
 
 def new_sums(layout: Layout) -> Tensor:
     """Zeros for sums over the pixels of an activation, and over those of a product."""
-    return torch.zeros(layout.blocks, 2, layout.channels, LANES)
+    return zeros(layout.blocks, 2, layout.channels, LANES)
 
 
 def _room(layout: Layout) -> Tensor:
     """Room for one block a thread."""
-    return torch.empty(threads(), layout.strides[0])
+    return empty(threads(), layout.strides[0])
 
 
 def _convolution(
@@ -119,7 +119,7 @@ def forward(
     """Convolve x, which is made on the way where it is a combination, and kept or not."""
     y, source = geometry.output.empty(), geometry.source
     buffer = x if not isinstance(x, Combined) else source.empty() if keep else _room(source)
-    shift, sums = (torch.empty(geometry.output.channels), new_sums(geometry.output)) if sum_up else (None, None)
+    shift, sums = (empty(geometry.output.channels), new_sums(geometry.output)) if sum_up else (None, None)
     above = geometry.padding[0]
     structure = Forward(
         source.blocks, keep, geometry.stride, above, geometry.kernel[0] - above, pointer(buffer), pointer(shift)
@@ -184,8 +184,8 @@ def backward(
     """The gradients of the live weights, where wanted, and of the input, where there is something to make it into."""
     count, source = len(values), geometry.source
     rooms = _room(geometry.gradient), _room(source) if isinstance(x, Combined) else None
-    gradient = torch.empty(count) if weights else None
-    sums = torch.empty(min(source.blocks, SHARES), count, LANES) if weights else None
+    gradient = empty(count) if weights else None
+    sums = empty(min(source.blocks, SHARES), count, LANES) if weights else None
     structure = Backward(
         source.blocks, not isinstance(x, Combined), geometry.stride,
         max(geometry.kernel[0] - geometry.padding[0], geometry.stride), 1 + geometry.ahead, 0, count,

@@ -48,4 +48,14 @@ class Layout:
 
     def empty(self) -> Tensor:
         """Return room for such an activation."""
-        return torch.empty(self.shape)
+        return empty(*self.shape)
+
+
+def empty(*shape: int) -> Tensor:
+    """Return floats of the kernels, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def zeros(*shape: int) -> Tensor:
+    """Return zeros of the kernels."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flatsparse.acceleration.conv_kernels import cleared
-from flatsparse.acceleration.conv_layout import Layout
+from flatsparse.acceleration.conv_layout import Layout, empty
 from flatsparse.acceleration.conv_structures import Exchange, Norm, NormGradient, Reduction, address, run, strides
 from flatsparse.acceleration.kernels import pointer
 
@@ -42,7 +41,7 @@ def enter(images: Tensor, layout: Layout) -> Tensor:
 
 def leave(here: Tensor, layout: Layout) -> Tensor:
     """The (N, C, H, W) images of an activation."""
-    images = torch.empty(layout.images, layout.channels, layout.rows, layout.columns)
+    images = empty(layout.images, layout.channels, layout.rows, layout.columns)
     run("leave", _exchange(images, here, layout))
     return images
 
@@ -66,7 +65,7 @@ def norm(
 
     The sums are of the inputs less ``less``. Running statistics are updated where there are sums too.
     """
-    result = torch.empty(4, layout.channels)
+    result = empty(4, layout.channels)
     mean, var = running or (None, None)
     structure = Norm(
         layout.channels, layout.images, layout.images * layout.rows * layout.columns, pointer(sums), pointer(less),
@@ -85,7 +84,7 @@ def norm_gradient(layout: Layout, sums: Tensor, normed: Tensor, fixed: bool) -> 
         normed: what ``norm`` returned.
         fixed: whether that came from the running statistics.
     """
-    result = torch.empty(5, layout.channels)
+    result = empty(5, layout.channels)
     count = layout.images * layout.rows * layout.columns
     rows = [address(normed, i * layout.channels) for i in (0, 2, 3)]
     rows += [address(result, i * layout.channels) for i in range(5)]

@@ -12,7 +12,7 @@ from flatsparse.acceleration import conv_kernels as kernels
 from flatsparse.acceleration import conv_passes as passes
 from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
 from flatsparse.acceleration.conv_kernels import Combined, InputGradient
-from flatsparse.acceleration.conv_layout import LANES, Layout
+from flatsparse.acceleration.conv_layout import LANES, Layout, zeros
 from flatsparse.acceleration.network_program import Branch, Geometry, Program
 from flatsparse.acceleration.network_run import Activations, BranchState
 
@@ -125,7 +125,7 @@ class Pass:
             self._shared.discard(branch.source)
         weight = None
         if live is not None:
-            weight = torch.zeros(branch.conv.weight.numel())
+            weight = zeros(branch.conv.weight.numel())
             weight[self.indices[place].forward.where] = live
             weight = weight.view(branch.conv.weight.shape)
         elif wanted:
@@ -146,10 +146,10 @@ class Pass:
 def _from_output(g: Tensor | None, layout: Layout, mean: bool) -> Tensor:
     """The gradient that an output passes on."""
     if g is None:
-        return torch.zeros(layout.shape)
+        return zeros(*layout.shape)
     if not mean:
         return passes.enter(g, layout)
-    pooled = torch.zeros(layout.blocks * LANES, layout.channels)
+    pooled = zeros(layout.blocks * LANES, layout.channels)
     torch.div(g, layout.rows * layout.columns, out=pooled[: layout.images])
     result = layout.empty()
     passes.reduce(layout, result, pooled=pooled.view(layout.blocks, LANES, -1).transpose(1, 2).contiguous())
@@ -163,8 +163,8 @@ def _through_norm(
     conv, output = branch.conv, where.output
     if state.normed is None:
         bias = None if conv.bias is None else sums[:, 0].sum(dim=(0, 2))
-        ones, zeros = torch.ones(output.channels), torch.zeros(output.channels)
-        return Combined(where.gradient, (g, output), ones, zeros), bias, None, None
+        shift = zeros(output.channels)
+        return Combined(where.gradient, (g, output), shift + 1, shift), bias, None, None
     a, b, c, norm_weight, norm_bias = passes.norm_gradient(output, sums, state.normed, state.fixed)
     bias = None if conv.bias is None else a * norm_bias if state.fixed else torch.zeros_like(conv.bias)
     return Combined(where.gradient, (g, output), a, c, (state.y, output), b), bias, norm_weight, norm_bias

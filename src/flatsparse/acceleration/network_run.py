@@ -11,7 +11,7 @@ from flatsparse.acceleration import conv_kernels as kernels
 from flatsparse.acceleration import conv_passes as passes
 from flatsparse.acceleration.conv_index import ConvGeometry, ConvIndex
 from flatsparse.acceleration.conv_kernels import Combined
-from flatsparse.acceleration.conv_layout import Layout
+from flatsparse.acceleration.conv_layout import Layout, zeros
 from flatsparse.acceleration.network_program import Branch, Geometry, Program, Unit
 
 
@@ -109,8 +109,8 @@ def _branch_forward(
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
         made = kernels.forward(geometry, taps, values, x, keep=keep)
-        shift = torch.zeros(output.channels) if bias is None else bias
-        return BranchState(values, made.y, None, True), made.x, torch.ones(output.channels), shift
+        shift = zeros(output.channels) if bias is None else bias
+        return BranchState(values, made.y, None, True), made.x, zeros(output.channels) + 1, shift
     running = None if norm.running_mean is None or norm.running_var is None else (norm.running_mean, norm.running_var)
     made = kernels.forward(geometry, taps, values, x, keep=keep, sum_up=norm.training or running is None)
     less = bias if made.shift is None else -made.shift if bias is None else bias - made.shift
