@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,31 +102,22 @@ class Runner:
         return geometry, [index for _, index in result]
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """The place of a tensor among those that are saved."""
-
-    place: int
-
-
-def _packed(thing: Any, tensors: dict[int, tuple[int, Tensor]]) -> Any:
-    """A structure of lists, tuples and dataclasses without its tensors, which are numbered in a dictionary by identity."""
-    if isinstance(thing, Tensor):
-        return _Saved(tensors.setdefault(id(thing), (len(tensors), thing))[0])
-    return _mapped(thing, lambda part: _packed(part, tensors))
+def _with(activations: Activations, tensor: Callable[[Any], Any]) -> Activations:
+    """The activations with others in the place of their tensors."""
+    values = [
+        _combined_with(value, tensor) if isinstance(value, Combined) else tensor(value) for value in activations.values
+    ]
+    states = [BranchState(tensor(s.values), tensor(s.y), tensor(s.normed), s.fixed) for s in activations.states]
+    return Activations(values, states)
 
 
-def _unpacked(thing: Any, tensors: Sequence[Tensor]) -> Any:
-    """The structure with its tensors."""
-    return tensors[thing.place] if isinstance(thing, _Saved) else _mapped(thing, lambda part: _unpacked(part, tensors))
-
-
-def _mapped(thing: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(thing, (list, tuple)):
-        return type(thing)(map(function, thing))
-    if isinstance(thing, (Activations, BranchState, Combined)):
-        return replace(thing, **{f.name: function(getattr(thing, f.name)) for f in fields(thing)})
-    return thing
+def _combined_with(value: Combined, tensor: Callable[[Any], Any]) -> Combined:
+    (x, layout), second = value.x, value.x2
+    x2 = None if second is None else (tensor(second[0]), second[1])
+    scale2 = tensor(value.scale2)
+    return Combined(
+        value.layout, (tensor(x), layout), tensor(value.scale), tensor(value.shift), x2, scale2, value.rectify
+    )
 
 
 class _Run(torch.autograd.Function):
@@ -136,17 +126,17 @@ class _Run(torch.autograd.Function):
         geometry, indices = runner.prepared(images)
         activations = run_forward(runner.program, geometry, indices, images)
         # As torch's own saved tensors they are freed by a backward, and there for another where the graph is retained.
-        tensors: dict[int, tuple[int, Tensor]] = {}
-        ctx.state = (runner, geometry, indices, _packed(activations, tensors))
-        ctx.save_for_backward(*(tensor for _, tensor in tensors.values()))
+        tensors: list[Tensor | None] = []
+        ctx.state = (runner, geometry, indices, _with(activations, lambda t: (len(tensors), tensors.append(t))[0]))
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        runner, geometry, indices, packed = ctx.state
-        activations = _unpacked(packed, ctx.saved_tensors)
+        runner, geometry, indices, places = ctx.state
+        activations = _with(places, ctx.saved_tensors.__getitem__)
         needed = ctx.needs_input_grad
         wanted = Wanted(needed[1], list(needed[2::4]), runner.dense_gradients())
         images, gradients = Pass(runner.program, geometry, indices, activations, wanted).run(given)
