@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flatsparse.acceleration.gradient_memory import GradientMemory
 from flatsparse.acceleration.index import index_of
 from flatsparse.acceleration.linear import linear
 from tests.acceleration.nets import compiled  # noqa: F401
@@ -96,3 +97,29 @@ def test_only_what_is_asked_for_is_computed():
     close(w.grad, x.detach().sum((0, 1)).expand(23, 37) * mask)
     with torch.no_grad():
         assert not sparse(w, mask, x, b).requires_grad
+
+
+def test_the_memory_of_a_gradient_is_used_again_once_nobody_holds_it():
+    w, mask, x, b = parts()
+    index, memory = index_of(mask), GradientMemory()
+    places, held = [], []
+    for step in range(7):
+        linear(x, w, b, index, None, memory).sum().backward()
+        places.append(w.grad.data_ptr())
+        if step in (2, 4):
+            held.append((w.grad if step == 2 else w.grad[1:3].numpy(), w.grad.clone()))
+        w.grad = None
+    assert places[0] == places[1] == places[2]
+    assert places[3] == places[4] != places[2]
+    assert places[5] == places[6] != places[4]
+    whole, part = held
+    assert torch.equal(*whole)
+    assert (part[0] == part[1][1:3].numpy()).all()
+
+
+def test_gradients_add_up():
+    w, mask, x, b = parts()
+    index, memory = index_of(mask), GradientMemory()
+    for _ in range(3):
+        (linear(x, w, b, index, None, memory) + linear(x, w, b, index, None, memory)).sum().backward()
+    close(w.grad, 6 * x.detach().sum((0, 1)).expand(23, 37) * mask)

@@ -86,7 +86,7 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
 
     >>> import flatsparse as fs, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10))
-    >>> training = fs.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), "set", sparsity=0.9, steps=100)
+    >>> training = fs.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), "static", sparsity=0.9, steps=100)
     >>> accelerated = fs.accelerate(model, training)
     >>> model(torch.zeros(1, 20)).shape, list(accelerated.layers)
     (torch.Size([1, 10]), ['0.weight'])

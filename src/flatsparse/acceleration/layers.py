@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatsparse.acceleration.gradient_memory import GradientMemory
 from flatsparse.acceleration.index import Index, index_of
 from flatsparse.acceleration.linear import linear
 from flatsparse.acceleration.measure import DENSEST, Kind, speedup
@@ -42,6 +43,7 @@ class SparseLayer:
     ) -> None:
         self.does = "dense: it was not called yet"
         self._masked, self._wants_dense, self._is_active, self._say = masked, wants_dense, is_active, say
+        self._memory = GradientMemory()
         self._index: Index | None = None
         self._indexed: Version | None = None  # the version of the mask that the index is of
         self._faster: dict[
@@ -72,7 +74,7 @@ class SparseLayer:
         if not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
             return None
         self.does = "sparse"
-        return linear(x, weight, bias, index, self._wants_dense)
+        return linear(x, weight, bias, index, self._wants_dense, self._memory)
 
     def _is_faster(self, index: Index, samples: int, wants_x: bool, wants_values: bool) -> bool:
         key = samples, wants_x, wants_values, torch.get_num_threads()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from flatsparse.acceleration import products
+from flatsparse.acceleration.gradient_memory import GradientMemory
 from flatsparse.acceleration.index import Index
 
 
@@ -19,6 +20,7 @@ def linear(
     bias: Tensor | None,
     index: Index,
     wants_whole: Callable[[], bool] | None = None,
+    memory: GradientMemory | None = None,
 ) -> Tensor:
     """Return ``F.linear(x, W, bias)`` of a sparse W, with gradients to x, to W and to the bias.
 
@@ -30,6 +32,7 @@ def linear(
         bias: float32, (rows,), or none.
         index: of W's entries.
         wants_whole: called in the backward pass; where it returns true, a matrix (rows, columns) gets its whole gradient.
+        memory: for the gradient of a matrix (rows, columns).
 
     Returns: (…, rows).
 
@@ -39,7 +42,7 @@ def linear(
     tensor([[20., 43.]])
     """
     rows = x if x.ndim == 2 else x.reshape(-1, index.columns)
-    y = _Linear.apply(rows, matrix, bias, index, wants_whole)
+    y = _Linear.apply(rows, matrix, bias, index, wants_whole, memory)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], index.rows)
 
 
@@ -52,11 +55,12 @@ class _Linear(Function):
         bias: Tensor | None,
         index: Index,
         wants_whole: Callable[[], bool] | None,
+        memory: GradientMemory | None,
     ) -> Tensor:
         x = x.contiguous()
         y, values = products.forward(x, matrix.contiguous(), bias, index)
         ctx.save_for_backward(x, matrix, values)
-        ctx.index, ctx.wants_whole = index, wants_whole
+        ctx.index, ctx.wants_whole, ctx.memory = index, wants_whole, memory or GradientMemory()
         return y
 
     @staticmethod
@@ -69,12 +73,12 @@ class _Linear(Function):
         dbias = dy.sum(0) if wants_bias else None
         if torch.is_grad_enabled():  # create_graph
             to_x, to_matrix = _dense(x, matrix, dy, index, whole)
-            return to_x if wants_x else None, to_matrix if wants_matrix else None, dbias, None, None
+            return to_x if wants_x else None, to_matrix if wants_matrix else None, dbias, None, None, None
         dy = dy.contiguous()
         wants_values = wants_matrix and not whole
-        wants = {"wants_x": wants_x, "wants_values": wants_values, "as_matrix": is_dense}
-        dx, dmatrix = products.backward(x, values, dy, index, **wants)
-        return dx, dy.t() @ x if whole else dmatrix, dbias, None, None
+        into = ctx.memory.empty(index.rows, index.columns) if wants_values and is_dense else None
+        dx, dmatrix = products.backward(x, values, dy, index, wants_x=wants_x, wants_values=wants_values, into=into)
+        return dx, dy.t() @ x if whole else dmatrix, dbias, None, None, None
 
 
 def _dense(x: Tensor, matrix: Tensor, dy: Tensor, index: Index, whole: bool) -> tuple[Tensor, Tensor]:

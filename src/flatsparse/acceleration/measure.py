@@ -78,8 +78,8 @@ def _dense(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor) -> None:
 
 def _sparse(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor, index: Index) -> None:
     _, values = products.forward(x, weight, None, index)
-    wants = {"wants_x": kind.wants_x, "wants_values": kind.wants_values}
-    products.backward(x, values, dy, index, as_matrix=True, **wants)
+    into = torch.empty_like(weight)
+    products.backward(x, values, dy, index, wants_x=kind.wants_x, wants_values=kind.wants_values, into=into)
 
 
 def _ratio(dense: Callable[[], None], sparse: Callable[[], None]) -> float:

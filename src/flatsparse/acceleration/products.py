@@ -57,29 +57,35 @@ def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tup
 
 
 def backward(
-    x: Tensor, values: Tensor, dy: Tensor, index: Index, *, wants_x: bool, wants_values: bool, as_matrix: bool = False
+    x: Tensor,
+    values: Tensor,
+    dy: Tensor,
+    index: Index,
+    *,
+    wants_x: bool,
+    wants_values: bool,
+    into: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients to x, (batch, columns), and to the values, (n,), given that to y, (batch, rows).
 
-    The latter is (rows, columns) where wanted ``as_matrix``, with zeros elsewhere.
+    The latter is written into a matrix (rows, columns), with zeros elsewhere, where one is given, which is returned then.
     """
     if not is_compiled():
         dx = (_columns(index, values) @ dy.t()).t().contiguous() if wants_x else None
         dvalues = (dy.t() @ x).reshape(-1).index_select(0, index.positions()) if wants_values else None
-        return dx, dense(dvalues, index) if dvalues is not None and as_matrix else dvalues
+        return dx, dvalues if dvalues is None or into is None else into.copy_(dense(dvalues, index))
     dx = torch.empty_like(x) if wants_x else None
     dvalues = torch.empty_like(values) if wants_values else None
-    matrix = values.new_empty(index.rows, index.columns) if wants_values and as_matrix else None
     if wants_x or wants_values:
         by_row, by_column = (index.row_start, index.column), (index.column_start, index.row, index.place)
         kernels.library().flatsparse_linear_backward(
             x.shape[0],
             index.columns,
             index.rows,
-            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, matrix)),
+            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, into if wants_values else None)),
             threads(),
         )
-    return dx, dvalues if matrix is None else matrix
+    return dx, dvalues if dvalues is None or into is None else into
 
 
 def dense(values: Tensor, index: Index) -> Tensor:
