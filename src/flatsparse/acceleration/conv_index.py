@@ -64,16 +64,16 @@ def convolution_geometry(
     source: Layout, outputs: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]
 ) -> ConvGeometry:
     """Return where a convolution of an input of this layout reads and writes."""
-    sizes = [
+    rows, columns = (
         (size + 2 * pad - width) // stride + 1
         for size, width, pad in zip((source.rows, source.columns), kernel, padding, strict=True)
-    ]
+    )
     border = max(
         _reach(size, out, width, stride, pad)
-        for size, out, width, pad in zip((source.rows, source.columns), sizes, kernel, padding, strict=True)
+        for size, out, width, pad in zip((source.rows, source.columns), (rows, columns), kernel, padding, strict=True)
     )
-    output = Layout(source.images, outputs, *sizes)
-    return ConvGeometry(kernel, padding, stride, source, output, Layout(source.images, outputs, *sizes, border))
+    output = Layout(source.images, outputs, rows, columns)
+    return ConvGeometry(kernel, padding, stride, source, output, Layout(source.images, outputs, rows, columns, border))
 
 
 def _reach(size: int, out: int, width: int, stride: int, pad: int) -> int:

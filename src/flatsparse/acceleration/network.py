@@ -33,7 +33,7 @@ class AcceleratedNetwork:
     def __init__(
         self,
         model: nn.Module,
-        masked: dict[nn.Parameter, MaskedWeight],
+        masked: dict[Tensor, MaskedWeight],
         wants_dense: Callable[[], bool],
         is_active: Callable[[], bool],
     ) -> None:
@@ -98,11 +98,11 @@ class AcceleratedNetwork:
             if masked is not None:
                 self.does[masked.name] = what
 
-    def mask(self, weight: nn.Parameter) -> Tensor | None:
+    def mask(self, weight: Tensor) -> Tensor | None:
         masked = self._masked.get(weight)
         return None if masked is None else masked.mask
 
-    def live(self, weight: nn.Parameter) -> int:
+    def live(self, weight: Tensor) -> int:
         """Return the number of live entries of a weight."""
         masked = self._masked.get(weight)
         return weight.numel() if masked is None else masked.active

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
@@ -29,7 +29,7 @@ class Runner:
     """
 
     def __init__(
-        self, program: Program, mask: Callable[[nn.Parameter], Tensor | None], dense_gradients: Callable[[], bool]
+        self, program: Program, mask: Callable[[Tensor], Tensor | None], dense_gradients: Callable[[], bool]
     ) -> None:
         self.program, self.mask, self.dense_gradients = program, mask, dense_gradients
         self._geometries: dict[tuple[int, ...], Geometry | None] = {}
@@ -74,7 +74,8 @@ class Runner:
 
     def geometry(self, images: Tensor) -> Geometry | None:
         """Return the layouts for an input, None where the program cannot take it."""
-        shape = tuple(images.shape)
+        n, c, h, w = images.shape
+        shape = n, c, h, w
         if shape not in self._geometries:
             if len(self._geometries) > 8:  # batches of many sizes
                 self._geometries.clear()
@@ -87,7 +88,9 @@ class Runner:
         assert geometry is not None
         key = tuple(images.shape[1:])  # strides do not depend on the size of the batch
         branches = self.program.branches()
-        known = self._indices.get(key) or [(None, None)] * len(branches)
+        known: Sequence[tuple[Version | None, ConvIndex | None]] = self._indices.get(key) or [(None, None)] * len(
+            branches
+        )
         if key not in self._indices and len(self._indices) > 2:
             self._indices.clear()
         result = []
@@ -127,7 +130,12 @@ class _Run(torch.autograd.Function):
         activations = run_forward(runner.program, geometry, indices, images)
         # As torch's own saved tensors they are freed by a backward, and there for another where the graph is retained.
         tensors: list[Tensor | None] = []
-        ctx.state = (runner, geometry, indices, _with(activations, lambda t: (len(tensors), tensors.append(t))[0]))
+
+        def place(tensor: Tensor | None) -> int:
+            tensors.append(tensor)
+            return len(tensors) - 1
+
+        ctx.state = (runner, geometry, indices, _with(activations, place))
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)

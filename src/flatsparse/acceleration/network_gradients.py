@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from flatsparse.acceleration import conv_kernels as kernels
 from flatsparse.acceleration import conv_passes as passes
@@ -173,7 +174,7 @@ def _through_norm(
 def _dense_gradient(branch: Branch, where: ConvGeometry, inner: Combined, x: Tensor | Combined) -> Tensor:
     """The gradient of every entry of a weight, by torch."""
     x = x.compute() if isinstance(x, Combined) else x
-    return torch.nn.grad.conv2d_weight(
+    return conv2d_weight(
         passes.leave(x, where.source),
         list(branch.conv.weight.shape),
         passes.leave(inner.compute(), where.gradient),

@@ -42,7 +42,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def trace(model: nn.Module, is_masked: Callable[[nn.Parameter], bool], runner: Callable[[Stretch], Runner]) -> Traced:
+def trace(model: nn.Module, is_masked: Callable[[Tensor], bool], runner: Callable[[Stretch], Runner]) -> Traced:
     """Return the model's graph, in which runners compute the stretches that have masked weights."""
     try:
         graph = _graph(model)
@@ -68,8 +68,8 @@ def _holder(model: nn.Module) -> nn.Module:
 
 def _graph(model: nn.Module) -> fx.Graph:
     """A model's graph. Raises when it cannot be traced, or its forward does more than a graph says."""
-    forward = type(model).__mro__[1].forward
-    kinds = [p.kind for p in list(inspect.signature(forward).parameters.values())[1:]]
+    plain: Any = type(model).__mro__[1]
+    kinds = [p.kind for p in list(inspect.signature(plain.forward).parameters.values())[1:]]
     if kinds != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:  # torch.fx would take None for a value
         raise ValueError("its forward takes more than one input")
     chance = torch.get_rng_state(), random.getstate()

@@ -93,7 +93,5 @@ def program_geometry(program: Program, shape: tuple[int, int, int, int]) -> Geom
 
 def padding(conv: nn.Conv2d) -> tuple[int, int]:
     """The padding of rows and columns, in pixels."""
-    rows, columns = conv.padding
-    assert isinstance(rows, int)
-    assert isinstance(columns, int)
-    return rows, columns
+    assert not isinstance(conv.padding, str)
+    return conv.padding[0], conv.padding[1]

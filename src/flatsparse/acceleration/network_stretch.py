@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatsparse.acceleration.conv_layout import LANES
 from flatsparse.acceleration.network_function import Runner
@@ -20,7 +20,7 @@ DENSEST = 0.3
 class Notes(Protocol):
     """What knows the live weights, and takes down what is done with them."""
 
-    def live(self, weight: nn.Parameter) -> int:
+    def live(self, weight: Tensor) -> int:
         """Return the number of live entries of a weight."""
         ...
 
