@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from flatsparse.acceleration import network
 from flatsparse.acceleration.layers import SAVED_AS, SparseLayer, accelerate_linear
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
@@ -19,6 +20,7 @@ class Accelerated:
     def __init__(self, training: SparseTraining) -> None:
         self._training = training
         self._layers: dict[str, SparseLayer | str] = {}
+        self._network: network.AcceleratedNetwork | None = None
         self._undo: list[Callable[[], None]] = []
         self._said: set[str] = set()
         self._asked: tuple[int, bool] | None = None  # a step, and whether it needs dense gradients
@@ -26,7 +28,9 @@ class Accelerated:
     @property
     def layers(self) -> dict[str, str]:
         """What each masked weight's layer did when it was last called: "sparse", or "dense: " and why."""
-        return {name: layer if isinstance(layer, str) else layer.does for name, layer in self._layers.items()}
+        convolutions = {} if self._network is None else self._network.does
+        layers = {name: layer if isinstance(layer, str) else layer.does for name, layer in self._layers.items()}
+        return {name: convolutions.get(name, does) for name, does in layers.items()}
 
     def restore(self) -> None:
         """Let all layers compute densely again, as if they had never been accelerated."""
@@ -48,6 +52,12 @@ class Accelerated:
             self._said.add(reason)
             warnings.warn(f"accelerated layers run densely for now: {reason}", stacklevel=6)
 
+    def add_network(self, model: nn.Module, is_active: Callable[[], bool]) -> None:
+        """Accelerate the convolutions of a model, with what lies between them."""
+        masked = list(self._training.masked_weights)
+        self._network = network.accelerate_network(model, masked, self.wants_dense_gradients, is_active)
+        self._undo.append(self._network.restore)
+
     def add(self, name: str, module: nn.Module, layer: SparseLayer) -> None:
         """Accelerate a layer, or note why not."""
         if name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
@@ -62,9 +72,10 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
 
     Parameters, their names, optimizers and masks stay what they are; results agree with those of the masked model to rounding.
     A layer's forward runs over its live weights, and its backward gives the gradient of these alone, but on steps whose
-    rules score masked weights. Whether sparse is faster is measured, layer by layer, for some milliseconds when a kind of
-    layer is first called. Other devices, autocast, ``torch.compile`` and function transforms run densely. Copies
-    and pickles of the model are plain models.
+    rules score masked weights. Whether a linear layer is faster sparse is measured for some milliseconds when its kind is
+    first called. Convolutions run sparse where several follow one another, with batch norms, ReLUs and additions between
+    them, in a model that ``torch.fx`` can trace. Other devices, autocast, ``torch.compile`` and function transforms run
+    densely. Copies and pickles of the model are plain models.
 
     Args:
         model: that ``sparsify`` was called with.
@@ -91,10 +102,12 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
         raise InputError(
             f"the training masks '{strange[0]}', which is no weight of this model: give the model it is of"
         )
-    if any(SAVED_AS in module.__dict__ for module in model.modules()):
+    if any(not {SAVED_AS, network.SAVED_AS}.isdisjoint(module.__dict__) for module in model.modules()):
         raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
     accelerated = Accelerated(training)
     for w in masked:
         layer = SparseLayer(w, accelerated.wants_dense_gradients, training.keeps_masks, accelerated.say)
         accelerated.add(w.name, owners[id(w.weight)], layer)
+    if any(type(owners[id(w.weight)]) is nn.Conv2d for w in masked):
+        accelerated.add_network(model, training.keeps_masks)
     return accelerated
