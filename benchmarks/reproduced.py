@@ -67,7 +67,7 @@ def gathered(store: Path) -> list[Record]:
 
 
 def _place(record: Record) -> tuple[Any, ...]:
-    return tuple(record[name] for name in ("recipe", "row", "column", "sharpness", "seed"))
+    return tuple(record[name] for name in ("recipe", "column", "row", "sharpness", "seed"))
 
 
 def _line(run: RunConfig, folder: Path) -> Record:
