@@ -108,7 +108,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.__dict__.get(SAVED_AS)  # none in one that was made anew of this class
-        y = None if layer is None or _is_transformed() else layer.linear(x, self.weight, self.bias)
+        y = None if layer is None or is_transformed() else layer.linear(x, self.weight, self.bias)
         return super().forward(x) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -136,7 +136,7 @@ def accelerate_linear(module: nn.Linear, layer: SparseLayer) -> Callable[[], Non
     return restore
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """True while something records operations instead of, or besides, running them: they must be torch's own."""
     return bool(
         torch.compiler.is_compiling()

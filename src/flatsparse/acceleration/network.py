@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration import products
-from flatsparse.acceleration.layers import _is_transformed
+from flatsparse.acceleration.layers import is_transformed
 from flatsparse.acceleration.network_function import Runner
 from flatsparse.acceleration.network_graph import Traced, has_hooks, trace
 from flatsparse.acceleration.network_program import Program
@@ -120,7 +120,7 @@ def _accelerated_class(plain: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(plain.forward)  # tracers read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _is_transformed():
+        if is_transformed():
             return plain.forward(self, *args, **kwargs)
         # None in what a model makes of its own class, as nn.Sequential does of a slice.
         network = self.__dict__.get(SAVED_AS)

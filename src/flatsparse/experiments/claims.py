@@ -142,10 +142,14 @@ def claim(
 def check_same(
     settings: Mapping[str, Any], recorded: Mapping[str, Any], origin: str, free: Collection[str] = ()
 ) -> None:
-    """Raise InputError, with the first difference, when recorded settings differ; ``origin`` is where they are recorded."""
+    """Raise InputError, with the first difference, when recorded settings differ; ``origin`` is where they are recorded.
+
+    A setting that the record does not have is younger than it, and was off.
+    """
     plain, recorded = (json.loads(json.dumps(one)) for one in (settings, recorded))  # tuples become lists
     names = sorted(plain, key=lambda name: name != "task")  # which decides others, such as the model
-    odd = next((name for name in names if name not in free and plain[name] != recorded.get(name)), None)
+    same = {name: plain[name] == recorded[name] if name in recorded else not plain[name] for name in names}
+    odd = next((name for name in names if name not in free and not same[name]), None)
     if odd is not None:
         flag = f"--{odd.replace('_', '-')}"
         raise InputError(

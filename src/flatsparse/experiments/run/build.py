@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flatsparse.acceleration.accelerate import accelerate
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
@@ -84,6 +85,8 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
     run, options = with_method_options(run, run.schedule.epochs * steps_per_epoch)
     run = change(run, train_size=len(splits.train), validation_size=len(splits.validation))
     training = make_sparse(run, net, optimizer, steps, task, options)
+    if run.runtime.accelerate:
+        accelerate(model, training)
     forward, samples = task.sample_forward(model)
     return Parts(
         run=run,

@@ -174,6 +174,8 @@ class Runtime:
     is free."""
     channels_last: bool = False
     """Keep convolutions' weights channels-last, as the images are; faster, especially with bf16."""
+    accelerate: bool = False
+    """Compute sparse layers over their active weights on a CPU, where that is faster; results differ in the last bits."""
     compile: bool = False
     """Train through torch.compile; first steps take minutes, and results differ in the last bits. Evaluations run uncompiled."""
 

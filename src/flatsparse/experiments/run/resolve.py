@@ -218,6 +218,9 @@ def _check_perturbation(perturbation: Perturbation) -> None:
 
 
 def _check_runtime(runtime: Runtime) -> None:
+    if runtime.accelerate and (runtime.compile or runtime.precision != "float32"):
+        other = "--compile" if runtime.compile else f"--precision {runtime.precision}"
+        raise InputError(f"--accelerate computes in float32 by kernels of its own: leave it out, or {other}")
     check_count("--validate-every", runtime.validate_every)
     if runtime.eval_batch_size is not None:
         check_count("--eval-batch-size", runtime.eval_batch_size)

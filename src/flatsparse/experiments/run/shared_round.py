@@ -21,7 +21,7 @@ from flatsparse.sparse.plan import Plan
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
 OTHERS = ("method", "sparsity", "drop_fraction", *FREE)
 # Settings younger than some files, which were made as without them.
-YOUNGER = ("task", "vocabulary", "betas", "ema", "accumulate", "image_size", "resize")
+YOUNGER = ("task", "vocabulary", "betas", "ema", "accumulate", "accelerate", "image_size", "resize")
 
 
 def is_shareable(plan: Plan) -> bool:
@@ -32,7 +32,7 @@ def is_shareable(plan: Plan) -> bool:
 
 def _settings(run: ResolvedRun) -> dict[str, Any]:
     settings = {name: value for name, value in as_json(run).items() if name not in OTHERS}
-    settings = {name: value for name, value in settings.items() if value is not None or name not in YOUNGER}
+    settings = {name: value for name, value in settings.items() if value not in (None, False) or name not in YOUNGER}
     return {**settings, "rewind": _rewind(run), "torch": str(torch.__version__)}
 
 
