@@ -1,6 +1,6 @@
 """How much faster accelerated layers are: dense, masked and accelerated networks side by side, in training and in inference.
 
-python benchmarks/acceleration.py            # measures, writes results/bench/acceleration.json and the table of docs/accelerate.md
+python benchmarks/acceleration.py            # measures; writes results/bench/acceleration.json and a table in docs/
 python benchmarks/acceleration.py --page     # only the table
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import random
@@ -46,19 +47,18 @@ class FeedForward(nn.Module):
 
 
 def mlp(*widths: int) -> nn.Module:
-    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(widths)]
     return nn.Sequential(*[module for pair in layers for module in pair][:-1])
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the shape of its input, its layouts when it is dense, and what is left dense when it is sparse."""
+    """A network, the shape of its input, and its layouts when it is dense."""
 
     title: str
     model: Callable[[], nn.Module]
     inputs: tuple[int, ...]
     layouts: tuple[torch.memory_format, ...] = (torch.contiguous_format,)
-    exclude: tuple[str, ...] = ()
     rounds: int = 20
 
 

@@ -169,7 +169,7 @@ TABLES: dict[Path, Callable[[Sequence[Record]], str]] = {
 
 def with_table(page: str, table: str) -> str:
     """Return a page with the table between its two marks."""
-    begin, end = "<!-- made by benchmarks/reproduced.py -->\n", "<!-- end -->"
+    begin, end = "<!-- measured -->\n", "<!-- end -->"
     return re.sub(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _: table + "\n", page, flags=re.DOTALL)
 
 
