@@ -324,3 +324,16 @@ def test_without_a_compiler_torchs_sparse_rows_serve_and_it_is_said_once(always_
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
     assert not products.is_compiled()
+
+
+def test_a_layer_takes_its_input_by_name_and_a_bias_of_any_layout(always_sparse):  # noqa: F811
+    model = nn.Linear(40, 30)
+    plain = copy.deepcopy(model)
+    training = fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.9, steps=9)
+    plain.weight.data = model.weight.detach().clone()
+    accelerated, x = fs.accelerate(model, training), torch.randn(16, 40)
+    assert torch.allclose(model(input=x), plain(x), atol=1e-6)
+    assert accelerated.layers == {"weight": "sparse"}
+    model.bias = plain.bias = nn.Parameter(torch.arange(60.0)[::2])
+    with pytest.warns(UserWarning, match="its bias is not laid out"):
+        assert torch.allclose(model(x), plain(x), atol=1e-5)

@@ -208,3 +208,13 @@ def test_a_capped_share_leaves_the_rest_to_the_others_in_proportion():
 def test_apportion_refuses_an_impossible_total(total, floors):
     with pytest.raises(InputError, match="cannot split"):
         apportion(total, [1, 1], caps=[5, 5], floors=floors)
+
+
+def test_a_default_device_does_not_matter_to_scores_that_have_one():
+    scores = torch.rand(100_000)
+    before = keep_top(scores, 5_000)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(keep_top(scores, 5_000), before)
+    finally:
+        torch.set_default_device(None)

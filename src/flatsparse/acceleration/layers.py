@@ -100,16 +100,18 @@ class SparseLayer:
                 return "the kernels are for float32 on the CPU"
         if not weight.is_contiguous() or not self._masked.mask.is_cpu or weight.numel() >= 2**31:
             return "its weight is not laid out row by row"
+        if bias is not None and not bias.is_contiguous():
+            return "its bias is not laid out entry by entry"
         return None
 
 
 class Linear(nn.Linear):
     """An accelerated ``nn.Linear``. Copies and pickles of it are plain ``nn.Linear`` layers."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # called by this name too
         layer = self.__dict__.get(SAVED_AS)  # none in one that was made anew of this class
-        y = None if layer is None or is_transformed() else layer.linear(x, self.weight, self.bias)
-        return super().forward(x) if y is None else y
+        y = None if layer is None or is_transformed() else layer.linear(input, self.weight, self.bias)
+        return super().forward(input) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name != SAVED_AS}

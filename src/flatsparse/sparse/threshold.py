@@ -48,7 +48,7 @@ class Scores:
         source, total = torch.Generator().manual_seed(0), sum(len(part) for part, _ in self._rows)
         share = min(1 / 16, SAMPLE / total)
         drawn = [
-            torch.randint(max(1, len(part)), (math.ceil(share * len(part)),), generator=source)
+            torch.randint(max(1, len(part)), (math.ceil(share * len(part)),), generator=source, device="cpu")
             for part, _ in self._rows
         ]
         drawn = [at.to(part.device) for at, (part, _) in zip(drawn, self._rows, strict=True)]
