@@ -72,10 +72,11 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
 
     Parameters, their names, optimizers and masks stay what they are; results agree with those of the masked model to rounding.
     A layer's forward runs over its live weights, and its backward gives the gradient of these alone, but on steps whose
-    rules score masked weights: call ``training.mask_gradients()`` before their norm is clipped. Whether a linear layer is faster sparse is measured for some milliseconds when its kind is
-    first called. Convolutions run sparse where several follow one another, with batch norms, ReLUs and additions between
-    them, in a model that ``torch.fx`` can trace. Other devices, autocast, ``torch.compile`` and function transforms run
-    densely. Copies and pickles of the model are plain models.
+    rules score masked weights: call ``training.mask_gradients()`` before their norm is clipped. Whether a linear layer is
+    faster sparse is measured for some milliseconds when its kind is first called. Convolutions run sparse where several
+    follow one another, with batch norms, ReLUs and additions between them, in a model that ``torch.fx`` can trace. Other
+    devices, autocast, ``torch.compile`` and function transforms run densely. Copies and pickles of the model are plain
+    models.
 
     Args:
         model: that ``sparsify`` was called with.
