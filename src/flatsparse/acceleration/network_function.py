@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
 from flatsparse.acceleration.conv_kernels import Combined
@@ -141,8 +140,12 @@ class _Run(torch.autograd.Function):
         return outputs(runner.program, geometry, activations.values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        # Not once_differentiable: its error comes from a node that autograd.grad leaves out where only some inputs are asked for.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "second derivatives through accelerated convolutions are not computed: call restore() first"
+            )
         runner, geometry, indices, places = ctx.state
         activations = _with(places, ctx.saved_tensors.__getitem__)
         needed = ctx.needs_input_grad

@@ -1,0 +1,69 @@
+"""Accelerated networks refuse, or compute densely, what their traces and kernels do not know."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flatsparse.acceleration import network_stretch
+from flatsparse.acceleration.network import accelerate_network
+from flatsparse.measure.hessian import Hessian
+from tests.acceleration.nets import compiled  # noqa: F401
+from tests.acceleration.test_network import sparse
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch, compiled):  # noqa: F811
+    monkeypatch.setattr(network_stretch, "DENSEST", 1e9)
+
+
+class Net(nn.Module):
+    """Three convolutions and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2, self.c3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.b1, self.b2, self.relu = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.last, self.alpha = nn.Linear(8, 4), 1.0
+
+    def forward(self, x):
+        return self.head(self.c3(F.relu(self.b2(self.c2(F.relu(self.b1(self.c1(x))))))))
+
+    def head(self, x):
+        return self.last(x.mean((2, 3)))
+
+
+def pair(kind=Net):
+    """An accelerated model, a plain copy of it, what the first one's network knows, and images."""
+    torch.manual_seed(0)
+    model = kind()
+    masked = sparse(model)
+    plain = copy.deepcopy(model)
+    return model, plain, accelerate_network(model, masked, lambda: False), torch.randn(5, 3, 9, 9)
+
+
+def agree(model, plain, x):
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["images", "weights"])
+def test_second_derivatives_are_refused(of):
+    model, _, network, x = pair()
+    x.requires_grad_(of == "images")
+    y = model(x).square().sum()
+    assert network.does["c2.weight"] == "sparse"
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(y, [x] if of == "images" else list(model.parameters()), create_graph=True)
+
+
+def test_a_hessian_is_refused_and_right_after_restore():
+    model, plain, network, x = pair()
+    one = torch.ones(sum(p.numel() for p in model.parameters()))
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        Hessian(model, lambda: model(x).square().sum()) @ one
+    network.restore()
+    model.load_state_dict(plain.state_dict())
+    got, wanted = (Hessian(m, lambda m=m: m(x).square().sum()) @ one for m in (model, plain))
+    assert torch.equal(got, wanted)
