@@ -67,3 +67,48 @@ def test_a_hessian_is_refused_and_right_after_restore():
     model.load_state_dict(plain.state_dict())
     got, wanted = (Hessian(m, lambda m=m: m(x).square().sum()) @ one for m in (model, plain))
     assert torch.equal(got, wanted)
+
+
+class Scaled(Net):
+    def forward(self, x):
+        return super().forward(x if torch.is_grad_enabled() else -x) * self.alpha
+
+
+class Switched(Net):
+    def forward(self, x):
+        return super().forward(x) if self.alpha == 1 else self.c2(self.c1(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Switched])
+def test_a_trace_is_made_again_when_an_attribute_changes(kind):
+    model, plain, network, x = pair(kind)
+    for alpha in (1.0, 0.5, 1.0):
+        model.alpha = plain.alpha = alpha
+        agree(model, plain, x)
+        assert network.does["c2.weight"] == "sparse"
+    assert network._traces == 2
+
+
+def test_a_trace_is_made_again_without_gradients():
+    model, plain, _, x = pair(Scaled)
+    agree(model, plain, x)
+    with torch.no_grad():
+        agree(model, plain, x)
+
+
+def test_a_changed_convolution_is_seen():
+    model, plain, network, x = pair()
+    agree(model, plain, x)
+    for m in (model, plain):
+        m.c2.dilation = m.c2.padding = (2, 2)
+    agree(model, plain, x)
+    assert network.does["c1.weight"] != "sparse"
+
+
+def test_a_network_whose_attributes_change_all_the_time_is_not_traced_all_the_time():
+    model, plain, network, x = pair(Scaled)
+    for step in range(40):
+        model.alpha = plain.alpha = step
+        agree(model, plain, x)
+    assert network._traces < 20
+    assert "change too often" in network.does["c1.weight"]

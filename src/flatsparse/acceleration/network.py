@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from flatsparse.acceleration import products
 from flatsparse.acceleration.layers import is_transformed
 from flatsparse.acceleration.network_function import Runner
-from flatsparse.acceleration.network_graph import Traced, has_hooks, trace
+from flatsparse.acceleration.network_graph import Traced, has_hooks, settings, trace
 from flatsparse.acceleration.network_program import Program
 from flatsparse.acceleration.network_stretch import StretchRunner
 from flatsparse.acceleration.network_trace import Stretch
 from flatsparse.sparse.masks import MaskedWeight
 
+OFTEN = 16  # traces after which only one call in a few dozen is traced: a trace costs about as much as a call
 SAVED_AS = "_flatsparse_network"  # the module's attribute that is left out of copies and pickles
 
 
@@ -41,7 +42,8 @@ class AcceleratedNetwork:
         self._masked, self._wants_dense, self.is_active = masked, wants_dense, is_active
         self._model = weakref.ref(model)
         self._class = type(model)
-        self._graphs: dict[tuple[bool, ...], Traced | None] = {}  # by the modules' modes
+        self._graphs: dict[tuple[Any, ...], Traced] = {}  # by the modules' settings
+        self._calls, self._traces = 0, 0
         model.__class__ = _accelerated_class(self._class)
         model.__dict__[SAVED_AS] = self
 
@@ -62,14 +64,29 @@ class AcceleratedNetwork:
         if reason := self._unfit(model):
             self.note_all(f"dense: {reason}")
             return NotImplemented
-        modes = tuple(module.training for module in model.modules())
-        traced = self._graphs.get(modes)
-        if traced is None or not traced.is_current():
-            traced = self._graphs[modes] = self._trace(model)
+        self._calls += 1
+        traced = self._traced(model)
+        if traced is None:
+            self.note_all("dense: attributes of its modules change too often to trace it every time")
+            return NotImplemented
         if traced.module is None:
             self.note_all(f"dense: {traced.reason}")
             return NotImplemented
         return traced.module(*args, **kwargs)
+
+    def _traced(self, model: nn.Module) -> Traced | None:
+        """The trace for the model's settings; None when there were too many traces for the calls so far."""
+        key = settings(model)
+        traced = self._graphs.get(key)
+        if traced is not None and traced.is_current():
+            return traced
+        if self._traces >= OFTEN and self._traces * 4 * OFTEN > self._calls:
+            return None
+        if len(self._graphs) >= OFTEN:
+            self._graphs.clear()
+        self._traces += 1
+        self._graphs[key] = self._trace(model)
+        return self._graphs[key]
 
     def _unfit(self, model: nn.Module) -> str | None:
         """Why the model is called densely now; None when it need not be."""

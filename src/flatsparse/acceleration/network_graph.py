@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from flatsparse.acceleration.network_trace import Stretch, stretches
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, tuple, list)
 FEWEST = 2  # convolutions in a stretch, or the changes of layout cost more than is gained
 
 
@@ -33,6 +34,25 @@ class Traced:
         """Return whether the model has the modules that were traced."""
         same = all(own.get(name) is child for own, name, child in self._modules)
         return same and [m.__dict__.get("forward") for m in self._all] == self._forwards
+
+
+def settings(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a trace takes as fixed: modes and plain attributes of the modules, and whether gradients are recorded."""
+    plain = [
+        (name, type(value), frozen)
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if isinstance(value, _PLAIN) and (frozen := _frozen(value)) is not NotImplemented
+    ]
+    return torch.is_grad_enabled(), *plain
+
+
+def _frozen(value: Any) -> Any:
+    """A plain value, lists in it as tuples; NotImplemented for one with others in it."""
+    if not isinstance(value, (tuple, list)):
+        return value if isinstance(value, _PLAIN) else NotImplemented
+    parts = tuple(map(_frozen, value))
+    return NotImplemented if any(part is NotImplemented for part in parts) else parts
 
 
 def has_hooks(module: nn.Module) -> bool:
