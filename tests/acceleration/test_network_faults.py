@@ -112,3 +112,53 @@ def test_a_network_whose_attributes_change_all_the_time_is_not_traced_all_the_ti
         agree(model, plain, x)
     assert network._traces < 20
     assert "change too often" in network.does["c1.weight"]
+
+
+class Statement(Net):
+    def forward(self, x):
+        x = self.b1(self.c1(x))
+        self.relu(x)
+        return self.head(self.c3(self.c2(x)))
+
+
+class Functional(Net):
+    def forward(self, x):
+        x = self.c1(x)
+        F.relu(x, True)
+        return self.head(self.c3(F.relu(self.c2(x))))
+
+
+class Method(Net):
+    def forward(self, x):
+        x = F.relu(self.c1(x))
+        x.clamp_(max=0.2)
+        return self.head(self.c3(F.relu(self.c2(x))))
+
+
+class Alias(Net):
+    def forward(self, x):
+        x = self.c1(x)
+        y = x.view(x.shape)
+        torch.relu_(y)
+        return self.head(self.c3(F.relu(self.c2(x))))
+
+
+@pytest.mark.parametrize("kind", [Statement, Functional, Method, Alias])
+def test_a_write_to_what_is_read_again_stays_dense(kind):
+    model, plain, network, x = pair(kind)
+    agree(model, plain, x)
+    assert "writes to a value that is read again" in network.does["c2.weight"]
+
+
+class Writes(Net):
+    def forward(self, x):
+        x = self.relu(self.b1(self.c1(x.mul_(2))))
+        y = F.dropout(F.relu(self.b2(self.c2(x)), inplace=True), 0.0, True)
+        y += x
+        return self.head(self.c3(self.relu(y))) + x.mean((1, 2, 3), True).flatten(1)
+
+
+def test_a_write_to_what_is_not_read_again_is_sparse():
+    model, plain, network, x = pair(Writes)
+    torch.testing.assert_close(model(x.clone()), plain(x.clone()), rtol=1e-4, atol=1e-5)
+    assert "read again" not in network.does["c2.weight"], network.does

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from flatsparse.acceleration.network_trace import Stretch, stretches
+from flatsparse.acceleration.network_writes import written_and_read
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, tuple, list)
+_SCALARS = frozenset({bool, type(None), int, float, str, complex, bytes, torch.dtype})
+_PLAIN = (*_SCALARS, tuple, list)
 FEWEST = 2  # convolutions in a stretch, or the changes of layout cost more than is gained
 
 
@@ -38,12 +40,13 @@ class Traced:
 
 def settings(model: nn.Module) -> tuple[Any, ...]:
     """Return what a trace takes as fixed: modes and plain attributes of the modules, and whether gradients are recorded."""
-    plain = [
-        (name, type(value), frozen)
-        for module in model.modules()
-        for name, value in module.__dict__.items()
-        if isinstance(value, _PLAIN) and (frozen := _frozen(value)) is not NotImplemented
-    ]
+    plain: list[Any] = []
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if type(value) in _SCALARS:
+                plain += (name, type(value), value)
+            elif isinstance(value, _PLAIN) and (frozen := _frozen(value)) is not NotImplemented:
+                plain += (name, frozen)
     return torch.is_grad_enabled(), *plain
 
 
@@ -110,6 +113,8 @@ def _graph(model: nn.Module) -> fx.Graph:
         raise ValueError("its forward draws numbers, or changes attributes")
     if any(node.op == "get_attr" for node in graph.nodes):  # which would go stale when it is replaced
         raise ValueError("its forward reads tensors by itself")
+    if (node := written_and_read(graph, dict(model.named_modules()))) is not None:
+        raise ValueError(f"its operation '{node}' writes to a value that is read again")
     return graph
 
 
