@@ -1,11 +1,14 @@
 """Accelerated networks refuse, or compute densely, what their traces and kernels do not know."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flatsparse.acceleration import network_stretch
 from flatsparse.acceleration.network import accelerate_network
@@ -162,3 +165,87 @@ def test_a_write_to_what_is_not_read_again_is_sparse():
     model, plain, network, x = pair(Writes)
     torch.testing.assert_close(model(x.clone()), plain(x.clone()), rtol=1e-4, atol=1e-5)
     assert "read again" not in network.does["c2.weight"], network.does
+
+
+class Drawing(Net):
+    def forward(self, x):
+        return super().forward(x if np.random.rand() < 2 else -x)
+
+
+class Asking(Net):
+    def forward(self, x):
+        return super().forward(x * 2 if torch.is_tensor(x) else x)
+
+
+class Drawing2(Net):
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            np.random.rand(), random.random(), torch.rand(())
+        return super().forward(x)
+
+
+class Logging(Net):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            self.log.append(len(self.log))
+        return super().forward(x)
+
+
+class Switching(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.c1(x)
+        return self.head(self.c3(F.relu(self.c2(x))))
+
+
+@pytest.mark.parametrize("kind", [Drawing, Drawing2, Asking, Logging, Switching])
+def test_what_a_trace_does_not_hold_stays_dense(kind):
+    model, plain, network, x = pair(kind)
+    results = []
+    for m in (model, plain):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        y = m(x)
+        y.sum().backward()
+        results.append([y, np.random.rand(), random.random(), torch.rand(()).item(), getattr(m, "log", 0)])
+    assert torch.equal(results[0].pop(0), results[1].pop(0))
+    assert results[0] == results[1]
+    assert [p.grad is None for p in model.parameters()] == [p.grad is None for p in plain.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+    assert "cannot trace" in network.does["c2.weight"]
+
+
+class Dropping(Net):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def test_a_check_of_a_trace_leaves_nothing_behind():
+    """The first call draws, and updates statistics, as the plain model's."""
+    model, plain, network, x = pair(Dropping)
+    for m in (model, plain):
+        torch.manual_seed(1)
+        m.y = m(x).detach(), torch.rand(())
+    assert network.does["c2.weight"] == "sparse"
+    torch.testing.assert_close(model.y, plain.y, rtol=1e-4, atol=1e-5)
+    for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_that_fails_is_forgotten():
+    model, plain, network, x = pair()
+    with pytest.raises(RuntimeError, match="channels"):
+        model(x[:, :2])
+    agree(model, plain, x)
+    assert network.does["c2.weight"] == "sparse"
+
+
+def test_a_first_call_in_a_checkpoint():
+    model, plain, network, x = pair()
+    for m in (model, plain):
+        checkpoint(m, x, use_reentrant=False).square().sum().backward()
+    assert network.does["c2.weight"] == "sparse"
+    torch.testing.assert_close(model.last.weight.grad, plain.last.weight.grad, rtol=1e-3, atol=1e-3)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from flatsparse.acceleration import products
 from flatsparse.acceleration.layers import is_transformed
+from flatsparse.acceleration.network_check import computes_the_same
 from flatsparse.acceleration.network_function import Runner
-from flatsparse.acceleration.network_graph import Traced, has_hooks, settings, trace
+from flatsparse.acceleration.network_graph import Traced, has_hooks, plain_class, settings, trace
 from flatsparse.acceleration.network_program import Program
 from flatsparse.acceleration.network_stretch import StretchRunner
 from flatsparse.acceleration.network_trace import Stretch
@@ -65,7 +66,7 @@ class AcceleratedNetwork:
             self.note_all(f"dense: {reason}")
             return NotImplemented
         self._calls += 1
-        traced = self._traced(model)
+        traced = self._traced(model, args, kwargs)
         if traced is None:
             self.note_all("dense: attributes of its modules change too often to trace it every time")
             return NotImplemented
@@ -74,7 +75,7 @@ class AcceleratedNetwork:
             return NotImplemented
         return traced.module(*args, **kwargs)
 
-    def _traced(self, model: nn.Module) -> Traced | None:
+    def _traced(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced | None:
         """The trace for the model's settings; None when there were too many traces for the calls so far."""
         key = settings(model)
         traced = self._graphs.get(key)
@@ -85,8 +86,12 @@ class AcceleratedNetwork:
         if len(self._graphs) >= OFTEN:
             self._graphs.clear()
         self._traces += 1
-        self._graphs[key] = self._trace(model)
-        return self._graphs[key]
+        traced = self._trace(model)
+        with plain_class(model):
+            if traced.module is not None and not computes_the_same(model, traced.module, args, kwargs):
+                traced = Traced(model, None, "torch.fx cannot trace the model (what it traces computes something else)")
+        self._graphs[key] = traced
+        return traced
 
     def _unfit(self, model: nn.Module) -> str | None:
         """Why the model is called densely now; None when it need not be."""
