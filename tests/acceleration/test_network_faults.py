@@ -249,3 +249,10 @@ def test_a_first_call_in_a_checkpoint():
         checkpoint(m, x, use_reentrant=False).square().sum().backward()
     assert network.does["c2.weight"] == "sparse"
     torch.testing.assert_close(model.last.weight.grad, plain.last.weight.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_first_input_that_is_not_finite_does_not_count():
+    model, _, network, x = pair()
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = float("nan"), float("inf")
+    model.eval()(x)
+    assert network.does["c2.weight"] == "sparse"
