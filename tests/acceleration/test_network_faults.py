@@ -256,3 +256,15 @@ def test_a_first_input_that_is_not_finite_does_not_count():
     x[0, 0, 0, 0], x[1, 0, 0, 0] = float("nan"), float("inf")
     model.eval()(x)
     assert network.does["c2.weight"] == "sparse"
+
+
+class Centred(Net):
+    def forward(self, x):
+        x = self.b1(self.c1(x))
+        return self.head(self.c3(F.relu(self.b2(self.c2(self.b2(x))))))
+
+
+def test_statistics_that_are_zero_but_for_rounding_do_not_count():
+    model, plain, network, x = pair(Centred)
+    agree(model, plain, x)
+    assert "something else" not in network.does["c2.weight"]
