@@ -268,3 +268,14 @@ def test_statistics_that_are_zero_but_for_rounding_do_not_count():
     model, plain, network, x = pair(Centred)
     agree(model, plain, x)
     assert "something else" not in network.does["c2.weight"]
+
+
+def test_a_replica_with_the_same_attributes_uses_its_own_weights():
+    model, plain, _, x = pair()
+    agree(model, plain, x)
+    replica = model._replicate_for_data_parallel()
+    for name in ("c1", "c2", "c3", "b1", "b2", "relu", "last"):
+        setattr(replica, name, copy.deepcopy(getattr(plain, name)))
+    with torch.no_grad():
+        replica.last.bias += 100
+    torch.testing.assert_close(replica.eval()(x), plain.eval()(x) + 100, rtol=1e-4, atol=1e-5)

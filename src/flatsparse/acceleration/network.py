@@ -144,9 +144,11 @@ def _accelerated_class(plain: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if is_transformed():
             return plain.forward(self, *args, **kwargs)
-        # None in what a model makes of its own class, as nn.Sequential does of a slice.
+        # None in what a model makes of its own class, as nn.Sequential does of a slice; another's in nn.DataParallel's copies.
         network = self.__dict__.get(SAVED_AS)
-        result = NotImplemented if network is None else network.call(args, kwargs)
+        if network is None or network._model() is not self:
+            return plain.forward(self, *args, **kwargs)
+        result = network.call(args, kwargs)
         return plain.forward(self, *args, **kwargs) if result is NotImplemented else result
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
