@@ -279,3 +279,33 @@ def test_a_replica_with_the_same_attributes_uses_its_own_weights():
     with torch.no_grad():
         replica.last.bias += 100
     torch.testing.assert_close(replica.eval()(x), plain.eval()(x) + 100, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_written_between_forward_and_backward_raises_as_torch_does(training):
+    model, plain, network, x = pair()
+    for name, _ in [*plain.named_parameters(), ("b1.running_mean", None), ("b2.running_var", None)]:
+        if not name.startswith("last"):
+            raised = []
+            for m in (model.train(training), plain.train(training)):
+                y = m(x).sum()
+                with torch.no_grad():
+                    m.state_dict()[name].add_(0.1)
+                try:
+                    y.backward()
+                    raised.append(False)
+                except RuntimeError as error:
+                    raised.append("modified by an inplace operation" in str(error))
+            assert raised[0] == raised[1], name
+            assert network.does["c2.weight"] == "sparse"
+
+
+def test_data_may_be_replaced_between_forward_and_backward_and_a_training_forward_come_in_between():
+    model, plain, _, x = pair()
+    for m in (model, plain):
+        y = m.eval()(x).square().sum()
+        m.train()(x)
+        for p in m.parameters():
+            p.data = p.data.clone()
+        y.backward()
+    torch.testing.assert_close(model.last.weight.grad, plain.last.weight.grad, rtol=1e-3, atol=1e-3)

@@ -71,6 +71,14 @@ class Runner:
         every += [*(norm.running_var for norm in norms), *(self.mask(b.conv.weight) for b in self.program.branches())]
         return [tensor for tensor in every if tensor is not None]
 
+    def saved_by_torch(self) -> list[Tensor | None]:
+        """Return what torch's own convolutions and batch norms save, to raise in a backward where it was written to since."""
+        norms = [branch.norm for branch in self.program.branches() if branch.norm is not None]
+        result: list[Tensor | None] = [branch.conv.weight for branch in self.program.branches()]
+        for norm in norms:
+            result += [norm.weight, norm.running_mean, norm.running_var]
+        return result
+
     def geometry(self, images: Tensor) -> Geometry | None:
         """Return the layouts for an input, None where the program cannot take it."""
         n, c, h, w = images.shape
@@ -135,7 +143,7 @@ class _Run(torch.autograd.Function):
             return len(tensors) - 1
 
         ctx.state = (runner, geometry, indices, _with(activations, place))
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *runner.saved_by_torch())
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)
 
