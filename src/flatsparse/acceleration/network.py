@@ -170,7 +170,9 @@ def accelerate_network(
     """Let the convolutions of a model compute sparse, on CPUs, with batch norms, ReLUs and additions between them.
 
     The model is traced by ``torch.fx`` when it is called; stretches of it run in a layout of their own, with one change of
-    layout at either end. Parameters and buffers stay where they are, and are read at every call.
+    layout at either end. Parameters and buffers stay where they are, and are read at every call. A trace is made again after
+    an attribute or mode of a module has changed, and its first output is compared with the model's own: a model that does what
+    a trace does not hold stays dense. A backward with ``create_graph=True`` raises a RuntimeError.
 
     Args:
         model: the network, whose forward takes one input.
