@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from flatsparse.acceleration import products
 from flatsparse.acceleration.layers import is_transformed
+from flatsparse.acceleration.network_check import computes_the_same
 from flatsparse.acceleration.network_function import Runner
-from flatsparse.acceleration.network_graph import Traced, has_hooks, trace
+from flatsparse.acceleration.network_graph import Traced, has_hooks, plain_class, settings, trace
 from flatsparse.acceleration.network_program import Program
 from flatsparse.acceleration.network_stretch import StretchRunner
 from flatsparse.acceleration.network_trace import Stretch
 from flatsparse.sparse.masks import MaskedWeight
 
+OFTEN = 16  # traces after which only one call in a few dozen is traced: a trace costs about as much as a call
 SAVED_AS = "_flatsparse_network"  # the module's attribute that is left out of copies and pickles
 
 
@@ -41,7 +43,8 @@ class AcceleratedNetwork:
         self._masked, self._wants_dense, self.is_active = masked, wants_dense, is_active
         self._model = weakref.ref(model)
         self._class = type(model)
-        self._graphs: dict[tuple[bool, ...], Traced | None] = {}  # by the modules' modes
+        self._graphs: dict[tuple[Any, ...], Traced] = {}  # by the modules' settings
+        self._calls, self._traces = 0, 0
         model.__class__ = _accelerated_class(self._class)
         model.__dict__[SAVED_AS] = self
 
@@ -62,14 +65,33 @@ class AcceleratedNetwork:
         if reason := self._unfit(model):
             self.note_all(f"dense: {reason}")
             return NotImplemented
-        modes = tuple(module.training for module in model.modules())
-        traced = self._graphs.get(modes)
-        if traced is None or not traced.is_current():
-            traced = self._graphs[modes] = self._trace(model)
+        self._calls += 1
+        traced = self._traced(model, args, kwargs)
+        if traced is None:
+            self.note_all("dense: attributes of its modules change too often to trace it every time")
+            return NotImplemented
         if traced.module is None:
             self.note_all(f"dense: {traced.reason}")
             return NotImplemented
         return traced.module(*args, **kwargs)
+
+    def _traced(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced | None:
+        """The trace for the model's settings; None when there were too many traces for the calls so far."""
+        key = settings(model)
+        traced = self._graphs.get(key)
+        if traced is not None and traced.is_current():
+            return traced
+        if self._traces >= OFTEN and self._traces * 4 * OFTEN > self._calls:
+            return None
+        if len(self._graphs) >= OFTEN:
+            self._graphs.clear()
+        self._traces += 1
+        traced = self._trace(model)
+        with plain_class(model):
+            if traced.module is not None and not computes_the_same(model, traced.module, args, kwargs):
+                traced = Traced(model, None, "torch.fx cannot trace the model (what it traces computes something else)")
+        self._graphs[key] = traced
+        return traced
 
     def _unfit(self, model: nn.Module) -> str | None:
         """Why the model is called densely now; None when it need not be."""
@@ -122,9 +144,11 @@ def _accelerated_class(plain: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if is_transformed():
             return plain.forward(self, *args, **kwargs)
-        # None in what a model makes of its own class, as nn.Sequential does of a slice.
+        # None in what a model makes of its own class, as nn.Sequential does of a slice; another's in nn.DataParallel's copies.
         network = self.__dict__.get(SAVED_AS)
-        result = NotImplemented if network is None else network.call(args, kwargs)
+        if network is None or network._model() is not self:
+            return plain.forward(self, *args, **kwargs)
+        result = network.call(args, kwargs)
         return plain.forward(self, *args, **kwargs) if result is NotImplemented else result
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
@@ -146,7 +170,9 @@ def accelerate_network(
     """Let the convolutions of a model compute sparse, on CPUs, with batch norms, ReLUs and additions between them.
 
     The model is traced by ``torch.fx`` when it is called; stretches of it run in a layout of their own, with one change of
-    layout at either end. Parameters and buffers stay where they are, and are read at every call.
+    layout at either end. Parameters and buffers stay where they are, and are read at every call. A trace is made again after
+    an attribute or mode of a module has changed, and its first output is compared with the model's own: a model that does what
+    a trace does not hold stays dense. A backward with ``create_graph=True`` raises a RuntimeError.
 
     Args:
         model: the network, whose forward takes one input.

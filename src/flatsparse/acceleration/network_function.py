@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
 from flatsparse.acceleration.conv_kernels import Combined
@@ -71,6 +70,14 @@ class Runner:
         every: list[Tensor | None] = [*self.parameters(), *(norm.running_mean for norm in norms)]
         every += [*(norm.running_var for norm in norms), *(self.mask(b.conv.weight) for b in self.program.branches())]
         return [tensor for tensor in every if tensor is not None]
+
+    def saved_by_torch(self) -> list[Tensor | None]:
+        """Return what torch's own convolutions and batch norms save, to raise in a backward where it was written to since."""
+        norms = [branch.norm for branch in self.program.branches() if branch.norm is not None]
+        result: list[Tensor | None] = [branch.conv.weight for branch in self.program.branches()]
+        for norm in norms:
+            result += [norm.weight, norm.running_mean, norm.running_var]
+        return result
 
     def geometry(self, images: Tensor) -> Geometry | None:
         """Return the layouts for an input, None where the program cannot take it."""
@@ -136,13 +143,17 @@ class _Run(torch.autograd.Function):
             return len(tensors) - 1
 
         ctx.state = (runner, geometry, indices, _with(activations, place))
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *runner.saved_by_torch())
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        # Not once_differentiable: its error comes from a node that autograd.grad leaves out where only some inputs are asked for.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "second derivatives through accelerated convolutions are not computed: call restore() first"
+            )
         runner, geometry, indices, places = ctx.state
         activations = _with(places, ctx.saved_tensors.__getitem__)
         needed = ctx.needs_input_grad

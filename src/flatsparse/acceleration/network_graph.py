@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from flatsparse.acceleration.network_state import Undone
 from flatsparse.acceleration.network_trace import Stretch, stretches
+from flatsparse.acceleration.network_writes import written_and_read
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
+_SCALARS: frozenset[type] = frozenset({bool, type(None), int, float, str, complex, bytes, torch.dtype})
+_PLAIN: tuple[type, ...] = (*_SCALARS, tuple, list)
 FEWEST = 2  # convolutions in a stretch, or the changes of layout cost more than is gained
 
 
@@ -33,6 +36,26 @@ class Traced:
         """Return whether the model has the modules that were traced."""
         same = all(own.get(name) is child for own, name, child in self._modules)
         return same and [m.__dict__.get("forward") for m in self._all] == self._forwards
+
+
+def settings(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a trace takes as fixed: modes and plain attributes of the modules, and whether gradients are recorded."""
+    plain: list[Any] = []
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if type(value) in _SCALARS:
+                plain += (name, type(value), value)
+            elif isinstance(value, _PLAIN) and (frozen := _frozen(value)) is not NotImplemented:
+                plain += (name, frozen)
+    return torch.is_grad_enabled(), *plain
+
+
+def _frozen(value: Any) -> Any:
+    """A plain value, lists in it as tuples; NotImplemented for one with others in it."""
+    if not isinstance(value, (tuple, list)):
+        return value if isinstance(value, _PLAIN) else NotImplemented
+    parts = tuple(map(_frozen, value))
+    return NotImplemented if any(part is NotImplemented for part in parts) else parts
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -72,30 +95,20 @@ def _graph(model: nn.Module) -> fx.Graph:
     kinds = [p.kind for p in list(inspect.signature(plain.forward).parameters.values())[1:]]
     if kinds != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:  # torch.fx would take None for a value
         raise ValueError("its forward takes more than one input")
-    chance = torch.get_rng_state(), random.getstate()
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    with _plain_class(model):
-        try:
-            graph = fx.Tracer().trace(model)
-        finally:
-            drawn = not torch.equal(chance[0], torch.get_rng_state()) or chance[1] != random.getstate()
-            torch.set_rng_state(chance[0])
-            random.setstate(chance[1])
-            changed = [_put_back(module, before) for module, before in attributes]
-            for buffer, mark, value in buffers:
-                changed.append(buffer._version != mark)
-                buffer.data.copy_(value)
-    if drawn or any(changed):
+    with plain_class(model), Undone(model) as undone:
+        graph = _Tracer().trace(model)
+    if undone.drew or undone.changed or undone.wrote:
         raise ValueError("its forward draws numbers, or changes attributes")
     if any(node.op == "get_attr" for node in graph.nodes):  # which would go stale when it is replaced
         raise ValueError("its forward reads tensors by itself")
+    if (node := written_and_read(graph, dict(model.named_modules()))) is not None:
+        raise ValueError(f"its operation '{node}' writes to a value that is read again")
     return graph
 
 
 @contextmanager
-def _plain_class(model: nn.Module) -> Iterator[None]:
-    """A context in which the model is of its own class."""
+def plain_class(model: nn.Module) -> Iterator[None]:
+    """Return a context in which the model is of its own class."""
     accelerated = type(model)
     model.__class__ = accelerated.__mro__[1]
     try:
@@ -104,14 +117,21 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = accelerated
 
 
-def _put_back(module: nn.Module, before: dict[str, Any]) -> bool:
-    """Undo changes of a module's attributes. Returns whether there were any."""
-    now = module.__dict__
-    same = now.keys() == before.keys() and all(now[name] is value for name, value in before.items())
-    if not same:
-        now.clear()
-        now.update(before)
-    return not same
+class _Tracer(fx.Tracer):
+    """A tracer that refuses what a graph does not hold: contexts in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode = _mode()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _mode() != self._mode:
+            raise ValueError("its forward switches gradients or autocast on or off")
+        return super().create_node(*args, **kwargs)
+
+
+def _mode() -> tuple[bool, ...]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
 
 
 def _replace(graph: fx.Graph, stretch: Stretch, runner: Runner) -> None:
