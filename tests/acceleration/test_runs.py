@@ -10,6 +10,7 @@ from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
+from tests.experiments.watchers import KillAfter, Killed
 
 NET = """
 from torch import nn
@@ -32,7 +33,7 @@ def calls(monkeypatch):
     return found
 
 
-def test_an_accelerated_run_ends_where_the_masked_one_does_and_resumes(tmp_path, calls, monkeypatch):
+def test_an_accelerated_run_ends_where_the_masked_one_does_and_resumes(tmp_path, calls):
     (tmp_path / "net.py").write_text(NET)
     run = change(SMALL, model=f"{tmp_path / 'net.py'}:net")
     masked = loop.train(run, tmp_path / "masked")
@@ -44,17 +45,8 @@ def test_an_accelerated_run_ends_where_the_masked_one_does_and_resumes(tmp_path,
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
     assert fast.test_loss == pytest.approx(masked.test_loss, rel=1e-3)
     assert fast.flops == masked.flops
-    save = loop.save_checkpoint
-
-    def save_then_stop(out, parts, progress):
-        save(out, parts, progress)
-        if progress.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(change(run, accelerate=True), tmp_path / "stopped")
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(Killed):
+        loop.train(change(run, accelerate=True), tmp_path / "stopped", watcher=KillAfter(2))
     loop.train(change(run, accelerate=True), tmp_path / "stopped", resume=True)
     again = load_tensors(tmp_path / "stopped" / "model.safetensors")[0]
     assert all(torch.equal(again[name], ours[name]) for name in ours)

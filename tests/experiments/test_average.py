@@ -15,8 +15,18 @@ from flatsparse.experiments.run.average import WeightAverage
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.resolve import resolve
+from tests.experiments.watchers import KillAfter, Killed
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9, sharpness="s2sam")
+
+
+def step(model, optimizer, average, training, images, classes):
+    """Take a step on random images, and take it into the average."""
+    due = training.due(training.steps_taken + 1)
+    nn.functional.cross_entropy(model(torch.randn(images)), torch.randint(classes, images[:1])).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    average.update(model, training.zeroing() if due else None)
 
 
 def weights_of(folder):
@@ -32,11 +42,7 @@ def test_it_is_the_plain_average_and_zero_outside_the_masks(decay):
     training = fs.sparsify(model, optimizer, "set", sparsity=0.8, steps=40, every=3)
     plain = {}
     for t in range(20):
-        due = training.due(training.steps_taken + 1)
-        nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(3, (8,))).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(model, training.zeroing() if due else None)
+        step(model, optimizer, average, training, (8, 1, 8, 8), 3)
         share = min(decay, (1 + t) / (10 + t)) if t else 0.0  # of the t steps before
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -58,11 +64,7 @@ def test_what_removed_channels_leave_at_zero_is_zero_in_it_too():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     training = fs.sparsify(model, optimizer, "chex", channels=0.5, steps=8, every=2)
     for _ in range(6):
-        due = training.due(training.steps_taken + 1)
-        nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.randint(4, (4,))).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(model, training.zeroing() if due else None)
+        step(model, optimizer, average, training, (4, 3, 32, 32), 4)
     names = {p: name for name, p in model.named_parameters()}
     averages = dict(average.model.named_parameters())
     vectors = 0
@@ -127,20 +129,11 @@ def test_the_average_is_what_is_evaluated_and_saved(tmp_path, batch_norm):
     assert float(sum(losses)) / len(finished.task.splits.test) == pytest.approx(result.test_loss, rel=1e-4)
 
 
-def test_a_killed_and_resumed_run_with_an_average_equals_an_undisturbed_one(tmp_path, monkeypatch):
+def test_a_killed_and_resumed_run_with_an_average_equals_an_undisturbed_one(tmp_path):
     run = change(SMALL, method="rigl", ema=0.9)
     whole = loop.train(run, tmp_path / "whole")
-    save = loop.save_checkpoint
-
-    def save_then_stop(out, parts, progress):
-        save(out, parts, progress)
-        if progress.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(run, tmp_path / "killed")
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "killed", watcher=KillAfter(2))
     again = loop.train(run, tmp_path / "killed", resume=True)
     first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert all(torch.equal(first[name], second[name]) for name in first)

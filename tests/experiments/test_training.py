@@ -15,23 +15,10 @@ from flatsparse.experiments.run.build import build, describe
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
-from flatsparse.experiments.run.watcher import Silent
 from flatsparse.methods import METHODS
+from tests.experiments.watchers import KillAfter, Killed
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL between two epochs."""
-
-
-class KillAfter(Silent):
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def finished_epoch(self, record):
-        if record.epoch == self.epoch:
-            raise Killed
 
 
 def small(method="rigl", **changes):

@@ -105,6 +105,14 @@ class SparseLayer:
         return None
 
 
+def reduced(module: nn.Module, plain: type[nn.Module], saved_as: str) -> tuple[Any, ...]:
+    """Return what copies and pickles make of an accelerated module: one of its plain class, without the attribute."""
+    whole = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
+    state = {name: value for name, value in whole.items() if name != saved_as}
+    # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
+    return copyreg._reconstructor, (plain, object, None), state  # type: ignore[attr-defined]
+
+
 class Linear(nn.Linear):
     """An accelerated ``nn.Linear``. Copies and pickles of it are plain ``nn.Linear`` layers."""
 
@@ -114,9 +122,7 @@ class Linear(nn.Linear):
         return super().forward(input) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = {name: value for name, value in self.__dict__.items() if name != SAVED_AS}
-        # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
-        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
+        return reduced(self, nn.Linear, SAVED_AS)
 
 
 # Everything that asks for a module's class by name, as tracers, printed models and patterns do, sees the plain layer.

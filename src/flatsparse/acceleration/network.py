@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import weakref
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration import products
-from flatsparse.acceleration.layers import is_transformed
+from flatsparse.acceleration.layers import is_transformed, reduced
 from flatsparse.acceleration.network_check import computes_the_same
 from flatsparse.acceleration.network_function import Runner
 from flatsparse.acceleration.network_graph import Traced, has_hooks, plain_class, settings, trace
@@ -152,10 +151,7 @@ def _accelerated_class(plain: type[nn.Module]) -> type[nn.Module]:
         return plain.forward(self, *args, **kwargs) if result is NotImplemented else result
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        whole = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-        state = {name: value for name, value in whole.items() if name != SAVED_AS}
-        # Not by copyreg.__newobj__, which pickle takes for the object's own class only.
-        return copyreg._reconstructor, (plain, object, None), state  # type: ignore[attr-defined]
+        return reduced(self, plain, SAVED_AS)
 
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     return type(plain.__name__, (plain,), {**names, "forward": forward, "__reduce_ex__": reduce})
