@@ -66,6 +66,7 @@ def end(method, base, sharpness, accelerated, steps=STEPS):
             training.next_round()
         train_on_images(model, optimizer, step, start=step - 1)
         masks.append({name: mask.clone() for name, mask in training.masks.items()})
+    training.unpack()
     assert_zero_outside(model, training, optimizer)
     return model, optimizer, masks, handle
 

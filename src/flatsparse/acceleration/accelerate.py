@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 from torch import nn
@@ -11,6 +13,7 @@ from flatsparse.acceleration import network
 from flatsparse.acceleration.layers import SAVED_AS, SparseLayer, accelerate_linear
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
+from flatsparse.sparse.masked_weight import MaskedWeight
 from flatsparse.sparse.training import SparseTraining
 
 
@@ -21,6 +24,7 @@ class Accelerated:
         self._training = training
         self._layers: dict[str, SparseLayer | str] = {}
         self._network: network.AcceleratedNetwork | None = None
+        self._linear: dict[str, SparseLayer] = {}
         self._undo: list[Callable[[], None]] = []
         self._said: set[str] = set()
         self._asked: tuple[int, bool] | None = None  # a step, and whether it needs dense gradients
@@ -52,6 +56,19 @@ class Accelerated:
             self._said.add(reason)
             warnings.warn(f"accelerated layers run densely for now: {reason}", stacklevel=6)
 
+    def pack(self, model: nn.Module) -> None:
+        """Pack the weights of linear layers that train sparse, but for those that more than their layer reads."""
+        every = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+        # It reads its layers' weights itself where it evaluates in one call.
+        whole = [m.parameters() for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+        kept = {id(p) for p in itertools.chain(*whole)}
+
+        def wanted(w: MaskedWeight) -> bool:
+            layer = self._linear.get(w.name)
+            return layer is not None and layer.trains and every[id(w.weight)] == 1 and id(w.weight) not in kept
+
+        self._undo.append(self._training.pack_weights(wanted))
+
     def add_network(self, model: nn.Module, is_active: Callable[[], bool]) -> None:
         """Accelerate the convolutions of a model, with what lies between them."""
         masked = list(self._training.masked_weights)
@@ -62,12 +79,12 @@ class Accelerated:
         """Accelerate a layer, or note why not."""
         if name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
             self._undo.append(accelerate_linear(module, layer))
-            self._layers[name] = layer
+            self._layers[name] = self._linear[name] = layer
         else:
             self._layers[name] = f"dense: {type(module).__name__} has no sparse form here"
 
 
-def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
+def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = True) -> Accelerated:
     """Let the layers of a sparse model compute sparse, on CPUs, where that is faster.
 
     Parameters, their names, optimizers and masks stay what they are; results agree with those of the masked model to rounding.
@@ -107,8 +124,12 @@ def accelerate(model: nn.Module, training: SparseTraining) -> Accelerated:
         raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
     accelerated = Accelerated(training)
     for w in masked:
-        layer = SparseLayer(w, accelerated.wants_dense_gradients, training.keeps_masks, accelerated.say)
+        layer = SparseLayer(
+            w, accelerated.wants_dense_gradients, training.keeps_masks, accelerated.say, training.unpack
+        )
         accelerated.add(w.name, owners[id(w.weight)], layer)
     if any(type(owners[id(w.weight)]) is nn.Conv2d for w in masked):
         accelerated.add_network(model, training.keeps_masks)
+    if packed:
+        accelerated.pack(model)
     return accelerated

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsparse.acceleration.gradient_memory import GradientMemory
@@ -29,9 +30,11 @@ class SparseLayer:
         wants_dense: returns whether the coming optimizer step needs the gradient of masked weights too.
         is_active: returns whether the masks are still kept; otherwise the layer is dense.
         say: called with the reason when the kernels cannot compute a call.
+        unpack: called before the weight is loaded, copied or pickled.
 
     Attributes:
         does: "sparse", or "dense: " and why.
+        trains: whether it ran sparse when last the gradient of its weight was wanted.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class SparseLayer:
         wants_dense: Callable[[], bool],
         is_active: Callable[[], bool],
         say: Callable[[str], None],
+        unpack: Callable[[], None],
     ) -> None:
-        self.does = "dense: it was not called yet"
-        self._masked, self._wants_dense, self._is_active, self._say = masked, wants_dense, is_active, say
+        self.does, self.trains = "dense: it was not called yet", False
+        self.masked, self.unpack = masked, unpack
+        self._wants_dense, self._is_active, self._say = wants_dense, is_active, say
         self._memory = GradientMemory()
         self._index: Index | None = None
         self._indexed: Version | None = None  # the version of the mask that the index is of
@@ -52,7 +57,7 @@ class SparseLayer:
 
     def index(self) -> Index:
         """Return the index of the mask as it is now."""
-        mask = self._masked.mask
+        mask = self.masked.mask
         if self._index is None or self._indexed != version(mask):
             self._index, self._indexed = index_of(mask), version(mask)
             self._faster.clear()
@@ -60,18 +65,25 @@ class SparseLayer:
 
     def linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor | None:
         """Return the layer's output, or None where it should be computed densely."""
-        if self._masked.active > DENSEST * weight.numel():
-            self.does = f"dense: {1 - self._masked.active / weight.numel():.0%} of its weights are zero, too few to pay"
+        wants_values = torch.is_grad_enabled() and weight.requires_grad
+        y = self._sparse(x, weight, bias, wants_values)
+        if wants_values:
+            self.trains = y is not None
+        return y
+
+    def _sparse(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, wants_values: bool) -> Tensor | None:
+        masked = self.masked
+        if masked.active > DENSEST * masked.size:
+            self.does = f"dense: {1 - masked.active / masked.size:.0%} of its weights are zero, too few to pay"
             return None
         if reason := self._unfit(x, weight, bias):
             self.does = f"dense: {reason}"
             self._say(reason)
             return None
-        if not x.numel() or x.shape[-1] != weight.shape[1]:  # torch has its own answers
+        if not x.numel() or x.shape[-1] != masked.mask.shape[1]:  # torch has its own answers
             return None
-        index, records = self.index(), torch.is_grad_enabled()
-        wants_x, wants_values = records and x.requires_grad, records and weight.requires_grad
-        if not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
+        index, wants_x = self.index(), torch.is_grad_enabled() and x.requires_grad
+        if not masked.is_packed and not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
             return None
         self.does = "sparse"
         return linear(x, weight, bias, index, self._wants_dense, self._memory)
@@ -87,7 +99,7 @@ class SparseLayer:
 
     def _unfit(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> str | None:
         """Why the kernels cannot compute this call; None when they can."""
-        if weight is not self._masked.weight:
+        if weight is not self.masked.weight:
             return "its weight was replaced"
         if not self._is_active():
             return "its masks are kept no longer"
@@ -98,7 +110,7 @@ class SparseLayer:
                 return "it was called with tensors of another kind"
             if not t.is_cpu or t.dtype is not torch.float32:
                 return "the kernels are for float32 on the CPU"
-        if not weight.is_contiguous() or not self._masked.mask.is_cpu or weight.numel() >= 2**31:
+        if not weight.is_contiguous() or not self.masked.mask.is_cpu or self.masked.size >= 2**31:
             return "its weight is not laid out row by row"
         if bias is not None and not bias.is_contiguous():
             return "its bias is not laid out entry by entry"
@@ -114,14 +126,30 @@ def reduced(module: nn.Module, plain: type[nn.Module], saved_as: str) -> tuple[A
 
 
 class Linear(nn.Linear):
-    """An accelerated ``nn.Linear``. Copies and pickles of it are plain ``nn.Linear`` layers."""
+    """An accelerated ``nn.Linear``. Copies and pickles of it, and what it saves, are those of a plain ``nn.Linear``."""
 
     def forward(self, input: Tensor) -> Tensor:  # called by this name too
-        layer = self.__dict__.get(SAVED_AS)  # none in one that was made anew of this class
-        y = None if layer is None or is_transformed() else layer.linear(input, self.weight, self.bias)
-        return super().forward(input) if y is None else y
+        layer, weight = self.__dict__.get(SAVED_AS), self.weight  # none in one that was made anew of this class
+        y = None if layer is None or is_transformed() else layer.linear(input, weight, self.bias)
+        return F.linear(input, self._whole(weight), self.bias) if y is None else y
+
+    def _whole(self, weight: Tensor) -> Tensor:
+        layer = self.__dict__.get(SAVED_AS)
+        return weight if layer is None else layer.masked.whole(weight)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if prefix + "weight" in destination:
+            destination[prefix + "weight"] = self._whole(destination[prefix + "weight"])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if (layer := self.__dict__.get(SAVED_AS)) is not None:
+            layer.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if (layer := self.__dict__.get(SAVED_AS)) is not None:
+            layer.unpack()
         return reduced(self, nn.Linear, SAVED_AS)
 
 

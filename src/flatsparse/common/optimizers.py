@@ -31,6 +31,10 @@ class Masked(Protocol):
         """Zero a tensor of the parameter's shape outside the mask, in place."""
         ...
 
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape in the mask's, which is another while the parameter is packed."""
+        ...
+
 
 @runtime_checkable
 class MaskAware(Protocol):
@@ -50,6 +54,19 @@ class MaskAware(Protocol):
 
     def disabled(self) -> AbstractContextManager[None]:
         """Return a context in which the parameters hold the true weights."""
+        ...
+
+
+@runtime_checkable
+class PackAware(MaskAware, Protocol):
+    """A wrapper all of whose state by entry is in its base's state, so that weights may be packed with it."""
+
+    def is_packable(self) -> bool:
+        """Return whether its options allow that."""
+        ...
+
+    def rearranged(self) -> None:
+        """Take note that weights and their state were packed or unpacked, alike."""
         ...
 
 

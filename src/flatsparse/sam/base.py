@@ -174,6 +174,14 @@ class SharpnessAware(Wrapper):
         """Restore the true weights, and keep directions within masks: those of ``sparsify``, by parameter."""
         self.perturbation.set_masks(masks)
 
+    def is_packable(self) -> bool:
+        """Return whether weights may be packed: all that is kept of an entry is in the state, and lies within the masks."""
+        return not self.compact and self.mask_perturbation
+
+    def rearranged(self) -> None:
+        """Take note that weights and their perturbed weights were packed or unpacked, alike."""
+        self.perturbation.weights.rearranged()
+
     def reset_state(self) -> None:
         """Drop the perturbed weights, and restart a schedule of ρ: the next step is like the first."""
         self.perturbation.restore()
@@ -210,7 +218,8 @@ class SharpnessAware(Wrapper):
 
     def true_weights(self) -> dict[nn.Parameter, Tensor]:
         """Copies of the w behind every parameter that is perturbed at this moment."""
-        return self.perturbation.true_weights()
+        masks = self.perturbation.masks
+        return {p: masks[p].whole(w) if p in masks else w for p, w in self.perturbation.true_weights().items()}
 
 
 def _with_copy(entry: Any, key: str) -> Any:

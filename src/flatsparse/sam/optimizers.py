@@ -124,6 +124,10 @@ class S2SAM(SharpnessAware):
         with torch.enable_grad(), self.perturbed():
             return closure()
 
+    def is_packable(self) -> bool:
+        """Return whether weights may be packed; noise has as many numbers as the whole weights, and so must not change."""
+        return super().is_packable() and direction_of(self.direction).within_masks
+
     def _check_gradient(self) -> None:
         """Warn of a gradient that was not taken at w + e though there was one, for this would be the plain base."""
         missed = self.perturbation.weights.exist and not self.perturbation.was_applied

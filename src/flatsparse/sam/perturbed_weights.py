@@ -179,6 +179,13 @@ class PerturbedWeights:
         self._layout = self._recorded = None
         self.exist = bool(self.kept())
 
+    def rearranged(self) -> None:
+        """Take note that weights and their u have another form, in other memory, and still belong to each other."""
+        if self._made:
+            kept = self.kept()
+            self._note(Swaps.of((p, kept[p], None) for p in self._made.parameters if p in kept))
+        self._layout = self._recorded = None
+
     def forget(self) -> None:
         """Drop all."""
         for p in self.kept():

@@ -87,7 +87,7 @@ class GrownWeights:
         if not self._young:
             return
         self._before = {
-            w.name: local_tensor(w.weight.detach()).reshape(-1)[young.indices]
+            w.name: local_tensor(w.weight.detach()).reshape(-1)[w.places(young.indices)]
             for w in weights
             if (young := self._young.get(w.name)) is not None and young.born and w.weight.grad is not None
         }
@@ -110,10 +110,10 @@ class GrownWeights:
         factors = [own(self._optimizer, group, state, young.now - born) / old for born in young.born]  # type: ignore[operator]
         # Moved without blocking, for a tensor that is made on an accelerator makes the host wait.
         factor = torch.tensor(factors, dtype=before.dtype).to(before.device, non_blocking=True)[young.cohorts]
-        weight = local_tensor(w.weight.detach())
+        weight, places = local_tensor(w.weight.detach()), w.places(young.indices)
         decayed = before * decay_factor(self._optimizer, group)
         flat = weight.reshape(-1)
-        flat[young.indices] = torch.lerp(decayed, flat[young.indices], factor)
+        flat[places] = torch.lerp(decayed, flat[places], factor)
         if not weight.is_contiguous():  # then it was a copy (channels-last weights)
             weight.copy_(flat.view(weight.shape))
         young.forget(settling_age(group))

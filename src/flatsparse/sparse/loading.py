@@ -85,6 +85,7 @@ class Loading:
         Raises: InputError when it is of another method, or of other layers or shapes.
         """
         self._state.check(saved, self._method)
+        self._state.unpack()
         self._state.load_state_dict(saved)
         self._state.share_masks(self._optimizer)
         self._take_masks(saved["masks"])
@@ -130,6 +131,7 @@ class Loading:
         return with_training(state, base, self._state.masks, self.state_dict())
 
     def _before_load(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        self._state.unpack()
         plain, masks, rest = without_training(state, base, self._state.masks)
         if rest is not None:
             if rest.get("method") == self._method:  # that of another is no state of ours, but its momentum may serve
@@ -167,7 +169,7 @@ class ZeroedWeights:
         for w in weights:
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
-            looks_sparse = w.weight.numel() - int(full_tensor(nonzero.sum())) >= w.weight.numel() - w.active
+            looks_sparse = w.size - int(full_tensor(nonzero.sum())) >= w.size - w.active
             lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
 
@@ -210,12 +212,23 @@ def with_training(state: dict[str, Any], base: Optimizer, masks: Masks, saved: d
     """Return an optimizer's saved state with that of a sparse training in it: masks beside each parameter's own state."""
     entries = dict(state["state"])
     names = _names(state, base, masks)
+    entries |= _whole(state, base, masks)
     if isinstance(base, torch.optim.SGD):  # it may keep nothing; others take an entry for a sign that they have begun
         keys = [key for group in state["param_groups"] for key in group["params"]]
         entries = {key: {MASK: torch.ones((), dtype=torch.bool)} for key in keys if key not in entries} | entries
     for key in names.keys() & entries.keys():
         entries[key] = {**entries[key], MASK: saved["masks"][names[key]]}
     return {**state, "state": entries, TRAINING: saved}
+
+
+def _whole(state: dict[str, Any], base: Optimizer, masks: Masks) -> dict[Any, Any]:
+    """Return the saved entries of packed weights as they are of whole ones."""
+    by_name, entries = {w.name: w for w in masks if w.is_packed}, state["state"]
+    return {
+        key: {k: by_name[name].whole(v) if isinstance(v, Tensor) else v for k, v in entries[key].items()}
+        for key, name in (_names(state, base, masks) if by_name else {}).items()
+        if name in by_name and key in entries
+    }
 
 
 def without_training(

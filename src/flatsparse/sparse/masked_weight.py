@@ -47,7 +47,23 @@ class MaskedWeight:
         self.recorded: Version | None = None
 
     def __repr__(self) -> str:
-        return f"MaskedWeight({self.name!r}, {tuple(self.weight.shape)}, {self.active}/{self.weight.numel()} active)"
+        return f"MaskedWeight({self.name!r}, {tuple(self.mask.shape)}, {self.active}/{self.size} active)"
+
+    @property
+    def is_packed(self) -> bool:
+        """True while the parameter holds the active entries alone, (n,), in row-major order: see ``Packing``."""
+        return self.weight.shape != self.mask.shape
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape in the mask's: what is packed gets zeros between; autograd knows how."""
+        if not self.is_packed or tensor.shape != self.weight.shape:
+            return tensor
+        mask = self.mask.to(tensor.device)
+        return tensor.new_zeros(mask.shape).masked_scatter(mask, tensor)
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Return where the parameter holds active entries, given their flat indices in the mask, int64."""
+        return torch.searchsorted(self.indices, indices.to(self.indices.dtype)) if self.is_packed else indices
 
     @property
     def grad(self) -> Tensor:
@@ -143,7 +159,7 @@ def zero_outside(weights: Sequence[MaskedWeight], tensors: Sequence[Tensor | Non
     """Set tensors, each of its weight's shape, to exactly +0 outside its mask, in place; inside nothing changes."""
     values, masks = [], []
     for w, tensor in zip(weights, tensors, strict=True):
-        if tensor is None:
+        if tensor is None or (w.is_packed and tensor.shape == w.weight.shape):  # then it has no other entries
             continue
         if w.mask.get_device() != tensor.get_device():  # the model was moved after it was made sparse
             w.mask = w.mask.to(tensor.device)

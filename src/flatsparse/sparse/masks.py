@@ -115,7 +115,7 @@ class Masks(Sequence[MaskedWeight]):
     @property
     def total(self) -> int:
         """The number of prunable weights."""
-        return sum(w.weight.numel() for w in self)
+        return sum(w.size for w in self)
 
     @property
     def active(self) -> int:
@@ -166,7 +166,7 @@ class _Gathered(Masks):
 
     @property
     def total(self) -> int:
-        return sum(w.weight.numel() for w in self._weights)
+        return sum(w.size for w in self._weights)
 
     @property
     def active(self) -> int:

@@ -18,6 +18,7 @@ from flatsparse.sparse.channel_state import ChannelState
 from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.optimizer_state import begin_outside
+from flatsparse.sparse.packing import Packing
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class TrainingState:
         rewind: the model that later rounds go back to.
         steps_taken: the number of optimizer steps so far, all rounds together.
         round: the number of the round, from 0.
+        packing: of weights between the steps that need them whole; None where there is none.
     """
 
     masks: Masks
@@ -43,6 +45,7 @@ class TrainingState:
     rewind: dict[str, Tensor] = field(default_factory=dict)
     steps_taken: int = 0
     round: int = 0
+    packing: Packing | None = None
 
     @property
     def masked(self) -> Iterator[MaskedWeight]:
@@ -53,6 +56,11 @@ class TrainingState:
     def gathered(self) -> TrainingState:
         """Return the state as a rule sees it: without frozen weights, and with whole ones where they are sharded."""
         return dataclasses.replace(self, masks=self.masks.trained().gathered())
+
+    def unpack(self) -> None:
+        """Let all weights have the shape of their masks."""
+        if self.packing is not None:
+            self.packing.unpack()
 
     def share_masks(self, optimizer: Optimizer) -> None:
         """Give the masks to the optimizer's wrappers, which also makes them put the true weights in place."""

@@ -72,6 +72,8 @@ class SparseStep:
         state, grown = self._state, self._state.grown
         self._settle()
         rules = due(self._plan, state.steps_taken + 1)
+        if rules:
+            state.unpack()  # they were before the forward, unless what is due has changed since
         self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
         self._average_gradients()
         withheld = [] if all(rule.weight_step for rule in rules) else _withhold(self._base)

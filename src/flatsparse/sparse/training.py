@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatsparse.common.distributed import process_group
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost, mask_aware
 from flatsparse.sparse.loading import TRAINING, Loading
 from flatsparse.sparse.masks import Masks
+from flatsparse.sparse.packing import Packing, Wanted
 from flatsparse.sparse.plan import Plan, due
 from flatsparse.sparse.report import LayerReport, Report
 from flatsparse.sparse.rounds import keep_rewind_point, write_back
@@ -47,6 +49,7 @@ class SparseTraining:
         self._loading = Loading(state, optimizer, method, in_rounds=plan.rounds is not None)
         self._step = SparseStep(model, state, optimizer, plan, self._loading)
         state.share_masks(optimizer)
+        state.packing, self._group = Packing(optimizer), process_group(model)
         self._handles = [*self._step.attach(), *self._loading.attach(model)]
         self._loading.start(initial)
         keep_rewind_point(state, plan.rounds, model)
@@ -85,7 +88,7 @@ class SparseTraining:
     def report(self) -> Report:
         """Return the masks in numbers, layer by layer."""
         masks = self._state.masks
-        layers = (LayerReport(w.name, tuple(w.weight.shape), w.active, w.weight.numel()) for w in masks)
+        layers = (LayerReport(w.name, tuple(w.mask.shape), w.active, w.size) for w in masks)
         return Report(tuple(layers), masks.overall)
 
     @property
@@ -115,6 +118,46 @@ class SparseTraining:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
 
+    # -- packed weights -------------------------------------------------------------------------------------------
+
+    def pack_weights(self, wanted: Wanted) -> Callable[[], None]:
+        """Pack weights whenever the coming step needs no zeros: not its rules, nor an average of dense gradients.
+
+        Args:
+            wanted: asked after a step whether to pack a weight then.
+
+        Returns: what ends it, and unpacks.
+        """
+        packing = self._state.packing
+        assert packing is not None
+        if self._group is not None or self._state.channels or self.plan.momentum is not None:
+            return lambda: None
+        packing.wanted = wanted
+        handle = self._optimizer.register_step_post_hook(self._pack)
+
+        def end() -> None:
+            handle.remove()
+            packing.wanted = None
+            packing.unpack()
+
+        return end
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _pack(self, *_: Any) -> None:
+        packing = self._state.packing
+        assert packing is not None
+        if self.due(self.steps_taken + 1) or not self._handles:
+            packing.unpack()
+        else:
+            packing.pack(self._state.masks.trained())
+
+    def unpack(self) -> None:
+        """Let all weights, gradients and optimizer state have the shape of their masks, until the next step.
+
+        Accelerated layers keep active entries alone between steps; see ``accelerate``. The true weights are in place after it.
+        """
+        self._state.unpack()
+
     # -- called by a user -----------------------------------------------------------------------------------------
 
     def mask_gradients(self) -> None:
@@ -143,6 +186,7 @@ class SparseTraining:
             raise InputError(
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
+        self.unpack()
         # Loading nothing clears the momentum of whatever optimizer this is, and puts the true weights in place.
         saved = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**{k: v for k, v in saved.items() if k != TRAINING}, "state": {}})
@@ -171,6 +215,7 @@ class SparseTraining:
 
     def detach(self) -> None:
         """Remove all hooks from model and optimizer: from now on nothing keeps the masks."""
+        self.unpack()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
