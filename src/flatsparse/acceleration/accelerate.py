@@ -10,7 +10,8 @@ from collections.abc import Callable
 from torch import nn
 
 from flatsparse.acceleration import network
-from flatsparse.acceleration.layers import SAVED_AS, SparseLayer, accelerate_linear
+from flatsparse.acceleration.layers import SparseLayer
+from flatsparse.acceleration.modules import SAVED_AS, Conv2d, Linear, Stored, accelerate_module
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.masked_weight import MaskedWeight
@@ -24,7 +25,6 @@ class Accelerated:
         self._training = training
         self._layers: dict[str, SparseLayer | str] = {}
         self._network: network.AcceleratedNetwork | None = None
-        self._linear: dict[str, SparseLayer] = {}
         self._undo: list[Callable[[], None]] = []
         self._said: set[str] = set()
         self._asked: tuple[int, bool] | None = None  # a step, and whether it needs dense gradients
@@ -32,9 +32,13 @@ class Accelerated:
     @property
     def layers(self) -> dict[str, str]:
         """What each masked weight's layer did when it was last called: "sparse", or "dense: " and why."""
-        convolutions = {} if self._network is None else self._network.does
-        layers = {name: layer if isinstance(layer, str) else layer.does for name, layer in self._layers.items()}
-        return {name: convolutions.get(name, does) for name, does in layers.items()}
+        return {name: self._does(name) for name in self._layers}
+
+    def _does(self, name: str) -> str:
+        layer = self._layers[name]
+        if self._network is not None and name in self._network.does:
+            return self._network.does[name]
+        return layer if isinstance(layer, str) else layer.does
 
     def restore(self) -> None:
         """Let all layers compute densely again, as if they had never been accelerated."""
@@ -57,15 +61,19 @@ class Accelerated:
             warnings.warn(f"accelerated layers run densely for now: {reason}", stacklevel=6)
 
     def pack(self, model: nn.Module) -> None:
-        """Pack the weights of linear layers that train sparse, but for those that more than their layer reads."""
+        """Pack the weights of layers that run sparse, but for those that more than their layer reads."""
         every = Counter(id(p) for module in model.modules() for p in module._parameters.values())
         # It reads its layers' weights itself where it evaluates in one call.
         whole = [m.parameters() for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
         kept = {id(p) for p in itertools.chain(*whole)}
 
+        modules = {id(module._parameters.get("weight")): module for module in model.modules()}
+        for w in self._training.masked_weights:
+            if type(module := modules.get(id(w.weight))) is nn.Conv2d:
+                self._undo.append(accelerate_module(module, Conv2d, Stored(w, self._training.unpack)))
+
         def wanted(w: MaskedWeight) -> bool:
-            layer = self._linear.get(w.name)
-            return layer is not None and layer.trains and every[id(w.weight)] == 1 and id(w.weight) not in kept
+            return self._does(w.name) == "sparse" and every[id(w.weight)] == 1 and id(w.weight) not in kept
 
         self._undo.append(self._training.pack_weights(wanted))
 
@@ -78,8 +86,8 @@ class Accelerated:
     def add(self, name: str, module: nn.Module, layer: SparseLayer) -> None:
         """Accelerate a layer, or note why not."""
         if name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
-            self._undo.append(accelerate_linear(module, layer))
-            self._layers[name] = self._linear[name] = layer
+            self._undo.append(accelerate_module(module, Linear, layer))
+            self._layers[name] = layer
         else:
             self._layers[name] = f"dense: {type(module).__name__} has no sparse form here"
 

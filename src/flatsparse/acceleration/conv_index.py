@@ -19,12 +19,24 @@ class Taps:
         offsets: floats from the pixel to the entry that is read, int32.
         where: which value each has: its place among the entries of the dense weight, or of the forward's values; int64.
         rows: the row of each, int64.
+        places: of a forward, the place of each among the live entries in row-major order, int64.
     """
 
     starts: Tensor
     offsets: Tensor
     where: Tensor
     rows: Tensor
+    places: Tensor
+
+    def live(self, weight: Tensor) -> Tensor:
+        """Return the values of a forward's taps, from a weight or from its live entries in row-major order."""
+        return weight.flatten().index_select(0, self.where if weight.ndim > 1 else self.places)
+
+    def gradient(self, live: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of a weight, or of its live entries, from that of a forward's taps."""
+        flat = torch.zeros(weight.numel(), dtype=live.dtype)
+        flat[self.where if weight.ndim > 1 else self.places] = live
+        return flat.view(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -113,4 +125,4 @@ def _taps(rows: Tensor, count: int, offsets: Tensor, where: Tensor) -> Taps:
     order = order[torch.argsort(rows[order], stable=True)]
     starts = torch.zeros(count + 1, dtype=torch.int32, device=where.device)
     starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
-    return Taps(starts, offsets[order].to(torch.int32), where[order], rows[order])
+    return Taps(starts, offsets[order].to(torch.int32), where[order], rows[order], order)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration import products
-from flatsparse.acceleration.layers import is_transformed, reduced
+from flatsparse.acceleration.modules import is_transformed, reduced
 from flatsparse.acceleration.network_check import computes_the_same
 from flatsparse.acceleration.network_function import Runner
 from flatsparse.acceleration.network_graph import Traced, has_hooks, plain_class, settings, trace
@@ -38,7 +38,7 @@ class AcceleratedNetwork:
         wants_dense: Callable[[], bool],
         is_active: Callable[[], bool],
     ) -> None:
-        self.does = {w.name: "dense: it was not called yet" for w in masked.values() if w.weight.ndim == 4}
+        self.does = {w.name: "dense: it was not called yet" for w in masked.values() if w.mask.ndim == 4}
         self._masked, self._wants_dense, self.is_active = masked, wants_dense, is_active
         self._model = weakref.ref(model)
         self._class = type(model)
@@ -123,10 +123,10 @@ class AcceleratedNetwork:
         masked = self._masked.get(weight)
         return None if masked is None else masked.mask
 
-    def live(self, weight: Tensor) -> int:
-        """Return the number of live entries of a weight."""
+    def count(self, weight: Tensor) -> tuple[int, int]:
+        """Return the number of live entries of a weight, and that of all."""
         masked = self._masked.get(weight)
-        return weight.numel() if masked is None else masked.active
+        return (weight.numel(),) * 2 if masked is None else (masked.active, masked.size)
 
     def _trace(self, model: nn.Module) -> Traced:
         self.note_all("dense: it follows no other convolution, nor do others follow it")

@@ -118,7 +118,7 @@ class Pass:
         inner, bias, norm_weight, norm_bias = _through_norm(branch, where, state, g, sums)
         x, wanted = self.activations.values[branch.source], self.wanted.weights[place]
         into = self._input_gradient(branch.source) if branch.source or self.wanted.images else None
-        sparse = wanted and not self.wanted.dense
+        sparse = wanted and not (self.wanted.dense and branch.conv.weight.ndim > 1)
         live, dx = kernels.backward(where, self.indices[place], state.values, inner, x, weights=sparse, into=into)
         if into is not None and dx is not None:
             self._left[branch.source] -= 1
@@ -126,9 +126,7 @@ class Pass:
             self._shared.discard(branch.source)
         weight = None
         if live is not None:
-            weight = zeros(branch.conv.weight.numel())
-            weight[self.indices[place].forward.where] = live
-            weight = weight.view(branch.conv.weight.shape)
+            weight = self.indices[place].forward.gradient(live, branch.conv.weight)
         elif wanted:
             weight = _dense_gradient(branch, where, inner, x)
         return BranchGradients(weight, bias, norm_weight, norm_bias)

@@ -20,8 +20,8 @@ DENSEST = 0.3
 class Notes(Protocol):
     """What knows the live weights, and takes down what is done with them."""
 
-    def live(self, weight: Tensor) -> int:
-        """Return the number of live entries of a weight."""
+    def count(self, weight: Tensor) -> tuple[int, int]:
+        """Return the number of live entries of a weight, and that of all."""
         ...
 
     def note(self, program: Program, what: str) -> None:
@@ -64,9 +64,9 @@ class StretchRunner:
         """Why too many products would be computed; None when they are few enough."""
         products, live, images = 0, 0, geometry.values[0].images
         for branch, where in zip(self.program.branches(), geometry.branches, strict=True):
-            pixels, weight = where.output.rows * where.output.columns, branch.conv.weight
-            products += pixels * weight.numel()
-            live += pixels * self.network.live(weight)
+            pixels, (active, size) = where.output.rows * where.output.columns, self.network.count(branch.conv.weight)
+            products += pixels * size
+            live += pixels * active
         if live * geometry.values[0].blocks * LANES <= DENSEST * products * images:
             return None
         return f"{live / products:.0%} of the products are of live weights, in a batch of {images}: too many to pay"

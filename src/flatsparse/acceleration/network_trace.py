@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from flatsparse.acceleration.conv_structures import PHASES
+from flatsparse.acceleration.modules import Conv2d
 from flatsparse.acceleration.network_program import Branch, Program, Unit
 from flatsparse.graph.ops import has_plain_tensors, is_in_place, kind_of, mean_dims
 
@@ -142,7 +143,7 @@ def _is_plain(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if type(module) is nn.BatchNorm2d:
         return True
-    plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+    plain = type(module) in (nn.Conv2d, Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
     plain = plain and module.dilation == (1, 1) and not isinstance(module.padding, str)
     return plain and module.stride[0] == module.stride[1] and module.stride[0] ** 2 <= PHASES
 

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.optimizers import innermost
 from flatsparse.sparse.masks import MaskedWeight, Masks
-from flatsparse.sparse.optimizer_state import begin_outside
+from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
 from flatsparse.sparse.state import TrainingState
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
@@ -223,11 +223,21 @@ def with_training(state: dict[str, Any], base: Optimizer, masks: Masks, saved: d
 
 def _whole(state: dict[str, Any], base: Optimizer, masks: Masks) -> dict[Any, Any]:
     """Return the saved entries of packed weights as they are of whole ones."""
-    by_name, entries = {w.name: w for w in masks if w.is_packed}, state["state"]
+    packed, entries = {w.name: w for w in masks if w.is_packed}, state["state"]
+    if not packed:
+        return {}
+    groups = groups_by_parameter(base)
+
+    def whole(w: MaskedWeight, key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != w.weight.shape:
+            return value
+        first = beginning(key, base, groups[w.weight])
+        return w.whole(value) if first == 0 else w.whole(value - first) + first
+
     return {
-        key: {k: by_name[name].whole(v) if isinstance(v, Tensor) else v for k, v in entries[key].items()}
-        for key, name in (_names(state, base, masks) if by_name else {}).items()
-        if name in by_name and key in entries
+        at: {key: whole(packed[name], key, value) for key, value in entries[at].items()}
+        for at, name in _names(state, base, masks).items()
+        if name in packed and at in entries
     }
 
 

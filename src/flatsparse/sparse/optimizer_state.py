@@ -57,10 +57,15 @@ def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None
                 _begin(key, value, w, optimizer, groups.get(w.weight, {}))
 
 
+def beginning(key: str, optimizer: Optimizer, group: Group) -> float:
+    """Return what a new optimizer would make each entry of a floating-point state."""
+    return next((begin(group) for kind, name, begin in BEGINNINGS if name == key and isinstance(optimizer, kind)), 0.0)
+
+
 def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group: Group) -> None:
     if type(value) not in PLAIN and not is_sharded(value):
         raise _unwritable(key, f"as a {type(value).__name__}", optimizer)
-    first = next((begin(group) for kind, name, begin in BEGINNINGS if name == key and isinstance(optimizer, kind)), 0.0)
+    first = beginning(key, optimizer, group)
     if not (value.is_floating_point() or value.is_complex()) and value.dtype != torch.bool:
         meanings = optimizer.state[w.weight].get(CODES.get(key, ""))
         if meanings is None:

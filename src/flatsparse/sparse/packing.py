@@ -49,7 +49,9 @@ class Packing:
         """Pack those of some weights that are wanted, after a step."""
         if self.wanted is None or not self.is_possible:
             return
-        new = [w for w in weights if not w.is_packed and w.is_as_recorded and self.wanted(w)]
+        new = [
+            w for w in weights if not w.is_packed and w.is_as_recorded and w.weight.is_contiguous() and self.wanted(w)
+        ]
         for w in new:
             indices = w.indices
             _rearrange(w.weight, self._base.state.get(w.weight, {}), lambda t, at=indices: t.reshape(-1)[at])  # type: ignore[misc]
@@ -57,11 +59,15 @@ class Packing:
         self._note(new)
 
     @torch.no_grad()
-    def unpack(self) -> None:
-        """Let all weights have the shape of their masks again; the true weights are put in place first."""
-        packed, self._packed = self._packed, []
-        if not packed:
+    def unpack(self, *, closing: bool = True) -> None:
+        """Let all weights have the shape of their masks again.
+
+        Args:
+            closing: put the true weights in place where weights are perturbed; else nothing is done then.
+        """
+        if not self._packed or (not closing and any(getattr(o, "is_perturbed", False) for o in chain(self._optimizer))):
             return
+        packed, self._packed = self._packed, []
         for wrapper in mask_aware(self._optimizer):
             with wrapper.disabled():
                 pass

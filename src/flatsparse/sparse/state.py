@@ -57,10 +57,10 @@ class TrainingState:
         """Return the state as a rule sees it: without frozen weights, and with whole ones where they are sharded."""
         return dataclasses.replace(self, masks=self.masks.trained().gathered())
 
-    def unpack(self) -> None:
-        """Let all weights have the shape of their masks."""
+    def unpack(self, *, closing: bool = True) -> None:
+        """Let all weights have the shape of their masks; see ``Packing``."""
         if self.packing is not None:
-            self.packing.unpack()
+            self.packing.unpack(closing=closing)
 
     def share_masks(self, optimizer: Optimizer) -> None:
         """Give the masks to the optimizer's wrappers, which also makes them put the true weights in place."""

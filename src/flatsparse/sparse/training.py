@@ -151,12 +151,15 @@ class SparseTraining:
         else:
             packing.pack(self._state.masks.trained())
 
-    def unpack(self) -> None:
+    def unpack(self, *, closing: bool = True) -> None:
         """Let all weights, gradients and optimizer state have the shape of their masks, until the next step.
 
-        Accelerated layers keep active entries alone between steps; see ``accelerate``. The true weights are in place after it.
+        Accelerated layers keep active entries alone between steps; see ``accelerate``.
+
+        Args:
+            closing: also between a forward at perturbed weights and the step, where it puts the true ones in place.
         """
-        self._state.unpack()
+        self._state.unpack(closing=closing)
 
     # -- called by a user -----------------------------------------------------------------------------------------
 

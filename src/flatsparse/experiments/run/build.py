@@ -86,7 +86,7 @@ def build(run: ResolvedRun, context: DistContext = SINGLE, task: RunTask | None 
     run = change(run, train_size=len(splits.train), validation_size=len(splits.validation))
     training = make_sparse(run, net, optimizer, steps, task, options)
     if run.runtime.accelerate:
-        accelerate(model, training)
+        accelerate(model, training, packed=average is None)  # an average over steps is of whole weights
     forward, samples = task.sample_forward(model)
     return Parts(
         run=run,

@@ -168,8 +168,11 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
     if phase > 1:
         return
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    whole = {w.weight: w.whole for w in parts.training.masked_weights}  # one step's may be packed, and the next one's not
     # A parameter that the network left out in this step has no gradient, and may have one in the next.
-    now = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]).float()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    gradients = [whole[p](g) if p in whole else g for p, g in zip(parameters, gradients, strict=True)]
+    now = torch.cat([g.flatten() for g in gradients]).float()
     if phase == 1 and parts.gradient is not None:
         progress.cosines.append(float(F.cosine_similarity(parts.gradient, now, dim=0)))
     parts.gradient = now if phase == 0 else None
@@ -185,6 +188,7 @@ def _record(parts: Parts, progress: Progress, sums: _Sums, seconds: float) -> Ep
     if validates and parts.context.is_main:
         evaluated = evaluate(parts, parts.task.splits.validation)
     evaluated = parts.context.broadcast(evaluated)
+    training.unpack()
     topology = health(training.masks, parts.model)
     return EpochRecord(
         epoch=progress.epoch,

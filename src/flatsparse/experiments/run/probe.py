@@ -54,6 +54,7 @@ class Probe:
 
     def measure(self, parts: Parts, step: int) -> dict[str, Any] | None:
         """Return the measurements at the present weights; None where the loss is not finite."""
+        parts.training.unpack()
         masks = parts.training.masks
         self.model.load_state_dict(parts.model.state_dict())
         self.model.eval()
