@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import flatsparse as fs
-from flatsparse.acceleration import layers, measure, modules, products
+from flatsparse.acceleration import measure, modules, products
 from flatsparse.common.errors import InputError
 from tests.acceleration.nets import always_sparse, compiled, net, without_compiler  # noqa: F401
 from tests.helpers import adamw, assert_zero_outside, image_batch, image_loss, same, sgd, train_on_images

@@ -30,7 +30,13 @@ class Pair:
     """A model that is trained packed, and its twin that is trained whole."""
 
     def __init__(self, base=sgd, sharpness="s2sam", method="rigl", **options):
-        options = {"sparsity": 0.9, "distribution": "uniform", "steps": 40, **({"every": EVERY} if method == "rigl" else {}), **options}
+        options = {
+            "sparsity": 0.9,
+            "distribution": "uniform",
+            "steps": 40,
+            **({"every": EVERY} if method == "rigl" else {}),
+            **options,
+        }
         self.models, self.optimizers, self.trainings = [], [], []
         for packed in (True, False):
             model = net()
@@ -129,7 +135,9 @@ def test_a_window_of_perturbed_weights_is_left_as_it_is_by_saving_and_copying():
 def test_states_load_into_packed_and_whole_models_at_any_moment():
     pair = Pair()
     pair.step(EVERY + 1)
-    states = [saved([model.state_dict(), o.state_dict()]) for model, o in zip(pair.models, pair.optimizers, strict=True)]
+    states = [
+        saved([model.state_dict(), o.state_dict()]) for model, o in zip(pair.models, pair.optimizers, strict=True)
+    ]
     pair.step(2)
     for model, optimizer, (weights, state) in zip(pair.models, pair.optimizers, reversed(states), strict=True):
         model.load_state_dict(weights)
