@@ -27,32 +27,35 @@ from flatsparse.experiments.stats import mean_interval, median, paired_differenc
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "accelerated_runs.jsonl", ROOT / "docs" / "accelerate.md"
 SEEDS, AT_ONCE = range(6), 2
-SHARED = [
-    "--data",
-    "cifar10",
-    "--model",
-    "resnet20",
-    "--train-size",
-    "5000",
-    "--epochs",
-    "8",
-    "--batch-size",
-    "64",
-    "--lr",
-    "0.1",
-]
-SPARSE = ["--method", "rigl", "--sparsity", "0.95", "--sharpness", "s2sam", "--rho", "0.05"]
+SHARED = {"data": "cifar10", "model": "resnet20", "train-size": 5000, "epochs": 8, "batch-size": 64, "lr": 0.1}
+SPARSE = {"method": "rigl", "sparsity": 0.95, "sharpness": "s2sam", "rho": 0.05}
+
+
+def _options(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
 FORMS = {
-    "dense": ["--method", "dense", "--channels-last"],
-    "masked": [*SPARSE, "--channels-last"],
-    "accelerated": [*SPARSE, "--accelerate"],
+    "dense": [*_options({"method": "dense"}), "--channels-last"],
+    "masked": [*_options(SPARSE), "--channels-last"],
+    "accelerated": [*_options(SPARSE), "--accelerate"],
 }
 
 
 def run(form: str, seed: int, data_dir: Path, store: Path) -> dict[str, Any]:
     """Train, unless that is done, and return what is kept of the run."""
     out = store / f"{form}-{seed}"
-    options = [*SHARED, *FORMS[form], "--seed", str(seed), "--data-dir", str(data_dir), "--out", str(out), "--resume"]
+    options = [
+        *_options(SHARED),
+        *FORMS[form],
+        "--seed",
+        str(seed),
+        "--data-dir",
+        str(data_dir),
+        "--out",
+        str(out),
+        "--resume",
+    ]
     if not (out / "result.json").exists():
         subprocess.run(
             [sys.executable, "-m", "flatsparse", "train", *options],
@@ -64,7 +67,7 @@ def run(form: str, seed: int, data_dir: Path, store: Path) -> dict[str, Any]:
     return {
         "form": form,
         "seed": seed,
-        "options": [*SHARED, *FORMS[form]],
+        "options": [*_options(SHARED), *FORMS[form]],
         "test_accuracy": result["test_accuracy"],
         "test_loss": result["test_loss"],
         "sparsity": result["sparsity"],

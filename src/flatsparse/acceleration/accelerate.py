@@ -95,17 +95,20 @@ class Accelerated:
 def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = True) -> Accelerated:
     """Let the layers of a sparse model compute sparse, on CPUs, where that is faster.
 
-    Parameters, their names, optimizers and masks stay what they are; results agree with those of the masked model to rounding.
+    Results agree with those of the masked model to rounding, and so does all that is saved; copies and pickles are plain models.
     A layer's forward runs over its live weights, and its backward gives the gradient of these alone, but on steps whose
-    rules score masked weights: call ``training.mask_gradients()`` before their norm is clipped. Whether a linear layer is
+    rules score masked weights: call ``training.mask_gradients()`` before their norm is clipped. Between such steps the weights
+    of these layers are packed: parameter, gradient and the optimizer's state hold the live entries alone, (n,), in
+    row-major order (``training.unpack()`` lets them have their shapes until the next step). Whether a linear layer is
     faster sparse is measured for some milliseconds when its kind is first called. Convolutions run sparse where several
     follow one another, with batch norms, ReLUs and additions between them, in a model that ``torch.fx`` can trace. Other
-    devices, autocast, ``torch.compile`` and function transforms run densely. Copies and pickles of the model are plain
-    models.
+    devices, autocast, ``torch.compile`` and function transforms run densely.
 
     Args:
         model: that ``sparsify`` was called with.
         training: what it gave.
+        packed: pack weights, for optimizers that treat every entry by itself (SGD, Adam and kin, S²-SAM and SAM around them).
+            Without it parameters keep their shapes, as a moving average over steps needs, and more memory and time.
 
     Returns: an object with ``layers``, which says what each layer does, and ``restore()``.
     Raises: InputError when the training is of another model, or the model is accelerated already.
