@@ -52,7 +52,7 @@ class MaskedWeight:
     @property
     def is_packed(self) -> bool:
         """True while the parameter holds the active entries alone, (n,), in row-major order: see ``Packing``."""
-        return self.weight.shape != self.mask.shape
+        return self.weight.ndim != self.mask.ndim
 
     def whole(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape in the mask's: what is packed gets zeros between; autograd knows how."""
