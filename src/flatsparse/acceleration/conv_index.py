@@ -17,26 +17,38 @@ class Taps:
     Attributes:
         starts: where each row begins, int32, one more than rows.
         offsets: floats from the pixel to the entry that is read, int32.
-        where: which value each has: its place among the entries of the dense weight, or of the forward's values; int64.
-        rows: the row of each, int64.
-        places: of a forward, the place of each among the live entries in row-major order, int64.
+        where: which value each has: its place among the entries of the dense weight, or of the forward's values; int32.
     """
 
     starts: Tensor
     offsets: Tensor
     where: Tensor
+
+
+@dataclass(frozen=True)
+class ForwardTaps(Taps):
+    """The taps of a forward, whose values are those of the weight.
+
+    Attributes:
+        rows: the output channel of each, int32.
+        places: the place of each among the live entries in row-major order, int32.
+    """
+
     rows: Tensor
     places: Tensor
 
-    def live(self, weight: Tensor) -> Tensor:
-        """Return the values of a forward's taps, from a weight or from its live entries in row-major order."""
-        return weight.flatten().index_select(0, self.where if weight.ndim > 1 else self.places)
+    def values(self, weight: Tensor) -> Tensor:
+        """Return the values of the taps, from a weight or, if it is packed, from its live entries in row-major order."""
+        return weight.flatten().index_select(0, self._at(weight))
 
-    def gradient(self, live: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of a weight, or of its live entries, from that of a forward's taps."""
-        flat = torch.zeros(weight.numel(), dtype=live.dtype)
-        flat[self.where if weight.ndim > 1 else self.places] = live
+    def gradient(self, of_values: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of the weight, as it is stored, from that of the values."""
+        flat = torch.zeros(weight.numel(), dtype=of_values.dtype)
+        flat[self._at(weight)] = of_values
         return flat.view(weight.shape)
+
+    def _at(self, weight: Tensor) -> Tensor:
+        return self.where if weight.ndim > 1 else self.places
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class ConvGeometry:
 class ConvIndex:
     """The forward's taps, and the backward's for each phase (a, b): input pixels (stride * i + a, stride * j + b)."""
 
-    forward: Taps
+    forward: ForwardTaps
     backward: dict[tuple[int, int], Taps]
 
 
@@ -105,8 +117,11 @@ def convolution_index(live: Tensor, geometry: ConvGeometry) -> ConvIndex:
     where = live.flatten().nonzero().flatten()
     o, c, y, x = torch.unravel_index(where, live.shape)
     _, row, channel = geometry.source.strides
-    forward = _taps(o, live.shape[0], y * row + x * LANES + c * channel, where)
-    o, c, y, x = torch.unravel_index(forward.where, live.shape)
+    offsets = y * row + x * LANES + c * channel
+    order = _order(o, offsets)
+    o, c, y, x, where = o[order], c[order], y[order], x[order], where[order]
+    starts = _starts(o, live.shape[0])
+    forward = ForwardTaps(starts, offsets[order].int(), where.int(), o.int(), order.int())
     _, row, channel = geometry.gradient.strides
     backward = {}
     for a in range(geometry.stride):
@@ -115,14 +130,16 @@ def convolution_index(live: Tensor, geometry: ConvGeometry) -> ConvIndex:
             dy, dx = a + geometry.padding[0] - y, b + geometry.padding[1] - x
             here = ((dy % geometry.stride == 0) & (dx % geometry.stride == 0)).nonzero().flatten()
             offsets = (dy // geometry.stride * row + dx // geometry.stride * LANES + o * channel)[here]
-            backward[a, b] = _taps(c[here], live.shape[1], offsets, here)
+            order = _order(c[here], offsets)
+            backward[a, b] = Taps(_starts(c[here], live.shape[1]), offsets[order].int(), here[order].int())
     return ConvIndex(forward, backward)
 
 
-def _taps(rows: Tensor, count: int, offsets: Tensor, where: Tensor) -> Taps:
-    """Taps by row, and within one by place, as memory is read."""
+def _order(rows: Tensor, offsets: Tensor) -> Tensor:
+    """The order by row, and within one by place, as memory is read."""
     order = torch.argsort(offsets, stable=True)
-    order = order[torch.argsort(rows[order], stable=True)]
-    starts = torch.zeros(count + 1, dtype=torch.int32, device=where.device)
-    starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
-    return Taps(starts, offsets[order].to(torch.int32), where[order], rows[order], order)
+    return order[torch.argsort(rows[order], stable=True)]
+
+
+def _starts(rows: Tensor, count: int) -> Tensor:
+    return torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=count).cumsum(0)]).int()

@@ -105,7 +105,7 @@ def _branch_forward(
 ) -> tuple[BranchState, Tensor | None, Tensor, Tensor]:
     """The state of a branch, its input if that was made and kept, and the scale and shift of its norm."""
     conv, norm, output, taps = branch.conv, branch.norm, geometry.output, index.forward
-    values = taps.live(conv.weight.detach())
+    values = taps.values(conv.weight.detach())
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
         made = kernels.forward(geometry, taps, values, x, keep=keep)
@@ -157,7 +157,7 @@ class Folded:
 def folded(branch: Branch, index: ConvIndex) -> Folded:
     """Return a branch as one convolution."""
     conv, norm = branch.conv, branch.norm
-    values = index.forward.live(conv.weight)
+    values = index.forward.values(conv.weight)
     if norm is None:
         return Folded(index, values, conv.bias)
     assert norm.running_mean is not None
