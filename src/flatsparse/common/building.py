@@ -21,9 +21,12 @@ SHARED = Path(__file__).with_name("c")
 SUFFIX = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
 
 # What a wheel holds runs on any processor of its kind: the C itself chooses instructions when it runs. Products are added
-# without being rounded, as dense kernels do. No OpenMP library is linked: that which torch has loaded serves, so both share
-# one pool of threads. Apple's compiler has no -fopenmp: one thread there.
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-ffp-contract=fast", *(() if sys.platform == "darwin" else ("-fopenmp",)))
+# without being rounded, as dense kernels do; roots have no errno, so that there are roots of vectors. No OpenMP library is
+# linked: that which torch has loaded serves, so both share one pool of threads. Apple's compiler has no -fopenmp: one thread.
+FLAGS = (
+    *("-O3", "-std=c11", "-fPIC", "-ffp-contract=fast", "-fno-math-errno"),
+    *(() if sys.platform == "darwin" else ("-fopenmp",)),
+)
 
 
 def libraries() -> list[Path]:
