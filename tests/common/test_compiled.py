@@ -35,10 +35,10 @@ def test_what_a_wheel_brought_is_loaded_and_nothing_is_built(brought, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("file", ["answer.c", "answer.h", "new.c"])
+@pytest.mark.parametrize("file", ["answer.c", "answer.h", "new.c", "flags.txt"])
 def test_what_was_built_of_other_c_is_not_loaded(brought, file):
     with (brought.folder / file).open("a") as changed:
-        changed.write("/* another */\n")
+        changed.write("-DOTHER\n" if file == "flags.txt" else "/* another */\n")
     with pytest.raises(InputError, match=r"the answer cannot be built here .*no-such-compiler"):
         brought.load()
 

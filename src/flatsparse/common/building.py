@@ -1,6 +1,7 @@
 """What a library of C is made of, and how it is compiled. hatch_build.py runs this file alone, so it imports nothing of ours.
 
-Every folder of the package with C in it becomes one library, together with the C of ``common/c``.
+Every folder of the package with C in it becomes one library, together with the C of ``common/c``; a file
+``flags.txt`` there adds flags of the compiler.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ PACKAGE = Path(__file__).parent.parent
 SHARED = Path(__file__).with_name("c")
 SUFFIX = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
 
-# What a wheel holds runs on any processor of its kind: the C itself chooses instructions when it runs. Products are added
-# without being rounded, as dense kernels do; roots have no errno, so that there are roots of vectors. No OpenMP library is
-# linked: that which torch has loaded serves, so both share one pool of threads. Apple's compiler has no -fopenmp: one thread.
+# What a wheel holds runs on any processor of its kind: the C itself chooses instructions when it runs. Roots have no errno, so
+# that there are roots of vectors. No OpenMP library is linked: that which torch has loaded serves, so both share one pool of
+# threads. Apple's compiler has no -fopenmp: one thread.
 FLAGS = (
-    *("-O3", "-std=c11", "-fPIC", "-ffp-contract=fast", "-fno-math-errno"),
+    *("-O3", "-std=c11", "-fPIC", "-ffp-contract=off", "-fno-math-errno"),
     *(() if sys.platform == "darwin" else ("-fopenmp",)),
 )
 
@@ -37,7 +38,7 @@ def libraries() -> list[Path]:
 def prefix(folder: Path) -> str:
     """Return how files built from a folder's C as it is, for this kind of processor, begin; their own ending comes after."""
     key = hashlib.sha256(b"".join(file.read_bytes() for file in _files(folder, "*.[ch]")))
-    key.update(" ".join(FLAGS).encode())
+    key.update(" ".join(_flags(folder)).encode())
     key.update(platform.machine().encode())
     return f"{folder.name}-{key.hexdigest()[:16]}"
 
@@ -54,7 +55,7 @@ def build(folder: Path, file: Path) -> None:
         parts = []
         for source in _files(folder, "*.c"):
             parts.append(str(Path(objects, f"{source.stem}.o")))
-            _run([*compiler, *FLAGS, f"-I{SHARED}", f"-I{folder}", "-c", str(source), "-o", parts[-1]])
+            _run([*compiler, *_flags(folder), f"-I{SHARED}", f"-I{folder}", "-c", str(source), "-o", parts[-1]])
         _run([*compiler, "-shared", *parts, "-o", str(file)])
 
 
@@ -64,6 +65,11 @@ def last_line(problem: Exception) -> str:
     if not said and isinstance(problem, subprocess.CalledProcessError):
         return f"{problem.cmd[0]} ended with {problem.returncode}"
     return next(reversed((said or str(problem)).splitlines()), type(problem).__name__)
+
+
+def _flags(folder: Path) -> list[str]:
+    own = folder / "flags.txt"
+    return [*FLAGS, *(own.read_text(encoding="utf-8").split() if own.is_file() else [])]
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

@@ -1,7 +1,8 @@
 """The compiled kernels of accelerated layers: plain C, called through ``ctypes``, for the best instruction set at hand.
 
-Every C file beside this one belongs to the library, with those of ``common/c``. ``FLATSPARSE_INSTRUCTIONS`` (``avx512``,
-``avx2`` or ``plain``) and ``use`` choose an instruction set, for tests and measurements.
+Every C file beside this one belongs to the library, with those of ``common/c``; by ``flags.txt`` products are added without
+being rounded, as dense kernels do. ``FLATSPARSE_INSTRUCTIONS`` (``avx512``, ``avx2`` or ``plain``) and ``use`` choose an
+instruction set, for tests and measurements.
 """
 
 from __future__ import annotations
