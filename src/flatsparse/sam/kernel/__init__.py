@@ -1,6 +1,7 @@
-"""A compiled pass that takes SGD's step and makes the next perturbed weights at once, where a C compiler is at hand.
+"""A compiled pass that takes SGD's step and makes the next perturbed weights at once.
 
-It is plain C, called through ``ctypes``: built in a second, bound to no version of torch. It runs on torch's own threads.
+It is plain C, called through ``ctypes``, bound to no version of torch: from a wheel, or built where a C compiler is at hand;
+for the best instruction set there is. It runs on torch's own threads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from flatsparse.common.compiled import FLAGS, Library
+from flatsparse.common.compiled import Library
 
 __all__ = ["LIBRARY", "Array", "library", "square", "step", "suits", "takes"]
 
@@ -29,18 +30,19 @@ def _bind(loaded: ctypes.CDLL) -> None:
 
 
 LIBRARY = Library(
-    name="step",
-    sources=(Path(__file__).with_name("step.c"),),
+    folder=Path(__file__).parent,
     bind=_bind,
     what="the compiled step",
     instead="leave kernel=True out",
-    flags=(*FLAGS, "-march=native"),
 )
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled pass, loaded. Raises: InputError when it cannot be built or loaded."""
+    """The compiled pass, loaded, on the best instruction set or that of ``FLATSPARSE_INSTRUCTIONS``.
+
+    Raises: InputError when it cannot be built or loaded, or the processor has no such set.
+    """
     return LIBRARY.load()
 
 
