@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatsparse.acceleration.block_index import BlockIndex, block_index_of
+
 
 @dataclass(frozen=True)
 class Index:
@@ -19,6 +21,7 @@ class Index:
         column_start: int32, (columns + 1,); the same, column by column.
         row: int32, (n,), of each entry, column by column.
         place: int32, (n,), of each entry, column by column: its place among the values.
+        blocks: where the entries form whole 16×1 blocks, the index of these, for which there are kernels of their own.
     """
 
     rows: int
@@ -28,6 +31,7 @@ class Index:
     column_start: Tensor
     row: Tensor
     place: Tensor
+    blocks: BlockIndex | None = None
 
     @property
     def entries(self) -> int:
@@ -57,7 +61,8 @@ def index_of(mask: Tensor) -> Index:
     # The number of entries up to one, row by row, is one more than its place.
     before = mask.reshape(-1).cumsum(0, dtype=torch.int32)
     place = before[at[:, 1] * columns + at[:, 0]] - 1
-    return Index(rows, columns, _starts(mask.sum(1)), column, _starts(mask.sum(0)), at[:, 1].int(), place)
+    by_row, by_column = (_starts(mask.sum(1)), column), (_starts(mask.sum(0)), at[:, 1].int(), place)
+    return Index(rows, columns, *by_row, *by_column, block_index_of(mask))
 
 
 def _starts(counts: Tensor) -> Tensor:

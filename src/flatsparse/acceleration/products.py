@@ -46,13 +46,11 @@ def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tup
         return (y if bias is None else y + bias).contiguous(), values
     y = x.new_empty(x.shape[0], index.rows)
     values = x.new_empty(index.entries) if is_dense else matrix
-    kernels.library().flatsparse_linear_forward(
-        x.shape[0],
-        index.columns,
-        index.rows,
-        *map(pointer, (index.row_start, index.column, matrix if is_dense else None, values, x, bias, y)),
-        threads(),
-    )
+    whole = index.blocks
+    call = kernels.library().flatsparse_blocks_forward if whole else kernels.library().flatsparse_linear_forward
+    places = (whole.start, whole.column) if whole else (index.row_start, index.column)
+    arrays = *places, matrix if is_dense else None, values, x, bias, y
+    call(x.shape[0], index.columns, index.rows, *map(pointer, arrays), threads())
     return y, values
 
 
@@ -77,14 +75,12 @@ def backward(
     dx = torch.empty_like(x) if wants_x else None
     dvalues = torch.empty_like(values) if wants_values else None
     if wants_x or wants_values:
+        whole = index.blocks
+        call = kernels.library().flatsparse_blocks_backward if whole else kernels.library().flatsparse_linear_backward
         by_row, by_column = (index.row_start, index.column), (index.column_start, index.row, index.place)
-        kernels.library().flatsparse_linear_backward(
-            x.shape[0],
-            index.columns,
-            index.rows,
-            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, into if wants_values else None)),
-            threads(),
-        )
+        places = (whole.start, whole.column) if whole else (*by_row, *by_column)
+        arrays = *places, values, x, dy, dx, dvalues, into if wants_values else None
+        call(x.shape[0], index.columns, index.rows, *map(pointer, arrays), threads())
     return dx, dvalues if dvalues is None or into is None else into
 
 

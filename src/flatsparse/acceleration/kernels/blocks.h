@@ -15,7 +15,7 @@
 #undef CHUNK
 #define SIDE 16
 #define PARTS (SIDE / WIDTH) /* vectors of a block */
-#define TOGETHER (WIDTH == 16 ? 8 : WIDTH == 8 ? 4 : 2)  /* blocks whose sums are kept in registers */
+#define TOGETHER (WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 2)  /* blocks whose sums are kept in registers */
 #define SAMPLES (WIDTH == 16 ? 16 : WIDTH == 8 ? 6 : 2)  /* samples whose outputs are */
 #define CHUNK 8 /* tiles of x that stay in the second cache, for the gradient of the weights */
 
@@ -231,7 +231,7 @@ static void NAME(backward)(Blocks m, const float *values, const float *x, const 
             for (int64_t o = 0; o < rows; o++)
                 NAME(rows_to_blocks)(m, o, xs, dy + first * m.out, here, m.batch - first, !c, blocks);
         }
-        if (dvalues) {
+        if (dvalues || dense) { /* no values have no address */
 #pragma omp for schedule(static)
             for (int64_t o = 0; o < rows; o++) {
                 int64_t start = m.start[o], count = m.start[o + 1] - start;
