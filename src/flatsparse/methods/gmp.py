@@ -24,7 +24,7 @@ class GMP:
         every: steps between prunings.
         until: the last step that may prune, or its share of the run.
         distribution: the paper prunes every layer alike.
-        pattern: what masks keep to, a ``Block``; whole blocks are pruned then, as in Narang et al. (2017).
+        pattern: what masks keep to, a ``Block``: whole blocks are pruned (Narang et al. 2017).
     """
 
     every: int = 100

@@ -26,8 +26,8 @@ class RigL:
         distribution: how the active weights are allocated to layers. With ``uniform`` the paper leaves the first
             convolution dense, which ``layers="rigl"`` does.
         weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
-        pattern: what masks keep to: a ``Block``, or N active weights of each M, as a pair; then every layer is as sparse as the
-            pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     every: int = 100

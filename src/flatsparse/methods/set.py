@@ -26,8 +26,8 @@ class SET:
         until: the last step that may update, or its share of the run.
         drop_fraction: of a layer's active weights at each update (ζ in the paper).
         distribution: how the active weights are allocated to layers.
-        pattern: what masks keep to: a ``Block``, or N active weights of each M, as a pair; then every layer is as sparse as the
-            pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     every: int = 100

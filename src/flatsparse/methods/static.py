@@ -38,8 +38,8 @@ class Static:
     Attributes:
         initial: the score by which each layer's first masks are chosen.
         distribution: how the active weights are allocated to layers.
-        pattern: what masks keep to: a ``Block``, or N active weights of each M, as a pair; then every layer is as sparse as the
-            pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     initial: Score = random

@@ -22,8 +22,9 @@ from flatsparse.sparse.topk import apportion, keep_top
 class Block:
     """Block sparsity: ``outputs`` × ``inputs`` neighbouring weights of a layer are active or pruned as a whole.
 
-    After Gray et al. (2017, block-sparse weights) and Narang et al. (2017, pruning by blocks); a block is scored by the sum
-    of its weights' scores, which is ours. Layers may have any sparsity that whole blocks make, and at least one block.
+    Block-sparse weights are of Gray et al. (2017), pruning by blocks of Narang et al. (2017), who score a block by its largest
+    weight; here it is by the sum of its weights' scores. Layers may have any sparsity that whole blocks make, and have at
+    least one block.
     Outputs and inputs are the features of a linear layer and, at one position of the kernel, the channels of a convolution,
     whichever way round a layer stores them; in a layer with groups, the inputs of one group. Without arguments 16×1, for which
     ``flatsparse.accelerate`` has kernels.
