@@ -9,8 +9,10 @@ from torch import nn
 
 import flatsparse as fs
 from flatsparse.acceleration import measure, products
+from flatsparse.acceleration.block_index import BlockIndex
 from flatsparse.acceleration.index import index_of
 from flatsparse.acceleration.linear import linear
+from flatsparse.acceleration.row_index import RowIndex
 from tests.acceleration.nets import always_sparse, compiled, sets, without_compiler  # noqa: F401
 from tests.acceleration.test_kernels import check, quiet
 from tests.helpers import copied, same, sgd
@@ -31,7 +33,7 @@ def block_matrix(blocks, columns, density, seed=0):
 
 def check_blocks(blocks, columns, batch, density, seed, bias):
     w, mask = block_matrix(blocks, columns, density, seed)
-    assert index_of(mask).blocks is not None
+    assert isinstance(index_of(mask), BlockIndex)
     check(w, mask, batch, bias)
 
 
@@ -103,15 +105,17 @@ def test_non_finite_numbers_stay_where_they_belong(compiled, instructions):  # n
 def test_an_index_lists_whole_blocks_and_no_others():
     _, mask = block_matrix(4, 31, 0.3)
     mask[16:32] = False
-    index = index_of(mask).blocks
+    index = index_of(mask)
     plain = [(o, c) for o in range(4) for c in range(31) if mask[16 * o, c]]
     assert index.column.tolist() == [c for _, c in plain]
     assert index.start.tolist() == [sum(o < row for o, _ in plain) for row in range(5)]
-    assert index_of(mask[:24]).blocks is None
-    assert index_of(torch.cat([mask[8:], mask[:8]])).blocks is None
-    assert same(index_of(mask.t().contiguous().t()).blocks.column, index.column)  # in another order in memory
+    assert torch.equal(index.positions(), mask.flatten().nonzero().squeeze(1))
+    assert index.entries == int(mask.sum())
+    assert same(index_of(mask.t().contiguous().t()).column, index.column)  # in another order in memory
+    for other in (mask[:24], torch.cat([mask[8:], mask[:8]])):
+        assert isinstance(index_of(other), RowIndex)
     mask[63, 30] ^= True
-    assert index_of(mask).blocks is None
+    assert isinstance(index_of(mask), RowIndex)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -185,4 +189,4 @@ def test_blocks_are_measured_as_blocks(compiled, monkeypatch):  # noqa: F811
     for mask in (block_matrix(4, 40, 0.2)[1], torch.rand(64, 40) < 0.2):
         kind = measure.Kind.of(index_of(mask), 8, wants_x=True, wants_values=True)
         assert measure.speedup(kind) >= 0
-    assert [index.blocks is not None for index in found] == [True, False]
+    assert [type(index) for index in found] == [BlockIndex, RowIndex]

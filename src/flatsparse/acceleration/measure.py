@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatsparse.acceleration import products
-from flatsparse.acceleration.block_index import OUTPUTS
+from flatsparse.acceleration.block_index import OUTPUTS, BlockIndex
 from flatsparse.acceleration.index import Index, index_of
 
 PAIRS = 5  # of measurements; a median of fewer says little
@@ -50,7 +50,7 @@ class Kind:
         density = max(1, round(100 * index.entries / max(1, index.rows * index.columns)))
         near = 1 << samples.bit_length() >> 1
         wants, threads = (wants_x, wants_values), torch.get_num_threads()
-        return cls(index.rows, index.columns, density, near, *wants, threads, index.blocks is not None)
+        return cls(index.rows, index.columns, density, near, *wants, threads, isinstance(index, BlockIndex))
 
 
 @functools.cache
