@@ -10,6 +10,7 @@ from flatsparse.graph.shrink import narrow, shrink
 from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS
 from flatsparse.sam.optimizers import S2SAM, SAM
+from flatsparse.sparse.block import Block
 from flatsparse.sparse.import_masks import masks_from
 from flatsparse.sparse.training import SparseTraining
 from flatsparse.task import Task
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "S2SAM",
     "SAM",
+    "Block",
     "InputError",
     "SparseTraining",
     "Task",

@@ -130,7 +130,7 @@ def _initial_masks(
     plan: Plan, state: TrainingState, sparsity: float, model: nn.Module, optimizer: Optimizer
 ) -> dict[str, Tensor]:
     """Return the masks that a plan starts from, scored at the true weights."""
-    check_budget(state.masks.budget(sparsity), state.masks.total, len(state.masks))
+    check_budget(state.masks.budget(sparsity), state.masks.total, len(state.masks), plan.pattern.size)
     with contextlib.ExitStack() as stack:
         for wrapper in mask_aware(optimizer):
             stack.enter_context(wrapper.disabled())
@@ -178,14 +178,11 @@ def _check_start(given: Mapping[str, Tensor], masked: Masks, sparsity: float, pl
         raise InputError(
             f"method '{method}' starts denser than it ends, not from masks=: give a method that starts at its sparsity"
         )
-    if plan.pattern is not None:
-        for w in masked:
-            mask = given[w.name]
-            if not torch.equal(plan.pattern.keep(mask.float(), w.name, w.inputs_first), mask):
-                pair = f"{plan.pattern.active}:{plan.pattern.of}"
-                raise InputError(
-                    f"the mask of '{w.name}' does not keep to {pair}: leave out pattern=, or give other masks"
-                )
+    for w in masked:
+        if not plan.pattern.holds(given[w.name], w.name, w.inputs_first):
+            raise InputError(
+                f"the mask of '{w.name}' does not keep to {plan.pattern}: leave out pattern=, or give other masks"
+            )
     if plan.rules and (held := [name for name in given if name.endswith("_orig")]):
         raise InputError(
             f"torch.nn.utils.prune still holds '{held[0]}' and hides its dense gradient: call prune.remove first"

@@ -28,8 +28,11 @@ def agree(ours, exact):
 
 
 def check_products(rows, columns, batch, density, seed, bias):
-    w, mask = matrix(rows, columns, density, seed)
-    index = index_of(mask)
+    check(*matrix(rows, columns, density, seed), batch, bias)
+
+
+def check(w, mask, batch, bias):
+    (rows, columns), index = w.shape, index_of(mask)
     x, dy, b = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows) if bias else None
     exact = x.double() @ w.double().t() + (b.double() if bias else 0)
     noise = torch.where(mask, w, torch.randn_like(w))  # what is masked does not count

@@ -86,10 +86,10 @@ def plain_tensors(named):
     return {name.removeprefix("module."): full_tensor(t).detach().clone() for name, t in named.items()}
 
 
-def outcome(rank, wrapper, kind, method, base, world):
+def outcome(rank, wrapper, kind, method, base, world, **options):
     model = parallel(net(), wrapper)
     optimizer = optimizer_for(model, kind, base)
-    training = sparse(model, optimizer, method)
+    training = sparse(model, optimizer, method, **options)
     train(model, optimizer, rank, world)
     return plain_tensors(model.state_dict()), plain_tensors(training.masks)
 
@@ -117,6 +117,20 @@ def test_two_processes_end_where_one_does(wrapper, kind, method, base):
         assert all((theirs[name][~mask] == 0).all() for name, mask in masks.items())
     if kind != "none":  # and that is not where the base optimizer alone would end
         assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
+
+
+def outcome_of_blocks(rank, wrapper, method, world):
+    return outcome(rank, wrapper, "s2sam", method, "sgd", world, pattern=fs.Block(5, 1), exclude=["2"])
+
+
+@pytest.mark.parametrize(("wrapper", "method"), [("ddp", "rigl"), ("fsdp", "rigl"), ("fsdp", "gmp")])
+def test_blocks_are_whole_and_alike_in_two_processes(wrapper, method):
+    _, masks = outcome_of_blocks(0, "none", method, 1)
+    for _, theirs in together(outcome_of_blocks, wrapper, method, 2):
+        assert equal(theirs, masks)
+        for mask in theirs.values():
+            blocks = mask.unflatten(0, (-1, 5))
+            assert torch.equal(blocks.all(1), blocks.any(1))
 
 
 @pytest.mark.parametrize("method", ["chex", "chase"])

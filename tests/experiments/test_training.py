@@ -13,6 +13,7 @@ from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build, describe
 from flatsparse.experiments.run.config import RunConfig, change
+from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.methods import METHODS
@@ -186,6 +187,22 @@ def test_a_pattern_holds_in_the_saved_weights_and_is_refused_where_it_cannot(tmp
     masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
     for mask in masks.values():
         assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "gmp"])
+def test_whole_blocks_hold_in_the_saved_weights_and_a_resumed_run_keeps_them(tmp_path, method):
+    run = change(SMALL, sparsity=0.7, pattern="block:4x2", method=method, exclude=("0", "11"), epochs=3)
+    loop.train(run, tmp_path / "run")
+    masks, _ = load_masks(tmp_path / "run" / "masks.safetensors")
+    for mask in masks.values():
+        blocks = mask.unflatten(1, (-1, 2)).unflatten(0, (-1, 4))
+        assert torch.equal(blocks.all(3).all(1), blocks.any(3).any(1))
+    assert load_run(tmp_path / "run").run.pruning.pattern == "block:4x2"
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "stopped", watcher=KillAfter(1))
+    loop.train(run, tmp_path / "stopped", resume=True)
+    again, _ = load_masks(tmp_path / "stopped" / "masks.safetensors")
+    assert all(torch.equal(again[name], mask) for name, mask in masks.items())
 
 
 def test_the_exploration_rate_is_in_the_result(tmp_path):

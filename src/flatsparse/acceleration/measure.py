@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatsparse.acceleration import products
+from flatsparse.acceleration.block_index import OUTPUTS, BlockIndex
 from flatsparse.acceleration.index import Index, index_of
 
 PAIRS = 5  # of measurements; a median of fewer says little
@@ -31,6 +32,7 @@ class Kind:
         samples: the size of the batch, rounded down to a power of two.
         wants_x, wants_values: which gradients are taken; none for a forward alone.
         threads: that torch runs on.
+        blocks: the active entries form whole 16×1 blocks.
     """
 
     rows: int
@@ -40,13 +42,15 @@ class Kind:
     wants_x: bool
     wants_values: bool
     threads: int
+    blocks: bool = False
 
     @classmethod
     def of(cls, index: Index, samples: int, *, wants_x: bool, wants_values: bool) -> Kind:
         """Return the kind of a layer, of an index, that is called with a number of samples."""
         density = max(1, round(100 * index.entries / max(1, index.rows * index.columns)))
         near = 1 << samples.bit_length() >> 1
-        return cls(index.rows, index.columns, density, near, wants_x, wants_values, torch.get_num_threads())
+        wants, threads = (wants_x, wants_values), torch.get_num_threads()
+        return cls(index.rows, index.columns, density, near, *wants, threads, isinstance(index, BlockIndex))
 
 
 @functools.cache
@@ -62,7 +66,9 @@ def speedup(kind: Kind) -> float:
 
     samples = min(kind.samples, SAMPLES)
     x, dy, weight = normal(samples, kind.columns), normal(samples, kind.rows), normal(kind.rows, kind.columns)
-    mask = torch.rand(weight.shape, generator=source, device="cpu", dtype=torch.float32) < kind.density / 100
+    outputs = OUTPUTS if kind.blocks else 1  # that are active together
+    chances = torch.rand(kind.rows // outputs, kind.columns, generator=source, device="cpu", dtype=torch.float32)
+    mask = (chances < kind.density / 100).repeat_interleave(outputs, 0)
     weight, index = weight * mask, index_of(mask)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return _ratio(lambda: _dense(kind, x, weight, dy), lambda: _sparse(kind, x, weight, dy, index))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from flatsparse.acceleration import kernels
+from flatsparse.acceleration.block_index import BlockIndex
 from flatsparse.acceleration.index import Index
 from flatsparse.acceleration.kernels import pointer, threads
+from flatsparse.acceleration.row_index import RowIndex
 from flatsparse.common.errors import InputError
 
 
@@ -46,13 +48,9 @@ def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tup
         return (y if bias is None else y + bias).contiguous(), values
     y = x.new_empty(x.shape[0], index.rows)
     values = x.new_empty(index.entries) if is_dense else matrix
-    kernels.library().flatsparse_linear_forward(
-        x.shape[0],
-        index.columns,
-        index.rows,
-        *map(pointer, (index.row_start, index.column, matrix if is_dense else None, values, x, bias, y)),
-        threads(),
-    )
+    places, kernel = _places(index)
+    arrays = *places, matrix if is_dense else None, values, x, bias, y
+    _call(f"{kernel}_forward", x, index, *arrays)
     return y, values
 
 
@@ -77,14 +75,10 @@ def backward(
     dx = torch.empty_like(x) if wants_x else None
     dvalues = torch.empty_like(values) if wants_values else None
     if wants_x or wants_values:
-        by_row, by_column = (index.row_start, index.column), (index.column_start, index.row, index.place)
-        kernels.library().flatsparse_linear_backward(
-            x.shape[0],
-            index.columns,
-            index.rows,
-            *map(pointer, (*by_row, *by_column, values, x, dy, dx, dvalues, into if wants_values else None)),
-            threads(),
-        )
+        places, kernel = _places(index)
+        if isinstance(index, RowIndex):
+            places = *places, index.column_start, index.row, index.place
+        _call(f"{kernel}_backward", x, index, *places, values, x, dy, dx, dvalues, into if wants_values else None)
     return dx, dvalues if dvalues is None or into is None else into
 
 
@@ -94,13 +88,29 @@ def dense(values: Tensor, index: Index) -> Tensor:
     return flat.index_put((index.positions(),), values).view(index.rows, index.columns)
 
 
+def _places(index: Index) -> tuple[tuple[Tensor, ...], str]:
+    """The arrays that say where entries or blocks lie, row by row, and the name of the kernels for them."""
+    if isinstance(index, BlockIndex):
+        return (index.start, index.column), "blocks"
+    return (index.row_start, index.column), "linear"
+
+
+def _call(kernel: str, x: Tensor, index: Index, *arrays: Tensor | None) -> None:
+    function = getattr(kernels.library(), f"flatsparse_{kernel}")
+    function(x.shape[0], index.columns, index.rows, *map(pointer, arrays), threads())
+
+
 def _rows(index: Index, values: Tensor) -> Tensor:
-    size = index.rows, index.columns
+    size, index = (index.rows, index.columns), _unblocked(index)
     return torch.sparse_csr_tensor(index.row_start, index.column, values, size, check_invariants=False)
 
 
 def _columns(index: Index, values: Tensor) -> Tensor:
     """The transposed matrix, in rows."""
-    size = index.columns, index.rows
+    size, index = (index.columns, index.rows), _unblocked(index)
     by_column = values.index_select(0, index.place)
     return torch.sparse_csr_tensor(index.column_start, index.row, by_column, size, check_invariants=False)
+
+
+def _unblocked(index: Index) -> RowIndex:
+    return index.by_rows if isinstance(index, BlockIndex) else index

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flatsparse.common.errors import InputError
 from flatsparse.schedules import Cubic
 from flatsparse.sparse.distributions import Distribution, uniform
+from flatsparse.sparse.pattern import PatternOption, pattern_of
 from flatsparse.sparse.plan import Plan, updates
 from flatsparse.sparse.rules import PruneTo
 from flatsparse.sparse.scores import each, magnitude
@@ -22,14 +24,22 @@ class GMP:
         every: steps between prunings.
         until: the last step that may prune, or its share of the run.
         distribution: the paper prunes every layer alike.
+        pattern: what masks keep to, a ``Block``: whole blocks are pruned (Narang et al. 2017).
     """
 
     every: int = 100
     until: float = 0.75
     distribution: Distribution = uniform
+    pattern: PatternOption = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         when = updates(self.every, self.until, steps)
+        pattern = pattern_of(self.pattern, sparsity)
+        if pattern.sparsity is not None:
+            raise InputError(
+                f"method 'gmp' starts dense, and pattern {pattern} is always {pattern.sparsity:g} sparse:"
+                " give a block, such as flatsparse.Block(16, 1), or another method"
+            )
         reach = Cubic(0.0, sparsity, until=when.last)  # the last pruning lands on the target
-        prune = PruneTo(when, sparsity=reach, keep=magnitude, distribution=self.distribution)
-        return Plan(sparsity=0.0, initial=each(magnitude), distribution=uniform, rules=(prune,))
+        prune = PruneTo(when, sparsity=reach, keep=magnitude, distribution=self.distribution, pattern=pattern)
+        return Plan(sparsity=0.0, initial=each(magnitude), distribution=uniform, rules=(prune,), pattern=pattern)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Cosine
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import NofM
+from flatsparse.sparse.pattern import PatternOption, pattern_of
 from flatsparse.sparse.plan import Plan, updates
 from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, gradient, magnitude, random
@@ -26,7 +26,8 @@ class RigL:
         distribution: how the active weights are allocated to layers. With ``uniform`` the paper leaves the first
             convolution dense, which ``layers="rigl"`` does.
         weight_step: take the weight step on an update as well, before it (as ITOP does: Liu et al. 2021).
-        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     every: int = 100
@@ -34,12 +35,12 @@ class RigL:
     drop_fraction: float = 0.3
     distribution: Distribution = erdos_renyi_kernel
     weight_step: bool = False
-    pattern: tuple[int, int] | None = None
+    pattern: PatternOption = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
         fraction = Cosine(self.drop_fraction, 0.0, until=when.until)
-        pattern = NofM.of_pair(self.pattern, sparsity)
+        pattern = pattern_of(self.pattern, sparsity)
         rule = DropAndGrow(when, fraction, drop=magnitude, grow=gradient, weight_step=self.weight_step, pattern=pattern)
         return Plan(sparsity, each(random), self.distribution, rules=(rule,), pattern=pattern)

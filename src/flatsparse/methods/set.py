@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flatsparse.common.errors import check_fraction
 from flatsparse.schedules import Constant
 from flatsparse.sparse.distributions import Distribution, erdos_renyi, erdos_renyi_kernel
-from flatsparse.sparse.n_of_m import NofM
+from flatsparse.sparse.pattern import PatternOption, pattern_of
 from flatsparse.sparse.plan import Plan, share_of, updates
 from flatsparse.sparse.rules import DropAndGrow
 from flatsparse.sparse.scores import each, magnitude, magnitude_by_sign, random
@@ -26,19 +26,20 @@ class SET:
         until: the last step that may update, or its share of the run.
         drop_fraction: of a layer's active weights at each update (ζ in the paper).
         distribution: how the active weights are allocated to layers.
-        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     every: int = 100
     until: float = 0.75
     drop_fraction: float = 0.3
     distribution: Distribution = erdos_renyi_kernel
-    pattern: tuple[int, int] | None = None
+    pattern: PatternOption = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
         check_fraction("drop_fraction", self.drop_fraction)
         when = updates(self.every, self.until, steps)
-        pattern = NofM.of_pair(self.pattern, sparsity)
+        pattern = pattern_of(self.pattern, sparsity)
         rule = DropAndGrow(when, Constant(self.drop_fraction), drop=magnitude, grow=random, pattern=pattern)
         return Plan(sparsity, each(random), self.distribution, rules=(rule,), pattern=pattern)
 

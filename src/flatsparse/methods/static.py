@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.distributions import Distribution, erdos_renyi_kernel, uniform
-from flatsparse.sparse.n_of_m import NofM
+from flatsparse.sparse.pattern import PatternOption, pattern_of
 from flatsparse.sparse.plan import Plan
 from flatsparse.sparse.scores import Score, each, random
 
@@ -38,13 +38,14 @@ class Static:
     Attributes:
         initial: the score by which each layer's first masks are chosen.
         distribution: how the active weights are allocated to layers.
-        pattern: N active weights of each M, as a pair; then every layer is as sparse as the pattern, not by a distribution.
+        pattern: what masks keep to: a ``Block``; or N active weights of each M, as a pair, of which every layer is then as
+            sparse, not by a distribution.
     """
 
     initial: Score = random
     distribution: Distribution = erdos_renyi_kernel
-    pattern: tuple[int, int] | None = None
+    pattern: PatternOption = None
 
     def plan(self, sparsity: float, steps: int) -> Plan:
-        pattern = NofM.of_pair(self.pattern, sparsity)
+        pattern = pattern_of(self.pattern, sparsity)
         return Plan(sparsity, each(self.initial), self.distribution, pattern=pattern)

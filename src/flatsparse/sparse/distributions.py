@@ -69,10 +69,10 @@ def _share(scores: Mapping[str, Tensor], total: int, weight: Callable[[Tensor], 
     return dict(zip(scores, apportion(total, weights, caps, [min(1, cap) for cap in caps]), strict=True))
 
 
-def check_budget(total: int, whole: int, layers: int) -> None:
-    """Raise InputError when a budget cannot leave every layer a weight."""
-    if total < layers:
+def check_budget(total: int, whole: int, layers: int, each: int = 1) -> None:
+    """Raise InputError when a budget cannot leave every layer its least number of weights."""
+    if total < layers * each:
         raise InputError(
             f"a sparsity of {1 - total / whole:.6g} leaves {total} active weights for {layers} layers:"
-            f" give at most {1 - layers / whole:.6g}, so that every layer keeps one"
+            f" give at most {max(0, 1 - layers * each / whole):.6g}, so that every layer keeps {'one' if each == 1 else each}"
         )

@@ -122,6 +122,16 @@ class Masks(Sequence[MaskedWeight]):
         """The number of active weights."""
         return sum(w.active for w in self)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of active weights of each layer, by name."""
+        return {w.name: w.active for w in self._weights}
+
+    @property
+    def inputs_first(self) -> dict[str, int]:
+        """``MaskedWeight.inputs_first`` of each layer, by name."""
+        return {w.name: w.inputs_first for w in self._weights}
+
     def budget(self, sparsity: float) -> int:
         """Return the number of weights that are active at a sparsity, to the weight."""
         return budget(self.total, sparsity)

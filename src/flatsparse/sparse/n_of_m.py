@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.weight_layout import outputs_first
+from flatsparse.sparse.distributions import Distribution
+from flatsparse.sparse.masked_weight import MaskedWeight
+from flatsparse.sparse.scores import Score
+from flatsparse.sparse.topk import keep_top
 
 
 @dataclass(frozen=True)
@@ -24,29 +30,45 @@ class NofM:
 
     active: int
     of: int
+    size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_count("the pattern's first number", self.active)
         check_count("the pattern's second number", self.of, minimum=self.active)
 
+    def __str__(self) -> str:
+        return f"{self.active}:{self.of}"
+
     @property
     def sparsity(self) -> float:
         return 1 - self.active / self.of
 
-    @classmethod
-    def of_pair(cls, pair: tuple[int, int] | None, sparsity: float) -> NofM | None:
-        """Return the pattern that a method's option names; none for None. Raises InputError for one of another sparsity."""
-        if pair is None:
-            return None
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise InputError(
-                f"pattern {pair!r} is not usable: give two whole numbers, such as (2, 4) for 2 active of each 4"
-            )
-        pattern = cls(*pair)
-        if abs(sparsity - pattern.sparsity) > 1e-9:
-            given, own = f"{sparsity:g}", f"{pattern.sparsity:g}"
-            raise InputError(f"pattern {pattern.active}:{pattern.of} is {own} sparse, not {given}: give sparsity={own}")
-        return pattern
+    def ranked(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
+        self._check(outputs_first(scores, inputs_first), layer)
+        return scores
+
+    def counts(
+        self,
+        scores: Mapping[str, Tensor],
+        total: int,
+        distribution: Distribution,
+        most: Mapping[str, int] | None = None,
+    ) -> dict[str, int]:
+        return {name: s.numel() // self.of * self.active for name, s in scores.items()}
+
+    def best(self, scores: Tensor, count: int, inputs_first: int = 0) -> Tensor:
+        return self.keep(scores, inputs_first=inputs_first)
+
+    def moved(self, w: MaskedWeight, fraction: float, drop: Score, grow: Score) -> Tensor:
+        """As ``Pattern.moved``; grown is in the groups that lost weights, so that each keeps its count."""
+        moved = int(fraction * w.active)
+        if moved == 0:
+            return w.mask
+        kept = keep_top(drop(w), w.active - moved, among=w.mask)
+        return self.keep(torch.where(kept, torch.inf, grow(w)), w.name, w.inputs_first)
+
+    def holds(self, mask: Tensor, layer: str = "weight", inputs_first: int = 0) -> bool:
+        return torch.equal(self.keep(mask.float(), layer, inputs_first), mask)
 
     def keep(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
         """Return a mask of the largest scores of each group; ties go to the lower index, NaN ranks lowest.
@@ -54,22 +76,21 @@ class NofM:
         Args:
             scores: (outputs, inputs, …), or as ``inputs_first`` says.
             layer: its name, for the error.
-            inputs_first: how the layer stores its weight; see ``layers.inputs_first``.
+            inputs_first: how the layer stores its weight; see ``weight_layout.inputs_first``.
 
         Raises: InputError when the inputs do not divide into groups.
         """
         scores = outputs_first(scores, inputs_first)
-        if scores.shape[1] % self.of:
-            raise InputError(
-                f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self.active}:{self.of} does not divide:"
-                " leave it out with exclude="
-            )
+        self._check(scores, layer)
         groups = scores.movedim(1, -1)
         ranked = torch.where(groups.isnan(), -torch.inf, groups).reshape(-1, self.of)
         best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.active]
         kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, best, True)
         return outputs_first(kept.view(groups.shape).movedim(-1, 1), inputs_first)
 
-    def regrow(self, kept: Tensor, grow: Tensor, layer: str, inputs_first: int = 0) -> Tensor:
-        """Return a mask of what is kept, and in each group of as many of the largest scores as are missing."""
-        return self.keep(torch.where(kept, torch.inf, grow), layer, inputs_first)
+    def _check(self, scores: Tensor, layer: str) -> None:
+        if scores.shape[1] % self.of:
+            raise InputError(
+                f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self} does not divide:"
+                " leave it out with exclude="
+            )

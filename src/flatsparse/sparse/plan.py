@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,12 +17,11 @@ from flatsparse.sparse.channel_state import ChannelState
 from flatsparse.sparse.distributions import Distribution
 from flatsparse.sparse.expected import ExpectedCounts
 from flatsparse.sparse.masks import Masks
-from flatsparse.sparse.n_of_m import NofM
+from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern
 from flatsparse.sparse.rounds import Rounds
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.scores import Saliency
 from flatsparse.sparse.state import TrainingState
-from flatsparse.sparse.topk import budget, keep_top
 
 # No rule acts at the first step: an optimizer creates its state there, and nothing is known of the weights yet.
 EARLIEST = 2
@@ -39,7 +38,7 @@ class Plan:
         rules: change the masks later, in order.
         momentum: the share of its running average of dense gradients (``MaskedWeight.momentum``) that each layer keeps at
             a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
-        pattern: what every mask keeps to, such as 2 active weights of each 4.
+        pattern: what every mask keeps to, such as 2 active weights of each 4, or whole blocks.
         rounds: of training, for methods that train more than once.
         channel_pruning: what is done to channels, for methods whose rules prune some.
     """
@@ -49,7 +48,7 @@ class Plan:
     distribution: Distribution
     rules: tuple[Rule, ...] = ()
     momentum: float | None = None
-    pattern: NofM | None = None
+    pattern: Pattern = UNSTRUCTURED
     rounds: Rounds | None = None
     channel_pruning: ChannelPruning | None = None
 
@@ -75,11 +74,13 @@ class Plan:
             growable = self.channel_pruning.start(state)
             if self.channel_pruning.first:  # dense but for the channels
                 return growable
-        scores = self.initial(masks, model)
-        if self.pattern is not None:
-            return {w.name: self.pattern.keep(scores[w.name], w.name, w.inputs_first) for w in masks}
-        counts = self.distribution(scores, masks.budget(self.sparsity))
-        return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+        turned = masks.inputs_first
+        scores = self._ranked(self.initial(masks, model), turned)
+        counts = self.pattern.counts(scores, masks.budget(self.sparsity), self.distribution)
+        return {name: self.pattern.best(s, counts[name], turned[name]) for name, s in scores.items()}
+
+    def _ranked(self, scores: Mapping[str, Tensor], inputs_first: Mapping[str, int]) -> dict[str, Tensor]:
+        return {name: self.pattern.ranked(s, name, inputs_first[name]) for name, s in scores.items()}
 
     def expected_start(self, masks: Masks, model: nn.Module) -> ExpectedCounts:
         """Return the counts of active weights to start from, as far as they follow from shapes."""
@@ -90,12 +91,9 @@ class Plan:
         if pruning is not None and pruning.first:
             counts = even_counts(expected.channels, pruning.first, pruning.floors(expected.channels))
             expected.active = expected.after_pruning(counts)
-        elif self.pattern is not None:
-            expected.active = {
-                w.name: int(self.pattern.keep(scores[w.name], w.name, w.inputs_first).sum()) for w in masks
-            }
         else:
-            expected.active = self.distribution(scores, budget(sum(s.numel() for s in scores.values()), self.sparsity))
+            ranked = self._ranked(scores, masks.inputs_first)
+            expected.active = self.pattern.counts(ranked, masks.budget(self.sparsity), self.distribution)
         return expected
 
 

@@ -13,7 +13,7 @@ from flatsparse.schedules import Schedule, Timetable
 from flatsparse.sparse.distributions import Distribution
 from flatsparse.sparse.expected import ExpectedCounts
 from flatsparse.sparse.masks import MaskedWeight
-from flatsparse.sparse.n_of_m import NofM
+from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern
 from flatsparse.sparse.scores import Score, needs_dense_gradient
 from flatsparse.sparse.state import TrainingState
 from flatsparse.sparse.topk import apportion, budget, keep_top
@@ -57,7 +57,7 @@ class DropAndGrow(Rule):
         fraction: of the active weights, by step.
         drop: the score of active weights; the lowest are dropped.
         grow: the score of all that is not kept; the highest are grown.
-        pattern: grow within the groups that lost weights, so that each keeps its count.
+        pattern: what masks keep to; of blocks, whole ones are dropped and grown.
     """
 
     when: Timetable
@@ -65,7 +65,7 @@ class DropAndGrow(Rule):
     drop: Score
     grow: Score
     weight_step: bool = True
-    pattern: NofM | None = None
+    pattern: Pattern = UNSTRUCTURED
 
     @property
     def dense_gradient(self) -> bool:
@@ -78,14 +78,7 @@ class DropAndGrow(Rule):
         """Return one layer's new mask; the old one for a layer that had no gradient to score by."""
         if self.dense_gradient and w.dense_grad is None:
             return w.mask
-        moved = int(fraction * w.active)
-        if moved == 0:
-            return w.mask
-        kept = keep_top(self.drop(w), w.active - moved, among=w.mask)
-        if self.pattern is not None:
-            return self.pattern.regrow(kept, self.grow(w), w.name, w.inputs_first)
-        among = ~kept if w.growable is None else ~kept & w.growable.to(kept.device)
-        return kept | keep_top(self.grow(w), moved, among=among)
+        return self.pattern.moved(w, fraction, self.drop, self.grow)
 
 
 @dataclass(frozen=True)
@@ -97,6 +90,7 @@ class PruneTo(Rule):
         sparsity: of all prunable weights, by step.
         keep: the score of active weights; the highest are kept.
         distribution: allocates the active weights to layers.
+        pattern: what masks keep to, of any sparsity.
     """
 
     when: Timetable
@@ -104,6 +98,7 @@ class PruneTo(Rule):
     keep: Score
     distribution: Distribution
     weight_step: bool = True
+    pattern: Pattern = UNSTRUCTURED
     changes_counts: ClassVar[bool] = True
 
     @property
@@ -111,21 +106,19 @@ class PruneTo(Rule):
         return needs_dense_gradient(self.keep)
 
     def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
+        turned, ranked = state.masks.inputs_first, self.pattern.ranked
         active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
-        scores = {w.name: active_first(w) for w in state.masks}
-        counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
-        return {name: keep_top(scores.pop(name), count) for name, count in counts.items()}
+        scores = {w.name: ranked(active_first(w), w.name, w.inputs_first) for w in state.masks}
+        counts = self._counts(scores, state.masks.counts, step)
+        return {name: self.pattern.best(scores.pop(name), count, turned[name]) for name, count in counts.items()}
 
     def counts(self, expected: ExpectedCounts, step: int) -> dict[str, int]:
         return self._counts(expected.scores, expected.active, step)
 
     def _counts(self, scores: Mapping[str, Tensor], active: Mapping[str, int], step: int) -> dict[str, int]:
         total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
-        total = min(total, sum(active.values()))
-        shares = self.distribution(scores, total)
-        # Rounding can give a layer one more than it has left; what is pruned stays pruned, so another layer has it.
-        counts = apportion(total, list(shares.values()), list(active.values()), [min(1, n) for n in active.values()])
-        return dict(zip(scores, counts, strict=True))
+        # What is pruned stays pruned.
+        return self.pattern.counts(scores, min(total, sum(active.values())), self.distribution, most=active)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _N, _P, _T = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int  # a size, an array, 
 FUNCTIONS: dict[str, list[Any]] = {
     "flatsparse_linear_forward": [*[_N] * 3, *[_P] * 7, _T],
     "flatsparse_linear_backward": [*[_N] * 3, *[_P] * 11, _T],
+    "flatsparse_blocks_forward": [*[_N] * 3, *[_P] * 7, _T],
+    "flatsparse_blocks_backward": [*[_N] * 3, *[_P] * 8, _T],
 }
 
 

@@ -44,7 +44,10 @@ CHANNEL_OFFSET = (
     "time from channel removal to the next mask update, as a fraction of --every. By default 0.5; 0: in the same step."
 )
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
-PATTERN = "keep N of each M inputs active, e.g. 2 4, in every layer made sparse (--exclude the others)."
+PATTERN = (
+    "what masks keep to, in every layer made sparse (--exclude the others): block:16x1 for whole blocks of 16 outputs and 1"
+    " input, or, but for gmp, N of each M inputs active, e.g. 2 4."
+)
 LAYERS = f"Convention for what is left dense: {', '.join(PRESETS)}; `flatsparse list layers` shows the result."
 
 
@@ -72,7 +75,7 @@ class Pruning:
     drop_fraction: float | None = None
     """Fraction of active weights moved at an update, or pruned after a round. By default the method's own."""
     rewind: Annotated[int | None, _for_methods("rewind", REWIND)] = None
-    pattern: Annotated[tuple[int, int] | None, _for_methods("pattern", PATTERN)] = None
+    pattern: Annotated[tuple[int, int] | str | None, _for_methods("pattern", PATTERN)] = None
     include: tuple[str, ...] = ()
     """Only make layers sparse whose names or kinds (Conv2d) match one of these patterns."""
     exclude: tuple[str, ...] = ()

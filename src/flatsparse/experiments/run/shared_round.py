@@ -16,6 +16,7 @@ from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress, load_checked, restore, state_of
 from flatsparse.experiments.run.config import FREE, ResolvedRun, as_json
 from flatsparse.experiments.run.method import plan_of
+from flatsparse.sparse.pattern import UNSTRUCTURED
 from flatsparse.sparse.plan import Plan
 
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
@@ -26,7 +27,7 @@ YOUNGER = ("task", "vocabulary", "betas", "ema", "accumulate", "accelerate", "im
 
 def is_shareable(plan: Plan) -> bool:
     """Return if a method's first round is plain dense training, and so the same as any other such method's."""
-    own = plan.rules or plan.channel_pruning or plan.pattern or plan.momentum is not None
+    own = plan.rules or plan.channel_pruning or plan.pattern != UNSTRUCTURED or plan.momentum is not None
     return plan.rounds is not None and plan.rounds.count > 1 and plan.sparsity == 0 and not own
 
 
