@@ -17,6 +17,7 @@ from flatsparse.experiments.bench.sparse_forms import masked_at
 from flatsparse.experiments.bench.sparse_gpu import GPUCase
 from flatsparse.experiments.bench.sparse_tables import Points, not_installed, speed_table
 from flatsparse.experiments.bench.sparse_timing import measured
+from flatsparse.experiments.bench.variants import fused_sgd
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 
@@ -40,7 +41,7 @@ class Survey:
     @property
     def axis(self) -> Axis:
         """What speeds are measured along."""
-        return SPARSITY if self.device == "cpu" else BATCH
+        return BATCH if any(isinstance(case, GPUCase) for case in self.cases.values()) else SPARSITY
 
     @property
     def pieces(self) -> int:
@@ -51,7 +52,8 @@ class Survey:
         """Raise InputError where a case cannot be as sparse as requested."""
         for case in self.cases.values():
             if isinstance(case, SpeedCase):
-                masked_at(case.model(), max(self.sparsities))
+                model = case.model()
+                masked_at(model, fused_sgd(model), max(self.sparsities))
 
     def tables(
         self, tell: Callable[[float], None], begin: Callable[[str], None] = lambda name: None

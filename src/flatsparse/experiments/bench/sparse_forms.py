@@ -9,12 +9,11 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatsparse.acceleration.accelerate import accelerate
+from flatsparse.acceleration.accelerate import Accelerated, accelerate
 from flatsparse.api import sparsify
 from flatsparse.experiments.bench.channels import without_channels
 from flatsparse.experiments.bench.sparse_cases import Kind, SpeedCase
@@ -43,8 +42,9 @@ class Form:
         is_layer: whether training is forward and backward alone.
         share: of the weights of the dense form that it has.
         same: whether it computes what the masked model does.
+        optimizer: of a network in training; made when it is first needed, unless masks hang on it.
+        training: what keeps the masks, where there are any.
         accelerated: what ``accelerate`` returned, where it was called.
-        keeps: what must live as long as the form does.
     """
 
     model: nn.Module
@@ -53,10 +53,10 @@ class Form:
     is_layer: bool
     share: float
     same: bool = False
-    accelerated: Any = None
-    keeps: Any = None
+    optimizer: torch.optim.Optimizer | None = None
+    training: SparseTraining | None = None
+    accelerated: Accelerated | None = None
     _target: Tensor | None = field(default=None, init=False)
-    _optimizer: torch.optim.Optimizer | None = field(default=None, init=False)
 
     def prepare(self) -> None:
         """Do what is not timed before a step: the mode, and cleared gradients where no optimizer clears them."""
@@ -67,8 +67,8 @@ class Form:
             if self._target is None:
                 with torch.no_grad():
                     self._target = torch.ones_like(self.model(self.inputs.detach()))
-        elif self.kind == "training" and self._optimizer is None:
-            self._optimizer = fused_sgd(self.model)
+        elif self.kind == "training" and self.optimizer is None:
+            self.optimizer = fused_sgd(self.model)
 
     def work(self) -> None:
         """Run the batch: what is timed."""
@@ -78,10 +78,10 @@ class Form:
         elif self.is_layer:
             self.model(self.inputs).backward(self._target)
         else:
-            assert self._optimizer is not None  # prepared
-            self._optimizer.zero_grad()
+            assert self.optimizer is not None  # prepared
+            self.optimizer.zero_grad()
             self.model(self.inputs).square().mean().backward()
-            self._optimizer.step()
+            self.optimizer.step()
 
 
 def forms(
@@ -99,7 +99,7 @@ def forms(
     model, inputs = case.model(), torch.randn(case.inputs)
     dense = _form(copy.deepcopy(model), inputs, case, kind, layout=dense_layout(case, kind, clock))
     masked = _form(copy.deepcopy(dense.model), dense.inputs.clone(), case, kind, share=1 - sparsity, same=True)
-    masked.keeps = training = masked_at(masked.model, sparsity)
+    training = _mask(masked, sparsity)
     there = {DENSE: dense, CONTROL: copy.deepcopy(dense), MASKED: masked}
     there[ACCELERATED] = _accelerated(model, inputs, case, kind, sparsity)
     there[SMALL] = _in_faster_layout(functools.partial(_small, case, sparsity, kind), case, clock)
@@ -133,18 +133,24 @@ def _form(
     return Form(model, inputs, kind, case.is_layer, share, same)
 
 
-def masked_at(model: nn.Module, sparsity: float) -> SparseTraining:
+def masked_at(model: nn.Module, optimizer: torch.optim.Optimizer, sparsity: float) -> SparseTraining:
     """Mask a model, all layers equally, and return what keeps it so.
 
     Raises: InputError for a sparsity that leaves a layer nothing.
     """
-    return sparsify(model, fused_sgd(model), FIXED, sparsity=sparsity, steps=FOREVER, distribution="uniform")
+    return sparsify(model, optimizer, FIXED, sparsity=sparsity, steps=FOREVER, distribution="uniform")
+
+
+def _mask(form: Form, sparsity: float) -> SparseTraining:
+    """Mask a form's model, whose optimizer then keeps the masks."""
+    form.optimizer = fused_sgd(form.model)
+    form.training = masked_at(form.model, form.optimizer, sparsity)
+    return form.training
 
 
 def _accelerated(model: nn.Module, inputs: Tensor, case: SpeedCase, kind: Kind, sparsity: float) -> Form:
     form = _form(model, inputs.clone(), case, kind, share=1 - sparsity, same=True)
-    form.keeps = masked_at(model, sparsity)
-    form.accelerated = accelerate(model, form.keeps)
+    form.accelerated = accelerate(model, _mask(form, sparsity))
     return form
 
 

@@ -122,8 +122,8 @@ def _left_out(points: Points, axis: Axis) -> list[str]:
     every, found = sum(map(len, points.values())), []
     for (form, why), places in where.items():
         if not why.startswith(NOT_INSTALLED):
-            at = "" if len(places) == every else f" ({', '.join(places)})"
-            found.append(f"{form} is left out{at}: {why}.")
+            there = "" if len(places) == every else f" ({', '.join(places)})"
+            found.append(f"{form} is left out{there}: {why}.")
     return found
 
 
