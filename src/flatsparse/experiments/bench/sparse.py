@@ -71,17 +71,11 @@ class Survey:
                 kind: {at: self._measured(case, at, kind, tell) for at in self._along(case)} for kind in KINDS
             }
             said = not_installed(points) if said is None else []  # once for all cases
-            yield speed_table(
-                name, self._title(case), points, about={"threads": torch.get_num_threads()}, said=said, axis=self.axis
-            )
+            threads = None if isinstance(case, GPUCase) else torch.get_num_threads()
+            yield speed_table(name, case.title, points, threads=threads, said=said, axis=self.axis)
 
     def _along(self, case: SpeedCase | GPUCase) -> tuple[float, ...]:
         return case.batches if isinstance(case, GPUCase) else self.sparsities
-
-    def _title(self, case: SpeedCase | GPUCase) -> str:
-        count = torch.get_num_threads()
-        on = "GPU" if isinstance(case, GPUCase) else f"{count} thread{'' if count == 1 else 's'}"
-        return f"{case.title}, {on}"
 
     def _measured(
         self, case: SpeedCase | GPUCase, at: float, kind: Kind, tell: Callable[[float], None]

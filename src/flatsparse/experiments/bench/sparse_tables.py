@@ -16,14 +16,14 @@ Points = Mapping[str, Mapping[float, Mapping[str, Any]]]  # records by kind of w
 
 
 def speed_table(
-    name: str, title: str, points: Points, *, about: Mapping[str, Any], said: Sequence[str] = (), axis: Axis = SPARSITY
+    name: str, title: str, points: Points, *, threads: int | None, said: Sequence[str] = (), axis: Axis = SPARSITY
 ) -> Table:
     """Return the table of a case.
 
     Args:
         name, title: of the case.
         points: what was measured, each with ``forms``, ``left_out`` and ``layers``.
-        about: what else the record keeps.
+        threads: of the CPU; None on a GPU.
         said: sentences to begin with.
         axis: what the columns are.
     """
@@ -35,8 +35,9 @@ def speed_table(
         rows.append((f"{kind}, {DENSE}, ms", *dense))
         for form, curve in curves[kind].items():
             rows.append((f"{kind}, {form}", *(_cell(curve.get(value)) for value in values)))
+    on = "GPU" if threads is None else f"{threads} thread{'' if threads == 1 else 's'}"
     return Table(
-        title=title,
+        title=f"{title}, {on}",
         head=("times as fast as dense", *map(axis.text, values)),
         rows=rows,
         sentences=[
@@ -51,7 +52,7 @@ def speed_table(
         record={
             "case": name,
             "title": title,
-            **about,
+            "threads": threads,
             "break_even": {
                 kind: {form: crossing(curve, axis).at for form, curve in every.items() if form != CONTROL}
                 for kind, every in curves.items()
