@@ -1,4 +1,4 @@
-"""What ``flatsparse bench sparse`` measures; no assertion here is about how long anything takes."""
+"""What ``flatsparse bench sparse --model`` and ``--run`` measure; no assertion here is about how long anything takes."""
 
 import copy
 import statistics
@@ -10,7 +10,7 @@ import torch
 import flatsparse as fs
 from flatsparse.cli import main
 from flatsparse.common.json_files import read_json
-from flatsparse.experiments.bench.sparse import (
+from flatsparse.experiments.bench.channels import (
     CONTROL,
     CSR,
     DENSE,
@@ -74,7 +74,7 @@ def test_a_target_is_met_only_by_the_whole_interval(low, high, said):
 
 
 def test_all_forms_are_measured_in_both_ways(tmp_path, capsys):
-    told, said, page = bench(tmp_path, capsys, "sparse", "--threads", "1")
+    told, said, page = bench(tmp_path, capsys, "sparse", "--model", "resnet32", "--threads", "1")
     (case,) = told["cases"]
     assert (case["threads"], case["channels"], case["sparsity"], case["target"]) == (1, 0.5, 0.9, None)
     assert set(case["runs"]["inference"]) == {DENSE, CONTROL, MASKED, SMALL, CSR}

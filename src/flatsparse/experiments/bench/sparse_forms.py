@@ -191,7 +191,7 @@ def channels_left(model: nn.Module, share: float) -> tuple[dict[str, Tensor], fl
     """
     low, high = 0.0, 1.0
     found: list[tuple[float, int, dict[str, Tensor], float]] = []
-    for _ in range(7):  # a hundredth of the channels; layers have few more
+    for _ in range(10):  # a thousandth of the channels; layers have fewer
         gone = (low + high) / 2
         masks = without_channels(model, gone)
         left = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
