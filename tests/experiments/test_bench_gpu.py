@@ -1,18 +1,23 @@
 """2:4 sparsity in ``flatsparse bench sparse --device cuda``: all but its clock, with kernels of our own in place of torch's."""
 
+import dataclasses
 import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from flatsparse.cli import bench as command
+from flatsparse.cli import main
 from flatsparse.common.errors import InputError
-from flatsparse.experiments.bench import sparse_gpu
+from flatsparse.common.json_files import read_json
+from flatsparse.experiments.bench import sparse_gpu, suite
 from flatsparse.experiments.bench.sparse import Survey, survey
 from flatsparse.experiments.bench.sparse_cases import KINDS
 from flatsparse.experiments.bench.sparse_curves import BATCH
 from flatsparse.experiments.bench.sparse_forms import CONTROL, DENSE
 from flatsparse.experiments.bench.sparse_gpu import CompressedLinear, GPUCase, two_of_four
+from flatsparse.experiments.run.environment import environment
 
 RIGHT, WRONG = sparse_gpu.BACKENDS
 TINY = GPUCase(16, torch.float32, (8, 32))
@@ -114,6 +119,26 @@ def test_a_device_needs_kernels_and_sparsities_are_not_for_it(monkeypatch):
         survey([], [], **options)
     with pytest.raises(InputError, match="give --device cpu or cuda"):
         survey([], [], **{**options, "device": "meta"})
+
+
+def test_the_command_writes_table_picture_and_report(packed, monkeypatch, tmp_path, capsys):
+    ordinary = sparse_gpu.measured
+
+    def on_cpu(case, batch, kind, device, **options):
+        assert device == "cuda"
+        return ordinary(dataclasses.replace(case, dtype=torch.float32), batch, kind, "cpu", **options)
+
+    monkeypatch.setattr(sparse_gpu, "measured", on_cpu)
+    monkeypatch.setattr(sparse_gpu, "check_device", lambda device: None)
+    monkeypatch.setattr(suite, "usable_device", lambda name: name)
+    monkeypatch.setattr(command, "environment", lambda device: environment())
+    main(["bench", "sparse", "--quick", "--device", "cuda", "--out", str(tmp_path / "out")])
+    (case,) = read_json(tmp_path / "out" / "bench.json")["cases"]
+    assert (case["case"], case["threads"]) == ("linear-256-float16", None)
+    assert [point["batch"] for point in case["points"]["training"]] == [64, 128]
+    assert f"training, {RIGHT}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "speed.png").is_file()
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

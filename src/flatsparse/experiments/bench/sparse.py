@@ -98,16 +98,20 @@ def survey(
 
     Raises: InputError for a choice that cannot be measured.
     """
-    if device == "cpu":
-        cases: Mapping[str, Any] = QUICK_CASES if quick else CASES
-    else:
+    if device != "cpu":
         sparse_gpu.check_device(device)
-        cases = sparse_gpu.QUICK_CASES if quick else sparse_gpu.CASES
         if sparsities:
             raise InputError(
                 f"--sparsities is for --device cpu: on {device} half of the weights are zero; leave it out"
             )
+        return _survey(patterns, sparse_gpu.QUICK_CASES if quick else sparse_gpu.CASES, (), device, rounds)
     checked = tuple(sorted({check_sparsity(sparsity) for sparsity in sparsities})) or SPARSITIES
     if not checked[0]:
         raise InputError("sparsity 0 is not usable: the dense form is measured anyway; give e.g. 0.5 0.9")
-    return Survey({name: cases[name] for name in chosen(patterns, cases)}, checked, device, rounds)
+    return _survey(patterns, QUICK_CASES if quick else CASES, checked, device, rounds)
+
+
+def _survey(
+    patterns: Sequence[str], cases: Mapping[str, Any], sparsities: tuple[float, ...], device: str, rounds: int | None
+) -> Survey:
+    return Survey({name: cases[name] for name in chosen(patterns, cases)}, sparsities, device, rounds)
