@@ -106,10 +106,10 @@ def measured(
     Inference has its weight compressed beforehand; a training step is forward and backward and compresses it first. Calls are
     those of eager torch, with what they cost to launch.
     """
-    source = torch.Generator().manual_seed(0)
+    source = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=source).to(device, case.dtype)
+        return torch.randn(shape, generator=source, device=device, dtype=case.dtype)
 
     x, weight, dy = normal(batch, case.width), normal(case.width, case.width), normal(batch, case.width)
     works = {name: _dense(kind, x, weight, dy) for name in (DENSE, CONTROL)}
