@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -36,6 +36,7 @@ class Table:
         sentences: statements on the rows.
         ratios: the values to plot, by row and kind.
         record: all of it as plain numbers, raw timings included.
+        speeds: curves to plot, by kind of work and form: times the dense form's speed, by what it was measured at.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Table:
     sentences: list[str]
     ratios: dict[str, dict[str, Interval]]
     record: dict[str, Any]
+    speeds: Mapping[str, Mapping[str, Mapping[float, Interval]]] = field(default_factory=dict)
 
 
 def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:

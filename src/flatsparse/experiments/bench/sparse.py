@@ -1,226 +1,117 @@
-"""The time that sparsity saves: with channels removed, channels only masked, and single weights in CSR form."""
+"""``flatsparse bench sparse``: where the speed of sparsity is, by case, form and share of zeros."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from flatsparse.api import sparsify
-from flatsparse.common.errors import InputError
-from flatsparse.common.seeds import generator
-from flatsparse.experiments.bench.cases import Batch, Case, loss
-from flatsparse.experiments.bench.results import Table, Tell, ratio_json, ratio_text
-from flatsparse.experiments.bench.timing import interleaved, wall_ratio
-from flatsparse.experiments.bench.trainer import FOREVER, Timing
+from flatsparse.common.errors import InputError, check_sparsity
+from flatsparse.experiments.bench import sparse_gpu
+from flatsparse.experiments.bench.results import Table
+from flatsparse.experiments.bench.sparse_cases import CASES, KINDS, QUICK_CASES, Kind, SpeedCase, chosen
+from flatsparse.experiments.bench.sparse_curves import BATCH, SPARSITY, Axis
+from flatsparse.experiments.bench.sparse_forms import masked_at
+from flatsparse.experiments.bench.sparse_gpu import GPUCase
+from flatsparse.experiments.bench.sparse_tables import Points, not_installed, speed_table
+from flatsparse.experiments.bench.sparse_timing import measured
 from flatsparse.experiments.bench.variants import fused_sgd
-from flatsparse.experiments.clock import clock
-from flatsparse.experiments.data.split import Batches
-from flatsparse.experiments.run.load import Finished
-from flatsparse.experiments.stats import Interval
-from flatsparse.export import to_csr
-from flatsparse.graph.groups import channel_groups
-from flatsparse.graph.shrink import shrink
-from flatsparse.methods import FIXED, methods_with
-from flatsparse.sparse.layers import prunable
-from flatsparse.sparse.topk import keep_top
 
-DENSE, CONTROL, MASKED, SMALL, CSR = "dense", "dense again", "channels masked", "channels gone", "CSR"
-TARGET = 1.6  # times as fast without half of the channels
-RUNS = (("inference", (DENSE, CONTROL, MASKED, SMALL, CSR)), ("training", (DENSE, CONTROL, MASKED, SMALL)))
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
-class Thinned:
-    """A network and the channels it is to lose.
+class Survey:
+    """What is measured of the speed of sparsity.
 
     Attributes:
-        model: of the ordinary width.
-        masks: bool by weight; they leave out whole channels.
-        channels: the fraction of channels that go.
-        accuracy: returns a network's test accuracy in percent; None where nothing is trained.
+        cases: by name: on a CPU layers and networks, on a GPU linear layers with 2:4 sparsity.
+        sparsities: at which those on a CPU are measured.
+        device: cpu or cuda.
+        rounds: of each measurement; None: as many as fit its time.
     """
 
-    model: nn.Module
-    masks: Mapping[str, Tensor]
-    channels: float
-    accuracy: Callable[[nn.Module], float] | None = None
+    cases: Mapping[str, SpeedCase | GPUCase]
+    sparsities: tuple[float, ...]
+    device: str
+    rounds: int | None = None
+
+    @property
+    def axis(self) -> Axis:
+        """What speeds are measured along."""
+        return BATCH if any(isinstance(case, GPUCase) for case in self.cases.values()) else SPARSITY
+
+    @property
+    def pieces(self) -> int:
+        """The number of measurements."""
+        return len(KINDS) * sum(len(self._along(case)) for case in self.cases.values())
+
+    def check(self) -> None:
+        """Raise InputError where a case cannot be as sparse as requested."""
+        for case in self.cases.values():
+            if isinstance(case, SpeedCase):
+                model = case.model()
+                masked_at(model, fused_sgd(model), max(self.sparsities))
+
+    def tables(
+        self, tell: Callable[[float], None], begin: Callable[[str], None] = lambda name: None
+    ) -> Iterator[Table]:
+        """Yield each case's table when it is measured, on torch's current number of threads.
+
+        Args:
+            tell: called with the number of pieces, or the part of one, that was done.
+            begin: called with the name of each case before it is measured.
+        """
+        said: list[str] | None = None
+        for name, case in self.cases.items():
+            begin(name)
+            points: Points = {
+                kind: {at: self._measured(case, at, kind, tell) for at in self._along(case)} for kind in KINDS
+            }
+            said = not_installed(points) if said is None else []  # once for all cases
+            threads = None if isinstance(case, GPUCase) else torch.get_num_threads()
+            yield speed_table(name, case.title, points, threads=threads, said=said, axis=self.axis)
+
+    def _along(self, case: SpeedCase | GPUCase) -> tuple[float, ...]:
+        return case.batches if isinstance(case, GPUCase) else self.sparsities
+
+    def _measured(
+        self, case: SpeedCase | GPUCase, at: float, kind: Kind, tell: Callable[[float], None]
+    ) -> dict[str, Any]:
+        if isinstance(case, GPUCase):
+            return sparse_gpu.measured(case, int(at), kind, self.device, rounds=self.rounds, tell=tell)
+        return measured(case, at, kind, threads=torch.get_num_threads(), rounds=self.rounds, tell=tell)
 
 
-def drawn(case: Case, channels: float) -> Thinned:
-    """A network as it is made, and a share of the channels of each group, drawn at random."""
-    torch.manual_seed(0)
-    model = case.model()
-    return Thinned(model, without_channels(model, channels), channels)
-
-
-def trained(run: Finished) -> Thinned:
-    """A finished run's network, and what its method removed.
-
-    Raises: InputError for a run that removed no channel.
-    """
-    if not run.result.channels:
-        raise InputError(f"'{run.folder}' removed no channels: give one of {' or '.join(methods_with('channels'))}")
-    return Thinned(run.model, run.masks, run.result.channels, functools.partial(_accuracy, run))
-
-
-@torch.no_grad()
-def _accuracy(run: Finished, model: nn.Module) -> float:
-    test = run.task.splits.test
-    return run.task.evaluate(model, Batches(test, 250), len(test)).value
-
-
-def _agreement(accuracies: tuple[float, float]) -> str:
-    masked, small = accuracies
-    same = "the same" if masked == small else f"{small - masked:+.2f} points"
-    return f"Test accuracy: masked {masked:.2f} %, without the channels {small:.2f} %: {same}."
-
-
-def sparse_table(
-    name: str, case: Case, thinned: Thinned, *, sparsity: float, rounds: int, device: str, tell: Tell
-) -> Table:
-    """The speed of the others over the dense net, in inference and in a training step with SGD.
+def survey(
+    patterns: Sequence[str], sparsities: Sequence[float], *, device: str, rounds: int | None, quick: bool
+) -> Survey:
+    """Return what is to be measured.
 
     Args:
-        name, case: the network and what it is fed.
-        thinned: which of its channels go.
-        sparsity: of the net in CSR form, which is only run, not trained; 0 leaves it out.
-        rounds, device, tell: as for the other tables. The number of threads is torch's current one.
+        patterns: of the names of cases; none for all.
+        sparsities: none for the usual ones.
+        device, rounds: as the survey's.
+        quick: take tiny cases.
+
+    Raises: InputError for a choice that cannot be measured.
     """
-    dense, masks, channels = thinned.model.to(device), thinned.masks, thinned.channels
-    sample = case.batch(generator(0, "outputs"))[0].to(device)
-    apart = _apart(dense, masks, sample)
-    threads = torch.get_num_threads()
-    rows, record = [], {}
-    ratios: dict[str, dict[str, Interval]] = {}
-    for kind, every in RUNS:
-        forms = [form for form in every if form != CSR or sparsity]
-        runners = {form: _runner(kind, form, dense, masks, sparsity, device) for form in forms}
-        timings = interleaved(runners, case, rounds, tell=tell)
-        against = {form: wall_ratio(timings[DENSE], timings[form]) for form in forms if form != DENSE}
-        for form in forms:
-            label = f"{sparsity:.0%} sparse, CSR" if form == CSR else form
-            milliseconds = f"{1000 * median(timing.step for timing in timings[form]):.2f}"
-            rows.append((f"{kind}, {label}", milliseconds, ratio_text(against.get(form))))
-            if form != DENSE:
-                ratios.setdefault(label, {})[kind] = against[form]
-        record[kind] = {
-            form: {"speed": ratio_json(against.get(form)), "seconds": [timing.step for timing in timings[form]]}
-            for form in forms
-        }
-    small = shrink(dense, masks).eval()
-    counts = {form: sum(p.numel() for p in net.parameters()) for form, net in ((DENSE, dense), (SMALL, small))}
-    accuracies = None if thinned.accuracy is None else (thinned.accuracy(dense.eval()), thinned.accuracy(small))
-    sentences = [verdict(kind, ratios[SMALL][kind], channels, case.targets.get(SMALL)) for kind, _ in RUNS]
-    sentences += [
-        f"Outputs without the channels differ from the masked net's by {apart:.1e} of the largest at most.",
-        *([] if accuracies is None else [_agreement(accuracies)]),
-        f"Noise: a second, identical dense net is {ratio_text(ratios[CONTROL]['inference'])} and"
-        f" {ratio_text(ratios[CONTROL]['training'])} times as fast; differences of that size say nothing.",
-    ]
-    return Table(
-        title=f"{case.title}, {threads} thread{'' if threads == 1 else 's'}: {channels:.0%} of the channels gone,"
-        f" {counts[DENSE] / 1e6:.2f}M to {counts[SMALL] / 1e6:.2f}M parameters",
-        head=("", "ms", "times as fast"),
-        rows=rows,
-        sentences=sentences,
-        ratios=ratios,
-        record={
-            "case": name,
-            "title": case.title,
-            "threads": threads,
-            "channels": channels,
-            "sparsity": sparsity,
-            "parameters": counts,
-            "outputs_apart": apart,
-            "test_accuracy": None if accuracies is None else {MASKED: accuracies[0], SMALL: accuracies[1]},
-            "target": case.targets.get(SMALL),
-            "runs": record,
-        },
-    )
+    if device != "cpu":
+        sparse_gpu.check_device(device)
+        if sparsities:
+            raise InputError(
+                f"--sparsities is for --device cpu: on {device} half of the weights are zero; leave it out"
+            )
+        return _survey(patterns, sparse_gpu.QUICK_CASES if quick else sparse_gpu.CASES, (), device, rounds)
+    checked = tuple(sorted({check_sparsity(sparsity) for sparsity in sparsities})) or SPARSITIES
+    if not checked[0]:
+        raise InputError("sparsity 0 is not usable: the dense form is measured anyway; give e.g. 0.5 0.9")
+    return _survey(patterns, QUICK_CASES if quick else CASES, checked, device, rounds)
 
 
-def without_channels(model: nn.Module, share: float, seed: int = 0) -> dict[str, Tensor]:
-    """Masks of all prunable weights that leave out a share of each group's channels, at least one kept, drawn at random."""
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, (p, _) in prunable(model).items()}
-    for index, group in enumerate(channel_groups(model)):
-        if group.why_kept is None:
-            count = min(group.size - 1, round(share * group.size))
-            removed = keep_top(torch.rand(group.size, generator=generator(seed, "channels", index)), count)
-            for slot in (*group.writes, *group.reads):
-                if slot.name in masks:
-                    indices = removed.repeat_interleave(slot.block).nonzero().squeeze(1) + slot.offset
-                    masks[slot.name].index_fill_(slot.dim, indices.to(masks[slot.name].device), False)
-    return masks
-
-
-def csr(model: nn.Module, sparsity: float) -> nn.Module:
-    """A copy with random static masks (ERK) that multiplies by active weights alone."""
-    sparse = copy.deepcopy(model)
-    training = sparsify(sparse, fused_sgd(sparse), FIXED, sparsity=sparsity, steps=FOREVER)
-    with warnings.catch_warnings():  # that CSR tensors are in beta
-        warnings.simplefilter("ignore", UserWarning)
-        return to_csr(sparse, training.masks)
-
-
-class Runner:
-    """A net whose forward passes, or training steps with SGD, are timed; with masks, they are kept true.
-
-    Attributes:
-        device: where it runs.
-    """
-
-    def __init__(
-        self, model: nn.Module, device: str, *, trains: bool, masks: Mapping[str, Tensor] | None = None
-    ) -> None:
-        self.model, self.device, self.trains = model.train(trains), device, trains
-        self.optimizer = fused_sgd(model)
-        if masks is not None:
-            training = sparsify(model, self.optimizer, FIXED, sparsity=0.0, steps=FOREVER)
-            training.load_state_dict({**training.state_dict(), "masks": dict(masks)})
-            self._training = training  # keeps the hooks that hold the masks alive
-
-    def step(self, batch: Batch) -> Timing:
-        """Run one batch and time it."""
-        inputs, targets = batch
-        began = clock(self.device)
-        if self.trains:
-            self.optimizer.zero_grad()
-            loss(self.model(inputs), targets).backward()
-            self.optimizer.step()
-        else:
-            with torch.inference_mode():
-                self.model(inputs)
-        return Timing(clock(self.device) - began, None)
-
-
-def _runner(
-    kind: str, form: str, dense: nn.Module, masks: Mapping[str, Tensor], sparsity: float, device: str
-) -> Runner:
-    make = {CSR: lambda: csr(dense, sparsity), SMALL: lambda: shrink(dense, masks)}
-    model = make.get(form, lambda: copy.deepcopy(dense))()
-    return Runner(model, device, trains=kind == "training", masks=masks if form == MASKED else None)
-
-
-def _apart(dense: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor) -> float:
-    """The largest difference of the shrunk net's outputs from the masked one's, relative to the largest of those."""
-    masked = Runner(copy.deepcopy(dense), str(inputs.device), trains=False, masks=masks).model
-    with torch.inference_mode():
-        wanted, outputs = masked(inputs), shrink(dense, masks).eval()(inputs)
-    return float((outputs - wanted).abs().max() / wanted.abs().max())
-
-
-def verdict(kind: str, speed: Interval, channels: float, target: float | None) -> str:
-    """A speed in a sentence, with what its interval says of a target."""
-    text = f"Without {channels:.0%} of the channels {kind} is {ratio_text(speed)} times as fast"
-    if target is None:
-        return f"{text}."
-    if speed.low < target <= speed.high:
-        return f"{text}; target at least {target:g}: open, the interval holds it."
-    return f"{text}; target at least {target:g}: {'met' if speed.low >= target else 'missed'}."
+def _survey(
+    patterns: Sequence[str], cases: Mapping[str, Any], sparsities: tuple[float, ...], device: str, rounds: int | None
+) -> Survey:
+    return Survey({name: cases[name] for name in chosen(patterns, cases)}, sparsities, device, rounds)

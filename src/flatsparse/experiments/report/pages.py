@@ -12,6 +12,7 @@ import numpy as np
 
 from flatsparse.common.masks_file import load_masks
 from flatsparse.experiments.bench.results import Table as BenchTable
+from flatsparse.experiments.bench.sparse_picture import speeds
 from flatsparse.experiments.bench.suite import NOTES, Bench
 from flatsparse.experiments.compare import Comparison
 from flatsparse.experiments.comparison_table import Table
@@ -111,7 +112,8 @@ def write_bench(bench: Bench, tables: Sequence[BenchTable], machine: str, out: P
         title=gain if bench.what == "sparse" else f"What sharpness awareness costs: {bench.what}",
         tables=tables,
         ratios=figures.ratios,
-        note=NOTES[bench.what],
+        speeds=lambda table: speeds([table], bench.survey().axis),
+        note=NOTES[bench.kind],
         settings={"machine": machine, **{name.replace("_", " "): value for name, value in bench.as_dict().items()}},
     )
 

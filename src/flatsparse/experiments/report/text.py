@@ -107,11 +107,14 @@ def print_compared(tables: Sequence[ComparedTable], metric: str, shown: Sequence
             cells = [Text(c.text(row), style=STYLES.get(c.style(row, table.is_meaningful), "")) for c in others]
             grid.add_row(f" {name.text(row)}", *cells)
         grid.add_row()
-    grid.width = Measurement.get(
-        console, console.options.update(width=WIDEST), grid
-    ).maximum  # else numbers are cut off
-    console.print(grid, crop=False)
+    _print_whole(grid, console)
     console.print("; ".join(f"{column.heading}: {column.note}" for column in others if column.note), style="dim")
+
+
+def _print_whole(grid: Grid, console: Console) -> None:
+    """Print a table in its own width, however narrow the terminal is: else numbers are cut off."""
+    grid.width = Measurement.get(console, console.options.update(width=WIDEST), grid).maximum
+    console.print(grid, crop=False, highlight=False)
 
 
 def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> None:
@@ -123,7 +126,7 @@ def print_bench(tables: Sequence[BenchTable], note: str, console: Console) -> No
             grid.add_column(heading, justify="right" if index else "left", no_wrap=True)
         for row in table.rows:
             grid.add_row(*row)
-        console.print(grid, highlight=False)
+        _print_whole(grid, console)
         for sentence in table.sentences:
             console.print(f"- {sentence}", highlight=False, markup=False)
         console.print()
