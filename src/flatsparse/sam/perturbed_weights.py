@@ -191,7 +191,9 @@ class PerturbedWeights:
             kept = self.kept()
             self._note(Swaps.of((p, kept[p], None) for p in self._made.parameters if p in kept))
             # Others have written to these since; they are still to be compared with their u.
-            self._versions = [UNKNOWN if p in written else v for p, v in zip(self._made.parameters, self._versions, strict=True)]
+            self._versions = [
+                UNKNOWN if p in written else v for p, v in zip(self._made.parameters, self._versions, strict=True)
+            ]
         self._layout = self._recorded = None
 
     def forget(self) -> None:
