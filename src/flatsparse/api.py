@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatsparse.acceleration.modules import SAVED_AS
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
@@ -144,6 +145,11 @@ def _check_objects(model: object, optimizer: Any) -> None:
     if not isinstance(model, nn.Module) or not isinstance(innermost(optimizer), Optimizer):
         raise InputError(
             f"sparsify got {type(model).__name__} and {type(optimizer).__name__}: give the model first, then its optimizer"
+        )
+    if any(SAVED_AS in module.__dict__ for module in model.modules()):
+        raise InputError(
+            "this model is accelerated for another training, which would keep its weights and gradients: call restore() on"
+            " what accelerate gave, and accelerate again for the new training"
         )
     check_hooks(innermost(optimizer))
     check_dense(innermost(optimizer))

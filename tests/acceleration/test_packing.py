@@ -1,6 +1,7 @@
 """Packed weights take no room for zeros, and are the whole ones to everybody who saves, loads, copies or calls them."""
 
 import copy
+import gc
 import itertools
 import pickle
 
@@ -282,3 +283,87 @@ def test_frozen_weights_and_reports_are_as_before():
         model[7].weight.requires_grad_(False)
     pair.step(EVERY)
     pair.agree()
+
+
+@pytest.mark.parametrize("unpacks", [copy.deepcopy, lambda model: model.load_state_dict(saved(model.state_dict()))])
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+def test_weights_that_are_unpacked_in_inference_mode_are_trained_on(sharpness, unpacks):
+    pair = Pair(sharpness=sharpness)
+    pair.step(2)
+    with torch.inference_mode():
+        for model in pair.models:
+            unpacks(model)
+    pair.step(EVERY)
+    pair.agree()
+
+
+@pytest.mark.parametrize("name", ["7.weight", "9.weight"])
+def test_perturbed_weights_that_no_longer_fit_are_dropped_though_others_are_unpacked(name):
+    pair = Pair()
+    pair.step(2)
+    for model, training in zip(pair.models, pair.trainings, strict=True):
+        with torch.no_grad():
+            dict(model.named_parameters())[name].mul_(0.5)
+        training.unpack()
+    pair.step(EVERY)
+    pair.agree()
+
+
+def test_packed_layers_hold_no_memory_for_a_whole_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(53, 47), nn.ReLU(), nn.Linear(47, 3))
+    optimizer = sgd(model.parameters())
+    fs.accelerate(model, fs.sparsify(model, optimizer, "static", sparsity=0.9, steps=9))
+    for _ in range(3):
+        model(torch.randn(4, 53)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    gc.collect()
+    held = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (47, 53) and t.dtype is torch.float32]
+    assert not held
+
+
+@pytest.mark.filterwarnings("ignore:the masks came with the optimizer's state")
+def test_masks_that_come_without_the_age_of_their_weights_correct_no_others():
+    pair = Pair(adamw, "none")
+    pair.step(EVERY + 2)
+    states = [
+        saved([model.state_dict(), o.state_dict()]) for model, o in zip(pair.models, pair.optimizers, strict=True)
+    ]
+    pair.step(EVERY - 1)  # now others have grown
+    for model, optimizer, (weights, state) in zip(pair.models, pair.optimizers, states, strict=True):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict({k: v for k, v in state.items() if k != "sparse_training"})
+    pair.step(2)
+    assert is_packed(pair.models[0], pair.trainings[0]) == []  # they were, in the second step
+    pair.agree()
+
+
+def test_an_accelerated_model_is_not_made_sparse_by_another_training():
+    pair = Pair()
+    pair.step(2)
+    model = pair.models[0]
+    with pytest.raises(fs.InputError, match="accelerated for another training"):
+        fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.9, steps=9)
+
+
+@pytest.mark.parametrize(
+    "what", [lambda model, training: copy.deepcopy(model), lambda model, training: training.unpack()]
+)
+@pytest.mark.parametrize("make", [net, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], ids=["net", "head"])
+def test_a_gradient_whose_weight_was_unpacked_meanwhile_is_an_error(make, what):
+    model = make()
+    optimizer = sgd(model.parameters())
+    # At 90 % the head has as many active weights as columns, so that torch would broadcast.
+    training = fs.sparsify(model, optimizer, "static", sparsity=0.9, distribution="uniform", steps=9)
+    fs.accelerate(model, training)
+    for _ in range(2):
+        loss = model(torch.randn(3, 1, 8, 8)).square().mean()
+        if is_packed(model, training):
+            what(model, training)
+            with pytest.raises(RuntimeError, match="between a forward pass and its backward pass"):
+                loss.backward()
+            return
+        loss.backward()
+        optimizer.step()
+    pytest.fail("nothing was packed")

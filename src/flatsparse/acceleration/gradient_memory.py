@@ -21,6 +21,10 @@ class GradientMemory:
             self._own_uses = _uses(kept)
         return kept.detach()
 
+    def release(self) -> None:
+        """Let go of the memory, where no such gradient is wanted for now."""
+        self._kept = None
+
 
 def _uses(tensor: Tensor) -> int | None:
     """The number of tensors and views on a tensor's memory, more by a constant; None where torch does not tell."""

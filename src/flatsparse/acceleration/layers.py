@@ -73,6 +73,8 @@ class SparseLayer:
         if not masked.is_packed and not self._is_faster(index, x.numel() // index.columns, wants_x, wants_values):
             return None
         self.does = "sparse"
+        if masked.is_packed:  # so is its gradient
+            self._memory.release()
         return linear(x, weight, bias, index, self._wants_dense, self._memory)
 
     def _is_faster(self, index: Index, samples: int, wants_x: bool, wants_values: bool) -> bool:

@@ -60,6 +60,7 @@ class _Linear(Function):
         x = x.contiguous()
         y, values = products.forward(x, matrix.contiguous(), bias, index)
         ctx.save_for_backward(x, matrix, values)
+        ctx.shape = matrix.shape
         ctx.index, ctx.wants_whole, ctx.memory = index, wants_whole, memory or GradientMemory()
         return y
 
@@ -67,6 +68,7 @@ class _Linear(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix, values = ctx.saved_tensors
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]
+        check_form(ctx.shape, matrix)
         index: Index = ctx.index
         is_dense = matrix.ndim == 2
         whole = wants_matrix and is_dense and ctx.wants_whole is not None and ctx.wants_whole()
@@ -79,6 +81,18 @@ class _Linear(Function):
         into = ctx.memory.empty(index.rows, index.columns) if wants_values and is_dense else None
         dx, dmatrix = products.backward(x, values, dy, index, wants_x=wants_x, wants_values=wants_values, into=into)
         return dx, dy.t() @ x if whole else dmatrix, dbias, None, None, None
+
+
+def check_form(shape: torch.Size, weight: Tensor) -> None:
+    """Raise RuntimeError when a weight was packed or unpacked since its forward: autograd cannot deliver its gradient then.
+
+    Where shapes happen to broadcast, torch would deliver another instead of an error.
+    """
+    if weight.shape != shape:
+        raise RuntimeError(
+            "accelerated weights were unpacked between a forward pass and its backward pass: copy the model, or call unpack(),"
+            " restore() or detach(), after backward(); or give accelerate packed=False"
+        )
 
 
 def _dense(x: Tensor, matrix: Tensor, dy: Tensor, index: Index, whole: bool) -> tuple[Tensor, Tensor]:

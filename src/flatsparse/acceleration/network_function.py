@@ -12,6 +12,7 @@ from flatsparse.acceleration.conv_index import ConvIndex, convolution_index
 from flatsparse.acceleration.conv_kernels import Combined
 from flatsparse.acceleration.conv_layout import LANES
 from flatsparse.acceleration.kernels import threads
+from flatsparse.acceleration.linear import check_form
 from flatsparse.acceleration.network_gradients import Pass, Wanted
 from flatsparse.acceleration.network_program import Geometry, Program, program_geometry
 from flatsparse.acceleration.network_run import Activations, BranchState, folded, outputs, run_evaluation, run_forward
@@ -143,6 +144,7 @@ class _Run(torch.autograd.Function):
             return len(tensors) - 1
 
         ctx.state = (runner, geometry, indices, _with(activations, place))
+        ctx.shapes = [weight.shape for weight in parameters[::4]]
         ctx.save_for_backward(*tensors, *runner.saved_by_torch())
         ctx.set_materialize_grads(False)
         return outputs(runner.program, geometry, activations.values)
@@ -156,6 +158,8 @@ class _Run(torch.autograd.Function):
             )
         runner, geometry, indices, places = ctx.state
         activations = _with(places, ctx.saved_tensors.__getitem__)
+        for shape, branch in zip(ctx.shapes, runner.program.branches(), strict=True):
+            check_form(shape, branch.conv.weight)
         needed = ctx.needs_input_grad
         wanted = Wanted(needed[1], list(needed[2::4]), runner.dense_gradients())
         images, gradients = Pass(runner.program, geometry, indices, activations, wanted).run(given)

@@ -65,8 +65,8 @@ class PackAware(MaskAware, Protocol):
         """Return whether its options allow that."""
         ...
 
-    def rearranged(self) -> None:
-        """Take note that weights and their state were packed or unpacked, alike."""
+    def rearranging(self) -> AbstractContextManager[None]:
+        """Return a context in which weights and their state are packed or unpacked, alike."""
         ...
 
 

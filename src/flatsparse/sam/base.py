@@ -178,9 +178,9 @@ class SharpnessAware(Wrapper):
         """Return whether weights may be packed: all that is kept of an entry is in the state, and lies within the masks."""
         return not self.compact and self.mask_perturbation
 
-    def rearranged(self) -> None:
-        """Take note that weights and their perturbed weights were packed or unpacked, alike."""
-        self.perturbation.weights.rearranged()
+    def rearranging(self) -> AbstractContextManager[None]:
+        """Return a context in which weights and their perturbed weights are packed or unpacked, alike."""
+        return self.perturbation.weights.rearranging()
 
     def reset_state(self) -> None:
         """Drop the perturbed weights, and restart a schedule of ρ: the next step is like the first."""

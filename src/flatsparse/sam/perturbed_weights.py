@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from flatsparse.sam.staleness import are_replaced, fits
 from flatsparse.sam.swap import Swap, Swaps, take
 from flatsparse.sam.warn_once import WarnOnce
 
+UNKNOWN: Version = (-1, -1)  # no tensor's
 RHO = "perturbed_rho"  # the key of the ρ that a group's perturbed weights were made with
 
 
@@ -179,11 +181,19 @@ class PerturbedWeights:
         self._layout = self._recorded = None
         self.exist = bool(self.kept())
 
-    def rearranged(self) -> None:
-        """Take note that weights and their u have another form, in other memory, and still belong to each other."""
+    @contextmanager
+    def rearranging(self) -> Iterator[None]:
+        """A context in which weights and their u take another form, in other memory, and belong to each other as before."""
+        now = versions(self._made.parameters)
+        written = {p for p, was, is_ in zip(self._made.parameters, self._versions, now, strict=True) if was != is_}
+        yield
         if self._made:
             kept = self.kept()
             self._note(Swaps.of((p, kept[p], None) for p in self._made.parameters if p in kept))
+            # Others have written to these since; they are still to be compared with their u.
+            self._versions = [
+                UNKNOWN if p in written else v for p, v in zip(self._made.parameters, self._versions, strict=True)
+            ]
         self._layout = self._recorded = None
 
     def forget(self) -> None:

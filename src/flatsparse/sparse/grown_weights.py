@@ -78,7 +78,7 @@ class GrownWeights:
         now, indices = float(state.get("step", group.get("step"))), local_tensor(grown).reshape(-1).nonzero().squeeze(1)
         young = self._young.setdefault(w.name, _Young(indices[:0], indices[:0].int(), [], now))
         young.now = now
-        young.keep(local_tensor(w.mask).reshape(-1)[young.indices])
+        self.forget_pruned([w])
         young.add(indices)
 
     @torch.no_grad()
@@ -117,6 +117,12 @@ class GrownWeights:
         if not weight.is_contiguous():  # then it was a copy (channels-last weights)
             weight.copy_(flat.view(weight.shape))
         young.forget(settling_age(group))
+
+    def forget_pruned(self, weights: Iterable[MaskedWeight]) -> None:
+        """Forget weights that are active no longer, after masks were loaded without what was kept here with them."""
+        for w in weights:
+            if (young := self._young.get(w.name)) is not None:
+                young.keep(local_tensor(w.mask).reshape(-1)[young.indices])
 
     def clear(self) -> None:
         """Forget all, because the optimizer's state is new: no weight is younger than it."""

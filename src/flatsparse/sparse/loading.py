@@ -125,6 +125,8 @@ class Loading:
                     w.set_mask(masks[w.name])
                 self._zeroed.give_back(w, self._base)
                 w.apply()
+        if self._state.grown is not None:
+            self._state.grown.forget_pruned(self._state.masked)
         self._unsettled = self._masks_loaded = True
 
     def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

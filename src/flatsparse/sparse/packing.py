@@ -7,7 +7,8 @@ S²-SAM's perturbed weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Packing:
         fit = all(isinstance(wrapper, PackAware) and wrapper.is_packable() for wrapper in wrappers)
         return fit and type(self._base) in ELEMENTWISE
 
+    @torch.inference_mode(False)  # a copy may be made in inference mode, whose tensors could not be trained
     @torch.no_grad()
     def pack(self, weights: Iterable[MaskedWeight]) -> None:
         """Pack those of some weights that are wanted, after a step."""
@@ -52,12 +54,13 @@ class Packing:
         new = [
             w for w in weights if not w.is_packed and w.is_as_recorded and w.weight.is_contiguous() and self.wanted(w)
         ]
-        for w in new:
-            indices = w.indices
-            _rearrange(w.weight, self._base.state.get(w.weight, {}), lambda t, at=indices: t.reshape(-1)[at])  # type: ignore[misc]
+        with self._rearranging(new):
+            for w in new:
+                indices = w.indices
+                _rearrange(w.weight, self._base.state.get(w.weight, {}), lambda t, at=indices: t.reshape(-1)[at])  # type: ignore[misc]
         self._packed += new
-        self._note(new)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def unpack(self, *, closing: bool = True) -> None:
         """Let all weights have the shape of their masks again.
@@ -71,18 +74,23 @@ class Packing:
         for wrapper in mask_aware(self._optimizer):
             with wrapper.disabled():
                 pass
-        for w in packed:
-            # Once the parameter has another shape, ``whole`` can no longer tell that something has the one before.
-            _rearrange(w.weight, self._base.state.get(w.weight, {}), _spread(w.mask))
-        begin_outside(packed, self._base)
-        self._note(packed)
+        with self._rearranging(packed):
+            for w in packed:
+                # Once the parameter has another shape, ``whole`` can no longer tell that something has the one before.
+                _rearrange(w.weight, self._base.state.get(w.weight, {}), _spread(w.mask))
+            begin_outside(packed, self._base)
 
-    def _note(self, weights: list[MaskedWeight]) -> None:
-        if weights:
-            record(weights)
+    @contextmanager
+    def _rearranging(self, weights: list[MaskedWeight]) -> Iterator[None]:
+        if not weights:
+            yield
+            return
+        with ExitStack() as wrappers:
             for wrapper in mask_aware(self._optimizer):
                 if isinstance(wrapper, PackAware):
-                    wrapper.rearranged()
+                    wrappers.enter_context(wrapper.rearranging())
+            yield
+        record(weights)
 
 
 def _spread(mask: Tensor) -> Callable[[Tensor], Tensor]:

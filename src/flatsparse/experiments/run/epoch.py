@@ -168,9 +168,8 @@ def _compare_gradients(parts: Parts, progress: Progress) -> None:
     if phase > 1:
         return
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"] if p.requires_grad]
-    whole = {
-        w.weight: w.whole for w in parts.training.masked_weights
-    }  # one step's may be packed, and the next one's not
+    # One step's may be packed, and the next one's not.
+    whole = {w.weight: w.whole for w in parts.training.masked_weights}
     # A parameter that the network left out in this step has no gradient, and may have one in the next.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     gradients = [whole[p](g) if p in whole else g for p, g in zip(parameters, gradients, strict=True)]
