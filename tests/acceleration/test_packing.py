@@ -75,7 +75,7 @@ def _tensors(state):
 
 def is_packed(model, training):
     """The names of the weights that hold no zeros."""
-    return [n for n, p in model.named_parameters() if n in training.masks and p.ndim == 1]
+    return [n for n, p in model.named_parameters() if n in training.masks and p.ndim > training.masks[n].ndim]
 
 
 @pytest.mark.parametrize("sharpness", SHARPNESS)
@@ -367,3 +367,28 @@ def test_a_gradient_whose_weight_was_unpacked_meanwhile_is_an_error(make, what):
         loss.backward()
         optimizer.step()
     pytest.fail("nothing was packed")
+
+
+def test_packed_entries_are_not_taken_for_whole_ones_or_for_those_of_another_mask():
+    model = nn.Sequential(nn.Linear(64, 10))  # as many active entries as columns
+    optimizer = sgd(model.parameters())
+    training = fs.sparsify(model, optimizer, "rigl", sparsity=0.9, steps=40, every=EVERY, layers="all")
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    fs.accelerate(model, training)
+    own, failed = None, 0
+    for step in range(1, 3 * EVERY):
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if is_packed(model, training):
+            assert model[0].weight.numel() == 64
+            with pytest.raises(RuntimeError, match="size of tensor|same size|output with shape"):
+                average.update_parameters(model)
+        if step % EVERY == 1:
+            if own is None:
+                own = model[0].weight.detach().clone()
+                continue
+            with pytest.raises(RuntimeError, match="doesn't match|must match"):
+                own.lerp_(model[0].weight.detach(), 0.1)
+            failed += 1
+    assert failed == 2  # once all dimensions had their turn, the first would fit again

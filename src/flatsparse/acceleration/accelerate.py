@@ -98,7 +98,7 @@ def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = Tru
     Results agree with those of the masked model to rounding, and so does all that is saved; copies and pickles are plain models.
     A layer's forward runs over its live weights, and its backward gives the gradient of these alone, but on steps whose
     rules score masked weights: call ``training.mask_gradients()`` before their norm is clipped. Between such steps the weights
-    of these layers are packed: parameter, gradient and the optimizer's state hold the live entries alone, (n,), in
+    of these layers are packed: parameter, gradient and the optimizer's state hold the live entries alone, in
     row-major order (``training.unpack()`` lets them have their shapes until the next step). Whether a linear layer is
     faster sparse is measured for some milliseconds when its kind is first called. Convolutions run sparse where several
     follow one another, with batch norms, ReLUs and additions between them, in a model that ``torch.fx`` can trace. Other

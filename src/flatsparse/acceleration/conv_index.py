@@ -48,7 +48,7 @@ class ForwardTaps(Taps):
         return flat.view(weight.shape)
 
     def _at(self, weight: Tensor) -> Tensor:
-        return self.where if weight.ndim > 1 else self.places
+        return self.where if weight.ndim == 4 else self.places
 
 
 @dataclass(frozen=True)

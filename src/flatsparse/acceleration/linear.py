@@ -28,7 +28,7 @@ def linear(
 
     Args:
         x: float32, (…, columns), on the CPU.
-        matrix: float32; the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
+        matrix: float32; the values of W's entries, n in any shape but W's, or W, (rows, columns), whose other entries do not count.
         bias: float32, (rows,), or none.
         index: of W's entries.
         wants_whole: called in the backward pass; where it returns true, a matrix (rows, columns) gets its whole gradient.
@@ -103,5 +103,5 @@ def _dense(x: Tensor, matrix: Tensor, dy: Tensor, index: Index, whole: bool) -> 
     dmatrix = dy.t() @ x
     if not whole:
         dvalues = dmatrix.reshape(-1).index_select(0, positions)
-        dmatrix = products.dense(dvalues, index) if is_dense else dvalues
+        dmatrix = products.dense(dvalues, index) if is_dense else dvalues.view_as(matrix)
     return dy @ products.dense(values, index), dmatrix

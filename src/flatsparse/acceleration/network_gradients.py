@@ -118,7 +118,7 @@ class Pass:
         inner, bias, norm_weight, norm_bias = _through_norm(branch, where, state, g, sums)
         x, wanted = self.activations.values[branch.source], self.wanted.weights[place]
         into = self._input_gradient(branch.source) if branch.source or self.wanted.images else None
-        sparse = wanted and not (self.wanted.dense and branch.conv.weight.ndim > 1)
+        sparse = wanted and not (self.wanted.dense and branch.conv.weight.ndim == 4)
         live, dx = kernels.backward(where, self.indices[place], state.values, inner, x, weights=sparse, into=into)
         if into is not None and dx is not None:
             self._left[branch.source] -= 1

@@ -35,11 +35,11 @@ def forward(x: Tensor, matrix: Tensor, bias: Tensor | None, index: Index) -> tup
 
     Args:
         x: (batch, columns).
-        matrix: the values of W's entries, (n,), or W itself, (rows, columns), whose other entries do not count.
+        matrix: the values of W's entries, n in any shape but that of W; or W, (rows, columns), whose other entries do not count.
         bias: (rows,), or none.
         index: of W's entries.
 
-    Returns: (batch, rows) and (n,).
+    Returns: (batch, rows) and the values, as they were given, or (n,).
     """
     is_dense = matrix.ndim == 2
     if not is_compiled():
@@ -64,14 +64,16 @@ def backward(
     wants_values: bool,
     into: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients to x, (batch, columns), and to the values, (n,), given that to y, (batch, rows).
+    """Return the gradients to x, (batch, columns), and to the values, of their shape, given that to y, (batch, rows).
 
     The latter is written into a matrix (rows, columns), with zeros elsewhere, where one is given, which is returned then.
     """
     if not is_compiled():
         dx = (_columns(index, values) @ dy.t()).t().contiguous() if wants_x else None
         dvalues = (dy.t() @ x).reshape(-1).index_select(0, index.positions()) if wants_values else None
-        return dx, dvalues if dvalues is None or into is None else into.copy_(dense(dvalues, index))
+        if dvalues is None or into is None:
+            return dx, dvalues if dvalues is None else dvalues.view_as(values)
+        return dx, into.copy_(dense(dvalues, index))
     dx = torch.empty_like(x) if wants_x else None
     dvalues = torch.empty_like(values) if wants_values else None
     if wants_x or wants_values:
@@ -83,9 +85,9 @@ def backward(
 
 
 def dense(values: Tensor, index: Index) -> Tensor:
-    """Return the matrix (rows, columns) that has these entries, (n,), and is 0 elsewhere; autograd knows how."""
+    """Return the matrix (rows, columns) that has these n entries, and is 0 elsewhere; autograd knows how."""
     flat = values.new_zeros(index.rows * index.columns)
-    return flat.index_put((index.positions(),), values).view(index.rows, index.columns)
+    return flat.index_put((index.positions(),), values.reshape(-1)).view(index.rows, index.columns)
 
 
 def _places(index: Index) -> tuple[tuple[Tensor, ...], str]:
@@ -102,13 +104,13 @@ def _call(kernel: str, x: Tensor, index: Index, *arrays: Tensor | None) -> None:
 
 def _rows(index: Index, values: Tensor) -> Tensor:
     size, index = (index.rows, index.columns), _unblocked(index)
-    return torch.sparse_csr_tensor(index.row_start, index.column, values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(index.row_start, index.column, values.reshape(-1), size, check_invariants=False)
 
 
 def _columns(index: Index, values: Tensor) -> Tensor:
     """The transposed matrix, in rows."""
     size, index = (index.columns, index.rows), _unblocked(index)
-    by_column = values.index_select(0, index.place)
+    by_column = values.reshape(-1).index_select(0, index.place)
     return torch.sparse_csr_tensor(index.column_start, index.row, by_column, size, check_invariants=False)
 
 

@@ -51,7 +51,7 @@ class MaskedWeight:
 
     @property
     def is_packed(self) -> bool:
-        """True while the parameter holds the active entries alone, (n,), in row-major order: see ``Packing``."""
+        """True while the parameter holds the active entries alone, in row-major order: see ``Packing``."""
         return self.weight.ndim != self.mask.ndim
 
     def whole(self, tensor: Tensor) -> Tensor:

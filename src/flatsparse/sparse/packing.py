@@ -1,8 +1,8 @@
 """Packed weights: parameters that hold their active entries alone, and with them their gradients and the optimizer's state.
 
 Between mask updates a sparse weight needs no room for zeros. The parameter stays the same object in model and optimizer;
-its content is (n,) instead of the mask's shape, and so is all state that has the weight's shape: momentum, Adam's moments,
-S²-SAM's perturbed weights.
+its content is n entries instead of the mask's shape, and so is all state that has the weight's shape: momentum, Adam's
+moments, S²-SAM's perturbed weights.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class Packing:
         ]
         with self._rearranging(new):
             for w in new:
-                indices = w.indices
-                _rearrange(w.weight, self._base.state.get(w.weight, {}), lambda t, at=indices: t.reshape(-1)[at])  # type: ignore[misc]
+                _rearrange(w.weight, self._base.state.get(w.weight, {}), _gather(w))
         self._packed += new
 
     @torch.inference_mode(False)
@@ -91,6 +90,22 @@ class Packing:
                     wrappers.enter_context(wrapper.rearranging())
             yield
         record(weights)
+
+
+def _gather(w: MaskedWeight) -> Callable[[Tensor], Tensor]:
+    indices, shape = w.indices, packed_shape(w.mask, w.active)
+    return lambda whole: whole.reshape(-1)[indices].view(shape)
+
+
+def packed_shape(mask: Tensor, active: int) -> tuple[int, ...]:
+    """Return the shape of packed entries: one dimension more than the mask has, all but one of size 1.
+
+    So nothing in place takes them for whole ones; and because that one moves on when the mask is written to, hardly anything
+    takes them for those of another mask, of which there may be as many.
+    """
+    shape = [1] * (mask.ndim + 1)
+    shape[mask._version % len(shape)] = active
+    return tuple(shape)
 
 
 def _spread(mask: Tensor) -> Callable[[Tensor], Tensor]:
