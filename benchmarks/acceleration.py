@@ -34,6 +34,8 @@ SPARSITIES = (0.8, 0.9, 0.95)
 COLUMNS = (
     ("training", "accelerated"),
     ("inference", "accelerated"),
+    ("training", "accelerated, 16×1 blocks"),
+    ("inference", "accelerated, 16×1 blocks"),
     ("training", "masked"),
     ("training", "small"),
     ("training", "sparselab"),

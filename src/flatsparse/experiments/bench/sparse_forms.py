@@ -8,12 +8,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flatsparse.acceleration.accelerate import Accelerated, accelerate
+from flatsparse.acceleration.block_index import OUTPUTS
 from flatsparse.api import sparsify
+from flatsparse.common.tensors import restored
 from flatsparse.experiments.bench.channels import without_channels
 from flatsparse.experiments.bench.sparse_cases import Kind, SpeedCase
 from flatsparse.experiments.bench.sparse_rivals import RIVALS, Missing, converted
@@ -23,11 +26,13 @@ from flatsparse.export import to_csr
 from flatsparse.export.dense import with_zeros
 from flatsparse.graph.shrink import shrink
 from flatsparse.methods import FIXED
+from flatsparse.sparse.block import Block
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.training import SparseTraining
 
 DENSE, CONTROL, MASKED, ACCELERATED, SMALL, CSR = "dense", "dense again", "masked", "accelerated", "small", "CSR"
-FORMS = (DENSE, CONTROL, MASKED, ACCELERATED, SMALL, CSR, *RIVALS)
+BLOCKS = "accelerated, 16×1 blocks"
+FORMS = (DENSE, CONTROL, MASKED, ACCELERATED, BLOCKS, SMALL, CSR, *RIVALS)
 TRIALS = 3  # steps in each layout; that of the fastest one is chosen, as noise only adds
 
 
@@ -103,6 +108,10 @@ def forms(
     there[ACCELERATED] = _in_faster_layout(
         functools.partial(_accelerated, model, inputs, case, kind, sparsity), case, clock
     )
+    if type(model) is nn.Linear and model.out_features % OUTPUTS == 0:
+        there[BLOCKS] = _accelerated(
+            model, inputs, case, kind, sparsity, torch.contiguous_format, pattern=Block(OUTPUTS, 1)
+        )
     there[SMALL] = _in_faster_layout(functools.partial(_small, case, sparsity, kind), case, clock)
     # In the ordinary layout, the only one of the others.
     zeros = with_zeros(masked.model, training.masks).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -134,26 +143,49 @@ def _form(
     return Form(model, inputs, kind, case.is_layer, share, same)
 
 
-def masked_at(model: nn.Module, optimizer: torch.optim.Optimizer, sparsity: float) -> SparseTraining:
+def masked_at(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sparsity: float, pattern: Block | None = None
+) -> SparseTraining:
     """Mask a model, all layers equally, and return what keeps it so.
 
     Raises: InputError for a sparsity that leaves a layer nothing.
     """
-    return sparsify(model, optimizer, FIXED, sparsity=sparsity, steps=FOREVER, distribution="uniform")
+    own: dict[str, Any] = {} if pattern is None else {"pattern": pattern}
+    return sparsify(model, optimizer, FIXED, sparsity=sparsity, steps=FOREVER, distribution="uniform", **own)
 
 
-def _mask(form: Form, sparsity: float) -> SparseTraining:
+def _mask(form: Form, sparsity: float, pattern: Block | None = None) -> SparseTraining:
     """Mask a form's model, whose optimizer then keeps the masks."""
     form.optimizer = fused_sgd(form.model)
-    form.training = masked_at(form.model, form.optimizer, sparsity)
+    form.training = masked_at(form.model, form.optimizer, sparsity, pattern)
     return form.training
 
 
+def _begin(form: Form) -> None:
+    """Take a step that changes nothing: weights are packed from the first step on."""
+    assert form.optimizer is not None
+    (group,) = form.optimizer.param_groups
+    rate, group["lr"] = group["lr"], 0.0
+    form.model.train()
+    with restored(list(form.model.buffers())):
+        form.model(form.inputs).square().mean().backward()
+    form.optimizer.step()
+    form.optimizer.zero_grad()
+    group["lr"] = rate
+
+
 def _accelerated(
-    model: nn.Module, inputs: Tensor, case: SpeedCase, kind: Kind, sparsity: float, layout: torch.memory_format
+    model: nn.Module,
+    inputs: Tensor,
+    case: SpeedCase,
+    kind: Kind,
+    sparsity: float,
+    layout: torch.memory_format,
+    pattern: Block | None = None,
 ) -> Form:
-    form = _form(copy.deepcopy(model), inputs, case, kind, layout=layout, share=1 - sparsity, same=True)
-    form.accelerated = accelerate(form.model, _mask(form, sparsity))
+    form = _form(copy.deepcopy(model), inputs, case, kind, layout=layout, share=1 - sparsity, same=pattern is None)
+    form.accelerated = accelerate(form.model, _mask(form, sparsity, pattern))
+    _begin(form)
     return form
 
 
