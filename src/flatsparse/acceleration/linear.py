@@ -28,7 +28,7 @@ def linear(
 
     Args:
         x: float32, (…, columns), on the CPU.
-        matrix: float32; the values of W's n entries, in any shape but W's; or W, (rows, columns), whose other entries do not count.
+        matrix: float32; the values of the n entries, in any shape but that of W; or W, whose other entries do not count.
         bias: float32, (rows,), or none.
         index: of W's entries.
         wants_whole: called in the backward pass; where it returns true, a matrix (rows, columns) gets its whole gradient.
