@@ -83,7 +83,10 @@ def test_what_one_sample_gets_does_not_depend_on_the_others(compiled, instructio
         return y, products.backward(x, values, dy, index, wants_x=True, wants_values=False)[0]
 
     alone = [torch.cat(part) for part in zip(*map(both, x.split(1), dy.split(1)), strict=True)]
-    assert all(map(torch.equal, both(x, dy), alone))
+    for together, one_by_one in zip(
+        both(x, dy), alone, strict=True
+    ):  # compilers add tiles of samples and single ones differently
+        torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-5)
 
 
 @every_set

@@ -382,13 +382,13 @@ def test_packed_entries_are_not_taken_for_whole_ones_or_for_those_of_another_mas
         optimizer.zero_grad()
         if is_packed(model, training):
             assert model[0].weight.numel() == 64
-            with pytest.raises(RuntimeError, match="size of tensor|same size|output with shape"):
+            with pytest.raises(RuntimeError, match=r"size of tensor|same size|output with shape"):
                 average.update_parameters(model)
         if step % EVERY == 1:
             if own is None:
                 own = model[0].weight.detach().clone()
                 continue
-            with pytest.raises(RuntimeError, match="doesn't match|must match"):
+            with pytest.raises(RuntimeError, match=r"doesn't match|must match"):
                 own.lerp_(model[0].weight.detach(), 0.1)
             failed += 1
     assert failed == 2  # once all dimensions had their turn, the first would fit again

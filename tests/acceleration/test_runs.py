@@ -19,8 +19,9 @@ def net(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, classes))
 """
 SMALL = RunConfig.of(
-    train_size=96, validation_size=50, batch_size=32, epochs=3, sparsity=0.9, method="rigl", every=2, sharpness="s2sam"
-)
+    train_size=96, validation_size=50, batch_size=32, epochs=3, sparsity=0.9, method="rigl", every=2, sharpness="s2sam",
+    device="cpu",
+)  # fmt: skip
 
 
 @pytest.fixture

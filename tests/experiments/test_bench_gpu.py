@@ -16,7 +16,7 @@ from flatsparse.experiments.bench.sparse import Survey, survey
 from flatsparse.experiments.bench.sparse_cases import KINDS
 from flatsparse.experiments.bench.sparse_curves import BATCH
 from flatsparse.experiments.bench.sparse_forms import CONTROL, DENSE
-from flatsparse.experiments.bench.sparse_gpu import CompressedLinear, GPUCase, two_of_four
+from flatsparse.experiments.bench.sparse_gpu import CompressedLinear, ForwardCompressed, GPUCase, two_of_four
 from flatsparse.experiments.run.environment import environment
 
 RIGHT, WRONG = sparse_gpu.BACKENDS
@@ -64,6 +64,16 @@ def test_two_of_four_are_the_two_largest_of_each_four_inputs():
     assert torch.equal(two_of_four(weight), plain)
 
 
+def test_a_layer_that_is_compressed_for_its_forward_has_the_gradients_of_its_weight():
+    source = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(8, 16, generator=source).requires_grad_() for _ in "ab")
+    dy = torch.randn(8, 8, generator=source)
+    ForwardCompressed.apply(x, weight, torch.clone).backward(dy)
+    plain_x, plain = (t.detach().requires_grad_() for t in (x, weight))
+    F.linear(plain_x, plain).backward(dy)
+    torch.testing.assert_close((x.grad, weight.grad), (plain_x.grad, plain.grad))
+
+
 def test_a_compressed_layer_has_the_gradients_of_the_compressed_weight():
     source = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(8, 16, generator=source).requires_grad_() for _ in "ab")
@@ -79,14 +89,15 @@ def test_a_compressed_layer_has_the_gradients_of_the_compressed_weight():
 @pytest.mark.parametrize("kind", KINDS)
 def test_backends_are_timed_and_one_that_is_wrong_is_left_out(packed, kind):
     record = sparse_gpu.measured(TINY, 8, kind, "cpu", rounds=6)
-    assert list(record["forms"]) == [DENSE, CONTROL, RIGHT]
+    forward_only = [RIGHT + sparse_gpu.FORWARD_ONLY] if kind == "training" else []
+    assert list(record["forms"]) == [DENSE, CONTROL, RIGHT, *forward_only]
     assert all(len(form["seconds"]) == 6 for form in record["forms"].values())
-    assert set(record["left_out"]) == {WRONG}
+    assert set(record["left_out"]) == {WRONG} | ({WRONG + sparse_gpu.FORWARD_ONLY} if kind == "training" else set())
     assert ("wrong by" if kind == "inference" else "no such kernel") in record["left_out"][WRONG]
     assert "\n" not in record["left_out"][WRONG]
     # Compressed once to be checked; then in training in every step, else never again.
     steps = (1 + sparse_gpu.WARM_UP + 6 * sparse_gpu.CALLS) if kind == "training" else 0
-    assert packed == [(16, 16)] * (1 + steps)
+    assert packed == [(16, 16)] * ((1 + steps) * (1 + len(forward_only)))
 
 
 def test_a_survey_of_them_has_columns_of_batches(packed):
@@ -98,7 +109,7 @@ def test_a_survey_of_them_has_columns_of_batches(packed):
     assert sum(told) == pytest.approx(4)
     assert table.title == "linear 16 → 16, float32, GPU"
     assert table.head[1:] == ("8", "32")
-    assert {RIGHT, CONTROL} == set(table.speeds["training"])
+    assert {RIGHT, RIGHT + sparse_gpu.FORWARD_ONLY, CONTROL} == set(table.speeds["training"])
     assert any(sentence.startswith(f"Break-even by batch, training: {RIGHT} ") for sentence in table.sentences)
     assert any(sentence.startswith(f"{WRONG} is left out") for sentence in table.sentences)
     chosen.check()

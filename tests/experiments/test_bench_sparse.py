@@ -16,6 +16,7 @@ from flatsparse.experiments.bench.sparse_cases import CASES, KINDS, QUICK_CASES
 from flatsparse.experiments.bench.sparse_curves import BATCH, SPARSITY, crossing, crossing_text
 from flatsparse.experiments.bench.sparse_forms import (
     ACCELERATED,
+    BLOCKS,
     CONTROL,
     CSR,
     DENSE,
@@ -71,7 +72,8 @@ def test_the_channels_that_are_left_are_those_nearest_to_the_share(share):
 def test_forms_of_one_model_compute_the_same_before_and_after_steps(name, kind):
     case = QUICK_CASES[name]
     there, left_out = forms(case, 0.8, kind, time.thread_time)
-    assert set(there) | set(left_out) == OURS | set(RIVALS) | ({CSR} if kind == "inference" else set())
+    blocks = {BLOCKS} if name.startswith("linear") else set()
+    assert set(there) | set(left_out) == OURS | blocks | set(RIVALS) | ({CSR} if kind == "inference" else set())
     same = {name for name, form in there.items() if form.same} - set(RIVALS)  # which may be wrong for small batches
     assert same == {MASKED, ACCELERATED} | ({CSR} if kind == "inference" else set())
     assert all(apart(there[name], there[MASKED]) < 1e-5 for name in same)
@@ -153,7 +155,7 @@ def test_a_form_that_computes_something_else_is_left_out(monkeypatch):
 
     monkeypatch.setattr("flatsparse.experiments.bench.sparse_forms.converted", wrong)
     record = sparse_timing.measured(QUICK_CASES["linear-64x64-b8"], 0.8, "inference", threads=1, rounds=6)
-    assert set(record["forms"]) == OURS | {CSR}
+    assert set(record["forms"]) == OURS | {BLOCKS, CSR}
     assert all("differ from the masked model's" in record["left_out"][name] for name in RIVALS)
 
 
@@ -169,7 +171,7 @@ def test_a_rival_that_takes_other_threads_has_no_time_on_one(monkeypatch, thread
     monkeypatch.setattr(time, "process_time", process_time)  # a second a step, of which this thread has hardly any
     record = sparse_timing.measured(QUICK_CASES["linear-64x64-b8"], 0.8, "inference", threads=threads, rounds=6)
     assert set(record["left_out"]) == (set(RIVALS) if threads == 1 else set())
-    assert set(record["forms"]) == OURS | {CSR} | (set() if threads == 1 else set(RIVALS))
+    assert set(record["forms"]) == OURS | {BLOCKS, CSR} | (set() if threads == 1 else set(RIVALS))
 
 
 # -- break-even -------------------------------------------------------------------------------------------------------

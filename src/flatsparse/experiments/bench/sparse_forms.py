@@ -171,6 +171,7 @@ def _begin(form: Form) -> None:
         form.model(form.inputs).square().mean().backward()
     form.optimizer.step()
     form.optimizer.zero_grad()
+    form.optimizer.state.clear()
     group["lr"] = rate
 
 

@@ -25,6 +25,9 @@ BACKENDS = {
     "2:4, cuSPARSELt": "SparseSemiStructuredTensorCUSPARSELT",
     "2:4, CUTLASS": "SparseSemiStructuredTensorCUTLASS",
 }
+FORWARD_ONLY = (
+    " (forward)"  # of a training step; gradients are dense products, as for weights that are 2:4 along inputs only
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,20 @@ class CompressedLinear(torch.autograd.Function):
         return dy @ ctx.weight, dy.t() @ x, None
 
 
+class ForwardCompressed(torch.autograd.Function):
+    """A linear layer whose weight, 2:4 along its inputs, is compressed anew in each step, for the forward alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, compress: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, compress(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x, weight), (dy,) = ctx.saved_tensors, gradients
+        return dy @ weight, dy.t() @ x, None
+
+
 def two_of_four(weight: Tensor) -> Tensor:
     """Return a weight (outputs, inputs) with zeros but at the two largest of each four consecutive inputs."""
     groups = weight.unflatten(1, (-1, 4))
@@ -114,9 +131,12 @@ def measured(
     x, weight, dy = normal(batch, case.width), normal(case.width, case.width), normal(batch, case.width)
     works = {name: _dense(kind, x, weight, dy) for name in (DENSE, CONTROL)}
     left_out: dict[str, str] = {}
-    for name, kernel in BACKENDS.items():
+    ways = {name: (kernel, False) for name, kernel in BACKENDS.items()}
+    if kind == "training":
+        ways |= {name + FORWARD_ONLY: (kernel, True) for name, kernel in BACKENDS.items()}
+    for name, (kernel, forward_only) in ways.items():
         try:
-            work = _two_four(kind, getattr(torch.sparse, kernel), x, weight, dy)
+            work = _two_four(kind, getattr(torch.sparse, kernel), x, weight, dy, forward_only=forward_only)
             work()
             works[name] = work
         except (RuntimeError, NotImplementedError, AttributeError, AssertionError) as problem:
@@ -142,13 +162,17 @@ def _dense(kind: Kind, x: Tensor, weight: Tensor, dy: Tensor) -> Callable[[], No
     return _forward(x, weight) if kind == "inference" else _step(x, weight, dy, F.linear)
 
 
-def _two_four(kind: Kind, kernel: Any, x: Tensor, weight: Tensor, dy: Tensor) -> Callable[[], None]:
+def _two_four(
+    kind: Kind, kernel: Any, x: Tensor, weight: Tensor, dy: Tensor, *, forward_only: bool
+) -> Callable[[], None]:
     """The work of a backend. Raises RuntimeError where it cannot be done, or is not done right."""
-    if kind == "inference":
+    if kind == "inference" or forward_only:
         plain = two_of_four(weight)
         compressed = kernel.from_dense(plain)
         _check(F.linear(x, compressed), F.linear(x, plain))
-        return _forward(x, compressed)
+        if kind == "inference":
+            return _forward(x, compressed)
+        return _step(x, plain, dy, lambda x, weight: ForwardCompressed.apply(x, weight, kernel.from_dense))
     compress = kernel.prune_dense_static_sort
     compressed = compress(weight)
     plain = compressed.to_dense()
