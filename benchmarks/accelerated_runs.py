@@ -112,6 +112,11 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def page() -> str:
+    """Return the page with its table made of the lines."""
+    return with_table(PAGE.read_text(encoding="utf-8"), table(read_json_lines(DATA)), "in whole runs")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
@@ -120,7 +125,7 @@ def main() -> None:
     if options.out is not None:
         lines = measured(options.data_dir, options.out)
         write_atomic(DATA, "".join(json.dumps(with_checksum(line)) + "\n" for line in lines).encode())
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(read_json_lines(DATA))), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
