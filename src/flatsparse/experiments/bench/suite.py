@@ -55,7 +55,7 @@ class Bench:
     what: tyro.conf.Positional[str]
     """step, throughput, memory or sparse."""
     case: tuple[str, ...] = ()
-    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput. Not for sparse."""
+    """Networks: resnet32, resnet50, transformer, mlp. By default all, and resnet32 for throughput. Not for sparse."""
     model: str | None = None
     """For sparse: the network, by a name that train takes. By default resnet32."""
     channels: float | None = None
