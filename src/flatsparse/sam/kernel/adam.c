@@ -1,0 +1,65 @@
+/* Adam, its weight decay decoupled or not, and the next perturbed weights in one pass over the weights. */
+
+#include <math.h>
+
+#include "pieces.h"
+
+/* What a tensor's entries share: its own step count gives the corrections of its moments. */
+typedef struct {
+    float keep, decay; /* of the weights: the factor, the share that joins the gradient */
+    float beta1, fresh1, beta2, fresh2;
+    float rate, root, eps; /* w -= rate m / (root sqrt(v) + eps) */
+    float scale;
+} Settings;
+
+/* A power with a whole exponent, which counts of steps are. */
+static double power(double base, int64_t exponent) {
+    double result = 1;
+    for (; exponent > 0; exponent /= 2, base *= base)
+        if (exponent % 2) result *= base;
+    return result;
+}
+
+/* Weights, gradients and moments of a lane; U = W + scale G. */
+static void adam(float *restrict W, const float *restrict G, float *restrict M, float *restrict V, float *restrict U,
+                 int64_t n, Settings s) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        float w = W[j] * s.keep, d = G[j] + s.decay * W[j];
+        M[j] = s.beta1 * M[j] + s.fresh1 * d;
+        V[j] = s.beta2 * V[j] + s.fresh2 * d * d;
+        W[j] = w - s.rate * M[j] / (s.root * sqrtf(V[j]) + s.eps);
+        U[j] = W[j] + s.scale * G[j];
+    }
+}
+
+/* Weights w, their gradients g and moments m and v take Adam's step, and each count of steps one more; u = w + scale g. */
+void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *const *m, float *const *v,
+                     float *const *count, float *const *u, const int64_t *sizes, double lr, double beta1, double beta2,
+                     double eps, double decay, int decoupled, float scale, int threads) {
+    int64_t pieces;
+    Piece *table = cut(tensors, sizes, &pieces);
+    Settings *of = malloc((tensors + 1) * sizeof(Settings));
+    if (!of) abort();
+    for (int64_t t = 0; t < tensors; t++) {
+        int64_t taken = (int64_t)(*count[t] += 1);
+        of[t] = (Settings){.keep = decoupled ? 1 - lr * decay : 1, .decay = decoupled ? 0 : decay,
+                           .beta1 = beta1, .fresh1 = 1 - beta1, .beta2 = beta2, .fresh2 = 1 - beta2,
+                           .rate = lr / (1 - power(beta1, taken)), .root = 1 / sqrt(1 - power(beta2, taken)),
+                           .eps = eps, .scale = scale};
+    }
+    int past = is_past(pieces);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < pieces; k++) {
+        int64_t t = table[k].tensor;
+        for (int64_t i = table[k].start; i < table[k].end; i += LANE) {
+            int64_t n = i + LANE < table[k].end ? LANE : table[k].end - i;
+            float U[LANE];
+            adam(w[t] + i, g[t] + i, m[t] + i, v[t] + i, U, n, of[t]);
+            pass(u[t] + i, U, n, past);
+        }
+        passed();
+    }
+    free(of);
+    free(table);
+}
