@@ -68,7 +68,7 @@ class CompiledStep:
         return None if weights.are_new and self._follows_hooks(weights) else perturbation.gradients()
 
     def _follows_hooks(self, weights: PerturbedWeights) -> bool:
-        """Make those perturbed weights again whose w the hooks have written to. Returns whether their gradients are still there."""
+        """Make perturbed weights again whose w the hooks have written to. Returns whether their gradients are still there."""
         written = weights.written()
         if written:
             assert self._ready is not None
