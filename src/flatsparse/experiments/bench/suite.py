@@ -26,7 +26,7 @@ from flatsparse.experiments.bench.results import (
 from flatsparse.experiments.bench.sparse import RUNS, SMALL, TARGET, Thinned, csr, drawn, sparse_table, trained
 from flatsparse.experiments.bench.timing import WARM_UP
 from flatsparse.experiments.bench.trainer import Trainer
-from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.experiments.bench.variants import BASE, BASES, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
@@ -37,8 +37,8 @@ from flatsparse.models import IMAGES, MODELS
 
 WHAT = ("step", "throughput", "memory", "sparse")
 NOTES = {
-    "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
-    " without the noise of forward and backward; wall: of whole steps.",
+    "step": "Ratios to the base alone, medians over rounds with bootstrap intervals. Implied: from the time inside the"
+    " optimizer alone, without the noise of forward and backward; wall: of whole steps.",
     "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
     " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
@@ -56,6 +56,8 @@ class Bench:
     """step, throughput, memory or sparse."""
     case: tuple[str, ...] = ()
     """Networks: resnet32, resnet50, transformer, mlp. By default all, and resnet32 for throughput. Not for sparse."""
+    base: str = "sgd"
+    """For step: the optimizer that is alone in the first row and inside of the others, sgd or adamw."""
     model: str | None = None
     """For sparse: the network, by a name that train takes. By default resnet32."""
     channels: float | None = None
@@ -94,6 +96,10 @@ class Bench:
         for name in self.case:
             if name not in CASES:
                 raise unknown("case", name, CASES)
+        if self.base not in BASES:
+            raise unknown("base", self.base, BASES)
+        if self.base != "sgd" and self.what != "step":
+            raise InputError(f"--base is for step, not for {self.what}: leave it out")
         check_count("--rounds", self.rounds, minimum=FEWEST)
         if self.threads is not None:
             check_count("--threads", self.threads)
@@ -211,7 +217,7 @@ def _table(bench: Bench, name: str, case: Case, tell: Callable[[], None]) -> Tab
             device=bench.device,
             tell=tell,
         )
-    make = step_table if bench.what == "step" else throughput_table
+    make = functools.partial(step_table, base=bench.base) if bench.what == "step" else throughput_table
     return make(name, case, rounds=bench.rounds, sparsity=bench.sparsity, device=bench.device, tell=tell)
 
 

@@ -20,7 +20,7 @@ static double power(double base, int64_t exponent) {
     return result;
 }
 
-/* Weights, gradients and moments of a lane; U = W + scale G. */
+/* Weights, gradients and moments of a strip; U = W + scale G. */
 static void adam(float *restrict W, const float *restrict G, float *restrict M, float *restrict V, float *restrict U,
                  int64_t n, Settings s) {
 #pragma omp simd
@@ -52,9 +52,9 @@ void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *c
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < pieces; k++) {
         int64_t t = table[k].tensor;
-        for (int64_t i = table[k].start; i < table[k].end; i += LANE) {
-            int64_t n = i + LANE < table[k].end ? LANE : table[k].end - i;
-            float U[LANE];
+        for (int64_t i = table[k].start; i < table[k].end; i += STRIP) {
+            int64_t n = i + STRIP < table[k].end ? STRIP : table[k].end - i;
+            float U[STRIP];
             adam(w[t] + i, g[t] + i, m[t] + i, v[t] + i, U, n, of[t]);
             pass(u[t] + i, U, n, past);
         }

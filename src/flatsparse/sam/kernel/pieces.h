@@ -9,7 +9,8 @@
 #include <immintrin.h>
 #endif
 
-enum { PIECE = 32768, LANE = 512, CACHE = 1 << 24 }; /* entries, entries, bytes */
+/* Entries that one thread works on, that are summed in float, and that are made before they are stored; bytes. */
+enum { PIECE = 32768, LANE = 512, STRIP = 128, CACHE = 1 << 24 };
 
 typedef struct {
     int64_t tensor, start, end;
@@ -27,7 +28,7 @@ static inline Piece *cut(int64_t tensors, const int64_t *sizes, int64_t *pieces)
     return table;
 }
 
-/* Copy a lane past the caches: what is read next is far behind it, and a cached store would fetch the line first. */
+/* Copy a strip past the caches: what is read next is far behind it, and a cached store would fetch the line first. */
 static inline void pass(float *restrict to, const float *restrict from, int64_t n, int past) {
     int64_t i = 0;
 #ifdef __SSE__

@@ -37,9 +37,9 @@ void flatsparse_step(int64_t tensors, float *const *w, float *const *g, float *c
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < pieces; k++) {
         int64_t t = table[k].tensor;
-        for (int64_t i = table[k].start; i < table[k].end; i += LANE) {
-            int64_t n = i + LANE < table[k].end ? LANE : table[k].end - i;
-            float *restrict W = w[t] + i, *restrict M = m[t] + i, U[LANE];
+        for (int64_t i = table[k].start; i < table[k].end; i += STRIP) {
+            int64_t n = i + STRIP < table[k].end ? STRIP : table[k].end - i;
+            float *restrict W = w[t] + i, *restrict M = m[t] + i, U[STRIP];
             const float *restrict G = g[t] + i;
             if (nesterov) {
 #pragma omp simd
