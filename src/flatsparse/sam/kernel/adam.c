@@ -20,18 +20,8 @@ static double power(double base, int64_t exponent) {
     return result;
 }
 
-/* Weights, gradients and moments of a strip; U = W + scale G. */
-static void adam(float *restrict W, const float *restrict G, float *restrict M, float *restrict V, float *restrict U,
-                 int64_t n, Settings s) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        float w = W[j] * s.keep, d = G[j] + s.decay * W[j];
-        M[j] = s.beta1 * M[j] + s.fresh1 * d;
-        V[j] = s.beta2 * V[j] + s.fresh2 * d * d;
-        W[j] = w - s.rate * M[j] / (s.root * sqrtf(V[j]) + s.eps);
-        U[j] = W[j] + s.scale * G[j];
-    }
-}
+#define NAME(name) name /* for one instruction set, the compiler's */
+#include "adam.h"
 
 /* Weights w, their gradients g and moments m and v take Adam's step, and each count of steps one more; u = w + scale g. */
 void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *const *m, float *const *v,
@@ -51,13 +41,8 @@ void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *c
     int past = is_past(pieces);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < pieces; k++) {
-        int64_t t = table[k].tensor;
-        for (int64_t i = table[k].start; i < table[k].end; i += STRIP) {
-            int64_t n = i + STRIP < table[k].end ? STRIP : table[k].end - i;
-            float U[STRIP];
-            adam(w[t] + i, g[t] + i, m[t] + i, v[t] + i, U, n, of[t]);
-            pass(u[t] + i, U, n, past);
-        }
+        int64_t t = table[k].tensor, at = table[k].start;
+        adams(w[t] + at, g[t] + at, m[t] + at, v[t] + at, u[t] + at, table[k].end - at, of[t], past);
         passed();
     }
     free(of);
