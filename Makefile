@@ -40,13 +40,13 @@ docs: setup
 	$(BIN)/python docs/pages.py
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks docs examples
-	$(BIN)/ruff format --check src tests benchmarks docs examples
+	$(BIN)/ruff check src tests benchmarks docs examples hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks docs examples hatch_build.py
 	$(BIN)/mypy
 
 format: setup
-	$(BIN)/ruff check --fix src tests benchmarks docs examples
-	$(BIN)/ruff format src tests benchmarks docs examples
+	$(BIN)/ruff check --fix src tests benchmarks docs examples hatch_build.py
+	$(BIN)/ruff format src tests benchmarks docs examples hatch_build.py
 
 clean:
 	rm -rf .venv demo build dist

@@ -1,6 +1,7 @@
 """The files around the code agree with pyproject.toml: workflows, pre-commit and the citation."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,29 @@ def test_the_hooks_have_the_ruff_of_make_lint(project):
 def test_a_release_is_tested_before_it_is_published():
     jobs = read(".github/workflows/release.yml")["jobs"]
     assert (ROOT / jobs["test"]["uses"]).is_file()
-    assert set(jobs["publish"]["needs"]) == {"test", "build"}
+    assert set(jobs["publish"]["needs"]) == {"test", "build", "try"}
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_a_release_publishes_all_that_is_built():
+    release = read(".github/workflows/release.yml")["jobs"]
+    built = read(release["build"]["uses"])["jobs"]
+    names = [
+        step["with"]["name"] for job in built.values() for step in job["steps"] if "upload" in step.get("uses", "")
+    ]
+    assert len(names) == len(built)
+    (download,) = (step for step in release["publish"]["steps"] if "download" in step["uses"])
+    assert all(fnmatch(name, download["with"]["pattern"]) for name in names)
+
+
+def test_wheels_are_built_for_the_platforms_that_the_docs_name():
+    platforms = [
+        entry["platform"]
+        for entry in read(".github/workflows/wheels.yml")["jobs"]["compiled"]["strategy"]["matrix"]["include"]
+    ]
+    said = (ROOT / "docs/accelerate.md").read_text(encoding="utf-8").split("## The kernels")[1]
+    assert platforms == ["linux-x86_64", "linux-aarch64", "macos-arm64"]
+    assert all(name in said for name in ("Linux (x86-64 and aarch64)", "macOS (arm64)"))
 
 
 def test_the_citation_is_of_this_version():

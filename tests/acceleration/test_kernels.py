@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flatsparse.acceleration import kernels, products
 from flatsparse.acceleration.index import index_of
+from flatsparse.common import instructions
 from flatsparse.common.errors import InputError
 from tests.acceleration.nets import compiled, sets, without_compiler  # noqa: F401
 
@@ -126,7 +127,7 @@ def test_an_instruction_set_that_is_none_is_refused(compiled):  # noqa: F811
 
 
 def test_a_set_that_the_processor_has_not_is_refused(compiled, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(kernels, "SETS", ("plain", "avx2", "avx512", "avx1024"))
+    monkeypatch.setattr(instructions, "SETS", ("plain", "avx2", "avx512", "avx1024"))
     with pytest.raises(InputError, match="has no avx1024"):
         compiled.use("avx1024")
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from flatsparse.common import compiled
+from flatsparse.common import building, compiled
 from flatsparse.common.errors import InputError
 from flatsparse.sam import kernel
 from tests.helpers import (
@@ -270,7 +270,7 @@ def test_a_library_that_cannot_be_loaded_is_built_anew_once(cache):
     folder, builds = cache
     folder.mkdir(parents=True, mode=0o700)
     content = b"no library"
-    file = folder / f"{kernel.LIBRARY.prefix()}{compiled.hashlib.sha256(content).hexdigest()[:16]}.so"
+    file = folder / f"{building.prefix(kernel.LIBRARY.folder)}-{compiled.hashlib.sha256(content).hexdigest()[:16]}.so"
     file.write_bytes(content)
     file.chmod(0o700)
     assert works(built())

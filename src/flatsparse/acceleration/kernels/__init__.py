@@ -1,24 +1,24 @@
 """The compiled kernels of accelerated layers: plain C, called through ``ctypes``, for the best instruction set at hand.
 
-Every C file beside this one belongs to the library. ``FLATSPARSE_INSTRUCTIONS`` (``avx512``, ``avx2`` or ``plain``) and
-``use`` choose an instruction set, for tests and measurements.
+Every C file beside this one belongs to the library, with those of ``common/c``; by ``flags.txt`` products are added without
+being rounded, as dense kernels do. ``FLATSPARSE_INSTRUCTIONS`` (``avx512``, ``avx2`` or ``plain``) and ``use`` choose an
+instruction set, for tests and measurements.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flatsparse.common.compiled import FLAGS, Library
-from flatsparse.common.errors import InputError
+from flatsparse.common.compiled import Library
+from flatsparse.common.instructions import SETS, choose
 
-SETS = ("plain", "avx2", "avx512")  # in the order of sets.h
+__all__ = ["FUNCTIONS", "LIBRARY", "SETS", "library", "pointer", "threads", "use"]
 
 _N, _P, _T = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int  # a size, an array, a number of threads
 FUNCTIONS: dict[str, list[Any]] = {
@@ -28,21 +28,16 @@ FUNCTIONS: dict[str, list[Any]] = {
 
 
 def _bind(loaded: ctypes.CDLL) -> None:
-    loaded.flatsparse_use.argtypes, loaded.flatsparse_use.restype = [ctypes.c_int], ctypes.c_int
     for name, types in FUNCTIONS.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = types, None
 
 
-_FOLDER = Path(__file__).parent
 LIBRARY = Library(
-    name="kernels",
-    sources=tuple(sorted(_FOLDER.glob("*.c"))),
-    headers=tuple(sorted(_FOLDER.glob("*.h"))),
+    folder=Path(__file__).parent,
     bind=_bind,
     what="the library of sparse kernels",
     instead="leave acceleration out",
-    flags=(*FLAGS, "-ffp-contract=fast"),  # products are added without being rounded, as dense kernels do
 )
 
 
@@ -52,9 +47,7 @@ def library() -> ctypes.CDLL:
 
     Raises: InputError when they cannot be built or loaded, or the processor has no such set.
     """
-    loaded = LIBRARY.load()
-    _choose(loaded, os.environ.get("FLATSPARSE_INSTRUCTIONS") or None)
-    return loaded
+    return LIBRARY.load()
 
 
 def use(instructions: str | None) -> str:
@@ -62,16 +55,7 @@ def use(instructions: str | None) -> str:
 
     Raises: InputError for a name that is none, and for a set that this processor has not.
     """
-    return _choose(library(), instructions)
-
-
-def _choose(loaded: ctypes.CDLL, instructions: str | None) -> str:
-    if instructions is not None and instructions not in SETS:
-        raise InputError(f"no instruction set '{instructions}': take one of {', '.join(SETS)}")
-    used = SETS[loaded.flatsparse_use(SETS.index(instructions) if instructions else -1)]
-    if instructions not in (None, used):
-        raise InputError(f"this processor has no {instructions}: leave FLATSPARSE_INSTRUCTIONS out, or take {used}")
-    return used
+    return choose(library(), instructions)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

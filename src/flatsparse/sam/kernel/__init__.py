@@ -1,7 +1,7 @@
-"""Compiled passes that take a base's step and make the next perturbed weights at once, where a C compiler is at hand.
+"""Compiled passes that take a base's step and make the next perturbed weights at once. ``bases.py`` lists the bases.
 
-They are plain C, called through ``ctypes``: built in a second, bound to no version of torch. They run on torch's own
-threads. ``bases.py`` lists the bases.
+They are plain C, called through ``ctypes``, bound to no version of torch: from a wheel, or built where a C compiler is at
+hand; for the best instruction set there is. They run on torch's own threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.compiled import FLAGS, Library
+from flatsparse.common.compiled import Library
 from flatsparse.sam.kernel.bases import BASES, Base, Group, base_of
 
 __all__ = ["BASES", "LIBRARY", "Array", "Base", "base_of", "library", "square", "step", "takes"]
@@ -33,21 +33,20 @@ def _bind(loaded: ctypes.CDLL) -> None:
         function.restype = None
 
 
-_FOLDER = Path(__file__).parent
 LIBRARY = Library(
-    name="step",
-    sources=tuple(sorted(_FOLDER.glob("*.c"))),
-    headers=tuple(sorted(_FOLDER.glob("*.h"))),
+    folder=Path(__file__).parent,
     bind=_bind,
     what="the compiled step",
     instead="leave kernel=True out",
-    flags=(*FLAGS, "-march=native", "-fno-math-errno"),  # roots of vectors have no errno
 )
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled passes, loaded. Raises: InputError when they cannot be built or loaded."""
+    """The compiled passes, loaded, on the best instruction set or that of ``FLATSPARSE_INSTRUCTIONS``.
+
+    Raises: InputError when it cannot be built or loaded, or the processor has no such set.
+    """
     return LIBRARY.load()
 
 

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "pieces.h"
+#include "sets.h"
 
 /* What a tensor's entries share: its own step count gives the corrections of its moments. */
 typedef struct {
@@ -20,8 +21,8 @@ static double power(double base, int64_t exponent) {
     return result;
 }
 
-#define NAME(name) name /* for one instruction set, the compiler's */
-#include "adam.h"
+#define TEMPLATE "adam.h"
+#include "every_set.h"
 
 /* Weights w, their gradients g and moments m and v take Adam's step, and each count of steps one more; u = w + scale g. */
 void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *const *m, float *const *v,
@@ -42,7 +43,7 @@ void flatsparse_adam(int64_t tensors, float *const *w, float *const *g, float *c
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < pieces; k++) {
         int64_t t = table[k].tensor, at = table[k].start;
-        adams(w[t] + at, g[t] + at, m[t] + at, v[t] + at, u[t] + at, table[k].end - at, of[t], past);
+        CALL(adams)(w[t] + at, g[t] + at, m[t] + at, v[t] + at, u[t] + at, table[k].end - at, of[t], past);
         passed();
     }
     free(of);

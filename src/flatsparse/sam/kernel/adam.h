@@ -3,7 +3,7 @@
 /* The step of n weights w with gradients g and moments m and v, and u = w + scale g. */
 static void NAME(adams)(float *w, const float *g, float *m, float *v, float *u, int64_t n, Settings set, int past) {
     for (int64_t i = 0; i < n; i += STRIP) {
-        int64_t size = i + STRIP < n ? STRIP : n - i;
+        int64_t size = MIN(STRIP, n - i);
         float *restrict W = w + i, *restrict M = m + i, *restrict V = v + i, U[STRIP];
         const float *restrict G = g + i;
 #pragma omp simd
