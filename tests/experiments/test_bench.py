@@ -242,6 +242,17 @@ def test_step_writes_every_round_and_tells_both_ratios(tmp_path, capsys):
     assert "<svg" in page
 
 
+def test_a_step_may_have_another_base(tmp_path, capsys):
+    told, said, _ = bench(tmp_path, capsys, "step", "--case", "mlp", "--base", "adamw", "--threads", "1")
+    (case,) = told["cases"]
+    assert case["base"] == told["settings"]["base"] == "adamw"
+    assert {v["label"] for v in case["variants"].values()} >= {"AdamW", "AdamW again", "S²-SAM"}
+    assert "SGD" not in said
+    tiny = QUICK_CASES["mlp"]
+    made = [Trainer(tiny, VARIANTS[name], base="adamw").optimizer for name in ("sgd", "s2sam")]
+    assert [type(getattr(own, "base", own)) for own in made] == [torch.optim.AdamW] * 2
+
+
 def test_a_sparse_step_measures_the_compact_form_too(tmp_path, capsys):
     told, said, _ = bench(tmp_path, capsys, "step", "--case", "transformer", "--sparsity", "0.8")
     assert set(told["cases"][0]["variants"]) == set(variants_for(0.8, "cpu")) >= {"s2sam", "s2sam compact"}
@@ -309,6 +320,8 @@ def test_memory_counts_dense_and_sparse(tmp_path, capsys):
         ("bench", "step, throughput, memory or sparse. (required)\n"),
         ("bench stp", "step"),
         ("bench step --case resnet23", "resnet32"),
+        ("bench step --base lion", "adamw"),
+        ("bench memory --base adamw", "--base is for step, not for memory"),
         ("bench step --rounds 5", "--rounds 5"),
         ("bench step --threads 0", "--threads 0"),
         ("bench step --device moon", "--device moon"),

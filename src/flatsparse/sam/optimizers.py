@@ -38,8 +38,9 @@ class S2SAM(SharpnessAware):
         direction: ``"previous"`` (the paper) or another of ``flatsparse.sam.directions.DIRECTIONS``, or a function of the
             optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
-        kernel: take the base's step and make the perturbed weights in one compiled pass; for ``SGD`` with momentum on float32
-            weights on a CPU, along the previous gradient. Built by the machine's C compiler when first used.
+        kernel: take the base's step and make the perturbed weights in one compiled pass; for ``SGD`` with momentum, ``Adam``
+            and ``AdamW`` on float32 weights on a CPU, along the previous gradient. Built by the machine's C compiler when
+            first used.
 
     Raises: InputError for a choice that cannot be met.
 

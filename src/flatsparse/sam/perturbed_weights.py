@@ -133,6 +133,13 @@ class PerturbedWeights:
         """True when they were recorded, and nothing was invalidated since."""
         return bool(self._made)
 
+    def written(self) -> list[int]:
+        """Return the places, among those recorded, of weights that were written to since."""
+        now = versions(self._made.parameters)
+        if now == self._versions:
+            return []
+        return [place for place, (a, b) in enumerate(zip(now, self._versions, strict=True)) if a != b]
+
     # -- shown in the next ----------------------------------------------------------------------------------------
 
     def current(self) -> Swaps:

@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
 
 enum { SET_PLAIN, SET_AVX2, SET_AVX512 };
 extern int flatsparse_set; /* the set in use */

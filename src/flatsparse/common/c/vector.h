@@ -4,6 +4,7 @@
 #undef LOOSE
 #undef load
 #undef store
+#undef stream
 #undef spread
 #undef total
 #undef totals
@@ -12,6 +13,7 @@
 #define LOOSE NAME(loose)
 #define load NAME(load)
 #define store NAME(store)
+#define stream NAME(stream)
 #define spread NAME(spread)
 #define total NAME(total)
 #define totals NAME(totals)
@@ -68,6 +70,19 @@ typedef float LOOSE __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias
 INLINE VEC load(const float *from) { return *(const LOOSE *)from; }
 
 INLINE void store(float *to, VEC x) { *(LOOSE *)to = x; }
+
+/* Store past the caches, where that is possible; the address is a vector's. */
+INLINE void stream(float *to, VEC x) {
+#if !defined(__SSE__)
+    store(to, x);
+#elif WIDTH == 16
+    _mm512_stream_ps(to, (__m512)x);
+#elif WIDTH == 8
+    _mm256_stream_ps(to, (__m256)x);
+#else
+    _mm_stream_ps(to, (__m128)x);
+#endif
+}
 
 INLINE VEC spread(float x) { return x - (VEC){0}; }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -57,6 +58,23 @@ def tokens(count: int, length: int, vocabulary: int) -> Callable[[torch.Generato
     return batch
 
 
+def vectors(count: int, width: int, classes: int) -> Callable[[torch.Generator], Batch]:
+    """Batches of vectors."""
+
+    def batch(source: torch.Generator) -> Batch:
+        return torch.randn(count, width, generator=source), torch.randint(classes, (count,), generator=source)
+
+    return batch
+
+
+def mlp(*widths: int) -> nn.Module:
+    """Linear layers from width to width, with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 CASES = {
     "resnet32": Case(
         "ResNet-32 (2×), 64 images of 32×32", resnet32, images(64, 32, 10), {"s2sam": 1.01, "s2sam kernel": 1.01}
@@ -70,6 +88,12 @@ CASES = {
         tokens(2, 64, 10_752),
         {"s2sam": 1.10, "s2sam kernel": 1.04},
     ),
+    "mlp": Case(
+        "MLP 1024-2048-2048-2048-100, 8 vectors",
+        lambda: mlp(1024, 2048, 2048, 2048, 100),
+        vectors(8, 1024, 100),
+        {"s2sam": 1.15, "s2sam kernel": 1.06},
+    ),
 }
 
 # With --quick: to check in seconds that the command works.
@@ -82,4 +106,5 @@ QUICK_CASES = {
         lambda: causal_transformer(vocabulary=64, width=32, depth=1, heads=2, length=8),
         tokens(2, 8, 64),
     ),
+    "mlp": Case("a tiny MLP, 8 vectors", lambda: mlp(16, 32, 10), vectors(8, 16, 10)),
 }

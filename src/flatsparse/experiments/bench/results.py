@@ -14,7 +14,7 @@ from flatsparse.experiments.bench.cases import Case, loss
 from flatsparse.experiments.bench.memory import memory
 from flatsparse.experiments.bench.timing import WARM_UP, implied_ratio, interleaved, wall_ratio
 from flatsparse.experiments.bench.trainer import Timing, Trainer
-from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.experiments.bench.variants import BASE, BASES, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.stats import Interval
 from flatsparse.methods import IN_TABLE_4, METHODS, kind_of, options_of, traits_of
 
@@ -48,23 +48,26 @@ class Table:
     speeds: Mapping[str, Mapping[str, Mapping[float, Interval]]] = field(default_factory=dict)
 
 
-def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell) -> Table:
+def step_table(
+    name: str, case: Case, *, rounds: int, sparsity: float, device: str, tell: Tell, base: str = "sgd"
+) -> Table:
     """The time of a whole step, every variant against the base, with a second base as control."""
-    variants = variants_for(sparsity, device)
-    trainers = {key: Trainer(case, v, sparsity=sparsity, device=device) for key, v in variants.items()}
+    variants, of_base = variants_for(sparsity, device, base), BASES[base][0]
+    trainers = {key: Trainer(case, v, sparsity=sparsity, device=device, base=base) for key, v in variants.items()}
+    targets = case.targets if base == "sgd" else {}
     timings = interleaved(trainers, case, rounds, tell=tell)
     walls = {key: wall_ratio(values, timings[BASE]) for key, values in timings.items() if key != BASE}
     implied = {key: ratio for key in walls if (ratio := implied_ratio(timings[key], timings[BASE])) is not None}
     control = walls[CONTROL]
     sentences = [
-        f"Noise: a second, identical SGD takes {ratio_text(control)} times the first one's wall time"
+        f"Noise: a second, identical {of_base} takes {ratio_text(control)} times the first one's wall time"
         f" (implied {ratio_text(implied[CONTROL])}); differences of that size say nothing.",
         *(
-            against_target(variants[key].label, ratio, case.targets.get(key))
+            against_target(variants[key].label, ratio, targets.get(key))
             for key, ratio in implied.items()
             if key != CONTROL
         ),
-        f"SAM takes {ratio_text(walls['sam'])} times SGD's wall time.",
+        f"SAM takes {ratio_text(walls['sam'])} times {of_base}'s wall time.",
     ]
     parameters = sum(p.numel() for p in trainers[BASE].model.parameters())
     return Table(
@@ -88,8 +91,9 @@ def step_table(name: str, case: Case, *, rounds: int, sparsity: float, device: s
             "case": name,
             "title": case.title,
             "sparsity": sparsity,
+            "base": base,
             "parameters": parameters,
-            "targets": dict(case.targets),
+            "targets": dict(targets),
             "variants": {
                 key: {
                     "label": variants[key].label,

@@ -28,7 +28,7 @@ from flatsparse.experiments.bench.results import (
 from flatsparse.experiments.bench.sparse import Survey, survey
 from flatsparse.experiments.bench.timing import WARM_UP
 from flatsparse.experiments.bench.trainer import Trainer
-from flatsparse.experiments.bench.variants import BASE, CONTROL, VARIANTS, variants_for
+from flatsparse.experiments.bench.variants import BASE, BASES, CONTROL, VARIANTS, variants_for
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.stats import FEWEST
@@ -38,8 +38,8 @@ from flatsparse.models import MODELS
 WHAT = ("step", "throughput", "memory", "sparse")
 ROUNDS = 20
 NOTES = {
-    "step": "Ratios to SGD, medians over rounds with bootstrap intervals. Implied: from the time inside the optimizer alone,"
-    " without the noise of forward and backward; wall: of whole steps.",
+    "step": "Ratios to the base alone, medians over rounds with bootstrap intervals. Implied: from the time inside the"
+    " optimizer alone, without the noise of forward and backward; wall: of whole steps.",
     "throughput": "Ratios to plain training with the same method, medians over rounds with bootstrap intervals. Steps that"
     " change the masks are timed apart, and make the others longer by their share of the paper's run on CIFAR.",
     "memory": "Live tensors, counted to the byte; kept: between steps. Extra: over SGD on the same net, in buffers of the"
@@ -60,10 +60,12 @@ class Bench:
     what: tyro.conf.Positional[str]
     """step, throughput, memory or sparse."""
     case: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--cases"])] = ()
-    """Networks: resnet32, resnet50, transformer. By default all, and resnet32 for throughput. For sparse: layers and networks by
+    """Networks: resnet32, resnet50, transformer, mlp. By default all, and resnet32 for throughput. For sparse: layers and networks by
     name or pattern, such as 'linear*' or resnet20; by default all."""
     sparsities: tuple[float, ...] = ()
     """For sparse: the fractions of zeros to measure at. By default 0.5 0.8 0.9 0.95 0.98."""
+    base: str = "sgd"
+    """For step: the optimizer that is alone in the first row and inside of the others, sgd or adamw."""
     model: str | None = None
     """For sparse: measure one network without some of its channels instead, by a name that train takes; resnet32 where only
     --channels is given."""
@@ -118,6 +120,10 @@ class Bench:
             check_count("--rounds", self.rounds, minimum=FEWEST)
         if self.threads is not None:
             check_count("--threads", self.threads)
+        if self.base not in BASES:
+            raise unknown("base", self.base, BASES)
+        if self.base != "sgd" and self.what != "step":
+            raise InputError(f"--base is for step, not for {self.what}: leave it out")
         if self.kind == "sparse":
             return self._resolved_survey()
         if self.sparsities:
@@ -256,7 +262,8 @@ def _tables(bench: Bench, progress: Progress) -> Iterator[Table]:
         elif bench.kind == "memory":
             yield memory_table(name, case, sparsity=bench.sparsity, device=bench.device, tell=progress.advance)
         else:
-            yield (step_table if bench.kind == "step" else throughput_table)(name, case, **options)
+            make = functools.partial(step_table, base=bench.base) if bench.kind == "step" else throughput_table
+            yield make(name, case, **options)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 
 from flatsparse.api import sparsify
 from flatsparse.experiments.bench.cases import Batch, Case, loss
-from flatsparse.experiments.bench.variants import Variant, fused_sgd
+from flatsparse.experiments.bench.variants import BASES, Variant
 from flatsparse.experiments.clock import clock
 from flatsparse.methods import FIXED
 
@@ -38,6 +38,7 @@ class Trainer:
         case, variant: what is trained, and how.
         method, sparsity, options: of ``sparsify``; without sparsity the net is dense.
         device: where.
+        base: what the variant is around, of ``BASES``.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Trainer:
         sparsity: float = 0.0,
         method: str = FIXED,
         device: str = "cpu",
+        base: str = "sgd",
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.passes = device, variant.passes
         self.model: nn.Module = case.model().to(device).train()
-        self.optimizer = variant.around(fused_sgd(self.model), self.model)
+        self.optimizer = variant.around(BASES[base][1](self.model), self.model)
         self._training = (
             sparsify(self.model, self.optimizer, method, sparsity=sparsity, steps=FOREVER, **options)
             if sparsity

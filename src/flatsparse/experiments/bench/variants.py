@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,16 @@ def fused_sgd(model: nn.Module) -> Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
 
+def fused_adamw(model: nn.Module) -> Optimizer:
+    """The other base: AdamW in the fastest form that torch has."""
+    return torch.optim.AdamW(model.parameters(), lr=0.001, fused=True)
+
+
+# What variants are put around: its name in tables, and what makes it.
+BASES: dict[str, tuple[str, Callable[[nn.Module], Optimizer]]] = {
+    "sgd": ("SGD", fused_sgd),
+    "adamw": ("AdamW", fused_adamw),
+}
 BASE, CONTROL = "sgd", "sgd again"  # the control is a second, identical base: its ratio to the first is pure noise
 VARIANTS = {
     BASE: Variant("SGD", lambda base, model: base),
@@ -58,11 +68,11 @@ VARIANTS = {
 }
 
 
-def variants_for(sparsity: float, device: str) -> dict[str, Variant]:
-    """The variants that differ at a sparsity and can be made here."""
+def variants_for(sparsity: float, device: str, base: str = "sgd") -> dict[str, Variant]:
+    """The variants that differ at a sparsity and can be made here, with a base's name in their labels."""
     compiled = device == "cpu" and _compiles()
     return {
-        name: variant
+        name: replace(variant, label=variant.label.replace("SGD", BASES[base][0]))
         for name, variant in VARIANTS.items()
         if (sparsity or not variant.masked) and (compiled or not variant.compiled)
     }

@@ -1,7 +1,7 @@
-"""A compiled pass that takes SGD's step and makes the next perturbed weights at once.
+"""Compiled passes that take a base's step and make the next perturbed weights at once. ``bases.py`` lists the bases.
 
-It is plain C, called through ``ctypes``, bound to no version of torch: from a wheel, or built where a C compiler is at hand;
-for the best instruction set there is. It runs on torch's own threads.
+They are plain C, called through ``ctypes``, bound to no version of torch: from a wheel, or built where a C compiler is at
+hand; for the best instruction set there is. They run on torch's own threads.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from flatsparse.common.compiled import Library
+from flatsparse.sam.kernel.bases import BASES, Base, Group, base_of
 
-__all__ = ["LIBRARY", "Array", "library", "square", "step", "suits", "takes"]
+__all__ = ["BASES", "LIBRARY", "Array", "Base", "base_of", "library", "square", "step", "takes"]
+
+_N, _P, _T = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int  # a size, an array, a number of threads
 
 
 def _bind(loaded: ctypes.CDLL) -> None:
     loaded.flatsparse_square.restype = ctypes.c_double
-    loaded.flatsparse_square.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-    numbers: list[Any] = [*[ctypes.c_float] * 4, ctypes.c_int, ctypes.c_float, ctypes.c_int]
-    loaded.flatsparse_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, *numbers]
-    loaded.flatsparse_step.restype = None
+    loaded.flatsparse_square.argtypes = [_N, _P, _P, _T]
+    for base in BASES.values():
+        function = getattr(loaded, base.function)
+        pointers = [_P] * (4 + len(base.keys))  # weights, gradients, the state, perturbed weights; sizes
+        function.argtypes = [_N, *pointers, *base.settings, ctypes.c_float, _T]
+        function.restype = None
 
 
 LIBRARY = Library(
@@ -39,20 +43,15 @@ LIBRARY = Library(
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled pass, loaded, on the best instruction set or that of ``FLATSPARSE_INSTRUCTIONS``.
+    """The compiled passes, loaded, on the best instruction set or that of ``FLATSPARSE_INSTRUCTIONS``.
 
     Raises: InputError when it cannot be built or loaded, or the processor has no such set.
     """
     return LIBRARY.load()
 
 
-def suits(base: Optimizer) -> bool:
-    """Return whether the pass can stand in for an optimizer: plain SGD with momentum."""
-    return type(base) is SGD and all(group["momentum"] != 0 and not group["maximize"] for group in base.param_groups)
-
-
 def takes(p: Tensor, *others: Tensor) -> bool:
-    """Return whether the pass can work on a parameter and what belongs to it: float32 on a CPU, dense, laid out alike."""
+    """Return whether a pass can work on a parameter and what belongs to it: float32 on a CPU, dense, laid out alike."""
     layout = p.stride()
     return (
         type(p) is nn.Parameter
@@ -61,6 +60,11 @@ def takes(p: Tensor, *others: Tensor) -> bool:
         and (p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last))
         and all(t.stride() == layout and t.dtype == p.dtype for t in others)
     )
+
+
+def counts(steps: Tensor) -> bool:
+    """Return whether a pass can count in a tensor: one float32 on the CPU, as torch makes it."""
+    return steps.dtype == torch.float32 and steps.device.type == "cpu" and steps.numel() == 1
 
 
 class Array(NamedTuple):
@@ -83,22 +87,18 @@ def square(tensors: Sequence[Tensor] | Array) -> float:
 
 
 def step(
-    group: dict[str, float], weights: Array, gradients: Array, momenta: Array, perturbed: Array, scale: float
+    base: Base, group: Group, weights: Array, gradients: Array, state: Sequence[Array], perturbed: Array, scale: float
 ) -> None:
-    """Take SGD's step with a group's settings, and write ``w + scale g`` into ``perturbed``."""
-    library().flatsparse_step(
+    """Take a base's step with a group's settings, and write ``w + scale g`` into ``perturbed``."""
+    getattr(library(), base.function)(
         len(weights.tensors),
-        *(own.pointers for own in (weights, gradients, momenta, perturbed)),
+        *(own.pointers for own in (weights, gradients, *state, perturbed)),
         weights.sizes,
-        float(group["lr"]),
-        group["momentum"],
-        1 - group["dampening"],
-        group["weight_decay"],
-        int(group["nesterov"]),
+        *base.settings_of(group),
         scale,
         torch.get_num_threads(),
     )
-    written = [*weights.tensors, *momenta.tensors, *perturbed.tensors]
+    written = [t for own in (weights, *state, perturbed) for t in own.tensors]
     torch.autograd.graph.increment_version(written)  # as a write by torch itself would
 
 

@@ -18,28 +18,25 @@ static double NAME(squares)(const float *x, int64_t n) {
     return sum;
 }
 
-/* The step of n weights w with gradients g and momenta m, and u = w + scale g. */
-static void NAME(steps)(float *w, const float *g, float *m, float *u, int64_t n, Settings set, int past) {
-    for (int64_t i = 0; i < n; i += LANE) {
-        int64_t size = MIN(LANE, n - i);
-        float *restrict W = w + i, *restrict M = m + i, U[LANE];
-        const float *restrict G = g + i;
-        if (set.nesterov) {
-#pragma omp simd
-            for (int64_t j = 0; j < size; j++) {
-                float d = G[j] + set.decay * W[j];
-                M[j] = set.momentum * M[j] + set.fresh * d;
-                W[j] -= set.lr * (d + set.momentum * M[j]);
-                U[j] = W[j] + set.scale * G[j];
-            }
-        } else {
-#pragma omp simd
-            for (int64_t j = 0; j < size; j++) {
-                M[j] = set.momentum * M[j] + set.fresh * (G[j] + set.decay * W[j]);
-                W[j] -= set.lr * M[j];
-                U[j] = W[j] + set.scale * G[j];
-            }
-        }
-        pass(u + i, U, size, past);
+/* The step of n weights w with gradients g and momenta m, and u = w + scale g; past the caches, u need not wait for its lines. */
+static void NAME(steps)(float *restrict w, const float *restrict g, float *restrict m, float *restrict u, int64_t n,
+                        Settings set, int past) {
+    int64_t i = 0, whole = n - n % WIDTH;
+    past = past && (uintptr_t)u % (4 * WIDTH) == 0;
+    for (; i < whole; i += WIDTH) {
+        VEC G = load(g + i), W = load(w + i), d = G + set.decay * W, M = set.momentum * load(m + i) + set.fresh * d;
+        W -= set.lr * (set.nesterov ? d + set.momentum * M : M);
+        store(m + i, M);
+        store(w + i, W);
+        if (past)
+            stream(u + i, W + set.scale * G);
+        else
+            store(u + i, W + set.scale * G);
+    }
+    for (; i < n; i++) {
+        float d = g[i] + set.decay * w[i];
+        m[i] = set.momentum * m[i] + set.fresh * d;
+        w[i] -= set.lr * (set.nesterov ? d + set.momentum * m[i] : m[i]);
+        u[i] = w[i] + set.scale * g[i];
     }
 }
