@@ -69,7 +69,9 @@ class CompiledStep:
 
     def _follows_hooks(self, weights: PerturbedWeights) -> bool:
         """Make perturbed weights again whose w the hooks have written to. Returns whether their gradients are still there."""
-        written = weights.written()
+        written = (
+            weights.written()
+        )  # after Adam's steps, layers where weights grew lately: the gain of the pass is lost there
         if written:
             assert self._ready is not None
             layout = self._ready.layout
