@@ -61,8 +61,8 @@ class Bench:
     what: tyro.conf.Positional[str]
     """step, throughput, memory or sparse."""
     case: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--cases"])] = ()
-    """Networks: resnet32, resnet50, transformer, mlp. By default all, and resnet32 for throughput. For sparse: layers and networks
-    by name or pattern, such as 'linear*' or resnet20; by default all."""
+    """Networks: resnet32, resnet50, transformer, mlp. By default all, and resnet32 for throughput. For sparse: layers and
+    networks by name or pattern, such as 'linear*' or resnet20; by default all."""
     sparsities: tuple[float, ...] = ()
     """For sparse: the fractions of zeros to measure at. By default 0.5 0.8 0.9 0.95 0.98."""
     base: str = "sgd"
