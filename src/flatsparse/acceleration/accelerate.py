@@ -11,7 +11,7 @@ from torch import nn
 
 from flatsparse.acceleration import network
 from flatsparse.acceleration.layers import SparseLayer
-from flatsparse.acceleration.modules import SAVED_AS, Conv2d, Linear, Stored, accelerate_module
+from flatsparse.acceleration.modules import SAVED_AS, Conv2d, Linear, Weighted, accelerate_module
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.masked_weight import MaskedWeight
@@ -70,7 +70,7 @@ class Accelerated:
         modules = {id(module._parameters.get("weight")): module for module in model.modules()}
         for w in self._training.masked_weights:
             if type(module := modules.get(id(w.weight))) is nn.Conv2d:
-                self._undo.append(accelerate_module(module, Conv2d, Stored(w, self._training.unpack)))
+                self._undo.append(accelerate_module(module, Conv2d, Weighted(w, self._training.unpack)))
 
         def wanted(w: MaskedWeight) -> bool:
             return self._does(w.name) == "sparse" and every[id(w.weight)] == 1 and id(w.weight) not in kept
@@ -83,13 +83,14 @@ class Accelerated:
         self._network = network.accelerate_network(model, masked, self.wants_dense_gradients, is_active)
         self._undo.append(self._network.restore)
 
-    def add(self, name: str, module: nn.Module, layer: SparseLayer) -> None:
+    def add(self, w: MaskedWeight, module: nn.Module) -> None:
         """Accelerate a layer, or note why not."""
-        if name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
-            self._undo.append(accelerate_module(module, Linear, layer))
-            self._layers[name] = layer
+        if w.name.rpartition(".")[2] == "weight" and type(module) is nn.Linear:
+            layer = SparseLayer(w, self.wants_dense_gradients, self._training.keeps_masks, self.say)
+            self._undo.append(accelerate_module(module, Linear, Weighted(w, self._training.unpack, layer.linear)))
+            self._layers[w.name] = layer
         else:
-            self._layers[name] = f"dense: {type(module).__name__} has no sparse form here"
+            self._layers[w.name] = f"dense: {type(module).__name__} has no sparse form here"
 
 
 def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = True) -> Accelerated:
@@ -135,10 +136,7 @@ def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = Tru
         raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
     accelerated = Accelerated(training)
     for w in masked:
-        layer = SparseLayer(
-            w, accelerated.wants_dense_gradients, training.keeps_masks, accelerated.say, training.unpack
-        )
-        accelerated.add(w.name, owners[id(w.weight)], layer)
+        accelerated.add(w, owners[id(w.weight)])
     if any(type(owners[id(w.weight)]) is nn.Conv2d for w in masked):
         accelerated.add_network(model, training.keeps_masks)
     if packed:

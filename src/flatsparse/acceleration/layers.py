@@ -24,7 +24,6 @@ class SparseLayer:
         wants_dense: returns whether the coming optimizer step needs the gradient of masked weights too.
         is_active: returns whether the masks are still kept; otherwise the layer is dense.
         say: called with the reason when the kernels cannot compute a call.
-        unpack: ``SparseTraining.unpack``.
 
     Attributes:
         does: "sparse", or "dense: " and why.
@@ -36,10 +35,9 @@ class SparseLayer:
         wants_dense: Callable[[], bool],
         is_active: Callable[[], bool],
         say: Callable[[str], None],
-        unpack: Callable[..., None],
     ) -> None:
         self.does = "dense: it was not called yet"
-        self.masked, self.unpack = masked, unpack
+        self._masked = masked
         self._wants_dense, self._is_active, self._say = wants_dense, is_active, say
         self._memory = GradientMemory()
         self._index: Index | None = None
@@ -50,7 +48,7 @@ class SparseLayer:
 
     def index(self) -> Index:
         """Return the index of the mask as it is now."""
-        mask = self.masked.mask
+        mask = self._masked.mask
         if self._index is None or self._indexed != version(mask):
             self._index, self._indexed = index_of(mask), version(mask)
             self._faster.clear()
@@ -59,7 +57,7 @@ class SparseLayer:
     def linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor | None:
         """Return the layer's output, or None where it should be computed densely."""
         wants_values = torch.is_grad_enabled() and weight.requires_grad
-        masked = self.masked
+        masked = self._masked
         if masked.active > DENSEST * masked.size:
             self.does = f"dense: {1 - masked.active / masked.size:.0%} of its weights are zero, too few to pay"
             return None
@@ -88,7 +86,7 @@ class SparseLayer:
 
     def _unfit(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> str | None:
         """Why the kernels cannot compute this call; None when they can."""
-        if weight is not self.masked.weight:
+        if weight is not self._masked.weight:
             return "its weight was replaced"
         if not self._is_active():
             return "its masks are kept no longer"
@@ -99,7 +97,7 @@ class SparseLayer:
                 return "it was called with tensors of another kind"
             if not t.is_cpu or t.dtype is not torch.float32:
                 return "the kernels are for float32 on the CPU"
-        if not weight.is_contiguous() or not self.masked.mask.is_cpu or self.masked.size >= 2**31:
+        if not weight.is_contiguous() or not self._masked.mask.is_cpu or self._masked.size >= 2**31:
             return "its weight is not laid out row by row"
         if bias is not None and not bias.is_contiguous():
             return "its bias is not laid out entry by entry"

@@ -6,7 +6,7 @@ import copyreg
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +17,19 @@ from flatsparse.sparse.masks import MaskedWeight
 SAVED_AS = "_flatsparse_layer"  # the module's attribute that is left out of copies and pickles
 
 
-class Knowing(Protocol):
-    """What an accelerated module knows of its weight."""
-
-    @property
-    def masked(self) -> MaskedWeight:
-        """The weight and its mask."""
-        ...
-
-    @property
-    def unpack(self) -> Callable[..., None]:
-        """``SparseTraining.unpack``."""
-        ...
-
-
 @dataclass(frozen=True)
-class Stored:
-    """A weight and its mask, of a layer that is dense when it is called by itself; see ``Knowing``."""
+class Weighted:
+    """What an accelerated module knows of its weight.
+
+    Attributes:
+        masked: the weight and its mask.
+        unpack: ``SparseTraining.unpack``.
+        linear: the sparse form of a linear layer; returns None where it should be computed densely.
+    """
 
     masked: MaskedWeight
     unpack: Callable[..., None]
+    linear: Callable[[Tensor, Any, Tensor | None], Tensor | None] | None = None
 
 
 def reduced(module: nn.Module, plain: type[nn.Module], saved_as: str) -> tuple[Any, ...]:
@@ -53,12 +46,12 @@ class AcceleratedLayer(nn.Module):
     plain: ClassVar[type[nn.Module]]
 
     @property
-    def _layer(self) -> Any:
+    def _known(self) -> Weighted | None:
         return self.__dict__.get(SAVED_AS)  # none in one that was made anew of this class
 
     def _whole(self, weight: Tensor) -> Tensor:
         """The weight as the plain layer has it."""
-        return weight if self._layer is None else self._layer.masked.whole(weight)
+        return weight if self._known is None else self._known.masked.whole(weight)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -66,13 +59,13 @@ class AcceleratedLayer(nn.Module):
             destination[name] = self._whole(destination[name])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self._layer is not None:
-            self._layer.unpack()
+        if self._known is not None:
+            self._known.unpack()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if self._layer is not None:
-            self._layer.unpack(closing=False)
+        if self._known is not None:
+            self._known.unpack(closing=False)
         make, kind, state = reduced(self, self.plain, SAVED_AS)
         weight = self._parameters.get("weight")
         if weight is not None and (whole := self._whole(weight.detach())).shape != weight.shape:  # it is perturbed now
@@ -87,9 +80,9 @@ class Linear(AcceleratedLayer, nn.Linear):
     plain = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:  # called by this name too
-        layer, weight = self._layer, self.weight
-        y = None if layer is None or is_transformed() else layer.linear(input, weight, self.bias)
-        return F.linear(input, self._whole(weight), self.bias) if y is None else y
+        sparse = None if self._known is None or is_transformed() else self._known.linear
+        y = None if sparse is None else sparse(input, self.weight, self.bias)
+        return F.linear(input, self._whole(self.weight), self.bias) if y is None else y
 
 
 class Conv2d(AcceleratedLayer, nn.Conv2d):
@@ -106,14 +99,14 @@ Linear.__module__, Linear.__qualname__ = nn.Linear.__module__, nn.Linear.__qualn
 Conv2d.__module__, Conv2d.__qualname__ = nn.Conv2d.__module__, nn.Conv2d.__qualname__
 
 
-def accelerate_module(module: nn.Module, kind: type[AcceleratedLayer], layer: Knowing) -> Callable[[], None]:
+def accelerate_module(module: nn.Module, kind: type[AcceleratedLayer], known: Weighted) -> Callable[[], None]:
     """Make a plain layer an accelerated one. Returns what undoes it."""
     module.__class__ = kind
-    module.__dict__[SAVED_AS] = layer
+    module.__dict__[SAVED_AS] = known
     weak = weakref.ref(module)
 
     def restore() -> None:
-        if (module := weak()) is not None and module.__dict__.get(SAVED_AS) is layer:
+        if (module := weak()) is not None and module.__dict__.get(SAVED_AS) is known:
             if type(module) is kind:  # not one that a parametrization made of it since
                 module.__class__ = kind.plain  # type: ignore[assignment]
             del module.__dict__[SAVED_AS]
