@@ -170,7 +170,9 @@ TABLES: dict[Path, Callable[[Sequence[Record]], str]] = {
 def with_table(page: str, table: str, name: str = "") -> str:
     """Return a page with the table between two marks; they have names where there are several."""
     begin, end = f"<!-- measured{name and ' '}{name} -->\n", "<!-- end -->"
-    return re.sub(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _: table + "\n", page, flags=re.DOTALL)
+    return re.sub(
+        f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _: table + "\n", page, count=1, flags=re.DOTALL
+    )
 
 
 def main() -> None:
