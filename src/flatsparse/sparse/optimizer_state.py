@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from flatsparse.common.distributed import PLAIN, is_sharded, local_tensor
 from flatsparse.common.errors import InputError
+from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sparse.masks import MaskedWeight
 
 # Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
@@ -35,6 +36,8 @@ BEGINNINGS: tuple[tuple[type[Optimizer], str, Callable[[Group], float]], ...] = 
 )
 # Integer state: codes, and under which key the number that each of them stands for (bitsandbytes).
 CODES = {"state1": "qmap1", "state2": "qmap2"}
+# State that holds the weights themselves, moved or averaged; outside a mask it is what they are there.
+OF_WEIGHTS: tuple[tuple[type[Optimizer], str], ...] = ((Optimizer, PERTURBED), (torch.optim.ASGD, "ax"))
 
 
 def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
@@ -62,9 +65,27 @@ def beginning(key: str, optimizer: Optimizer, group: Group) -> float:
     return next((begin(group) for kind, name, begin in BEGINNINGS if name == key and isinstance(optimizer, kind)), 0.0)
 
 
+def holds_weights(key: str, optimizer: Optimizer) -> bool:
+    """Return whether a state holds weights: ``OF_WEIGHTS``, and the z of schedule-free optimizers, known by their modes."""
+    if key == "z":
+        return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
+    return any(key == name and isinstance(optimizer, kind) for kind, name in OF_WEIGHTS)
+
+
+def reaches_outside(optimizer: Optimizer) -> bool:
+    """Return whether a step changes state where the gradient is 0 and the weight is not: by weight decay, if it is no own factor."""
+    if type(optimizer) not in ELEMENTWISE:
+        return True
+    coupled = (group.get("weight_decay") and decay_factor(optimizer, group) == 1 for group in optimizer.param_groups)
+    return isinstance(optimizer, torch.optim.ASGD) or any(coupled)
+
+
 def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group: Group) -> None:
     if type(value) not in PLAIN and not is_sharded(value):
         raise _unwritable(key, f"as a {type(value).__name__}", optimizer)
+    if w.keeps_outside and holds_weights(key, optimizer):
+        local_tensor(value).copy_(torch.where(local_tensor(w.mask), local_tensor(value), local_tensor(w.weight.detach())))
+        return
     first = beginning(key, optimizer, group)
     if not (value.is_floating_point() or value.is_complex()) and value.dtype != torch.bool:
         meanings = optimizer.state[w.weight].get(CODES.get(key, ""))
