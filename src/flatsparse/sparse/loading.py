@@ -146,7 +146,7 @@ class Loading:
 
     @torch.no_grad()
     def after_model_load(self, weights: list[MaskedWeight]) -> None:
-        """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones are as loaded."""
+        """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones stay."""
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
             self._state.frozen.end()

@@ -73,7 +73,7 @@ def holds_weights(key: str, optimizer: Optimizer) -> bool:
 
 
 def reaches_outside(optimizer: Optimizer) -> bool:
-    """Return whether a step changes state where the gradient is 0 and the weight is not: by weight decay, if it is no own factor."""
+    """Return whether a step changes state where the gradient is 0 but the weight is not, as weight decay does in a gradient."""
     if type(optimizer) not in ELEMENTWISE:
         return True
     coupled = (group.get("weight_decay") and decay_factor(optimizer, group) == 1 for group in optimizer.param_groups)
@@ -84,7 +84,9 @@ def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group
     if type(value) not in PLAIN and not is_sharded(value):
         raise _unwritable(key, f"as a {type(value).__name__}", optimizer)
     if w.keeps_outside and holds_weights(key, optimizer):
-        local_tensor(value).copy_(torch.where(local_tensor(w.mask), local_tensor(value), local_tensor(w.weight.detach())))
+        local_tensor(value).copy_(
+            torch.where(local_tensor(w.mask), local_tensor(value), local_tensor(w.weight.detach()))
+        )
         return
     first = beginning(key, optimizer, group)
     if not (value.is_floating_point() or value.is_complex()) and value.dtype != torch.bool:

@@ -157,7 +157,9 @@ class SparseStep:
         """Let frozen weights, and the optimizer's state there, be as if the optimizer had taken no step."""
         frozen.write_back()
         frozen.reset_state(before_update=before_update)
-        if frozen.is_keeping:  # perturbed weights that were made within the step (``kernel=True``) are of weights as they were
+        if (
+            frozen.is_keeping
+        ):  # perturbed weights that were made within the step (``kernel=True``) are of weights as they were
             self._state.share_masks(self._optimizer)
 
     def _settle(self) -> None:
