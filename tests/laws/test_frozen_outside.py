@@ -299,6 +299,36 @@ def test_a_subclass_that_writes_around_its_parents_step_and_one_that_failed(fail
     watch()
 
 
+def test_what_is_loaded_after_a_step_that_failed_is_what_stays():
+    model = mlp()
+    optimizer = Interrupted(model.parameters(), lr=0.1)
+    training = fs.sparsify(model, optimizer, "static", sparsity=0.5, steps=20, outside=FROZEN)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError):
+        train_steps(model, optimizer, 1)
+    model.load_state_dict(mlp(9).state_dict())
+    watch = Watch(model, optimizer, training)
+    train_steps(model, optimizer, 2)
+    watch()
+
+
+def test_a_step_that_a_scaler_skips_leaves_nothing_behind():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    training = fs.sparsify(model, optimizer, "static", sparsity=0.5, steps=20, outside=FROZEN)
+    before = copied(model.state_dict())
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(1.0)  # as a GradScaler sets them
+    train_steps(model, optimizer, 1)
+    assert all(same(p.detach(), before[name]) for name, p in model.named_parameters())
+    optimizer.grad_scale = optimizer.found_inf = None
+    with torch.no_grad():
+        model[0].weight.fill_(0.25)
+    watch = Watch(model, optimizer, training)
+    train_steps(model, optimizer, 2)
+    watch()
+    assert watch.moved_weights
+
+
 class ScheduleFree(torch.optim.SGD):
     """The writes of schedule-free SGD (Defazio et al. 2024): its modes exchange y and x by way of z."""
 

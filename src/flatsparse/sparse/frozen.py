@@ -57,8 +57,3 @@ class FrozenOutside:
     def end(self) -> None:
         """Forget the values: the step is over, or others were loaded."""
         self._kept, self._in_step = [], False
-
-    @property
-    def is_keeping(self) -> bool:
-        """Whether any value is kept at this moment."""
-        return bool(self._kept)

@@ -21,7 +21,6 @@ from flatsparse.common.distributed import (
 )
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
-from flatsparse.sparse.frozen import FrozenOutside
 from flatsparse.sparse.loading import Loading
 from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
 from flatsparse.sparse.masks import Masks
@@ -88,7 +87,8 @@ class SparseStep:
             grown.after_step(state.masked)
         _release(withheld)
         if frozen is not None:
-            self._write_back(frozen, before_update=bool(rules))
+            frozen.write_back()
+            frozen.reset_state(before_update=bool(rules))
         elif not self._elementwise:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
@@ -152,15 +152,6 @@ class SparseStep:
         elif (frozen := self._state.frozen) is not None:
             frozen.write_back()
             frozen.end()
-
-    def _write_back(self, frozen: FrozenOutside, *, before_update: bool) -> None:
-        """Let frozen weights, and the optimizer's state there, be as if the optimizer had taken no step."""
-        frozen.write_back()
-        frozen.reset_state(before_update=before_update)
-        if (
-            frozen.is_keeping
-        ):  # perturbed weights that were made within the step (``kernel=True``) are of weights as they were
-            self._state.share_masks(self._optimizer)
 
     def _settle(self) -> None:
         """Make weights fit the masks again, whatever was loaded or has written to them since the last step."""
