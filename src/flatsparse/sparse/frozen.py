@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import local_tensor
+from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sparse.masked_weight import MaskedWeight
 from flatsparse.sparse.optimizer_state import begin_outside, reaches_outside
 
@@ -50,9 +51,12 @@ class FrozenOutside:
             torch.where(local_tensor(w.mask), weight, kept.to(weight), out=weight)
 
     def reset_state(self, *, before_update: bool) -> None:
-        """Let the optimizer's state outside the masks be a new one's, where the step or masks that change reach it."""
+        """Let the optimizer's state outside the masks be a new one's, where the step or masks that change reach it.
+
+        Perturbed weights are left: they are made anew after the step.
+        """
         if before_update or reaches_outside(self._optimizer):
-            begin_outside((w for w, _ in self._kept), self._optimizer)
+            begin_outside((w for w, _ in self._kept), self._optimizer, leave=PERTURBED)
 
     def end(self) -> None:
         """Forget the values: the step is over, or others were loaded."""

@@ -46,17 +46,20 @@ def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
 
 
 @torch.no_grad()
-def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
+def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer, *, leave: str | None = None) -> None:
     """Set all state of a masked weight's shape, outside its mask, to what a new optimizer would make it.
 
     By shape, so that few optimizers need be named: momentum, Adam's moments and S²-SAM's perturbed weights alike.
+
+    Args:
+        leave: the key of state to leave alone.
 
     Raises: InputError for state of a kind in which that value cannot be written.
     """
     groups = groups_by_parameter(optimizer)
     for w in weights:
         for key, value in optimizer.state.get(w.weight, {}).items():
-            if isinstance(value, Tensor) and value.shape == w.weight.shape:
+            if isinstance(value, Tensor) and value.shape == w.weight.shape and key != leave:
                 _begin(key, value, w, optimizer, groups.get(w.weight, {}))
 
 

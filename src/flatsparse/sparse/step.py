@@ -89,6 +89,8 @@ class SparseStep:
         if frozen is not None:
             frozen.write_back()
             frozen.reset_state(before_update=bool(rules))
+            # What a wrapper has made within the step (``kernel=True``) it makes anew, of the weights as they are now.
+            state.share_masks(self._optimizer)
         elif not self._elementwise:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
