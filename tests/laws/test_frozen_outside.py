@@ -25,7 +25,7 @@ from tests.helpers import (
     train_on_images,
     train_steps,
 )
-from tests.laws.test_methods import BASES, OPTIONS, SHARPNESS
+from tests.laws.test_methods import BASES, NEVER_MOVE, OPTIONS, SCORED_ON_DATA, SHARPNESS
 from tests.laws.test_torch_optimizers import NON_ZERO, STEPS, STOP, cells, net, states, train, wrapped
 
 OF_WEIGHTS = ("perturbed", "ax")  # state that holds weights
@@ -137,7 +137,7 @@ def on_images(method: str, base: str, sharpness: str, seed: int = 0) -> tuple[An
     model = tiny_net(seed)
     optimizer = SHARPNESS[sharpness](BASES[base](model.parameters()), rho=0.05)
     options = dict(OPTIONS.get(method, {}))
-    if method in ("snip", "grasp"):
+    if method in SCORED_ON_DATA:
         options |= {"batches": [image_batch(0)], "loss_fn": nn.functional.cross_entropy}
     if hasattr(fs.METHODS[method], "every"):
         options["every"] = 3
@@ -156,7 +156,7 @@ def test_nothing_outside_moves_and_resuming_is_exact_for_every_method(method, ba
     files = saved(states(*watch.parts))
     train_on_images(*watch.parts[:2], 14, start=7, after=watch)
     assert watch.moved_weights
-    assert watch.moved_masks == (method not in ("dense", "static", "snip", "grasp"))
+    assert watch.moved_masks == (method not in NEVER_MOVE)
     resumed = on_images(method, base, sharpness, seed=1)
     for part, file in zip(resumed, files, strict=True):
         part.load_state_dict(file)
