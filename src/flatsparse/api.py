@@ -23,7 +23,7 @@ from flatsparse.sparse.import_masks import fitting
 from flatsparse.sparse.layers import LayerSelector, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan
-from flatsparse.sparse.state import FROZEN, ZERO, TrainingState
+from flatsparse.sparse.state import FROZEN, ZERO, Outside, TrainingState
 from flatsparse.sparse.step import SparseStep
 from flatsparse.sparse.training import SparseTraining
 
@@ -41,7 +41,7 @@ def sparsify(
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
     fresh_state: bool = True,
-    outside: str = ZERO,
+    outside: Outside = ZERO,
     **options: Any,
 ) -> SparseTraining:
     """Make a model sparse now and keep it so through every step of the optimizer.

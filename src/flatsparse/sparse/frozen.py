@@ -18,7 +18,8 @@ class FrozenOutside:
     """The values outside the masks that no step of an optimizer may change, bit for bit.
 
     Ours: gradients are zero there, but weight decay, and optimizers that mix entries, move weights all the same. So the weights
-    are copied before each step, which costs one parameter-sized buffer during it. Between steps they are the user's: what is
+    are copied before each step, which costs one parameter-sized buffer during it (and until the next, of an optimizer that may
+    write after its parent's step: any that is not known to be element by element). Between steps they are the user's: what is
     loaded or written then is what stays. A step that was interrupted is made good by the next.
     """
 

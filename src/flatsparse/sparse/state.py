@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.optimizer_state import begin_outside
 from flatsparse.sparse.packing import Packing
 
-ZERO, FROZEN = "zero", "frozen"  # what weights are outside the masks: 0, or what they were
+Outside = Literal["zero", "frozen"]  # what weights are outside the masks: 0, or what they were
+ZERO: Outside = "zero"
+FROZEN: Outside = "frozen"
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from flatsparse.sparse.plan import Plan, due
 from flatsparse.sparse.report import LayerReport, Report
 from flatsparse.sparse.rounds import keep_rewind_point, write_back
 from flatsparse.sparse.rules import Rule
-from flatsparse.sparse.state import FROZEN, ZERO, TrainingState
+from flatsparse.sparse.state import FROZEN, ZERO, Outside, TrainingState
 from flatsparse.sparse.step import SparseStep
 
 
@@ -73,7 +73,7 @@ class SparseTraining:
         return 1 - self._state.masks.active / self._state.masks.total
 
     @property
-    def outside(self) -> str:
+    def outside(self) -> Outside:
         """What weights are outside the masks: ``"zero"``, or ``"frozen"``, what they were."""
         return ZERO if self._state.frozen is None else FROZEN
 
@@ -224,6 +224,8 @@ class SparseTraining:
     def detach(self) -> None:
         """Remove all hooks from model and optimizer: from now on nothing keeps the masks, nor weights outside them."""
         self.unpack()
+        if self._state.frozen is not None:
+            self._state.frozen.end()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
