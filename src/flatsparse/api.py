@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from flatsparse.acceleration.modules import SAVED_AS
 from flatsparse.common.distributed import full_tensor
-from flatsparse.common.errors import InputError, check_count
+from flatsparse.common.errors import InputError, check_count, unknown
 from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
 from flatsparse.graph.groups import unwrapped
 from flatsparse.methods import DEFAULT, as_method, name_of, sparsity_for
@@ -24,7 +24,7 @@ from flatsparse.sparse.import_masks import fitting
 from flatsparse.sparse.layers import LayerSelector, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan
-from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.state import FROZEN, ZERO, Outside, TrainingState
 from flatsparse.sparse.step import SparseStep
 from flatsparse.sparse.training import SparseTraining
 
@@ -42,6 +42,7 @@ def sparsify(
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
     fresh_state: bool = True,
+    outside: Outside = ZERO,
     **options: Any,
 ) -> SparseTraining:
     """Make a model sparse now and keep it so through every step of the optimizer.
@@ -64,6 +65,10 @@ def sparsify(
         fresh_state: let a weight that grows take steps as under a new optimizer. Adam and its kin correct their averages by one
             step count for the whole tensor, so its first steps would otherwise be several times too long; ``False`` is the
             behaviour of published code.
+        outside: what weights are outside the masks. ``"zero"``; or ``"frozen"``, what they are now, bit for bit, so that only
+            the masks' own are trained (sparse fine-tuning, ours; ``flatsparse.export.save_delta`` writes the change). For
+            methods that neither prune nor rewind. Where masks move, what leaves keeps the value that it has then, and what
+            enters starts from its own. It costs a copy of the weights during each step.
         options: override a named method's own, such as ``every=``, ``until=`` (a step, or a share of the steps) and
             ``drop_fraction=``.
 
@@ -77,6 +82,8 @@ def sparsify(
     (0.9, 20)
     """
     steps = check_count("steps", steps)
+    if outside not in (ZERO, FROZEN):
+        raise unknown("outside=", outside, (ZERO, FROZEN))
     _check_objects(model, optimizer)
     chosen = as_method(method, options)
     given = {} if masks is None else fitting(masks, model)
@@ -90,12 +97,16 @@ def sparsify(
     parameters = (p for group in innermost(optimizer).param_groups for p in group["params"])
     state = TrainingState(Masks.of(model, parameters, include, exclude, seed, left_dense_by(layers)))
     if wanted is None:
-        _check_left(given, state.masks, model)
+        if outside == ZERO:
+            _check_left(given, state.masks, model)
         given = {w.name: given[w.name] for w in state.masks}
         wanted = 1 - sum(int(mask.sum()) for mask in given.values()) / state.masks.total
     plan = chosen.plan(float(wanted), steps)
     if given:
         _check_start(given, state.masks, wanted, plan, name_of(chosen))
+    if outside == FROZEN:
+        _check_moves_only(plan, name_of(chosen))
+        state.freeze_outside(innermost(optimizer))
     initial = given or _initial_masks(plan, state, wanted, model, optimizer)
     _check_free(innermost(optimizer))
     for wrapper in mask_aware(optimizer):
@@ -174,6 +185,15 @@ def _check_left(given: Mapping[str, Tensor], masked: Masks, model: nn.Module) ->
                 f"the optimizer does not train '{name}', which is not zero outside its mask: leave that mask out, or give"
                 " the optimizer the weight"
             )
+
+
+def _check_moves_only(plan: Plan, method: str) -> None:
+    """Raise InputError for a plan that prunes or rewinds weights, which keep their values where they are frozen."""
+    if plan.channel_pruning is not None or plan.rounds or any(rule.changes_counts for rule in plan.rules):
+        raise InputError(
+            f"method '{method}' prunes weights while it trains, and outside='frozen' prunes none: give a method whose"
+            " number of active weights stays, such as static, snip or rigl"
+        )
 
 
 def _check_start(given: Mapping[str, Tensor], masked: Masks, sparsity: float, plan: Plan, method: str) -> None:

@@ -46,7 +46,7 @@ def sparse_model(method="rigl", base=sgd, sharpness="none", **options):
     options |= OPTIONS.get(method, {}) | (
         {"every": 3} if "every" in inspect.signature(fs.METHODS[method]).parameters else {}
     )
-    if method in ("snip", "grasp"):
+    if method in ("snip", "grasp", "wanda"):
         options |= {"batches": [image_batch(0, size=40)], "loss_fn": F.cross_entropy}
     if method == "grasp":
         options["per_class"] = 4
@@ -85,7 +85,7 @@ def test_a_run_ends_where_the_masked_one_ends(always_sparse, method, base, sharp
     moved = {
         name for before, after in itertools.pairwise(masks) for name in LINEAR if not same(before[name], after[name])
     }
-    assert moved or method in ("dense", "static", "snip", "grasp", "chex", "chase", "dsr")
+    assert moved or method in ("dense", "static", "snip", "grasp", "wanda", "chex", "chase", "dsr")
     if method not in ("dense", "lth", "lrr"):
         assert {handle.layers[name] for name in LINEAR} == {"sparse"}
 

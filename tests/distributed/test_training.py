@@ -60,7 +60,8 @@ def optimizer_for(model, kind, base="sgd", **options):
 
 
 def sparse(model, optimizer, method="rigl", **options):
-    options = {"sparsity": None if method == "chex" else 0.5, "steps": STEPS, "every": EVERY, **options}
+    options = {"sparsity": None if method == "chex" else 0.5, "steps": STEPS, **options}
+    options |= {} if method == "static" else {"every": EVERY}
     return fs.sparsify(model, optimizer, method, **options)
 
 
@@ -117,6 +118,22 @@ def test_two_processes_end_where_one_does(wrapper, kind, method, base):
         assert all((theirs[name][~mask] == 0).all() for name, mask in masks.items())
     if kind != "none":  # and that is not where the base optimizer alone would end
         assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
+
+
+def outcome_of_frozen(rank, wrapper, method, base, world):
+    return outcome(rank, wrapper, "s2sam", method, base, world, outside="frozen")
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("method", "base"), [("rigl", "sgd"), ("static", "adamw")])
+def test_what_is_frozen_outside_stays_in_two_processes(wrapper, method, base):
+    alone, masks = outcome_of_frozen(0, "none", method, base, 1)
+    before = net().state_dict()
+    for theirs, their_masks in together(outcome_of_frozen, wrapper, method, base, 2):
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+        if method == "static":
+            assert all(torch.equal(theirs[name][~mask], before[name][~mask]) for name, mask in masks.items())
 
 
 def outcome_of_blocks(rank, wrapper, method, world):

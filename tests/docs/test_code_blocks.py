@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def check_export(names):
     inputs = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(names["sparse"](inputs), names["model"].eval()(inputs), atol=1e-5)
+    assert same(names["fresh"].state_dict(), names["tuned"].state_dict())
+    assert 0 < names["size"].changed < 0.1 * names["size"].total
 
 
 def check_method(names):
@@ -109,6 +112,10 @@ def check_corruptions(names):
 def check_import(names):
     assert all(not mask.all() for mask in names["masks"].values())
     assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
+    assert names["tuning"].sparsity == pytest.approx(0.99, abs=1e-3)
+    assert Path("delta.safetensors").is_file()
+    for name, mask in names["tuning"].masks.items():
+        assert same(names["model"].state_dict()[name][~mask], names["base"][name][~mask])
 
 
 CHECKS = {

@@ -25,7 +25,7 @@ def test_numpy_reads_every_layer_of_a_csr_file(name, groups):
     model, masks, _ = net("awkward")
     save_csr(Path("csr.safetensors"), to_csr(model, masks))
     found = {}
-    exec(python("docs/export.md")[2], found)
+    exec(python("docs/export.md")[3], found)
     weight = with_zeros(model, masks).get_submodule(name).weight.detach().numpy()
     assert np.array_equal(found["dense_weight"](name, weight.shape, groups), weight)
 

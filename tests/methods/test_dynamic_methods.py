@@ -520,7 +520,7 @@ def test_what_a_dynamic_method_cannot_do_is_one_line(options, says):
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in fs.METHODS if name not in ("lth", "lrr", "chex", "chase", "snip", "grasp")]
+    "method", [name for name in fs.METHODS if name not in ("lth", "lrr", "chex", "chase", "snip", "grasp", "wanda")]
 )
 def test_a_layer_that_is_frozen_later_is_left_as_it_is(method):
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ METHODS = {
     "static": {},
     "snip": {"scores": True},
     "grasp": {"scores": True, "per_class": None},
+    "wanda": {"scores": True},
     "rigl": {"every": 1},
     "mest": {"every": 1},
 }

@@ -15,6 +15,7 @@ from flatsparse.acceleration.modules import SAVED_AS, Conv2d, Linear, Weighted, 
 from flatsparse.common.errors import InputError
 from flatsparse.sparse.layers import prunable
 from flatsparse.sparse.masked_weight import MaskedWeight
+from flatsparse.sparse.state import ZERO
 from flatsparse.sparse.training import SparseTraining
 
 
@@ -45,6 +46,10 @@ class Accelerated:
         while self._undo:
             self._undo.pop()()
         self._layers = dict.fromkeys(self._layers, "dense: it was restored")
+
+    def leave_dense(self, reason: str) -> None:
+        """Accelerate no layer, and note why."""
+        self._layers = {w.name: f"dense: {reason}" for w in self._training.masked_weights}
 
     def wants_dense_gradients(self) -> bool:
         """Return whether the coming optimizer step reads gradients of masked weights."""
@@ -135,6 +140,9 @@ def accelerate(model: nn.Module, training: SparseTraining, *, packed: bool = Tru
     if any(not {SAVED_AS, network.SAVED_AS}.isdisjoint(module.__dict__) for module in model.modules()):
         raise InputError("this model is accelerated already: call restore() on what accelerate gave before")
     accelerated = Accelerated(training)
+    if training.outside != ZERO:
+        accelerated.leave_dense("the weights outside its mask are not zero (outside='frozen')")
+        return accelerated
     for w in masked:
         accelerated.add(w, owners[id(w.weight)])
     if any(type(owners[id(w.weight)]) is nn.Conv2d for w in masked):

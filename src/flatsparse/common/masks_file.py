@@ -17,6 +17,18 @@ from flatsparse.common.tensor_files import load_tensors, save_tensors
 MASK_FORMAT = "flatsparse-masks-1"
 
 
+def packed_bits(mask: Tensor) -> Tensor:
+    """Return a bool tensor's entries in row-major order, eight to a byte, the first in the lowest bit: uint8 (n/8,)."""
+    return torch.from_numpy(np.packbits(mask.cpu().contiguous().flatten().numpy(), bitorder="little"))
+
+
+def unpacked_bits(packed: Tensor, count: int) -> Tensor:
+    """Return the first entries of what ``packed_bits`` returned, bool (count,). Raises ValueError for another length."""
+    if packed.shape != (-(-count // 8),):
+        raise ValueError(f"{tuple(packed.shape)} bytes do not hold {count} bits")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little").astype(bool))
+
+
 def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", step: int = 0) -> None:
     """Write masks as safetensors with one bit a weight.
 
@@ -27,10 +39,7 @@ def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", ste
         masks: bool tensors by name, such as ``training.masks``.
         method, step: the method that made them and its step, for the metadata.
     """
-    packed = {
-        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().flatten().numpy(), bitorder="little"))
-        for name, mask in masks.items()
-    }
+    packed = {name: packed_bits(mask) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     save_tensors(Path(file), packed, {"format": MASK_FORMAT, "method": method, "step": str(step), "shapes": shapes})
 
@@ -49,10 +58,7 @@ def load_masks(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         for name, shape in json.loads(about["shapes"]).items():
             count = int(np.prod(shape))
-            if len(packed[name]) != -(-count // 8):
-                raise ValueError
-            bits = np.unpackbits(packed[name].numpy(), count=count, bitorder="little")
-            masks[name] = torch.from_numpy(bits.reshape(shape).astype(bool))
+            masks[name] = unpacked_bits(packed[name], count).reshape(shape)
     except (KeyError, ValueError, TypeError, AttributeError):  # others may write such files too
         raise corrupt_file(Path(file), "its shapes are not those of its masks") from None
     return masks, about

@@ -38,7 +38,8 @@ class Masked(Protocol):
 
 @runtime_checkable
 class MaskAware(Protocol):
-    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows about ``sam``."""
+    """An optimizer wrapper that takes part in sparse training, such as ``S2SAM``; all that ``sparse`` knows about
+    ``sam`` but for the key of its perturbed weights."""
 
     def follow(self, model: nn.Module) -> object:
         """Attach hooks to a model."""

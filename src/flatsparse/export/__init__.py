@@ -1,16 +1,20 @@
 """Export of sparse models to formats that other programs read; docs/export.md describes the files."""
 
 from flatsparse.export.csr import load_csr, save_csr, to_csr
+from flatsparse.export.delta import DeltaSize, apply_delta, save_delta
 from flatsparse.export.dense import save_dense, with_zeros
 from flatsparse.export.onnx import load_onnx, save_onnx
 from flatsparse.export.semi_structured import to_semi_structured
 from flatsparse.export.small import load_small, save_small
 
 __all__ = [
+    "DeltaSize",
+    "apply_delta",
     "load_csr",
     "load_onnx",
     "load_small",
     "save_csr",
+    "save_delta",
     "save_dense",
     "save_onnx",
     "save_small",

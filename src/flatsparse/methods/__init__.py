@@ -24,6 +24,7 @@ from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
 from flatsparse.methods.static import Dense, Static
 from flatsparse.methods.traits import Traits, options_of, traits_of
+from flatsparse.methods.wanda import Wanda
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.plan import Method
 
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "static": Static,
     "snip": SNIP,
     "grasp": GraSP,
+    "wanda": Wanda,
     "lth": LTH,
     "lrr": LRR,
     "gmp": GMP,
@@ -79,6 +81,7 @@ __all__ = [
     "RigLITOP",
     "Static",
     "Traits",
+    "Wanda",
     "as_method",
     "kind_of",
     "methods_with",

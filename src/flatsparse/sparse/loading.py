@@ -148,8 +148,10 @@ class Loading:
 
     @torch.no_grad()
     def after_model_load(self, weights: list[MaskedWeight]) -> None:
-        """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next."""
+        """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones stay."""
         self._zeroed.keep(weights)
+        if self._state.frozen is not None:
+            self._state.frozen.end()
         for w in weights:
             w.apply()
 
@@ -169,6 +171,8 @@ class ZeroedWeights:
             may_be_dense: a weight with fewer zeros than its mask is no sign of a loss, as when a dense net is made sparse.
         """
         for w in weights:
+            if w.keeps_outside:
+                continue
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
             looks_sparse = w.size - int(full_tensor(nonzero.sum())) >= w.size - w.active

@@ -29,9 +29,10 @@ class MaskedWeight:
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
         generator: the source of this layer's random choices at this step.
         momentum: the running average of the dense gradient, kept only for a plan that asks for it.
-        recorded: the version of the weight that is known to be zero outside the mask.
+        recorded: the version of the weight that is known to be as it should be outside the mask.
         growable: where entries may become active, bool; None is everywhere.
         inputs_first: the number of groups of inputs that the weight begins with; 0 where it begins with the outputs.
+        keeps_outside: the weight keeps its values outside the mask, where it is zero otherwise; see ``FrozenOutside``.
     """
 
     def __init__(self, name: str, weight: nn.Parameter, index: int, seed: int = 0, inputs_first: int = 0) -> None:
@@ -45,6 +46,7 @@ class MaskedWeight:
         self.momentum: Tensor | None = None
         self.growable: Tensor | None = None
         self.recorded: Version | None = None
+        self.keeps_outside = False
 
     def __repr__(self) -> str:
         return f"MaskedWeight({self.name!r}, {tuple(self.mask.shape)}, {self.active}/{self.size} active)"
@@ -122,8 +124,9 @@ class MaskedWeight:
         return full
 
     def apply(self) -> None:
-        """Zero the weight outside the mask, and record that it is."""
-        self.zero_outside(self.weight)
+        """Zero the weight outside the mask, unless it keeps its values there, and record that it is as it should be."""
+        if not self.keeps_outside:
+            self.zero_outside(self.weight)
         record([self])
 
     def apply_to_gradient(self) -> None:

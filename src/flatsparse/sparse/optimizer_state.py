@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from flatsparse.common.distributed import PLAIN, is_sharded, local_tensor
 from flatsparse.common.errors import InputError
+from flatsparse.sam.state_entry import PERTURBED
 from flatsparse.sparse.masks import MaskedWeight
 
 # Optimizers that treat every entry by itself: with a masked gradient and zero state they leave a zero weight at zero.
@@ -35,6 +36,8 @@ BEGINNINGS: tuple[tuple[type[Optimizer], str, Callable[[Group], float]], ...] = 
 )
 # Integer state: codes, and under which key the number that each of them stands for (bitsandbytes).
 CODES = {"state1": "qmap1", "state2": "qmap2"}
+# State that holds the weights themselves, moved or averaged; outside a mask it is what they are there.
+OF_WEIGHTS: tuple[tuple[type[Optimizer], str], ...] = ((Optimizer, PERTURBED), (torch.optim.ASGD, "ax"))
 
 
 def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
@@ -43,17 +46,20 @@ def groups_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, Group]:
 
 
 @torch.no_grad()
-def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
+def begin_outside(weights: Iterable[MaskedWeight], optimizer: Optimizer, *, leave: str | None = None) -> None:
     """Set all state of a masked weight's shape, outside its mask, to what a new optimizer would make it.
 
     By shape, so that few optimizers need be named: momentum, Adam's moments and S²-SAM's perturbed weights alike.
+
+    Args:
+        leave: the key of state to leave alone.
 
     Raises: InputError for state of a kind in which that value cannot be written.
     """
     groups = groups_by_parameter(optimizer)
     for w in weights:
         for key, value in optimizer.state.get(w.weight, {}).items():
-            if isinstance(value, Tensor) and value.shape == w.weight.shape:
+            if isinstance(value, Tensor) and value.shape == w.weight.shape and key != leave:
                 _begin(key, value, w, optimizer, groups.get(w.weight, {}))
 
 
@@ -62,9 +68,29 @@ def beginning(key: str, optimizer: Optimizer, group: Group) -> float:
     return next((begin(group) for kind, name, begin in BEGINNINGS if name == key and isinstance(optimizer, kind)), 0.0)
 
 
+def holds_weights(key: str, optimizer: Optimizer) -> bool:
+    """Return whether a state holds weights: ``OF_WEIGHTS``, and the z of schedule-free optimizers, known by their modes."""
+    if key == "z":
+        return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
+    return any(key == name and isinstance(optimizer, kind) for kind, name in OF_WEIGHTS)
+
+
+def reaches_outside(optimizer: Optimizer) -> bool:
+    """Return whether a step changes state where the gradient is 0 but the weight is not, as weight decay does in a gradient."""
+    if type(optimizer) not in ELEMENTWISE:
+        return True
+    coupled = (group.get("weight_decay") and decay_factor(optimizer, group) == 1 for group in optimizer.param_groups)
+    return isinstance(optimizer, torch.optim.ASGD) or any(coupled)
+
+
 def _begin(key: str, value: Tensor, w: MaskedWeight, optimizer: Optimizer, group: Group) -> None:
     if type(value) not in PLAIN and not is_sharded(value):
         raise _unwritable(key, f"as a {type(value).__name__}", optimizer)
+    if w.keeps_outside and holds_weights(key, optimizer):
+        local_tensor(value).copy_(
+            torch.where(local_tensor(w.mask), local_tensor(value), local_tensor(w.weight.detach()))
+        )
+        return
     first = beginning(key, optimizer, group)
     if not (value.is_floating_point() or value.is_complex()) and value.dtype != torch.bool:
         meanings = optimizer.state[w.weight].get(CODES.get(key, ""))

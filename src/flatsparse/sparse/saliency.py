@@ -55,7 +55,7 @@ class Sensitivity:
                     if g is not None:
                         sum_ += g
         scores = {w.name: g.mul_(w.weight.detach()).abs_().div_(count) for w, g in zip(masks, total, strict=True)}
-        return _finite(scores)
+        return finite(scores)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class GradientFlow:
                 ):
                     product += more
         scores = {w.name: product * w.weight.detach() for w, product in zip(masks, products, strict=True)}
-        return _finite(scores)
+        return finite(scores)
 
     def _halves(self) -> tuple[list[Any], ModelLoss]:
         """Return the parts of the sample, and their loss."""
@@ -204,12 +204,12 @@ def _given(
             " batches=[(inputs, targets)], loss_fn=torch.nn.functional.cross_entropy)"
         )
     if model_loss is not None:
-        return _any(batches), model_loss
+        return each_batch(batches), model_loss
     assert loss_fn is not None  # as checked above
-    return _pairs(batches), lambda model, batch: loss_fn(model(batch[0]), batch[1])
+    return each_pair(batches), lambda model, batch: loss_fn(model(batch[0]), batch[1])
 
 
-def _any(batches: Iterable[Any]) -> Iterator[Any]:
+def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches. Raises InputError when there are none."""
     empty = True
     for batch in batches:
@@ -219,7 +219,7 @@ def _any(batches: Iterable[Any]) -> Iterator[Any]:
         raise InputError("batches= holds nothing: give at least one batch")
 
 
-def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
+def each_pair(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the batches one by one, so that no more than one need be held."""
     empty = True
     for batch in batches:
@@ -231,8 +231,9 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError("batches= holds nothing: give pairs, such as [(inputs, targets)]")
 
 
-def _finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+def finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return scores. Raises InputError for a layer whose scores are not finite."""
     odd = next((name for name, score in scores.items() if not score.isfinite().all()), None)
     if odd is not None:
-        raise InputError(f"the scores of layer '{odd}' are not finite: check that the loss of the batches is")
+        raise InputError(f"the scores of layer '{odd}' are not finite: check that the batches, and their loss, are")
     return scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +15,15 @@ from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import mask_aware
 from flatsparse.sparse.channel_state import ChannelState
+from flatsparse.sparse.frozen import FrozenOutside
 from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.optimizer_state import begin_outside
 from flatsparse.sparse.packing import Packing
+
+Outside = Literal["zero", "frozen"]  # what weights are outside the masks: 0, or what they were
+ZERO: Outside = "zero"
+FROZEN: Outside = "frozen"
 
 
 @dataclass(eq=False)
@@ -35,6 +40,7 @@ class TrainingState:
         steps_taken: the number of optimizer steps so far, all rounds together.
         round: the number of the round, from 0.
         packing: of weights between the steps that need them whole; None where there is none.
+        frozen: keeps the values of weights outside the masks through steps; None where they are zero.
     """
 
     masks: Masks
@@ -46,6 +52,13 @@ class TrainingState:
     steps_taken: int = 0
     round: int = 0
     packing: Packing | None = None
+    frozen: FrozenOutside | None = None
+
+    def freeze_outside(self, optimizer: Optimizer) -> None:
+        """Let all weights keep their values outside the masks, which are zero otherwise."""
+        self.frozen = FrozenOutside(optimizer)
+        for w in self.masks:
+            w.keeps_outside = True
 
     @property
     def masked(self) -> Iterator[MaskedWeight]:
@@ -72,7 +85,7 @@ class TrainingState:
         """Set new masks, by name, of weights that are trained.
 
         Weights, gradients and the optimizer's state become 0 outside the masks, so that what grows begins as new; in
-        channels that are restored, it begins from the weight it last had.
+        channels that are restored, and where weights outside are frozen, it begins from the weight it last had.
         """
         trained = {w.name for w in self.masks.trained()}
         grown = self.masks.update({name: mask for name, mask in new.items() if name in trained})
@@ -107,6 +120,8 @@ class TrainingState:
             "memory": dict(self.memory),
             "grown": {} if self.grown is None else self.grown.state_dict(),
         }
+        if self.frozen is not None:
+            saved["outside"] = FROZEN
         return {**saved, "channels": self.channels.state_dict()} if self.channels else saved
 
     def check(self, saved: Mapping[str, Any], method: str) -> None:
@@ -116,6 +131,9 @@ class TrainingState:
             raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
         if saved["method"] != method:
             raise InputError(f"saved masks are of method '{saved['method']}', not '{method}': sparsify with that one")
+        outside, here = saved.get("outside", ZERO), ZERO if self.frozen is None else FROZEN
+        if outside != here:
+            raise InputError(f"saved masks are of outside='{outside}', not '{here}': sparsify with outside='{outside}'")
         own = {w.name: tuple(w.mask.shape) for w in self.masks}
         given = {name: tuple(m.shape) for name, m in saved["masks"].items()}
         if own != given:

@@ -66,10 +66,11 @@ class SparseStep:
 
         1. Due rules that score by gradient get a copy of the dense one;
         2. gradients are zeroed outside the masks;
-        3. the optimizer steps under the old masks (unless a due rule takes the place of the weight step);
-        4. due rules give new masks; weights, gradients and optimizer state are zeroed outside them.
+        3. the optimizer steps under the old masks (unless a due rule takes the place of the weight step); frozen weights
+           outside them are written back;
+        4. due rules give new masks; weights that are not frozen, gradients and optimizer state are zeroed outside them.
         """
-        state, grown = self._state, self._state.grown
+        state, grown, frozen = self._state, self._state.grown, self._state.frozen
         self._settle()
         rules = due(self._plan, state.steps_taken + 1)
         if rules:
@@ -85,7 +86,12 @@ class SparseStep:
         if grown is not None:
             grown.after_step(state.masked)
         _release(withheld)
-        if not self._elementwise:
+        if frozen is not None:
+            frozen.write_back()
+            frozen.reset_state(before_update=bool(rules))
+            # What a wrapper has made within the step (``kernel=True``) it makes anew, of the weights as they are now.
+            state.share_masks(self._optimizer)
+        elif not self._elementwise:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
         state.steps_taken += 1
@@ -97,17 +103,26 @@ class SparseStep:
             w.dense_grad = None
         record(masked)
         self._copied = {}
+        if frozen is not None:
+            frozen.end()
         keep_rewind_point(state, self._plan.rounds, self._model())
 
         # A subclass may write to weights after its parent's step, which has these hooks too.
+        if frozen is not None and not self._elementwise:
+            frozen.keep(state.masked)
         while not self._elementwise:
             yield
+            if frozen is not None:
+                frozen.write_back()
             for w in state.masked:
                 w.apply()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # a traced hook would count one step for all
     def _before(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        frozen = self._state.frozen
+        if frozen is not None:
+            frozen.begin(self._state.masked)
         if closure is None:
             self._begin()
             return None
@@ -115,6 +130,8 @@ class SparseStep:
         def masked_closure() -> Any:  # torch calls this hook before the closure has made any gradient
             # LBFGS comes several times, along directions that it has from other masks.
             reapply(list(self._state.masked))
+            if frozen is not None:
+                frozen.write_back()
             loss = closure()
             self._begin()
             return loss
@@ -134,6 +151,9 @@ class SparseStep:
     def _after(self, base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._running is not None:
             next(self._running, None)
+        elif (frozen := self._state.frozen) is not None:
+            frozen.write_back()
+            frozen.end()
 
     def _settle(self) -> None:
         """Make weights fit the masks again, whatever was loaded or has written to them since the last step."""

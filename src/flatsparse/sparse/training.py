@@ -20,7 +20,7 @@ from flatsparse.sparse.plan import Plan, due
 from flatsparse.sparse.report import LayerReport, Report
 from flatsparse.sparse.rounds import keep_rewind_point, write_back
 from flatsparse.sparse.rules import Rule
-from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.state import FROZEN, ZERO, Outside, TrainingState
 from flatsparse.sparse.step import SparseStep
 
 
@@ -69,8 +69,13 @@ class SparseTraining:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of prunable weights that are zero."""
+        """The fraction of prunable weights that are zero; with ``outside="frozen"``, of those that are not trained."""
         return 1 - self._state.masks.active / self._state.masks.total
+
+    @property
+    def outside(self) -> Outside:
+        """What weights are outside the masks: ``"zero"``, or ``"frozen"``, what they were."""
+        return ZERO if self._state.frozen is None else FROZEN
 
     @property
     def channels(self) -> float | None:
@@ -112,7 +117,7 @@ class SparseTraining:
 
     def keeps_masks(self) -> bool:
         """Return whether the model runs at weights that are zero outside the masks: until ``detach``, if e is masked too."""
-        return self._masks_all and bool(self._handles)
+        return self._masks_all and bool(self._handles) and self.outside == ZERO
 
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
@@ -130,7 +135,7 @@ class SparseTraining:
         """
         packing = self._state.packing
         assert packing is not None
-        if self._group is not None or self._state.channels or self.plan.momentum is not None:
+        if self._group is not None or self._state.channels or self.plan.momentum is not None or self.outside == FROZEN:
             return lambda: None
         packing.wanted = wanted
         handle = self._optimizer.register_step_post_hook(self._pack)
@@ -217,8 +222,10 @@ class SparseTraining:
         self._loading.load_state_dict(state)
 
     def detach(self) -> None:
-        """Remove all hooks from model and optimizer: from now on nothing keeps the masks."""
+        """Remove all hooks from model and optimizer: from now on nothing keeps the masks, nor weights outside them."""
         self.unpack()
+        if self._state.frozen is not None:
+            self._state.frozen.end()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
