@@ -10,53 +10,49 @@ from typing import Any
 import flatsparse as fs
 
 
-def _under(*names: str) -> tuple[str, ...]:
-    return tuple(f"flatsparse.{name}" for name in names)
+def _modules(names: str) -> tuple[str, ...]:
+    return tuple(f"flatsparse.{name}" for name in names.split())
 
 
 # A page: its title, and its modules. What `import flatsparse` shows is on the first.
 PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "library": ("The library", ("flatsparse", "flatsparse.acceleration.accelerate.Accelerated")),
-    "methods": ("Methods", ("flatsparse.methods", "flatsparse.methods.presets")),
+    "methods": ("Methods", _modules("methods methods.presets")),
     "parts": (
         "Parts of a method",
-        _under(
-            *("sparse.plan", "sparse.rules", "sparse.scores", "sparse.saliency", "sparse.distributions"),
-            *("sparse.redistribution", "sparse.threshold", "sparse.pattern", "sparse.channel_rules", "sparse.rounds"),
+        _modules(
+            "sparse.plan sparse.rules sparse.scores sparse.saliency sparse.distributions sparse.redistribution sparse.threshold"
+            " sparse.pattern sparse.channel_rules sparse.channel_scores sparse.rounds"
         ),
     ),
     "state": (
         "What parts work on",
-        _under(
-            *("sparse.state", "sparse.masks", "sparse.masked_weight", "sparse.expected", "sparse.channel_state"),
-            "sparse.report",
-        ),
+        _modules("sparse.state sparse.masks sparse.masked_weight sparse.expected sparse.channel_state sparse.report"),
     ),
-    "schedules": ("Schedules", ("flatsparse.schedules",)),
-    "sharpness": ("Sharpness", _under("sam.directions", "sam.looksam", "sam.base")),
+    "schedules": ("Schedules", _modules("schedules")),
+    "sharpness": ("Sharpness", _modules("sam.directions sam.looksam sam.base")),
     "models": (
         "Models",
-        _under(
-            *("models", "models.resnet_cifar", "models.vgg_cifar", "models.mobilenet_cifar", "models.resnet_imagenet"),
-            *("models.efficientnet", "models.vit", "models.transformer", "models.gpt"),
+        _modules(
+            "models models.resnet_cifar models.vgg_cifar models.mobilenet_cifar models.resnet_imagenet models.efficientnet"
+            " models.vit models.transformer models.gpt"
         ),
     ),
-    "channels": ("Channels", _under("graph.groups", "graph.shrink")),
+    "channels": ("Channels", _modules("graph.groups graph.shrink")),
     "measures": (
         "Measures",
-        _under(
-            *("measure.estimate", "measure.flops", "measure.topology", "measure.sharpness", "measure.directions"),
-            *("measure.hessian", "measure.surface", "measure.theory", "curvature"),
+        _modules(
+            "measure.estimate measure.flops measure.topology measure.sharpness measure.directions measure.hessian"
+            " measure.surface measure.theory curvature"
         ),
     ),
-    "export": ("Export", ("flatsparse.export",)),
+    "export": ("Export", _modules("export")),
     "experiments": (
         "Experiments",
-        _under(
-            *("experiments.run.load", "experiments.run.loop", "experiments.grid.store"),
-            *("experiments.recipes.recipe", "experiments.recipes.setting"),
-            *("experiments.robustness", "experiments.robustness_table"),
-            *("experiments.data.corruptions", "experiments.data.corrupted"),
+        _modules(
+            "experiments.run.load experiments.run.loop experiments.run.folder experiments.grid.store"
+            " experiments.recipes.recipe experiments.recipes.setting experiments.robustness experiments.robustness_table"
+            " experiments.data.corruptions experiments.data.corrupted"
         ),
     ),
 }

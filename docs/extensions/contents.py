@@ -10,9 +10,9 @@ from typing import Any
 import api
 
 REPOSITORY = "https://github.com/flatsparse/flatsparse/blob/main"
-LISTS = ("index", "methods/README", "directions/README", "notebooks/README")  # pages that list others
+LISTS = ("index", "methods/README", "directions/README")  # pages that list others
 ENTRY = re.compile(r"^(?:- |\| )\[`?([^\]`]+)`?\]\(([^)#\s]+)\)", re.MULTILINE)  # the first link of an item or a row
-LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)([^)]*)\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)([^)]*)\)")  # to a file here
 
 
 def toctrees(text: str) -> list[str]:
@@ -30,12 +30,12 @@ def toctree(caption: str, entries: list[tuple[str, str]]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}" if caption else "", "", *lines, "```"])
 
 
-def with_outside_links(text: str, page: str) -> str:
-    """The text of a page with its links to files that are not of the site leading to GitHub."""
+def with_outside_links(text: str, page: str, inside: bool = False) -> str:
+    """The text of a page with its links to files that are not of the site leading to GitHub; or, with `inside`, all of them."""
 
     def outside(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), match[1]))
-        return match[0] if path.startswith("docs/") else f"]({REPOSITORY}/{path}{match[2]})"
+        return match[0] if path.startswith("docs/") and not inside else f"]({REPOSITORY}/{path}{match[2]})"
 
     return LINK.sub(outside, text)
 
