@@ -38,6 +38,7 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {
     "source_repository": "https://github.com/flatsparse/flatsparse/",
     "source_branch": "main",

@@ -102,6 +102,13 @@ def write(app: Any, config: Any) -> None:
             file.write_text(text, encoding="utf-8")
 
 
+def without_edit_link(app: Any, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The repository has no file of such a page."""
+    if name.startswith("api/"):
+        context["page_source_suffix"] = ""
+
+
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("html-page-context", without_edit_link)
     app.connect("config-inited", write)
     return {"parallel_read_safe": True}
