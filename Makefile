@@ -50,4 +50,4 @@ format: setup
 	$(BIN)/ruff format src tests benchmarks docs examples hatch_build.py
 
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv demo build dist docs/api

@@ -10,7 +10,8 @@ import pytest
 
 from .blocks import PAGES, ROOT
 
-sphinx = pytest.importorskip("sphinx", reason="the site needs pip install 'flatsparse[docs]'")
+for name in ("sphinx", "myst_parser", "furo"):
+    pytest.importorskip(name, reason="the site needs pip install 'flatsparse[docs]'")
 DOCS = ROOT / "docs"
 NAMES = ("contents", "docstrings", "notebooks", "api")
 
@@ -19,19 +20,9 @@ NAMES = ("contents", "docstrings", "notebooks", "api")
 def site(tmp_path_factory):
     """The site, with notebooks whose cells were not run: tests/docs/test_code_blocks.py does that."""
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "--keep-going",
-        "-D",
-        "notebooks_run=0",
-        "-d",
-        folder / "read",
-    ]
-    told = subprocess.run([*command, DOCS, folder / "html"], capture_output=True, text=True, check=False)
+    options = "-m sphinx -q -W --keep-going -D notebooks_run=0 -d".split()
+    command = [sys.executable, *options, folder / "read", DOCS, folder / "html"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     return folder / "html"
 
@@ -60,7 +51,7 @@ def documented(site):
     return {item for kind, items in inventory.data.items() if kind.startswith("py:") for item in items}
 
 
-def test_the_reference_has_every_name_of_ours_that_a_page_mentions(site, parts):
+def test_the_reference_has_every_name_of_ours_that_a_page_mentions(site):
     names = {
         name
         for page in PAGES.values()
