@@ -20,7 +20,7 @@ NAMES = ("contents", "docstrings", "notebooks", "api")
 def site(tmp_path_factory):
     """The site, with notebooks whose cells were not run: tests/docs/test_code_blocks.py does that."""
     folder = tmp_path_factory.mktemp("site")
-    options = "-m sphinx -q -W --keep-going -D notebooks_run=0 -d".split()
+    options = ["-m", "sphinx", "-q", "-W", "--keep-going", "-D", "notebooks_run=0", "-d"]
     command = [sys.executable, *options, folder / "read", DOCS, folder / "html"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
