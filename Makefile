@@ -35,9 +35,10 @@ stress: setup
 evidence: setup
 	$(BIN)/python benchmarks/evidence.py
 
-# The pages of the methods, from their docstrings.
+# The pages of the methods and directions, from their docstrings, and the site from all pages, in build/site.
 docs: setup
 	$(BIN)/python docs/pages.py
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs build/site
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks docs examples hatch_build.py
@@ -49,4 +50,4 @@ format: setup
 	$(BIN)/ruff format src tests benchmarks docs examples hatch_build.py
 
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv demo build dist docs/api

@@ -1,4 +1,7 @@
-"""Writes docs/methods: a page per method, from its docstring, its plan and the count of its cost. `make docs` runs it."""
+"""Writes docs/methods: a page per method, from its docstring, its plan and the count of its cost; and docs/directions.
+
+`make docs` runs it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import direction_pages
 import torch
+from page_text import table, unwrapped
 
 import flatsparse as fs
 from flatsparse.measure.estimate import estimate
@@ -17,7 +22,7 @@ from flatsparse.methods import ALIASES, traits_of
 from flatsparse.sparse.distributions import global_ranking
 from flatsparse.sparse.redistribution import Redistribute
 
-FOLDER = Path(__file__).parent / "methods"
+DOCS = Path(__file__).parent
 STEPS, SPARSITY = 10_000, 0.9  # of the plan that is shown
 SPARSITIES = 0.8, 0.9, 0.95
 CHANNELS = 0.3, 0.5, 0.7  # removed, of a method that takes no sparsity
@@ -158,27 +163,18 @@ def costs(name: str) -> str:
     return f"{head}\n\n" + table(columns, rows) + f"\n\n{dense}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def unwrapped(text: str) -> str:
-    """Docstring text as Markdown, a line a paragraph."""
-    paragraphs = re.split(r"\n\s*\n", text.strip())
-    return "\n\n".join(re.sub(r"\s+", " ", p).replace("``", "`") for p in paragraphs)
-
-
 def _first_line(kind: Any) -> str:
     return unwrapped((kind.__doc__ or "").strip().splitlines()[0])
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob("*.md"):
-        old.unlink()
-    for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+    for folder, texts in (DOCS / "methods", pages()), (DOCS / "directions", direction_pages.pages()):
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.md"):
+            if old.name not in texts:
+                old.unlink()
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

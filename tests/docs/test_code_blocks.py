@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +21,10 @@ from tests.helpers import same
 
 WITH_PYTHON = [page for page in PAGES if python(page)]
 STARTED = [  # by torchrun
-    (page, words[words.index("flatsparse") :]) for page in PAGES for words in commands(page, "torchrun")
+    (page, words[words.index("flatsparse") :])
+    for page in PAGES
+    for words in commands(page, "torchrun")
+    if "flatsparse" in words
 ]
 COMMANDS = [
     *((page, words) for page in PAGES for words in commands(page, "flatsparse") if words != ["flatsparse", "export"]),
@@ -118,12 +123,43 @@ def check_import(names):
         assert same(names["model"].state_dict()[name][~mask], names["base"][name][~mask])
 
 
+def check_own_loop(names):
+    assert names["accuracy"](names["model"]) > 85
+    assert names["identical"]
+    assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
+    assert not any(weight[~mask].any() for weight, mask in weights_and_masks(names))
+
+
+def check_pruned(names):
+    assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
+    assert {n: m.tolist() for n, m in names["training"].masks.items()} == {
+        n: m.tolist() for n, m in names["before"].items()
+    }
+    assert not any(weight[~mask].any() for weight, mask in weights_and_masks(names))
+
+
+def weights_and_masks(names):
+    weights = dict(names["model"].named_parameters())
+    return [(weights[name], mask) for name, mask in names["training"].masks.items()]
+
+
+def check_whether_it_helped(names):
+    """S²-SAM gains on a net that learns wrong labels by heart, noise does not, and early stopping is a rival."""
+    rows = {name: names["table"].row(name) for name in ("none", "s2sam", "random")}
+    assert rows["s2sam"].difference.low > 0
+    assert rows["random"].difference.mean < rows["s2sam"].difference.low
+    assert names["brief"].row("none").mean > rows["none"].mean
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/add-a-method.md": check_method,
     "docs/channels.md": check_channels,
     "docs/compare-your-own-loop.md": check_comparison,
     "docs/export.md": check_export,
+    "docs/notebooks/did-it-help.md": check_whether_it_helped,
+    "docs/notebooks/own-loop.md": check_own_loop,
+    "docs/pruned-model.md": check_pruned,
     "docs/reproduce.md": check_recipe,
     "docs/run-folder.md": check_masks,
     "docs/sparsify.md": check_import,
@@ -136,6 +172,18 @@ CHECKS = {
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_in_order_and_does_what_it_says(page):
     CHECKS.get(page, lambda names: None)(run(page))
+
+
+@pytest.mark.slow
+def test_the_script_for_many_processes_runs_under_torchrun(here):
+    run("docs/compiled-and-distributed.md")
+    (words,) = (words for words in commands("docs/compiled-and-distributed.md", "torchrun") if "train.py" in words)
+    program = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "sparsity 90" in told.stdout
+    assert (here / "model.pt").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 import re
 import sys
@@ -9,17 +9,32 @@ import pytest
 import flatsparse as fs
 from flatsparse.cli import main
 from flatsparse.common.errors import InputError
+from flatsparse.sam.directions import DIRECTIONS
 from tests.docs.blocks import commands, python
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.pages()
+def generators():
+    """The modules that make pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        modules = [importlib.import_module(name) for name in ("pages", "direction_pages")]
+        yield modules
+        for name in ("pages", "direction_pages", "page_text"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def pages(generators):
+    return generators[0].pages()
+
+
+def test_every_direction_has_its_page_and_none_is_out_of_date(generators):
+    written = {file.name: file.read_text(encoding="utf-8") for file in (DOCS / "directions").glob("*.md")}
+    assert set(written) == {"README.md", *(f"{name}.md" for name in DIRECTIONS)}
+    assert written == generators[1].pages(), "run make docs"
 
 
 def test_every_method_has_its_page_and_none_is_out_of_date(pages):
