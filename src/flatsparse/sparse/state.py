@@ -35,6 +35,7 @@ class TrainingState:
         steps_taken: the number of optimizer steps so far, all rounds together.
         round: the number of the round, from 0.
         packing: of weights between the steps that need them whole; None where there is none.
+        steps: the number of optimizer steps that the plan was made for, in each round; None if it is not known.
     """
 
     masks: Masks
@@ -46,6 +47,7 @@ class TrainingState:
     steps_taken: int = 0
     round: int = 0
     packing: Packing | None = None
+    steps: int | None = None
 
     @property
     def masked(self) -> Iterator[MaskedWeight]:

@@ -1,0 +1,99 @@
+"""Checks of checkpoints, and of averages of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatsparse.diagnosis.finding import users_line
+from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
+from flatsparse.diagnosis.objects.elsewhere import entries_outside, outside_finding
+from flatsparse.diagnosis.subject import address
+from flatsparse.sparse.loading import MASK, TRAINING
+from flatsparse.sparse.masked_weight import MaskedWeight
+
+AVERAGING = ("add_", "lerp_", "copy_", "_foreach_add_", "_foreach_lerp_", "_foreach_copy_")
+# What a file has that is to be resumed from, and one that only keeps a result has not.
+RESUMED = ("epoch", "step", "iter", "sched", "optim", "scaler")
+
+
+class MasksNotSaved(EventCheck):
+    """A checkpoint to resume from, with weights and without masks."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._lines: list[str] = []  # where checkpoints without masks were saved since the last step
+        self._masks = False
+
+    def saved(self, thing: Any) -> None:
+        if self.subject.state is None or self.subject.plan is None or not isinstance(thing, dict):
+            return
+        self._masks |= _has_masks(thing)
+        if any(word in str(key).lower() for key in thing for word in RESUMED) and self._has_weights(thing):
+            self._lines.append(users_line())
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if self.is_own(optimizer):
+            self._judge()
+
+    def ended(self) -> None:
+        self._judge()
+
+    def _judge(self) -> None:
+        if self._lines and not self._masks:
+            self.report(
+                "masks-not-saved",
+                "a checkpoint to resume from has the weights and no masks, so that a resumed run begins with other ones",
+                "save training.state_dict() too, or optimizer.state_dict(), which holds the masks",
+                self._lines[0],
+            )
+        self._lines, self._masks = [], False
+
+    def _has_weights(self, thing: dict[Any, Any]) -> bool:
+        assert self.subject.state is not None
+        names = {w.name for w in self.subject.state.masks}
+        return any(isinstance(value, dict) and names & {_plain(key) for key in value} for value in thing.values())
+
+
+def _plain(name: Any) -> str:
+    return str(name).replace("_orig_mod.", "").removeprefix("module.")
+
+
+def _has_masks(thing: Any) -> bool:
+    """Return whether masks are anywhere in nested dicts and lists."""
+    if isinstance(thing, dict):
+        if {MASK, TRAINING} & set(map(str, thing)) or ("masks" in thing and "steps_taken" in thing):
+            return True
+        return any(map(_has_masks, thing.values())) or _are_masks(thing)
+    return isinstance(thing, (list, tuple)) and any(map(_has_masks, thing))
+
+
+def _are_masks(thing: dict[Any, Any]) -> bool:
+    return bool(thing) and all(isinstance(v, Tensor) and not v.is_floating_point() and v.ndim > 1 for v in thing.values())
+
+
+class AverageOutsideMasks(EventCheck):
+    """An average of the weights that a loop makes by itself, with entries of several masks."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._averages: list[tuple[MaskedWeight, Tensor, str]] = []  # updated since the last step
+
+    def operation(self, name: str, args: tuple[Any, ...]) -> None:
+        if name not in AVERAGING:
+            return
+        masked = {address(w.weight): w for w in self.subject.masked}
+        targets = tensors_in(args[:1])
+        for target, source in zip(targets, tensors_in(args[1:])[: len(targets)], strict=False):
+            w = masked.get(address(source))
+            if w is not None and address(target) not in masked and target.shape == w.mask.shape:
+                self._averages.append((w, target, users_line()))
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self.is_own(optimizer):
+            return
+        if outside := entries_outside((w, average) for w, average, _ in self._averages):
+            self._report(outside_finding(outside, self._averages[0][2]))
+        self._averages = []

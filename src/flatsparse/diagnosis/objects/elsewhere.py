@@ -1,0 +1,122 @@
+"""Checks of what other objects hold: memory of the weights, averages of them, and schedulers of other optimizers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from flatsparse.common.names import plain_names
+from flatsparse.common.tensors import shared_storage
+from flatsparse.diagnosis.finding import Finding
+from flatsparse.diagnosis.subject import Subject, unwrapped
+from flatsparse.sam.addresses import address_holder
+from flatsparse.sparse.masked_weight import MaskedWeight
+
+ALIKE = 0.5  # the cosine of a model's weights and an average of them is more than that of two models' weights
+
+
+def shared_memory(subject: Subject) -> Iterator[Finding]:
+    """Two parameters on the same memory."""
+    if subject.model is None:
+        return
+    for one, other in shared_storage(subject.model.named_parameters()):
+        yield Finding(
+            "shared-memory",
+            f"'{one}' and '{other}' are two parameters on the same memory, so that the mask and the perturbation of one are"
+            " undone by the other",
+            "tie them as one (b.weight = a.weight, not b.weight.data = a.weight.data), or clone one of them",
+        )
+        return
+
+
+def address_held(subject: Subject) -> Iterator[Finding]:
+    """A module that keeps the address of a weight, whose storage SAM and S²-SAM exchange."""
+    sharpness = subject.sharpness
+    if subject.model is None or sharpness is None or sharpness.in_place:
+        return
+    with subject.true_weights():
+        holder = address_holder(subject.model, subject.parameters)
+    if holder is not None:
+        yield Finding(
+            "address-held",
+            f"{holder} keeps the address of a parameter's storage, which is exchanged when weights are perturbed, so it sees"
+            " no perturbation",
+            f"give {type(sharpness).__name__} in_place=True",
+        )
+
+
+def average_outside_masks(subject: Subject) -> Iterator[Finding]:
+    """A moving average of torch's that has entries of several masks."""
+    if subject.model is None or not subject.masked:
+        return
+    gc.collect()  # so that those of earlier runs are gone
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), AveragedModel) or not int(thing.n_averaged):
+            continue
+        named = {name: p.detach() for name, p in thing.module.named_parameters()}
+        averages = dict(zip(plain_names(list(named)), named.values(), strict=True))
+        pairs = [(w, averages[w.name]) for w in subject.masked if w.name in averages]
+        pairs = [(w, average) for w, average in pairs if average.shape == w.mask.shape]
+        if pairs and _are_alike(pairs) and (outside := entries_outside(pairs)):
+            yield outside_finding(outside)
+            return
+
+
+def entries_outside(pairs: Iterable[tuple[MaskedWeight, Tensor]]) -> int:
+    """Return the number of entries of averages that are not 0 outside their weights' masks."""
+    return sum(int((average.ne(0) & ~w.mask.to(average.device)).sum()) for w, average in pairs)
+
+
+def outside_finding(count: int, where: str = "") -> Finding:
+    """The finding of an average with entries outside the masks."""
+    return Finding(
+        "average-outside-masks",
+        f"an average of the weights has {count} entries outside the masks, from masks of earlier steps, so what is evaluated and"
+        " saved of it is denser than the model",
+        "zero it outside the masks after each update: for p, a in zip(model.parameters(), average.parameters()), where"
+        " training.zeroing() has p, call training.zeroing()[p](a)",
+        where,
+    )
+
+
+def _are_alike(pairs: Sequence[tuple[MaskedWeight, Tensor]]) -> bool:
+    """Return whether averages are near the weights."""
+    own = torch.cat([w.weight.detach().reshape(-1).double().cpu() for w, _ in pairs])
+    other = torch.cat([average.reshape(-1).double().cpu() for _, average in pairs])
+    return float(torch.cosine_similarity(own, other, dim=0)) > ALIKE
+
+
+def scheduler_elsewhere(subject: Subject) -> Iterator[Finding]:
+    """A scheduler that steps, of an optimizer with the same parameters that does not."""
+    own, held = {id(o) for o in subject.optimizers}, {id(p) for p in subject.parameters}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), LRScheduler) and is_elsewhere(thing, own, held):
+            stepped: Any = getattr(thing.optimizer, "_opt_called", False)
+            if thing._step_count > 1 and not stepped and subject.base.state:
+                yield scheduled_elsewhere(thing)
+                return
+
+
+def is_elsewhere(scheduler: Any, own: set[int], held: set[int]) -> bool:
+    """Return whether a scheduler is of an optimizer that is none of ours and has some of our parameters."""
+    optimizer = unwrapped(getattr(scheduler, "optimizer", None))
+    if not isinstance(optimizer, torch.optim.Optimizer) or id(optimizer) in own:
+        return False
+    return any(id(p) in held for group in optimizer.param_groups for p in group["params"])
+
+
+def scheduled_elsewhere(scheduler: Any, where: str = "") -> Finding:
+    """The finding of a scheduler of another optimizer."""
+    return Finding(
+        "scheduler-elsewhere",
+        f"the {type(scheduler).__name__} changes the learning rate of another {type(scheduler.optimizer).__name__}, which never"
+        " steps, and not of the optimizer that does",
+        "make the scheduler of the optimizer whose step() the loop calls; S2SAM and SAM share their groups with their base",
+        where,
+    )
