@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
-from tests.diagnosis.loops import STEPS, Watcher, backward, closure_of, evaluate, loss_of, parts
+from tests.diagnosis.loops import STEPS, Watcher, backward, closure_of, evaluate, loss_of, parts, train
 from tests.helpers import adamw, batch, mlp, sgd
 
 FAULTS: dict[Callable[[Watcher], Any], tuple[str, ...]] = {}
@@ -56,10 +56,7 @@ def a_mask_is_written_to(watch: Watcher) -> None:
     model, optimizer, training = parts("static")
     next(iter(training.masks.values()))[0] = True
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("masks-not-saved")
@@ -117,10 +114,7 @@ def a_layer_is_replaced_after_sparsify(watch: Watcher) -> None:
     model, optimizer, training = parts()
     model[2] = nn.Linear(16, 3)
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("optimizer-of-another-model", "no-gradient")
@@ -134,12 +128,24 @@ def a_copy_of_the_model_is_trained(watch: Watcher) -> None:
             optimizer.zero_grad()
 
 
-@fault("masks-on-another-optimizer")
+@fault("masks-on-another-optimizer", "weights-revived")
 def sparsify_has_another_optimizer(watch: Watcher) -> None:
     model, _, training = parts(kind=None)
     optimizer = adamw(model.parameters())
     with watch(model, optimizer, training):
-        backward(model, 0)
+        train(model, optimizer)
+
+
+@fault("another-optimizer-stepped", "weights-revived", "gradient-carried-over")
+def the_optimizer_made_before_is_stepped(watch: Watcher) -> None:
+    model = mlp(norm=False)
+    first = sgd(model.parameters())
+    model, optimizer, training = parts(model=model)
+    with watch(model, optimizer, training):
+        for step in range(STEPS):
+            backward(model, step)
+            first.step()
+            first.zero_grad()
 
 
 @fault("perturbation-unmasked")
@@ -147,10 +153,7 @@ def s2sam_is_made_after_sparsify(watch: Watcher) -> None:
     model, base, training = parts(kind=None)
     optimizer = fs.S2SAM(base).follow(model)
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 # -- steps and schedules ------------------------------------------------------------------------------------------------
@@ -279,10 +282,7 @@ def no_forward_is_followed(watch: Watcher) -> None:
     model = mlp(norm=False)
     optimizer = fs.S2SAM(sgd(model.parameters()))
     with watch(model, optimizer):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("unperturbed")
@@ -436,14 +436,6 @@ def a_batch_goes_through_batch_norm_twice(watch: Watcher) -> None:
             optimizer.zero_grad()
 
 
-class Holding(nn.Linear):
-    """A layer whose kernel keeps the address of its weight."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.kept = self.weight.data_ptr()
-        return super().forward(x)
-
-
 @fault("address-held", "addresses")
 def a_layer_keeps_the_address_of_its_weight(watch: Watcher) -> None:
     torch.manual_seed(0)
@@ -452,10 +444,7 @@ def a_layer_keeps_the_address_of_its_weight(watch: Watcher) -> None:
     model.kept = {"weight": held.weight.data}  # as a kernel that was set up once
     model, optimizer, training = parts("static", model=model)
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("shared-memory")
@@ -464,10 +453,7 @@ def two_parameters_get_the_same_memory(watch: Watcher) -> None:
     model, optimizer, training = parts("static", kind=None, model=model)
     model[1].bias.data = model[0].bias.data
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("state-outside-masks", "weights-revived")
@@ -486,20 +472,14 @@ def the_state_of_a_dense_run_is_put_back(watch: Watcher) -> None:
 def the_state_is_of_rows(watch: Watcher) -> None:
     model, optimizer, training = parts(kind=None, base=lambda p: torch.optim.Adafactor(p, lr=0.01))
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("state-not-fresh")
 def grown_weights_take_long_steps(watch: Watcher) -> None:
     model, optimizer, training = parts(kind=None, base=adamw, fresh_state=False)
     with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)
 
 
 @fault("warning-loaded-weights-that-are")
@@ -508,7 +488,4 @@ def weights_of_another_run_are_loaded_without_their_masks(watch: Watcher) -> Non
     other, _, _ = parts(model=mlp(1, norm=False), seed=1)
     with watch(model, optimizer, training):
         model.load_state_dict(other.state_dict())
-        for step in range(STEPS):
-            backward(model, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer)

@@ -67,6 +67,13 @@ def backward(model: nn.Module, step: int) -> None:
     loss_of(model, step).backward()
 
 
+def train(model: nn.Module, optimizer: Any, steps: int = STEPS, start: int = 0) -> None:
+    for step in range(start, start + steps):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def evaluate(model: nn.Module, step: int = 99) -> float:
     """An evaluation as it should be."""
     model.eval()

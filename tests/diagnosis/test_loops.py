@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+from pathlib import Path
 
 import pytest
 
 from tests.diagnosis.faults import FAULTS
 from tests.diagnosis.loops import Watcher
+from tests.diagnosis.right_loops import RIGHT
+from tests.helpers import same
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -22,3 +24,26 @@ def test_a_planted_fault_is_found_and_nothing_else(loop):
 
 def test_there_are_twenty_kinds_of_faults_and_more():
     assert len({names[0] for names in FAULTS.values()}) > 20
+
+
+@pytest.mark.parametrize("loop", RIGHT, ids=lambda loop: loop.__name__)
+def test_a_right_loop_has_no_findings(loop):
+    watcher = Watcher()
+    loop(watcher)
+    assert watcher.findings == []
+
+
+@pytest.mark.parametrize("loop", RIGHT, ids=lambda loop: loop.__name__)
+def test_a_watched_loop_computes_the_same_bits(loop):
+    alone, watched = loop(Watcher(on=False)), loop(Watcher())
+    assert same(alone.state_dict(), watched.state_dict())
+
+
+def test_there_are_twenty_right_loops_and_more():
+    assert len(RIGHT) > 20
+
+
+def test_every_fault_is_on_the_page():
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text(encoding="utf-8")
+    named = {names[0] for names in FAULTS.values()}
+    assert {name for name in named if not name.startswith("warning-") and f"`{name}`" not in page} == set()

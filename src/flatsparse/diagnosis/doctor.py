@@ -29,14 +29,19 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     optimizers.warned,
     elsewhere.shared_memory,
     elsewhere.address_held,
-    elsewhere.average_outside_masks,
     elsewhere.scheduler_elsewhere,
 )
+# Those of what a loop does after a step, and so not right after it.
+AT_REST = (elsewhere.average_outside_masks,)
 
 
-def examined(subject: Subject) -> Iterator[Finding]:
-    """What all checks find."""
-    for check in CHECKS:
+def examined(subject: Subject, *, at_rest: bool = True) -> Iterator[Finding]:
+    """What all checks find.
+
+    Args:
+        at_rest: the loop has done all that belongs to its last step.
+    """
+    for check in (*CHECKS, *(AT_REST if at_rest else ())):
         yield from check(subject)
 
 

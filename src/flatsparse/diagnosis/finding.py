@@ -52,7 +52,10 @@ def from_message(name: str, message: str, where: str = "") -> Finding:
 def _is_installed(file: str) -> bool:
     """Return whether a file is of torch, of Python or of what is installed, and so not the user's."""
     paths = sysconfig.get_paths()
-    folders = [str(Path(torch.__file__).parent), *(paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    folders = [
+        str(Path(torch.__file__).parent),
+        *(paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+    ]
     return file.startswith("<") or any(file.startswith(folder) for folder in folders)
 
 

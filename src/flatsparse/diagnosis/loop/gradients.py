@@ -30,14 +30,14 @@ class CarriedOver(EventCheck):
         if not self._first or p.grad is None or type(p.grad) not in PLAIN:
             return
         self._first = False
-        if p.grad.shape == incoming.shape and not torch.equal(p.grad, incoming.to(p.grad.dtype)):
-            if torch.isfinite(p.grad).all() and torch.isfinite(incoming).all():
-                self.report(
-                    "gradient-carried-over",
-                    "the gradient of a step is added to that of the step before, because nothing clears it",
-                    "call optimizer.zero_grad() after each optimizer.step()",
-                    "",
-                )
+        finite = bool(torch.isfinite(p.grad).all() and torch.isfinite(incoming).all())
+        if finite and p.grad.shape == incoming.shape and not torch.equal(p.grad, incoming.to(p.grad.dtype)):
+            self.report(
+                "gradient-carried-over",
+                "the gradient of a step is added to that of the step before, because nothing clears it",
+                "call optimizer.zero_grad() after each optimizer.step()",
+                "",
+            )
 
 
 class ClippedWithPruned(EventCheck):

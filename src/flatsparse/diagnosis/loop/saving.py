@@ -71,7 +71,9 @@ def _has_masks(thing: Any) -> bool:
 
 
 def _are_masks(thing: dict[Any, Any]) -> bool:
-    return bool(thing) and all(isinstance(v, Tensor) and not v.is_floating_point() and v.ndim > 1 for v in thing.values())
+    return bool(thing) and all(
+        isinstance(v, Tensor) and not v.is_floating_point() and v.ndim > 1 for v in thing.values()
+    )
 
 
 class AverageOutsideMasks(EventCheck):

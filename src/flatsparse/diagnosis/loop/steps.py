@@ -12,6 +12,7 @@ from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.objects.optimizers import base_was_stepped
 from flatsparse.sparse.plan import due_steps
 
+MANY = 3  # steps of another optimizer, after which it is no warm-up
 PATIENCE = 2  # what a loop may do once, such as its first step, it does not do twice in a row
 
 
@@ -31,10 +32,10 @@ class BaseStepped(EventCheck):
             self._inside = False
 
 
-class TwoOptimizers(EventCheck):
-    """Another optimizer that steps the same parameters in between."""
+class AnotherOptimizer(EventCheck):
+    """Another optimizer that steps the same parameters, in between or in the place of the subject's."""
 
-    _began, _between = False, ""
+    _began, _between, _strange = False, "", 0
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         if self.is_own(optimizer):
@@ -46,10 +47,21 @@ class TwoOptimizers(EventCheck):
                     self._between,
                 )
             self._began = True
-        elif self._began and optimizer not in self.subject.optimizers:
-            held = {id(p) for p in self.subject.parameters}
-            if any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
+        elif all(optimizer is not o for o in self.subject.optimizers) and self._shares(optimizer):
+            self._strange += 1
+            if self._began:
                 self._between = users_line() or "?"
+            elif self._strange == MANY:
+                self.report(
+                    "another-optimizer-stepped",
+                    f"the loop steps another {type(optimizer).__name__} with the same parameters, and never the optimizer that"
+                    " keeps the masks or the perturbation",
+                    "step the optimizer that sparsify, S2SAM or SAM was given",
+                )
+
+    def _shares(self, optimizer: Optimizer) -> bool:
+        held = {id(p) for p in self.subject.parameters}
+        return any(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
 
 class SchedulerElsewhere(EventCheck):

@@ -22,7 +22,7 @@ from flatsparse.sparse.training import SparseTraining
 # A new check of what happens is a class, here.
 CHECKS: tuple[Callable[[Subject, Report], EventCheck], ...] = (
     steps.BaseStepped,
-    steps.TwoOptimizers,
+    steps.AnotherOptimizer,
     steps.SchedulerElsewhere,
     steps.NoGradient,
     steps.TrainedInEvalMode,
@@ -65,7 +65,9 @@ class Watched:
 
     def _watch_gradients(self) -> None:
         """Hook the smallest parameters, one of which at least a loss will reach."""
-        leaves = {id(p): p for p in self.subject.parameters if p.requires_grad and p.is_leaf and type(p) is nn.Parameter}
+        leaves = {
+            id(p): p for p in self.subject.parameters if p.requires_grad and p.is_leaf and type(p) is nn.Parameter
+        }
         for p in sorted(leaves.values(), key=lambda p: p.numel())[:FEW]:
             self._handles.append(p.register_hook(lambda g, p=p: self._incoming.__setitem__(id(p), g.detach().clone())))  # type: ignore[misc]
             self._handles.append(p.register_post_accumulate_grad_hook(self._arrived))
@@ -134,12 +136,14 @@ class Watch:
 
     Attributes:
         findings: each kind of mistake once.
-        steps: the number of steps so far, those of bases within their wrappers not counted.
+        steps: the number of steps of the subjects' optimizers so far.
+        all_steps: of all optimizers, since there are subjects.
+        after_step: called after each.
     """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.steps = 0
+        self.steps = self.all_steps = 0
         self.watched: list[Watched] = []
         self.after_step: Callable[[], None] = lambda: None
 
@@ -166,23 +170,31 @@ class Watch:
         for watched in self.watched:
             watched.tell(event, *args)
 
-    def examine(self) -> None:
-        """Look at the objects as they are now."""
+    def examine(self, *, at_rest: bool = True) -> None:
+        """Look at the objects as they are now; see ``doctor.examined``."""
         for watched in self.watched:
-            for found in examined(watched.subject):
-                self.report(found if found.where else Finding(found.name, found.what, found.cure, watched.subject.made_at))
+            for found in examined(watched.subject, at_rest=at_rest):
+                self.report(
+                    found if found.where else Finding(found.name, found.what, found.cure, watched.subject.made_at)
+                )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Mapping[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._is_outermost(optimizer) and is_examined(self.steps):
+            self.examine()  # all that belongs to the step before is done
         self.tell("before_step", optimizer, closure is not None)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.tell("after_step", optimizer)
-        if any(optimizer is watched.subject.optimizer for watched in self.watched):
-            self.steps += 1
-            if is_examined(self.steps):
-                self.examine()
-            self.after_step()
+        self.all_steps += bool(self.watched)
+        own = self._is_outermost(optimizer)
+        self.steps += own
+        if self.watched and (own or not self.steps) and is_examined(self.steps or self.all_steps):
+            self.examine(at_rest=False)
+        self.after_step()
+
+    def _is_outermost(self, optimizer: Optimizer) -> bool:
+        return any(optimizer is watched.subject.optimizer for watched in self.watched)
 
     def _warned(self, message: str) -> None:
         # What an optimizer warns of is in its own list, under its topic: see ``objects.optimizers.warned``.
@@ -223,9 +235,7 @@ def _slug(message: str) -> str:
 
 
 @contextmanager
-def watching(
-    model: nn.Module, optimizer: Optimizer, training: SparseTraining | None = None
-) -> Iterator[list[Finding]]:
+def watching(model: nn.Module, optimizer: Optimizer, training: SparseTraining | None = None) -> Iterator[list[Finding]]:
     """A context that looks at a training loop while it runs, and yields a list that fills with what is wrong with it.
 
     Ours, because a loop's mistakes are in the order of its calls. A few steps are enough, with an evaluation and a

@@ -19,7 +19,15 @@ COPIES = (
 )
 WRITES = (
     *("copy_", "lerp_", "add_", "sub_", "mul_", "div_", "clamp_", "clip_", "zero_", "fill_", "normal_", "masked_fill_"),
-    *("_foreach_copy_", "_foreach_add_", "_foreach_mul_", "_foreach_lerp_", "_foreach_clamp_min_", "renorm_", "uniform_"),
+    *(
+        "_foreach_copy_",
+        "_foreach_add_",
+        "_foreach_mul_",
+        "_foreach_lerp_",
+        "_foreach_clamp_min_",
+        "renorm_",
+        "uniform_",
+    ),
 )
 RIGHT = "do so after optimizer.step(), or read model.state_dict(), which gives w at any moment"
 

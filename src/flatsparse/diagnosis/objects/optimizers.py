@@ -104,7 +104,7 @@ def state_of_rows(subject: Subject) -> Iterator[Finding]:
         if any(codes in entry for codes in CODES.values()):
             continue
         for key, value in entry.items():
-            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != w.weight.shape:
+            if key != PERTURBED and isinstance(value, Tensor) and value.numel() > 1 and value.shape != w.weight.shape:
                 yield Finding(
                     "state-of-rows",
                     f"{type(subject.base).__name__} keeps '{key}' of shape {tuple(value.shape)} for '{w.name}' of shape"
