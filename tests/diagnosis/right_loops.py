@@ -577,6 +577,51 @@ def compiled(watch: Watcher) -> nn.Module:
 
 
 @right
+def compiled_as_one_graph(watch: Watcher) -> nn.Module:
+    model, optimizer, training = parts(kind=None)
+    with watch(model, optimizer, training):
+        fast = torch.compile(model, backend="eager", fullgraph=True)
+        for step in range(STEPS):
+            inputs, targets = batch(step)
+            nn.functional.cross_entropy(fast(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+class Scaled(torch.autograd.Function):
+    """A function that reads its weight in its backward, without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.clone().T
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = ctx.saved_tensors
+        return grad @ weight.clone(), grad.T @ x
+
+
+@right
+def a_function_with_its_own_backward(watch: Watcher) -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 16, bias=False)
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(Scaled.apply(x, self.first.weight).relu())
+
+    torch.manual_seed(0)
+    model, optimizer, training = parts(model=Net())
+    with watch(model, optimizer, training):
+        train(model, optimizer)
+    return model
+
+
+@right
 def exported_at_the_end(watch: Watcher) -> nn.Module:
     model, optimizer, training = parts()
     with watch(model, optimizer, training):

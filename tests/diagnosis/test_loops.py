@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import flatsparse as fs
+from flatsparse.methods import traits_of
 from tests.diagnosis.faults import FAULTS
 from tests.diagnosis.loops import Watcher
 from tests.diagnosis.right_loops import RIGHT
-from tests.helpers import same
+from tests.helpers import same, sgd, tiny_net, train_on_images
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -37,6 +39,25 @@ def test_a_right_loop_has_no_findings(loop):
 def test_a_watched_loop_computes_the_same_bits(loop):
     alone, watched = loop(Watcher(on=False)), loop(Watcher())
     assert same(alone.state_dict(), watched.state_dict())
+
+
+TRAITS = {name: traits_of(kind) for name, kind in fs.METHODS.items()}
+ONE_ROUND = sorted(set(fs.METHODS) - {"lth", "lrr", "snip", "grasp"})
+
+
+@pytest.mark.parametrize("kind", [None, fs.S2SAM], ids=["plain", "s2sam"])
+@pytest.mark.parametrize("method", ONE_ROUND)
+def test_every_method_is_right_in_the_loop_of_a_user(method, kind):
+    model = tiny_net()
+    base = sgd(model.parameters())
+    optimizer = base if kind is None else kind(base)
+    amount = {"sparsity": 0.0 if method == "dense" else 0.7}
+    if not TRAITS[method].takes_sparsity:
+        amount = {"channels": 0.3}
+    training = fs.sparsify(model, optimizer, method, steps=24, **amount)
+    with fs.watching(model, optimizer, training) as findings:
+        train_on_images(model, optimizer, 24)
+    assert findings == []
 
 
 def test_there_are_twenty_right_loops_and_more():

@@ -79,6 +79,8 @@ def called_by_us() -> bool:
     doctor = str(Path(__file__).parent)
     for frame in _frames(sys._getframe(1)):
         file = frame.f_code.co_filename
-        if not file.startswith(doctor) and not _is_installed(file):
-            return file.startswith(OURS)
+        if file.startswith(OURS) and not file.startswith(doctor):
+            return True
+        if not file.startswith(OURS) and not _is_installed(file):
+            return False
     return False

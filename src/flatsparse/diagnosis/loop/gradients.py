@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import PLAIN
+from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
 from flatsparse.sparse.masked_weight import MaskedWeight
 
@@ -21,10 +22,11 @@ class CarriedOver(EventCheck):
     """Gradients that are added to those of the step before."""
 
     _first = False  # whether the gradients to come are the first after a step
+    _line = ""  # of that step
 
     def after_step(self, optimizer: Optimizer) -> None:
         if self.is_own(optimizer):
-            self._first = True
+            self._first, self._line = True, users_line()
 
     def gradient(self, p: nn.Parameter, incoming: Tensor) -> None:
         if not self._first or p.grad is None or type(p.grad) not in PLAIN:
@@ -36,7 +38,7 @@ class CarriedOver(EventCheck):
                 "gradient-carried-over",
                 "the gradient of a step is added to that of the step before, because nothing clears it",
                 "call optimizer.zero_grad() after each optimizer.step()",
-                "",
+                self._line,
             )
 
 

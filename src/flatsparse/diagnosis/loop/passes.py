@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from flatsparse.diagnosis.loop.events import Call, EventCheck
-from flatsparse.diagnosis.finding import Finding, users_line
+from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.objects.masks import weights_revived
 from flatsparse.sam.optimizers import SAM
 
@@ -20,7 +21,7 @@ class RevivedAtForward(EventCheck):
 
     def before_call(self, call: Call) -> None:
         for found in weights_revived(self.subject):
-            self._report(Finding(found.name, found.what, found.cure, users_line()))
+            self._report(replace(found, where=users_line()))
 
 
 class StatisticsTwice(EventCheck):
@@ -28,21 +29,20 @@ class StatisticsTwice(EventCheck):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._seen: dict[tuple[Any, ...], Tensor] = {}  # the inputs are kept, so that no address is used again
+        self._seen: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}  # the inputs are kept, so that no address is used again
 
     def before_call(self, call: Call) -> None:
         if not call.module.training or call.recomputed or not call.inputs or isinstance(self.subject.sharpness, SAM):
             return
         norms = [m for m in call.module.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-        first = call.inputs[0]
-        key = (first.data_ptr(), first._version, tuple(first.shape), first.stride())
+        key = tuple((t.data_ptr(), t._version, tuple(t.shape), t.stride()) for t in call.inputs)
         if key in self._seen and norms:
             self.report(
                 "statistics-twice",
                 "the same batch goes through batch norms twice in one step, so their running statistics count it twice",
                 "take the second pass inside SAM's perturbed(), which leaves statistics alone, or with batch norms in eval()",
             )
-        self._seen[key] = first
+        self._seen[key] = call.inputs
 
     def after_step(self, optimizer: Optimizer) -> None:
         if self.is_own(optimizer):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
+from flatsparse.common.distributed import local_tensor
 from flatsparse.diagnosis.objects.elsewhere import is_elsewhere, scheduled_elsewhere
 from flatsparse.diagnosis.loop.events import Call, EventCheck
 from flatsparse.diagnosis.finding import users_line
@@ -91,8 +93,9 @@ class NoGradient(EventCheck):
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         if optimizer is not self.subject.base or closure:
             return
-        gradients = [p.grad for p in self.subject.parameters if p.grad is not None]
-        self._times = 0 if any(bool(g.ne(0).any()) for g in gradients) else self._times + 1
+        gradients = [local_tensor(p.grad) for p in self.subject.parameters if p.grad is not None]
+        there = any(g.layout != torch.strided or bool(g.ne(0).any()) for g in gradients)
+        self._times = 0 if there else self._times + 1
         if self._times == PATIENCE:
             self.report(
                 "no-gradient",
@@ -111,8 +114,8 @@ class TrainedInEvalMode(EventCheck):
         self._trained |= call.trains
         self._evaluated |= call.records and not call.trains
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        if not self.is_own(optimizer) or self.subject.s2sam is None:
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self.is_own(optimizer) or closure or self.subject.s2sam is None:
             return
         perturbed_by_hand = self.subject.s2sam.perturbation.was_applied
         missed = self._evaluated and not self._trained and not perturbed_by_hand

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ class Watched:
 
     def tell(self, event: str, *args: Any) -> None:
         """Tell all checks of an event."""
-        with torch._C.DisableTorchFunctionSubclass():
+        if event == "operation" and (self._depth or _is_backward()):  # those of layers are no reads of a loop
+            return
+        with torch._C.DisableTorchFunction():
             for check in self.checks:
                 getattr(check, event)(*args)
 
@@ -111,7 +114,7 @@ class Watched:
 
 
 class ModuleHook:
-    """A hook of a module that stays outside compiled graphs and is dead in copies of the module."""
+    """A hook of a module that leaves nothing in compiled graphs and is dead in copies of the module."""
 
     def __init__(self, function: Callable[..., None] | None) -> None:
         self._function = function
@@ -119,16 +122,23 @@ class ModuleHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return ModuleHook, (None,)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._told(*args)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _told(self, *args: Any) -> None:
         if self._function is not None:
             self._function(*args)
 
 
 def _call(module: nn.Module, args: Any, kwargs: Any) -> Call:
     records = torch.is_grad_enabled()
-    recomputed = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
-    return Call(module, tuple(tensors_in([args, kwargs])), module.training and records, records, recomputed)
+    return Call(module, tuple(tensors_in([args, kwargs])), module.training and records, records, _is_backward())
+
+
+def _is_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
 
 
 class Watch:
@@ -173,10 +183,10 @@ class Watch:
     def examine(self, *, at_rest: bool = True) -> None:
         """Look at the objects as they are now; see ``doctor.examined``."""
         for watched in self.watched:
-            for found in examined(watched.subject, at_rest=at_rest):
-                self.report(
-                    found if found.where else Finding(found.name, found.what, found.cure, watched.subject.made_at)
-                )
+            with torch._C.DisableTorchFunction():
+                findings = list(examined(watched.subject, at_rest=at_rest))
+            for found in findings:
+                self.report(replace(found, where=found.where or watched.subject.made_at))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Mapping[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.optim import Optimizer
 
 from flatsparse.diagnosis.loop.events import Call, EventCheck, tensors_in
@@ -109,7 +110,7 @@ class Undifferentiated(EventCheck):
         self._full = False  # whether there was a step all of whose forwards were differentiated
 
     def after_call(self, call: Call, output: Any) -> None:
-        tensors = [t for t in tensors_in(output) if t.requires_grad and t.is_floating_point()]
+        tensors = [t for t in tensors_in(output) if t.requires_grad and not is_functorch_wrapped_tensor(t)]
         if not call.trains or call.recomputed or self.subject.s2sam is None or not tensors:
             return
         arrived = [False]
