@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,6 +158,27 @@ def s2sam_is_made_after_sparsify(watch: Watcher) -> None:
         train(model, optimizer)
 
 
+@fault("masks-out-of-step", "warning-the-masks-came-with", "state-outside-masks")
+def masks_of_an_earlier_moment_are_loaded(watch: Watcher) -> None:
+    model, optimizer, training = parts("set", every=2, steps=40)
+    early = copy.deepcopy(training.state_dict())
+    with watch(model, optimizer, training):
+        train(model, optimizer, 12)
+        training.load_state_dict(early)
+        train(model, optimizer, 2)
+
+
+@fault("masks-not-saved")
+def a_checkpoint_file_has_weights_alone(watch: Watcher) -> None:
+    model, optimizer, training = parts()
+    with watch(model, optimizer, training), tempfile.TemporaryDirectory() as folder:
+        for step in range(STEPS):
+            backward(model, step)
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.save(model.state_dict(), Path(folder) / "checkpoint.pt")
+
+
 # -- steps and schedules ------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +212,18 @@ def the_scheduler_is_of_another_optimizer(watch: Watcher) -> None:
     scheduler = torch.optim.lr_scheduler.StepLR(first, 2)
     optimizer = fs.S2SAM(sgd(model.parameters()))
     training = fs.sparsify(model, optimizer, "rigl", sparsity=0.6, steps=STEPS, every=3)
+    with watch(model, optimizer, training):
+        for step in range(STEPS):
+            backward(model, step)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+
+@fault("scheduler-elsewhere", "warning-detected-call-of-lr")
+def the_scheduler_is_of_a_copy(watch: Watcher) -> None:
+    model, optimizer, training = parts()
+    scheduler = torch.optim.lr_scheduler.StepLR(copy.deepcopy(optimizer.base), 2)
     with watch(model, optimizer, training):
         for step in range(STEPS):
             backward(model, step)
@@ -237,6 +272,17 @@ def gradients_are_cleared_before_the_step(watch: Watcher) -> None:
             backward(model, step)
             optimizer.zero_grad()
             optimizer.step()
+
+
+@fault("gradient-lost")
+def accumulation_clears_each_part(watch: Watcher) -> None:
+    model, optimizer, training = parts(steps=4, every=2)
+    with watch(model, optimizer, training):
+        for micro in range(STEPS):
+            optimizer.zero_grad()
+            (loss_of(model, micro) / 2).backward()
+            if micro % 2:
+                optimizer.step()
 
 
 @fault("clipped-with-pruned")
@@ -416,7 +462,9 @@ class OwnNorm(nn.Module):
 
 @fault("statistics-twice")
 def sam_counts_a_batch_twice_in_a_layer_of_ones_own(watch: Watcher) -> None:
-    model, optimizer, training = parts("static", fs.SAM, model=nn.Sequential(nn.Linear(6, 16), OwnNorm(16), nn.Linear(16, 3)))
+    model, optimizer, training = parts(
+        "static", fs.SAM, model=nn.Sequential(nn.Linear(6, 16), OwnNorm(16), nn.Linear(16, 3))
+    )
     with watch(model, optimizer, training):
         for step in range(STEPS):
             optimizer.step(closure_of(model, optimizer, step))
@@ -471,6 +519,28 @@ def the_state_of_a_dense_run_is_put_back(watch: Watcher) -> None:
 @fault("state-of-rows")
 def the_state_is_of_rows(watch: Watcher) -> None:
     model, optimizer, training = parts(kind=None, base=lambda p: torch.optim.Adafactor(p, lr=0.01))
+    with watch(model, optimizer, training):
+        train(model, optimizer)
+
+
+class Signs(torch.optim.Optimizer):
+    """An optimizer with a step size for each weight, which begins as 1."""
+
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    size = self.state[p].setdefault("size", torch.ones_like(p))
+                    p.sub_(size * p.grad.sign(), alpha=group["lr"])
+
+
+@fault("state-begins-otherwise")
+def an_optimizer_of_ones_own_begins_with_ones(watch: Watcher) -> None:
+    model, optimizer, training = parts(kind=None, base=Signs)
     with watch(model, optimizer, training):
         train(model, optimizer)
 

@@ -79,6 +79,20 @@ def test_a_finding_of_the_objects_has_the_line_that_made_them(folder):
     assert (finding.name, finding.where) == ("steps-exceeded", line_of(file, "fs.sparsify"))
 
 
+def test_what_sparsify_refuses_is_a_finding(folder):
+    file = written(folder, HEAD, OPTIMIZER, OPTIMIZER.partition("\n")[2])
+    (finding,) = examine_script(file, 50).findings
+    assert (finding.name, finding.where) == ("refused", "own.py:8")
+    assert "call detach()" in finding.cure
+
+
+def test_rounds_that_a_script_never_begins_are_told_at_its_end(folder):
+    method = OPTIMIZER.replace('"rigl"', '"lrr"').replace(", every=10", "")
+    file = written(folder, HEAD, method, LOOP)
+    (finding,) = examine_script(file, 200).findings
+    assert (finding.name, finding.where) == ("rounds-never-begun", line_of(file, "fs.sparsify"))
+
+
 def test_a_script_that_ends_early_never_ended_its_schedule(folder):
     file = written(folder, HEAD, OPTIMIZER, LOOP.replace("range(100)", "range(25)"))
     (finding,) = examine_script(file, 50).findings
@@ -115,12 +129,11 @@ def test_modules_beside_the_script_are_found(folder):
     ("script", "told"),
     [
         (HEAD + OPTIMIZER + "1 / 0\n", "ZeroDivisionError: division by zero (line 8)"),
-        (HEAD + OPTIMIZER.replace("0.6", "1.6"), "sparsity 1.6 is not in [0, 1)"),
         (HEAD + "sys.exit('no data')\n", "ended itself with 'no data'"),
         (HEAD, "calls neither sparsify nor S2SAM or SAM"),
         ("def (", "SyntaxError"),
     ],
-    ids=["error", "refused", "exit", "plain", "syntax"],
+    ids=["error", "exit", "plain", "syntax"],
 )
 def test_a_script_that_cannot_be_looked_at_is_one_line_and_status_two(folder, capsys, script, told):
     assert status_of(written(folder, script)) == 2

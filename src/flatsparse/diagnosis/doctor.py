@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from torch import nn
 from torch.optim import Optimizer
 
-from flatsparse.diagnosis.objects import elsewhere, masks, optimizers
 from flatsparse.diagnosis.finding import Finding
+from flatsparse.diagnosis.objects import elsewhere, masks, optimizers
 from flatsparse.diagnosis.subject import Subject
 from flatsparse.sparse.training import SparseTraining
 
@@ -16,6 +16,7 @@ from flatsparse.sparse.training import SparseTraining
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     masks.weights_revived,
     masks.masks_written,
+    masks.masks_out_of_step,
     masks.masks_of_replaced_weights,
     masks.masks_on_another_optimizer,
     masks.perturbation_unmasked,
@@ -26,6 +27,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     optimizers.state_outside_masks,
     optimizers.state_of_rows,
     optimizers.state_not_fresh,
+    optimizers.state_begins_otherwise,
     optimizers.warned,
     elsewhere.shared_memory,
     elsewhere.address_held,

@@ -14,7 +14,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, check_count
 from flatsparse.common.plugins import importable
-from flatsparse.diagnosis.finding import Finding, users_line
+from flatsparse.diagnosis.finding import Finding, from_message, users_line
 from flatsparse.diagnosis.loop.patches import replaced
 from flatsparse.diagnosis.loop.watch import Watch
 from flatsparse.diagnosis.subject import Subject
@@ -72,18 +72,18 @@ def examine_script(file: Path, steps: int, arguments: Sequence[str] = ()) -> Exa
         stack.enter_context(_as_program(file, arguments))
         stack.enter_context(_subjects_of(watch))
         stack.enter_context(watch.running())
-        problem = _run(file)
-        if not problem and watch.steps < steps:
+        problem = _run(file, watch)
+        if not problem and not watch.findings and watch.steps < steps:
             watch.tell("ended")
-    if not watch.watched and not problem:
+    if not watch.watched and not problem and not watch.findings:
         raise InputError(
             f"'{file}' calls neither sparsify nor S2SAM or SAM, so there is nothing to look at: give the script that trains"
         )
     return Examination(tuple(watch.findings), watch.steps or watch.all_steps, problem)
 
 
-def _run(file: Path) -> str:
-    """Run a script. Returns why it ended, if it failed."""
+def _run(file: Path, watch: Watch) -> str:
+    """Run a script. Returns why it ended, if it failed; what this package refuses is a finding."""
     try:
         runpy.run_path(str(file), run_name="__main__")
     except (Enough, KeyboardInterrupt) as end:
@@ -92,13 +92,21 @@ def _run(file: Path) -> str:
     except SystemExit as end:
         if end.code not in (None, 0):
             return f"'{file}' ended itself with {str(end.code)!r}: give the arguments that it needs behind its name"
+    except InputError as refusal:
+        line = _line(refusal, file)
+        watch.report(from_message("refused", str(refusal), f"{file.name}:{line}" if line else ""))
     except BaseException as problem:
-        kind = "" if isinstance(problem, InputError) else f"{type(problem).__name__}: "
-        first = str(problem).partition("\n")[0]
-        frames = traceback.extract_tb(problem.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
-        return f"'{file}' does not run: {kind}{first}" + (f" (line {lines[-1]})" if lines else "")
+        line = _line(problem, file)
+        text = f"'{file}' does not run: {type(problem).__name__}: " + str(problem).partition("\n")[0]
+        return text + (f" (line {line})" if line else "")
     return ""
+
+
+def _line(problem: BaseException, file: Path) -> int | None:
+    """Return the last line of a file that a problem came through."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+    return lines[-1] if lines else None
 
 
 @contextmanager

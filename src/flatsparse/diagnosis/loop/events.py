@@ -74,8 +74,8 @@ class EventCheck:
     def operation(self, name: str, args: tuple[Any, ...]) -> None:
         """Before one of torch's operations that ``operations.WATCHED`` names, outside of this package."""
 
-    def saved(self, thing: Any) -> None:
-        """Before ``torch.save``."""
+    def saved(self, thing: Any, file: Any) -> None:
+        """Before ``torch.save`` of a thing to a file."""
 
     def scheduled(self, scheduler: Any) -> None:
         """After a scheduler's step."""

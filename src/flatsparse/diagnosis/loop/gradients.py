@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import PLAIN
 from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
+from flatsparse.sam.optimizers import SAM
 from flatsparse.sparse.masked_weight import MaskedWeight
 
 NORMS = ("_foreach_norm", "norm", "vector_norm", "linalg_vector_norm", "linalg_norm")
@@ -39,6 +40,34 @@ class CarriedOver(EventCheck):
                 "the gradient of a step is added to that of the step before, because nothing clears it",
                 "call optimizer.zero_grad() after each optimizer.step()",
                 self._line,
+            )
+
+
+class GradientLost(EventCheck):
+    """Gradients of a step that are cleared before it: accumulation that clears them for each part of a batch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._arrived: set[int] = set()
+        self._lost, self._times, self._alone = False, 0, True
+
+    def gradient(self, p: nn.Parameter, incoming: Tensor) -> None:
+        if id(p) in self._arrived and p.grad is not None and p.grad.shape == incoming.shape:
+            self._lost |= bool(incoming.ne(0).any()) and torch.equal(p.grad, incoming.to(p.grad.dtype))
+        self._arrived.add(id(p))
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if closure or all(optimizer is not o for o in self.subject.optimizers):
+            self._alone = False  # closures clear, and so do losses of two optimizers through one model
+        if not self.is_own(optimizer):
+            return
+        self._times = self._times + 1 if self._lost and not isinstance(self.subject.sharpness, SAM) else 0
+        self._arrived, self._lost = set(), False
+        if self._times == 3 and self._alone:
+            self.report(
+                "gradient-lost",
+                "gradients are cleared between the backward passes of one step, so that only the last one counts",
+                "call optimizer.zero_grad() once a step, after optimizer.step()",
             )
 
 

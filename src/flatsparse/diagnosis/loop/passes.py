@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from flatsparse.diagnosis.loop.events import Call, EventCheck
 from flatsparse.diagnosis.finding import users_line
+from flatsparse.diagnosis.loop.events import Call, EventCheck
 from flatsparse.diagnosis.objects.masks import weights_revived
 from flatsparse.sam.optimizers import SAM
 
@@ -29,10 +29,12 @@ class StatisticsTwice(EventCheck):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._seen: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}  # the inputs are kept, so that no address is used again
+        self._seen: dict[
+            tuple[Any, ...], tuple[Tensor, ...]
+        ] = {}  # the inputs are kept, so that no address is used again
 
     def before_call(self, call: Call) -> None:
-        if not call.module.training or call.recomputed or not call.inputs or isinstance(self.subject.sharpness, SAM):
+        if not call.module.training or call.recomputed or not call.inputs or self._is_second_pass():
             return
         norms = [m for m in call.module.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
         key = tuple((t.data_ptr(), t._version, tuple(t.shape), t.stride()) for t in call.inputs)
@@ -43,6 +45,9 @@ class StatisticsTwice(EventCheck):
                 "take the second pass inside SAM's perturbed(), which leaves statistics alone, or with batch norms in eval()",
             )
         self._seen[key] = call.inputs
+
+    def _is_second_pass(self) -> bool:
+        return isinstance(self.subject.sharpness, SAM) and self.subject.is_perturbed
 
     def after_step(self, optimizer: Optimizer) -> None:
         if self.is_own(optimizer):

@@ -34,14 +34,14 @@ def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
 
 
 @contextmanager
-def saves_watched(tell: Callable[[Any], None]) -> Iterator[None]:
-    """A context in which each ``torch.save`` is told of, with the thing that is saved."""
+def saves_watched(tell: Callable[[Any, Any], None]) -> Iterator[None]:
+    """A context in which each ``torch.save`` is told of, with the thing that is saved and the file."""
 
     def make(save: Any) -> Any:
         @functools.wraps(save)
-        def told(obj: Any, *args: Any, **kwargs: Any) -> Any:
-            tell(obj)
-            return save(obj, *args, **kwargs)
+        def told(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
+            tell(obj, f)
+            return save(obj, f, *args, **kwargs)
 
         return told
 

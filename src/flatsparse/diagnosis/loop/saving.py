@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatsparse.common.distributed import is_sharded
 from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
 from flatsparse.diagnosis.objects.elsewhere import entries_outside, outside_finding
+from flatsparse.diagnosis.objects.masks import out_of_step
 from flatsparse.diagnosis.subject import address
 from flatsparse.sparse.loading import MASK, TRAINING
 from flatsparse.sparse.masked_weight import MaskedWeight
@@ -17,6 +21,7 @@ from flatsparse.sparse.masked_weight import MaskedWeight
 AVERAGING = ("add_", "lerp_", "copy_", "_foreach_add_", "_foreach_lerp_", "_foreach_copy_")
 # What a file has that is to be resumed from, and one that only keeps a result has not.
 RESUMED = ("epoch", "step", "iter", "sched", "optim", "scaler")
+FILES = ("checkpoint", "ckpt", "resume", "last")  # what such a file is called
 
 
 class MasksNotSaved(EventCheck):
@@ -27,11 +32,12 @@ class MasksNotSaved(EventCheck):
         self._lines: list[str] = []  # where checkpoints without masks were saved since the last step
         self._masks = False
 
-    def saved(self, thing: Any) -> None:
+    def saved(self, thing: Any, file: Any) -> None:
         if self.subject.state is None or self.subject.plan is None or not isinstance(thing, dict):
             return
         self._masks |= _has_masks(thing)
-        if any(word in str(key).lower() for key in thing for word in RESUMED) and self._has_weights(thing):
+        inside = any(word in str(key).lower() for key in thing for word in RESUMED) and self._has_weights(thing)
+        if inside or (self._has_weights({"": thing}) and _is_checkpoint(file)):
             self._lines.append(users_line())
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
@@ -57,6 +63,10 @@ class MasksNotSaved(EventCheck):
         return any(isinstance(value, dict) and names & {_plain(key) for key in value} for value in thing.values())
 
 
+def _is_checkpoint(file: Any) -> bool:
+    return isinstance(file, (str, os.PathLike)) and any(word in Path(file).name.lower() for word in FILES)
+
+
 def _plain(name: Any) -> str:
     return str(name).replace("_orig_mod.", "").removeprefix("module.")
 
@@ -74,6 +84,32 @@ def _are_masks(thing: dict[Any, Any]) -> bool:
     return bool(thing) and all(
         isinstance(v, Tensor) and not v.is_floating_point() and v.ndim > 1 for v in thing.values()
     )
+
+
+class MasksOutOfStep(EventCheck):
+    """Masks that are changed between two steps, and make weights active that are 0."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._before: dict[str, Tensor] = {}  # as the last step left them
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self.is_own(optimizer) or not self._before:
+            return
+        zero = new = 0
+        with self.subject.true_weights():
+            for w in self.subject.masked:
+                before = self._before.get(w.name)
+                if before is not None and before.shape == w.mask.shape == w.weight.shape:
+                    grown = w.mask & ~before
+                    new += int(grown.sum())
+                    zero += int((grown & w.weight.detach().eq(0)).sum())
+        if 2 * zero > new:
+            self._report(out_of_step(zero, new))
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        if self.is_own(optimizer):
+            self._before = {w.name: w.mask.clone() for w in self.subject.masked if not is_sharded(w.mask)}
 
 
 class AverageOutsideMasks(EventCheck):

@@ -8,10 +8,12 @@ import torch
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import local_tensor
-from flatsparse.diagnosis.objects.elsewhere import is_elsewhere, scheduled_elsewhere
-from flatsparse.diagnosis.loop.events import Call, EventCheck
 from flatsparse.diagnosis.finding import users_line
+from flatsparse.diagnosis.loop.events import Call, EventCheck
+from flatsparse.diagnosis.objects.elsewhere import is_elsewhere, scheduled_elsewhere
+from flatsparse.diagnosis.objects.masks import rounds_left
 from flatsparse.diagnosis.objects.optimizers import base_was_stepped
+from flatsparse.diagnosis.subject import unwrapped
 from flatsparse.sparse.plan import due_steps
 
 MANY = 3  # steps of another optimizer, after which it is no warm-up
@@ -79,9 +81,7 @@ class SchedulerElsewhere(EventCheck):
     def scheduled(self, scheduler: Any) -> None:
         if id(self.subject.optimizer) not in self._stepped or getattr(scheduler, "_step_count", 2) <= 1:
             return
-        own = {id(o) for o in self.subject.optimizers}
-        held = {id(p) for p in self.subject.parameters}
-        if is_elsewhere(scheduler, own, held) and id(scheduler.optimizer) not in self._stepped:
+        if is_elsewhere(scheduler, self.subject) and id(unwrapped(scheduler.optimizer)) not in self._stepped:
             self._report(scheduled_elsewhere(scheduler, users_line()))
 
 
@@ -136,6 +136,8 @@ class ScheduleUnfinished(EventCheck):
         state, plan = self.subject.state, self.subject.plan
         if state is None or plan is None or state.steps is None or not state.steps_taken:
             return
+        if plan.rounds is not None and state.round + 1 < plan.rounds.count:
+            self._report(rounds_left(state.steps_taken, state.round, plan.rounds.count, self.subject.made_at))
         if state.steps_taken < 0.75 * state.steps and due_steps(plan.rules, state.steps, state.steps_taken).count(
             state.steps_taken, state.steps
         ):

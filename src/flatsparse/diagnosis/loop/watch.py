@@ -29,6 +29,7 @@ CHECKS: tuple[Callable[[Subject, Report], EventCheck], ...] = (
     steps.TrainedInEvalMode,
     steps.ScheduleUnfinished,
     gradients.CarriedOver,
+    gradients.GradientLost,
     gradients.ClippedWithPruned,
     gradients.Scaling,
     windows.ReadInWindow,
@@ -39,6 +40,7 @@ CHECKS: tuple[Callable[[Subject, Report], EventCheck], ...] = (
     passes.StatisticsTwice,
     passes.BuffersTwice,
     saving.MasksNotSaved,
+    saving.MasksOutOfStep,
     saving.AverageOutsideMasks,
 )
 FEW = 8  # parameters whose gradients are watched: zero_grad clears all or none
@@ -222,7 +224,7 @@ class Watch:
             stack.callback(self._remove)
             stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             stack.callback(register_optimizer_step_post_hook(self._after_step).remove)
-            stack.enter_context(patches.saves_watched(lambda thing: self.tell("saved", thing)))
+            stack.enter_context(patches.saves_watched(lambda thing, file: self.tell("saved", thing, file)))
             stack.enter_context(patches.schedulers_watched(lambda scheduler: self.tell("scheduled", scheduler)))
             stack.enter_context(patches.scalers_watched(lambda what, optimizer: self.tell("scaled", what, optimizer)))
             stack.enter_context(patches.warnings_watched(self._warned))

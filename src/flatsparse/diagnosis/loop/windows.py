@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.optim import Optimizer
 
-from flatsparse.diagnosis.loop.events import Call, EventCheck, tensors_in
 from flatsparse.diagnosis.finding import users_line
+from flatsparse.diagnosis.loop.events import Call, EventCheck, tensors_in
 from flatsparse.diagnosis.subject import address
 from flatsparse.sam.state_entry import PERTURBED
 
 COPIES = (
-    *("clone", "copy_", "lerp", "lerp_", "add", "add_", "sub", "sub_", "mul", "cat"),
+    *("clone", "copy_", "lerp", "lerp_", "add", "add_", "sub", "sub_", "mul", "cat", "numpy", "cpu", "tolist"),
     *("_foreach_copy_", "_foreach_lerp_", "_foreach_add", "_foreach_add_", "_foreach_mul", "_foreach_sub"),
 )
 WRITES = (
@@ -80,7 +80,7 @@ class PartInWindow(EventCheck):
 class SavedInWindow(EventCheck):
     """Weights that are saved while they hold w + e."""
 
-    def saved(self, thing: Any) -> None:
+    def saved(self, thing: Any, file: Any) -> None:
         shown = set(self.subject.perturbed)
         if shown and any(address(t) in shown for t in _saved_tensors(thing)):
             self.report(

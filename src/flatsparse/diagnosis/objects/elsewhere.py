@@ -94,21 +94,22 @@ def _are_alike(pairs: Sequence[tuple[MaskedWeight, Tensor]]) -> bool:
 
 def scheduler_elsewhere(subject: Subject) -> Iterator[Finding]:
     """A scheduler that steps, of an optimizer with the same parameters that does not."""
-    own, held = {id(o) for o in subject.optimizers}, {id(p) for p in subject.parameters}
+    gc.collect()
     for thing in gc.get_objects():
-        if issubclass(type(thing), LRScheduler) and is_elsewhere(thing, own, held):
+        if issubclass(type(thing), LRScheduler) and is_elsewhere(thing, subject):
             stepped: Any = getattr(thing.optimizer, "_opt_called", False)
             if thing._step_count > 1 and not stepped and subject.base.state:
                 yield scheduled_elsewhere(thing)
                 return
 
 
-def is_elsewhere(scheduler: Any, own: set[int], held: set[int]) -> bool:
-    """Return whether a scheduler is of an optimizer that is none of ours and has some of our parameters."""
+def is_elsewhere(scheduler: Any, subject: Subject) -> bool:
+    """Return whether a scheduler is of an optimizer that is none of a subject's and has its parameters, or copies of them."""
     optimizer = unwrapped(getattr(scheduler, "optimizer", None))
-    if not isinstance(optimizer, torch.optim.Optimizer) or id(optimizer) in own:
+    if not isinstance(optimizer, torch.optim.Optimizer) or any(optimizer is o for o in subject.optimizers):
         return False
-    return any(id(p) in held for group in optimizer.param_groups for p in group["params"])
+    own, theirs = subject.parameters, [p for group in optimizer.param_groups for p in group["params"]]
+    return not {id(p) for p in own}.isdisjoint(map(id, theirs)) or [p.shape for p in own] == [p.shape for p in theirs]
 
 
 def scheduled_elsewhere(scheduler: Any, where: str = "") -> Finding:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from flatsparse.common.distributed import full_tensor, local_tensor
 from flatsparse.diagnosis.finding import Finding
 from flatsparse.diagnosis.subject import Subject
-from flatsparse.sparse.plan import due_steps
+from flatsparse.sparse.plan import due, due_steps
 from flatsparse.sparse.step import sparse_step_of
 
+EMPTY = 0.5  # a larger share of active weights that are 0 is no accident
 SPARE = 1.05  # loops round their number of steps up and down
 
 
@@ -42,6 +43,32 @@ def masks_written(subject: Subject) -> Iterator[Finding]:
                 "leave training.masks as they are, and give masks of your own to sparsify as masks=",
             )
             return
+
+
+def masks_out_of_step(subject: Subject) -> Iterator[Finding]:
+    """Masks of another moment than the weights: most of what they call active is 0."""
+    state, plan = subject.state, subject.plan
+    if (
+        state is None or plan is None or not state.steps_taken or due(plan, state.steps_taken)
+    ):  # what has just grown is 0
+        return
+    with subject.true_weights():
+        weights = [w for w in subject.masked if w.weight.requires_grad and w.weight.ndim == w.mask.ndim]
+        active = sum(w.active for w in weights)
+        zero = active - sum(int((full_tensor(w.weight.detach()).ne(0)).sum()) for w in weights)
+    if active and zero > EMPTY * active:
+        yield out_of_step(zero, active)
+
+
+def out_of_step(zero: int, active: int, where: str = "") -> Finding:
+    """The finding of masks that are not those of their weights."""
+    return Finding(
+        "masks-out-of-step",
+        f"{zero} of {active} weights that the masks call active are 0, as when masks are loaded without the weights that they"
+        " belong to",
+        "save and load model, optimizer and training together, from one moment",
+        where,
+    )
 
 
 def masks_of_replaced_weights(subject: Subject) -> Iterator[Finding]:
@@ -95,12 +122,7 @@ def steps_exceeded(subject: Subject) -> Iterator[Finding]:
     if state.steps_taken <= allowed * SPARE + 1 or not (plan.rules or plan.rounds):
         return
     if plan.rounds is not None and state.round + 1 < plan.rounds.count:
-        yield Finding(
-            "rounds-never-begun",
-            f"{state.steps_taken} steps were taken in the first {state.round + 1} of {plan.rounds.count} rounds of"
-            f" {state.steps} steps, and nothing more is pruned until the next begins",
-            "write the loop inside: for round in fs.rounds(training)",
-        )
+        yield rounds_left(state.steps_taken, state.round, plan.rounds.count)
     else:
         yield Finding(
             "steps-exceeded",
@@ -108,6 +130,16 @@ def steps_exceeded(subject: Subject) -> Iterator[Finding]:
             " ended too early",
             "give sparsify the number of optimizer steps of the whole run, epochs times steps per epoch",
         )
+
+
+def rounds_left(steps: int, number: int, count: int, where: str = "") -> Finding:
+    """The finding of rounds that were not taken."""
+    return Finding(
+        "rounds-never-begun",
+        f"after {steps} steps the method is in round {number + 1} of {count}, and prunes nothing more until the next begins",
+        "write the loop inside: for round in fs.rounds(training)",
+        where,
+    )
 
 
 def rules_never_due(subject: Subject) -> Iterator[Finding]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from flatsparse.common.distributed import local_tensor
 from flatsparse.diagnosis.finding import Finding, from_message
@@ -112,6 +115,33 @@ def state_of_rows(subject: Subject) -> Iterator[Finding]:
                     "use an optimizer with a number for each weight, such as AdamW or SGD, or a method whose masks do not grow",
                 )
                 return
+
+
+def state_begins_otherwise(subject: Subject) -> Iterator[Finding]:
+    """State of an optimizer of one's own that does not begin as 0, which is what grown weights get."""
+    base = subject.base
+    if not _grows(subject) or type(base) in ELEMENTWISE or not base.state:
+        return
+    for key, value in _new_state(base).items():
+        if isinstance(value, Tensor) and value.shape == (2, 2) and bool(value.ne(0).any()):
+            yield Finding(
+                "state-begins-otherwise",
+                f"{type(base).__name__} begins '{key}' as {float(value.flatten()[0]):.3g}, and a weight that grows gets 0",
+                "use an optimizer whose state begins as 0, such as AdamW or SGD, or a method whose masks do not grow",
+            )
+            return
+
+
+def _new_state(base: Optimizer) -> dict[str, Any]:
+    """Return what a new optimizer of a kind keeps of a zero weight after a zero gradient; nothing where it cannot be made."""
+    p = nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.zeros(2, 2)
+    try:
+        new: Optimizer = type(base)([p], **base.defaults)
+        new.step()
+    except Exception:  # whatever its constructor wants
+        return {}
+    return dict(new.state.get(p, {}))
 
 
 def state_not_fresh(subject: Subject) -> Iterator[Finding]:
