@@ -25,7 +25,7 @@ FILES = ("checkpoint", "ckpt", "resume", "last")  # what such a file is called
 
 
 class MasksNotSaved(EventCheck):
-    """A checkpoint to resume from, with weights and without masks."""
+    """A checkpoint in the midst of a run, to resume from, with weights and without masks."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -41,13 +41,8 @@ class MasksNotSaved(EventCheck):
             self._lines.append(users_line())
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
-        if self.is_own(optimizer):
-            self._judge()
-
-    def ended(self) -> None:
-        self._judge()
-
-    def _judge(self) -> None:
+        if not self.is_own(optimizer):
+            return
         if self._lines and not self._masks:
             self.report(
                 "masks-not-saved",
