@@ -31,19 +31,12 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     optimizers.warned,
     elsewhere.shared_memory,
     elsewhere.address_held,
-    elsewhere.scheduler_elsewhere,
 )
-# Those of what a loop does after a step, and so not right after it.
-AT_REST = (elsewhere.average_outside_masks,)
 
 
-def examined(subject: Subject, *, at_rest: bool = True) -> Iterator[Finding]:
-    """What all checks find.
-
-    Args:
-        at_rest: the loop has done all that belongs to its last step.
-    """
-    for check in (*CHECKS, *(AT_REST if at_rest else ())):
+def examined(subject: Subject) -> Iterator[Finding]:
+    """What the checks find, without a search for objects that nobody has given."""
+    for check in CHECKS:
         yield from check(subject)
 
 
@@ -71,4 +64,5 @@ def doctor(model: nn.Module, optimizer: Optimizer, training: SparseTraining | No
     >>> [finding.name for finding in fs.doctor(model, optimizer, training)]
     ['weights-revived']
     """
-    return list(examined(Subject.of(model, optimizer, training)))
+    subject = Subject.of(model, optimizer, training)
+    return [*examined(subject), *elsewhere.other_objects(subject)]

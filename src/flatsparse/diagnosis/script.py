@@ -64,7 +64,7 @@ def examine_script(file: Path, steps: int, arguments: Sequence[str] = ()) -> Exa
     def stop_when_seen() -> None:
         if watch.steps >= steps or watch.all_steps >= PATIENCE * steps:
             if watch.watched:
-                watch.examine(at_rest=False)
+                watch.examine()
             raise Enough
 
     watch.after_step = stop_when_seen

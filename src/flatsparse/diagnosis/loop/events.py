@@ -77,6 +77,9 @@ class EventCheck:
     def saved(self, thing: Any, file: Any) -> None:
         """Before ``torch.save`` of a thing to a file."""
 
+    def averaged(self, average: Any) -> None:
+        """After an ``AveragedModel`` has taken in weights."""
+
     def scheduled(self, scheduler: Any) -> None:
         """After a scheduler's step."""
 

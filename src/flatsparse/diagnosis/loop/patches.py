@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from flatsparse.diagnosis.finding import called_by_us
@@ -49,20 +50,32 @@ def saves_watched(tell: Callable[[Any, Any], None]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def schedulers_watched(tell: Callable[[Any], None]) -> Iterator[None]:
-    """A context in which each step of a scheduler is told of."""
+def _then(tell: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Return what makes a method that tells of its object after it was called."""
 
-    def make(step: Any) -> Any:
-        @functools.wraps(step)
+    def make(method: Any) -> Any:
+        @functools.wraps(method)
         def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = step(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
             tell(self)
             return result
 
         return told
 
-    with replaced(LRScheduler, "step", make), replaced(ReduceLROnPlateau, "step", make):
+    return make
+
+
+@contextmanager
+def schedulers_watched(tell: Callable[[Any], None]) -> Iterator[None]:
+    """A context in which each step of a scheduler is told of."""
+    with replaced(LRScheduler, "step", _then(tell)), replaced(ReduceLROnPlateau, "step", _then(tell)):
+        yield
+
+
+@contextmanager
+def averages_watched(tell: Callable[[Any], None]) -> Iterator[None]:
+    """A context in which each update of an ``AveragedModel`` is told of."""
+    with replaced(AveragedModel, "update_parameters", _then(tell)):
         yield
 
 

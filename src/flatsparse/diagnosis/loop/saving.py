@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import is_sharded
 from flatsparse.diagnosis.finding import users_line
 from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
-from flatsparse.diagnosis.objects.elsewhere import entries_outside, outside_finding
+from flatsparse.diagnosis.objects.elsewhere import entries_outside, outside_finding, pairs_of
 from flatsparse.diagnosis.objects.masks import out_of_step
 from flatsparse.diagnosis.subject import address
 from flatsparse.sparse.loading import MASK, TRAINING
@@ -123,6 +123,9 @@ class AverageOutsideMasks(EventCheck):
             w = masked.get(address(source))
             if w is not None and address(target) not in masked and target.shape == w.mask.shape:
                 self._averages.append((w, target, users_line()))
+
+    def averaged(self, average: Any) -> None:
+        self._averages += [(w, a, users_line()) for w, a in pairs_of(average, self.subject)]
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         if not self.is_own(optimizer):

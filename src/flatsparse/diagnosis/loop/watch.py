@@ -33,6 +33,7 @@ class Watch:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.steps = self.all_steps = 0
+        self._inside = False  # the step of an outermost optimizer
         self.watched: list[Watched] = []
         self.after_step: Callable[[], None] = lambda: None
 
@@ -59,18 +60,20 @@ class Watch:
         for watched in self.watched:
             watched.tell(event, *args)
 
-    def examine(self, *, at_rest: bool = True) -> None:
-        """Look at the objects as they are now; see ``doctor.examined``."""
+    def examine(self) -> None:
+        """Look at the objects as they are now."""
         for watched in self.watched:
             with torch._C.DisableTorchFunction():
-                findings = list(examined(watched.subject, at_rest=at_rest))
+                findings = list(examined(watched.subject))
             for found in findings:
                 self.report(replace(found, where=found.where or watched.subject.made_at))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Mapping[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if self._is_outermost(optimizer) and is_examined(self.steps):
-            self.examine()  # all that belongs to the step before is done
+        if self._is_outermost(optimizer):
+            self._inside = True
+            if not self.steps:
+                self.examine()
         self.tell("before_step", optimizer, closure is not None)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -78,8 +81,9 @@ class Watch:
         self.all_steps += bool(self.watched)
         own = self._is_outermost(optimizer)
         self.steps += own
-        if self.watched and (own or not self.steps) and is_examined(self.steps or self.all_steps):
-            self.examine(at_rest=False)
+        self._inside &= not own
+        if self.watched and not self._inside and is_examined(self.steps or self.all_steps):
+            self.examine()
         self.after_step()
 
     def _is_outermost(self, optimizer: Optimizer) -> bool:
@@ -103,6 +107,7 @@ class Watch:
             stack.callback(register_optimizer_step_post_hook(self._after_step).remove)
             stack.enter_context(patches.saves_watched(lambda thing, file: self.tell("saved", thing, file)))
             stack.enter_context(patches.schedulers_watched(lambda scheduler: self.tell("scheduled", scheduler)))
+            stack.enter_context(patches.averages_watched(lambda average: self.tell("averaged", average)))
             stack.enter_context(patches.scalers_watched(lambda what, optimizer: self.tell("scaled", what, optimizer)))
             stack.enter_context(patches.warnings_watched(self._warned))
             stack.enter_context(patches.Operations(lambda name, args: self.tell("operation", name, args)))

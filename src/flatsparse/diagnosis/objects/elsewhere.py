@@ -51,21 +51,35 @@ def address_held(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def average_outside_masks(subject: Subject) -> Iterator[Finding]:
-    """A moving average of torch's that has entries of several masks."""
-    if subject.model is None or not subject.masked:
-        return
-    gc.collect()  # so that those of earlier runs are gone
-    for thing in gc.get_objects():
-        if not issubclass(type(thing), AveragedModel) or not int(thing.n_averaged):
-            continue
-        named = {name: p.detach() for name, p in thing.module.named_parameters()}
-        averages = dict(zip(plain_names(list(named)), named.values(), strict=True))
-        pairs = [(w, averages[w.name]) for w in subject.masked if w.name in averages]
-        pairs = [(w, average) for w, average in pairs if average.shape == w.mask.shape]
+def other_objects(subject: Subject) -> Iterator[Finding]:
+    """Averages of the weights, and schedulers, that are anywhere in this process."""
+    if _living():
+        gc.collect()  # so that those of earlier runs are gone
+    averages = [thing for thing in _living() if isinstance(thing, AveragedModel) and int(thing.n_averaged)]
+    for average in averages:
+        pairs = pairs_of(average, subject)
         if pairs and _are_alike(pairs) and (outside := entries_outside(pairs)):
             yield outside_finding(outside)
-            return
+            break
+    for thing in _living():
+        if isinstance(thing, LRScheduler) and is_elsewhere(thing, subject):
+            stepped: Any = getattr(thing.optimizer, "_opt_called", False)
+            if thing._step_count > 1 and not stepped and subject.base.state:
+                yield scheduled_elsewhere(thing)
+                break
+
+
+def _living() -> list[Any]:
+    """The averages and schedulers of this process."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), (AveragedModel, LRScheduler))]
+
+
+def pairs_of(average: AveragedModel, subject: Subject) -> list[tuple[MaskedWeight, Tensor]]:
+    """Return the masked weights with their averages, by name and shape."""
+    named = {name: p.detach() for name, p in average.module.named_parameters()}
+    averages = dict(zip(plain_names(list(named)), named.values(), strict=True))
+    pairs = [(w, averages[w.name]) for w in subject.masked if w.name in averages]
+    return [(w, average) for w, average in pairs if average.shape == w.mask.shape]
 
 
 def entries_outside(pairs: Iterable[tuple[MaskedWeight, Tensor]]) -> int:
@@ -90,17 +104,6 @@ def _are_alike(pairs: Sequence[tuple[MaskedWeight, Tensor]]) -> bool:
     own = torch.cat([w.weight.detach().reshape(-1).double().cpu() for w, _ in pairs])
     other = torch.cat([average.reshape(-1).double().cpu() for _, average in pairs])
     return float(torch.cosine_similarity(own, other, dim=0)) > ALIKE
-
-
-def scheduler_elsewhere(subject: Subject) -> Iterator[Finding]:
-    """A scheduler that steps, of an optimizer with the same parameters that does not."""
-    gc.collect()
-    for thing in gc.get_objects():
-        if issubclass(type(thing), LRScheduler) and is_elsewhere(thing, subject):
-            stepped: Any = getattr(thing.optimizer, "_opt_called", False)
-            if thing._step_count > 1 and not stepped and subject.base.state:
-                yield scheduled_elsewhere(thing)
-                return
 
 
 def is_elsewhere(scheduler: Any, subject: Subject) -> bool:
