@@ -84,3 +84,17 @@ def called_by_us() -> bool:
         if not file.startswith(OURS) and not _is_installed(file):
             return False
     return False
+
+
+def called_by_user() -> bool:
+    """Return whether the user's own code calls the function of torch that is running, and not a trainer that is installed."""
+    torchs, paths = str(Path(torch.__file__).parent), sysconfig.get_paths()
+    for frame in _frames(sys._getframe(1)):
+        file = frame.f_code.co_filename
+        if file.startswith((torchs, OURS, "<")):
+            continue
+        if file.startswith((paths["purelib"], paths["platlib"])):
+            return False
+        if not file.startswith((paths["stdlib"], paths["platstdlib"])):
+            return True
+    return False

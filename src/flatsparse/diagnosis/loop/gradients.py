@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import PLAIN
-from flatsparse.diagnosis.finding import users_line
+from flatsparse.diagnosis.finding import called_by_user, users_line
 from flatsparse.diagnosis.loop.events import EventCheck, tensors_in
 from flatsparse.sam.optimizers import SAM
 from flatsparse.sparse.masked_weight import MaskedWeight
@@ -84,7 +84,7 @@ class ClippedWithPruned(EventCheck):
             masked = [w for w in self.subject.masked if w.weight.grad is not None and w.weight.grad.data_ptr() in given]
             if masked and any(_is_dense(w) for w in masked):
                 self._norms = self._norms_now()
-        elif name in SCALINGS and self._norms is not None and _scales(args):
+        elif name in SCALINGS and self._norms is not None and _scales(args) and called_by_user():
             held = {p.grad.data_ptr() for p in self.subject.parameters if p.grad is not None}
             whole, active = self._norms
             if active < NOTABLE * whole and any(t.data_ptr() in held for t in tensors_in(args[:1])):
