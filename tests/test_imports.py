@@ -25,6 +25,7 @@ FLOORS = [
         "acceleration",
         "task",
         "api",
+        "diagnosis",
         "comparison",
         "health",
         "curvature",

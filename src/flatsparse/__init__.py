@@ -6,6 +6,9 @@ from flatsparse.api import rounds, sparsify
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.comparison import compare
+from flatsparse.diagnosis.doctor import doctor
+from flatsparse.diagnosis.finding import Finding
+from flatsparse.diagnosis.loop.watch import watching
 from flatsparse.graph.shrink import narrow, shrink
 from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS
@@ -22,11 +25,13 @@ __all__ = [
     "S2SAM",
     "SAM",
     "Block",
+    "Finding",
     "InputError",
     "SparseTraining",
     "Task",
     "accelerate",
     "compare",
+    "doctor",
     "estimate",
     "export",
     "load_masks",
@@ -39,4 +44,5 @@ __all__ = [
     "schedules",
     "shrink",
     "sparsify",
+    "watching",
 ]

@@ -25,7 +25,7 @@ from flatsparse.sparse.layers import LayerSelector, prunable
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import Method, Plan
 from flatsparse.sparse.state import FROZEN, ZERO, Outside, TrainingState
-from flatsparse.sparse.step import SparseStep
+from flatsparse.sparse.step import sparse_step_of
 from flatsparse.sparse.training import SparseTraining
 
 
@@ -95,7 +95,7 @@ def sparsify(
         include = [glob.escape(name) for name in given]
     wanted = None if given else sparsity_for(chosen, sparsity)
     parameters = (p for group in innermost(optimizer).param_groups for p in group["params"])
-    state = TrainingState(Masks.of(model, parameters, include, exclude, seed, left_dense_by(layers)))
+    state = TrainingState(Masks.of(model, parameters, include, exclude, seed, left_dense_by(layers)), steps=steps)
     if wanted is None:
         if outside == ZERO:
             _check_left(given, state.masks, model)
@@ -168,11 +168,10 @@ def _check_objects(model: object, optimizer: Any) -> None:
 
 def _check_free(optimizer: Optimizer) -> None:
     """Raise InputError for an optimizer that trains sparsely already."""
-    for hook in optimizer._optimizer_step_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), SparseStep):
-            raise InputError(
-                "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
-            )
+    if sparse_step_of(optimizer) is not None:
+        raise InputError(
+            "this optimizer trains sparsely already: call detach() on what sparsify gave before, or make a new one"
+        )
 
 
 @torch.no_grad()

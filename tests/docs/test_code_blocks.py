@@ -114,6 +114,11 @@ def check_corruptions(names):
     assert names["published"].lacking
 
 
+def check_doctor(names):
+    assert [finding.name for finding in names["findings"]] == ["base-stepped"]
+    assert [finding.name for finding in names["findings_now"]] == ["base-stepped"]
+
+
 def check_import(names):
     assert all(not mask.all() for mask in names["masks"].values())
     assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
@@ -156,6 +161,7 @@ CHECKS = {
     "docs/add-a-method.md": check_method,
     "docs/channels.md": check_channels,
     "docs/compare-your-own-loop.md": check_comparison,
+    "docs/doctor.md": check_doctor,
     "docs/export.md": check_export,
     "docs/notebooks/did-it-help.md": check_whether_it_helped,
     "docs/notebooks/own-loop.md": check_own_loop,

@@ -1,4 +1,4 @@
-"""The command line. Exit status 0, or 2 with one line on standard error for input that cannot be used."""
+"""The command line. Exit status 0, or 2 with one line on standard error for input that cannot be used; ``doctor`` has 1 too."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ SUMMARIES = {
     "reproduce": "Reproduce a table or figure: run its cells, judge its claims, show them beside the published numbers.",
     "report": "Show the tables reproduced so far beside the published numbers, as text and as one HTML page.",
     "evaluate": "Evaluate finished runs again: on their test samples, or on corrupted images beside clean ones.",
+    "doctor": "Run a training script for some steps, and say what is wrong with its loop.",
     "landscape": "Draw the loss around finished runs, side by side on one scale, and measure how rough it is.",
     "bench": "Measure the cost of S²-SAM and SAM over SGD in step time, throughput or memory, or the time that sparsity saves.",
     "export": "Write a finished run in forms that others can use, each checked by reading it back.",
@@ -119,7 +120,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     try:
         with _plain_warnings():
-            command()
+            status = command()
     except InputError as problem:
         from flatsparse.experiments.run.ddp import WorkerLost
 
@@ -128,6 +129,8 @@ def _run(arguments: Sequence[str]) -> None:
         _fail(
             f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
         )
+    if status:
+        sys.exit(status)
 
 
 def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
@@ -141,13 +144,29 @@ def _parse(commands: dict[str, Any], arguments: Sequence[str]) -> Any:
                 commands,
                 prog="flatsparse",
                 description="Train sparse networks, and find flat minima while you do.",
-                args=list(arguments) or ["--help"],
+                args=_separated(list(arguments)) or ["--help"],
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as end:
         if end.code == 0:
             raise
         _fail(_one_line(output.getvalue()) + _hint(list(arguments)))
+
+
+def _separated(arguments: list[str]) -> list[str]:
+    """Return the arguments, of ``doctor`` with ``--`` before those of its script: all behind it but ``--steps``.
+
+    >>> _separated(["doctor", "own.py", "--steps", "9", "--lr", "1"])
+    ['doctor', '--steps', '9', 'own.py', '--', '--lr', '1']
+    """
+    script = next((i for i, word in enumerate(arguments) if word.endswith(".py")), None)
+    if arguments[:1] != ["doctor"] or script is None:
+        return arguments
+    own, rest = arguments[1:script], arguments[script + 1 :]
+    if rest and rest[0].partition("=")[0] == "--steps" and not any(word.startswith("--steps") for word in own):
+        count = 1 if "=" in rest[0] else 2
+        own, rest = own + rest[:count], rest[count:]
+    return ["doctor", *own, arguments[script], "--", *(rest[1:] if rest[:1] == ["--"] else rest)]
 
 
 def _one_line(boxed: str) -> str:

@@ -41,6 +41,11 @@ class GradientChecks:
         self._inspection: Inspection | None = None
         self._steps = 0  # taken since this object was made
 
+    @property
+    def steps(self) -> int:
+        """The number of steps whose perturbed weights were made since this object was."""
+        return self._steps
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_watch": None, "_inspection": None, "_steps": 0}
 
@@ -113,7 +118,7 @@ class Inspection:
         self._arrivals = ArrivalWatch(perturbed, checks)
         self._handles = []
         for model in models:
-            for module in _eager_modules(model):
+            for module in eager_modules(model):
                 hook = _ModuleHook(model, module, optimizer)
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
         _warn_of_strangers(optimizer, models, perturbed)
@@ -150,7 +155,7 @@ def _reference(thing: Any) -> Callable[[], Any]:
     return (lambda: None) if thing is None else weakref.ref(thing)
 
 
-def _eager_modules(model: nn.Module) -> Iterator[nn.Module]:
+def eager_modules(model: nn.Module) -> Iterator[nn.Module]:
     """The modules of a model, except those whose hooks a compiler has traced: new hooks would make it recompile."""
     modules = list(model.modules())
     dynamo = sys.modules.get("torch._dynamo.eval_frame")

@@ -41,6 +41,7 @@ class TrainingState:
         round: the number of the round, from 0.
         packing: of weights between the steps that need them whole; None where there is none.
         frozen: keeps the values of weights outside the masks through steps; None where they are zero.
+        steps: the number of optimizer steps that the plan was made for, in each round; None if it is not known.
     """
 
     masks: Masks
@@ -53,6 +54,7 @@ class TrainingState:
     round: int = 0
     packing: Packing | None = None
     frozen: FrozenOutside | None = None
+    steps: int | None = None
 
     def freeze_outside(self, optimizer: Optimizer) -> None:
         """Let all weights keep their values outside the masks, which are zero otherwise."""

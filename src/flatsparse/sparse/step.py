@@ -54,6 +54,16 @@ class SparseStep:
         self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
         self._running: Iterator[None] | None = None
 
+    @property
+    def state(self) -> TrainingState:
+        """The state of the training whose step this is."""
+        return self._state
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of that training."""
+        return self._plan
+
     def attach(self) -> list[RemovableHandle]:
         """Register hooks on the optimizer's steps."""
         return [
@@ -205,6 +215,12 @@ class SparseStep:
         if self._group is not None and (updated or not self._agreed):
             check_agreement(self._state.masks, self._group, self._state.steps_taken)
             self._agreed = True
+
+
+def sparse_step_of(optimizer: Optimizer) -> SparseStep | None:
+    """Return the step of sparse training that an innermost optimizer's hooks take; None if it takes none."""
+    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, SparseStep)), None)
 
 
 def check_agreement(masks: Masks, group: Any, step: int) -> None:

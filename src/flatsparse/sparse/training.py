@@ -97,6 +97,16 @@ class SparseTraining:
         return Report(tuple(layers), masks.overall)
 
     @property
+    def state(self) -> TrainingState:
+        """All that the training remembers between steps, as rules see it."""
+        return self._state
+
+    @property
+    def is_attached(self) -> bool:
+        """True until ``detach``."""
+        return bool(self._handles)
+
+    @property
     def steps_taken(self) -> int:
         """The number of optimizer steps so far, all rounds together."""
         return self._state.steps_taken

@@ -1,0 +1,1 @@
+"""Checks of what happens in a loop, step by step."""

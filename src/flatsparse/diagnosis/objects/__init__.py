@@ -1,0 +1,1 @@
+"""Checks of the objects of a loop as they are now."""
