@@ -63,10 +63,11 @@ def test_a_right_script_has_no_finding_and_status_zero(folder, capsys):
     assert [file.name for file in folder.iterdir()] == ["own.py"]  # it was stopped, and the doctor writes nothing
 
 
-def test_a_script_with_a_fault_has_status_one_and_its_line_in_a_table(folder, capsys, monkeypatch):
+def test_a_script_with_a_fault_has_its_line_in_a_table_and_if_asked_status_one(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     file = written(folder, HEAD, OPTIMIZER, LOOP.replace("optimizer.step()", "optimizer.base.step()"))
-    assert status_of(file) == 1
+    assert status_of(file) == 0
+    assert status_of("--strict", file) == 1
     said = capsys.readouterr().out
     assert line_of(file, "base.step()") in said
     assert "base-stepped" in said

@@ -25,9 +25,11 @@ class Doctor:
     """The script's own arguments."""
     steps: int = 50
     """The optimizer steps after which the script is stopped."""
+    strict: bool = False
+    """Exit with status 1 if there are findings, for continuous integration. Before the script."""
 
     def __call__(self) -> int:
-        """Print the findings. Returns the exit status: 1 if there are any."""
+        """Print the findings. Returns the exit status."""
         if under_torchrun():
             raise InputError("doctor looks at one process: run it without torchrun")
         seen = examine_script(self.script, self.steps, self.arguments)
@@ -41,7 +43,7 @@ class Doctor:
             f"{count or 'no'} finding{'' if count == 1 else 's'} in {seen.steps} optimizer step{'' if seen.steps == 1 else 's'}",
             highlight=False,
         )
-        return int(count > 0)
+        return int(self.strict and count > 0)
 
 
 def _table(findings: tuple[Finding, ...]) -> Table:
