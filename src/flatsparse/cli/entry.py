@@ -1,4 +1,4 @@
-"""The command line. Exit status 0, or 2 with a line on standard error for input that cannot be used; ``doctor --strict`` has 1."""
+"""The command line. Exit status 0, or 2 with a line on standard error for unusable input; ``doctor --strict`` also has 1."""
 
 from __future__ import annotations
 
