@@ -81,7 +81,9 @@ class SparseLayer:
             self._faster[key] = speedup(Kind.of(index, samples, wants_x=wants_x, wants_values=wants_values)) > 0
         if not self._faster[key]:
             share = index.entries / (index.rows * index.columns)
-            self.does = f"dense: not slower so, as measured with {samples} samples and {share:.1%} active weights"
+            self.does = (
+                f"dense: sparse was not faster, as measured with {samples} samples and {share:.1%} active weights"
+            )
         return self._faster[key]
 
     def _unfit(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> str | None:
