@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -361,6 +362,35 @@ def test_a_batch_too_dense_to_pay_stays_dense(monkeypatch):
     x = images_for(exact, 16, 3, 10, 12)
     near(model(x), exact(x.double()))
     assert "too many to pay" in result.does["body.0.conv1.weight"]
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_chain_that_stays_dense_is_the_plain_model_to_the_bit_and_keeps_no_values(monkeypatch, kind):
+    model, exact, masked = pair(NETS[kind])
+    model, plain = model.float(), copy.deepcopy(model).float()
+    accelerated(model, masked)
+    monkeypatch.setattr(network_stretch, "DENSEST", 0.0)
+    made, alive = [], []
+
+    def relu(x, inplace=False, own=F.relu):
+        alive.append(sum(value() is not None for value in made))
+        result = own(x, inplace=inplace)
+        made.append(weakref.ref(result))
+        return result
+
+    x = images_for(exact, 5, 3, 9, 8).float()
+    got, wanted = [], []
+    for net, results in ((model, got), (plain, wanted)):
+        inputs = x.clone().requires_grad_()
+        y = net(inputs)
+        y.square().sum().backward()
+        results += [y, inputs.grad, *(p.grad for p in net.parameters()), *net.buffers()]
+    assert all(map(torch.equal, got, wanted))
+    monkeypatch.setattr(network_stretch.F, "relu", relu)
+    with torch.no_grad():
+        model(x)
+    assert len(made) >= 3
+    assert max(alive) <= 2  # what is being read, and what is added later
 
 
 def run(method, sharpness, accelerates):

@@ -73,12 +73,18 @@ class StretchRunner:
 
 
 def _dense(program: Program, images: Tensor) -> tuple[Tensor, ...]:
-    """What a program computes, by its modules."""
-    values = [images]
-    for unit in program.units:
-        terms = [b.conv(values[b.source]) for b in unit.branches]
+    """What a program computes, by its modules. A value goes with its last reader: to keep all costs a fifth of the time."""
+    values, left = {0: images}, program.readers()
+
+    def read(value: int) -> Tensor:
+        left[value] -= 1
+        return values[value] if left[value] else values.pop(value)
+
+    for number, unit in enumerate(program.units, 1):
+        terms = [b.conv(read(b.source)) for b in unit.branches]
         terms = [t if b.norm is None else b.norm(t) for t, b in zip(terms, unit.branches, strict=True)]
         total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-        total = total if unit.added is None else total + values[unit.added]
-        values.append(F.relu(total) if unit.rectify else total)
+        total = total if unit.added is None else total + read(unit.added)
+        # In place: nobody else reads a sum before its ReLU, nor does a backward.
+        values[number] = F.relu(total, inplace=True) if unit.rectify else total
     return tuple(values[value].mean((2, 3)) if mean else values[value] for value, mean in program.outputs)
