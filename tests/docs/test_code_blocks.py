@@ -15,6 +15,7 @@ import pytest
 import torch
 import tyro
 
+import flatsparse as fs
 from flatsparse.cli import main
 from tests.docs.blocks import BLOCK, PAGES, ROOT, commands, python, run
 from tests.helpers import same
@@ -136,11 +137,16 @@ def check_own_loop(names):
 
 
 def check_pruned(names):
-    assert names["training"].sparsity == pytest.approx(0.9, abs=1e-3)
-    assert {n: m.tolist() for n, m in names["training"].masks.items()} == {
-        n: m.tolist() for n, m in names["before"].items()
-    }
-    assert not any(weight[~mask].any() for weight, mask in weights_and_masks(names))
+    training, weights = names["mlp_training"], dict(names["mlp"].named_parameters())
+    assert training.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert {n: m.tolist() for n, m in training.masks.items()} == {n: m.tolist() for n, m in names["before"].items()}
+    assert not any(weights[name][~mask].any() for name, mask in training.masks.items())
+    assert names["training"].sparsity == pytest.approx(0.8, abs=1e-2)
+    assert names["training"].steps_taken == 20
+    before, after = fs.masks_from("pruned-bert"), fs.masks_from("sparse-bert")
+    assert before.keys() == after.keys() == names["training"].masks.keys()
+    assert not any((after[name] & ~mask).any() for name, mask in before.items())
+    assert not same(names["small"].state_dict(), names["model"].state_dict())
 
 
 def weights_and_masks(names):
