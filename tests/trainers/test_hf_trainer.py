@@ -316,3 +316,13 @@ def test_clipping_counts_live_weights_only_where_gradients_are_masked_before_it(
     pairs = list(zip(told, norms, strict=True))
     assert all(total == pytest.approx(norm, rel=1e-4) for total, norm in pairs) == masked
     assert run.training.exploration > 1 - run.training.sparsity  # rules have seen the dense gradient
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_checkpointed_activations_change_no_bit(reentrant, tmp_path):
+    runs = [made(tmp_path, "rigl", dropout=0.0, save_strategy="no") for _ in range(2)]
+    runs[0].model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for run in runs:
+        run.trainer.train()
+    assert same(runs[0].model.state_dict(), runs[1].model.state_dict())
