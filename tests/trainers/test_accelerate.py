@@ -246,34 +246,65 @@ def test_float16_with_a_scaler_that_skips_steps(order, method, kind, tmp_path):
     assert loop.training.sparsity == pytest.approx(0.7, abs=0.01)
 
 
+@pytest.fixture
+def group(tmp_path):
+    """Processes that train together; here there is one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @orders
-def test_the_model_is_distributed(order, tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
-    )
-    try:
-        accelerator = accelerate.Accelerator(cpu=True)
-        model = pruned()
-        masks = fs.masks_from(model)
-        optimizer = fs.S2SAM(BASES["adamw"](model.parameters()), rho=0.3)
-        if order == "before":
-            training = sparse(model, optimizer, "static")
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
-        if order == "after":
-            training = sparse(wrapped, optimizer, "static")
-        perturbed = []
-        for inputs, targets in loader():
-            loss = F.cross_entropy(wrapped(inputs), targets)
-            perturbed.append(optimizer.optimizer.is_perturbed)
-            accelerator.backward(loss)
+@pytest.mark.usefixtures("group")
+def test_the_model_is_distributed(order):
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = pruned()
+    masks = fs.masks_from(model)
+    optimizer = fs.S2SAM(BASES["adamw"](model.parameters()), rho=0.3)
+    if order == "before":
+        training = sparse(model, optimizer, "static")
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
+    if order == "after":
+        training = sparse(wrapped, optimizer, "static")
+    perturbed = []
+    for inputs, targets in loader():
+        loss = F.cross_entropy(wrapped(inputs), targets)
+        perturbed.append(optimizer.optimizer.is_perturbed)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert perturbed == [False] + [True] * (len(perturbed) - 1)
+    assert list(training.masks) == list(masks)
+    assert revived(model, masks) == 0
+
+
+@orders
+@pytest.mark.usefixtures("group")
+def test_a_model_that_is_sharded_after_sparsify_is_told_of(order):
+    """As `prepare` with FSDP2 does, which needs a GPU: it shards, and gives the optimizer the new parameters."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = pruned()
+    masks = fs.masks_from(model)
+    optimizer = BASES["adamw"](model.parameters())
+    if order == "before":
+        sparse(model, optimizer, "static")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    fully_shard(model, mesh=mesh)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    if order == "after":
+        fs.sparsify(model, optimizer, "static", masks=masks, steps=STEPS)
+    inputs, targets = next(iter(loader()))
+    F.cross_entropy(model(inputs), targets).backward()
+    if order == "before":
+        with pytest.raises(fs.InputError, match=r"'0.weight' was replaced .* call sparsify after that"):
             optimizer.step()
-            optimizer.zero_grad()
-        assert perturbed == [False] + [True] * (len(perturbed) - 1)
-        assert list(training.masks) == list(masks)
-        assert revived(model, masks) == 0
-    finally:
-        torch.distributed.destroy_process_group()
+        return
+    optimizer.step()
+    weights = {name: model.get_parameter(name).full_tensor() for name in masks}
+    assert all(weights[name][~mask].count_nonzero() == 0 for name, mask in masks.items())
 
 
 @orders
