@@ -64,14 +64,20 @@ def test_an_example_is_short_and_shadows_no_package(file):
     assert "assert " in text
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_an_example_ends_sparse(file, tmp_path):
+def run(file: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on a script, if its packages are there."""
     if missing := [name for name in sorted(imported(file)) if find_spec(name) is None]:
         pytest.skip(f"{file.name} is a script for {', '.join(missing)}")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", WATCH, str(file)]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    whole = [sys.executable, *command, str(file)]
+    ran = subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_ends_sparse(file, tmp_path):
+    ran = run(file, tmp_path, "-c", WATCH)
     lines = re.findall(r"^flatsparse-test (\d+) ([\d.]+) (\d+) (\d+) (\d+)$", ran.stdout, flags=re.MULTILINE)
     assert lines, "the script makes no sparse training"
     for layers, sparsity, steps, revived, trained in lines:
@@ -81,3 +87,9 @@ def test_an_example_ends_sparse(file, tmp_path):
         assert int(revived) == 0
         assert int(trained) > 0
     assert "flatsparse-warns" not in ran.stdout, ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_the_doctor_finds_nothing_in_an_example(file, tmp_path):
+    assert "no findings" in run(file, tmp_path, "-m", "flatsparse", "doctor").stdout

@@ -326,3 +326,29 @@ def test_checkpointed_activations_change_no_bit(reentrant, tmp_path):
     for run in runs:
         run.trainer.train()
     assert same(runs[0].model.state_dict(), runs[1].model.state_dict())
+
+
+@pytest.mark.slow
+@kinds
+def test_a_compiled_model_in_a_trainer_changes_no_bit(kind, tmp_path):
+    runs = [made(tmp_path, "rigl", kind, dropout=0.0, save_strategy="no")]
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    runs.append(made(tmp_path, "rigl", kind, dropout=0.0, save_strategy="no", **compiled))
+    for run in runs:
+        run.trainer.train()
+    assert type(runs[1].trainer.model_wrapped).__name__ == "OptimizedModule"
+    assert same(runs[0].model.state_dict(), runs[1].model.state_dict())
+
+
+@pytest.mark.skipif(int(transformers.__version__.partition(".")[0]) < 5, reason="files have the names of the model")
+def test_masks_of_a_file_whose_names_are_not_the_models_are_refused_with_the_cure(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=8, patch_size=2, **sizes))
+    weight = dict(model.named_parameters())["vit.layers.0.mlp.fc1.weight"]
+    weight.data[:4] = 0
+    model.save_pretrained(tmp_path)
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises(fs.InputError, match=r"no weight 'vit.encoder.* give masks_from\(model\) once it is loaded"):
+        fs.sparsify(loaded, adamw(loaded), "static", masks=fs.masks_from(tmp_path), steps=1)
+    training = fs.sparsify(loaded, adamw(loaded), "static", masks=fs.masks_from(loaded), steps=1)
+    assert int((~training.masks["vit.layers.0.mlp.fc1.weight"]).sum()) == 4 * 16

@@ -94,7 +94,10 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if own is None and name in buffers:  # a checkpoint does not say which of its matrices are weights
             continue
         if own is None:
-            raise InputError(f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)})")
+            raise InputError(
+                f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)}); where its names are not those"
+                " of the file, as in some Hugging Face models, give masks_from(model) once it is loaded"
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != every[own][0].shape:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(
