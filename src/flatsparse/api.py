@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from flatsparse.acceleration.modules import SAVED_AS
 from flatsparse.common.distributed import full_tensor
 from flatsparse.common.errors import InputError, check_count, unknown
-from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware
+from flatsparse.common.optimizers import check_dense, check_hooks, innermost, mask_aware, unprepared
 from flatsparse.graph.groups import unwrapped
 from flatsparse.methods import DEFAULT, as_method, name_of, sparsity_for
 from flatsparse.methods.presets import left_dense_by
@@ -51,7 +51,7 @@ def sparsify(
         model: any module. Sparse are the matrices of its linear, convolutional, recurrent and attention layers that
             the optimizer holds.
         optimizer: any ``torch.optim`` optimizer, or a wrapper with a ``base``. ``S2SAM`` and
-            ``SAM`` then follow the model automatically.
+            ``SAM`` then follow the model automatically. It may have been prepared by Accelerate, or be so later.
         method: a name in ``METHODS``, or a method object such as ``flatsparse.methods.RigL(every=50)``.
         sparsity: the fraction of the prunable weights to set to zero, in [0, 1). Leave it out with ``masks``, and for a
             method that takes ``channels=`` instead, the fraction of channels to remove.
@@ -81,7 +81,7 @@ def sparsify(
     >>> training.sparsity, int((model.weight != 0).sum())
     (0.9, 20)
     """
-    steps = check_count("steps", steps)
+    steps, optimizer = check_count("steps", steps), unprepared(optimizer)
     if outside not in (ZERO, FROZEN):
         raise unknown("outside=", outside, (ZERO, FROZEN))
     _check_objects(model, optimizer)

@@ -113,6 +113,28 @@ def test_the_zeros_of_a_models_buffers_are_its_own():
     assert list(fs.masks_from(model)) == ["0.weight", "3.weight"]
 
 
+def tied(tokens, padding):
+    """An embedding, whose padding row is zero, and an output layer of the same matrix."""
+    model = nn.Sequential(
+        nn.Embedding(tokens, 4, padding_idx=padding), nn.Linear(4, 4), nn.Linear(4, tokens, bias=False)
+    )
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_the_zeros_of_padding_tokens_are_their_own(padding):
+    model = tied(6, padding)
+    with pytest.raises(InputError, match="nothing is pruned"):
+        fs.masks_from(model)
+    model[0].weight.data[1, 2] = 0
+    masks = fs.masks_from(model)
+    assert list(masks) == ["0.weight", "2.weight"]
+    assert all((~mask).nonzero().tolist() == [[1, 2]] for mask in masks.values())
+    prune.identity(model[1], "weight")
+    assert fs.masks_from(model)["1.weight"].all()  # a mask of torch's stays, whatever it masks
+
+
 @pytest.mark.parametrize(
     "nest",
     [

@@ -474,3 +474,32 @@ def test_a_plan_is_data_and_a_users_own_method_is_enough():
     model = nn.Linear(5, 5)
     training = fs.sparsify(model, sgd(model.parameters()), Diagonal(), sparsity=0.8, steps=9)
     assert torch.equal(training.masks["weight"], torch.eye(5, dtype=torch.bool))
+
+
+# -- parameters that are replaced ---------------------------------------------------------------------------------------------
+
+
+@bases
+def test_weights_that_are_replaced_in_model_and_optimizer_are_told_of(base):
+    model = tiny_net()
+    optimizer = base(model.parameters())
+    rigl(model, optimizer)
+    train_on_images(model, optimizer, 2)
+    new = {p: nn.Parameter(p.detach().clone()) for p in model.parameters()}
+    for module in model.modules():
+        module._parameters.update({name: new[p] for name, p in module._parameters.items() if p is not None})
+    optimizer.param_groups[0]["params"] = list(new.values())
+    with pytest.raises(fs.InputError, match=r"'0.weight' was replaced .* call sparsify after that"):
+        take_step(model, optimizer, 3)
+
+
+@bases
+def test_a_layer_that_leaves_the_optimizer_keeps_its_zeros(base):
+    model = tiny_net()
+    optimizer = base(model.parameters())
+    training = rigl(model, optimizer)
+    train_on_images(model, optimizer, 2)
+    first = next(model.parameters()).requires_grad_(False)
+    optimizer.param_groups[0]["params"] = [p for p in model.parameters() if p is not first]
+    train_on_images(model, optimizer, 4, start=2)
+    assert_zero_outside(model, training, optimizer)

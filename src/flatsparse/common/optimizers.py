@@ -91,6 +91,18 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     return last
 
 
+def unprepared(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that ``accelerator.prepare`` was given, whose own steps are the real ones: a call may wait, or be skipped.
+
+    Accelerate's wrapper has no state or hooks of its own. Any other optimizer is itself.
+    """
+    while any(kind.__module__.partition(".")[0] == "accelerate" for kind in type(optimizer).__mro__):
+        if not isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+            break
+        optimizer = inner
+    return optimizer
+
+
 def check_hooks(optimizer: Optimizer) -> None:
     """Raise InputError for an optimizer whose steps take no hooks: a wrapper that did not call torch's constructor."""
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):

@@ -29,8 +29,8 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
 
     Ours, because a pruned net is often all there is. A matrix that ``torch.nn.utils.prune`` holds has its own mask; of any
     other matrix the zeros are masked, and one without a zero is left out, so that it stays dense. Zeros cannot tell a pruned
-    weight from one that happens to be zero: where there are masks, give those. Masks of biases and norms are left out, with a
-    warning.
+    weight from one that happens to be zero: where there are masks, give those. Only of a model's embedding is it known that a
+    row is padding, and zero for that. Masks of biases and norms are left out, with a warning.
 
     Args:
         source: a model, its state dict or a checkpoint that holds one under any key, or the path of one: a ``.safetensors``
@@ -55,6 +55,7 @@ def masks_from(source: nn.Module | Mapping[str, Tensor] | str | Path) -> dict[st
     elif isinstance(source, nn.Module):
         weights = {name for name, _ in source.named_parameters(remove_duplicate=False)}  # a buffer's zeros are its own
         masks = _masks((n, t) for n, t in source.state_dict().items() if n in weights or n.endswith("_mask"))
+        masks = _without_padding(masks, source)
     elif isinstance(source, Mapping):
         masks = _masks(iter(_state_dict(source, "this checkpoint").items()))
     else:
@@ -93,7 +94,10 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if own is None and name in buffers:  # a checkpoint does not say which of its matrices are weights
             continue
         if own is None:
-            raise InputError(f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)})")
+            raise InputError(
+                f"masks do not fit the model: it has no weight '{name}' ({nearest(name, every)}); where its names are not those"
+                " of the file, as in some Hugging Face models, give masks_from(model) once it is loaded"
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != every[own][0].shape:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(
@@ -142,6 +146,22 @@ def _masks(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         elif not nonzero.all():
             masks[name] = nonzero
     return {plain: masks[name] for plain, name in zip(plain_names(named), named, strict=True) if name in masks}
+
+
+def _without_padding(masks: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The masks with the rows of padding tokens true, which embeddings begin with as zeros; without those that mask no more."""
+    padded = {
+        id(module.weight): module.padding_idx
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+    }
+    named = list(model.named_parameters(remove_duplicate=False))
+    for plain, (_, p) in zip(plain_names([name for name, _ in named]), named, strict=True):
+        if plain in masks and id(p) in padded:
+            masks[plain][padded[id(p)]] = True
+            if masks[plain].all():
+                del masks[plain]
+    return masks
 
 
 def _nonzero(name: str, tensor: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ class SparseStep:
         self._agreed = False
         self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
         self._running: Iterator[None] | None = None
+        self._checked: list[
+            list[nn.Parameter]
+        ] = []  # the optimizer's lists of parameters, when they were last looked at
 
     @property
     def state(self) -> TrainingState:
@@ -167,6 +170,10 @@ class SparseStep:
 
     def _settle(self) -> None:
         """Make weights fit the masks again, whatever was loaded or has written to them since the last step."""
+        held = [group["params"] for group in self._base.param_groups]
+        if len(held) != len(self._checked) or any(a is not b for a, b in zip(held, self._checked, strict=True)):
+            check_not_replaced(self._state.masks, [p for params in held for p in params], self._model())
+            self._checked = held
         if self._loading.settle():
             self._agreed = False
         reapply(list(self._state.masked))
@@ -221,6 +228,18 @@ def sparse_step_of(optimizer: Optimizer) -> SparseStep | None:
     """Return the step of sparse training that an innermost optimizer's hooks take; None if it takes none."""
     owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, SparseStep)), None)
+
+
+def check_not_replaced(masks: Masks, trained: Sequence[nn.Parameter], model: nn.Module | None) -> None:
+    """Raise InputError for a masked weight in whose place model and optimizer have another, which would fill."""
+    if model is None:
+        return
+    known = {id(p) for p in trained} | {id(p) for p in model.parameters()}
+    if gone := [w.name for w in masks if id(w.weight) not in known]:
+        raise InputError(
+            f"'{gone[0]}' was replaced in the model and in the optimizer after it was made sparse, as sharding does (fully_shard,"
+            " Accelerate's prepare with FSDP), so that nothing would keep its zeros: call sparsify after that"
+        )
 
 
 def check_agreement(masks: Masks, group: Any, step: int) -> None:
