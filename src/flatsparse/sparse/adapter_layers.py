@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import PLAIN
 from flatsparse.graph.groups import unwrapped
 
-INSIDE = "base_layer"  # what PEFT calls a layer inside of its adapters
+INSIDE, COPIED = "base_layer", "original_module"  # what PEFT calls a layer inside of its adapters, and one it trains a copy of
 MASK = "update_mask"  # a masked layer's buffer: bool, of its weight's shape, and in no state dict
 
 
@@ -24,7 +24,7 @@ def base_model(model: nn.Module) -> nn.Module:
 
 def base_name(name: str) -> str:
     """Return the name that a parameter has in the base model, without PEFT's own within."""
-    return name.removeprefix("base_model.model.").replace(f".{INSIDE}.", ".")
+    return name.removeprefix("base_model.model.").replace(f".{INSIDE}.", ".").replace(f".{COPIED}.", ".")
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -41,8 +41,8 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def trained_in_full(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers of which ``modules_to_save`` trains a copy, by name, as they were before."""
     for name, module in model.named_modules():
-        if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-            yield name, module.original_module
+        if hasattr(module, "modules_to_save") and hasattr(module, COPIED):
+            yield name, getattr(module, COPIED)
 
 
 def readable(base: nn.Module) -> bool:
@@ -71,6 +71,8 @@ def has_computed_weight(base: nn.Module) -> bool:
 
 
 def active(layer: Any) -> Tensor:
-    """Return the mask of a layer with adapters: what it has, or where its weight is not zero."""
-    own: Tensor | None = getattr(layer, MASK, None)
-    return own if own is not None else torch.ne(layer.get_base_layer().weight.detach(), 0)
+    """Return the mask of a layer with adapters: what it has, or where its weight is not zero; if it has one at all."""
+    own, weight = getattr(layer, MASK, None), layer.get_base_layer()._parameters.get("weight")
+    if own is not None:
+        return own
+    return torch.ones(1, dtype=torch.bool) if weight is None else weight.detach() != 0

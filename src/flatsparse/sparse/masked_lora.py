@@ -20,9 +20,12 @@ class MaskedUpdate(nn.Module, LoraLayer):
     """
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return an adapter's update, of the weight's shape, zero outside the mask."""
-        update = super().get_delta_weight(adapter)  # type: ignore[misc]  # of the class that this is mixed into
-        return torch.where(getattr(self, MASK), update, 0)  # a product would keep NaN
+        """Return an adapter's update M∘(s·BA), of the weight's shape. Of a convolution B is 1x1, and A as large as the weight."""
+        mask: Tensor = getattr(self, MASK)
+        with torch.autocast(mask.device.type, enabled=False):  # as precise in training as when it is merged
+            update = self.lora_B[adapter].weight.flatten(1) @ self.lora_A[adapter].weight.flatten(1)
+            update = (update.T if getattr(self, "fan_in_fan_out", False) else update) * self.scaling[adapter]
+        return torch.where(mask, update.reshape(mask.shape), 0)  # a product would keep NaN
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output at W + M∘(s·BA) of all active adapters, rounded to the type of W as in merging."""
@@ -36,10 +39,9 @@ class MaskedUpdate(nn.Module, LoraLayer):
         for adapter in self.active_adapters:
             if adapter not in self.lora_A:
                 continue
-            with torch.autocast(x.device.type, enabled=False):  # as precise as when it is merged
-                update = self.get_delta_weight(adapter)
-                if self.lora_bias[adapter]:
-                    parameters["bias"] = parameters["bias"] + self.lora_B[adapter].bias * self.scaling[adapter]
+            update = self.get_delta_weight(adapter)
+            if self.lora_bias[adapter]:
+                parameters["bias"] = parameters["bias"] + self.lora_B[adapter].bias * self.scaling[adapter]
             dropout = self.lora_dropout[adapter]
             if self.training and isinstance(dropout, nn.Dropout):  # of the update's inputs only, as PEFT has it
                 dropped.append((update.to(base.weight.dtype), dropout(x)))
@@ -107,7 +109,10 @@ def obstacle(layer: Any, mask: Tensor) -> str:
         return f"its weight is {base.weight.dtype} on {base.weight.device}: load it unquantized and on one device"
     if getattr(base, "groups", 1) > 1:
         return "PEFT merges no convolution with groups: leave it out of target_modules"
-    if layer.merged:
+    if base.bias is None and any(layer.lora_bias.values()):
+        return "lora_bias=True cannot be merged into a layer without a bias: leave it out"
+    own = getattr(layer, MASK, None)
+    if layer.merged and (own is None or not own.equal(mask.to(own.device))):
         return "adapters are merged into it: call unmerge_adapter first"
     if bool((base.weight.detach().ne(0) & ~mask.to(base.weight.device)).any()):
         return (
