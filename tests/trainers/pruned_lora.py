@@ -31,9 +31,10 @@ def causal(kind: str = "llama", seed: int = 0) -> Any:
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the matrices that are pruned, by name: all but embeddings and the classifier."""
+    """Yield the matrices to prune, by name: all but embeddings, the classifier and adapters."""
     for name, p in model.named_parameters():
-        if p.ndim == 2 and any(layer in name for layer in ("_proj.", "c_attn.", "c_proj.", "c_fc.")):
+        chosen = any(layer in name for layer in ("_proj.", "c_attn.", "c_proj.", "c_fc.")) and "lora_" not in name
+        if chosen and p.ndim == 2:
             yield name, p
 
 
@@ -66,7 +67,9 @@ def pruned(kind: str = "llama", sparsity: float = 0.5, seed: int = 0) -> tuple[A
 
 def adapted(model: Any, **options: Any) -> Any:
     """Return a PEFT model around a copy, whose updates are not zero even before they are trained."""
-    targets = next(targets for targets in TARGETS.values() if any(targets[0] in name for name, _ in model.named_modules()))
+    targets = next(
+        targets for targets in TARGETS.values() if any(targets[0] in name for name, _ in model.named_modules())
+    )
     chosen = {"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **options}
     torch.manual_seed(1)
     return get_peft_model(copy.deepcopy(model), LoraConfig(**chosen))

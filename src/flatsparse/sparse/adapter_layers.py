@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import PLAIN
 from flatsparse.graph.groups import unwrapped
 
-INSIDE, COPIED = "base_layer", "original_module"  # what PEFT calls a layer inside of its adapters, and one it trains a copy of
+INSIDE, COPIED = (
+    "base_layer",
+    "original_module",
+)  # what PEFT calls a layer inside of its adapters, and one it trains a copy of
 MASK = "update_mask"  # a masked layer's buffer: bool, of its weight's shape, and in no state dict
 
 
