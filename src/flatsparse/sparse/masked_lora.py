@@ -22,9 +22,11 @@ class MaskedUpdate(nn.Module, LoraLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return an adapter's update M∘(s·BA), of the weight's shape. Of a convolution B is 1x1, and A as large as the weight."""
         mask: Tensor = getattr(self, MASK)
+        factors: Any = self.lora_A[adapter], self.lora_B[adapter]
+        a, b = (factor.weight.flatten(1) for factor in factors)
         with torch.autocast(mask.device.type, enabled=False):  # as precise in training as when it is merged
-            update = self.lora_B[adapter].weight.flatten(1) @ self.lora_A[adapter].weight.flatten(1)
-            update = (update.T if getattr(self, "fan_in_fan_out", False) else update) * self.scaling[adapter]
+            update = (b @ a).T if getattr(self, "fan_in_fan_out", False) else b @ a
+            update = update * self.scaling[adapter]
         return torch.where(mask, update.reshape(mask.shape), 0)  # a product would keep NaN
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
