@@ -450,6 +450,7 @@ REFUSED = {
     "quantized": "Quantized.*unquantized",
     "meta": "zeros cannot be read",
     "no bias": "lora_bias=True",
+    "merged": "merged into 'layer'.*unmerge_adapter first",
     "saved": "modules_to_save trains 'layer' in full",
 }
 

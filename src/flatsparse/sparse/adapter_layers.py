@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import PLAIN
 from flatsparse.graph.groups import unwrapped
 
-INSIDE, COPIED = (
-    "base_layer",
-    "original_module",
-)  # what PEFT calls a layer inside of its adapters, and one it trains a copy of
+INSIDE = "base_layer"  # what PEFT calls a layer inside of its adapters,
+COPIED = "original_module"  # and one of which it trains a copy
 MASK = "update_mask"  # a masked layer's buffer: bool, of its weight's shape, and in no state dict
 
 
@@ -74,8 +72,10 @@ def has_computed_weight(base: nn.Module) -> bool:
 
 
 def active(layer: Any) -> Tensor:
-    """Return the mask of a layer with adapters: what it has, or where its weight is not zero; if it has one at all."""
+    """Return the mask that a layer with adapters has, or else where its weight is not zero."""
     own, weight = getattr(layer, MASK, None), layer.get_base_layer()._parameters.get("weight")
     if own is not None:
         return own
-    return torch.ones(1, dtype=torch.bool) if weight is None else weight.detach() != 0
+    return (
+        torch.ones(()) if weight is None else weight.detach() != 0
+    )  # without a weight it is of a kind that is refused

@@ -86,6 +86,8 @@ def _pruned(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"'{name}' is {type(base).__name__}, whose zeros cannot be read: load it unquantized and on one device, or"
                 " give masks= without it"
             )
+        if layer.merged and not hasattr(layer, MASK):
+            raise InputError(f"adapters are merged into '{name}', whose zeros they fill: call unmerge_adapter first")
         if is_pruned(base) or hasattr(layer, MASK):
             chosen[name] = active(layer)
     for name, original in trained_in_full(model):

@@ -90,9 +90,8 @@ def mask_update(layer: nn.Module, mask: Tensor) -> None:
     """Mask the update of a LoRA layer, in place. A layer that is masked already gets the new mask."""
     base: Any = layer.get_base_layer()  # type: ignore[operator]  # PEFT's own method
     layer.register_buffer(MASK, mask.to(base.weight.device), persistent=False)
-    layer.__class__ = KINDS.get(
-        type(layer), type(layer)
-    )  # keeps adapters, hooks and names, as torch's parametrize does
+    kind = type(layer)
+    layer.__class__ = KINDS.get(kind, kind)  # as torch's parametrize does: adapters, hooks and names stay
 
 
 def obstacle(layer: Any, mask: Tensor) -> str:
