@@ -13,6 +13,7 @@ from flatsparse.graph.shrink import narrow, shrink
 from flatsparse.measure.estimate import estimate
 from flatsparse.methods import METHODS
 from flatsparse.sam.optimizers import S2SAM, SAM
+from flatsparse.sparse.adapters import mask_adapters
 from flatsparse.sparse.block import Block
 from flatsparse.sparse.import_masks import masks_from
 from flatsparse.sparse.training import SparseTraining
@@ -35,6 +36,7 @@ __all__ = [
     "estimate",
     "export",
     "load_masks",
+    "mask_adapters",
     "masks_from",
     "methods",
     "models",
