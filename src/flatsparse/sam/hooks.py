@@ -40,6 +40,10 @@ class Perturbing(Protocol):
         """Do what belongs before a training forward."""
         ...
 
+    def note_forward(self, module: nn.Module, /) -> None:
+        """Take note of a training forward."""
+        ...
+
     def skip(self, reason: str) -> None:
         """Take note of a forward that cannot be perturbed."""
         ...
@@ -202,8 +206,10 @@ class _Follower:
         if trains and self._is_recomputed(optimizer):
             return
         self._unrecorded = module.training and not trains
-        if trains and optimizer.is_perturbed:
-            return
+        if trains:
+            optimizer.note_forward(module)
+            if optimizer.is_perturbed:
+                return
         absent = [(owner, name) for owner, name, p in self._slots if owner.get(name) is not p]
         if absent and len(absent) == len(self._slots):  # torch.func and torch.export call it with tensors of their own
             optimizer.skip(
