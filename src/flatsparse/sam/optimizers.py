@@ -130,7 +130,9 @@ class S2SAM(SharpnessAware):
         with torch.enable_grad(), self.perturbed():
             loss = closure()
         after = self._last_gradient()
-        if before[0] is not None and after[0] is before[0] and after[1] == before[1]:  # the gradients came before the closure
+        if (
+            before[0] is not None and after[0] is before[0] and after[1] == before[1]
+        ):  # the gradients came before the closure
             self.perturbation.was_applied = was_applied
         return loss
 
