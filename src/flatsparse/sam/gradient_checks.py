@@ -52,7 +52,7 @@ class GradientChecks:
         return self._steps
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = {"_watch": None, "_inspection": None, "_called": set(), "_steps": 0}
+        fresh: dict[str, Any] = {"_watch": None, "_inspection": None, "_called": set(), "_steps": 0}
         return {**self.__dict__, **fresh}
 
     def restore(self, cause: str) -> None:
