@@ -7,6 +7,7 @@ trainers save that and know of nothing else.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,26 +17,21 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from flatsparse.common.distributed import full_tensor
-from flatsparse.common.optimizers import innermost, mask_aware
-from flatsparse.sparse.copies import count_outside
-from flatsparse.sparse.masked_weight import record
+from flatsparse.common.optimizers import innermost
 from flatsparse.sparse.masks import MaskedWeight, Masks
-from flatsparse.sparse.model_hooks import ModelHook
 from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
 from flatsparse.sparse.state import TrainingState
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
 TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
 AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
-AT_THE_CALL = 6  # … to the line that calls the model
 
 
 class Loading:
     """The saving and loading of a sparse training, of its model and of its optimizer, in any order.
 
     Weights are zeroed outside the masks as soon as they are loaded. Their own masks may be loaded later: until the next step
-    they can be brought back. Weights that are sparse by other masks, such as those of an earlier moment of the training, stay
-    as they are until the next step, because they may be loaded for an evaluation only.
+    they can be brought back.
     """
 
     def __init__(self, state: TrainingState, optimizer: Optimizer, method: str, *, in_rounds: bool) -> None:
@@ -45,8 +41,6 @@ class Loading:
         self._method = method
         self._in_rounds = in_rounds
         self._zeroed = ZeroedWeights()
-        self._evaluations: list[RemovableHandle] = []  # hooks on layers that lost weights when they were loaded
-        self._saw_outside = False  # whether a save has warned of weights outside the masks
         self._unsettled = False  # weights or state may have been loaded that do not fit the masks
         self._masks_loaded, self._all_loaded = False, False
 
@@ -60,8 +54,8 @@ class Loading:
         for module in model.modules():  # a part of the model may be loaded by itself
             own = {id(p) for p in module.parameters(recurse=False)}
             if weights := [w for w in self._state.masked if id(w.weight) in own]:
-                handles.append(module.register_load_state_dict_post_hook(ModelHook(self._after_model_load, weights)))
-        return [*handles, model.register_state_dict_post_hook(ModelHook(self._after_model_save))]
+                handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
+        return handles
 
     @torch.no_grad()
     def start(self, initial: Mapping[str, Tensor]) -> None:
@@ -102,7 +96,6 @@ class Loading:
 
         Returns: True if masks were loaded since the last step.
         """
-        self._expect_no_evaluation()
         if self._zeroed:
             self._zeroed.forget()
         if masks_loaded := self._masks_loaded:
@@ -135,7 +128,6 @@ class Loading:
         if self._state.grown is not None:
             self._state.grown.forget_pruned(self._state.masked)
         self._unsettled = self._masks_loaded = True
-        self._expect_no_evaluation()
 
     def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return with_training(state, base, self._state.masks, self.state_dict())
@@ -155,44 +147,13 @@ class Loading:
         self._zeroed.forget_state()
 
     @torch.no_grad()
-    def _after_model_load(self, weights: list[MaskedWeight], module: nn.Module, keys: Any) -> None:
+    def after_model_load(self, weights: list[MaskedWeight]) -> None:
         """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones stay."""
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
             self._state.frozen.end()
         for w in weights:
-            if self._zeroed.has_other_masks(w):
-                record([w])
-                self._unsettled = True  # the next step zeroes it
-            else:
-                w.apply()
-                if self._zeroed.has_lost(w):
-                    hook = ModelHook(self._before_evaluation)
-                    self._evaluations.append(module.register_forward_pre_hook(hook))
-
-    def _before_evaluation(self, module: nn.Module, args: Any) -> None:
-        if not module.training:  # else the step warns
-            self._expect_no_evaluation()
-            self._zeroed.warn_of_lost(AT_THE_CALL)
-
-    def _expect_no_evaluation(self) -> None:
-        for handle in self._evaluations:
-            handle.remove()
-        self._evaluations.clear()
-
-    def _after_model_save(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """Warn of weights outside the masks, which something must have written that leaves no trace."""
-        perturbed = any(getattr(wrapper, "is_perturbed", False) for wrapper in mask_aware(self._optimizer))
-        if perturbed or self._saw_outside or self._unsettled or self._state.frozen is not None:
-            return
-        if outside := count_outside(self._state.masks):
-            self._saw_outside = True
-            warnings.warn(
-                f"{outside} weights that are saved lie outside the masks, because something has written to them through .data,"
-                " such as a moving average that was copied into the model: call training.zero_outside(average) after each of"
-                " its updates, or training.zero_outside(model) before the save",
-                stacklevel=4,
-            )
+            w.apply()
 
 
 class ZeroedWeights:
@@ -202,7 +163,6 @@ class ZeroedWeights:
         self._kept: dict[str, Tensor] = {}
         self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
-        self._others: set[str] = set()  # the weights that were loaded and are sparse by other masks
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
         """Copy weights, which are about to be zeroed.
@@ -215,21 +175,9 @@ class ZeroedWeights:
                 continue
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
-            zeros = w.size - int(full_tensor(nonzero.sum()))
-            looks_sparse = zeros >= w.size - w.active
+            looks_sparse = w.size - int(full_tensor(nonzero.sum())) >= w.size - w.active
             lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
-            self._others.discard(w.name)
-            if lost and not may_be_dense and 2 * zeros >= w.size - w.active:  # masks may have moved between layers
-                self._others.add(w.name)
-
-    def has_lost(self, w: MaskedWeight) -> bool:
-        """Return whether a weight has entries outside the mask that it had when it was kept."""
-        return bool(self._lost.get(w.name))
-
-    def has_other_masks(self, w: MaskedWeight) -> bool:
-        """Return whether a weight was loaded that is sparse by another mask: it has half as many zeros, or more."""
-        return w.name in self._others
 
     def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
         """Copy what an optimizer keeps for weights."""
@@ -253,20 +201,14 @@ class ZeroedWeights:
 
     def forget(self) -> None:
         """Forget everything before a step, with a warning if weights were lost."""
-        self.warn_of_lost(AT_THE_STEP + 1)
-        self._kept, self._state, self._others = {}, {}, set()
-
-    def warn_of_lost(self, stacklevel: int) -> None:
-        """Warn of the weights that were lost, once."""
-        lost, self._lost = sum(self._lost.values()), {}
-        if lost:
+        if lost := sum(self._lost.values()):
             warnings.warn(
                 f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
                 " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
-                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model); to evaluate it, call"
-                " training.detach() first",
-                stacklevel=stacklevel,
+                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
+                stacklevel=AT_THE_STEP,
             )
+        self._kept, self._state, self._lost = {}, {}, {}
 
     def __bool__(self) -> bool:
         return bool(self._kept)
@@ -341,3 +283,18 @@ def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, s
         for key, p in zip(packed["params"], group["params"], strict=False)
         if p in by_parameter
     }
+
+
+class AfterModelLoad:
+    """The hook of a layer after it has loaded; without effect once the training was deleted, and in copies of the model."""
+
+    def __init__(self, loading: Loading | None, weights: list[MaskedWeight]) -> None:
+        self._loading = weakref.ref(loading) if loading is not None else None
+        self._weights = weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AfterModelLoad, (None, [])
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        if self._loading is not None and (loading := self._loading()) is not None:
+            loading.after_model_load(self._weights)
