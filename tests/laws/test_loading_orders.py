@@ -169,3 +169,46 @@ def test_what_is_loaded_twice_is_what_was_loaded_last(optimizer):
     for name, part in again._asdict().items():
         part.load_state_dict(saved(late)[name])
     assert same(again.states(), late)
+
+
+# -- the weights of another step of the run, without their masks, as trainers load their best --------------------------------
+
+
+def counts(training: fs.SparseTraining) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in training.masks.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"pattern": (1, 3)}, {"pattern": "block:2x1"}], ids=str)
+@pytest.mark.parametrize("method", ["rigl", "set"])
+@optimizers
+def test_masks_that_move_go_back_to_the_best_weights(method, optimizer, options):
+    model = mlp()
+    made = OPTIMIZERS[optimizer](model)
+    options = {"every": 2, "until": STEPS, "drop_fraction": 0.5, "exclude": ["3"], **options}
+    training = fs.sparsify(model, made, method, sparsity=2 / 3, steps=STEPS, **options)
+    train_steps(model, made, 3)
+    best, masks, before = saved(model.state_dict()), saved(training.masks), counts(training)
+    train_steps(model, made, STEPS, start=3)
+    assert any(best[name][~mask].count_nonzero() for name, mask in training.masks.items())  # or nothing is tested
+    model.load_state_dict(best)
+    assert same(model.state_dict(), best)
+    assert counts(training) == before
+    assert all(training.plan.pattern.holds(mask, name) for name, mask in training.masks.items())
+    assert all((masks[name] & best[name].ne(0) & ~mask).sum() == 0 for name, mask in training.masks.items())
+    assert_zero_outside(model, training, made)
+    with pytest.warns(UserWarning, match=r"masks, which have moved there: .* training.state_dict\(\)"):
+        train_steps(model, made, STEPS + 1, start=STEPS)
+    assert counts(training) == before
+    assert_zero_outside(model, training, made)
+
+
+@pytest.mark.parametrize("method", ["static", "gmp"])
+def test_masks_that_stay_and_weights_that_are_denser_are_cut_and_told_of(method):
+    """Where masks are given, or were denser when the weights were the best, what is loaded is cut to the masks of now."""
+    run = started("adam", method)
+    masks = saved(run.training.masks)
+    run.model.load_state_dict(mlp(3).state_dict())
+    assert same(run.training.masks, masks)
+    assert_zero_outside(run.model, run.training, run.optimizer)
+    with pytest.warns(UserWarning, match="lie outside the masks and were set to 0"):
+        run.train(STOP + 1, STOP)

@@ -261,9 +261,12 @@ def test_masks_loaded_after_their_weights_find_them_whole():
     weights, masks = copied(model.state_dict()), training.state_dict()
     other = tiny_net(seed=1)
     again = fs.sparsify(other, sgd(other.parameters()), "rigl", sparsity=0.8, steps=20, every=3, seed=9)
+    fresh = copied(again.masks)
     other.load_state_dict(weights)
-    assert not same(weights, other.state_dict())  # zero outside the masks it has so far
+    assert not same(fresh, again.masks)  # they have moved to the weights
+    assert same(weights, other.state_dict())
     again.load_state_dict(masks)
+    assert same(masks["masks"], again.masks)
     assert same(weights, other.state_dict())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flatsparse.common.distributed import full_tensor
 from flatsparse.common.optimizers import innermost
+from flatsparse.sparse.loaded_masks import mask_around
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
+from flatsparse.sparse.pattern import Pattern
 from flatsparse.sparse.state import TrainingState
+from flatsparse.sparse.zeroed_weights import AT_THE_STEP, ZeroedWeights
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
 TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
-AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
 
 
 class Loading:
@@ -32,10 +33,17 @@ class Loading:
 
     Weights are zeroed outside the masks as soon as they are loaded. Their own masks may be loaded later: until the next step
     they can be brought back.
+
+    Args:
+        pattern: of masks that move in training, which then move to loaded weights that are as sparse: those of another
+            step, such as the best one. None for masks that stay.
     """
 
-    def __init__(self, state: TrainingState, optimizer: Optimizer, method: str, *, in_rounds: bool) -> None:
+    def __init__(
+        self, state: TrainingState, optimizer: Optimizer, method: str, *, in_rounds: bool, pattern: Pattern | None
+    ) -> None:
         self._state = state
+        self._pattern = pattern
         self._optimizer = optimizer
         self._base = innermost(optimizer)
         self._method = method
@@ -152,66 +160,26 @@ class Loading:
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
             self._state.frozen.end()
+        self._move_masks(weights)
         for w in weights:
             w.apply()
 
-
-class ZeroedWeights:
-    """Copies of weights from before they were zeroed outside masks that may not be theirs, until the first step."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-        self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
-        self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
-
-    def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
-        """Copy weights, which are about to be zeroed.
-
-        Args:
-            may_be_dense: a weight with fewer zeros than its mask is no sign of a loss, as when a dense net is made sparse.
-        """
-        for w in weights:
-            if w.keeps_outside:
-                continue
-            self._kept[w.name] = w.weight.detach().clone()
-            nonzero = w.weight.detach().ne(0)
-            looks_sparse = w.size - int(full_tensor(nonzero.sum())) >= w.size - w.active
-            lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
-            self._lost[w.name] = lost
-
-    def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
-        """Copy what an optimizer keeps for weights."""
-        for w in weights:
-            entry = optimizer.state.get(w.weight, {})
-            alike = {k: v.clone() for k, v in entry.items() if isinstance(v, Tensor) and v.shape == w.weight.shape}
-            self._state[w.name] = alike
-
-    def forget_state(self) -> None:
-        """Forget the optimizer's state, because it has loaded another."""
-        self._state = {}
-
-    def give_back(self, w: MaskedWeight, optimizer: Optimizer) -> None:
-        """Put a weight and its state back as they were, if nothing has written to it since; its mask has changed."""
-        if w.name in self._kept and w.is_as_recorded:
-            w.weight.copy_(self._kept[w.name])
-        for key, value in self._state.get(w.name, {}).items():
-            if key in optimizer.state.get(w.weight, {}):
-                optimizer.state[w.weight][key].copy_(value)
-        self._lost.pop(w.name, None)
-
-    def forget(self) -> None:
-        """Forget everything before a step, with a warning if weights were lost."""
-        if lost := sum(self._lost.values()):
-            warnings.warn(
-                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
-                " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
-                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
-                stacklevel=AT_THE_STEP,
-            )
-        self._kept, self._state, self._lost = {}, {}, {}
-
-    def __bool__(self) -> bool:
-        return bool(self._kept)
+    def _move_masks(self, weights: list[MaskedWeight]) -> None:
+        """Move masks to weights that were loaded, where these are as sparse and lie outside them."""
+        if (pattern := self._pattern) is None:
+            return
+        masks = {w: mask for w in self._zeroed.losing(weights) if (mask := mask_around(w, pattern)) is not None}
+        if not masks:
+            return
+        self._zeroed.keep_state(masks, self._base)
+        grown = {w.name: w.set_mask(mask) for w, mask in masks.items()}
+        for w in masks:
+            w.apply_to_gradient()
+            self._zeroed.spare(w)
+        begin_outside(masks, self._base)
+        if self._state.grown is not None:
+            self._state.grown.note(masks, grown)
+        self._state.share_masks(self._optimizer)
 
 
 def with_training(state: dict[str, Any], base: Optimizer, masks: Masks, saved: dict[str, Any]) -> dict[str, Any]:

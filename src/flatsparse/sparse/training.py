@@ -46,7 +46,10 @@ class SparseTraining:
         self._model = weakref.ref(model)
         self._optimizer = optimizer
         self._state = state
-        self._loading = Loading(state, optimizer, method, in_rounds=plan.rounds is not None)
+        moves = bool(plan.rules) and plan.channel_pruning is None
+        self._loading = Loading(
+            state, optimizer, method, in_rounds=plan.rounds is not None, pattern=plan.pattern if moves else None
+        )
         self._step = SparseStep(model, state, optimizer, plan, self._loading)
         state.share_masks(optimizer)
         state.packing, self._group = Packing(optimizer), process_group(model)
