@@ -552,7 +552,7 @@ def grown_weights_take_long_steps(watch: Watcher) -> None:
         train(model, optimizer)
 
 
-@fault("warning-loaded-weights-that-are", "weights-revived")
+@fault("warning-loaded-weights-that-are")
 def weights_of_another_run_are_loaded_without_their_masks(watch: Watcher) -> None:
     model, optimizer, training = parts()
     other, _, _ = parts(model=mlp(1, norm=False), seed=1)
