@@ -23,9 +23,7 @@ STEPS = EPOCHS * BATCHES
 OPTIONS = {"rigl": {"every": 4, "until": STEPS, "drop_fraction": 0.5}, "static": {}}
 
 # Lightning and torch warn of few workers, of a checkpoint whose callback is not there and of a scaler's first step.
-OTHERS = (
-    "num_workers|LeafSpec|ckpt_path|Checkpoint directory|exists and is not empty|lr_scheduler.step|The dirpath has changed"
-)
+OTHERS = "num_workers|LeafSpec|ckpt_path|Checkpoint directory|exists and is not empty|lr_scheduler.step|The dirpath has changed"
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings(f"ignore:(?s).*({OTHERS})")]
 
 

@@ -264,5 +264,6 @@ class SparseTraining:
     def __reduce__(self) -> Any:
         raise InputError(
             "a sparse training cannot be copied or pickled, because it lives on a model and an optimizer: save its"
-            " state_dict(), and load it into what sparsify gives for the copies"
+            " state_dict(), and load it into what sparsify gives for the copies; a model that is copied, as for an average of its"
+            " weights, must not hold it as an attribute"
         )
