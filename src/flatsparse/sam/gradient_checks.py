@@ -2,8 +2,8 @@
 
 Hooks on every module and parameter would cost a small net a few per cent of a step, so they are there in a few steps
 only: the second of an optimizer in this process, the fourth, the eighth and so on. Loops rarely change their form. Hooks
-on modules are also there in the first step after a load, and where a step has several forwards, between which parts of the
-model may be evaluated.
+on modules are also there in the first step after a load; those on modules that hold others stay where a step has several
+forwards, between which parts of the model may be evaluated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class GradientChecks:
         self._interrupted = ""  # what restored the weights between a forward and its backward
         self._watch: ArrivalWatch | None = None  # of gradients that come after that
         self._inspection: Inspection | None = None
-        self._parts = PartHooks()
+        self._parts = PartHooks(eager_modules)  # for one step
+        self._lasting_parts = PartHooks(_lasting_modules)
         self._called: set[int] = set()  # the modules whose training forwards came since the last step, by id
         self._accumulates = False  # whether a step has had several forwards of one module
         self._steps = 0  # taken since this object was made
@@ -82,7 +83,7 @@ class GradientChecks:
         """Take note of a training forward: with several in a step, weights stay perturbed where others may evaluate."""
         if id(module) in self._called and not self._accumulates:
             self._accumulates = True
-            self._parts.attach(optimizer)
+            self._lasting_parts.attach(optimizer)
         self._called.add(id(module))
 
     def end_step(self) -> None:
@@ -93,8 +94,7 @@ class GradientChecks:
         if self._inspection is not None:
             self._inspection.end(self)
         self._inspection = None
-        if not self._accumulates:
-            self._parts.remove()
+        self._parts.remove()
         self._called.clear()
         self.perturbation.was_applied = False
 
@@ -134,20 +134,24 @@ class PartHooks:
 
     A part may be called by itself (``self.net(x)`` in a LightningModule). Once its forward is seen to train at w or to
     evaluate at w + e, it is followed too.
+
+    Args:
+        chosen: gives the modules of a followed model that get hooks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Callable[[nn.Module], Iterable[nn.Module]]) -> None:
+        self._chosen = chosen
         self._handles: list[Any] = []
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PartHooks, ()  # copies follow nobody
+        return PartHooks, (self._chosen,)  # copies follow nobody
 
     def attach(self, optimizer: Perturbing) -> None:
         """Attach to the models that have none of these hooks."""
         for model in [model for model in optimizer.followed if model not in self._models]:
             self._models.add(model)
-            for module in eager_modules(model):
+            for module in self._chosen(model):
                 hook = _ModuleHook(model, module, optimizer)
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
 
@@ -207,6 +211,14 @@ def eager_modules(model: nn.Module) -> Iterator[nn.Module]:
     if wrapped or (dynamo and any(dynamo._debug_get_cache_entry_list(code) for code in _codes(modules))):
         return
     yield from modules
+
+
+def _lasting_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts whose hooks cost little from step to step: those that hold others, and a model's own attributes."""
+    own = set() if isinstance(model, nn.Sequential) else set(model.children())
+    for part in eager_modules(model):
+        if part is not model and (part in own or any(True for _ in part.children())):
+            yield part
 
 
 def _codes(modules: Iterable[nn.Module]) -> set[Any]:
