@@ -9,9 +9,11 @@ from torch import nn
 
 import flatsparse as fs
 from tests.helpers import (
+    adamw,
     assert_zero_outside,
     bases,
     copied,
+    image_batch,
     is_plus_zero,
     masked,
     rigl,
@@ -268,6 +270,66 @@ def test_masks_loaded_after_their_weights_find_them_whole():
     again.load_state_dict(masks)
     assert same(masks["masks"], again.masks)
     assert same(weights, other.state_dict())
+
+
+def test_an_evaluation_of_dense_weights_that_were_zeroed_warns_once():
+    model = tiny_net()
+    optimizer = adamw(model.parameters())
+    rigl(model, optimizer)
+    train_on_images(model, optimizer, 2)
+    model.load_state_dict(tiny_net(seed=1).state_dict())
+    model.eval()
+    with pytest.warns(UserWarning, match="were set to 0"):
+        model(image_batch(0)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(image_batch(0)[0])
+        take_step(model.train(), optimizer, 3)
+
+
+def average(model):
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+
+
+def test_an_average_is_zero_outside_moving_masks_by_one_line_and_is_told_of_where_it_is_not():
+    model = tiny_net()
+    optimizer = adamw(model.parameters())
+    training = rigl(model, optimizer)
+    plain, zeroed = average(model), average(model)
+    for step in range(1, 13):
+        take_step(model, optimizer, step)
+        for one in (plain, zeroed):
+            one.update_parameters(model)
+        training.zero_outside(zeroed)
+    masks = training.masks
+
+    def outside(net):
+        return sum(int(p[~masks[name]].count_nonzero()) for name, p in net.named_parameters() if name in masks)
+
+    assert outside(plain.module)
+    assert outside(zeroed.module) == 0
+    assert not same(copied(model.state_dict()), copied(zeroed.module.state_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.state_dict()
+    for p, a in zip(model.parameters(), plain.module.parameters(), strict=True):
+        p.data.copy_(a)
+    with pytest.warns(UserWarning, match=r"lie outside the masks.*zero_outside"):
+        model.state_dict()
+    training.zero_outside(model)
+    assert outside(model) == 0
+
+
+def test_what_is_no_copy_of_the_model_is_not_zeroed():
+    model = tiny_net()
+    training = rigl(model, sgd(model.parameters()))
+    with pytest.raises(fs.InputError, match=r"'0.weight' has a mask .* this Linear has none"):
+        training.zero_outside(torch.nn.Linear(3, 2))
+    frozen = fs.sparsify(
+        other := tiny_net(), sgd(other.parameters()), "static", sparsity=0.5, steps=9, outside="frozen"
+    )
+    with pytest.raises(fs.InputError, match="frozen"):
+        frozen.zero_outside(other)
 
 
 def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go():

@@ -56,9 +56,9 @@ def channel_groups(model: nn.Module, example: Tensor | None = None) -> tuple[Gro
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel``."""
+    """The model inside ``torch.compile``, Lightning Fabric, ``DistributedDataParallel`` and ``DataParallel``."""
     wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-    inner = model.module if wrapped else getattr(model, "_orig_mod", None)
+    inner = model.module if wrapped else getattr(model, "_orig_mod", getattr(model, "_forward_module", None))
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 

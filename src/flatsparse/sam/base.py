@@ -115,6 +115,7 @@ class SharpnessAware(Wrapper):
     def _share(self, *_: object) -> None:
         super()._share()
         self.perturbation.weights.reload()
+        self.checks.begin_loaded(self)
 
     def _base_state(self) -> dict[str, Any]:
         """The same while the weights are perturbed as otherwise."""
@@ -136,6 +137,8 @@ class SharpnessAware(Wrapper):
     def follow(self, model: nn.Module) -> SharpnessAware:
         """Attach to a model's calls: see the subclass. Returns the optimizer."""
         hooks.follow(model, self)
+        if not self.checks.steps:
+            self.checks.begin_loaded(self)
         return self
 
     def unfollow(self, model: nn.Module | None = None) -> None:
@@ -203,6 +206,9 @@ class SharpnessAware(Wrapper):
 
     def perturb(self) -> None:
         """Do what belongs before a followed model's training forward; nothing, unless a subclass says so."""
+
+    def note_forward(self, module: nn.Module) -> None:
+        """Take note of a followed module's training forward; nothing, unless a subclass says so."""
 
     def skip(self, reason: str) -> None:
         """Take note of a followed model's forward that cannot be perturbed."""

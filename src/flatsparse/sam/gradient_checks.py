@@ -1,7 +1,9 @@
 """Checks that the whole gradient of a step was taken at the perturbed weights. Each problem is warned of once, with its cure.
 
 Hooks on every module and parameter would cost a small net a few per cent of a step, so they are there in a few steps
-only: the second of an optimizer in this process, the fourth, the eighth and so on. Loops rarely change their form.
+only: the second of an optimizer in this process, the fourth, the eighth and so on. Loops rarely change their form. Hooks
+on modules are also there in the first step after a load; those on modules that hold others stay where a step has several
+forwards, between which parts of the model may be evaluated.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ class GradientChecks:
         self._interrupted = ""  # what restored the weights between a forward and its backward
         self._watch: ArrivalWatch | None = None  # of gradients that come after that
         self._inspection: Inspection | None = None
+        self._parts = PartHooks(eager_modules)  # for one step
+        self._lasting_parts = PartHooks(_lasting_modules)
+        self._called: set[int] = set()  # the modules whose training forwards came since the last step, by id
+        self._accumulates = False  # whether a step has had several forwards of one module
         self._steps = 0  # taken since this object was made
 
     @property
@@ -47,7 +53,8 @@ class GradientChecks:
         return self._steps
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None, "_inspection": None, "_steps": 0}
+        fresh: dict[str, Any] = {"_watch": None, "_inspection": None, "_called": set(), "_steps": 0}
+        return {**self.__dict__, **fresh}
 
     def restore(self, cause: str) -> None:
         """Restore perturbed weights. A gradient of a forward before that belongs to no point: it is warned of."""
@@ -65,6 +72,19 @@ class GradientChecks:
         self._steps += 1
         if is_inspected(self._steps + 1) and self.perturbation.weights.exist:
             self._inspection = Inspection(optimizer, self)
+            self._parts.attach(optimizer)
+
+    def begin_loaded(self, optimizer: Perturbing) -> None:
+        """Watch the modules of the coming step: its forward may be of a part alone, which no step has shown yet."""
+        if self.perturbation.weights.exist:
+            self._parts.attach(optimizer)
+
+    def note_forward(self, module: nn.Module, optimizer: Perturbing) -> None:
+        """Take note of a training forward: with several in a step, weights stay perturbed where others may evaluate."""
+        if id(module) in self._called and not self._accumulates:
+            self._accumulates = True
+            self._lasting_parts.attach(optimizer)
+        self._called.add(id(module))
 
     def end_step(self) -> None:
         """Stop watching: whatever came between, this step's gradients are there."""
@@ -74,6 +94,8 @@ class GradientChecks:
         if self._inspection is not None:
             self._inspection.end(self)
         self._inspection = None
+        self._parts.remove()
+        self._called.clear()
         self.perturbation.was_applied = False
 
     def warn_of_arrival(self) -> None:
@@ -107,20 +129,46 @@ class ArrivalWatch:
             handle.remove()
 
 
-class Inspection:
-    """Hooks that watch one step: a forward at unperturbed weights perturbs them, a gradient at such is warned of.
+class PartHooks:
+    """Hooks on the modules of followed models.
 
-    A part of a followed model may be called by itself (``self.net(x)`` in a LightningModule); once seen, it is followed too.
+    A part may be called by itself (``self.net(x)`` in a LightningModule). Once its forward is seen to train at w or to
+    evaluate at w + e, it is followed too.
+
+    Args:
+        chosen: gives the modules of a followed model that get hooks.
     """
+
+    def __init__(self, chosen: Callable[[nn.Module], Iterable[nn.Module]]) -> None:
+        self._chosen = chosen
+        self._handles: list[Any] = []
+        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PartHooks, (self._chosen,)  # copies follow nobody
+
+    def attach(self, optimizer: Perturbing) -> None:
+        """Attach to the models that have none of these hooks."""
+        for model in [model for model in optimizer.followed if model not in self._models]:
+            self._models.add(model)
+            for module in self._chosen(model):
+                hook = _ModuleHook(model, module, optimizer)
+                self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+
+    def remove(self) -> None:
+        """Take all away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._models.clear()
+
+
+class Inspection:
+    """The watch over one step: a gradient that was not taken at perturbed weights is warned of."""
 
     def __init__(self, optimizer: Perturbing, checks: GradientChecks) -> None:
         models, perturbed = list(optimizer.followed), list(checks.perturbation.weights.kept())
         self._arrivals = ArrivalWatch(perturbed, checks)
-        self._handles = []
-        for model in models:
-            for module in eager_modules(model):
-                hook = _ModuleHook(model, module, optimizer)
-                self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
         _warn_of_strangers(optimizer, models, perturbed)
         if not checks.perturbation.options.in_place:
             _warn_of_addresses(optimizer, models, perturbed)
@@ -130,8 +178,6 @@ class Inspection:
         if self._arrivals.early and checks.perturbation.was_applied:
             checks.warn_of_arrival()
         self._arrivals.remove()
-        for handle in self._handles:
-            handle.remove()
 
 
 class _ModuleHook:
@@ -144,10 +190,12 @@ class _ModuleHook:
         return _ModuleHook, (None, None, None)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not module.training:
+        if torch.compiler.is_compiling() or module.training != torch.is_grad_enabled():
             return
         model, optimizer = self._model(), self._optimizer()
-        if module is self._module() and model is not None and optimizer is not None and not optimizer.is_perturbed:
+        if module is not self._module() or model is None or optimizer is None:
+            return
+        if module.training != optimizer.is_perturbed:  # it trains at w, or evaluates at w + e
             hooks.enter(model, module, args, optimizer)
 
 
@@ -163,6 +211,14 @@ def eager_modules(model: nn.Module) -> Iterator[nn.Module]:
     if wrapped or (dynamo and any(dynamo._debug_get_cache_entry_list(code) for code in _codes(modules))):
         return
     yield from modules
+
+
+def _lasting_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts whose hooks cost little from step to step: those that hold others, and a model's own attributes."""
+    own = set() if isinstance(model, nn.Sequential) else set(model.children())
+    for part in eager_modules(model):
+        if part is not model and (part in own or any(True for _ in part.children())):
+            yield part
 
 
 def _codes(modules: Iterable[nn.Module]) -> set[Any]:

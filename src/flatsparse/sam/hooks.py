@@ -40,6 +40,10 @@ class Perturbing(Protocol):
         """Do what belongs before a training forward."""
         ...
 
+    def note_forward(self, module: nn.Module, /) -> None:
+        """Take note of a training forward."""
+        ...
+
     def skip(self, reason: str) -> None:
         """Take note of a forward that cannot be perturbed."""
         ...
@@ -141,8 +145,8 @@ class _Follower:
             self._slots += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
             if own or module is model:  # a part may be loaded by itself
                 self._keep(module.register_load_state_dict_pre_hook(self.before_load))
-        # torch marks this hook by setting an attribute, which a bound method does not take.
-        self._keep(model.register_state_dict_post_hook(partial(self.after_state_dict)))
+            # It may be saved by itself, too. torch marks this hook by an attribute, which a bound method does not take.
+            self._keep(module.register_state_dict_post_hook(partial(self.after_state_dict)))
         self.attach_to(model)
         model.__dict__.setdefault("_flatsparse_followers", []).append(self)
         optimizer.followed.add(model)
@@ -202,8 +206,10 @@ class _Follower:
         if trains and self._is_recomputed(optimizer):
             return
         self._unrecorded = module.training and not trains
-        if trains and optimizer.is_perturbed:
-            return
+        if trains:
+            optimizer.note_forward(module)
+            if optimizer.is_perturbed:
+                return
         absent = [(owner, name) for owner, name, p in self._slots if owner.get(name) is not p]
         if absent and len(absent) == len(self._slots):  # torch.func and torch.export call it with tensors of their own
             optimizer.skip(
@@ -241,8 +247,9 @@ class _Follower:
             self._pauses.pop().close()
 
     def after_state_dict(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """Put copies of the true weights where w + e stands."""
-        if (optimizer := self._optimizer_of(model)) is None or not optimizer.is_perturbed:
+        """Put copies of the true weights where w + e stands, at the end of the outermost call."""
+        optimizer, within = self._optimizer(), bool(prefix) and model is not self._model()
+        if optimizer is None or within or not optimizer.is_perturbed:
             return
         true = optimizer.true_weights()
         for name, p in model.named_parameters(remove_duplicate=False):

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatsparse.common.errors import InputError
@@ -102,6 +102,10 @@ class S2SAM(SharpnessAware):
         self.checks.skipped = ""
         self.perturbation.apply()
 
+    def note_forward(self, module: nn.Module) -> None:
+        """Take note of a forward at w + e."""
+        self.checks.note_forward(module, self)
+
     # A traced step would make perturbed weights once; the base's own step may be compiled.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -122,8 +126,21 @@ class S2SAM(SharpnessAware):
         """Call a closure at w + e. Returns the loss."""
         if closure is None:
             return None
+        was_applied, before = self.perturbation.was_applied, self._last_gradient()
         with torch.enable_grad(), self.perturbed():
-            return closure()
+            loss = closure()
+        after = self._last_gradient()
+        if (
+            before[0] is not None and after[0] is before[0] and after[1] == before[1]
+        ):  # the gradients came before the closure
+            self.perturbation.was_applied = was_applied
+        return loss
+
+    def _last_gradient(self) -> tuple[Tensor | None, int]:
+        """Return one parameter's gradient and its version, by which a closure is known that takes none: an empty one."""
+        params = reversed(self.param_groups[-1]["params"])
+        grad = next((p.grad for p in params if p.grad is not None), None)
+        return grad, -1 if grad is None else grad._version
 
     def is_packable(self) -> bool:
         """Return whether weights may be packed; noise has as many numbers as the whole weights, and so must not change."""

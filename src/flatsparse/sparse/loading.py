@@ -7,7 +7,6 @@ trainers save that and know of nothing else.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flatsparse.common.optimizers import innermost
+from flatsparse.common.optimizers import innermost, mask_aware
+from flatsparse.sparse.copies import count_outside
 from flatsparse.sparse.loaded_masks import mask_around
 from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.model_hooks import ModelHook
 from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
 from flatsparse.sparse.pattern import Pattern
 from flatsparse.sparse.state import TrainingState
-from flatsparse.sparse.zeroed_weights import AT_THE_STEP, ZeroedWeights
+from flatsparse.sparse.zeroed_weights import AT_THE_CALL, AT_THE_STEP, ZeroedWeights
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
 TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
@@ -49,6 +50,8 @@ class Loading:
         self._method = method
         self._in_rounds = in_rounds
         self._zeroed = ZeroedWeights()
+        self._evaluations: list[RemovableHandle] = []  # hooks on layers that lost weights when they were loaded
+        self._saw_outside = False  # whether a save has warned of weights outside the masks
         self._unsettled = False  # weights or state may have been loaded that do not fit the masks
         self._masks_loaded, self._all_loaded = False, False
 
@@ -62,8 +65,8 @@ class Loading:
         for module in model.modules():  # a part of the model may be loaded by itself
             own = {id(p) for p in module.parameters(recurse=False)}
             if weights := [w for w in self._state.masked if id(w.weight) in own]:
-                handles.append(module.register_load_state_dict_post_hook(AfterModelLoad(self, weights)))
-        return handles
+                handles.append(module.register_load_state_dict_post_hook(ModelHook(self._after_model_load, weights)))
+        return [*handles, model.register_state_dict_post_hook(ModelHook(self._after_model_save))]
 
     @torch.no_grad()
     def start(self, initial: Mapping[str, Tensor]) -> None:
@@ -104,6 +107,7 @@ class Loading:
 
         Returns: True if masks were loaded since the last step.
         """
+        self._expect_no_evaluation()
         if self._zeroed:
             self._zeroed.forget()
         if masks_loaded := self._masks_loaded:
@@ -136,6 +140,7 @@ class Loading:
         if self._state.grown is not None:
             self._state.grown.forget_pruned(self._state.masked)
         self._unsettled = self._masks_loaded = True
+        self._expect_no_evaluation()
 
     def _after_save(self, base: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return with_training(state, base, self._state.masks, self.state_dict())
@@ -155,7 +160,7 @@ class Loading:
         self._zeroed.forget_state()
 
     @torch.no_grad()
-    def after_model_load(self, weights: list[MaskedWeight]) -> None:
+    def _after_model_load(self, weights: list[MaskedWeight], module: nn.Module, keys: Any) -> None:
         """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones stay."""
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
@@ -163,6 +168,33 @@ class Loading:
         self._move_masks(weights)
         for w in weights:
             w.apply()
+        if self._zeroed.losing(weights):
+            self._evaluations.append(module.register_forward_pre_hook(ModelHook(self._before_evaluation)))
+
+    def _before_evaluation(self, module: nn.Module, args: Any) -> None:
+        """Warn of lost weights before a layer is evaluated without them; in training the step warns."""
+        if not module.training:
+            self._expect_no_evaluation()
+            self._zeroed.warn_of_lost(AT_THE_CALL)
+
+    def _expect_no_evaluation(self) -> None:
+        for handle in self._evaluations:
+            handle.remove()
+        self._evaluations.clear()
+
+    def _after_model_save(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        """Warn of weights outside the masks, which something must have written that leaves no trace."""
+        perturbed = any(getattr(wrapper, "is_perturbed", False) for wrapper in mask_aware(self._optimizer))
+        if perturbed or self._saw_outside or self._state.frozen is not None:
+            return
+        if outside := count_outside(self._state.masks):
+            self._saw_outside = True
+            warnings.warn(
+                f"{outside} weights that are saved lie outside the masks, because something has written to them through .data,"
+                " such as a moving average that was copied into the model: call training.zero_outside(average) after each of"
+                " its updates, or training.zero_outside(model) before the save",
+                stacklevel=4,
+            )
 
     def _move_masks(self, weights: list[MaskedWeight]) -> None:
         """Move masks to weights that were loaded, where these are as sparse and lie outside them."""
@@ -251,18 +283,3 @@ def _names(state: dict[str, Any], base: Optimizer, masked: Masks) -> dict[Any, s
         for key, p in zip(packed["params"], group["params"], strict=False)
         if p in by_parameter
     }
-
-
-class AfterModelLoad:
-    """The hook of a layer after it has loaded; without effect once the training was deleted, and in copies of the model."""
-
-    def __init__(self, loading: Loading | None, weights: list[MaskedWeight]) -> None:
-        self._loading = weakref.ref(loading) if loading is not None else None
-        self._weights = weights
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AfterModelLoad, (None, [])
-
-    def __call__(self, module: nn.Module, keys: Any) -> None:
-        if self._loading is not None and (loading := self._loading()) is not None:
-            loading.after_model_load(self._weights)

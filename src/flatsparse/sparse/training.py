@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import process_group
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost, mask_aware
+from flatsparse.sparse.copies import zero_copy
 from flatsparse.sparse.loading import TRAINING, Loading
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.packing import Packing, Wanted
@@ -132,6 +133,21 @@ class SparseTraining:
         """Return whether the model runs at weights that are zero outside the masks: until ``detach``, if e is masked too."""
         return self._masks_all and bool(self._handles) and self.outside == ZERO
 
+    def zero_outside(self, copy: nn.Module) -> None:
+        """Zero the weights of a copy of the model outside the masks, in place: of a moving average, after each update.
+
+        An average of moving masks is denser than the model, since what leaves a mask only fades from it. Zeroed, what enters
+        again is averaged from 0, as it is trained from 0.
+
+        Args:
+            copy: a copy of the model, or what holds one as its ``module`` (torch's ``AveragedModel``, timm's ``ModelEmaV3``).
+
+        Raises: InputError when it lacks a weight that has a mask, and with ``outside="frozen"``, where none is zero.
+        """
+        if self.outside == FROZEN:
+            raise InputError("with outside='frozen' no weight is zero outside the masks: leave out zero_outside")
+        zero_copy(copy, self._state.masked)
+
     def zeroing(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """Return for each masked parameter a function that zeroes a tensor of its shape outside its mask, in place."""
         return {w.weight: w.zero_outside for w in self._state.masked}
@@ -248,5 +264,6 @@ class SparseTraining:
     def __reduce__(self) -> Any:
         raise InputError(
             "a sparse training cannot be copied or pickled, because it lives on a model and an optimizer: save its"
-            " state_dict(), and load it into what sparsify gives for the copies"
+            " state_dict(), and load it into what sparsify gives for the copies; a model that is copied, as for an average of its"
+            " weights, must not hold it as an attribute"
         )

@@ -12,6 +12,7 @@ from flatsparse.common.distributed import full_tensor
 from flatsparse.sparse.masked_weight import MaskedWeight
 
 AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
+AT_THE_CALL = 6  # … to the line that calls a layer
 
 
 class ZeroedWeights:
@@ -71,20 +72,27 @@ class ZeroedWeights:
 
     def forget(self) -> None:
         """Forget everything before a step, with a warning if weights were lost."""
-        if lost := sum(self._lost.values()):
-            warnings.warn(
-                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
-                " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
-                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model)",
-                stacklevel=AT_THE_STEP,
-            )
-        elif moved := sum(self._spared.values()):
+        self.warn_of_lost(AT_THE_STEP + 1)
+        if moved := sum(self._spared.values()):
             warnings.warn(
                 f"{moved} loaded weights that are not zero lay outside the masks, which have moved there: to continue a sparse"
                 " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks",
                 stacklevel=AT_THE_STEP,
             )
-        self._kept, self._state, self._lost, self._spared = {}, {}, {}, {}
+        self._kept, self._state, self._spared = {}, {}, {}
+
+    def warn_of_lost(self, stacklevel: int) -> None:
+        """Warn once of the weights that were lost."""
+        lost, self._lost = sum(self._lost.values()), {}
+        if lost:
+            self._spared = {}
+            warnings.warn(
+                f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
+                " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
+                " to keep a net as others pruned it, give sparsify masks=flatsparse.masks_from(model); to evaluate what was"
+                " loaded, call training.detach() before",
+                stacklevel=stacklevel,
+            )
 
     def __bool__(self) -> bool:
         return bool(self._kept)

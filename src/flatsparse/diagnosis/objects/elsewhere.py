@@ -93,8 +93,7 @@ def outside_finding(count: int, where: str = "") -> Finding:
         "average-outside-masks",
         f"an average of the weights has {count} entries outside the masks, from masks of earlier steps, so what is evaluated and"
         " saved of it is denser than the model",
-        "zero it outside the masks after each update: for p, a in zip(model.parameters(), average.parameters()), where"
-        " training.zeroing() has p, call training.zeroing()[p](a)",
+        "call training.zero_outside(average) after each of its updates",
         where,
     )
 
