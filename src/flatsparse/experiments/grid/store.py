@@ -116,7 +116,7 @@ def run_grid(
     Each run has one thread, so that a table's numbers do not depend on how many are run at once, or where. One that fails
     leaves its reason in ``failure.json``, and the others continue. Killed at any moment and called again, each run continues from
     its last checkpoint. Several calls may share a store, on several machines too, and share its runs between them: who trains
-    a run holds its lock (``flock``), which the system takes back when that process ends, however it ends. On a network file
+    a run holds its lock, which the system takes back when that process ends, however it ends. On a network file
     system this is as good as its locks: NFS has them; where they are kept to one machine (Lustre with ``localflock``), let
     one call at a time use the store, with ``cluster``.
 
