@@ -56,7 +56,7 @@ def usual_folder(run: ResolvedRun) -> Path:
     method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
     subject = run.dataset.task or f"{sources.slug(run.dataset.data)}-{run.model}"
     name = f"{subject}-{method}-{run.sharpness}-seed{run.seed}"
-    return Path("runs") / plain_name(name).strip("._")  # data may be a path to another folder
+    return Path("runs") / plain_name(plain_name(name).strip("._"))  # data may be a path to another folder
 
 
 def summary(result: RunResult) -> Text:

@@ -79,7 +79,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def _compiler() -> list[str]:
     """The command of the C compiler. Raises: OSError when there is none."""
     compiler = (
-        shlex.split(os.environ.get("CC", ""))
+        shlex.split(os.environ.get("CC", ""), posix=os.name == "posix")  # paths of Windows have backslashes
         or [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))][:1]
     )
     if not compiler:
@@ -88,4 +88,4 @@ def _compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=120)

@@ -107,8 +107,13 @@ def in_use(out: Path) -> bool:
 
 
 def plain_name(text: str) -> str:
-    """Return a text as the name of a file or folder: names of data sets and methods may be paths."""
-    return re.sub(r"[^\w.-]+", "_", text)[-150:]
+    """Return a text as the name of a file or folder on any system: names of data sets and methods may be paths.
+
+    >>> plain_name("C:/my data?"), plain_name("con.txt"), plain_name("v1.")
+    ('C_my_data_', 'con_txt', 'v1')
+    """
+    name = re.sub(r"[^\w.-]+", "_", text)[-150:].rstrip(".")  # Windows takes no dot at the end
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", r"\1_", name, flags=re.IGNORECASE)  # its devices
 
 
 @contextlib.contextmanager
