@@ -29,7 +29,7 @@ class Sent:
 
 def _received(files: tuple[tuple[Path, str], ...], kind: type, content: bytes) -> Any:
     execute_also(files)
-    received = kind.__new__(kind)
+    received: Any = object.__new__(kind)
     received.__dict__.update(pickle.loads(content))
     return received
 

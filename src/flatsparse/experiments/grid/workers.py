@@ -201,7 +201,7 @@ class Workers(Executor[SomeJob]):
 
 
 def _death(code: int | None) -> str:
-    names = {-number: number.name for number in signal.Signals}  # those of this system
+    names: dict[int | None, str] = {-number: number.name for number in signal.Signals}  # those of this system
     end = names.get(code, f"status {code}")
     if end == "SIGKILL":
         return "its process was killed, perhaps for lack of memory: try fewer --jobs"
