@@ -44,6 +44,7 @@ EXPERIMENTS = [
     "plotting",
     "claims",
     "data",
+    "tracking",
     "tasks",
     "run",
     "robustness_table",
