@@ -46,7 +46,7 @@ class Tracker(Protocol):
         """Begin to show a run, or continue with the one of the same identifier."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers of the run after a step: the numbers of a line of ``metrics.jsonl``."""
+        """Show the numbers of a line of ``metrics.jsonl`` at its step, which is not one of them."""
 
     def finish(self, result: Mapping[str, float] | None) -> None:
         """End: with the numbers of ``result.json``, or None for a run that was stopped and may be resumed."""

@@ -63,7 +63,7 @@ class Tracking:
             run = TrackedRun(identifier, folder, self.group, settings, step if is_known else 0)
             self._do(tracker, "start", run)
             for record in [] if is_known else records:
-                self._do(tracker, "log", numbers(record), record["step"])
+                self._do(tracker, "log", _values(record), record["step"])
         try:
             write_json(
                 folder / RECORD,
@@ -75,7 +75,7 @@ class Tracking:
     def log(self, record: Mapping[str, Any]) -> None:
         """Log an epoch: a line of ``metrics.jsonl``."""
         for tracker in list(self.trackers):
-            self._do(tracker, "log", numbers(record), record["step"])
+            self._do(tracker, "log", _values(record), record["step"])
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
         """End all trackers, with the content of ``result.json`` if there is one."""
@@ -112,6 +112,11 @@ def check_trackers(names: Iterable[str]) -> None:
             raise InputError(
                 f"--track {name} needs {name}, which is not installed: pip install {INSTALL.get(name, name)}"
             )
+
+
+def _values(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of an epoch, at whose step they are logged; to some, ``step`` is a word of their own."""
+    return {name: value for name, value in numbers(record).items() if name != "step"}
 
 
 def _name(tracker: Tracker) -> str:

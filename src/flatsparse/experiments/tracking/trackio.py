@@ -16,7 +16,8 @@ class Trackio:
         import trackio
 
         name = f"{run.folder.name}-{run.identifier}"
-        self.run: Any = trackio.init(
+        self.trackio: Any = trackio
+        trackio.init(
             project="flatsparse", name=name, group=run.group, config=dict(run.settings), resume="allow", embed=False
         )
         self.step = run.step
@@ -24,10 +25,10 @@ class Trackio:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers at a step."""
         self.step = step
-        self.run.log(dict(values), step=step)
+        self.trackio.log(dict(values), step=step)
 
     def finish(self, result: Mapping[str, float] | None) -> None:
         """Log the result's numbers at the last step, and end."""
         if result:
-            self.run.log({f"result/{name}": value for name, value in result.items()}, step=self.step)
-        self.run.finish()
+            self.trackio.log({f"result/{name}": value for name, value in result.items()}, step=self.step)
+        self.trackio.finish()
