@@ -47,7 +47,7 @@ def test_tensorboard_has_every_epoch_once_and_the_result(tmp_path):
     (text,) = events.Tensors("settings/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
     assert json.loads(shown.removeprefix("```json").removesuffix("```"))["sharpness"] == "s2sam"
-    assert read_json(tmp_path / RECORD)["trackers"] == ["TensorBoard"]
+    assert read_json(tmp_path / RECORD)["complete"] == ["TensorBoard"]
 
 
 def test_what_a_killed_process_logged_is_in_the_file_and_later_steps_are_replaced(tmp_path, monkeypatch):
@@ -81,10 +81,11 @@ class Stood:
     """A run of a package that remembers what it is told."""
 
     def __init__(self):
-        self.begun, self.logged, self.ended, self.summary = [], [], [], {}
+        self.begun, self.logged, self.ended, self.summary, self.step = [], [], [], {}, 0
 
     def log(self, values, step=None):
         self.logged.append((step, values))
+        self.step = step
 
     def finish(self, exit_code=None):
         self.ended.append(exit_code)
@@ -137,6 +138,14 @@ def test_a_package_is_told_of_one_run(tmp_path, monkeypatch, name, package):
     ending = run.summary if name == "wandb" else run.logged[-1][1]
     assert ending["result/test_accuracy"] == result.test_accuracy
     assert run.ended == ([1, 0] if name == "wandb" else [None, None])
+
+
+def test_wandb_is_not_told_again_of_what_it_has(tmp_path, monkeypatch):
+    module, run = wandb()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(Tracking, "__exit__", lambda *_: None)  # as if the process were killed
+    stopped_and_resumed(tmp_path, "wandb")
+    assert [step for step, _ in run.logged] == [*STEPS[:2], *STEPS[1:]]
 
 
 def test_wandb_has_the_project_of_its_variable(tmp_path, monkeypatch):

@@ -59,7 +59,24 @@ def test_a_run_that_is_resumed_is_the_same_one(tmp_path):
     assert (first.steps, second.steps) == (STEPS[:2], STEPS[2:])
     assert (second.run.step, new.run.step) == (STEPS[1], 0)
     assert new.steps == STEPS  # it did not know the epochs before
-    assert read_json(tmp_path / RECORD)["trackers"] == ["Other", "Remembered"]
+    assert read_json(tmp_path / RECORD) == {"identifier": new.run.identifier, "complete": ["Other", "Remembered"]}
+
+
+@pytest.mark.parametrize("lost", ["by a kill", "by a tracker that failed", "by a part without it"])
+def test_what_may_be_lost_is_logged_again_when_the_run_is_resumed(tmp_path, monkeypatch, lost):
+    first = Remembered(raises={"log"} if lost == "by a tracker that failed" else ())
+    with monkeypatch.context() as changed, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if lost == "by a kill":
+            changed.setattr(Tracking, "__exit__", lambda *_: None)
+        with pytest.raises(Killed):
+            train(tmp_path, first, watcher=KillAfter(1))
+    with pytest.raises(Killed):
+        train(tmp_path, *[Other()] * (lost == "by a part without it"), watcher=KillAfter(2), resume=True)
+    second = Remembered()
+    train(tmp_path, second, resume=True)
+    assert (second.run.step, second.steps) == (0, STEPS)
+    assert second.run.identifier == first.run.identifier
 
 
 class Other(Remembered):

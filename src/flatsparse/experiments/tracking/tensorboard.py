@@ -18,8 +18,7 @@ class TensorBoard:
         """Open a new event file; what others say of later steps is then no longer shown."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = run.step + 1 if run.step else None
-        self.writer: Any = SummaryWriter(str(run.folder / FOLDER), purge_step=purge)
+        self.writer: Any = SummaryWriter(str(run.folder / FOLDER), purge_step=run.step + 1)
         self.step = run.step
         if not run.step:
             settings = json.dumps(dict(run.settings), indent=2)

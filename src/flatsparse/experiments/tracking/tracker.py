@@ -17,7 +17,8 @@ class TrackedRun:
         folder: the run's, whose name may serve as the run's.
         group: the name of the comparison that the run is of; None for a run by itself.
         settings: all of them, by the names of their flags, as in ``config.json``.
-        step: the optimizer steps that it has behind it. What was logged of later ones, before a kill, is logged again.
+        step: the optimizer steps up to which the tracker has everything; all later epochs are logged, some of them again. It is
+            0 where a process was killed, which may have lost lines on their way.
     """
 
     identifier: str

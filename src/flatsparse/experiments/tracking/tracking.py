@@ -21,7 +21,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 TRACKERS: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB}
 INSTALL = {"tensorboard": "'flatsparse[track]'"}  # others are installed by their names
 RECORD = "tracking.json"
-FORM = {"identifier": str, "trackers": [str]}
+FORM = {"identifier": str, "complete": [str]}
 
 
 class Tracking:
@@ -40,6 +40,8 @@ class Tracking:
 
     def __init__(self, trackers: Sequence[Tracker] = (), group: str | None = None) -> None:
         self.trackers, self.group = list(trackers), group
+        self.folder: Path | None = None  # of the run that is tracked
+        self.identifier = ""
 
     @classmethod
     def named(cls, names: Iterable[str], group: str | None = None) -> Tracking:
@@ -47,7 +49,7 @@ class Tracking:
         return cls([TRACKERS[name]() for name in dict.fromkeys(names)], group)
 
     def start(self, folder: Path, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-        """Start the trackers of a run, which its folder remembers; to those that are new to it, earlier epochs are logged.
+        """Start the trackers of a run. Those that may lack earlier epochs, as their file says, are told of these first.
 
         Args:
             folder: the run's.
@@ -56,21 +58,14 @@ class Tracking:
         """
         if not self.trackers:
             return
-        identifier, known = _recorded(folder)
-        step = records[-1]["step"] if records else 0
+        self.folder, (self.identifier, complete) = folder, _recorded(folder)
+        self._record([])  # while it goes on: a process that is killed leaves it so
         for tracker in list(self.trackers):
-            is_known = _name(tracker) in known
-            run = TrackedRun(identifier, folder, self.group, settings, step if is_known else 0)
-            self._do(tracker, "start", run)
-            for record in [] if is_known else records:
+            behind = records if _name(tracker) in complete else []
+            step = behind[-1]["step"] if behind else 0
+            self._do(tracker, "start", TrackedRun(self.identifier, folder, self.group, settings, step))
+            for record in records[len(behind) :]:
                 self._do(tracker, "log", _values(record), record["step"])
-        try:
-            write_json(
-                folder / RECORD,
-                {"identifier": identifier, "trackers": sorted({*known, *map(_name, self.trackers)})},
-            )
-        except InputError as problem:
-            warnings.warn(f"{problem}; a resumed run will be tracked as another", stacklevel=2)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Log an epoch: a line of ``metrics.jsonl``."""
@@ -79,9 +74,20 @@ class Tracking:
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
         """End all trackers, with the content of ``result.json`` if there is one."""
+        if not self.trackers or self.folder is None:
+            return
         for tracker in list(self.trackers):
             self._do(tracker, "finish", None if result is None else numbers(result))
+        self._record([_name(tracker) for tracker in self.trackers])
         self.trackers = []
+
+    def _record(self, complete: Sequence[str]) -> None:
+        """Write down which trackers have all of the run so far."""
+        assert self.folder is not None
+        try:
+            write_json(self.folder / RECORD, {"identifier": self.identifier, "complete": sorted(complete)})
+        except InputError as problem:
+            warnings.warn(f"{problem}; a resumed run may be tracked as another", stacklevel=3)
 
     def __enter__(self) -> Tracking:
         return self
@@ -124,10 +130,10 @@ def _name(tracker: Tracker) -> str:
 
 
 def _recorded(folder: Path) -> tuple[str, list[str]]:
-    """Return the identifier of a run, and the names of the trackers that know it; new ones where nothing is recorded."""
+    """Return the identifier of a run, and the trackers that have all of it so far; a new one where nothing is recorded."""
     try:
         record = read_json(folder / RECORD, FORM)
-        return record["identifier"], record["trackers"]
+        return record["identifier"], record["complete"]
     except InputError as problem:
         if (folder / RECORD).is_file():
             warnings.warn(f"{problem}; the run is tracked as another", stacklevel=3)

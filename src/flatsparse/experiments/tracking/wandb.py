@@ -30,8 +30,9 @@ class WandB:
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
-        self.run.log(dict(values), step=step)
+        """Log numbers at a step, unless they are there already."""
+        if step >= self.run.step:
+            self.run.log(dict(values), step=step)
 
     def finish(self, result: Mapping[str, float] | None) -> None:
         """Put the result's numbers into the summary, and end; a run that was stopped is marked as failed."""
