@@ -13,13 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 SHARED = Path(__file__).with_name("c")
-SUFFIX = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
+SUFFIX = ".dll" if os.name == "nt" else ".so"  # also on macOS; to ask sysconfig takes longer than all other imports
 
 # What a wheel holds runs on any processor of its kind: the C itself chooses instructions when it runs. Roots have no errno, so
 # that there are roots of vectors. No OpenMP library is linked: that which torch has loaded serves, so both share one pool of
