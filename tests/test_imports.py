@@ -2,10 +2,13 @@
 
 import ast
 import graphlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import flatsparse
 
@@ -44,6 +47,7 @@ EXPERIMENTS = [
     "plotting",
     "claims",
     "data",
+    "tracking",
     "tasks",
     "run",
     "robustness_table",
@@ -64,6 +68,7 @@ EXPERIMENTS = [
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]
 HEAVY += ["peft", "transformers", "torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
+OF_TORCH = {"torch.utils.flop_counter", "torch.utils.module_tracker"}  # that torch does not import by itself
 
 
 def floor(path):
@@ -152,8 +157,38 @@ def test_the_reader_of_imports_sees_functions_and_passes_over_types():
     assert list(imported_floors(lines)) == ["common", "flatsparse", "sparse", "experiments"]
 
 
-def test_importing_the_library_imports_nothing_of_the_extra():
-    code = f"import sys, flatsparse; print([name for name in {HEAVY} if name in sys.modules])"
+IMPORTED = """
+import gc, json, sys, torch
+before, full = set(sys.modules), []
+gc.callbacks.append(lambda phase, about: full.append(about) if phase == "start" and about["generation"] == 2 else None)
+import flatsparse
+print(json.dumps([sorted(set(sys.modules) - before), len(full), gc.isenabled()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """The modules that the library imports beside torch's, the full collections meanwhile, and whether there are any after it."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    call = [sys.executable, "-c", IMPORTED]
+    return json.loads(subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_importing_the_library_imports_nothing_of_the_extra(imported):
+    names, _, _ = imported
+    assert [name for name in names if name in HEAVY] == []
+
+
+def test_importing_the_library_imports_little_beside_torch(imported):
+    """Of torch, itself no more than it imports and a counter of FLOPs; of others only small parts of the standard library."""
+    names, _, _ = imported
+    others = {name.partition(".")[0].lstrip("_") for name in names} - {"flatsparse", "torch", "safetensors"}
+    assert others <= sys.stdlib_module_names | {name for name in others if name.startswith("sysconfigdata")}
+    assert not others & {"asyncio", "sqlite3", "multiprocessing", "xml", "email", "http", "urllib", "concurrent"}
+    assert {name for name in names if name.startswith("torch")} <= OF_TORCH
+    assert len([name for name in names if not name.startswith("flatsparse")]) < 30
+
+
+def test_importing_the_library_walks_through_no_objects_of_torch(imported):
+    _, full_collections, collects_afterwards = imported
+    assert (full_collections, collects_afterwards) == (0, True)

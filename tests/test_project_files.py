@@ -85,3 +85,13 @@ def test_wheels_are_built_for_the_platforms_that_the_docs_name():
 
 def test_the_citation_is_of_this_version():
     assert read("CITATION.cff")["version"] == fs.__version__
+
+
+@pytest.mark.parametrize(("workflow", "job"), [("test", "installed"), ("release", "try")])
+def test_what_is_built_is_installed_and_tried(workflow, job):
+    """By the script that a slow test runs too."""
+    steps = read(f".github/workflows/{workflow}.yml")["jobs"][job]["steps"]
+    tried = [
+        step["run"].split("tests.fresh_install ")[1] for step in steps if "tests.fresh_install " in step.get("run", "")
+    ]
+    assert [".whl" in line and ".tar.gz" in line for line in tried] == [True]

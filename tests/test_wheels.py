@@ -111,3 +111,21 @@ def test_an_editable_install_compiles_nothing(monkeypatch):
     data = {"force_include": {}, "pure_python": True}
     module.CompiledLibraries(str(ROOT), {}, None, None, "", "wheel").initialize("editable", data)
     assert data == {"force_include": {}, "pure_python": True}
+
+
+@pytest.mark.slow
+def test_what_is_built_is_installed_and_runs_the_examples_of_the_pages(source, wheel, tmp_path):
+    """Two new environments, with torch; needs what pip needs."""
+    archive = next(source.parent.glob("*.tar.gz"))
+    call = [sys.executable, "-m", "tests.fresh_install", str(wheel), str(archive)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("README: test accuracy") == 2
+
+
+def test_the_examples_that_are_tried_after_an_installation_are_there():
+    from tests.docs.blocks import python
+
+    two_lines, example = python("docs/quickstart.md")[0], python("README.md")[0]
+    assert "sklearn" not in two_lines
+    assert all("fs.sparsify(" in code and "fs.S2SAM(" in code for code in (two_lines, example))

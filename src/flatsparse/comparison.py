@@ -6,10 +6,13 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flatsparse.common.errors import InputError
 from flatsparse.methods import DEFAULT
+
+if TYPE_CHECKING:
+    from flatsparse.experiments.scripts.table import ArmTable
 
 
 def compare(
@@ -26,7 +29,7 @@ def compare(
     threads: int = 1,
     jobs: int | None = None,
     resume: bool = False,
-) -> Any:
+) -> ArmTable:
     """Run a training function plainly and with sharpness awareness, seed by seed, and report the paired differences.
 
     Ours, because a gain of one run over another says nothing: every kind of sharpness gets the same seeds, and a random direction
@@ -81,4 +84,5 @@ def compare(
         threads=threads,
         jobs=1 if isinstance(found, script.Function) else jobs,
     )
-    return report.compare_and_report(found, chosen, Path(out), resume=resume, console=terminal.Console())
+    table: ArmTable = report.compare_and_report(found, chosen, Path(out), resume=resume, console=terminal.Console())
+    return table

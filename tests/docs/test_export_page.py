@@ -36,6 +36,6 @@ def test_numpy_reads_a_mask_file():
     Path("run").mkdir()
     fs.save_masks("run/masks.safetensors", masks)
     found = {}
-    exec(python("docs/run-folder.md")[0], found)
+    exec(python("docs/run-folder.md")[-1], found)
     assert list(found["masks"]) == list(masks)
     assert all(np.array_equal(found["masks"][n], masks[n].numpy()) for n in masks)

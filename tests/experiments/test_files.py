@@ -1,10 +1,12 @@
 """One process at a time in a folder, and folders of every kind."""
 
+import errno
 import os
 import shutil
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -66,28 +68,52 @@ def test_a_lock_goes_with_its_process_however_that_ends(tmp_path):
 
 
 def test_a_lock_whose_file_was_removed_between_two_calls_is_taken_anew(tmp_path, monkeypatch):
-    file, lock = tmp_path / LOCK, claims.fcntl.flock
+    file, lock = tmp_path / LOCK, claims.lock_descriptor
 
-    def removed_first(stream, how):
+    def removed_first(descriptor, *, blocking):
         monkeypatch.undo()
         file.unlink()
-        lock(stream, how)
+        return lock(descriptor, blocking=blocking)
 
-    monkeypatch.setattr(claims.fcntl, "flock", removed_first)
+    monkeypatch.setattr(claims, "lock_descriptor", removed_first)
     with locked(file) as got, locked(file) as again:
         assert (got, again) == (True, False)
 
 
-def test_where_there_are_no_locks_work_goes_on_alone_and_a_store_says_so(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(37, "No locks available")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the locks of Windows are others")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_work_goes_on_alone_and_a_store_says_so(tmp_path, monkeypatch, code):
+    import fcntl
 
-    monkeypatch.setattr(claims.fcntl, "flock", none)
+    def none(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
     end = RunJob(resolve(RunConfig()), tmp_path / "runs" / "a", tmp_path).run()
-    assert "without locks (No locks available)" in end.failure
+    assert f"without locks ({os.strerror(code)})" in end.failure
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_lock_is_removed_after_it_is_closed_where_an_open_file_cannot_be(tmp_path, monkeypatch):
+    """As on Windows."""
+    streams, opened, unlink = [], Path.open, Path.unlink
+
+    def keeping(file, *arguments, **options):
+        streams.append(opened(file, *arguments, **options))
+        return streams[-1]
+
+    def refusing(file):
+        if not streams[-1].closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        unlink(file)
+
+    monkeypatch.setattr(Path, "open", keeping)
+    monkeypatch.setattr(Path, "unlink", refusing)
+    with locked(tmp_path / LOCK) as got:
+        assert got
+    assert not (tmp_path / LOCK).exists()
 
 
 def commands(run, folder):

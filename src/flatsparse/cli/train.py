@@ -20,6 +20,7 @@ from flatsparse.experiments.run.progress import RunBar
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.terminal import Console
+from flatsparse.experiments.tracking.tracking import TrackerName, Tracking, check_trackers
 from flatsparse.methods import kind_of, name_of_kind
 
 
@@ -35,14 +36,25 @@ class Train:
     parent: Path | None = None
     """Folder of dense first rounds, shared by runs of methods with rounds; a missing one is trained and saved there."""
 
+    track: tuple[TrackerName, ...] = ()
+    """Also show the run in these: TensorBoard, trackio, Weights & Biases (each a package of its own); with --resume, as the
+    same run. They change no result."""
+
     def __call__(self) -> None:
+        check_trackers(self.track)
         run = resolve(self.run)
         out = self.out or usual_folder(run)
         with distributed(run.runtime.device) as context:
             console = Console(quiet=not context.is_main)
             with RunBar(console) as watcher:
                 result = train(
-                    run, out, resume=self.resume, watcher=watcher, context=context, shared_rounds=self.parent
+                    run,
+                    out,
+                    resume=self.resume,
+                    watcher=watcher,
+                    context=context,
+                    shared_rounds=self.parent,
+                    tracking=Tracking.named(self.track),
                 )
         if context.is_main:
             report = pages.write_run(run, result, out)
@@ -56,7 +68,7 @@ def usual_folder(run: ResolvedRun) -> Path:
     method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
     subject = run.dataset.task or f"{sources.slug(run.dataset.data)}-{run.model}"
     name = f"{subject}-{method}-{run.sharpness}-seed{run.seed}"
-    return Path("runs") / plain_name(name).strip("._")  # data may be a path to another folder
+    return Path("runs") / plain_name(plain_name(name).strip("._"))  # data may be a path to another folder
 
 
 def summary(result: RunResult) -> Text:

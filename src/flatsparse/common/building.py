@@ -13,13 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 SHARED = Path(__file__).with_name("c")
-SUFFIX = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
+SUFFIX = ".dll" if os.name == "nt" else ".so"  # also on macOS; to ask sysconfig takes longer than all other imports
 
 # What a wheel holds runs on any processor of its kind: the C itself chooses instructions when it runs. Roots have no errno, so
 # that there are roots of vectors. No OpenMP library is linked: that which torch has loaded serves, so both share one pool of
@@ -79,7 +78,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def _compiler() -> list[str]:
     """The command of the C compiler. Raises: OSError when there is none."""
     compiler = (
-        shlex.split(os.environ.get("CC", ""))
+        shlex.split(os.environ.get("CC", ""), posix=os.name == "posix")  # paths of Windows have backslashes
         or [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))][:1]
     )
     if not compiler:
@@ -88,4 +87,4 @@ def _compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=120)

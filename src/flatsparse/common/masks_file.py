@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def unpacked_bits(packed: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little").astype(bool))
 
 
-def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", step: int = 0) -> None:
+def save_masks(file: str | os.PathLike[str], masks: Mapping[str, Tensor], *, method: str = "", step: int = 0) -> None:
     """Write masks as safetensors with one bit a weight.
 
     Ours: each mask is a ``uint8`` tensor named like its weight, the mask's entries in row-major order, eight to a byte,
@@ -44,7 +45,7 @@ def save_masks(file: Path, masks: Mapping[str, Tensor], *, method: str = "", ste
     save_tensors(Path(file), packed, {"format": MASK_FORMAT, "method": method, "step": str(step), "shapes": shapes})
 
 
-def load_masks(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_masks(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read masks that ``save_masks`` wrote: bool tensors by name, in their order, and the metadata.
 
     Raises: InputError when the file is corrupt or of another format.

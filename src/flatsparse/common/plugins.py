@@ -6,13 +6,15 @@ import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from flatsparse.common.errors import InputError, nearest
 from flatsparse.common.seeds import derive
+
+_EXECUTED: dict[str, tuple[Path, str]] = {}  # by the names of their modules
 
 
 def name_for(file: Path, kind: str) -> str:
@@ -33,7 +35,21 @@ def executed(file: Path, kind: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _EXECUTED[name] = file.resolve(), kind
     return module
+
+
+def executed_files() -> tuple[tuple[Path, str], ...]:
+    """Return the files that this process has run, each with its kind."""
+    return tuple(_EXECUTED.values())
+
+
+def execute_also(files: Iterable[tuple[Path, str]]) -> None:
+    """Run files that another process has run, so that what it pickled can be read here; those run before are left."""
+    for file, kind in files:
+        if name_for(file, kind) not in sys.modules:
+            with importable(file.parent):
+                executed(file, kind)
 
 
 def function_of(name: str, kind: str) -> Callable[..., Any]:

@@ -10,14 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import remove_temporary
 from flatsparse.common.json_files import read_json, write_json
-
-try:
-    import fcntl
-except ImportError:  # not of this system: nothing is locked
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 
@@ -41,29 +38,41 @@ def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
     Raises: NoLocks on a file system that has none, OSError where the file cannot be made.
     """
     while True:
-        stream = file.open("a")  # for writing: network file systems lock nothing else
+        stream = file.open("a", encoding="utf-8")  # for writing: network file systems lock nothing else
         try:
-            if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(stream.fileno(), file):
-                break
-            stream.close()  # its last holder removed it between our two calls
-        except BlockingIOError:
-            stream.close()
-            yield False
-            return
+            # The system's own lock, on an open file: a class of filelock may fall back to one that outlives its process.
+            got = lock_descriptor(stream.fileno(), blocking=False)
         except OSError as problem:
             stream.close()
             raise NoLocks(
                 f"'{file.parent}' is on a file system without locks ({problem.strerror}): give another --out"
             ) from None
+        if not got:
+            stream.close()
+            yield False
+            return
+        if _is_at(stream.fileno(), file):
+            break
+        stream.close()  # its last holder removed it between our two calls
     try:
         yield True
     finally:
-        if not keep:
-            with contextlib.suppress(OSError):
-                file.unlink()  # while it is held, so that no other process meets the name of a lock that is nobody's
+        # Removed while it is held, so that no other process meets the name of a lock that is nobody's.
+        open_too_long = not keep and not _remove(file)
         stream.close()
+        if open_too_long:  # Windows removes no file that is open, so that it cannot be another's that goes now
+            _remove(file)
+
+
+def _remove(file: Path) -> bool:
+    """Remove a file if that can be done; return False if it is not permitted."""
+    try:
+        file.unlink()
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
@@ -98,8 +107,13 @@ def in_use(out: Path) -> bool:
 
 
 def plain_name(text: str) -> str:
-    """Return a text as the name of a file or folder: names of data sets and methods may be paths."""
-    return re.sub(r"[^\w.-]+", "_", text)[-150:]
+    """Return a text as the name of a file or folder on any system: names of data sets and methods may be paths.
+
+    >>> plain_name("C:/my data?"), plain_name("con.txt"), plain_name("v1.")
+    ('C_my_data_', 'con_txt', 'v1')
+    """
+    name = re.sub(r"[^\w.-]+", "_", text)[-150:].rstrip(".")  # Windows takes no dot at the end
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", r"\1_", name, flags=re.IGNORECASE)  # its devices
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from flatsparse.experiments.run.config import FREE, ResolvedRun, RunConfig, Sett
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.terminal import Console
+from flatsparse.experiments.tracking.tracking import TrackerName, check_trackers
 
 Radii = dict[tuple[float, Sharpness], float]  # by label noise and sharpness
 Tried = dict[float, dict[str, dict[str, float | None]]]  # by label noise, sharpness and ρ
@@ -36,7 +37,7 @@ CHANGED = (
     "a file of yours has changed since this comparison began: runs that had finished are kept, and are compared with those of the"
     " changed file; if it trains or measures differently now, begin anew with another --out"
 )
-ANYWHERE = (*FREE, "jobs", "cluster", "retry")  # settings that change no result
+ANYWHERE = (*FREE, "jobs", "cluster", "retry", "track")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,12 @@ class Comparison:
     """Address of a Ray cluster to run on, or local for one started here (extra 'cluster')."""
     retry: bool = False
     """With --resume, repeat failed runs."""
+    track: tuple[TrackerName, ...] = ()
+    """Also show each run in these: TensorBoard, trackio, Weights & Biases (each a package of its own). They change no result."""
 
     def resolved(self) -> Comparison:
         """Return the comparison with its defaults filled in. Raises InputError for anything that cannot be run."""
+        check_trackers(self.track)
         check_count("--seeds", self.seeds)
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
@@ -222,7 +226,7 @@ def choose_radii(
 
 def _how(comparison: Comparison, console: Console) -> dict[str, Any]:
     """Return how the runs are run; the folder is ours alone."""
-    how = {"jobs": comparison.jobs, "cluster": comparison.cluster, "retry": comparison.retry}
+    how = {name: getattr(comparison, name) for name in ("jobs", "cluster", "retry", "track")}
     return {**how, "exclusive": True, "console": console}
 
 

@@ -6,7 +6,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 from flatsparse.common.errors import unknown
 from flatsparse.experiments.metric import Metric
@@ -62,8 +62,11 @@ class ComparedRow(ABC):
         return dict(zip(self.seeds, self.values, strict=True))
 
 
+SomeRow = TypeVar("SomeRow", bound=ComparedRow)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ComparedTable(ABC):
+class ComparedTable(ABC, Generic[SomeRow]):
     """The rows of one setting, plain training among them.
 
     Attributes:
@@ -71,7 +74,7 @@ class ComparedTable(ABC):
         failures: which runs failed, and why.
     """
 
-    rows: tuple[Any, ...]
+    rows: tuple[SomeRow, ...]
     over_random: Interval | None
     failures: tuple[str, ...] = ()
 
@@ -95,7 +98,7 @@ class ComparedTable(ABC):
         """The seeds of which any run has finished."""
         return sorted({seed for row in self.rows for seed in row.seeds})
 
-    def row(self, sharpness: str) -> Any:
+    def row(self, sharpness: str) -> SomeRow:
         """The row of a sharpness. Raises InputError where there is none."""
         rows = {row.sharpness: row for row in self.rows}
         if sharpness not in rows:

@@ -86,7 +86,7 @@ class Row(ComparedRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(ComparedTable):
+class Table(ComparedTable[Row]):
     """One setting's rows, and what S²-SAM gains over a random direction of the same norm.
 
     Attributes:

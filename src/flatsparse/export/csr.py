@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -139,12 +140,12 @@ def to_csr(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return _checked(_replaced(copy, {n: _parts(m, fitted[f"{n}.weight".lstrip(".")]) for n, m in plain.items()}))
 
 
-def save_csr(file: Path, model: nn.Module) -> None:
+def save_csr(file: str | os.PathLike[str], model: nn.Module) -> None:
     """Write the model that ``to_csr`` returned as safetensors; docs/export.md describes the file."""
     save_tensors(Path(file), contents(model), {"format": CSR_FORMAT})
 
 
-def load_csr(file: Path, model: nn.Module) -> nn.Module:
+def load_csr(file: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Read a model that ``save_csr`` wrote, given the dense model that it was made of, which is not changed.
 
     Raises: InputError when the file is corrupt, of another format or of another model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class DeltaSize:
         )
 
 
-def save_delta(file: Path, model: nn.Module, base: nn.Module | Mapping[str, Tensor]) -> DeltaSize:
+def save_delta(file: str | os.PathLike[str], model: nn.Module, base: nn.Module | Mapping[str, Tensor]) -> DeltaSize:
     """Write what differs between a trained model and its base, bit by bit, as safetensors; docs/export.md describes the file.
 
     Ours: new values, not differences, so that applying them is exact. It is small after ``sparsify(…, outside="frozen")``, where
@@ -101,7 +102,7 @@ def save_delta(file: Path, model: nn.Module, base: nn.Module | Mapping[str, Tens
     )
 
 
-def apply_delta(file: Path, model: nn.Module) -> nn.Module:
+def apply_delta(file: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Turn the base that ``save_delta`` was given into the trained model, in place and bit for bit, and return it.
 
     Raises: InputError for another base, and when the file is damaged or of another format; the model is then unchanged.

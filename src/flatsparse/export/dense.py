@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return copy
 
 
-def save_dense(file: Path, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def save_dense(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Write the state dict with zeros as safetensors, under the model's own names, for the unmodified model to load.
 
     A weight that is tied, or a buffer that shares its memory with another, is written under each of its names.

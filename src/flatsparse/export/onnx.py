@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from flatsparse.common.files import read, write_atomic
 from flatsparse.export.dense import with_zeros
 
 
-def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:
+def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:
     """Write a model with its zeros as one ONNX file; its input is ``input``, with any batch size, its output ``output``.
 
     Args:
@@ -54,7 +55,7 @@ def save_onnx(file: Path, model: nn.Module, masks: Mapping[str, Tensor], sample:
         write_atomic(Path(file), read(Path(folder) / "model.onnx"))
 
 
-def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     """Load a file into onnxruntime, as a function from inputs to outputs, on the CPU with as many threads as torch.
 
     Raises: InputError without the extra, when the file is corrupt, and, when called, for inputs of another shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from flatsparse.graph.shrink import narrow, shrink, widths
 SMALL_FORMAT = "flatsparse-small-1"
 
 
-def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> int:
+def save_small(
+    file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None
+) -> int:
     """Write ``shrink(model, masks)`` as safetensors: its state dict, and the numbers of its channels in the metadata.
 
     Returns: the number of parameters removed; with 0, no channel could be removed, and the file is as large as a dense one.
@@ -28,7 +31,7 @@ def save_small(file: Path, model: nn.Module, masks: Mapping[str, Tensor], exampl
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in small.parameters())
 
 
-def load_small(file: Path, model: nn.Module, example: Tensor | None = None) -> nn.Module:
+def load_small(file: str | os.PathLike[str], model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """Read a model that ``save_small`` wrote, in evaluation mode, given one of the size that was shrunk, which is not changed.
 
     Raises: InputError when the file is corrupt, of another format or of another model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from flatsparse.sam.directions import Direction, Tensors, direction_of
 from flatsparse.sam.perturbed_weights import Store
 from flatsparse.sam.state_entry import PERTURBED, StateEntry, begun
 from flatsparse.schedules import Schedule
+
+Loss = TypeVar("Loss")  # of a closure: a tensor or a number
 
 
 class S2SAM(SharpnessAware):
@@ -106,10 +108,16 @@ class S2SAM(SharpnessAware):
         """Take note of a forward at w + e."""
         self.checks.note_forward(module, self)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+
     # A traced step would make perturbed weights once; the base's own step may be compiled.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Take the base's step from w with the gradient found at w + e, then make the next w + e.
 
         Args:
@@ -122,7 +130,7 @@ class S2SAM(SharpnessAware):
         self._perturb_along(gradients)  # w + ρ d/‖d‖, for the next step
         return loss
 
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+    def _evaluate(self, closure: Callable[[], Loss] | None) -> Loss | None:
         """Call a closure at w + e. Returns the loss."""
         if closure is None:
             return None
@@ -216,9 +224,15 @@ class SAM(SharpnessAware):
             finally:
                 self.perturbation.weights.forget()
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Take a step with the gradient at w + e.
 
         Args:
@@ -235,7 +249,7 @@ class SAM(SharpnessAware):
         self.radius.advance()
         return loss
 
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+    def _evaluate(self, closure: Callable[[], Loss] | None) -> Loss | None:
         """Take the gradient at w, and then at w + e. Returns the loss at w."""
         aware = any(self.radius.of(group) != 0 for group in self.param_groups)
         if closure is None:

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
+from flatsparse.experiments.data.sending import START, Sent, started
 from flatsparse.experiments.data.split import Batch, EvenBatches, epoch_order
 
 Collate = Callable[[list[Any]], Any]
@@ -274,7 +274,7 @@ def _seeded_collate(collate: Collate, pairs: list[tuple[Key, Any]]) -> Any:
         return collate([sample for _, sample in pairs])
 
 
-class _Caught(TorchDataset):
+class _Caught(Sent, TorchDataset):
     """A data set that returns an error instead of raising it: a worker's own comes as a text of many lines."""
 
     def __init__(self, dataset: Any) -> None:
@@ -287,7 +287,7 @@ class _Caught(TorchDataset):
             return _failure(problem)
 
 
-class _SeededStream(IterableDataset):
+class _SeededStream(Sent, IterableDataset):
     """Batches of an iterable, each with its key, whose random numbers follow a seed, apart from those of training."""
 
     def __init__(self, source: Iterable[Any], path: tuple[int, int], size: int, count: int) -> None:
@@ -359,8 +359,8 @@ def _loader(
     """Return torch's loader; of a stream where there are no keys, which gives whole batches and has one worker at most."""
     options: dict[str, Any] = {"batch_size": None} if keys is None else {"batch_sampler": keys}
     workers = min(workers, 1) if keys is None else min(workers, len(keys))
-    if workers and "fork" in multiprocessing.get_all_start_methods():
-        options["multiprocessing_context"] = "fork"  # whose children know a user's file, which they could not import
+    if workers:
+        options["multiprocessing_context"] = START
     # Tensors that a data set holds on the GPU cannot be pinned, and do not come from workers.
     options |= {"num_workers": workers, "pin_memory": pin and workers > 0}
     # The loader draws a seed for its workers, which must not be taken from what the model draws from.
@@ -370,7 +370,7 @@ def _loader(
 def _checked(loader: Iterable[Any], name: str) -> Iterator[Any]:
     """Yield what a loader gives. Raises InputError for a worker's error, or its death."""
     with deaths_told(name):
-        for content in loader:
+        for content in started(loader, name):
             if isinstance(content, _Failure):
                 raise InputError(f"'{name}' cannot be read: {content.reason}")
             yield content

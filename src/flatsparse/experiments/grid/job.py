@@ -18,6 +18,7 @@ from flatsparse.experiments.run.method import plan_of
 from flatsparse.experiments.run.records import EpochRecord
 from flatsparse.experiments.run.shared_round import first_round_key, has_first_round, is_shareable
 from flatsparse.experiments.run.watcher import Silent
+from flatsparse.experiments.tracking.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RunJob:
         retry: try again what failed.
         test: see ``train``.
         exclusive: no other process uses the store, so take no locks and share no first rounds.
+        track: names of trackers that the run is shown in, as one of a group that has the store's name.
     """
 
     config: ResolvedRun
@@ -76,6 +78,7 @@ class RunJob:
     retry: bool = False
     test: bool = True
     exclusive: bool = False
+    track: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:
@@ -120,6 +123,7 @@ class RunJob:
                 test=self.test,
                 shared_rounds=None if self.exclusive else rounds,
                 watcher=_RoundSharing(rounds, round_lock) if round_lock is not None else None,
+                tracking=Tracking.named(self.track, self.store.resolve().name),
             )
         except Busy:  # with flatsparse train
             return JobOutcome(busy=True)

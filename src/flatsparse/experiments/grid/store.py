@@ -108,6 +108,7 @@ def run_grid(
     jobs: int | None = None,
     cluster: str | None = None,
     retry: bool = False,
+    track: Sequence[str] = (),
     title: str = "running",
     console: Console | None = None,
 ) -> list[Outcome]:
@@ -116,7 +117,7 @@ def run_grid(
     Each run has one thread, so that a table's numbers do not depend on how many are run at once, or where. One that fails
     leaves its reason in ``failure.json``, and the others continue. Killed at any moment and called again, each run continues from
     its last checkpoint. Several calls may share a store, on several machines too, and share its runs between them: who trains
-    a run holds its lock (``flock``), which the system takes back when that process ends, however it ends. On a network file
+    a run holds its lock, which the system takes back when that process ends, however it ends. On a network file
     system this is as good as its locks: NFS has them; where they are kept to one machine (Lustre with ``localflock``), let
     one call at a time use the store, with ``cluster``.
 
@@ -130,6 +131,7 @@ def run_grid(
         jobs: the number of parallel runs. By default one per core, or one on an accelerator; on a cluster as many as it has CPUs.
         cluster: run on a Ray cluster, by its address; ``local`` starts one on this machine.
         retry: repeat failed runs.
+        track: the names of trackers that each run is shown in.
         title: of the table that shows how far it is.
         console: where that is shown.
 
@@ -146,7 +148,7 @@ def run_grid(
         if outcome.result is None and (outcome.failure is None or (retry and outcome.folder != store / "runs")):
             # Equal runs that share a folder must be requested in one form.
             config = _settled(outcome.run) if name is name_by_key else resolve(outcome.run)
-            todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, exclusive)
+            todo[outcome.folder] = RunJob(config, outcome.folder, store, retry, test, exclusive, tuple(track))
     if todo:
         before = len({outcome.folder for outcome in known} - set(todo))
         table = ProgressTable(title, list(todo.values()), before, console or Console(stderr=True))

@@ -201,9 +201,10 @@ class Workers(Executor[SomeJob]):
 
 
 def _death(code: int | None) -> str:
-    if code == -signal.SIGKILL:
+    names: dict[int | None, str] = {-number: number.name for number in signal.Signals}  # those of this system
+    end = names.get(code, f"status {code}")
+    if end == "SIGKILL":
         return "its process was killed, perhaps for lack of memory: try fewer --jobs"
-    end = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
     return f"its process ended with {end}: try again"
 
 

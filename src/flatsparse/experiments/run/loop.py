@@ -35,6 +35,7 @@ from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.shared_round import is_shareable, load_first_round, prepare, save_first_round
 from flatsparse.experiments.run.watcher import Silent, Watcher
+from flatsparse.experiments.tracking.tracking import Tracking
 
 CHECKPOINT_SECONDS = 0.0  # between checkpoints, at least: none, so that a kill costs only the epoch in hand
 
@@ -48,6 +49,7 @@ def train(
     test: bool = True,
     context: DistContext = SINGLE,
     shared_rounds: Path | None = None,
+    tracking: Tracking | None = None,
 ) -> RunResult:
     """Train one run into a folder and return its result.
 
@@ -62,6 +64,7 @@ def train(
             one writes it. Batch norm's statistics are each process's own, and the main one's are kept.
         shared_rounds: a folder of dense first rounds, for methods in rounds whose first is dense: the run's own is taken from
             there, or put there. The result counts it as if the run had trained it.
+        tracking: the trackers that the main process logs to, such as ``Tracking([TensorBoard()])``; they change no result.
 
     Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
         loss that is not finite.
@@ -74,7 +77,8 @@ def train(
         if (out / RESULT).is_file():
             return _finished(out, parts)
         held.enter_context(deaths_told(parts.task.name))
-        return _train(out, parts, watcher or Silent(), test, shared_rounds)
+        followed = held.enter_context(tracking if tracking and context.is_main else Tracking())
+        return _train(out, parts, watcher or Silent(), test, shared_rounds, followed)
 
 
 @contextlib.contextmanager
@@ -98,7 +102,9 @@ def _finished(out: Path, parts: Parts) -> RunResult:
     return result
 
 
-def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds: Path | None) -> RunResult:
+def _train(
+    out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds: Path | None, tracking: Tracking
+) -> RunResult:
     """Train a run from where its folder has it to its result."""
     run, context = parts.run, parts.context
     progress = load_checkpoint(out, parts)
@@ -111,6 +117,7 @@ def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds:
         write_metrics(out, progress.records, progress.probes)  # an epoch may have been noted, or half noted, since
     resumed = f"; continuing after epoch {progress.epoch}" if progress.epoch else ""
     watcher.started(run, describe(parts) + resumed)
+    tracking.start(out, as_json(run), [record.to_json() for record in progress.records])
     probe = Probe(run.probe_every, parts) if run.probe_every and context.is_main else None
     saved = time.monotonic()
     while progress.epoch < run.schedule.whole_epochs * parts.training.rounds:
@@ -122,10 +129,13 @@ def _train(out: Path, parts: Parts, watcher: Watcher, test: bool, shared_rounds:
         record = train_epoch(parts, progress, watcher, probe)
         check_finite_losses(parts, progress, record.train_loss, record.validation_loss, out=out)
         progress.records.append(record)
+        tracking.log(record.to_json())  # before the checkpoint: what is lost with a process is trained again
         if context.is_main:
             saved = _save(out, parts, progress, shares, saved)
         watcher.finished_epoch(record)
-    return context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)  # type: ignore[no-any-return]
+    result: RunResult = context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)
+    tracking.finish(result.to_json())
+    return result
 
 
 def _save(out: Path, parts: Parts, progress: Progress, shares: Path | None, saved: float) -> float:

@@ -101,7 +101,7 @@ class ArmRow(ComparedRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmTable(ComparedTable):
+class ArmTable(ComparedTable[ArmRow]):
     """The arms of a script, plain training first.
 
     Attributes:

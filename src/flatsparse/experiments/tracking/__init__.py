@@ -1,0 +1,1 @@
+"""Trackers, which show runs elsewhere: TensorBoard, trackio and Weights & Biases."""
