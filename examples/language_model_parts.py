@@ -116,7 +116,7 @@ def perplexity(model: nn.Module, text: Tensor, batch_size: int) -> float:
     total = 0.0
     for ids in text.split(batch_size):
         ids = ids.to(model.device)
-        logits = model(input_ids=ids).logits[:, :-1].float()
+        logits = _forward(model, ids)[:, :-1].float()
         total += float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
     if not total / predicted(text) < 700:
         raise fs.InputError(
@@ -138,10 +138,14 @@ def dense_heads(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module is head]
 
 
+def _forward(model: nn.Module, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, use_cache=False).logits
+
+
 def prune(model: nn.Module, chosen: Pruning, calibration: Sequence[Tensor]) -> dict[str, Tensor]:
     """Prune a model in place, and return its masks."""
     if chosen.score == "wanda":
-        method = Wanda(calibration, model_loss=lambda model, ids: model(input_ids=ids).logits, pattern=chosen.pattern)
+        method = Wanda(calibration, model_loss=_forward, pattern=chosen.pattern)
     else:
         method = Static(magnitude, uniform, chosen.pattern)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
@@ -166,7 +170,7 @@ def fine_tune(
     model.train()
     for rows in order(len(text), chosen, seed):
         ids = text[rows].to(model.device)
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -216,7 +216,8 @@ def command(*words):
 
 def test_a_pattern_a_part_of_the_arms_and_the_last_tenth(here, example, capsys):
     words = "--pattern 2:4 --scores wanda --sharpness s2sam --rho 0.1 0.2 --dtype bfloat16 --save saved --out out.json"
-    example["language_model"].main(command(*words.split()))
+    with pytest.warns(UserWarning, match="bfloat16"):  # S²-SAM's
+        example["language_model"].main(command(*words.split()))
     out = json.loads(Path("out.json").read_text(encoding="utf-8"))
     assert [run["arm"] for run in out["runs"]] == ["s2sam 0.1", "s2sam 0.2", "no masks"]
     assert out["tokens"]["predicted"] == 2 * (CONTEXT - 1)

@@ -220,8 +220,13 @@ def test_a_command_is_understood(page, words, monkeypatch):
 
 @pytest.fixture(scope="module")
 def options():
-    """All options of all commands."""
-    found = set()
+    """All options of all commands, and of the example that has a command line of its own."""
+    (table,) = re.findall(
+        r"^HELP = {\n(.*?)^}",
+        (ROOT / "examples/language_model_options.py").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+    found = {f"--{name.replace('_', '-')}" for name in re.findall(r'^ +"(\w+)":', table, re.MULTILINE)}
     for command in {words[1] for _, words in COMMANDS}:
         told = io.StringIO()
         with contextlib.redirect_stdout(told), pytest.raises(SystemExit):

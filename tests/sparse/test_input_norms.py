@@ -189,6 +189,26 @@ def test_the_order_matters_at_high_sparsity():
     assert not all(torch.equal(masks[0][name], masks[1][name]) for name in later)
 
 
+class Routed(nn.Module):
+    """A second layer that is called no more once the first is pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) if self.first.weight.all() else x
+
+
+def test_a_layer_that_pruning_keeps_from_being_called_has_the_inputs_that_it_had():
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(6, 4)
+    score = model.second.weight.detach().abs() * model.first(x).detach().norm(dim=0)
+    training = fs.sparsify(model, sgd(model.parameters()), "wanda", sparsity=0.5, steps=9, batches=[(x, None)])
+    assert torch.equal(training.masks["second.weight"], kept_rows(score, 2))
+
+
 def test_scoring_in_order_restores_the_weights_and_sees_a_pattern_and_a_frozen_outside():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

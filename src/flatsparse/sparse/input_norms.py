@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +46,7 @@ class WeightTimesInput:
         with undisturbed(model), torch.no_grad():
             model.eval()
             if self.sparsity is None:
-                scores = _scores(masks, self._squares(masks, model))
+                scores = _scores(masks, _all_seen(masks, self._squares(masks, model)))
             else:
                 with _restored(masks):
                     scores = self._in_order(masks, model, masks.budget(self.sparsity))
@@ -56,26 +56,21 @@ class WeightTimesInput:
         """Return the scores, block after block; what is scored is pruned, as it will be."""
         scoring = replace(self, batches=None if self.batches is None else list(self.batches))  # read more than once
         counts = self.pattern.counts({w.name: w.weight for w in masks}, total, uniform)
-        first = scoring._squares(masks, model)
+        first = _all_seen(masks, scoring._squares(masks, model))
         scores: dict[str, Tensor] = {}
         for block in _blocks(masks, model, called=first):
-            squares = scoring._squares(block, model) if scores else first
-            scores |= _scores(block, squares)
+            now = scoring._squares(block, model) if scores else {}
+            scores |= _scores(block, {**first, **now})  # what pruning keeps from being called has its first inputs
             for w in block:
                 if not w.keeps_outside:
                     ranked = self.pattern.ranked(scores[w.name], w.name, w.inputs_first)
                     w.weight.masked_fill_(~self.pattern.best(ranked, counts[w.name], w.inputs_first), 0)
         return scores
 
-    def _squares(self, weights: Collection[MaskedWeight], model: nn.Module) -> dict[int, Tensor]:
+    def _squares(self, weights: Iterable[MaskedWeight], model: nn.Module) -> dict[int, Tensor]:
         """Return the sum of squares of each input of a layer, by the id of its weight, in the order of first calls."""
         with _noting_squares(weights, model) as squares:
             self._forward(model)
-        if unseen := [w.name for w in weights if id(w.weight) not in squares]:
-            raise InputError(
-                f"the inputs of '{unseen[0]}' were not seen: only linear layers and convolutions that are called are scored"
-                " by them; leave it out with exclude="
-            )
         return squares
 
     def _forward(self, model: nn.Module) -> None:
@@ -90,6 +85,16 @@ class WeightTimesInput:
         else:
             for inputs, _ in each_pair(self.batches):
                 model(inputs)
+
+
+def _all_seen(weights: Iterable[MaskedWeight], squares: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Return the squares. Raises InputError when those of a weight are not among them."""
+    if unseen := [w.name for w in weights if id(w.weight) not in squares]:
+        raise InputError(
+            f"the inputs of '{unseen[0]}' were not seen: only linear layers and convolutions that are called are scored"
+            " by them; leave it out with exclude="
+        )
+    return squares
 
 
 def _scores(weights: Iterable[MaskedWeight], squares: dict[int, Tensor]) -> dict[str, Tensor]:
