@@ -36,7 +36,7 @@ DENSE = {"steps": 3500, "batch_size": 16, "lr": 2e-3}
 TUNED = {"steps": 100, "batch_size": 8}
 SETTINGS = {"50 %": (0.5, None), "80 %": (0.8, None), "2:4": (0.5, "2:4")}
 SCORES, SEEDS, TUNING_SEED = ("magnitude", "wanda"), range(5), 100
-RATES, RADII = (5e-4, 1e-3, 2e-3, 4e-3), (0.05, 0.15, 0.5, 1.5)
+RATES, RADII = (5e-4, 1e-3, 2e-3, 4e-3), (0.03, 0.1, 0.3, 1.0)
 NONE, SHARP, UNMASKED = "none", "s2sam", "no masks"
 Line = dict[str, Any]
 

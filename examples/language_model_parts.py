@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils import logging
@@ -65,7 +66,14 @@ def load(name: str, dtype: str, device: str) -> tuple[nn.Module, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
         return model.to(device), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, ImportError) as problem:  # also of a device that is not there
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        AssertionError,
+        SafetensorError,
+    ) as problem:  # of a device too
         why = str(problem).strip().split("\n")[0]
         raise fs.InputError(
             f"cannot load '{name}' as a causal language model with its tokenizer on {device} ({why}): give a folder that"
@@ -83,6 +91,10 @@ def windows(file: Path, tokenizer: Any, context: int, vocabulary: int) -> Tensor
     except (OSError, UnicodeDecodeError) as problem:
         raise fs.InputError(f"cannot read '{file}' as UTF-8 text ({problem})") from None
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+    if not len(ids):
+        raise fs.InputError(
+            f"the tokenizer makes no token of '{file}': give text, and a model whose folder has its tokenizer"
+        )
     if len(ids) < context:
         raise fs.InputError(
             f"'{file}' has {len(ids)} tokens, less than one window of {context}: give more text, or --context"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,8 @@ def test_the_windows_of_a_run_are_those_of_its_seed_each_once_before_any_twice(e
     ("words", "says"),
     [
         (["--model", "nowhere/at/all"], "cannot load 'nowhere/at/all' as a causal language model"),
+        (["--model", "damaged"], "cannot load 'damaged' as a causal language model"),
+        (["--model", "no_tokenizer"], "a model whose folder has its tokenizer"),
         (["--text", "none.txt"], "there is no file 'none.txt'"),
         (["--text", "binary.txt"], "cannot read 'binary.txt' as UTF-8 text"),
         (["--text", "short.txt"], "has 2 tokens, less than one window of 16"),
@@ -261,11 +264,17 @@ def test_the_windows_of_a_run_are_those_of_its_seed_each_once_before_any_twice(e
         (["--steps", "0"], "--steps 0 is not usable"),
         (["--scores", "size"], "invalid choice: 'size'"),
         (["--device", "nothing"], "on nothing ("),
+        pytest.param(
+            ["--device", "cuda"], "on cuda (", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there")
+        ),
         (["--lr", "1e30", "--scores", "magnitude"], "the perplexity is not finite"),
         (["--out", "no/where.json"], "there is no folder 'no'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(here, example, capsys, words, says):
+    shutil.copytree("model", "damaged")
+    Path("damaged/model.safetensors").write_bytes(b"nothing")
+    shutil.copytree("model", "no_tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
     Path("short.txt").write_text("w1 w2", encoding="utf-8")
     text(Path("few.txt"), 3, seed=0)
