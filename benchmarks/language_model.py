@@ -33,10 +33,10 @@ DATA, PAGE = ROOT / "results" / "language_model.jsonl", ROOT / "docs" / "languag
 VOCABULARY, CONTEXT, CALIBRATION = 2048, 64, 128
 SIZES = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT}
 DENSE = {"steps": 3500, "batch_size": 16, "lr": 2e-3}
-TUNED = {"steps": 80, "batch_size": 8}
+TUNED = {"steps": 60, "batch_size": 8}
 SETTINGS = {"50 %": (0.5, None), "80 %": (0.8, None), "2:4": (0.5, "2:4")}
 SCORES, SEEDS, TUNING_SEED = ("magnitude", "wanda"), range(5), 100
-RATES, RADII = (1e-3, 2e-3, 4e-3), (0.05, 0.2, 0.8)
+RATES, RADII = (1e-4, 3e-4, 1e-3, 3e-3), (0.02, 0.05, 0.1, 0.2)
 NONE, SHARP, UNMASKED = "none", "s2sam", "no masks"
 Line = dict[str, Any]
 

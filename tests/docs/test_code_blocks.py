@@ -102,6 +102,11 @@ def check_masks(names):
     }
 
 
+def check_language_model(names):
+    assert list(names["training"].masks) == ["1.weight"]
+    assert not any(weight[~mask].any() for weight, mask in weights_and_masks(names))
+
+
 def check_recipe(names):
     assert {cell.row for cell in names["RECIPE"].cells("smoke")} == {"SET"}
 
@@ -163,6 +168,7 @@ CHECKS = {
     "docs/compare-your-own-loop.md": check_comparison,
     "docs/doctor.md": check_doctor,
     "docs/export.md": check_export,
+    "docs/language-models.md": check_language_model,
     "docs/notebooks/did-it-help.md": check_whether_it_helped,
     "docs/notebooks/own-loop.md": check_own_loop,
     "docs/pruned-model.md": check_pruned,
