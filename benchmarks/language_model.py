@@ -37,15 +37,15 @@ TUNED = {"steps": 60, "batch_size": 8}
 SETTINGS = {"50 %": (0.5, None), "80 %": (0.8, None), "2:4": (0.5, "2:4")}
 SCORES, SEEDS, TUNING_SEED = ("magnitude", "wanda"), range(5), 100
 RATES, RADII = (1e-4, 3e-4, 1e-3, 3e-3), (0.02, 0.05, 0.1, 0.2)
-NONE, SHARP, UNMASKED = "none", "s2sam", "no masks"
+ARMS = NONE, SHARP, UNMASKED = "none", "s2sam", "no masks"
 Line = dict[str, Any]
 
 
 class Lines:
     """The lines in results/: one is added when its run is done, and found again by what it is of."""
 
-    def __init__(self) -> None:
-        self.all: list[Line] = list(read_json_lines(DATA)) if DATA.is_file() else []
+    def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        self.all = [dict(line) for line in lines]
 
     def of(self, **place: Any) -> list[Line]:
         return [line for line in self.all if place.items() <= line.items()]
@@ -173,36 +173,30 @@ def measure(bench: Bench, lines: Lines) -> None:
 
 def table(all_lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the page: perplexities, means over seeds, and paired differences with 95 % intervals."""
-    lines = Lines()
-    lines.all = [dict(line) for line in all_lines]
+    lines = Lines(all_lines)
     (dense,) = lines.of(kind="dense")
     rows = [
         "| zeros | pruned by | pruned | fine-tuned sparse | with S²-SAM | difference | ρ | without masks | zeros lost |"
     ]
     rows.append("| --- " * 9 + "|")
+    gaps = []
     for cell in cells():
-        runs = {
-            arm: sorted(lines.of(kind="run", **cell, arm=arm), key=lambda r: r["seed"])
-            for arm in (NONE, SHARP, UNMASKED)
-        }
-        values = {arm: [run["perplexity"] for run in own] for arm, own in runs.items()}
         (pruned,) = lines.of(kind="pruned", **cell)
-        gap = f"{paired_difference(values[SHARP], values[NONE]):+.3f}".replace("-", "−")
-        means = [f"{mean_interval(values[arm]).mean:.2f}" for arm in (NONE, SHARP, UNMASKED)]
-        lost = max(run["zeros_lost"] for run in runs[UNMASKED])
-        parts = [
-            cell["setting"],
-            cell["score"],
-            f"{pruned['perplexity']:.2f}",
-            *means[:2],
-            gap,
-            f"{runs[SHARP][0]['rho']:g}",
-        ]
-        rows.append("| " + " | ".join([*parts, means[2], f"{lost:.1%}"]) + " |")
+        runs = {arm: sorted(lines.of(kind="run", **cell, arm=arm), key=lambda r: r["seed"]) for arm in ARMS}
+        values = {arm: [run["perplexity"] for run in own] for arm, own in runs.items()}
+        gaps.append(paired_difference(values[SHARP], values[NONE]))
+        none, sharp, unmasked = (f"{mean_interval(values[arm]).mean:.2f}" for arm in ARMS)
+        gap, rho = f"{gaps[-1]:+.3f}".replace("-", "−"), f"{runs[SHARP][0]['rho']:g}"
+        lost = f"{max(run['zeros_lost'] for run in runs[UNMASKED]):.1%}"
+        parts = [*cell.values(), f"{pruned['perplexity']:.2f}", none, sharp, gap, rho, unmasked, lost]
+        rows.append(f"| {' | '.join(parts)} |")
+    lower, higher = sum(gap.high < 0 for gap in gaps), sum(gap.low > 0 for gap in gaps)
     words = (
         f"Dense, the model has {dense['parameters']:,} parameters and a perplexity of {dense['perplexity']:.2f}, over"
-        f" {dense['tokens']['test']:,} tokens. {len(SEEDS)} seeds of {TUNED['steps']} steps of {TUNED['batch_size']} windows of"
-        f" {dense['context']} tokens. Learning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}."
+        f" {dense['tokens']['test']:,} tokens. {len(SEEDS)} seeds, {TUNED['steps']} steps of {TUNED['batch_size']} windows of"
+        f" {dense['context']} tokens; learning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}. Of {len(gaps)} intervals of"
+        f" the difference {lower} are below zero and {higher} above; the largest difference is"
+        f" {max(abs(gap.mean) for gap in gaps) / dense['perplexity']:.2%} of the dense perplexity."
     )
     return "\n".join([*rows, "", words])
 
@@ -223,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.text_dir is not None and options.out is not None:
         torch.set_num_threads(1)
-        lines = Lines()
+        lines = Lines(read_json_lines(DATA) if DATA.is_file() else [])
         measure(Bench(lines, options.text_dir, options.out), lines)
     PAGE.write_text(page(), encoding="utf-8")
 
