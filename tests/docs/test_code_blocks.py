@@ -103,6 +103,11 @@ def check_masks(names):
     }
 
 
+def check_language_model(names):
+    assert list(names["training"].masks) == ["1.weight"]
+    assert not any(weight[~mask].any() for weight, mask in weights_and_masks(names))
+
+
 def check_recipe(names):
     assert {cell.row for cell in names["RECIPE"].cells("smoke")} == {"SET"}
 
@@ -169,6 +174,7 @@ CHECKS = {
     "docs/compare-your-own-loop.md": check_comparison,
     "docs/doctor.md": check_doctor,
     "docs/export.md": check_export,
+    "docs/language-models.md": check_language_model,
     "docs/notebooks/did-it-help.md": check_whether_it_helped,
     "docs/notebooks/own-loop.md": check_own_loop,
     "docs/pruned-model.md": check_pruned,
@@ -226,8 +232,13 @@ def test_a_command_is_understood(page, words, monkeypatch):
 
 @pytest.fixture(scope="module")
 def options():
-    """All options of all commands."""
-    found = set()
+    """All options of all commands, and of the example that has a command line of its own."""
+    (table,) = re.findall(
+        r"^HELP = {\n(.*?)^}",
+        (ROOT / "examples/language_model_options.py").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+    found = {f"--{name.replace('_', '-')}" for name in re.findall(r'^ +"(\w+)":', table, re.MULTILINE)}
     for command in {words[1] for _, words in COMMANDS}:
         told = io.StringIO()
         with contextlib.redirect_stdout(told), pytest.raises(SystemExit):

@@ -111,6 +111,120 @@ def test_a_pattern_takes_the_best_of_each_group():
     assert torch.equal(training.masks["weight"].view(5, 2, 4), torch.zeros(5, 2, 4).scatter_(-1, best, 1).bool())
 
 
+def test_a_case_worked_by_hand():
+    """W = [[4, 0, 1, -1], [3, -2, -3, 1]] and inputs of norms 1, 2, 8 and 3.
+
+    The scores are [[4, 0, 8, 3], [3, 4, 24, 3]]; of each row two stay, of the tie at 3 none.
+    """
+    layer = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[4.0, 0.0, 1.0, -1.0], [3.0, -2.0, -3.0, 1.0]]))
+    x = torch.tensor([[0.6, 0.0, 8.0, -1.0], [0.8, 2.0, 0.0, 2.0], [0.0, 0.0, 0.0, -2.0]])
+    training = fs.sparsify(layer, sgd(layer.parameters()), "wanda", sparsity=0.5, steps=9, batches=[(x, None)])
+    assert layer.weight.tolist() == [[4, 0, 1, 0], [0, -2, -3, 0]]
+    assert training.masks["weight"].tolist() == [[True, False, True, False], [False, True, True, False]]
+
+
+class Block(nn.Module):
+    """Two layers that are called the other way round than they are defined in."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Linear(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return x + self.second(self.first(x).relu())
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.layers = nn.Linear(4, 4), nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x)
+
+
+def kept_rows(score, count):
+    """The largest of each row, by sorting lists."""
+    rows = [sorted(range(len(row)), key=lambda j, row=row: -row[j])[:count] for row in score.tolist()]
+    return torch.tensor([[j in kept for j in range(score.shape[1])] for kept in rows])
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@torch.no_grad()
+def test_blocks_are_scored_on_what_the_pruned_ones_before_them_give(sequential):
+    torch.manual_seed(0)
+    model = Blocks()
+    batches = [(torch.randn(5, 4) * torch.tensor([1.0, 2.0, 4.0, 0.1]), None) for _ in range(3)]
+    plain = copy.deepcopy(model)
+    x = torch.cat([batch for batch, _ in batches])  # of the plain form: all at once, and a layer by hand
+    masks = {}
+    for index, block in enumerate(plain.layers):
+        inside = block.first(x).relu()
+        masks[f"layers.{index}.first.weight"] = kept_rows(block.first.weight.abs() * x.norm(dim=0), 2)
+        masks[f"layers.{index}.second.weight"] = kept_rows(block.second.weight.abs() * inside.norm(dim=0), 3)
+        if sequential:
+            block.first.weight *= masks[f"layers.{index}.first.weight"]
+            block.second.weight *= masks[f"layers.{index}.second.weight"]
+        x = block(x)
+    masks["out.weight"] = kept_rows(plain.out.weight.abs() * x.norm(dim=0), 2)
+    options = {"batches": iter(batches), "sequential": sequential}
+    training = fs.sparsify(model, sgd(model.parameters()), "wanda", sparsity=0.5, steps=9, **options)
+    assert {name: mask.tolist() for name, mask in training.masks.items()} == {
+        name: masks[name].tolist() for name in training.masks
+    }
+
+
+def test_the_order_matters_at_high_sparsity():
+    model = [mlp(), mlp()]
+    masks = [
+        fs.sparsify(m, sgd(m.parameters()), "wanda", sparsity=0.9, steps=9, batches=[batch()], sequential=s).masks
+        for m, s in zip(model, (True, False), strict=True)
+    ]
+    first, *later = masks[0]
+    assert torch.equal(masks[0][first], masks[1][first])
+    assert not all(torch.equal(masks[0][name], masks[1][name]) for name in later)
+
+
+class Routed(nn.Module):
+    """A second layer that is called no more once the first is pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) if self.first.weight.all() else x
+
+
+def test_a_layer_that_pruning_keeps_from_being_called_has_the_inputs_that_it_had():
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(6, 4)
+    score = model.second.weight.detach().abs() * model.first(x).detach().norm(dim=0)
+    training = fs.sparsify(model, sgd(model.parameters()), "wanda", sparsity=0.5, steps=9, batches=[(x, None)])
+    assert torch.equal(training.masks["second.weight"], kept_rows(score, 2))
+
+
+def test_scoring_in_order_restores_the_weights_and_sees_a_pattern_and_a_frozen_outside():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    before, x = copied(layer.state_dict()), torch.randn(6, 4)
+    WeightTimesInput([(x, None)], sparsity=0.5)(Masks.of(layer, layer.parameters()), layer)
+    assert same(layer.state_dict(), before)
+    inputs = layer[0](x)
+    twins = {outside: copy.deepcopy(layer) for outside in ("zero", "frozen")}
+    for outside, twin in twins.items():
+        options = {"batches": [(x, None)], "pattern": (2, 4), "outside": outside}
+        training = fs.sparsify(twin, sgd(twin.parameters()), "wanda", sparsity=0.5, steps=9, **options)
+        seen = inputs if outside == "frozen" else twin[0](x)
+        score = before["1.weight"].abs() * seen.detach().norm(dim=0)
+        assert torch.equal(training.masks["1.weight"], kept_rows(score, 2))
+
+
 def test_batches_of_any_form_and_a_weight_that_two_layers_share():
     torch.manual_seed(0)
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.weight_layout import is_conv1d, outputs_first
+from flatsparse.sparse.distributions import uniform
 from flatsparse.sparse.masks import MaskedWeight, Masks
+from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern
 from flatsparse.sparse.saliency import ModelLoss, each_batch, each_pair, finite, undisturbed
 
 
@@ -23,27 +26,52 @@ class WeightTimesInput:
     x_j is the j-th input of the layer over all samples and positions of the batches. A score is minus the weight's rank in its
     row, so that the best of a layer are the best of each of its rows; where a count does not divide among the rows, the
     first have one more. The paper has linear layers; in a convolution (ours) the weights of one input channel share its norm,
-    and a row is a filter. It costs a forward pass in evaluation mode, without gradients, and a number for each input.
+    and a row is a filter. It costs a number for each input, and forward passes in evaluation mode, without gradients: one in
+    all, or given a sparsity one for each block of layers, and a copy of the weights.
 
     Attributes:
         batches: pairs of inputs and targets on the model's device, of which the inputs count; all are read.
         model_loss: of the model and a batch of any form, called for its forward pass.
+        sparsity: that the masks will have. Given, blocks of layers are scored in the order in which they are first called, each
+            on what it receives when those before it are pruned; with None, all on the dense network.
+        pattern: that the masks will keep to; read with a sparsity only.
     """
 
     batches: Iterable[Any] | None
     model_loss: ModelLoss | None = None
+    sparsity: float | None = None
+    pattern: Pattern = UNSTRUCTURED
 
     def __call__(self, masks: Masks, model: nn.Module) -> dict[str, Tensor]:
-        with undisturbed(model), torch.no_grad(), _squares(masks, model) as squares:
+        with undisturbed(model), torch.no_grad():
             model.eval()
+            if self.sparsity is None:
+                scores = _scores(masks, _all_seen(masks, self._squares(masks, model)))
+            else:
+                with _restored(masks):
+                    scores = self._in_order(masks, model, masks.budget(self.sparsity))
+        return {w.name: scores[w.name] for w in masks}
+
+    def _in_order(self, masks: Masks, model: nn.Module, total: int) -> dict[str, Tensor]:
+        """Return the scores, block after block; what is scored is pruned, as it will be."""
+        scoring = replace(self, batches=None if self.batches is None else list(self.batches))  # read more than once
+        counts = self.pattern.counts({w.name: w.weight for w in masks}, total, uniform)
+        first = _all_seen(masks, scoring._squares(masks, model))
+        scores: dict[str, Tensor] = {}
+        for block in _blocks(masks, model, called=first):
+            now = scoring._squares(block, model) if scores else {}
+            scores |= _scores(block, {**first, **now})  # what pruning keeps from being called has its first inputs
+            for w in block:
+                if not w.keeps_outside:
+                    ranked = self.pattern.ranked(scores[w.name], w.name, w.inputs_first)
+                    w.weight.masked_fill_(~self.pattern.best(ranked, counts[w.name], w.inputs_first), 0)
+        return scores
+
+    def _squares(self, weights: Iterable[MaskedWeight], model: nn.Module) -> dict[int, Tensor]:
+        """Return the sum of squares of each input of a layer, by the id of its weight, in the order of first calls."""
+        with _noting_squares(weights, model) as squares:
             self._forward(model)
-        if unseen := [w.name for w in masks if id(w.weight) not in squares]:
-            raise InputError(
-                f"the inputs of '{unseen[0]}' were not seen: only linear layers and convolutions that are called are scored"
-                " by them; leave it out with exclude="
-            )
-        scores = finite({w.name: _times_norms(w, squares[id(w.weight)].sqrt()) for w in masks})
-        return {w.name: _ranks(scores[w.name], w.inputs_first) for w in masks}
+        return squares
 
     def _forward(self, model: nn.Module) -> None:
         if self.batches is None:
@@ -59,11 +87,57 @@ class WeightTimesInput:
                 model(inputs)
 
 
+def _all_seen(weights: Iterable[MaskedWeight], squares: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Return the squares. Raises InputError when those of a weight are not among them."""
+    if unseen := [w.name for w in weights if id(w.weight) not in squares]:
+        raise InputError(
+            f"the inputs of '{unseen[0]}' were not seen: only linear layers and convolutions that are called are scored"
+            " by them; leave it out with exclude="
+        )
+    return squares
+
+
+def _scores(weights: Iterable[MaskedWeight], squares: dict[int, Tensor]) -> dict[str, Tensor]:
+    scores = finite({w.name: _times_norms(w, squares[id(w.weight)].sqrt()) for w in weights})
+    return {w.name: _ranks(scores[w.name], w.inputs_first) for w in weights}
+
+
+def _blocks(masks: Masks, model: nn.Module, called: Iterable[int]) -> Iterator[list[MaskedWeight]]:
+    """Yield the weights block by block, in the order of first calls.
+
+    A block is one of several modules of one kind in a ``ModuleList`` or ``Sequential``, such as a transformer's blocks; where
+    such lists hold each other, of the outermost. A layer in none is a block of its own.
+    """
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            kinds = Counter(type(child) for child in module)
+            for child in module:
+                if kinds[type(child)] > 1:
+                    owners.update({id(p): id(child) for p in child.parameters() if id(p) not in owners})
+    by_block: dict[int, list[MaskedWeight]] = {}
+    weights = {id(w.weight): w for w in masks}
+    for key in called:
+        by_block.setdefault(owners.get(key, key), []).append(weights[key])
+    yield from by_block.values()
+
+
 @contextmanager
-def _squares(masks: Masks, model: nn.Module) -> Iterator[dict[int, Tensor]]:
+def _restored(masks: Masks) -> Iterator[None]:
+    """A context after which the weights are what they were before."""
+    before = [w.weight.clone() for w in masks]
+    try:
+        yield
+    finally:
+        for w, value in zip(masks, before, strict=True):
+            w.weight.copy_(value)
+
+
+@contextmanager
+def _noting_squares(weights: Iterable[MaskedWeight], model: nn.Module) -> Iterator[dict[int, Tensor]]:
     """A context that yields a sum of squares for each input of a layer, float32, by the id of its weight, as they are seen."""
     squares: dict[int, Tensor] = {}
-    masked = {id(w.weight) for w in masks}
+    masked = {id(w.weight) for w in weights}
 
     def noting(key: int) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

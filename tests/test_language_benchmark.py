@@ -1,0 +1,66 @@
+"""The table of docs/language-models.md is made of the lines in results/, which are complete and follow from what was tuned."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from flatsparse.common.json_files import read_json_lines
+
+spec = importlib.util.spec_from_file_location(
+    "benchmarks_language_model", Path(__file__).parent.parent / "benchmarks" / "language_model.py"
+)
+
+
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(spec.origin).parent))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def lines(study):
+    return read_json_lines(study.DATA)
+
+
+def test_the_table_is_made_of_the_data(study, lines):
+    table = study.table(lines)
+    text = study.PAGE.read_text(encoding="utf-8")
+    assert table in text
+    assert study.page() == text
+
+
+def test_every_arm_has_every_seed_at_what_was_chosen(study, lines):
+    for cell in study.cells():
+        tuned = {
+            (line["arm"], line["lr"], line["rho"]): line["perplexity"]
+            for line in lines
+            if line["kind"] == "tuning" and cell.items() <= line.items()
+        }
+        rates = {rate: tuned[study.NONE, rate, 0.0] for rate in study.RATES}
+        rate = min(rates, key=rates.get)
+        radii = {rho: tuned[study.SHARP, rate, rho] for rho in study.RADII}
+        rho = min(radii, key=radii.get)
+        assert len(tuned) == len(rates) + len(radii)
+        runs = [line for line in lines if line["kind"] == "run" and cell.items() <= line.items()]
+        arms = {study.NONE: 0.0, study.SHARP: rho, study.UNMASKED: 0.0}
+        assert sorted((r["arm"], r["lr"], r["rho"], r["seed"]) for r in runs) == sorted(
+            (arm, rate, own, seed) for arm, own in arms.items() for seed in study.SEEDS
+        )
+        assert study.TUNING_SEED not in study.SEEDS
+
+
+def test_zeros_stay_with_masks_and_go_without(study, lines):
+    for line in lines:
+        if line["kind"] in ("tuning", "run"):
+            assert (line["zeros_lost"] > 0.5) if line["arm"] == study.UNMASKED else line["zeros_lost"] == 0
+
+
+def test_the_dense_model_says_how_it_was_trained(study, lines):
+    (dense,) = (line for line in lines if line["kind"] == "dense")
+    assert study.DENSE.items() <= dense.items()
+    windows = {name: count / (study.CONTEXT - 1) for name, count in dense["tokens"].items()}
+    assert all(count == int(count) for count in windows.values())

@@ -1,0 +1,301 @@
+"""examples/language_model.py on tiny models of two kinds: its masks and perplexities against plain forms, and its zeros."""
+
+import functools
+import importlib
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flatsparse as fs
+
+transformers = pytest.importorskip("transformers", reason="the example is for Hugging Face models")
+ROOT = Path(__file__).parents[1]
+FILES = ("language_model", "language_model_options", "language_model_parts")
+CONTEXT, WORDS = 16, 40
+SIZES = {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None}
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The modules of the example, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "examples"))
+        yield {name: importlib.import_module(name) for name in FILES}
+        for name in FILES:
+            del sys.modules[name]
+
+
+def gpt2():
+    """Conv1D layers, and an output layer tied to the embeddings."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES, **sizes))
+
+
+def llama():
+    """Linear layers, an output layer of its own, and a checkpoint in bfloat16."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": False}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **sizes, **more)).to(torch.bfloat16)
+
+
+def qwen():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True, "head_dim": 4}
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, **sizes, **more))
+
+
+def opt():
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"max_position_embeddings": CONTEXT, "word_embed_proj_dim": 16, "pad_token_id": 0}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**SIZES, **sizes, **more))
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "qwen": qwen, "opt": opt}
+TIED = {"gpt2", "qwen", "opt"}
+
+
+def written(folder, kind):
+    """A folder with a model and its tokenizer, of one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    with torch.no_grad():  # outputs that differ, and inputs of different sizes
+        for name, p in model.named_parameters():
+            p.mul_(5 * torch.rand_like(p) if p.ndim > 1 and "emb" not in name and "wte" not in name else 1)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    for part in (model, transformers.PreTrainedTokenizerFast(tokenizer_object=words)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def text(file, windows, seed):
+    """A file of words that repeat each other with a rule, and three words more than some windows."""
+    draw, words = torch.Generator().manual_seed(seed), [0]
+    for _ in range(windows * CONTEXT + 2):
+        words.append((3 * words[-1] + int(torch.randint(4, (), generator=draw))) % WORDS)
+    file.write_text(" ".join(f"w{word}" for word in words), encoding="utf-8")
+    return torch.tensor(words[: windows * CONTEXT]).view(windows, CONTEXT)
+
+
+@pytest.fixture(
+    scope="module", params=["gpt2", "llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen", "opt"))]
+)
+def ran(request, example, tmp_path_factory):
+    """What the command wrote and saved, of one model, and what it was given."""
+    folder = tmp_path_factory.mktemp(request.param)
+    written(folder / "model", request.param)
+    train, test = text(folder / "train.txt", 24, seed=0), text(folder / "test.txt", 5, seed=1)
+    options = shlex.split("--steps 6 --batch-size 4 --lr 3e-3 --rho 0.1 --seeds 0 1 --calibration 8")
+    files = {"model": "model", "text": "train.txt", "held-out": "test.txt", "save": "saved", "out": "out.json"}
+    options += [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
+    example["language_model"].main(options)
+    out = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    return {"kind": request.param, "folder": folder, "train": train, "test": test, "out": out}
+
+
+def loaded(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def plain_perplexity(model, windows):
+    """A window and a token at a time."""
+    total, count = 0.0, 0
+    for ids in windows:
+        chances = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        for place in range(CONTEXT - 1):
+            total, count = total - float(chances[place, ids[place + 1]]), count + 1
+    return math.exp(total / count), count
+
+
+def plain_layers(model):
+    """The layers that are pruned, in blocks, each with whether its weight stores the inputs first."""
+    body = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
+    kinds = ("Conv1D", "Linear")
+    return [
+        {name: (m, type(m).__name__ == "Conv1D") for name, m in block.named_modules() if type(m).__name__ in kinds}
+        for block in body
+    ]
+
+
+def half(scores):
+    """The lower half of some scores; of equals the first are the larger."""
+    return sorted(range(len(scores)), key=lambda i: (scores[i], -i))[: len(scores) // 2]
+
+
+@torch.no_grad()
+def plain_pruned(model, score, calibration):
+    """Half of a model's weights set to zero, of layers by magnitude or of rows by Wanda, with no code of the library."""
+    for block in plain_layers(model):
+        norms, handles = {}, []
+        for name, (layer, _) in block.items():
+            note = functools.partial(
+                lambda norms, name, _, args: norms.update({name: args[0].flatten(0, -2).norm(dim=0)}), norms, name
+            )
+            handles.append(layer.register_forward_pre_hook(note))
+        model(input_ids=calibration)
+        for handle in handles:
+            handle.remove()
+        for name, (layer, turned) in block.items():
+            if score == "wanda":
+                for row in layer.weight.T if turned else layer.weight:
+                    row[half((row.abs() * norms[name]).tolist())] = 0
+            else:
+                layer.weight.view(-1)[half(layer.weight.abs().flatten().tolist())] = 0
+    return model
+
+
+def zeros(model):
+    return {name: p == 0 for name, p in model.named_parameters() if p.ndim == 2 and (p == 0).float().mean() > 0.1}
+
+
+def saved(ran, run):
+    return loaded(ran["folder"] / "saved" / f"{run['score']}-{run['arm'].replace(' ', '-')}-{run['seed']}")
+
+
+def test_perplexities_are_those_of_a_plain_form(ran):
+    """Of the dense model, and of every fine-tuned one."""
+    value, count = plain_perplexity(loaded(ran["folder"] / "model"), ran["test"])
+    assert ran["out"]["dense"] == pytest.approx(value, rel=1e-4)
+    assert ran["out"]["tokens"]["predicted"] == count == 5 * (CONTEXT - 1)
+    assert len(ran["out"]["runs"]) == 2 * 2 * 3
+    for run in ran["out"]["runs"]:
+        assert run["perplexity"] == pytest.approx(plain_perplexity(saved(ran, run), ran["test"])[0], rel=1e-4)
+    assert len({run["perplexity"] for run in ran["out"]["runs"]}) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("score", ["magnitude", "wanda"])
+def test_a_pruned_model_is_that_of_a_plain_form_and_its_zeros_stay(ran, score):
+    chosen = torch.linspace(0, 23, 8).round().long()
+    plain = plain_pruned(loaded(ran["folder"] / "model"), score, ran["train"][chosen])
+    assert ran["out"]["pruned"][score] == pytest.approx(plain_perplexity(plain, ran["test"])[0], rel=1e-4)
+    expected = zeros(plain)
+    assert ran["out"]["layers"] == {name: mask.numel() for name, mask in expected.items()}
+    for run in (run for run in ran["out"]["runs"] if run["score"] == score):
+        model = saved(ran, run)
+        if run["arm"] == "no masks":
+            lost = sum(
+                int(p[expected[name]].count_nonzero()) for name, p in model.named_parameters() if name in expected
+            )
+            assert run["zeros_lost"] == lost / sum(int(mask.sum()) for mask in expected.values()) > 0.5
+        else:
+            assert run["zeros_lost"] == 0
+            found = zeros(model)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_embeddings_and_the_output_layer_stay_dense(ran):
+    model = loaded(ran["folder"] / "model")
+    blocks = [p for block in plain_layers(model) for layer, _ in block.values() for p in [layer.weight]]
+    assert sum(ran["out"]["layers"].values()) == sum(p.numel() for p in blocks)
+    assert not any("head" in name or "emb" in name or "wte" in name for name in ran["out"]["layers"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a small model and texts, in which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "model", "gpt2")
+    text(tmp_path / "train.txt", 24, seed=0)
+    return tmp_path
+
+
+def command(*words):
+    return ["--model", "model", "--text", "train.txt", "--steps", "3", "--batch-size", "2", "--seeds", "0", *words]
+
+
+def test_a_pattern_a_part_of_the_arms_and_the_last_tenth(here, example, capsys):
+    words = "--pattern 2:4 --scores wanda --sharpness s2sam --rho 0.1 0.2 --dtype bfloat16 --save saved --out out.json"
+    with pytest.warns(UserWarning, match="bfloat16"):  # S²-SAM's
+        example["language_model"].main(command(*words.split()))
+    out = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    assert [run["arm"] for run in out["runs"]] == ["s2sam 0.1", "s2sam 0.2", "no masks"]
+    assert out["tokens"]["predicted"] == 2 * (CONTEXT - 1)
+    model = loaded("saved/wanda-s2sam-0.2-0")
+    for block in plain_layers(model):
+        for layer, _ in block.values():  # Conv1D: the inputs first
+            groups = (layer.weight.T != 0).unflatten(1, (-1, 4)).sum(-1)
+            assert (groups == 2).all()
+    printed = capsys.readouterr()
+    assert "8 matrices" in printed.out
+    assert "against none" in printed.out
+    assert len(printed.err.splitlines()) <= 1
+
+
+def test_the_windows_of_a_run_are_those_of_its_seed_each_once_before_any_twice(example):
+    parts = example["language_model_parts"]
+    runs = [torch.cat(list(parts.order(10, parts.Training(6, 4), seed))) for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert runs[0].shape == (24,)
+    assert runs[0][:10].sort().values.tolist() == runs[0][10:20].sort().values.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model", "nowhere/at/all"], "cannot load 'nowhere/at/all' as a causal language model"),
+        (["--model", "damaged"], "cannot load 'damaged' as a causal language model"),
+        (["--model", "no_tokenizer"], "a model whose folder has its tokenizer"),
+        (["--text", "none.txt"], "there is no file 'none.txt'"),
+        (["--text", "binary.txt"], "cannot read 'binary.txt' as UTF-8 text"),
+        (["--text", "short.txt"], "has 2 tokens, less than one window of 16"),
+        (["--text", "few.txt"], "too few to hold some out: give --held-out"),
+        (["--held-out", "none.txt"], "there is no file 'none.txt'"),
+        (["--context", "17"], "--context 17 is not usable: give 2 to 16"),
+        (["--pattern", "2:4", "--sparsity", "0.8"], "give sparsity=0.5"),
+        (["--pattern", "2by4"], "pattern '2by4' is not usable"),
+        (["--exclude", "h.7*"], "exclude pattern 'h.7*' matches no layer"),
+        (["--sparsity", "1"], "sparsity 1.0 is not in [0, 1)"),
+        (["--seeds", "0", "0"], "--seeds has something twice"),
+        (["--lr", "-1"], "--lr -1.0 is not usable"),
+        (["--rho", "0"], "--rho 0.0 is not usable"),
+        (["--steps", "0"], "--steps 0 is not usable"),
+        (["--scores", "size"], "invalid choice: 'size'"),
+        (["--device", "nothing"], "on nothing ("),
+        pytest.param(
+            ["--device", "cuda"], "on cuda (", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there")
+        ),
+        (["--lr", "1e30", "--scores", "magnitude"], "the perplexity is not finite"),
+        (["--out", "no/where.json"], "there is no folder 'no'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(here, example, capsys, words, says):
+    shutil.copytree("model", "damaged")
+    Path("damaged/model.safetensors").write_bytes(b"nothing")
+    shutil.copytree("model", "no_tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00")
+    Path("short.txt").write_text("w1 w2", encoding="utf-8")
+    text(Path("few.txt"), 3, seed=0)
+    with pytest.raises(SystemExit) as end:
+        example["language_model"].main(command(*words))
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("language_model: error: ")
+    assert says in line
+
+
+def test_a_tokenizer_of_another_model_is_refused(here, example):
+    tokenizer = transformers.AutoTokenizer.from_pretrained("model")
+    with pytest.raises(fs.InputError, match="the model knows 7: they do not fit"):
+        example["language_model_parts"].windows(Path("train.txt"), tokenizer, CONTEXT, 7)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_status_2(here):
+    program = [sys.executable, str(ROOT / "examples" / "language_model.py"), *command("--sparsity", "2")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("language_model: error: sparsity 2")
