@@ -62,8 +62,8 @@ EXPERIMENTS = [
     "scripts",
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]
-HEAVY += ["peft", "transformers", "torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2", "peft", "transformers"]
+HEAVY += ["torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
 
 
 def floor(path):
