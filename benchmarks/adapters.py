@@ -2,7 +2,8 @@
 
 A tiny Llama learns the letters of Python's own help texts, is pruned by magnitude, and is tuned with LoRA of rank 8 on every
 projection for equal steps: masked; plain and masked again after merging; plain and merged dense. Each with the learning rate
-that is best for it on validation text, chosen on a seed that is not counted. `python benchmarks/adapters.py`, 15 minutes.
+that is best for it on validation text, chosen on a seed that is not counted. About
+half an hour: `python benchmarks/adapters.py [SEEDS]`.
 """
 
 import copy

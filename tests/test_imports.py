@@ -66,8 +66,8 @@ EXPERIMENTS = [
     "scripts",
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
-HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2"]
-HEAVY += ["peft", "transformers", "torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
+HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2", "peft", "transformers"]
+HEAVY += ["torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
 OF_TORCH = {"torch.utils.flop_counter", "torch.utils.module_tracker"}  # that torch does not import by itself
 
 

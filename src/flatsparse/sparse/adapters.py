@@ -31,9 +31,11 @@ def mask_adapters(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -
     disabling, merging and unmerging of adapters are PEFT's own. A file of adapters holds no masks: call it again after
     loading one, and after adding an adapter to layers that had none.
 
-    Its cost: a bool mask, one byte a weight. A forward pass multiplies B and A, and what it then computes with is a matrix
-    as large as the weight, which autograd keeps until the backward pass: in all, as much memory as the adapted weights,
-    or, with gradient checkpointing, as those of one block. Dropout costs a second product of the inputs.
+    Its cost in memory: a bool mask, one byte a weight; and a matrix as large as the weight, the masked product of B and A added
+    to it, which each forward pass makes anew and autograd keeps until the backward pass. That is as much as all adapted
+    weights, or, with gradient checkpointing, as those of one block. In time: that product, and the whole weight's gradient, as
+    in full fine-tuning, which plain LoRA saves; it weighs the more, the fewer tokens a batch has. Dropout costs a second
+    product of the inputs. In evaluation merge the adapters, and nothing of this is left.
 
     Args:
         model: what ``peft.get_peft_model`` or ``PeftModel.from_pretrained`` returned, or any module with LoRA layers in it,

@@ -25,8 +25,8 @@ class MaskedUpdate(nn.Module, LoraLayer):
         factors: Any = self.lora_A[adapter], self.lora_B[adapter]
         a, b = (factor.weight.flatten(1) for factor in factors)
         with torch.autocast(mask.device.type, enabled=False):  # as precise in training as when it is merged
-            update = (b @ a).T if getattr(self, "fan_in_fan_out", False) else b @ a
-            update = update * self.scaling[adapter]
+            update = b @ (a * self.scaling[adapter])
+            update = update.T if getattr(self, "fan_in_fan_out", False) else update
         return torch.where(mask, update.reshape(mask.shape), 0)  # a product would keep NaN
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
