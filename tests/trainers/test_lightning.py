@@ -373,3 +373,24 @@ def test_a_resumed_fit_with_an_average_is_the_one_that_never_stopped(tmp_path, m
     last = trainer(tmp_path, callbacks=[ema(zeroed=True)])
     last.fit(again, loader(), loader(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
     assert same(everything(again), everything(whole))
+
+
+@averages
+def test_an_average_of_a_module_that_holds_its_training_already_is_refused(tmp_path):
+    """Lightning copies the module before ``configure_optimizers``, and so after it in a second fit."""
+    module = fitted(tmp_path, Module())
+    with pytest.raises(fs.InputError, match="must not hold it as an attribute"):
+        fitted(tmp_path, module, callbacks=[ema(zeroed=True)])
+    del module.sparse
+    fitted(tmp_path, module, callbacks=[ema(zeroed=True)])
+    assert outside(module) == 0
+
+
+@averages
+def test_an_average_that_begins_late_is_sparse_where_it_has_begun(tmp_path):
+    class Late(callbacks.EMAWeightAveraging):
+        """Lightning's average, which copies the weights at its first update."""
+
+    module = Module(method="static")
+    fitted(tmp_path, module, callbacks=[Late(decay=0.7, update_starting_at_step=STEPS // 2)])
+    assert outside(module) == 0
