@@ -317,6 +317,12 @@ def test_a_second_fit_goes_on_with_masks_of_its_own(tmp_path):
     assert module.sparse.steps_taken == STEPS
 
 
+def test_a_second_fit_whose_masks_begin_anew_is_told_of(tmp_path):
+    module = fitted(tmp_path, Module(method="rigl"))
+    with pytest.warns(UserWarning, match=r"were set to 0.*masks=flatsparse.masks_from\(model\)"):
+        fitted(tmp_path, module)
+
+
 # -- averages of the weights ----------------------------------------------------------------------------------------------
 
 averages = pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="this Lightning has no EMA callback")
@@ -378,7 +384,7 @@ def test_a_resumed_fit_with_an_average_is_the_one_that_never_stopped(tmp_path, m
 @averages
 def test_an_average_of_a_module_that_holds_its_training_already_is_refused(tmp_path):
     """Lightning copies the module before ``configure_optimizers``, and so after it in a second fit."""
-    module = fitted(tmp_path, Module())
+    module = fitted(tmp_path, Module(method="static"))
     with pytest.raises(fs.InputError, match="must not hold it as an attribute"):
         fitted(tmp_path, module, callbacks=[ema(zeroed=True)])
     del module.sparse
