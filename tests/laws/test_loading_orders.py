@@ -212,3 +212,29 @@ def test_masks_that_stay_and_weights_that_are_denser_are_cut_and_told_of(method)
     assert_zero_outside(run.model, run.training, run.optimizer)
     with pytest.warns(UserWarning, match="lie outside the masks and were set to 0"):
         run.train(STOP + 1, STOP)
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+@optimizers
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_swapped_in_for_a_look_and_out_again_leave_no_trace(method, optimizer):
+    """As those of the best step, for an evaluation between two steps."""
+
+    def run(swap: bool) -> Run:
+        model = mlp()
+        made = OPTIMIZERS[optimizer](model)
+        options = {"every": 2, "until": STEPS, "drop_fraction": 0.5}
+        again = Run(model, made, fs.sparsify(model, made, method, sparsity=2 / 3, steps=STEPS, **options))
+        train_steps(model, made, 3)
+        best = saved(model.state_dict())
+        train_steps(model, made, 8, start=3)
+        now, before = saved(model.state_dict()), again.states()
+        if swap:
+            model.load_state_dict(best)
+            assert same(model.state_dict(), best)
+            assert not same(again.training.masks, before["training"]["masks"])
+            model.load_state_dict(now)
+            assert same(again.states(), before)
+        return again.train(STEPS, 8)
+
+    assert same(run(True).states(), run(False).states())

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from flatsparse.common.optimizers import innermost, mask_aware
 from flatsparse.sparse.copies import count_outside
-from flatsparse.sparse.loaded_masks import mask_around
+from flatsparse.sparse.loaded_masks import MovedMasks
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.model_hooks import ModelHook
 from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
@@ -36,20 +36,19 @@ class Loading:
     they can be brought back.
 
     Args:
-        pattern: of masks that move in training, which then move to loaded weights that are as sparse: those of another
-            step, such as the best one. None for masks that stay.
+        pattern: of masks that move in training; see ``MovedMasks``. None for masks that stay.
     """
 
     def __init__(
         self, state: TrainingState, optimizer: Optimizer, method: str, *, in_rounds: bool, pattern: Pattern | None
     ) -> None:
         self._state = state
-        self._pattern = pattern
         self._optimizer = optimizer
         self._base = innermost(optimizer)
         self._method = method
         self._in_rounds = in_rounds
         self._zeroed = ZeroedWeights()
+        self._moved = MovedMasks(pattern, self._base)
         self._evaluations: list[RemovableHandle] = []  # hooks on layers that lost weights when they were loaded
         self._saw_outside = False  # whether a save has warned of weights outside the masks
         self._unsettled = False  # weights or state may have been loaded that do not fit the masks
@@ -110,12 +109,15 @@ class Loading:
         self._expect_no_evaluation()
         if self._zeroed:
             self._zeroed.forget()
+        grown = self._moved.settle(self._state.masked)
         if masks_loaded := self._masks_loaded:
             self._warn_of_missing()
         if self._unsettled:
             for w in self._state.masked:
                 w.apply()
             begin_outside(self._state.masked, self._base)
+        if grown and self._state.grown is not None:
+            self._state.grown.note(self._state.masked, grown)
         self._unsettled = self._masks_loaded = self._all_loaded = False
         return masks_loaded
 
@@ -135,6 +137,7 @@ class Loading:
             if w.name not in left_out:
                 if w.name in masks:  # those of vectors follow from the channels
                     w.set_mask(masks[w.name])
+                self._moved.undo(w)
                 self._zeroed.give_back(w, self._base)
                 w.apply()
         if self._state.grown is not None:
@@ -158,6 +161,7 @@ class Loading:
     def _after_load(self, base: Optimizer) -> None:
         self._unsettled = True
         self._zeroed.forget_state()
+        self._moved.forget_state()
 
     @torch.no_grad()
     def _after_model_load(self, weights: list[MaskedWeight], module: nn.Module, keys: Any) -> None:
@@ -165,10 +169,13 @@ class Loading:
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
             self._state.frozen.end()
-        self._move_masks(weights)
+        if moved := self._moved.follow(weights):
+            self._state.share_masks(self._optimizer)
+        for w in moved:
+            self._zeroed.spare(w)
         for w in weights:
             w.apply()
-        if self._zeroed.losing(weights):
+        if self._zeroed.have_lost(weights):
             self._evaluations.append(module.register_forward_pre_hook(ModelHook(self._before_evaluation)))
 
     def _before_evaluation(self, module: nn.Module, args: Any) -> None:
@@ -195,23 +202,6 @@ class Loading:
                 " its updates, or training.zero_outside(model) before the save",
                 stacklevel=4,
             )
-
-    def _move_masks(self, weights: list[MaskedWeight]) -> None:
-        """Move masks to weights that were loaded, where these are as sparse and lie outside them."""
-        if (pattern := self._pattern) is None:
-            return
-        masks = {w: mask for w in self._zeroed.losing(weights) if (mask := mask_around(w, pattern)) is not None}
-        if not masks:
-            return
-        self._zeroed.keep_state(masks, self._base)
-        grown = {w.name: w.set_mask(mask) for w, mask in masks.items()}
-        for w in masks:
-            w.apply_to_gradient()
-            self._zeroed.spare(w)
-        begin_outside(masks, self._base)
-        if self._state.grown is not None:
-            self._state.grown.note(masks, grown)
-        self._state.share_masks(self._optimizer)
 
 
 def with_training(state: dict[str, Any], base: Optimizer, masks: Masks, saved: dict[str, Any]) -> dict[str, Any]:

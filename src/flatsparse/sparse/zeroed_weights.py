@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,7 +22,6 @@ class ZeroedWeights:
         self._kept: dict[str, Tensor] = {}
         self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
-        self._spared: dict[str, int] = {}  # how many of them are not, because the masks have moved there
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
         """Copy weights, which are about to be zeroed.
@@ -39,22 +38,14 @@ class ZeroedWeights:
             lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
 
-    def losing(self, weights: Iterable[MaskedWeight]) -> list[MaskedWeight]:
-        """Return those that are about to be zeroed where they are not zero."""
-        return [w for w in weights if self._lost.get(w.name, 0)]
-
     def spare(self, w: MaskedWeight) -> None:
         """Take note that a weight loses nothing, because its mask has moved."""
-        self._spared[w.name] = self._lost.pop(w.name)
+        self._lost.pop(w.name, None)
 
     def keep_state(self, weights: Iterable[MaskedWeight], optimizer: Optimizer) -> None:
-        """Copy what an optimizer keeps for weights, unless that was copied before they were first zeroed."""
+        """Copy what an optimizer keeps for weights."""
         for w in weights:
-            if w.name in self._state:
-                continue
-            entry = optimizer.state.get(w.weight, {})
-            alike = {k: v.clone() for k, v in entry.items() if isinstance(v, Tensor) and v.shape == w.weight.shape}
-            self._state[w.name] = alike
+            self._state[w.name] = copied_state(w, optimizer)
 
     def forget_state(self) -> None:
         """Forget the optimizer's state, because it has loaded another."""
@@ -64,28 +55,22 @@ class ZeroedWeights:
         """Put a weight and its state back as they were, if nothing has written to it since; its mask has changed."""
         if w.name in self._kept and w.is_as_recorded:
             w.weight.copy_(self._kept[w.name])
-        for key, value in self._state.get(w.name, {}).items():
-            if key in optimizer.state.get(w.weight, {}):
-                optimizer.state[w.weight][key].copy_(value)
+        restore_state(w, optimizer, self._state.get(w.name, {}))
         self._lost.pop(w.name, None)
-        self._spared.pop(w.name, None)
 
     def forget(self) -> None:
         """Forget everything before a step, with a warning if weights were lost."""
         self.warn_of_lost(AT_THE_STEP + 1)
-        if moved := sum(self._spared.values()):
-            warnings.warn(
-                f"{moved} loaded weights that are not zero lay outside the masks, which have moved there: to continue a sparse"
-                " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks",
-                stacklevel=AT_THE_STEP,
-            )
-        self._kept, self._state, self._spared = {}, {}, {}
+        self._kept, self._state = {}, {}
+
+    def have_lost(self, weights: Iterable[MaskedWeight]) -> bool:
+        """Return whether any of these weights has been zeroed where it was not zero."""
+        return any(self._lost.get(w.name) for w in weights)
 
     def warn_of_lost(self, stacklevel: int) -> None:
         """Warn once of the weights that were lost."""
         lost, self._lost = sum(self._lost.values()), {}
         if lost:
-            self._spared = {}
             warnings.warn(
                 f"{lost} loaded weights that are not zero lie outside the masks and were set to 0: to continue a sparse"
                 " training, load its training.state_dict() as well, or the state of its optimizer, which holds the masks;"
@@ -96,3 +81,17 @@ class ZeroedWeights:
 
     def __bool__(self) -> bool:
         return bool(self._kept)
+
+
+def copied_state(w: MaskedWeight, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return copies of what an optimizer keeps for each entry of a weight, by its keys."""
+    entry = optimizer.state.get(w.weight, {})
+    return {k: v.clone() for k, v in entry.items() if isinstance(v, Tensor) and v.shape == w.weight.shape}
+
+
+def restore_state(w: MaskedWeight, optimizer: Optimizer, copies: Mapping[str, Tensor]) -> None:
+    """Write copies into what an optimizer keeps for a weight, where it still keeps that."""
+    entry = optimizer.state.get(w.weight, {})
+    for key, value in copies.items():
+        if key in entry:
+            entry[key].copy_(value)
