@@ -97,18 +97,6 @@ def a_closure_for_a_plain_optimizer(watch: Watcher) -> nn.Module:
 
 
 @right
-def a_part_is_saved_between_forward_and_step(watch: Watcher) -> nn.Module:
-    model, optimizer, training = parts()
-    with watch(model, optimizer, training):
-        for step in range(STEPS):
-            backward(model, step)
-            torch.save(model[0].state_dict(), io.BytesIO())
-            optimizer.step()
-            optimizer.zero_grad()
-    return model
-
-
-@right
 def accumulation(watch: Watcher) -> nn.Module:
     model, optimizer, training = parts(model=mlp(), steps=4, every=2)
     with watch(model, optimizer, training):

@@ -317,6 +317,12 @@ def test_a_second_fit_goes_on_with_masks_of_its_own(tmp_path):
     assert module.sparse.steps_taken == STEPS
 
 
+def test_a_second_fit_whose_masks_begin_anew_is_told_of(tmp_path):
+    module = fitted(tmp_path, Module(method="rigl"))
+    with pytest.warns(UserWarning, match=r"were set to 0.*masks=flatsparse.masks_from\(model\)"):
+        fitted(tmp_path, module)
+
+
 # -- averages of the weights ----------------------------------------------------------------------------------------------
 
 averages = pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="this Lightning has no EMA callback")
@@ -373,3 +379,24 @@ def test_a_resumed_fit_with_an_average_is_the_one_that_never_stopped(tmp_path, m
     last = trainer(tmp_path, callbacks=[ema(zeroed=True)])
     last.fit(again, loader(), loader(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
     assert same(everything(again), everything(whole))
+
+
+@averages
+def test_an_average_of_a_module_that_holds_its_training_already_is_refused(tmp_path):
+    """Lightning copies the module before ``configure_optimizers``, and so after it in a second fit."""
+    module = fitted(tmp_path, Module(method="static"))
+    with pytest.raises(fs.InputError, match="must not hold it as an attribute"):
+        fitted(tmp_path, module, callbacks=[ema(zeroed=True)])
+    del module.sparse
+    fitted(tmp_path, module, callbacks=[ema(zeroed=True)])
+    assert outside(module) == 0
+
+
+@averages
+def test_an_average_that_begins_late_is_sparse_where_it_has_begun(tmp_path):
+    class Late(callbacks.EMAWeightAveraging):
+        """Lightning's average, which copies the weights at its first update."""
+
+    module = Module(method="static")
+    fitted(tmp_path, module, callbacks=[Late(decay=0.7, update_starting_at_step=STEPS // 2)])
+    assert outside(module) == 0

@@ -7,6 +7,7 @@ weights, say) or a pickled one follows nobody.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -145,8 +146,9 @@ class _Follower:
             self._slots += [(module._parameters, name, p) for name, p in own if not is_sharded(p)]
             if own or module is model:  # a part may be loaded by itself
                 self._keep(module.register_load_state_dict_pre_hook(self.before_load))
-            # It may be saved by itself, too. torch marks this hook by an attribute, which a bound method does not take.
-            self._keep(module.register_state_dict_post_hook(partial(self.after_state_dict)))
+        for whole in _wholes(model):
+            # torch marks this hook by setting an attribute, which a bound method does not take.
+            self._keep(whole.register_state_dict_post_hook(partial(self.after_state_dict)))
         self.attach_to(model)
         model.__dict__.setdefault("_flatsparse_followers", []).append(self)
         optimizer.followed.add(model)
@@ -247,9 +249,8 @@ class _Follower:
             self._pauses.pop().close()
 
     def after_state_dict(self, model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """Put copies of the true weights where w + e stands, at the end of the outermost call."""
-        optimizer, within = self._optimizer(), bool(prefix) and model is not self._model()
-        if optimizer is None or within or not optimizer.is_perturbed:
+        """Put copies of the true weights where w + e stands."""
+        if (optimizer := self._optimizer()) is None or not optimizer.is_perturbed:
             return
         true = optimizer.true_weights()
         for name, p in model.named_parameters(remove_duplicate=False):
@@ -259,6 +260,14 @@ class _Follower:
     def before_load(self, model: nn.Module, *_: Any) -> None:
         if self._model() is not None and (optimizer := self._optimizer()) is not None:
             optimizer.restore("load_state_dict")
+
+
+def _wholes(model: nn.Module) -> Iterator[nn.Module]:
+    """A model, and what is inside it with all of its parameters: wrappers such as Lightning Fabric's save that instead."""
+    count, whole = sum(1 for _ in model.parameters()), [model]
+    while whole:
+        yield whole[0]
+        whole = [part for part in whole[0].children() if sum(1 for _ in part.parameters()) == count][:1]
 
 
 def _followers(model: nn.Module) -> list[_Follower]:

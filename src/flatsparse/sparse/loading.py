@@ -48,9 +48,9 @@ class Loading:
         self._method = method
         self._in_rounds = in_rounds
         self._zeroed = ZeroedWeights()
+        self._moved = MovedMasks(pattern, self._base)
         self._evaluations: list[RemovableHandle] = []  # hooks on layers that lost weights when they were loaded
         self._saw_outside = False  # whether a save has warned of weights outside the masks
-        self._moved = MovedMasks(pattern, self._base)
         self._unsettled = False  # weights or state may have been loaded that do not fit the masks
         self._masks_loaded, self._all_loaded = False, False
 
@@ -175,7 +175,7 @@ class Loading:
             self._zeroed.spare(w)
         for w in weights:
             w.apply()
-        if self._zeroed.losing(weights):
+        if self._zeroed.have_lost(weights):
             self._evaluations.append(module.register_forward_pre_hook(ModelHook(self._before_evaluation)))
 
     def _before_evaluation(self, module: nn.Module, args: Any) -> None:

@@ -38,10 +38,6 @@ class ZeroedWeights:
             lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
 
-    def losing(self, weights: Iterable[MaskedWeight]) -> list[MaskedWeight]:
-        """The weights that have lost entries which are not zero."""
-        return [w for w in weights if self._lost.get(w.name)]
-
     def spare(self, w: MaskedWeight) -> None:
         """Take note that a weight loses nothing, because its mask has moved."""
         self._lost.pop(w.name, None)
@@ -66,6 +62,10 @@ class ZeroedWeights:
         """Forget everything before a step, with a warning if weights were lost."""
         self.warn_of_lost(AT_THE_STEP + 1)
         self._kept, self._state = {}, {}
+
+    def have_lost(self, weights: Iterable[MaskedWeight]) -> bool:
+        """Return whether any of these weights has been zeroed where it was not zero."""
+        return any(self._lost.get(w.name) for w in weights)
 
     def warn_of_lost(self, stacklevel: int) -> None:
         """Warn once of the weights that were lost."""

@@ -86,7 +86,7 @@ class SavedInWindow(EventCheck):
             self.report(
                 "saved-in-window",
                 "weights are saved between a forward and the step, while they hold w + e and not w",
-                "save a state_dict(), or save after optimizer.step()",
+                "save the state_dict() of the whole model, or save after optimizer.step()",
             )
 
 
