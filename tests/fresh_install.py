@@ -45,9 +45,10 @@ class Fresh:
     def made(cls, folder: Path) -> Fresh:
         """Return a new environment in a folder."""
         venv.create(folder / "environment", with_pip=True, symlinks=os.name == "posix")
-        place = {"base": str(folder / "environment"), "platbase": str(folder / "environment")}
+        scheme = "nt" if os.name == "nt" else "posix_prefix"
+        scripts = sysconfig.get_path("scripts", scheme, {"base": str(folder / "environment")})
         (folder / "work").mkdir()
-        return cls(Path(sysconfig.get_path("scripts", "venv", place)), folder / "work")
+        return cls(Path(scripts), folder / "work")
 
     def run(self, *words: str, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment in its folder; anything but the expected status ends all."""

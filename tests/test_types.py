@@ -146,11 +146,13 @@ def installed(tmp_path_factory):
     pytest.importorskip("mypy")
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False, symlinks=sys.platform != "win32")
-    there = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    shutil.copytree(PACKAGE, there / "flatsparse", ignore=shutil.ignore_patterns("__pycache__"))
-    (there / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    scripts = Path(sysconfig.get_path("scripts", "venv", {"base": str(folder), "platbase": str(folder)}))
-    return scripts / Path(sys.executable).name
+    scheme = "nt" if os.name == "nt" else "posix_prefix"
+    purelib, scripts = (
+        Path(sysconfig.get_path(kind, scheme, {"base": str(folder)})) for kind in ("purelib", "scripts")
+    )
+    shutil.copytree(PACKAGE, purelib / "flatsparse", ignore=shutil.ignore_patterns("__pycache__"))
+    (purelib / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    return scripts / ("python.exe" if os.name == "nt" else "python")
 
 
 def check(python, program, folder):

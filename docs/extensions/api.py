@@ -52,7 +52,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         _modules(
             "experiments.run.load experiments.run.loop experiments.run.folder experiments.grid.store"
             " experiments.recipes.recipe experiments.recipes.setting experiments.robustness experiments.robustness_table"
-            " experiments.data.corruptions experiments.data.corrupted"
+            " experiments.data.corruptions experiments.data.corrupted experiments.tracking.tracker experiments.tracking.tracking"
         ),
     ),
 }

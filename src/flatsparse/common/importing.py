@@ -6,6 +6,8 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
+import torch  # noqa: F401  # before: its own import leaves garbage, and is slower without collections
+
 
 @contextlib.contextmanager
 def no_collections() -> Iterator[None]:

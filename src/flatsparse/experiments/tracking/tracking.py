@@ -34,8 +34,8 @@ class Tracking:
         trackers: see ``Tracker``; each for this run alone.
         group: the name of the comparison that the run is of.
 
-    >>> from flatsparse.experiments.run.config import RunConfig  # doctest: +SKIP
-    >>> train(RunConfig(), Path("run"), tracking=Tracking([TensorBoard()]))  # doctest: +SKIP
+    >>> Tracking.named(["tensorboard"], group="mine").group  # for train(…, tracking=…)
+    'mine'
     """
 
     def __init__(self, trackers: Sequence[Tracker] = (), group: str | None = None) -> None:
