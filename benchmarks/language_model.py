@@ -195,8 +195,8 @@ def table(all_lines: Sequence[Mapping[str, Any]]) -> str:
     words = (
         f"Dense, the model has {dense['parameters']:,} parameters and a perplexity of {dense['perplexity']:.2f}, over"
         f" {dense['tokens']['test']:,} tokens. {len(SEEDS)} seeds, {TUNED['steps']} steps of {TUNED['batch_size']} windows of"
-        f" {dense['context']} tokens;\nlearning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}. Of {len(gaps)} intervals"
-        f" {lower} are below zero and {higher} above;\nthe largest difference is {largest:.2%} of the dense perplexity."
+        f" {dense['context']} tokens;\nlearning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}. {lower} of {len(gaps)}"
+        f" intervals are below zero, {higher} above; the largest difference is {largest:.2%} of the dense perplexity."
     )
     return "\n".join([*rows, "", words])
 
