@@ -233,6 +233,25 @@ def test_a_pattern_a_part_of_the_arms_and_the_last_tenth(here, example, capsys):
     assert len(printed.err.splitlines()) <= 1
 
 
+def test_the_table_has_means_and_paired_differences_to_none(example):
+    values = {"none": (10.0, 12.0, 14.0), "s2sam 0.1": (9.0, 12.0, 12.0), "no masks": (8.0, 9.0, 10.0)}
+    runs = [
+        {"score": "wanda", "arm": arm, "seed": seed, "perplexity": own[seed], "zeros_lost": float(arm == "no masks")}
+        for seed in range(3)
+        for arm, own in values.items()
+    ]
+    _, dense, pruned, *arms = (
+        example["language_model"].table({"dense": 7.0, "pruned": {"wanda": 20.0}, "runs": runs}).splitlines()
+    )
+    assert dense.split() == ["not", "pruned", "not", "7.00"]
+    assert pruned.split() == ["wanda", "not", "20.00"]
+    # Student's: ± 4.303 · 2/√3 of the mean 12, and ± 4.303 · 1/√3 of the differences −1, 0 and −2.
+    assert arms[0].split() == ["wanda", "none", "12.00", "[7.03–16.97]", "0.0%"]
+    assert arms[1].split()[1:3] == ["s2sam", "0.1"]
+    assert arms[1].split()[-4:] == ["-1.00", "[-3.48,", "+1.48]", "0.0%"]
+    assert arms[2].split()[-1] == "100.0%"
+
+
 def test_the_windows_of_a_run_are_those_of_its_seed_each_once_before_any_twice(example):
     parts = example["language_model_parts"]
     runs = [torch.cat(list(parts.order(10, parts.Training(6, 4), seed))) for seed in (0, 0, 1)]
