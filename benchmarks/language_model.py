@@ -190,13 +190,13 @@ def table(all_lines: Sequence[Mapping[str, Any]]) -> str:
         lost = f"{max(run['zeros_lost'] for run in runs[UNMASKED]):.1%}"
         parts = [*cell.values(), f"{pruned['perplexity']:.2f}", none, sharp, gap, rho, unmasked, lost]
         rows.append(f"| {' | '.join(parts)} |")
+    largest = max(abs(gap.mean) for gap in gaps) / dense["perplexity"]
     lower, higher = sum(gap.high < 0 for gap in gaps), sum(gap.low > 0 for gap in gaps)
     words = (
         f"Dense, the model has {dense['parameters']:,} parameters and a perplexity of {dense['perplexity']:.2f}, over"
         f" {dense['tokens']['test']:,} tokens. {len(SEEDS)} seeds, {TUNED['steps']} steps of {TUNED['batch_size']} windows of"
-        f" {dense['context']} tokens; learning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}. Of {len(gaps)} intervals of"
-        f" the difference {lower} are below zero and {higher} above; the largest difference is"
-        f" {max(abs(gap.mean) for gap in gaps) / dense['perplexity']:.2%} of the dense perplexity."
+        f" {dense['context']} tokens;\nlearning rates tried: {_listed(RATES)}; ρ: {_listed(RADII)}. {lower} of {len(gaps)}"
+        f" intervals are below zero, {higher} above; the largest difference is {largest:.2%} of the dense perplexity."
     )
     return "\n".join([*rows, "", words])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flatsparse.common.json_files import read_json_lines
+from flatsparse.experiments.stats import mean_interval, paired_difference
 
 spec = importlib.util.spec_from_file_location(
     "benchmarks_language_model", Path(__file__).parent.parent / "benchmarks" / "language_model.py"
@@ -51,6 +52,26 @@ def test_every_arm_has_every_seed_at_what_was_chosen(study, lines):
             (arm, rate, own, seed) for arm, own in arms.items() for seed in study.SEEDS
         )
         assert study.TUNING_SEED not in study.SEEDS
+
+
+def test_what_the_page_says_in_words_holds(study, lines):
+    kept, gains = study.Lines(lines), {}
+    for cell in study.cells():
+        runs = {arm: kept.of(kind="run", arm=arm, **cell) for arm in study.ARMS}
+        values = {arm: [run["perplexity"] for run in own] for arm, own in runs.items()}
+        assert paired_difference(values[study.SHARP], values[study.NONE]).high >= 0  # S²-SAM does not help
+        gains[tuple(cell.values())] = (
+            mean_interval(values[study.NONE]).mean - mean_interval(values[study.UNMASKED]).mean
+        )
+        if cell["setting"] == "50 %":
+            assert {run["lr"] for run in runs[study.NONE]} == {min(study.RATES)}
+    radii = [study.chosen(kept, cell, "rho", arm=study.SHARP) for cell in study.cells()]
+    assert radii.count(min(study.RADII)) > len(radii) / 2
+    for arm in study.ARMS:
+        magnitude, wanda = (kept.of(kind="run", arm=arm, setting="80 %", score=score) for score in study.SCORES)
+        assert min(run["perplexity"] for run in wanda) > max(run["perplexity"] for run in magnitude)
+    assert {setting for setting, _ in sorted(gains, key=gains.get)[-2:]} == {"80 %"}
+    assert {line["zeros_lost"] > 0.999 for line in kept.of(kind="run", arm=study.UNMASKED)} == {True}
 
 
 def test_zeros_stay_with_masks_and_go_without(study, lines):

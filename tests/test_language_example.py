@@ -1,9 +1,7 @@
 """examples/language_model.py on tiny models of two kinds: its masks and perplexities against plain forms, and its zeros."""
 
-import functools
 import importlib
 import json
-import math
 import os
 import shlex
 import shutil
@@ -15,12 +13,11 @@ import pytest
 import torch
 
 import flatsparse as fs
+from tests.language_models import CONTEXT, loaded, plain_layers, plain_perplexity, plain_pruned, text, written, zeros
 
 transformers = pytest.importorskip("transformers", reason="the example is for Hugging Face models")
 ROOT = Path(__file__).parents[1]
 FILES = ("language_model", "language_model_options", "language_model_parts")
-CONTEXT, WORDS = 16, 40
-SIZES = {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None}
 
 
 @pytest.fixture(scope="module")
@@ -31,60 +28,6 @@ def example():
         yield {name: importlib.import_module(name) for name in FILES}
         for name in FILES:
             del sys.modules[name]
-
-
-def gpt2():
-    """Conv1D layers, and an output layer tied to the embeddings."""
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES, **sizes))
-
-
-def llama():
-    """Linear layers, an output layer of its own, and a checkpoint in bfloat16."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": False}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **sizes, **more)).to(torch.bfloat16)
-
-
-def qwen():
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True, "head_dim": 4}
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, **sizes, **more))
-
-
-def opt():
-    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    more = {"max_position_embeddings": CONTEXT, "word_embed_proj_dim": 16, "pad_token_id": 0}
-    return transformers.OPTForCausalLM(transformers.OPTConfig(**SIZES, **sizes, **more))
-
-
-MODELS = {"gpt2": gpt2, "llama": llama, "qwen": qwen, "opt": opt}
-TIED = {"gpt2", "qwen", "opt"}
-
-
-def written(folder, kind):
-    """A folder with a model and its tokenizer, of one token a word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    model = MODELS[kind]()
-    with torch.no_grad():  # outputs that differ, and inputs of different sizes
-        for name, p in model.named_parameters():
-            p.mul_(5 * torch.rand_like(p) if p.ndim > 1 and "emb" not in name and "wte" not in name else 1)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    for part in (model, transformers.PreTrainedTokenizerFast(tokenizer_object=words)):
-        part.save_pretrained(folder)
-    return folder
-
-
-def text(file, windows, seed):
-    """A file of words that repeat each other with a rule, and three words more than some windows."""
-    draw, words = torch.Generator().manual_seed(seed), [0]
-    for _ in range(windows * CONTEXT + 2):
-        words.append((3 * words[-1] + int(torch.randint(4, (), generator=draw))) % WORDS)
-    file.write_text(" ".join(f"w{word}" for word in words), encoding="utf-8")
-    return torch.tensor(words[: windows * CONTEXT]).view(windows, CONTEXT)
 
 
 @pytest.fixture(
@@ -101,62 +44,6 @@ def ran(request, example, tmp_path_factory):
     example["language_model"].main(options)
     out = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     return {"kind": request.param, "folder": folder, "train": train, "test": test, "out": out}
-
-
-def loaded(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def plain_perplexity(model, windows):
-    """A window and a token at a time."""
-    total, count = 0.0, 0
-    for ids in windows:
-        chances = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
-        for place in range(CONTEXT - 1):
-            total, count = total - float(chances[place, ids[place + 1]]), count + 1
-    return math.exp(total / count), count
-
-
-def plain_layers(model):
-    """The layers that are pruned, in blocks, each with whether its weight stores the inputs first."""
-    body = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
-    kinds = ("Conv1D", "Linear")
-    return [
-        {name: (m, type(m).__name__ == "Conv1D") for name, m in block.named_modules() if type(m).__name__ in kinds}
-        for block in body
-    ]
-
-
-def half(scores):
-    """The lower half of some scores; of equals the first are the larger."""
-    return sorted(range(len(scores)), key=lambda i: (scores[i], -i))[: len(scores) // 2]
-
-
-@torch.no_grad()
-def plain_pruned(model, score, calibration):
-    """Half of a model's weights set to zero, of layers by magnitude or of rows by Wanda, with no code of the library."""
-    for block in plain_layers(model):
-        norms, handles = {}, []
-        for name, (layer, _) in block.items():
-            note = functools.partial(
-                lambda norms, name, _, args: norms.update({name: args[0].flatten(0, -2).norm(dim=0)}), norms, name
-            )
-            handles.append(layer.register_forward_pre_hook(note))
-        model(input_ids=calibration)
-        for handle in handles:
-            handle.remove()
-        for name, (layer, turned) in block.items():
-            if score == "wanda":
-                for row in layer.weight.T if turned else layer.weight:
-                    row[half((row.abs() * norms[name]).tolist())] = 0
-            else:
-                layer.weight.view(-1)[half(layer.weight.abs().flatten().tolist())] = 0
-    return model
-
-
-def zeros(model):
-    return {name: p == 0 for name, p in model.named_parameters() if p.ndim == 2 and (p == 0).float().mean() > 0.1}
 
 
 def saved(ran, run):
@@ -231,6 +118,25 @@ def test_a_pattern_a_part_of_the_arms_and_the_last_tenth(here, example, capsys):
     assert "8 matrices" in printed.out
     assert "against none" in printed.out
     assert len(printed.err.splitlines()) <= 1
+
+
+def test_the_table_has_means_and_paired_differences_to_none(example):
+    values = {"none": (10.0, 12.0, 14.0), "s2sam 0.1": (9.0, 12.0, 12.0), "no masks": (8.0, 9.0, 10.0)}
+    runs = [
+        {"score": "wanda", "arm": arm, "seed": seed, "perplexity": own[seed], "zeros_lost": float(arm == "no masks")}
+        for seed in range(3)
+        for arm, own in values.items()
+    ]
+    _, dense, pruned, *arms = (
+        example["language_model"].table({"dense": 7.0, "pruned": {"wanda": 20.0}, "runs": runs}).splitlines()
+    )
+    assert dense.split() == ["not", "pruned", "not", "7.00"]
+    assert pruned.split() == ["wanda", "not", "20.00"]
+    # Student's: ± 4.303 · 2/√3 of the mean 12, and ± 4.303 · 1/√3 of the differences −1, 0 and −2.
+    assert arms[0].split() == ["wanda", "none", "12.00", "[7.03–16.97]", "0.0%"]
+    assert arms[1].split()[1:3] == ["s2sam", "0.1"]
+    assert arms[1].split()[-4:] == ["-1.00", "[-3.48,", "+1.48]", "0.0%"]
+    assert arms[2].split()[-1] == "100.0%"
 
 
 def test_the_windows_of_a_run_are_those_of_its_seed_each_once_before_any_twice(example):

@@ -21,8 +21,8 @@ class Wanda:
 
     For networks that are trained already: the score is ``|w_ij| · ‖x_j‖₂``, over a few calibration samples. Weights are compared
     within each row, so that every output of every layer keeps the same share. As in the paper, block after block of layers is
-    pruned, each scored on what the pruned blocks before it give. The paper trains nothing after that, or LoRA weights; here the
-    kept weights are then trained sparse.
+    pruned, each scored on what the pruned blocks before it give. The paper trains nothing after that, or fine-tunes under the
+    masks, as is done here.
 
     Attributes:
         batches: pairs of inputs and targets, on the model's device; the inputs alone count (128 sequences in the paper).
