@@ -62,7 +62,9 @@ def test_an_example_is_short_and_shadows_no_package(file):
     assert len(text.splitlines()) <= MOST
     assert text.startswith('"""')
     assert file.stem not in imported(file)
-    assert all(re.search(line, text) for line in ADAPTERS.get(file.stem, TWO_LINES)), f"{file.name} does not show the two lines"
+    assert all(re.search(line, text) for line in ADAPTERS.get(file.stem, TWO_LINES)), (
+        f"{file.name} does not show the two lines"
+    )
     assert "assert " in text
 
 
