@@ -137,10 +137,8 @@ class S2SAM(SharpnessAware):
         was_applied, before = self.perturbation.was_applied, self._last_gradient()
         with torch.enable_grad(), self.perturbed():
             loss = closure()
-        after = self._last_gradient()
-        if (
-            before[0] is not None and after[0] is before[0] and after[1] == before[1]
-        ):  # the gradients came before the closure
+        (gradient, version), (same, then) = before, self._last_gradient()
+        if gradient is not None and gradient is same and version == then:  # the closure is empty: gradients came before it
             self.perturbation.was_applied = was_applied
         return loss
 
