@@ -109,7 +109,10 @@ def test_nothing_is_measured_twice_and_jobs_change_nothing(runs, record, tmp_pat
     assert read_json(tmp_path / RECORD, dict)["changes"] == [AS_TRAINED, "int4", "prune30"]
 
 
-@pytest.mark.parametrize("name", ["int1", "int4.5", "prune0", "prune100", "noise0", "noise", "prune-3", "quantize"])
+@pytest.mark.parametrize(
+    "name",
+    ["int1", "int4.5", "finetune0", "finetune1.5", "prune0", "prune100", "noise0", "noise", "prune-3", "quantize"],
+)
 def test_unknown_changes_are_refused(runs, name):
     with pytest.raises(InputError, match=f"--after got '{name}': wanted one of int2"):
         Evaluation(runs, after=(name,)).resolved()

@@ -117,7 +117,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         found.append(
             f"noise: Gaussian, in units of the standard deviation of a layer's active weights; the mean of {DRAWS} draws."
         )
-    if FINE_TUNED in table.changes:
+    if any(name.startswith(FINE_TUNED) for name in table.changes):
         found.append(f"{FINE_TUNING}.")
     if len(table.arms) > 1:
         found.append(

@@ -13,13 +13,13 @@ from torch import nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import generator
-from flatsparse.experiments.evaluate.fine_tuning import elsewhere_and_back
+from flatsparse.experiments.evaluate.fine_tuning import EPOCHS, elsewhere_and_back
 from flatsparse.experiments.run.load import Finished
 from flatsparse.measure.changes import add_noise, prune_active, round_weights
 
-AS_TRAINED, FINE_TUNED, BACK, DYNAMIC = "as trained", "finetune", "finetune back", "int8-dynamic"
+AS_TRAINED, FINE_TUNED, BACK, DYNAMIC = "as trained", "finetune", "back", "int8-dynamic"
 DRAWS = 3  # of noise, whose scores are averaged
-FORMS = "int2 … int16, int8-dynamic, prune1 … prune99 (percent), noise0.2 (of a layer's spread), finetune"
+FORMS = "int2 … int16, int8-dynamic, prune1 … prune99 (percent), noise0.2 (of a layer's spread), finetune or finetune10 (epochs)"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Change:
 
     Attributes:
         kind: int, prune, noise, finetune or int8-dynamic.
-        amount: bits, a fraction of the active weights, or the noise in units of their standard deviation.
+        amount: bits, a fraction of the active weights, the noise in units of their standard deviation, or epochs.
         name: as it was asked for.
     """
 
@@ -45,15 +45,19 @@ class Change:
 
         Raises: InputError for a name that none has.
         """
-        if name in (FINE_TUNED, DYNAMIC):
-            return cls(name, 0.0, name)
-        found = re.fullmatch(r"(int|prune|noise)(\d+(?:\.\d+)?)", name)
+        if name == DYNAMIC:
+            return cls(name, 8, name)
+        if name == FINE_TUNED:
+            return cls(name, EPOCHS, name)
+        found = re.fullmatch(r"(int|prune|noise|finetune)(\d+(?:\.\d+)?)", name)
         if found is not None:
             kind, amount = found[1], float(found[2])
             if kind == "int" and amount.is_integer() and 2 <= amount <= 16:
                 return cls(kind, amount, name)
             if kind == "prune" and 0 < amount < 100:
                 return cls(kind, amount / 100, name)
+            if kind == FINE_TUNED and amount.is_integer() and amount > 0:
+                return cls(kind, amount, name)
             if kind == "noise" and amount > 0:
                 return cls(kind, amount, name)
         raise InputError(f"--after got '{name}': wanted one of {FORMS}")
@@ -61,7 +65,7 @@ class Change:
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of what is measured: fine-tuning elsewhere has a way back."""
-        return (FINE_TUNED, BACK) if self.kind == FINE_TUNED else (self.name,)
+        return (self.name, f"{self.name} {BACK}") if self.kind == FINE_TUNED else (self.name,)
 
 
 UNCHANGED = Change("none", 0.0, AS_TRAINED)
@@ -70,7 +74,7 @@ UNCHANGED = Change("none", 0.0, AS_TRAINED)
 def changed(run: Finished, change: Change) -> Iterator[tuple[str, nn.Module]]:
     """Yield changed copies of a run's network, each with the name of what it is; several of one name are draws of it."""
     if change.kind == FINE_TUNED:
-        yield from zip(change.parts, elsewhere_and_back(run), strict=True)
+        yield from zip(change.parts, elsewhere_and_back(run, int(change.amount)), strict=True)
         return
     for draw in range(DRAWS if change.kind == "noise" else 1):
         model = copy.deepcopy(run.model)

@@ -17,23 +17,25 @@ from flatsparse.experiments.data.streamed import StreamedSplit
 from flatsparse.experiments.run.load import Finished
 from flatsparse.experiments.run.precision import autocast
 
-LENGTH, SHARE = 0.25, 0.2  # of the run's own epochs, for each way, and of its learning rate
+EPOCHS, SHARE = 5, 0.2  # of each way, where no other number is given, and of the run's learning rate
 DEFINITION = (
-    f"finetune: {LENGTH:g} of the run's epochs at {SHARE:g} of its learning rate, constant, plain steps of its base optimizer"
-    " under its masks, on the training images of the first half of the classes (of other tasks, the first half of the samples);"
-    " finetune back: as many epochs more on all training samples. Test samples are those of all classes"
+    f"finetune: {EPOCHS} epochs, or as many as its name says, at {SHARE:g} of the run's learning rate, constant, plain steps of"
+    " its base optimizer under its masks, on the training images of the first half of the classes (of other tasks, the first"
+    " half of the samples); back: as many epochs more on all training samples. Test samples are those of all classes"
 )
 
 
-def elsewhere_and_back(run: Finished) -> Iterator[nn.Module]:
+def elsewhere_and_back(run: Finished, epochs: int) -> Iterator[nn.Module]:
     """Yield a copy of a run's network after training on a part of its data, then the same after training on all of them.
 
     Ours, after the fine-tuning of arXiv 2605.02105: all networks get the same steps, none of them sharpness-aware.
+
+    Args:
+        epochs: of each way.
     """
     model, train = copy.deepcopy(run.model), run.task.splits.train
     part = half(train)
     optimizer = _base(run, model)
-    epochs = max(1, round(LENGTH * run.run.schedule.epochs))
     steps = epochs * (part.steps(run.run.optim.part_size) + train.steps(run.run.optim.part_size))
     training = sparsify(model, optimizer, "static", masks=run.masks, steps=steps) if run.masks else None
     for way, split in enumerate((part, train)):
