@@ -1,4 +1,4 @@
-"""What trained nets keep after changes of their weights: the runs of the plan in survives.md, a line each in results/survives.jsonl.
+"""What trained nets keep after changes of their weights: the runs of the plan in survives.md, lines of results/survives.jsonl.
 
 python benchmarks/survives.py --jobs 2   # continues where it stopped; writes the tables of docs/after-training.md at the end
 """
