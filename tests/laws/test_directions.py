@@ -1,0 +1,69 @@
+"""Laws of every direction and rule of sharpness, under every method and both families of optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import flatsparse as fs
+from flatsparse.sam.directions import DIRECTIONS
+from tests.helpers import assert_zero_outside, image_batch, same, saved, tiny_net, train_on_images
+from tests.laws.test_methods import BASES, BY_CHANNELS, OPTIONS, SCORED_ON_DATA, SPARSITY
+from tests.laws.test_torch_optimizers import states
+
+STEPS, STOP = 10, 5
+KINDS = {name: {"direction": name} for name in DIRECTIONS}
+
+everywhere = pytest.mark.parametrize("method", fs.METHODS)
+bases = pytest.mark.parametrize("base", BASES)
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(method: str, base: str, kind: str, seed: int = 0, rho: float = 0.1) -> tuple[Any, ...]:
+    model = tiny_net(seed)
+    optimizer = fs.S2SAM(BASES[base](model.parameters()), rho=rho, **KINDS[kind])
+    options = dict(OPTIONS.get(method, {}))
+    if hasattr(fs.METHODS[method], "every"):
+        options["every"] = 3
+    if method in SCORED_ON_DATA:
+        options |= {"batches": [image_batch(0, size=40)], "loss_fn": F.cross_entropy}
+    if method == "grasp":
+        options["per_class"] = 4
+    sparsity = None if method in BY_CHANNELS else 0.0 if method == "dense" else SPARSITY
+    return model, optimizer, fs.sparsify(model, optimizer, method, sparsity=sparsity, steps=STEPS, **options)
+
+
+@everywhere
+@bases
+@kinds
+def test_nothing_lives_outside_the_masks_and_a_resumed_run_is_the_one_that_never_stopped(method, base, kind):
+    model, optimizer, training = parts = make(method, base, kind)
+    train_on_images(model, optimizer, STOP, after=lambda step: assert_zero_outside(model, training, optimizer))
+    files = saved(states(*parts))
+    train_on_images(
+        model, optimizer, STEPS, start=STOP, after=lambda step: assert_zero_outside(model, training, optimizer)
+    )
+    assert all(p.isfinite().all() for p in model.parameters())
+    resumed = make(method, base, kind, seed=1)
+    for part, file in zip(resumed, files, strict=True):
+        part.load_state_dict(file)
+    train_on_images(*resumed[:2], STEPS, start=STOP)
+    assert same(states(*parts), states(*resumed))
+
+
+@bases
+@kinds
+def test_without_a_radius_it_is_the_base_and_with_one_it_is_not(base, kind):
+    found = []
+    for rho in (None, 0.0, 0.1):
+        model = tiny_net()
+        plain = BASES[base](model.parameters())
+        optimizer = plain if rho is None else fs.S2SAM(plain, rho=rho, **KINDS[kind])
+        fs.sparsify(model, optimizer, "rigl", sparsity=SPARSITY, steps=STEPS, every=3)
+        train_on_images(model, optimizer, STEPS)
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not all(map(torch.equal, found[0], found[2]))
