@@ -13,6 +13,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
+from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
@@ -182,6 +183,26 @@ def test_looksam_counts_the_gradients_that_it_took(tmp_path):
     still = loop.train(change(run, sharpness="looksam", rho=0.0), tmp_path / "still")
     assert still.test_loss == plain.test_loss
     assert still.gradient_evaluations == 24
+
+
+@pytest.mark.parametrize(("sharpness", "passes"), [("sam", 2), ("s2sam", 1), ("looksam", 1 + 1 / 3)])
+def test_a_late_radius_counts_the_gradients_that_it_took(tmp_path, sharpness, passes):
+    run = small(method="set", batch_size=8, look_every=3, rho=0.5)
+    late = change(run, sharpness=sharpness, rho_schedule="late", late_share=0.25)
+    found, plain = (loop.train(one, tmp_path / one.sharpness) for one in (late, run))
+    assert found.gradient_evaluations == 18 + 6 * passes  # of 24 steps the last six are perturbed
+    assert late.passes == pytest.approx(found.gradient_evaluations / 24)
+    assert found.flops.train == pytest.approx(plain.flops.train * late.passes)
+    assert found.test_loss != plain.test_loss
+    with pytest.raises(InputError, match=r"--late-share 0\.0 is not in"):
+        resolve(change(late, late_share=0.0))
+
+
+def test_a_share_of_late_steps_is_part_of_a_key_only_where_it_counts():
+    run = small(sharpness="s2sam", late_share=0.3)
+    assert key(run) == key(change(run, late_share=None))
+    late = change(run, rho_schedule="late")
+    assert key(late) != key(change(late, late_share=0.2)) == key(change(late, late_share=None))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatsparse as fs
 from flatsparse.sam.directions import DIRECTIONS
-from flatsparse.schedules import Cosine, InverseSqrt, Linear
+from flatsparse.schedules import Cosine, InverseSqrt, Late, Linear
 from tests.helpers import (
     adamw,
     backward,
@@ -238,6 +238,25 @@ def test_a_schedule_gives_each_step_its_own_radius(schedule, kind):
         optimizer.zero_grad()
     first = 1 if kind is fs.SAM else 2  # the first step of S²-SAM is unperturbed
     assert lengths[first - 1 :] == [close(schedule(step)) for step in range(first, 5)]
+
+
+@bases
+@pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
+def test_a_late_radius_is_the_base_bit_for_bit_until_then_and_costs_it_nothing(base, kind):
+    plain, ours, passes = mlp(), mlp(), []
+    reference, optimizer = base(plain.parameters()), kind(base(ours.parameters()), rho=Late(0.5, after=3)).follow(ours)
+    for step in range(6):
+        passes.append(0)
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            passes[-1] += 1
+            return backward(ours, step)
+
+        optimizer.step(closure)
+        train_steps(plain, reference, 1, start=step)
+        assert same(plain.state_dict(), ours.state_dict()) == (step < 3)
+    assert passes == [1, 1, 1, *[2 if kind is fs.SAM else 1] * 3]
 
 
 def weights_inside(optimizer, model):

@@ -84,7 +84,7 @@ def _settled(requested: RunConfig) -> ResolvedRun:
         run = change(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
     if run.sharpness != "looksam":
         run = change(run, look_every=Perturbation.look_every, look_alpha=Perturbation.look_alpha)
-    return run
+    return change(run, late_share=run.perturbation.share if run.perturbation.rho_schedule == "late" else None)
 
 
 def name_by_key(run: ResolvedRun) -> str:

@@ -22,7 +22,7 @@ def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: An
     if run.sharpness == "none":
         return base
     chosen = run.perturbation
-    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
+    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps, max(1, round(chosen.share * steps)))
     own = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
     options = {**own, **options}
     if run.sharpness == "sam":

@@ -215,6 +215,10 @@ def _check_schedule(schedule: Schedule) -> None:
 def _check_perturbation(perturbation: Perturbation) -> None:
     check_count("--look-every", perturbation.look_every)
     check_finite("--look-alpha", perturbation.look_alpha)
+    if not 0 < perturbation.share <= 1:
+        raise InputError(
+            f"--late-share {perturbation.late_share} is not in (0, 1]: give the share of the steps to perturb, e.g. 0.2"
+        )
 
 
 def _check_runtime(runtime: Runtime) -> None:
