@@ -198,6 +198,32 @@ def test_a_late_radius_counts_the_gradients_that_it_took(tmp_path, sharpness, pa
         resolve(change(late, late_share=0.0))
 
 
+def test_a_loss_budget_is_for_what_goes_along_a_gradient(tmp_path):
+    run = small(method="set", rho=0.5)
+    found = {
+        (sharpness, budget): loop.train(
+            change(run, sharpness=sharpness, loss_budget=budget), tmp_path / f"{sharpness}-{budget}"
+        )
+        for sharpness, budget in [
+            ("none", None),
+            ("s2sam", 0.0),
+            ("sam", 0.0),
+            ("s2sam", 0.1),
+            ("sam", 0.1),
+            ("s2sam", None),
+        ]
+    }
+    losses = {choice: result.test_loss for choice, result in found.items()}
+    assert losses["none", None] == losses["s2sam", 0.0] == losses["sam", 0.0]
+    assert len(set(losses.values())) == 4
+    assert [found["sam", budget].gradient_evaluations for budget in (0.0, 0.1)] == [12, 24]
+    assert change(run, sharpness="sam", loss_budget=0.0).passes == 1
+    for kind in ("random", "looksam"):
+        with pytest.raises(InputError, match=f"--loss-budget is for --sharpness sam and s2sam, .* not {kind}"):
+            resolve(change(run, sharpness=kind, loss_budget=0.1))
+    assert key(run) == key(change(run, loss_budget=0.1)) != key(change(run, sharpness="sam", loss_budget=0.1))
+
+
 def test_a_share_of_late_steps_is_part_of_a_key_only_where_it_counts():
     run = small(sharpness="s2sam", late_share=0.3)
     assert key(run) == key(change(run, late_share=None))

@@ -15,7 +15,18 @@ from tests.laws.test_methods import BASES, BY_CHANNELS, OPTIONS, SCORED_ON_DATA,
 from tests.laws.test_torch_optimizers import states
 
 STEPS, STOP = 10, 5
-KINDS = {name: {"direction": name} for name in DIRECTIONS}
+BUDGET = 0.02  # the radius is then now less than the largest allowed, now that
+KINDS: dict[str, Any] = {
+    **{name: (fs.S2SAM, {"direction": name}) for name in DIRECTIONS},
+    "budget": (fs.S2SAM, {"budget": BUDGET}),
+    "budget of SAM": (fs.SAM, {"budget": BUDGET}),
+}
+
+
+def wrapped(kind: str, base: Any, rho: float) -> Any:
+    wrapper, options = KINDS[kind]
+    return wrapper(base, rho=rho, **options)
+
 
 everywhere = pytest.mark.parametrize("method", fs.METHODS)
 bases = pytest.mark.parametrize("base", BASES)
@@ -24,7 +35,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 def make(method: str, base: str, kind: str, seed: int = 0, rho: float = 0.1) -> tuple[Any, ...]:
     model = tiny_net(seed)
-    optimizer = fs.S2SAM(BASES[base](model.parameters()), rho=rho, **KINDS[kind])
+    optimizer = wrapped(kind, BASES[base](model.parameters()), rho)
     options = dict(OPTIONS.get(method, {}))
     if hasattr(fs.METHODS[method], "every"):
         options["every"] = 3
@@ -61,7 +72,7 @@ def test_without_a_radius_it_is_the_base_and_with_one_it_is_not(base, kind):
     for rho in (None, 0.0, 0.1):
         model = tiny_net()
         plain = BASES[base](model.parameters())
-        optimizer = plain if rho is None else fs.S2SAM(plain, rho=rho, **KINDS[kind])
+        optimizer = plain if rho is None else wrapped(kind, plain, rho)
         fs.sparsify(model, optimizer, "rigl", sparsity=SPARSITY, steps=STEPS, every=3)
         train_on_images(model, optimizer, STEPS)
         found.append([p.detach().clone() for p in model.parameters()])

@@ -81,7 +81,7 @@ def _settled(requested: RunConfig) -> ResolvedRun:
     if run.pruning.sums:  # which says it all
         run = change(run, explore=None)
     if run.sharpness == "none":
-        run = change(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
+        run = change(run, rho=0.0, rho_schedule="constant", loss_budget=None, adaptive=False, mask_perturbation=True)
     if run.sharpness != "looksam":
         run = change(run, look_every=Perturbation.look_every, look_alpha=Perturbation.look_alpha)
     return change(run, late_share=run.perturbation.share if run.perturbation.rho_schedule == "late" else None)

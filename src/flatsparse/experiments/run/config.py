@@ -154,6 +154,8 @@ class Perturbation:
     late_share: float | None = None
     """Share of the steps, the last, in which --rho-schedule late perturbs; in methods with rounds, of each round's. By default
     0.2."""
+    loss_budget: float | None = None
+    """For sam and s2sam: the loss that a perturbation may add to first order, σ; --rho is then the largest radius (LE-SAM)."""
     look_every: int = 5
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
@@ -241,9 +243,9 @@ class RunConfig(Setting):
     @property
     def passes(self) -> float:
         """Gradients taken in a step, on average."""
-        if self.rho == 0:
-            return 1
         chosen = self.perturbation
+        if self.rho == 0 or chosen.loss_budget == 0:
+            return 1
         more = {"sam": 1.0, "looksam": 1 / chosen.look_every}.get(self.sharpness, 0.0)
         return 1 + more * chosen.share
 

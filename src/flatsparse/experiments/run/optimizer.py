@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
+from flatsparse.experiments.run.sharpness import RHO_SCHEDULES, WITH_BUDGET
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
 
@@ -23,7 +23,9 @@ def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: An
         return base
     chosen = run.perturbation
     rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps, max(1, round(chosen.share * steps)))
-    own = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
+    own: dict[str, Any] = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
+    if run.sharpness in WITH_BUDGET:
+        own["budget"] = chosen.loss_budget
     options = {**own, **options}
     if run.sharpness == "sam":
         return SAM(base, **options)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Sharpness = str
 else:
     Sharpness = Literal[tuple(SHARPNESS)]  # from which the command line has its choices
+WITH_BUDGET = ("sam", "s2sam")  # whose radius a loss budget may set
 # Of ρ, the steps of a run, and the number of those in which a late ρ is there.
 RHO_SCHEDULES: dict[str, Callable[[float, int, int], float | Schedule]] = {
     "constant": lambda rho, steps, late: rho,

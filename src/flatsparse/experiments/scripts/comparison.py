@@ -87,7 +87,8 @@ class ScriptComparison:
             raise InputError(f"--better {self.better} is neither: give higher or lower")
         everyone = checked_arms(self.sharpness, self.rhos)
         device = usable_device(self.device)
-        resolve(self.config("none", 0))
+        for name in everyone:
+            resolve(self.config(name, 0))
         at_once = self.jobs if self.cluster else self.jobs or default_jobs(device)
         return dataclasses.replace(self, sharpness=everyone, device=device, jobs=at_once)
 
