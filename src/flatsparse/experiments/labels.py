@@ -12,6 +12,7 @@ LABELS = {
     "looksam": "LookSAM",
     "less_average": "gradient less average",
     "mask": "mask gradient",
+    "stale": "stale gradient",
 }
 COLORS = {
     "none": "#666666",

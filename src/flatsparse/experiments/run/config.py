@@ -36,7 +36,7 @@ def names_of_methods(option: str, conjunction: str = "and") -> str:
 CHANNELS = "fraction of channels to remove. By default the method's own."
 SUMS = "also remove channels shared through residual additions, and all others that can be removed, whatever --explore says."
 EXPLORE = "which channels: those that the authors' code removes, or all that one layer writes and that can be removed."
-LATE_SHARE = 0.2
+LATE_SHARE, STALE_SHARE = 0.2, 0.25
 FIRST_PHASE = (
     "the scope in which weights are ranked while channels are removed. By default net, as in the authors' CIFAR script;"
     " their ImageNet script has layer."
@@ -160,6 +160,8 @@ class Perturbation:
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
     """Weight α of the stored direction that looksam adds in between, relative to the gradient's norm."""
+    stale_share: float | None = None
+    """Share of a batch whose gradient at the weights stale takes, for the step after. By default 0.25."""
     mask_perturbation: Annotated[bool, without("Perturb pruned weights too, as in the released code of S²-SAM.")] = True
     """Perturb active weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
 
@@ -169,6 +171,11 @@ class Perturbation:
         if self.rho_schedule != "late":
             return 1.0
         return LATE_SHARE if self.late_share is None else self.late_share
+
+    @property
+    def part(self) -> float:
+        """The share of a batch whose gradient a stale direction is."""
+        return STALE_SHARE if self.stale_share is None else self.stale_share
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,7 @@ class RunConfig(Setting):
         chosen = self.perturbation
         if self.rho == 0 or chosen.loss_budget == 0:
             return 1
-        more = {"sam": 1.0, "looksam": 1 / chosen.look_every}.get(self.sharpness, 0.0)
+        more = {"sam": 1.0, "looksam": 1 / chosen.look_every, "stale": chosen.part}.get(self.sharpness, 0.0)
         return 1 + more * chosen.share
 
 

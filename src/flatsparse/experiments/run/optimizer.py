@@ -10,6 +10,7 @@ from flatsparse.experiments.run.config import ResolvedRun
 from flatsparse.experiments.run.sharpness import RHO_SCHEDULES, WITH_BUDGET
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
+from flatsparse.sam.stalesam import StaleSAM
 
 
 def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: Any) -> Optimizer:
@@ -31,5 +32,7 @@ def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: An
         return SAM(base, **options)
     if run.sharpness == "looksam":
         return LookSAM(base, **{"every": chosen.look_every, "alpha": chosen.look_alpha, **options})
+    if run.sharpness == "stale":
+        return StaleSAM(base, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
     return S2SAM(base, **{"direction": direction, "seed": run.seed, **options})

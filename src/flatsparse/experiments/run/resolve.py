@@ -223,6 +223,10 @@ def _check_perturbation(perturbation: Perturbation) -> None:
     check_finite("--look-alpha", perturbation.look_alpha)
     if perturbation.loss_budget is not None:
         check_finite("--loss-budget", perturbation.loss_budget)
+    if not 0 < perturbation.part <= 1:
+        raise InputError(
+            f"--stale-share {perturbation.stale_share} is not in (0, 1]: give the share of a batch, e.g. 0.25"
+        )
     if not 0 < perturbation.share <= 1:
         raise InputError(
             f"--late-share {perturbation.late_share} is not in (0, 1]: give the share of the steps to perturb, e.g. 0.2"

@@ -13,6 +13,7 @@ SHARPNESS: dict[str, str] = {
     "sam": "the gradient at weights perturbed along this batch's own gradient; two gradients a step (Foret et al. 2021)",
     **{"s2sam" if name == "previous" else name: direction.summary for name, direction in DIRECTIONS.items()},
     "looksam": "SAM every few steps, and in between a stored direction; 1 + 1/k gradients a step (Liu et al. 2022)",
+    "stale": "along the gradient of a part of the previous batch; 1 + its share gradients a step (after Jo et al. 2025)",
 }
 if TYPE_CHECKING:
     Sharpness = str
