@@ -531,7 +531,7 @@ def test_an_arm_says_what_it_is(tmp_path):
     assert arm.folder == tmp_path
 
 
-@pytest.mark.parametrize("name", ["none", "sam", "s2sam", "random", "looksam", "momentum"])
+@pytest.mark.parametrize("name", ["none", "sam", "s2sam", "random", "looksam", "stale", "momentum"])
 def test_an_arm_gives_its_optimizer(tmp_path, name):
     base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
     optimizer = arm_of(tmp_path, sharpness=name, rho=0.3, seed=4, adaptive=True).optimizer(base)
@@ -541,7 +541,7 @@ def test_an_arm_gives_its_optimizer(tmp_path, name):
     assert optimizer.base is base
     assert optimizer.adaptive
     assert {group["rho"] for group in optimizer.param_groups} == {0.3}
-    kind = {"sam": "SAM", "looksam": "LookSAM"}.get(name, "S2SAM")
+    kind = {"sam": "SAM", "looksam": "LookSAM", "stale": "StaleSAM"}.get(name, "S2SAM")
     assert type(optimizer).__name__ == kind
     if kind == "S2SAM":
         assert (optimizer.direction, optimizer.seed) == ("previous" if name == "s2sam" else name, 4)

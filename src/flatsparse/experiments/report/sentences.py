@@ -79,7 +79,7 @@ def run_sentences(result: RunResult) -> list[str]:
     flops, seconds, ball = result.flops, result.seconds, result.ball
     return [
         _scores(result),
-        f"{result.gradient_evaluations} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
+        f"{round(result.gradient_evaluations, 2):.10g} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
         f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} {result.unit} a second.",
         f"Training cost {flops.train / flops.train_dense:.1%} of dense training's FLOPs, inference"
         f" {flops.inference / flops.inference_dense:.1%} of dense inference's,"

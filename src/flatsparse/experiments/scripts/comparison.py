@@ -32,6 +32,7 @@ from flatsparse.experiments.terminal import Console
 FREE = ("jobs", "cluster", "retry")  # settings that need not be those of before
 NOT_OF_SCRIPTS = {  # flags of the built-in comparison that would be without effect
     "tune": "a script says nothing of validation: choose ρ yourself, by --rho or --rhos",
+    "late_share": "it goes with --rho-schedule late, for which a script's steps are not known beforehand",
     "rho_schedule": "a script's steps are not known beforehand: give constant or inverse-sqrt, or make one in the script",
 }
 
@@ -65,7 +66,7 @@ class ScriptComparison:
         mine = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(cls) if hasattr(comparison, f.name)}
         setting = comparison.setting
         mine |= {"pruning": setting.pruning, "perturbation": setting.perturbation, "device": setting.runtime.device}
-        used = {*mine, *settings(Pruning()), *settings(Perturbation())} - {"rho_schedule"}
+        used = {*mine, *settings(Pruning()), *settings(Perturbation())} - {"rho_schedule", "late_share"}
         given, usual = comparison.as_dict(), Comparison().as_dict()
         if given["rho_schedule"] == "inverse-sqrt":
             used.add("rho_schedule")
@@ -86,7 +87,8 @@ class ScriptComparison:
             raise InputError(f"--better {self.better} is neither: give higher or lower")
         everyone = checked_arms(self.sharpness, self.rhos)
         device = usable_device(self.device)
-        resolve(self.config("none", 0))
+        for name in everyone:
+            resolve(self.config(name, 0))
         at_once = self.jobs if self.cluster else self.jobs or default_jobs(device)
         return dataclasses.replace(self, sharpness=everyone, device=device, jobs=at_once)
 
