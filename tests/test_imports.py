@@ -36,6 +36,7 @@ FLOORS = [
 EXPERIMENTS = [
     "labels",
     "stats",
+    "equivalence",
     "metric",
     "compared",
     "clock",

@@ -197,6 +197,8 @@ class _Watch:
         kept = [mask.nbytes for mask in self.parts.training.masks.values()]
         if self.parts.training.plan.momentum is not None:
             kept += [4 * mask.numel() for mask in self.parts.training.masks.values()]
+        if self.parts.training.plan.pull is not None:
+            kept += [5 * mask.numel() for mask in self.parts.training.masks.values()]
         copies = 2 if self.parts.average else 1
         return Memory(
             weights=copies * (parameters + sum(b.nbytes for b in model.buffers())),

@@ -44,6 +44,10 @@ FIRST_PHASE = (
 CHANNEL_OFFSET = (
     "time from channel removal to the next mask update, as a fraction of --every. By default 0.5; 0: in the same step."
 )
+PENALTY = (
+    "strength λ of the pull towards a sparse copy of the weights, where it is strongest. By default 0.001, for some 78,000 steps;"
+    " a short run needs more."
+)
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = (
     "what masks keep to, in every layer made sparse (--exclude the others): block:16x1 for whole blocks of 16 outputs and 1"
@@ -75,6 +79,7 @@ class Pruning:
     """Share of the run after which masks no longer change. By default the method's own."""
     drop_fraction: float | None = None
     """Fraction of active weights moved at an update, or pruned after a round. By default the method's own."""
+    penalty: Annotated[float | None, _for_methods("penalty", PENALTY)] = None
     rewind: Annotated[int | None, _for_methods("rewind", REWIND)] = None
     pattern: Annotated[tuple[int, int] | str | None, _for_methods("pattern", PATTERN)] = None
     include: tuple[str, ...] = ()

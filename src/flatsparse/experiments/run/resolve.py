@@ -127,7 +127,7 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         raise InputError(
             f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
         )
-    for name in ("channels", *FILLED_IN, "sums"):
+    for name in ("channels", *FILLED_IN, "sums", "penalty"):
         if getattr(pruning, name) != getattr(Pruning, name) and name not in options:
             why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
                 name, "which has no such choice"
@@ -141,6 +141,8 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         raise InputError(f"--until {pruning.until} is not in (0, 1]: give the share of the run in which masks change")
     if pruning.drop_fraction is not None:
         check_fraction("--drop-fraction", pruning.drop_fraction)
+    if pruning.penalty is not None:
+        check_finite("--penalty", pruning.penalty)
     given = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
     own: dict[str, Any] = {n: getattr(kind, n, None) for n in ("channels", *FILLED_IN) if given[n] is None}
     default = traits.default_sparsity if traits.takes_sparsity else 0.0
