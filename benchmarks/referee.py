@@ -29,7 +29,14 @@ from flatsparse.experiments.terminal import Console
 DATA = Path(__file__).parent.parent / "results" / "referee.jsonl"
 SEEDS, CHOICE = tuple(range(10)), (100, 101, 102)  # compared, and for the choices
 NOISES = (0.0, 0.2)
-SHARED = {"data": "digits", "train_size": 300, "validation_size": 300, "batch_size": 64, "method": "rigl", "sparsity": 0.95}
+SHARED = {
+    "data": "digits",
+    "train_size": 300,
+    "validation_size": 300,
+    "batch_size": 64,
+    "method": "rigl",
+    "sparsity": 0.95,
+}
 RHOS, EPOCHS = (0.1, 0.2, 0.5, 1.0), 40
 Settings = dict[str, Any]
 
@@ -55,9 +62,17 @@ ARMS: dict[str, list[Settings]] = {
     "random": radii("random"),
     "momentum": radii("momentum"),
     "average": radii("average"),
+    "late SAM": radii("sam", epochs=33, rho_schedule="late"),
+    "stale": radii("stale", epochs=32),
+    "loss budget": [{"sharpness": "s2sam", "rho": 1.0, "loss_budget": budget} for budget in (0.05, 0.2, 0.5, 2.0)],
+    "less the average": radii("less_average"),
+    "mask": [{"sharpness": "mask", "rho": rho} for rho in (0.5, 1.0, 2.0, 5.0)],
     "S²-SAM, early stopping": radii("s2sam", stop=True),
     "S²-SAM, weight decay": pairs("weight_decay", (1e-3, 5e-3)),
     "S²-SAM, label smoothing": pairs("label_smoothing", (0.2, 0.8)),
+    "SAFE": [{"method": "safe", "penalty": penalty} for penalty in (0.1, 0.3, 1.0, 3.0)],
+    "SAFE, S²-SAM": radii("s2sam", method="safe", penalty=1.0),
+    "SAFE, SAM, half the epochs": radii("sam", epochs=EPOCHS // 2, method="safe", penalty=1.0),
 }
 
 
@@ -74,7 +89,7 @@ class Cell:
         """Train and measure; return what is kept."""
         chosen = {"epochs": EPOCHS, **ARMS[self.arm][self.candidate]}
         stop = chosen.pop("stop", False)
-        run = RunConfig.of(**SHARED, **chosen, label_noise=self.noise, seed=self.seed)
+        run = RunConfig.of(**{**SHARED, **chosen}, label_noise=self.noise, seed=self.seed)
         parts = build(resolve(run))
         progress, best, kept = RunProgress(), -1.0, None
         for _ in range(run.schedule.epochs):
