@@ -1,4 +1,4 @@
-"""The cheap ways to a flat or a robust net at equal gradients: the runs of the plan in referee.md, lines of results/referee.jsonl.
+"""Cheap ways to a flat or a robust net at equal gradients: the runs of the plan in referee.md, in results/referee.jsonl.
 
 python benchmarks/referee.py --jobs 2   # continues where it stopped
 """
@@ -102,7 +102,8 @@ class Cell:
             parts.model.load_state_dict(kept[0])
         splits = parts.task.splits
         validation, test = (evaluate(parts, split) for split in (splits.validation, splits.test))
-        assert validation is not None and test is not None
+        assert validation is not None
+        assert test is not None
         return {
             **asdict(self),
             "settings": ARMS[self.arm][self.candidate],
