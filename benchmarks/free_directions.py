@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.stats import mean_interval, paired_difference
 from flatsparse.measure.directions import directional_increases
+from flatsparse.sam.directions import less_average, mask_gradient
 
 ROOT = Path(__file__).parent.parent
 DATA, PAGE = ROOT / "results" / "free_directions.jsonl", ROOT / "docs" / "free-directions.md"
@@ -106,6 +109,18 @@ DIRECTIONS: dict[str, tuple[Callable[[], Direction], int, str]] = {
     "random": (Noise, 1, "noise: the control"),
 }
 FRESH = "the gradient of another batch, at SAM's price"
+# Published rivals by name: the gradients that they cost a step, and what they go along.
+STALE_SHARE = 0.25
+RIVALS: dict[str, tuple[float, str]] = {
+    "sam": (2.0, "the coming batch's own gradient: SAM"),
+    "previous": (1.0, "the previous gradient: S²-SAM"),
+    "less average": (1.0, "it less a running average, F-SAM's part (Li et al. 2024)"),
+    "mask": (1.0, "masks' own gradient, as far as it goes along weights, after C-SAM (He & Chen 2026)"),
+    "stale": (
+        1.0 + STALE_SHARE,
+        "the gradient, one step old, of a quarter of the last batch: AsyncSAM (Jo et al. 2025)",
+    ),
+}
 
 
 def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tuple[Any, tuple[Tensor, Tensor]]]:
@@ -158,6 +173,38 @@ def gain_record(key: dict[str, Any]) -> dict[str, Any]:
     return {**key, "gain": means}
 
 
+def rival_record(key: dict[str, Any]) -> dict[str, Any]:
+    """Mean gains along what published rivals go along, by ρ, on the batch that comes next; at the steps of ``gain_record``."""
+    run = dataclasses.replace(
+        SETTING, sharpness=key["sharpness"], rho=0.5, label_noise=key["label_noise"], seed=key["seed"]
+    )
+    keeper, steps = SimpleNamespace(state=defaultdict(dict), param_groups=[]), run.schedule.epochs * 5
+    found: dict[str, dict[str, list[float]]] = {str(rho): {name: [] for name in RIVALS} for rho in RHOS}
+    copy: nn.Module | None = None
+    stale: list[Tensor] = []
+    for step, (parts, batch) in enumerate(trained(run)):
+        copy = copy or parts.task.fresh()
+        copy.load_state_dict(parts.model.state_dict())
+        copy.train()
+        gradients = {p: p.grad for p in parts.model.parameters() if p.grad is not None}
+        if gradients:
+            free = {"less average": less_average(keeper, gradients), "mask": mask_gradient(keeper, gradients)}
+        if gradients and step % LOOK_EVERY == 0 and step < steps:
+            along = {
+                "sam": _slopes(copy, batch, parts),
+                "previous": list(gradients.values()),
+                **{name: [some.get(p, torch.zeros_like(p)) for p in gradients] for name, some in free.items()},
+                "stale": _active(copy, stale, parts),
+            }
+            value = functools.partial(_loss, copy, batch)
+            for rho in RHOS:
+                for name, gain in directional_increases(copy, along, value, rho).items():
+                    found[str(rho)][name].append(gain)
+        quarter = round(STALE_SHARE * len(batch[1]))
+        stale = _slopes(copy, (batch[0][:quarter], batch[1][:quarter]), parts)
+    return {**key, "gain": {rho: {name: statistics.fmean(g) for name, g in of.items()} for rho, of in found.items()}}
+
+
 def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
     """A batch of scans that are not in the coming one."""
     run, train = parts.run, parts.task.splits.train
@@ -177,11 +224,13 @@ def _slopes(model: nn.Module, batch: tuple[Tensor, Tensor], parts: Any) -> list[
     """The gradient on live weights."""
     named = dict(model.named_parameters())
     slopes = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), list(named.values()))
-    masks = parts.training.masks
-    return [
-        torch.where(masks[name], slope, 0) if name in masks else slope
-        for name, slope in zip(named, slopes, strict=True)
-    ]
+    return _active(model, slopes, parts)
+
+
+def _active(model: nn.Module, tensors: Sequence[Tensor], parts: Any) -> list[Tensor]:
+    """Tensors for a model's parameters, zero outside the masks as they are now."""
+    masks, names = parts.training.masks, dict(model.named_parameters())
+    return [torch.where(masks[n], t, 0) if n in masks else t for n, t in zip(names, tensors, strict=True)]
 
 
 def accuracy_record(key: dict[str, Any]) -> dict[str, Any]:
@@ -221,6 +270,7 @@ def plan() -> Iterator[tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[st
         for noise in (0.0, NOISE):
             for sharpness in ("none", "s2sam"):
                 yield gain_record, {"kind": "gain", "sharpness": sharpness, "label_noise": noise, "seed": seed}
+                yield rival_record, {"kind": "rivals", "sharpness": sharpness, "label_noise": noise, "seed": seed}
     for seed in SEEDS:
         for name in DIRECTIONS:
             for rho in TRAIN_RHOS:
@@ -259,6 +309,38 @@ def share(
 
     runs = [r["gain"][str(rho)] for r in records if r["kind"] == "gain" and r["sharpness"] == sharpness]
     return [mean(gain, name) / mean(gain, "sam") for gain in runs]
+
+
+def rival_share(records: list[dict[str, Any]], sharpness: str, rho: float, name: str) -> list[float]:
+    """A rival's mean gain over SAM's, run by run."""
+    runs = [r["gain"][str(rho)] for r in records if r["kind"] == "rivals" and r["sharpness"] == sharpness]
+    return [gain[name] / gain["sam"] for gain in runs]
+
+
+def rival_rows(records: list[dict[str, Any]]) -> list[list[str]]:
+    """Of each rival its price, its gains as shares of SAM's, and at the largest ρ its share of SAM's gain for each gradient."""
+    rows = []
+    for name, (gradients, about) in RIVALS.items():
+        shares = [rival_share(records, sharpness, rho, name) for sharpness in ("none", "s2sam") for rho in RHOS]
+        each = [[share * RIVALS["sam"][0] / gradients for share in shares[place]] for place in (len(RHOS) - 1, -1)]
+        told = [interval(v) if name != "sam" else "1" for v in (*shares[: len(RHOS)], each[0], shares[-1], each[1])]
+        rows.append([name, f"{gradients:g}", *told, about])
+    return rows
+
+
+def rival_verdict(records: list[dict[str, Any]]) -> str:
+    """How the gains of rivals differ from the previous gradient's at the largest ρ, paired by run, as shares of SAM's."""
+    told = []
+    for name in [name for name in RIVALS if name not in ("sam", "previous")]:
+        plain, ours = (
+            paired_difference(*(rival_share(records, sharpness, RHOS[-1], one) for one in (name, "previous")))
+            for sharpness in ("none", "s2sam")
+        )
+        told.append(f"{name} {plain:+.2f}, and {ours:+.2f} on S²-SAM's run")
+    return (
+        f"At ρ = {RHOS[-1]:g}, how far the share is above the previous gradient's, paired by run, with the 95 % interval:"
+        f" {'; '.join(told)}."
+    )
 
 
 def interval(values: list[float]) -> str:
@@ -302,6 +384,19 @@ def rendered(records: list[dict[str, Any]]) -> str:
     tables = {  # and words
         "GAINS_PLAIN": table(["direction", *rhos, "what it is"], gained["plain"]),
         "GAINS_S2SAM": table(["direction", *rhos, "first third", "second", "last"], gained["s2sam"]),
+        "RIVALS": table(
+            [
+                "direction",
+                "gradients",
+                *rhos,
+                "per gradient",
+                f"S²-SAM's run: ρ = {RHOS[-1]:g}",
+                "per gradient there",
+                "what it goes along",
+            ],
+            rival_rows(records),
+        ),
+        "RIVALS_VERDICT": rival_verdict(records),
         "OUTCOME": table(
             ["direction", *(f"ρ = {rho:g}" for rho in TRAIN_RHOS), "chosen", "over previous", "bowl: ‖w‖/ρ", "buffers"],
             outcome,
@@ -356,6 +451,23 @@ Trained with S²-SAM, ρ = 0.5; the last three columns are thirds of the run, at
 - **Long averages overtake it late and lose early.** An average of β = 0.5 is its equal over the whole run, for a buffer more.
 - Signs and scaled layers gain less at every ρ, and down the momentum, where MSAM perturbs, there is little or nothing to gain:
   that method must work by something else than a near worst case.
+
+### Published rivals, gain per gradient
+
+The same, at the same steps of the same runs, for what published methods of about the price go along. *Gradients* are those that
+a step takes; *per gradient* is the gain at ρ = 0.5 over them, as a share of SAM's gain over its two. Late SAM and LE-SAM have no
+direction of their own: they change when, and how far, weights are perturbed, and gain what the direction they go with
+does (the thirds above).
+
+«RIVALS»
+
+«RIVALS_VERDICT»
+
+- **Counted by gradients none gains more than the previous gradient**, and none as much as SAM, which takes two for the largest.
+- What is the last batch's own in its gradient gains about what the whole gradient does, on S²-SAM's run a little less.
+- A stale gradient of a quarter of the batch gains about as much as the whole previous one where training is plain, and less for
+  each gradient. On S²-SAM's run the previous gradient, which was taken at w + e there, gains clearly more.
+- Masks' gradient gains little. Its share is larger than that of *by weight*, the same on biases and norms too.
 
 Within an epoch the coming batch shares no image with the last one. The first batch of an epoch, one of five, may share some with
 the last of the epoch before, which flatters what is free a little.

@@ -109,7 +109,7 @@ def rows(name: str, direction: Direction) -> list[list[str]]:
 
 def wrapped(name: str) -> fs.S2SAM:
     """S²-SAM along a direction after two steps of a net that is small, but otherwise like any."""
-    model = nn.Linear(8, 8)
+    model = nn.Linear(8, 8, bias=False)
     optimizer = fs.S2SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), direction=name).follow(model)
     for _ in range(2):
         model(torch.ones(4, 8)).square().mean().backward()

@@ -91,6 +91,8 @@ def plan_rows(plan: Any) -> list[list[str]]:
         ]
     if plan.momentum is not None:
         rows.append(["running average of dense gradients", f"keeps {plan.momentum:g} of itself a step"])
+    if plan.pull is not None:
+        rows.append(["before that", described(plan.pull)])
     return rows
 
 

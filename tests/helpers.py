@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import flatsparse as fs
 from flatsparse.common.optimizers import innermost
+from flatsparse.sam.stalesam import StaleSAM
 
 # One Vision Transformer stands for all where every network is tried.
 IMAGE_MODELS = sorted(set(fs.models.MODELS) - {"vit_tiny", "vit_small", "vit_tiny_64"})
@@ -171,7 +172,7 @@ def image_loss(model: nn.Module, step: int) -> Tensor:
 
 
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """The user's loop on images, once: with a closure for SAM, without for all others."""
+    """The user's loop on images, once: with a closure for SAM, a part of the batch for StaleSAM, without for all others."""
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -181,6 +182,10 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
 
     if isinstance(optimizer, fs.SAM):
         optimizer.step(closure)
+    elif isinstance(optimizer, StaleSAM):
+        closure()
+        inputs, targets = image_batch(step)
+        optimizer.step(part=lambda: F.cross_entropy(model(inputs[:2]), targets[:2]).backward())
     else:
         closure()
         optimizer.step()

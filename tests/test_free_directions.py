@@ -50,6 +50,21 @@ def test_directions_are_what_their_names_say():
     assert set(told) == {*expected, "equal layers", "weighted layers", "random"}
 
 
+def test_rivals_gain_at_the_steps_and_on_the_batches_of_the_study():
+    records = read_json_lines(study.DATA)
+    for rival in (r for r in records if r["kind"] == "rivals"):
+        key = {name: rival[name] for name in ("sharpness", "label_noise", "seed")}
+        (gain,) = (r for r in records if r["kind"] == "gain" and key.items() <= r.items())
+        for rho, found in rival["gain"].items():
+            assert set(found) == set(study.RIVALS)
+            thirds = gain["gain"][rho]
+            for name in (
+                "sam",
+                "previous",
+            ):  # which both have: the study's means are of thirds, nearly as long as each other
+                assert found[name] == pytest.approx(sum(thirds[name]) / 3, rel=0.02)
+
+
 def test_on_the_bowl_the_previous_gradient_rests_where_theory_says():
     found = study.bowl_record({"kind": "bowl", "direction": "previous"})
     assert found["rest"] == pytest.approx(s2sam_rest(0.1, 2.0, 1.0), rel=1e-3)

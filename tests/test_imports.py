@@ -39,6 +39,7 @@ FLOORS = [
 EXPERIMENTS = [
     "labels",
     "stats",
+    "equivalence",
     "metric",
     "compared",
     "clock",

@@ -30,7 +30,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         _modules("sparse.state sparse.masks sparse.masked_weight sparse.expected sparse.channel_state sparse.report"),
     ),
     "schedules": ("Schedules", _modules("schedules")),
-    "sharpness": ("Sharpness", _modules("sam.directions sam.looksam sam.base")),
+    "sharpness": ("Sharpness", _modules("sam.directions sam.looksam sam.stalesam sam.base")),
     "models": (
         "Models",
         _modules(

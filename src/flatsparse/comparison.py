@@ -26,6 +26,7 @@ def compare(
     sparsity: float | None = None,
     out: str | os.PathLike[str] = "comparison",
     better: Literal["higher", "lower"] = "higher",
+    margin: float | None = None,
     threads: int = 1,
     jobs: int | None = None,
     resume: bool = False,
@@ -49,6 +50,7 @@ def compare(
         method, sparsity: of ``arm.sparsify``. By default the method's own sparsity, mostly 0.9.
         out: the folder of results, with ``compare.json``, ``compare.png`` and ``report.html``.
         better: whether a higher or a lower number is better.
+        margin: a difference that would matter, which is ruled out where the seeds allow.
         threads: that torch computes on in each arm.
         jobs: the number of arms at once. By default one per core, or one on an accelerator or for a function in no file.
         resume: continue the comparison in the folder, of the same function and settings.
@@ -80,6 +82,7 @@ def compare(
         rhos=dict(rhos or {}),
         seeds=seeds,
         better=better,
+        margin=margin,
         pruning=config.Pruning(method=method, sparsity=sparsity),
         threads=threads,
         jobs=1 if isinstance(found, script.Function) else jobs,

@@ -162,6 +162,25 @@ class InverseSqrt:
 
 
 @dataclass(frozen=True)
+class Late:
+    """0 up to and including step ``after``, ``value`` from then on (Late SAM: Zhou et al. 2025).
+
+    "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training", ICLR 2025 (arXiv 2410.10373): SAM in the
+    last epochs alone, the last 25 of 200 in their Figure 1, ends about where SAM from the start does. While ρ is 0
+    ``SAM`` takes one gradient a step, and S²-SAM is its base.
+
+    >>> [Late(0.1, after=8)(step) for step in (1, 8, 9)]
+    [0.0, 0.0, 0.1]
+    """
+
+    value: float
+    after: int
+
+    def __call__(self, step: int) -> float:
+        return self.value if step > self.after else 0.0
+
+
+@dataclass(frozen=True)
 class Stages:
     """One value after another; each boundary is the first step of the next.
 

@@ -23,6 +23,12 @@ BASES = {
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-2, initial_accumulator_value=0.1),
 }
 SHARPNESS = {"none": lambda base: base, "s2sam": lambda base: fs.S2SAM(base, rho=0.1)}
+KINDS = {
+    **SHARPNESS,
+    "mask": lambda base: fs.S2SAM(base, rho=0.1, direction="mask"),
+    "less average": lambda base: fs.S2SAM(base, rho=0.1, direction="less_average"),
+    "budget": lambda base: fs.S2SAM(base, rho=0.1, budget=0.05),
+}
 EVERY = 4
 LINEAR = ["7.weight", "9.weight"]
 
@@ -41,7 +47,7 @@ class Pair:
         self.models, self.optimizers, self.trainings = [], [], []
         for packed in (True, False):
             model = net()
-            optimizer = SHARPNESS[sharpness](base(model.parameters()))
+            optimizer = KINDS[sharpness](base(model.parameters()))
             training = fs.sparsify(model, optimizer, method, **options)
             self.handle = fs.accelerate(model, training, packed=packed)
             for values, one in ((self.models, model), (self.optimizers, optimizer), (self.trainings, training)):
@@ -91,6 +97,15 @@ def test_packed_and_whole_weights_train_alike_and_save_the_same(base, sharpness)
         whole = [] if sharpness == "none" else ["0.weight", "3.weight"]
         assert not packed if due else set(pair.trainings[0].masks) - set(packed) <= set(whole)
     assert not is_packed(pair.models[1], pair.trainings[1])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - SHARPNESS))
+def test_other_perturbations_are_the_same_packed(kind):
+    pair = Pair(sgd, kind)
+    for _ in range(3 * EVERY):
+        pair.step()
+        pair.agree()
+        assert pair.trainings[0].due(pair.taken + 1) or is_packed(pair.models[0], pair.trainings[0])
 
 
 @pytest.mark.parametrize("base", [sgd, adamw])

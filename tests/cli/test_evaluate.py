@@ -28,6 +28,21 @@ def test_a_run_s_folder_gets_its_evaluation_and_keeps_its_own_page(run, capsys):
     assert (run / "report.html").read_bytes() == own
 
 
+def test_weights_are_changed_after_training(run, tmp_path, capsys):
+    main(["evaluate", str(run), "--after", "int3", "noise0.2", "--jobs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (found,) = read_json(tmp_path / "evaluation.json")["runs"]
+    assert [line.split() for line in printed.splitlines() if line.startswith("int3")] == [
+        ["int3", f"{found['after']['int3']['scores']['accuracy']:.2f}"],
+        [
+            "int3",
+            f"{found['after']['as trained']['scores']['accuracy'] - found['after']['int3']['scores']['accuracy']:.2f}",
+        ],
+    ]
+    assert (tmp_path / "after.png").read_bytes().startswith(b"\x89PNG")
+    assert "noise0.2" in (tmp_path / "evaluation.html").read_text()
+
+
 def test_corruptions_are_printed_beside_the_clean_accuracy(run, tmp_path, capsys):
     chosen = ["--corruptions", "--only", "fog", "snow", "--images", "50", "--jobs", "1"]
     main(["evaluate", str(run), *chosen, "--out", str(tmp_path / "out")])

@@ -120,6 +120,20 @@ def test_two_processes_end_where_one_does(wrapper, kind, method, base):
         assert distance(outcome(0, "none", "none", method, base, 1)[0], alone) > 100 * CLOSE
 
 
+def outcome_of_pull(rank, wrapper, world):
+    return outcome(rank, wrapper, "s2sam", "safe", "sgd", world, penalty=1.0)
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_weights_are_pulled_to_one_sparse_copy_in_two_processes(wrapper):
+    alone, masks = outcome_of_pull(0, "none", 1)
+    for theirs, their_masks in together(outcome_of_pull, wrapper, 2):
+        assert equal(their_masks, masks)
+        assert distance(alone, theirs) < CLOSE
+    unpulled, _ = outcome(0, "none", "s2sam", "safe", "sgd", 1, penalty=0.0)
+    assert distance(unpulled, alone) > 100 * CLOSE
+
+
 def outcome_of_frozen(rank, wrapper, method, base, world):
     return outcome(rank, wrapper, "s2sam", method, base, world, outside="frozen")
 

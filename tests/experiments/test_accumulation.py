@@ -38,7 +38,7 @@ def weights_of(folder):
     return load_tensors(folder / "model.safetensors")[0]
 
 
-@pytest.mark.parametrize("sharpness", ["none", "s2sam", "sam", "looksam"])
+@pytest.mark.parametrize("sharpness", ["none", "s2sam", "sam", "looksam", "stale"])
 def test_parts_take_the_steps_of_the_whole_batch(tmp_path, run, sharpness):
     run = change(run, sharpness=sharpness, rho=0.1)
     results = {parts: loop.train(change(run, accumulate=parts), tmp_path / str(parts)) for parts in (None, 1, 4)}

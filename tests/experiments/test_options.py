@@ -13,6 +13,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments import recipes
+from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.labels import color, label
 from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.build import build
@@ -23,6 +24,7 @@ from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS
 from flatsparse.experiments.tasks.class_scores import confusion, macro
 from flatsparse.sam.directions import DIRECTIONS
+from tests.experiments.watchers import KillAfter, Killed
 
 SMALL = RunConfig.of(train_size=64, validation_size=50, batch_size=16, epochs=3, sparsity=0.9)
 
@@ -184,6 +186,78 @@ def test_looksam_counts_the_gradients_that_it_took(tmp_path):
     assert still.gradient_evaluations == 24
 
 
+def test_stale_counts_the_share_of_the_samples_that_it_took_again(tmp_path):
+    run = small(method="set", rho=0.5, train_size=60)  # batches of 16, 16, 16 and 12
+    stale, plain = (loop.train(change(run, sharpness=s), tmp_path / s) for s in ("stale", "none"))
+    assert stale.gradient_evaluations == 12 * 1.25
+    assert change(run, sharpness="stale").passes == 1.25
+    assert stale.flops.train == pytest.approx(plain.flops.train * 1.25)
+    assert stale.test_loss != plain.test_loss
+    tenth = loop.train(change(run, sharpness="stale", stale_share=0.01), tmp_path / "two")  # two samples at least
+    assert tenth.gradient_evaluations == pytest.approx(12 + 3 * (3 * 2 / 16 + 2 / 12))
+    still = loop.train(change(run, sharpness="stale", rho=0.0), tmp_path / "still")
+    assert still.test_loss == plain.test_loss
+    assert still.gradient_evaluations == 12
+    assert read_json(tmp_path / "stale" / "result.json")["gradient_evaluations"] == 15
+    with pytest.raises(InputError, match=r"--stale-share 0\.0 is not in"):
+        resolve(change(run, stale_share=0.0))
+    assert key(run) == key(change(run, stale_share=0.5)) != key(change(run, sharpness="stale", stale_share=0.5))
+
+
+def test_a_stale_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    run = small(method="rigl", every=2, sharpness="stale", rho=0.5)
+    whole = loop.train(run, tmp_path / "whole")
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "run", watcher=KillAfter(2))
+    assert loop.train(run, tmp_path / "run", resume=True).test_loss == whole.test_loss
+
+
+@pytest.mark.parametrize(("sharpness", "passes"), [("sam", 2), ("s2sam", 1), ("looksam", 1 + 1 / 3)])
+def test_a_late_radius_counts_the_gradients_that_it_took(tmp_path, sharpness, passes):
+    run = small(method="set", batch_size=8, look_every=3, rho=0.5)
+    late = change(run, sharpness=sharpness, rho_schedule="late", late_share=0.25)
+    found, plain = (loop.train(one, tmp_path / one.sharpness) for one in (late, run))
+    assert found.gradient_evaluations == 18 + 6 * passes  # of 24 steps the last six are perturbed
+    assert late.passes == pytest.approx(found.gradient_evaluations / 24)
+    assert found.flops.train == pytest.approx(plain.flops.train * late.passes)
+    assert found.test_loss != plain.test_loss
+    with pytest.raises(InputError, match=r"--late-share 0\.0 is not in"):
+        resolve(change(late, late_share=0.0))
+
+
+def test_a_loss_budget_is_for_what_goes_along_a_gradient(tmp_path):
+    run = small(method="set", rho=0.5)
+    found = {
+        (sharpness, budget): loop.train(
+            change(run, sharpness=sharpness, loss_budget=budget), tmp_path / f"{sharpness}-{budget}"
+        )
+        for sharpness, budget in [
+            ("none", None),
+            ("s2sam", 0.0),
+            ("sam", 0.0),
+            ("s2sam", 0.1),
+            ("sam", 0.1),
+            ("s2sam", None),
+        ]
+    }
+    losses = {choice: result.test_loss for choice, result in found.items()}
+    assert losses["none", None] == losses["s2sam", 0.0] == losses["sam", 0.0]
+    assert len(set(losses.values())) == 4
+    assert [found["sam", budget].gradient_evaluations for budget in (0.0, 0.1)] == [12, 24]
+    assert change(run, sharpness="sam", loss_budget=0.0).passes == 1
+    for kind in ("random", "looksam"):
+        with pytest.raises(InputError, match=f"--loss-budget is for --sharpness sam and s2sam, .* not {kind}"):
+            resolve(change(run, sharpness=kind, loss_budget=0.1))
+    assert key(run) == key(change(run, loss_budget=0.1)) != key(change(run, sharpness="sam", loss_budget=0.1))
+
+
+def test_a_share_of_late_steps_is_part_of_a_key_only_where_it_counts():
+    run = small(sharpness="s2sam", late_share=0.3)
+    assert key(run) == key(change(run, late_share=None))
+    late = change(run, rho_schedule="late")
+    assert key(late) != key(change(late, late_share=0.2)) == key(change(late, late_share=None))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharpness", ["s2sam", "sam"])
 def test_a_compiled_run_ends_where_a_plain_one_does_and_its_folder_is_as_any(tmp_path, sharpness):
@@ -248,7 +322,7 @@ def rows_gone(parts):
 
 
 def test_every_direction_of_s2sam_can_be_asked_for_and_has_a_label_and_a_colour():
-    choices = ["none", "sam", *("s2sam" if name == "previous" else name for name in DIRECTIONS), "looksam"]
+    choices = ["none", "sam", *("s2sam" if name == "previous" else name for name in DIRECTIONS), "looksam", "stale"]
     assert list(SHARPNESS) == choices
     assert all(SHARPNESS.values())
     assert all(label(name) and color(name) for name in choices)

@@ -146,6 +146,13 @@ def test_steps_that_did_not_do_what_the_run_does_are_a_fault(broken, told):
     assert told in fault(run, dataclasses.replace(steps, **broken))
 
 
+def test_a_radius_that_comes_late_is_there_in_the_steps_of_a_rehearsal():
+    run = resolve(change(SMALL, sharpness="sam", rho_schedule="late", late_share=0.25))
+    steps = take_steps(run, 2)
+    assert fault(run, steps) is None
+    assert run.passes == 1.25
+
+
 def test_the_steps_are_those_of_the_engine(monkeypatch):
     """Without the engine's step nothing is learned: the losses are those that a run on these data would have."""
     run = resolve(change(SMALL, sharpness="sam", rho=0.1))

@@ -35,6 +35,7 @@ from flatsparse.experiments.reproduce.pictures import front, pareto
 from flatsparse.experiments.reproduce.run import Choice, elsewhere, run_recipe
 from flatsparse.experiments.reproduce.select import matches, selected, with_controls
 from flatsparse.experiments.reproduce.table import Line, TableRow, tabulate
+from flatsparse.experiments.reproduce.text import judged
 from flatsparse.experiments.reproduce.verdict import VERDICTS, Claim, judge
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
@@ -491,6 +492,10 @@ def test_rows_are_paired_by_seed_and_judged_by_sign_away_from_the_papers_scale()
     assert paper["verdict"] == "less than claimed"  # but by 0.3, not by 1
     base = rows_of("paper", plain, ours)[0]
     assert base["difference"] is base["verdict"] is None
+    assert (
+        laptop["difference"]["equivalence"]["excluded"] == "difference"
+    )  # the gain is sure, and less than half a point
+    assert judged(laptop) == "helps, no difference larger than 0.5"
 
 
 EDGE = (81.0, 80.6, 81.5, 80.5)  # of 80: p = 0.03 alone

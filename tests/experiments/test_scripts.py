@@ -19,6 +19,7 @@ import flatsparse as fs
 from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json
 from flatsparse.experiments.compare import Comparison
+from flatsparse.experiments.equivalence import equivalence
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.run.config import RunConfig, Setting
 from flatsparse.experiments.scripts.arm import Arm
@@ -179,6 +180,21 @@ def test_lower_is_better_turns_verdicts_and_leaves_differences():
     assert "S²-SAM (ρ = 0.1) helps: -1.00, 95 % interval -1.02 to -0.98" in sentences(table)[0]
     other = tabulate("a.py:f", [plain, less, more], "higher")
     assert [other.row(name).verdict for name in ("s2sam", "random")] == ["hurts", "helps"]
+
+
+def test_a_margin_of_ones_own_is_tested_for_every_arm_together():
+    plain = outcomes("none", {0: 2.0, 1: 2.2, 2: 2.1})
+    like, unlike = outcomes("s2sam", {0: 2.0, 1: 2.21, 2: 2.09}), outcomes("random", {0: 1.0, 1: 3.3, 2: 2.3})
+    table = tabulate("a.py:f", [plain, like, unlike], "lower", margin=0.3)
+    alone = [equivalence([-gap for gap in table.row(name).gaps], 0.3) for name in ("s2sam", "random")]
+    found = [table.row(name).equivalence for name in ("s2sam", "random")]
+    assert [one.p_gain for one in found] == holm([one.p_gain for one in alone])
+    assert table.to_json()["arms"][1]["difference"]["equivalence"]["excluded"] == "difference"
+    assert " No difference larger than 0.3, with 95 % confidence." in sentences(table)[0]
+    assert " Neither a gain nor a loss of 0.3 is ruled out." in sentences(table)[1]
+    without = tabulate("a.py:f", [plain, like, unlike], "lower")
+    assert "equivalence" not in without.to_json()["arms"][1]["difference"]
+    assert "confidence" not in sentences(without)[0]
 
 
 def test_a_difference_far_below_the_spread_is_not_written_as_none():
@@ -531,7 +547,7 @@ def test_an_arm_says_what_it_is(tmp_path):
     assert arm.folder == tmp_path
 
 
-@pytest.mark.parametrize("name", ["none", "sam", "s2sam", "random", "looksam", "momentum"])
+@pytest.mark.parametrize("name", ["none", "sam", "s2sam", "random", "looksam", "stale", "momentum"])
 def test_an_arm_gives_its_optimizer(tmp_path, name):
     base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
     optimizer = arm_of(tmp_path, sharpness=name, rho=0.3, seed=4, adaptive=True).optimizer(base)
@@ -541,7 +557,7 @@ def test_an_arm_gives_its_optimizer(tmp_path, name):
     assert optimizer.base is base
     assert optimizer.adaptive
     assert {group["rho"] for group in optimizer.param_groups} == {0.3}
-    kind = {"sam": "SAM", "looksam": "LookSAM"}.get(name, "S2SAM")
+    kind = {"sam": "SAM", "looksam": "LookSAM", "stale": "StaleSAM"}.get(name, "S2SAM")
     assert type(optimizer).__name__ == kind
     if kind == "S2SAM":
         assert (optimizer.direction, optimizer.seed) == ("previous" if name == "s2sam" else name, 4)

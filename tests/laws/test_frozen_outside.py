@@ -29,7 +29,7 @@ from tests.laws.test_methods import BASES, NEVER_MOVE, OPTIONS, SCORED_ON_DATA, 
 from tests.laws.test_torch_optimizers import NON_ZERO, STEPS, STOP, cells, net, states, train, wrapped
 
 OF_WEIGHTS = ("perturbed", "ax")  # state that holds weights
-REFUSED = {"gmp", "acdc", "lth", "lrr", "mest", "mest-ems", "chex", "chase"}  # they prune, or rewind
+REFUSED = {"gmp", "acdc", "safe", "lth", "lrr", "mest", "mest-ems", "chex", "chase"}  # they prune, or rewind
 ALLOWED = sorted(set(fs.METHODS) - REFUSED)
 FROZEN = "frozen"
 

@@ -88,6 +88,12 @@ def test_acdc_pays_for_its_dense_phases():
     assert found.step == pytest.approx(3 * statistics.fmean(forwards(at)))
 
 
+def test_safe_is_dense_until_it_prunes():
+    found, _ = small("safe", distribution="uniform")
+    assert found.step == pytest.approx(3 * statistics.fmean(forwards([0.0] * 300 + [SPARSITY] * 100)))
+    assert found.inference == pytest.approx(forwards([SPARSITY])[0])
+
+
 def test_mest_with_a_soft_bound_pays_for_each_phase_at_its_density():
     found, _ = small("mest-ems")
     phases = [SPARSITY - 0.05] * 250 + [SPARSITY - 0.025] * 75 + [SPARSITY] * 75
@@ -111,7 +117,7 @@ def test_rounds_pay_for_each_at_its_density(method):
     )  # ranked by chance, layers are pruned nearly alike
 
 
-@pytest.mark.parametrize("method", ["rigl", "set", "gmp", "mest", "mest-ems", "static", "rigl-itop"])
+@pytest.mark.parametrize("method", ["rigl", "set", "gmp", "safe", "mest", "mest-ems", "static", "rigl-itop"])
 @pytest.mark.parametrize("sharpness", ["none", "sam", "s2sam"])
 def test_what_is_told_before_a_run_is_what_the_run_counts(tmp_path, method, sharpness):
     run = RunConfig.of(

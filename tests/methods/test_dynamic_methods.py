@@ -408,7 +408,7 @@ def test_redistribution_goes_on_beside_a_layer_that_has_nothing_to_drop_or_to_gr
 
 
 @pytest.mark.parametrize("frozen", ["0.weight", "3.weight"])
-@pytest.mark.parametrize("name", ["dsr", "snfs", "gmp", "acdc", "chase", "mest"])
+@pytest.mark.parametrize("name", ["dsr", "snfs", "gmp", "acdc", "safe", "chase", "mest"])
 def test_a_budget_is_of_the_weights_that_a_rule_is_given(name, frozen):
     """Those that are no longer trained take no part: their masks stay, and the others keep to the sparsity."""
     model = tiny_net()
@@ -429,7 +429,7 @@ def test_a_budget_is_of_the_weights_that_a_rule_is_given(name, frozen):
         if name in ("dsr", "snfs"):
             assert sum(w.active for w in seen) == active
     assert torch.equal(training.masks[frozen], before[frozen])
-    if name in ("gmp", "acdc", "chase", "mest"):
+    if name in ("gmp", "acdc", "safe", "chase", "mest"):
         assert sum(w.active for w in seen) == total - round(0.7 * total)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatsparse as fs
-from flatsparse.schedules import Cosine, InverseSqrt, Linear
+from flatsparse.sam.directions import DIRECTIONS
+from flatsparse.schedules import Cosine, InverseSqrt, Late, Linear
 from tests.helpers import (
     adamw,
     backward,
@@ -85,6 +86,64 @@ def test_average_goes_up_a_running_average_of_gradients():
     torch.testing.assert_close(found, [0.5 * x / norm(expected) for x in expected], rtol=1e-3, atol=1e-6)
 
 
+def test_less_average_goes_along_what_is_left_of_a_gradient_without_those_before():
+    model = mlp(norm=False)
+    optimizer, mean, expected = s2sam(model, rho=0.5, direction="less_average"), None, None
+    for step in range(4):
+        backward(model, step)
+        g = gradients(model)
+        expected = g if mean is None else [x - m for x, m in zip(g, mean, strict=True)]
+        mean = g if mean is None else [0.9 * m + 0.1 * x for m, x in zip(mean, g, strict=True)]
+        optimizer.step()
+        optimizer.zero_grad()
+        found = perturbation(model, step + 1)
+        optimizer.eval()
+        torch.testing.assert_close(found, [0.5 * x / norm(expected) for x in expected], rtol=1e-3, atol=1e-6)
+
+
+def gradient_of_masks(model, step):
+    """Of the multiplicative masks m = 1 of a model's matrices, at ``m w``."""
+    named = dict(model.named_parameters())
+    masks = {name: torch.ones_like(p, requires_grad=True) for name, p in named.items() if p.ndim > 1}
+    masked = {name: p.detach() * masks[name] if name in masks else p.detach() for name, p in named.items()}
+    inputs, targets = batch(step)
+    loss = nn.functional.cross_entropy(torch.func.functional_call(model, masked, (inputs,)), targets)
+    return dict(zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True))
+
+
+def test_mask_moves_weights_as_masks_do_that_move_along_their_gradient():
+    model = mlp(norm=False)
+    optimizer = s2sam(model, lambda p: torch.optim.SGD(p, lr=0.0), rho=0.5, direction="mask")  # so that w stays
+    of_masks = gradient_of_masks(model, 0)
+    backward(model)
+    optimizer.step()
+    before = dict(zip(dict(model.named_parameters()), weights(model), strict=True))
+    moved = {name: before[name] * g for name, g in of_masks.items()}  # w δ, up to the length of δ
+    expected = [0.5 * moved[name] / norm(moved.values()) if name in moved else 0 * w for name, w in before.items()]
+    found = perturbation(model, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    assert norm(found) == close(0.5)
+
+
+def test_mask_is_asam_without_eta_but_for_the_length_and_what_has_no_masks():
+    found = []
+    for options in ({"direction": "mask"}, {"adaptive": True, "eta": 0.0}):
+        model = mlp(norm=False)
+        optimizer = s2sam(model, rho=0.5, **options)
+        backward(model)
+        optimizer.step()
+        found.append(torch.cat([e.flatten() for e in perturbation(model, 1) if e.ndim > 1]))
+    assert torch.cosine_similarity(*found, dim=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_mask_needs_something_with_masks():
+    model = mlp(norm=False)
+    optimizer = fs.S2SAM(sgd([p for p in model.parameters() if p.ndim == 1]), direction="mask")
+    backward(model)
+    with pytest.raises(fs.InputError, match=r"\Adirection 'mask' perturbs the masks.*\Z"):
+        optimizer.step()
+
+
 def asam(w, g, rho, eta=0.01):
     """Kwon et al. 2021 in plain form."""
     scale = [x.abs() + eta for x in w]
@@ -117,7 +176,7 @@ def test_adaptive_sam_is_asam():
     assert same(weights(model), w)
 
 
-@pytest.mark.parametrize("direction", ["previous", "momentum", "average", "random"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     "options", [{}, {"adaptive": True}, {"compact": True}, {"compact": True, "adaptive": True}], ids=str
 )
@@ -179,6 +238,25 @@ def test_a_schedule_gives_each_step_its_own_radius(schedule, kind):
         optimizer.zero_grad()
     first = 1 if kind is fs.SAM else 2  # the first step of S²-SAM is unperturbed
     assert lengths[first - 1 :] == [close(schedule(step)) for step in range(first, 5)]
+
+
+@bases
+@pytest.mark.parametrize("kind", [fs.S2SAM, fs.SAM])
+def test_a_late_radius_is_the_base_bit_for_bit_until_then_and_costs_it_nothing(base, kind):
+    plain, ours, passes = mlp(), mlp(), []
+    reference, optimizer = base(plain.parameters()), kind(base(ours.parameters()), rho=Late(0.5, after=3)).follow(ours)
+    for step in range(6):
+        passes.append(0)
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            passes[-1] += 1
+            return backward(ours, step)
+
+        optimizer.step(closure)
+        train_steps(plain, reference, 1, start=step)
+        assert same(plain.state_dict(), ours.state_dict()) == (step < 3)
+    assert passes == [1, 1, 1, *[2 if kind is fs.SAM else 1] * 3]
 
 
 def weights_inside(optimizer, model):

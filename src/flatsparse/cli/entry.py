@@ -86,7 +86,7 @@ SUMMARIES = {
     "compare": "Compare none, SAM, S²-SAM and a random direction on the same sparse training, seed by seed.",
     "reproduce": "Reproduce a table or figure: run its cells, judge its claims, show them beside the published numbers.",
     "report": "Show the tables reproduced so far beside the published numbers, as text and as one HTML page.",
-    "evaluate": "Evaluate finished runs again: on their test samples, or on corrupted images beside clean ones.",
+    "evaluate": "Evaluate finished runs again: on their test samples, on corrupted images, or after changes of their weights.",
     "doctor": "Run a training script for some steps, and say what is wrong with its loop.",
     "landscape": "Draw the loss around finished runs, side by side on one scale, and measure how rough it is.",
     "bench": "Measure the cost of S²-SAM and SAM over SGD in step time, throughput or memory, or the time that sparsity saves.",

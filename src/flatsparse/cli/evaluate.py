@@ -9,8 +9,12 @@ from typing import Annotated
 import tyro
 
 from flatsparse.common.errors import InputError
+from flatsparse.experiments.evaluate.after_picture import PICTURE, after_picture
+from flatsparse.experiments.evaluate.after_table import AfterTable
 from flatsparse.experiments.evaluate.record import RECORD, evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
+from flatsparse.experiments.evaluate.text import is_after_changes
+from flatsparse.experiments.plotting import save
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.report.text import print_evaluation
 from flatsparse.experiments.run.ddp import under_torchrun
@@ -19,11 +23,11 @@ from flatsparse.experiments.terminal import Console
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate finished runs again: on their test samples, or on corrupted images beside clean ones."""
+    """Evaluate finished runs again: on their test samples, on corrupted images, or after changes of their weights."""
 
     settings: Annotated[Evaluation, tyro.conf.arg(name="")]
     out: Path | None = None
-    """The folder: evaluation.json, evaluation.html. By default that of the run, or the folder evaluation for several."""
+    """The folder of evaluation.json, evaluation.html, with --after a picture. By default the run's, or evaluation."""
 
     def __call__(self) -> None:
         if under_torchrun():
@@ -33,5 +37,7 @@ class Evaluate:
         console = Console()
         record = evaluate(self.settings, out, console)
         print_evaluation(record, console)
+        if is_after_changes(record):
+            save(after_picture(AfterTable.of(record)), out / PICTURE)
         page = pages.write_evaluation(record, self.settings, out)
         console.print(f"report: {page}, numbers: {out / RECORD}", highlight=False)

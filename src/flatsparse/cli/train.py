@@ -73,13 +73,13 @@ def usual_folder(run: ResolvedRun) -> Path:
 
 def summary(result: RunResult) -> Text:
     """Return accuracy, sparsity and cost of a run in two lines."""
-    flops, sparsity = result.flops, result.sparsity
+    flops, sparsity, gradients = result.flops, result.sparsity, round(result.gradient_evaluations, 2)
     channels = "" if result.channels is None else f", {result.channels:.1%} of the channels removed"
     return Text.assemble(
         *_scores(result),
         f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"
         f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} {result.unit}/s, "
-        f"{result.gradient_evaluations} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
+        f"{gradients:.10g} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
     )
 
 

@@ -37,7 +37,7 @@ CHANGED = (
     "a file of yours has changed since this comparison began: runs that had finished are kept, and are compared with those of the"
     " changed file; if it trains or measures differently now, begin anew with another --out"
 )
-ANYWHERE = (*FREE, "jobs", "cluster", "retry", "track")  # settings that change no result
+ANYWHERE = (*FREE, "margin", "jobs", "cluster", "retry", "track")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Comparison:
     """Fractions of training labels to make wrong; each is a comparison of its own."""
     seeds: int = 5
     """Number of seeds to compare: 0, 1, …"""
+    margin: float | None = None
+    """Difference that would matter, which is ruled out where the seeds allow. By default 0.5 points of accuracy; of other
+    numbers none."""
     jobs: int | None = None
     """Number of parallel runs. By default one per core, or one on an accelerator."""
     cluster: str | None = None
@@ -77,6 +80,8 @@ class Comparison:
         check_count("--tune-seeds", self.tune_seeds)
         if self.jobs is not None:
             check_count("--jobs", self.jobs)
+        if self.margin is not None:
+            check_finite("--margin", self.margin, above=True)
         everyone = checked_arms(self.sharpness, self.rhos)
         for rho in self.rho_grid:
             check_finite("--rho-grid", rho, above=True)
@@ -180,7 +185,9 @@ def _compare(comparison: Comparison, radii: Radii, tried: Tried, out: Path, cons
         _check_radius(outcome)
     lines = lines_of(cells, outcomes)
     return [
-        tabulate([line for line in lines if line.cell.run.label_noise == noise], out, tried.get(noise))
+        tabulate(
+            [line for line in lines if line.cell.run.label_noise == noise], out, tried.get(noise), comparison.margin
+        )
         for noise in comparison.label_noise
     ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from flatsparse.common.errors import unknown
+from flatsparse.experiments.equivalence import Equivalence
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.stats import Interval, deviation, paired_difference
 
@@ -45,6 +46,11 @@ class ComparedRow(ABC):
     @abstractmethod
     def verdict(self) -> str | None:
         """The word for the difference; None for plain training itself."""
+
+    @property
+    @abstractmethod
+    def equivalence(self) -> Equivalence | None:
+        """What differences to plain training are ruled out; None where none was asked for, or can be."""
 
     @property
     def mean(self) -> float:

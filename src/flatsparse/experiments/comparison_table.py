@@ -13,6 +13,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compared import ComparedRow, ComparedTable, over_random
+from flatsparse.experiments.equivalence import Equivalence, equivalence
 from flatsparse.experiments.metric import ACCURACY, Metric, decimals
 from flatsparse.experiments.reproduce.table import Line
 from flatsparse.experiments.run.records import RunResult
@@ -30,6 +31,7 @@ class Row(ComparedRow):
     Attributes:
         accuracies, ball, folders: in the order of the seeds.
         metric: the quantity that is compared.
+        margin: a difference that would matter, in its units; None where no such is known, and for plain training.
         cosine: between the gradients of consecutive steps.
         ball: the loss increase found within ``ball_radius``.
         folders: of the runs, within the comparison's.
@@ -44,6 +46,7 @@ class Row(ComparedRow):
     ball_radius: float
     folders: tuple[str, ...]
     metric: Metric = ACCURACY
+    margin: float | None = None
     results: tuple[RunResult, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -54,13 +57,19 @@ class Row(ComparedRow):
     def verdict(self) -> str | None:
         return None if self.difference is None else self.metric.verdict(self.difference)
 
+    @property
+    def equivalence(self) -> Equivalence | None:
+        if self.margin is None or not self.gaps:
+            return None
+        return equivalence([self.metric.sign * gap for gap in self.gaps], self.margin)
+
     def to_json(self, learned: bool = True) -> dict[str, Any]:
         """Return the row as plain values, with its mean and its verdict."""
-        saved = {name: value for name, value in vars(self).items() if name not in ("metric", "results")}
+        saved = {name: value for name, value in vars(self).items() if name not in ("metric", "margin", "results")}
         names = {} if self.metric == ACCURACY else OF_SCORES
         return {
             **{names.get(name, name): value for name, value in saved.items()},
-            "difference": _to_json(self.difference, self.metric, learned),
+            "difference": _to_json(self.difference, self.metric, learned, self.equivalence),
             "cosine": None if math.isnan(self.cosine) else self.cosine,
             "mean": self.mean,
             "std": None if math.isnan(self.std) else self.std,
@@ -72,6 +81,7 @@ class Row(ComparedRow):
         saved = {**saved, **{name: saved[other] for name, other in OF_SCORES.items() if other in saved}}
         older = {
             "metric": metric,
+            "margin": ((saved["difference"] or {}).get("equivalence") or {}).get("margin"),
             "seeds": list(range(len(saved["accuracies"]))),
             "gaps": [],
             "unpaired": 0,
@@ -147,11 +157,15 @@ class Table(ComparedTable[Row]):
         return cls(**{**fields, "rows": rows, "over_random": over_random, "failures": failures, "compared": metric})
 
 
-def _to_json(difference: Interval | None, metric: Metric, learned: bool) -> dict[str, Any] | None:
+def _to_json(
+    difference: Interval | None, metric: Metric, learned: bool, excluded: Equivalence | None = None
+) -> dict[str, Any] | None:
     """Return a difference as plain values, with what it says where anything was learned."""
     if difference is None:
         return None
-    return {**difference.to_json(), "verdict": metric.verdict(difference) if learned else NOTHING_LEARNED}
+    verdict = metric.verdict(difference) if learned else NOTHING_LEARNED
+    more = {} if excluded is None else {"equivalence": excluded.to_json()}
+    return {**difference.to_json(), "verdict": verdict, **more}
 
 
 def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
@@ -159,7 +173,10 @@ def _from_json(saved: Mapping[str, Any] | None) -> Interval | None:
 
 
 def tabulate(
-    lines: Sequence[Line], out: Path = Path(), tried: Mapping[str, Mapping[str, float | None]] | None = None
+    lines: Sequence[Line],
+    out: Path = Path(),
+    tried: Mapping[str, Mapping[str, float | None]] | None = None,
+    margin: float | None = None,
 ) -> Table:
     """Return the table of one setting.
 
@@ -169,6 +186,7 @@ def tabulate(
         lines: one for each sharpness, plain training among them.
         out: the comparison's folder.
         tried: see ``Table``.
+        margin: a difference that would matter; that of the metric by default.
 
     Raises: InputError when no plain run has finished.
     """
@@ -182,7 +200,10 @@ def tabulate(
         )
     first = next(iter(_results(base).values()))
     metric = _metric(first, list(base.values(None).values()))
-    rows = [_row(line, base, out, metric) for line in lines if line.values(None).keys() & base.values(None).keys()]
+    margin = metric.margin if margin is None else margin
+    rows = [
+        _row(line, base, out, metric, margin) for line in lines if line.values(None).keys() & base.values(None).keys()
+    ]
     results = [outcome.result for line in lines for outcome in line.outcomes if outcome.result is not None]
     return Table(
         label_noise=base.cell.run.label_noise,
@@ -201,7 +222,7 @@ def _metric(result: RunResult, values: Sequence[float]) -> Metric:
     return Metric(result.metric, result.better or "higher", decimals=decimals(values)) if result.scored else ACCURACY
 
 
-def _row(line: Line, base: Line, out: Path, metric: Metric) -> Row:
+def _row(line: Line, base: Line, out: Path, metric: Metric, margin: float | None) -> Row:
     values, plain = line.values(None), base.values(None)
     results = _results(line)
     pairs = [seed for seed in values if seed in plain]
@@ -227,6 +248,7 @@ def _row(line: Line, base: Line, out: Path, metric: Metric) -> Row:
         ball_radius=there[0].ball.radius,
         folders=tuple(os.path.relpath(o.folder, out) for o in line.outcomes if o.run.seed in values),
         metric=metric,
+        margin=None if line is base else margin,
         results=tuple(there),
     )
 

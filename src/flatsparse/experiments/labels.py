@@ -5,7 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-LABELS = {"none": "plain", "sam": "SAM", "s2sam": "S²-SAM", "looksam": "LookSAM"}
+LABELS = {
+    "none": "plain",
+    "sam": "SAM",
+    "s2sam": "S²-SAM",
+    "looksam": "LookSAM",
+    "less_average": "gradient less average",
+    "mask": "mask gradient",
+    "stale": "stale gradient",
+}
 COLORS = {
     "none": "#666666",
     "sam": "#0072b2",

@@ -21,6 +21,7 @@ class Metric:
         name: with its unit.
         better: in which direction it is, and so what S²-SAM is claimed to do to it.
         effect: the size of an effect worth finding where none is published, for the number of seeds needed.
+        margin: a difference that would matter, to be ruled out; None where no such is known.
         comparable: whether published numbers are of this metric, not of another that it stands in for.
         unit: of a difference, where that has a name of its own.
         decimals: that a value is written with.
@@ -33,6 +34,7 @@ class Metric:
     name: str
     better: Better = "higher"
     effect: float = 0.5
+    margin: float | None = None
     comparable: bool = True
     unit: str = ""
     decimals: int = 2
@@ -72,7 +74,7 @@ class Metric:
         return verdict(self.sign * difference.mean, difference.n, differs=differs)
 
 
-ACCURACY = Metric("test accuracy, %", unit="points")
+ACCURACY = Metric("test accuracy, %", margin=0.5, unit="points")
 
 
 def decimals(values: Sequence[float], differences: Sequence[float] = ()) -> int:

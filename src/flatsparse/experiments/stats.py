@@ -111,29 +111,29 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interva
 
     Raises: InputError for a value that is not finite.
     """
-    return mean_interval(np.subtract(_finite(values), _finite(base)).tolist())
+    return mean_interval(np.subtract(finite(values), finite(base)).tolist())
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of values with Student's 95 % interval; infinite for one value, and for a few that are all alike."""
     from scipy import stats
 
-    n, mean = len(_finite(values)), float(np.mean(values))
-    if _alike(values):
+    n, mean = len(finite(values)), float(np.mean(values))
+    if are_alike(values):
         half = math.inf if n < FEWEST else 0.0
         return Interval(mean, mean - half, mean + half, n)
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     return Interval(mean, float(low), float(high), n)
 
 
-def _finite(values: Sequence[float]) -> Sequence[float]:
+def finite(values: Sequence[float]) -> Sequence[float]:
     """The values, all finite: one that is not would make any interval, and pass for noise."""
     if not np.isfinite(values).all():
         raise InputError("a value that is not finite cannot be compared: leave its run out, and say so")
     return values
 
 
-def _alike(values: Sequence[float]) -> bool:
+def are_alike(values: Sequence[float]) -> bool:
     """True where values, or the only one, differ by rounding at most."""
     return max(values) - min(values) <= 1e-9 * max(map(abs, values))
 
@@ -155,9 +155,7 @@ def median(values: Sequence[float], seed: int = 0) -> Interval:
     from scipy import stats
 
     source = np.random.default_rng(seed)
-    bootstrapped = stats.bootstrap(
-        (_finite(values),), np.median, n_resamples=RESAMPLES, method="percentile", rng=source
-    )
+    bootstrapped = stats.bootstrap((finite(values),), np.median, n_resamples=RESAMPLES, method="percentile", rng=source)
     low, high = bootstrapped.confidence_interval
     return Interval(float(np.median(values)), float(low), float(high), len(values))
 
@@ -173,7 +171,7 @@ def p_value(gaps: Sequence[float], against: float = 0.0) -> float:
     """
     from scipy import stats
 
-    if _alike(_finite(gaps)):
+    if are_alike(finite(gaps)):
         return 1.0 if float(np.mean(gaps)) == against else 2.0 ** (1 - len(gaps))
     return float(stats.ttest_1samp(gaps, against).pvalue)
 

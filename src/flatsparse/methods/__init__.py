@@ -19,6 +19,7 @@ from flatsparse.methods.itop import SETITOP, RigLITOP
 from flatsparse.methods.lth import LRR, LTH
 from flatsparse.methods.mest import MEST, MESTSoft
 from flatsparse.methods.rigl import RigL
+from flatsparse.methods.safe import SAFE
 from flatsparse.methods.set import SET, OriginalSET
 from flatsparse.methods.snfs import SNFS
 from flatsparse.methods.snip import SNIP
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Method]] = {
     "lrr": LRR,
     "gmp": GMP,
     "acdc": ACDC,
+    "safe": SAFE,
     "set": SET,
     "set-original": OriginalSET,
     "set-itop": SETITOP,
@@ -68,6 +70,7 @@ __all__ = [
     "LTH",
     "MEST",
     "METHODS",
+    "SAFE",
     "SET",
     "SETITOP",
     "SNFS",

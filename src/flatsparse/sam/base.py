@@ -42,12 +42,18 @@ class SharpnessAware(Wrapper):
             perturbs masked weights too, as the released code of Ji et al. (2024) does.
         compact: keep perturbed values of active weights only: at 90 % sparsity a fifth of a parameter-sized buffer (value
             and index), for some more time in the step (``flatsparse bench step`` measures it).
+        budget: σ, the loss that the perturbation may add to first order, at most: a number or a schedule; None for no such
+            limit. The radius is then ``min(ρ, σ/‖g‖)``, with g the gradient that the perturbation is along, so that where the
+            loss is steep the perturbation is small, and ρ is its largest. σ/‖g‖ of the last one is ``budget_rho`` of each
+            group. Wang et al., "Fix the Loss, Not the Radius", ICML 2026 (LE-SAM, arXiv 2605.10183), as their code has it:
+            σ = 0.35, ρ = 0.3, with σ rising from 0 over 10 epochs and falling along half a cosine from epoch 160 to the last,
+            200. With ``adaptive`` it is ``σ/‖T g‖``. Gradients must be unscaled when the perturbation is made.
         in_place: exchange contents instead of storage when weights are perturbed and restored, for objects that hold
             addresses, such as a captured CUDA graph; costs two more passes over the weights. Sharded parameters (FSDP2)
             are always treated so.
 
     Raises: InputError when the base is not an optimizer instance, needs a closure (LBFGS), takes sparse gradients only or
-        holds complex parameters, or ρ is negative or not finite.
+        holds complex parameters, or ρ or σ is negative or not finite.
     """
 
     _copied: ClassVar = (*Wrapper._copied, "perturbation", "checks", "warn")
@@ -62,10 +68,11 @@ class SharpnessAware(Wrapper):
         mask_perturbation: bool = True,
         compact: bool = False,
         in_place: bool = False,
+        budget: float | Schedule | None = None,
     ) -> None:
         check_base(base)
         options = Options(adaptive, eta, mask_perturbation, compact, in_place)
-        radius = Radius(rho, base)
+        radius = Radius(rho, base, budget)
         self.warn = WarnOnce(type(self).__name__)
         self.perturbation = Perturbation(base, radius, options, self._store(base), self.warn)
         self.checks = GradientChecks(self.perturbation, self.warn)

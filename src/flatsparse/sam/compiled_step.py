@@ -167,7 +167,7 @@ def check_kernel(base: Optimizer, *, plain: bool) -> None:
     if kernel.base_of(base) is None or not plain:
         raise InputError(
             "kernel=True is for torch.optim.SGD with momentum, Adam and AdamW (without maximize, amsgrad, capturable and"
-            " differentiable), along the previous gradient on active weights: leave it out for"
+            " differentiable), along the previous gradient on active weights, without a budget: leave it out for"
             f" {type(base).__name__} or other options"
         )
     kernel.library()

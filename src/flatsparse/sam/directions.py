@@ -67,6 +67,47 @@ def average(optimizer: Directed, gradients: Tensors) -> Tensors:
     return averages
 
 
+def less_average(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """What is the last batch's own in its gradient: ``d = g − m``, then ``m ← β m + (1 − β) g`` (F-SAM's part).
+
+    Li et al., "Friendly Sharpness-Aware Minimization", CVPR 2024: a running average m stands for the gradient of
+    all samples, and what is left is noise of the batch, along which they perturb with the same batch's gradient, at SAM's
+    price. Here g is the previous step's, so that it is free; the first is taken whole, as in their code. Their σ is 1, and
+    β = 0.9 the default of their code; 0.6 to 0.95 are used in their runs.
+
+    Costs another parameter-sized buffer, which it keeps in the optimizer's state.
+    """
+    parts = {}
+    for p, g in gradients.items():
+        entry = optimizer.state[p]
+        parts[p] = g - entry["average"] if "average" in entry else g
+        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
+    return parts
+
+
+def mask_gradient(optimizer: Directed, gradients: Tensors) -> Tensors:
+    """The way that weights go when their masks are perturbed along the masks' own gradient (after C-SAM), ``d = w² g``.
+
+    He & Chen, "Towards Compact and Robust DNNs via Compression-aware Sharpness Minimization", arXiv 2601.20301, perturb
+    pruning masks in place of weights; of the paper we could read only the abstract and summaries, so the form is ours. Active
+    weights are ``m w`` with m = 1. ``∂L/∂m = w g``, so masks move by ``δ = ρ_m w g/‖w g‖`` and weights by ``w δ``, which is
+    along w² g. The previous gradient stands for g. Only parameters of two or more dimensions have masks, so biases and norms
+    stay.
+
+    ρ is the length of what the weights move, ‖w δ‖, as for every direction. With ``adaptive=True, eta=0`` along the
+    previous gradient it would be ρ_m = ‖δ‖, on all parameters: mask perturbation is ASAM without η.
+
+    Raises: InputError for an optimizer that holds vectors only, which have no masks.
+    """
+    found = {p: p.detach().square() * g for p, g in gradients.items() if p.ndim > 1}
+    if gradients and not found and not any(p.ndim > 1 for group in optimizer.param_groups for p in group["params"]):
+        raise InputError(
+            "direction 'mask' perturbs the masks of matrices and kernels, and the optimizer holds none: give it the model's"
+            " weights too, or use direction='previous'"
+        )
+    return found
+
+
 def random_direction(optimizer: Directed, gradients: Tensors) -> Tensors:
     """Gaussian noise (ours: the control that a claim for any other direction needs)."""
     source = generator(optimizer.seed, "direction", optimizer.param_groups[0][STEP])
@@ -104,6 +145,16 @@ DIRECTIONS = {
     "average": Direction(
         average,
         "along a running average of past gradients, one gradient a step (after Li & Giannakis 2023)",
+        within_masks=True,
+    ),
+    "less_average": Direction(
+        less_average,
+        "along the previous gradient less a running average, one gradient a step (after Li et al. 2024)",
+        within_masks=True,
+    ),
+    "mask": Direction(
+        mask_gradient,
+        "along the gradient of multiplicative masks, one gradient a step (after He & Chen 2026)",
         within_masks=True,
     ),
 }

@@ -16,7 +16,7 @@ from flatsparse.sam.base import SharpnessAware
 from flatsparse.sam.base_step import masked_step, unmasked_step
 from flatsparse.sam.batch_norm import frozen_statistics
 from flatsparse.sam.compiled_step import CompiledStep, check_kernel
-from flatsparse.sam.directions import Direction, Tensors, direction_of
+from flatsparse.sam.directions import Direction, Tensors, direction_of, previous_gradient
 from flatsparse.sam.perturbed_weights import Store
 from flatsparse.sam.state_entry import PERTURBED, StateEntry, begun
 from flatsparse.schedules import Schedule
@@ -37,6 +37,7 @@ class S2SAM(SharpnessAware):
     Args:
         base, rho, adaptive, eta, mask_perturbation, compact, in_place: see ``SharpnessAware``. The paper uses ρ = 0.05 on
             CIFAR and 1.0 on ImageNet, and its Remark 1 a falling ``flatsparse.schedules.InverseSqrt(0.05)``.
+        budget: see ``SharpnessAware``; for the previous gradient only, because other directions are no slopes of the loss.
         direction: ``"previous"`` (the paper) or another of ``flatsparse.sam.directions.DIRECTIONS``, or a function of the
             optimizer and the gradients that gives a direction for each parameter.
         seed: of the random direction.
@@ -69,11 +70,17 @@ class S2SAM(SharpnessAware):
         compact: bool = False,
         in_place: bool = False,
         kernel: bool = False,
+        budget: float | Schedule | None = None,
     ) -> None:
-        direction_of(direction)  # refuses a name that is unknown
+        if direction_of(direction).find is not previous_gradient and budget is not None:
+            raise InputError(
+                f"budget is for the previous gradient, whose length is the slope of the loss, not for direction {direction!r}:"
+                " leave one of them out"
+            )
         self.direction, self.seed, self.kernel = direction, seed, kernel
         if kernel:
-            check_kernel(base, plain=direction == "previous" and mask_perturbation and not (adaptive or compact))
+            plain = direction == "previous" and mask_perturbation and not (adaptive or compact)
+            check_kernel(base, plain=plain and budget is None)
         super().__init__(
             base,
             rho,
@@ -82,6 +89,7 @@ class S2SAM(SharpnessAware):
             mask_perturbation=mask_perturbation,
             compact=compact,
             in_place=in_place,
+            budget=budget,
         )
 
     def _store(self, base: Optimizer) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,11 +35,13 @@ class Part(NamedTuple):
 
 
 @torch.no_grad()
-def perturb_(parts: Sequence[Part], eta: float | None = None) -> None:
+def perturb_(parts: Sequence[Part], eta: float | None = None, budget: float | None = None) -> Tensor | None:
     """Write ``u = w + ρ d/‖d‖`` into every u, where ‖d‖ is the norm of all directions together.
 
     Ji et al. (2024), eq. 5-7, with d the previous step's gradient; Foret et al. (2021), Alg. 1, with the same step's. With
     ``eta`` it is ASAM's ``u = w + ρ T² d/‖T d‖`` with ``T = |w| + η`` (Kwon et al. 2021, sec. 3).
+
+    With a ``budget`` σ, ρ is at most ``σ/‖d‖``, or with ``eta`` ``σ/‖T d‖``. Returns the norm; None without parts.
 
     The norm stays a tensor on its device, so the host never waits for it, and no buffer is made beside u. Sharded tensors
     have the norm of the whole. A direction may be its own u.
@@ -54,13 +57,16 @@ def perturb_(parts: Sequence[Part], eta: float | None = None) -> None:
         w, out = take(local_tensor(p), indices), local_tensor(u)
         kind = rho, w.device, w.dtype
         if kind not in scales:
-            scales[kind] = _over(length, *kind)
+            scales[kind] = _over(length, *kind, budget)
         along = take(local_tensor(d), indices) if eta is None else _scale_by_size_(out, w, out, eta)
         torch.addcmul(w, along, scales[kind], out=out)
+    return length
 
 
 @torch.no_grad()
-def perturb_plain_(layout: Layout, directions: Sequence[Tensor], rhos: Sequence[float]) -> None:
+def perturb_plain_(
+    layout: Layout, directions: Sequence[Tensor], rhos: Sequence[float], budget: float | None = None
+) -> Tensor | None:
     """Do as ``perturb_`` does, where all tensors are plain and whole.
 
     Args:
@@ -69,17 +75,24 @@ def perturb_plain_(layout: Layout, directions: Sequence[Tensor], rhos: Sequence[
     """
     length = norm(directions)
     if length is None:
-        return
-    scales = [_over(length, rhos[number], device, dtype) for number, device, dtype in layout.kinds]
+        return None
+    scales = [_over(length, rhos[number], device, dtype, budget) for number, device, dtype in layout.kinds]
     add = torch.addcmul
     for w, d, u, kind in zip(layout.swaps.parameters, directions, layout.swaps.others, layout.kind_of, strict=True):
         add(w, d, scales[kind], out=u)
+    return length
 
 
-def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """ρ over a norm; clamped, because float16 makes an infinity of the scale of a tiny gradient."""
+def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype, budget: float | None = None) -> Tensor:
+    """ρ, within a budget, over a norm; clamped, because float16 makes an infinity of the scale of a tiny gradient."""
     most = torch.finfo(dtype).max
-    return (rho / length.clamp(min=TINY)).clamp(-most, most).to(device, dtype)
+    radius = rho if budget is None else reach_of(budget, length).clamp(max=abs(rho)) * math.copysign(1, rho)
+    return (radius / length.clamp(min=TINY)).clamp(-most, most).to(device, dtype)
+
+
+def reach_of(budget: float, length: Tensor) -> Tensor:
+    """The radius at which a loss of a slope is to have risen by a budget: ``σ/‖d‖`` (LE-SAM); infinite where it is flat."""
+    return budget / length
 
 
 def _scale_by_size_(out: Tensor, w: Tensor, d: Tensor, eta: float) -> Tensor:

@@ -16,7 +16,7 @@ from flatsparse.common.distributed import are_plain, is_sharded
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import Masked
 from flatsparse.sam.options import Options
-from flatsparse.sam.perturb import Part, perturb_, perturb_plain_
+from flatsparse.sam.perturb import Part, perturb_, perturb_plain_, reach_of
 from flatsparse.sam.perturbed_weights import PerturbedWeights, Store
 from flatsparse.sam.radius import Radius
 from flatsparse.sam.swap import WeightSwap
@@ -74,7 +74,8 @@ class Perturbation(WeightSwap):
     def make(self, directions: Mapping[nn.Parameter, Tensor], *, downhill: bool = False) -> None:
         """Make ``u = w + ρ d/‖d‖`` for each parameter with a direction; the others are not perturbed.
 
-        Downhill it is minus, and so it is along gradients of what a group's base maximizes.
+        Downhill it is minus, and so it is along gradients of what a group's base maximizes. Within a loss budget σ, ρ is at
+        most σ/‖d‖.
         """
         parameters, along = list(directions), list(directions.values())
         plain = are_plain(along)
@@ -91,12 +92,13 @@ class Perturbation(WeightSwap):
         signs = [-1 if downhill or group.get("maximize") else 1 for group in groups]
         rhos = [sign * self.radius.of(group) for sign, group in zip(signs, groups, strict=True)]
         eta = self.options.eta if self.options.adaptive else None
+        budget = self.radius.budget
         if plain and layout.plain and eta is None:
-            perturb_plain_(layout, along, rhos)
+            length = perturb_plain_(layout, along, rhos, budget)
         else:
             rows = zip(along, layout.group_of, layout.swaps, strict=True)
-            perturb_([Part(p, d, rhos[number], indices, u) for d, number, (p, u, indices) in rows], eta)
-        self.weights.record(layout)
+            length = perturb_([Part(p, d, rhos[number], i, u) for d, number, (p, u, i) in rows], eta, budget)
+        self.weights.record(layout, None if budget is None or length is None else reach_of(budget, length))
         if known is None:  # after all else, for a warning may be an error
             _warn_of_rounding(parameters, self._warn)
 

@@ -22,6 +22,7 @@ from flatsparse.sam.warn_once import WarnOnce
 
 UNKNOWN: Version = (-1, -1)  # no tensor's
 RHO = "perturbed_rho"  # the key of the ρ that a group's perturbed weights were made with
+REACH = "budget_rho"  # the key of the largest ρ that a loss budget allowed them, a tensor; only there with a budget
 
 
 class Store(Protocol):
@@ -108,11 +109,18 @@ class PerturbedWeights:
         self._layout = Layout.of(rows, self._base.param_groups)
         return self._layout
 
-    def record(self, layout: Layout) -> None:
-        """Store the u just made, and drop all others."""
+    def record(self, layout: Layout, reach: Tensor | None = None) -> None:
+        """Store the u just made, and drop all others.
+
+        Args:
+            reach: the largest radius that a loss budget allowed.
+        """
         groups = self._base.param_groups
         for group in groups:
             group[RHO] = self._radius.of(group)
+            group.pop(REACH, None)
+            if reach is not None:
+                group[REACH] = reach
         if layout is not self._recorded:
             made = dict(zip(layout.swaps.parameters, layout.swaps.others, strict=True))
             for p in layout.held:
@@ -167,7 +175,7 @@ class PerturbedWeights:
             kept = [self._swap(p, u) for p, u in self._of([group]).items()]
             if rho != made_with:
                 for p, u, indices in kept:
-                    _rescale_(u, p, indices, rho / made_with)
+                    _rescale_(u, p, indices, _within(group, rho) / _within(group, made_with))
             swaps += kept
             group[RHO] = rho
         self._note(Swaps.of(swaps))
@@ -222,7 +230,7 @@ class PerturbedWeights:
         if not stale:
             made_at = dict(zip(self._made.parameters, self._versions, strict=True))
             written = [self._swap(p, u) for p, u in kept.items() if made_at.get(p) != version(p)]
-            rho = sum(group.get(RHO, 0.0) ** 2 for group in self._base.param_groups) ** 0.5
+            rho = sum(_within(group, group.get(RHO, 0.0)) ** 2 for group in self._base.param_groups) ** 0.5
             if are_replaced(written, rho, self.options.eta if self.options.adaptive else None):
                 stale = [p for p, _, _ in written]
         for p in stale:
@@ -235,6 +243,11 @@ class PerturbedWeights:
                 "the weights are rewritten by more than 2ρ after each step, so nothing is perturbed: write them before"
                 " optimizer.step()",
             )
+
+
+def _within(group: dict[str, Any], rho: float) -> float:
+    """ρ, as far as the loss budget of a group's perturbed weights allowed."""
+    return min(rho, float(group[REACH])) if REACH in group else rho
 
 
 def _rescale_(u: Tensor, p: nn.Parameter, indices: Tensor | None, ratio: float) -> None:

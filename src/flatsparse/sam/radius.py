@@ -16,11 +16,16 @@ class Radius:
     """The radius ρ of each group: one for all, a group's own, or that of a schedule.
 
     A group holds it under ``key``: ``"rho"``, or ``"sam_rho"`` where the base has a ``rho`` that means something else.
+
+    Args:
+        budget: the loss that a perturbation may add, to first order (see ``SharpnessAware``): ρ is then the largest radius.
     """
 
-    def __init__(self, rho: float | Schedule, base: Optimizer) -> None:
+    def __init__(self, rho: float | Schedule, base: Optimizer, budget: float | Schedule | None = None) -> None:
         self._base = base
-        self._schedule = rho if callable(rho) else None
+        self._schedule, self._budget = rho if callable(rho) else None, budget
+        if budget is not None:
+            check_finite("budget", budget(1) if callable(budget) else budget)
         self.default = rho(1) if callable(rho) else rho
         self.key = "sam_rho" if "rho" in base.defaults else "rho"
         check_finite("rho", self.default)
@@ -36,6 +41,11 @@ class Radius:
         taken: int = self._base.param_groups[0].get(STEP, 0)
         return taken
 
+    @property
+    def budget(self) -> float | None:
+        """The loss budget σ of the coming step; None without one."""
+        return self._budget(self.steps_taken + 1) if callable(self._budget) else self._budget
+
     def check(self, group: dict[str, Any], params: list[Any]) -> None:
         """Raise InputError for a group whose ρ, or whose parameters, a perturbation cannot have."""
         if check_finite("rho", group.get(self.key, self.default)) and any(p.is_complex() for p in params):
@@ -44,12 +54,12 @@ class Radius:
             )
 
     def of(self, group: dict[str, Any]) -> float:
-        """The ρ of a group; one that was added to the base, or loaded from it, gets that of all."""
+        """The ρ of a group, 0 for a budget of 0; one that was added to the base, or loaded from it, gets that of all."""
         if self.key not in group:
             group[self.key] = self.default if self._schedule is None else self._schedule(self.steps_taken + 1)
             group["rho_scheduled"] = True
         rho: float = group[self.key]
-        return rho
+        return 0.0 if self.budget == 0 else rho
 
     def complete_groups(self) -> None:
         """Give each group what it lacks: a ρ and a count of steps."""

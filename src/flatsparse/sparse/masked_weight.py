@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flatsparse.common.distributed import PLAIN, distribute, full_tensor, is_sharded, local_tensor
 from flatsparse.common.seeds import generator
 from flatsparse.common.tensors import Version, version, versions
+from flatsparse.sparse.split import Split
 from flatsparse.sparse.threshold import count_true
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,6 +30,7 @@ class MaskedWeight:
         dense_grad: the gradient of this step before it was masked, kept only on steps whose rules ask for it.
         generator: the source of this layer's random choices at this step.
         momentum: the running average of the dense gradient, kept only for a plan that asks for it.
+        split: the sparse copy of the weight that a plan pulls it to, with its dual; None without one.
         recorded: the version of the weight that is known to be as it should be outside the mask.
         growable: where entries may become active, bool; None is everywhere.
         inputs_first: the number of groups of inputs that the weight begins with; 0 where it begins with the outputs.
@@ -44,6 +46,7 @@ class MaskedWeight:
         self.generator = generator(seed, 0, index)
         self._indices: Tensor | None = None
         self.momentum: Tensor | None = None
+        self.split: Split | None = None
         self.growable: Tensor | None = None
         self.recorded: Version | None = None
         self.keeps_outside = False
@@ -121,6 +124,7 @@ class MaskedWeight:
         full.mask, full.active, full.generator = full_tensor(self.mask), self.active, self.generator
         full.dense_grad = None if self.dense_grad is None else full_tensor(self.dense_grad)
         full.momentum = None if self.momentum is None else full_tensor(self.momentum)
+        full.split = None if self.split is None else self.split.gathered()
         return full
 
     def apply(self) -> None:

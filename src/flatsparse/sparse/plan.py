@@ -18,6 +18,7 @@ from flatsparse.sparse.distributions import Distribution
 from flatsparse.sparse.expected import ExpectedCounts
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern
+from flatsparse.sparse.pull import Pull
 from flatsparse.sparse.rounds import Rounds
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.scores import Saliency
@@ -38,6 +39,7 @@ class Plan:
         rules: change the masks later, in order.
         momentum: the share of its running average of dense gradients (``MaskedWeight.momentum``) that each layer keeps at
             a step; with None there is no average. It costs a copy of the weights, and dense gradients at every step.
+        pull: what pulls the weights towards a sparse copy of them, before a rule prunes them. It costs five bytes a weight.
         pattern: what every mask keeps to, such as 2 active weights of each 4, or whole blocks.
         rounds: of training, for methods that train more than once.
         channel_pruning: what is done to channels, for methods whose rules prune some.
@@ -48,6 +50,7 @@ class Plan:
     distribution: Distribution
     rules: tuple[Rule, ...] = ()
     momentum: float | None = None
+    pull: Pull | None = None
     pattern: Pattern = UNSTRUCTURED
     rounds: Rounds | None = None
     channel_pruning: ChannelPruning | None = None

@@ -20,6 +20,7 @@ from flatsparse.sparse.grown_weights import GrownWeights
 from flatsparse.sparse.masks import MaskedWeight, Masks
 from flatsparse.sparse.optimizer_state import begin_outside
 from flatsparse.sparse.packing import Packing
+from flatsparse.sparse.split import Split
 
 Outside = Literal["zero", "frozen"]  # what weights are outside the masks: 0, or what they were
 ZERO: Outside = "zero"
@@ -124,6 +125,10 @@ class TrainingState:
         }
         if self.frozen is not None:
             saved["outside"] = FROZEN
+        if splits := {w.name: w.split for w in self.masks if w.split is not None}:
+            saved["splits"] = {
+                name: {"difference": s.difference.clone(), "kept": s.kept.clone()} for name, s in splits.items()
+            }
         return {**saved, "channels": self.channels.state_dict()} if self.channels else saved
 
     def check(self, saved: Mapping[str, Any], method: str) -> None:
@@ -157,5 +162,7 @@ class TrainingState:
         for w in self.masks:
             if w.momentum is not None and w.name in saved.get("momentum", {}):
                 w.momentum.copy_(saved["momentum"][w.name])
+            parts = saved.get("splits", {}).get(w.name)
+            w.split = None if parts is None else Split(parts["difference"].to(w.weight).clone(), parts["kept"].clone())
         if self.grown is not None:
             self.grown.load_state_dict(saved.get("grown", {}), self.masked)

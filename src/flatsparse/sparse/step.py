@@ -26,6 +26,7 @@ from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.optimizer_state import ELEMENTWISE
 from flatsparse.sparse.plan import Plan, due
+from flatsparse.sparse.pull import LentGradients
 from flatsparse.sparse.rounds import keep_rewind_point
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.state import TrainingState
@@ -79,8 +80,8 @@ class SparseStep:
 
         1. Due rules that score by gradient get a copy of the dense one;
         2. gradients are zeroed outside the masks;
-        3. the optimizer steps under the old masks (unless a due rule takes the place of the weight step); frozen weights
-           outside them are written back;
+        3. the optimizer steps under the old masks, with the plan's pull in the gradients (unless a due rule takes the place of
+           the weight step); frozen weights outside the masks are written back;
         4. due rules give new masks; weights that are not frozen, gradients and optimizer state are zeroed outside them.
         """
         state, grown, frozen = self._state, self._state.grown, self._state.frozen
@@ -91,11 +92,19 @@ class SparseStep:
         self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
         self._average_gradients()
         withheld = [] if all(rule.weight_step for rule in rules) else _withhold(self._base)
+        lent = self._with_pull()
         if grown is not None:
             grown.before_step(state.masked)
 
-        yield  # 3
+        try:
+            yield  # 3
+        except GeneratorExit:  # another step begins, inside this one or after it has failed
+            lent.give_back_untouched()
+            raise
 
+        if lent:
+            lent.give_back()
+            state.share_masks(self._optimizer)  # what a wrapper has made of them it makes anew, as below
         if grown is not None:
             grown.after_step(state.masked)
         _release(withheld)
@@ -108,6 +117,8 @@ class SparseStep:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
         state.steps_taken += 1
+        if self._plan.pull is not None:
+            self._plan.pull.after_step(state)
         if rules:
             self._update(rules)  # 4
         self._check_agreement(updated=bool(rules))
@@ -200,6 +211,15 @@ class SparseStep:
         if self._copied.get(w.name) is not grad or (local_tensor(grad) * ~local_tensor(w.mask)).any():
             w.dense_grad = grad.clone() if scale is None else grad / scale
             self._copied[w.name] = grad
+
+    def _with_pull(self) -> LentGradients:
+        """Let the optimizer have the plan's pull in its gradients, if there is one."""
+        pull = self._plan.pull
+        return (
+            LentGradients()
+            if pull is None
+            else pull.lend(self._state, self._base, getattr(self._base, "grad_scale", None))
+        )
 
     def _average_gradients(self) -> None:
         if self._plan.momentum is not None:

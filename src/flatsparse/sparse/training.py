@@ -180,7 +180,12 @@ class SparseTraining:
     def _pack(self, *_: Any) -> None:
         packing = self._state.packing
         assert packing is not None
-        if self.due(self.steps_taken + 1) or not self._handles:
+        pull = self.plan.pull
+        if (
+            self.due(self.steps_taken + 1)
+            or not self._handles
+            or (pull is not None and pull.acts(self.steps_taken + 1))
+        ):
             packing.unpack()
         else:
             packing.pack(self._state.masks.trained())

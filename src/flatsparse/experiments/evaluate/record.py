@@ -13,6 +13,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import write_json
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.data.corruptions import MAIN
+from flatsparse.experiments.evaluate.after import after_changes
 from flatsparse.experiments.evaluate.measure import CLEAN, Kind, corruptions_of, predictions
 from flatsparse.experiments.evaluate.settings import ALEXNET, Evaluation
 from flatsparse.experiments.progress import Progress
@@ -43,11 +44,12 @@ def evaluate(settings: Evaluation, out: Path, console: Console | None = None) ->
     runs = [load_run(run, device=settings.device, data_dir=settings.data_dir) for run in settings.measured]
     names = corruptions_of(settings, runs) if settings.of_corruptions else []
     with alone_in(out):
-        parts = (
-            _on_corruptions(settings, runs, names, out, console)
-            if settings.of_corruptions
-            else {"runs": _on_tests(settings, runs, console)}
-        )
+        if settings.of_corruptions:
+            parts = _on_corruptions(settings, runs, names, out, console)
+        elif settings.after:
+            parts = after_changes(settings, runs, out, console)
+        else:
+            parts = {"runs": _on_tests(settings, runs, console)}
         for entry, run in zip(parts["runs"], runs, strict=False):  # the reference may be one more
             entry |= _about(run)
         record = {"settings": settings.as_dict(), **parts}

@@ -11,6 +11,7 @@ import tyro
 
 from flatsparse.common.errors import InputError, check_count, unknown
 from flatsparse.experiments.data.corruptions import CORRUPTIONS
+from flatsparse.experiments.evaluate.changes import Change
 from flatsparse.experiments.grid.workers import default_jobs
 from flatsparse.experiments.run.devices import usable_device
 
@@ -29,6 +30,8 @@ class Evaluation:
     """Read published corruptions from this folder: CIFAR-10-C's arrays or ImageNet-C's folders."""
     only: tuple[str, ...] = ()
     """Names of corruptions. By default all."""
+    after: tuple[str, ...] = ()
+    """Changes of the weights after training: int8 int4 int3 prune30 noise0.2 finetune and their like."""
     reference: str | None = None
     """The run whose errors corruption errors are divided by, or alexnet, whose errors on ImageNet-C are published."""
     images: int | None = None
@@ -69,6 +72,12 @@ class Evaluation:
         for name in self.only:
             if name not in CORRUPTIONS:
                 raise unknown("corruption", name, CORRUPTIONS)
+        if self.after and self.of_corruptions:
+            raise InputError("--after changes the weights and corruptions the images: evaluate them apart")
+        for number, name in enumerate(self.after):
+            Change.named(name)
+            if name in self.after[:number]:
+                raise InputError(f"--after has {name} twice: give each change once")
         if not self.of_corruptions and (self.only or self.reference is not None):
             flag = "--only" if self.only else "--reference"
             raise InputError(f"{flag} is of corruptions: give --corruptions or --corrupted too")

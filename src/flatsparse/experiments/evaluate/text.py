@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flatsparse.experiments.data.corruptions import EXTRA, MAIN
+from flatsparse.experiments.evaluate import after_table
 from flatsparse.experiments.evaluate.record import reference_of, tables
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.stats import Interval
@@ -22,6 +23,11 @@ Table = tuple[list[str], list[list[str]]]  # headings and rows
 def is_of_corruptions(record: Mapping[str, Any]) -> bool:
     """Return if a record is of corrupted images."""
     return "differences" in record
+
+
+def is_after_changes(record: Mapping[str, Any]) -> bool:
+    """Return if a record is of changed weights."""
+    return "changes" in record
 
 
 def test_table(record: Mapping[str, Any]) -> Table:
@@ -73,6 +79,14 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
 
 def shown(record: Mapping[str, Any], *, pages: bool) -> list[tuple[str, Table]]:
     """Return all tables of a record with their headings; on the terminal, of several runs the comparison alone."""
+    if is_after_changes(record):
+        table = after_table.AfterTable.of(record)
+        lost = (
+            f"Lost to the change, and how much less than {table.arms[0]}"
+            if len(table.arms) > 1
+            else "Lost to the change"
+        )
+        return [(f"Test {table.score} after changes of the weights", table.scores()), (lost, table.losses())]
     if not is_of_corruptions(record):
         return [("On test samples", test_table(record))]
     runs = record["runs"]
@@ -85,6 +99,8 @@ def shown(record: Mapping[str, Any], *, pages: bool) -> list[tuple[str, Table]]:
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
     """Return what a record says, a sentence each."""
+    if is_after_changes(record):
+        return after_table.sentences(record)
     if not is_of_corruptions(record):
         return ["before: as the end of the run measured it."]
     runs, reference = record["runs"], record["reference"]

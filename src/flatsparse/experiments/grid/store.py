@@ -81,10 +81,15 @@ def _settled(requested: RunConfig) -> ResolvedRun:
     if run.pruning.sums:  # which says it all
         run = change(run, explore=None)
     if run.sharpness == "none":
-        run = change(run, rho=0.0, rho_schedule="constant", adaptive=False, mask_perturbation=True)
+        run = change(run, rho=0.0, rho_schedule="constant", loss_budget=None, adaptive=False, mask_perturbation=True)
     if run.sharpness != "looksam":
         run = change(run, look_every=Perturbation.look_every, look_alpha=Perturbation.look_alpha)
-    return run
+    late, stale = run.perturbation.rho_schedule == "late", run.sharpness == "stale"
+    shares = {
+        "late_share": run.perturbation.share if late else None,
+        "stale_share": run.perturbation.part if stale else None,
+    }
+    return change(run, **shares)
 
 
 def name_by_key(run: ResolvedRun) -> str:

@@ -12,7 +12,7 @@ from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Work
 
 Measure = Callable[[Sequence[tuple[Cell, Sequence[Path]]], Work], Measured]
-ON_CORRUPTED = Metric("mean test accuracy on corrupted images, %")
+ON_CORRUPTED = Metric("mean test accuracy on corrupted images, %", margin=0.5)
 MADE_HERE = (
     "The corruptions are the published 19 at five severities, made from the test images and not read from the files of"
     " ImageNet-C, with ice that is drawn: accuracies do not compare."

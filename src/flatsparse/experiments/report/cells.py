@@ -11,7 +11,7 @@ from flatsparse.experiments.recipes import recipes
 from flatsparse.experiments.report.store import run, surfaces
 from flatsparse.experiments.reproduce import pictures
 from flatsparse.experiments.reproduce.pictures import front
-from flatsparse.experiments.reproduce.text import label, mean, printed, printed_difference
+from flatsparse.experiments.reproduce.text import label, mean, printed, printed_difference, ruled_out
 from flatsparse.experiments.reproduce.verdict import VERDICTS
 from flatsparse.experiments.stats import Interval
 
@@ -83,6 +83,8 @@ def facts(record: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, 
         facts.append(("difference to plain", f"{gap.mean:+.2f} ({sure}, n = {gap.n}); published: {published}"))
         if d["p_holm"] is not None:
             facts.append(("p, by Holm's method", f"{d['p_holm']:.3g}"))
+        if text := ruled_out(row):
+            facts.append(("ruled out, with 95 % confidence", text))
         if d["seeds_needed"] is not None:
             power = f"a difference of {d['effect']:.2f} is found four times in five, if the spread is the same"
             facts.append(("seeds it would take", f"with {d['seeds_needed']}, {power}"))

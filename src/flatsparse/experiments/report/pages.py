@@ -17,6 +17,8 @@ from flatsparse.experiments.bench.suite import NOTES, Bench
 from flatsparse.experiments.compare import Comparison
 from flatsparse.experiments.comparison_table import Table
 from flatsparse.experiments.evaluate import text as evaluation
+from flatsparse.experiments.evaluate.after_picture import after_picture
+from flatsparse.experiments.evaluate.after_table import AfterTable
 from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.landscape import pictures, text
@@ -149,17 +151,24 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
 def write_evaluation(record: Mapping[str, Any], settings: Evaluation, out: Path) -> Path:
     """Write the page of an evaluation. Returns the file."""
     words = [shlex.join(map(str, settings.runs)), flags(dataclasses.replace(settings, runs=()))]
-    corrupted = settings.of_corruptions
+    corrupted, after = settings.of_corruptions, evaluation.is_after_changes(record)
     return html.write(
         out / EVALUATION,
         "evaluation.html.j2",
-        title="Accuracy on corrupted images" if corrupted else "Finished runs on their test samples",
+        title=_evaluated(corrupted, after),
+        picture=after_picture(AfterTable.of(record)) if after else None,
         sentences=evaluation.sentences(record),
         tables=evaluation.shown(record, pages=True),
         note=evaluation.DEFINITION if corrupted else "",
         settings=_settings(settings),
         command=" ".join(word for word in ("flatsparse evaluate", *words, shlex.join(("--out", str(out)))) if word),
     )
+
+
+def _evaluated(corrupted: bool, after: bool) -> str:
+    if after:
+        return "Finished runs after changes of their weights"
+    return "Accuracy on corrupted images" if corrupted else "Finished runs on their test samples"
 
 
 def _drawn(surfaces: Sequence[pictures.Surface]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def comparison_sentences(table: Table) -> list[str]:
 def differences_in_words(table: ComparedTable, aside: Callable[[Any], str] = lambda row: "") -> list[str]:
     """Any comparison's differences, control and failures in sentences; ``aside`` is said behind a row's difference."""
     compared = [row for row in table.rows if row.difference is not None]
-    of_rows = [_sentence(row, table.metric) + aside(row) + _unpaired(row) for row in compared]
+    of_rows = [
+        _sentence(row, table.metric) + ruled_out(row, table.metric) + aside(row) + _unpaired(row) for row in compared
+    ]
     return of_rows + _control(table) + _failed(table)
 
 
@@ -44,6 +46,19 @@ def _sentence(row: ComparedRow, metric: Metric) -> str:
     if d.n < 2:
         return f"{name}: {difference} with one seed, so nothing can be said{cost}."
     return f"{name} {_verb(row)}: {difference}, 95 % interval {d.bounds(metric.signed)}{cost}."
+
+
+def ruled_out(row: ComparedRow, metric: Metric) -> str:
+    """What difference is ruled out, as a sentence to be added, where that says more than the verdict."""
+    found = row.equivalence
+    if found is None or len(row.gaps) < 2:
+        return ""
+    if found.excluded is None:
+        size = f"{found.margin:g} {metric.unit}".rstrip()
+        return f" Neither a gain nor a loss of {size} is ruled out."
+    known = {"helps": "loss", "hurts": "gain"}.get(row.verdict or "")
+    text = found.text(metric.unit)
+    return "" if found.excluded == known else f" {text[0].upper()}{text[1:]}, with 95 % confidence."
 
 
 def _edge(row: ComparedRow, table: Table) -> str:
@@ -79,7 +94,7 @@ def run_sentences(result: RunResult) -> list[str]:
     flops, seconds, ball = result.flops, result.seconds, result.ball
     return [
         _scores(result),
-        f"{result.gradient_evaluations} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
+        f"{round(result.gradient_evaluations, 2):.10g} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
         f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} {result.unit} a second.",
         f"Training cost {flops.train / flops.train_dense:.1%} of dense training's FLOPs, inference"
         f" {flops.inference / flops.inference_dense:.1%} of dense inference's,"

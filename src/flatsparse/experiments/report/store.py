@@ -31,6 +31,7 @@ SOME, WORD = (float, None), (str, None)
 # Verdicts of records made before there was one set of words for all; what contradicts either hurts or helps too little.
 EARLIER = {"reproduces": "helps", "consistent with no effect": "within noise", "contradicts": "less than claimed"}
 # What is read of a table's record and of surfaces, see schema_error.
+EQUIVALENCE = dict.fromkeys(("margin", "p_gain", "p_loss"), float)
 ROW = {
     **dict.fromkeys(("row", "column", "sharpness"), str),
     **dict.fromkeys(("control", "needs"), WORD),
@@ -52,6 +53,7 @@ ROW = {
             "interval95": ([None, None], [float, float]),
             "pairs": int,
             "seeds_needed": (int, None),
+            "equivalence": NotRequired((None, EQUIVALENCE)),
         },
     ),
     "also": dict,

@@ -21,6 +21,7 @@ from flatsparse.experiments.report.sentences import comparison_sentences
 from flatsparse.experiments.reproduce.select import matches
 from flatsparse.experiments.reproduce.text import (
     ONCE,
+    RULED_OUT,
     UNKNOWN,
     claim,
     counted,
@@ -30,6 +31,7 @@ from flatsparse.experiments.reproduce.text import (
     printed,
     printed_difference,
     reasons,
+    ruled_out,
 )
 from flatsparse.experiments.reproduce.verdict import VERDICTS
 from flatsparse.experiments.stats import Interval
@@ -182,6 +184,7 @@ def print_record(record: Mapping[str, Any], console: Console, only: str | None =
     verdicts = counted(rows)
     sentences += [claim(record)] if verdicts else []
     sentences += [ONCE] if any(row["same_runs"] for row in rows) else []
+    sentences += [RULED_OUT] if any(map(ruled_out, rows)) else []
     sentences += [f"{name} ({count}): {VERDICTS[name]}" for name, count in verdicts.items()]  # type: ignore[index]
     sentences += [f"{heading}: {MEANING[heading]}" for heading in more]
     sentences += [f"data: {data['name']} from {data['source']}" for data in record.get("data_sets", ())]

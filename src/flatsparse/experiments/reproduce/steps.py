@@ -82,8 +82,8 @@ class Steps:
 def take_steps(run: ResolvedRun, samples: int) -> Steps:
     """Take three steps of a run by the engine's own step, with masks that change among them if its method changes any.
 
-    All is as in the run but for the data, the batch, and the period of the masks: 2 steps. Between rounds of a method in
-    rounds the net is pruned after the first step.
+    All is as in the run but for the data, the batch, the period of the masks, 2 steps, and a late ρ, which is there from the
+    start. Between rounds of a method in rounds the net is pruned after the first step.
 
     Args:
         run: whose model, method, optimizer and sharpness are used.
@@ -130,9 +130,8 @@ def changes_masks(run: ResolvedRun) -> bool:
 def _short(run: ResolvedRun, batch_size: int) -> ResolvedRun:
     """Return a run with the batch and the period of a rehearsal."""
     period = {"every": EVERY} if "every" in options_of(kind_of(run.pruning.method)) else {}
-    return change(
-        run, batch_size=batch_size, accumulate=None, train_size=None, validation_size=0, compile=False, **period
-    )
+    sizes = {"batch_size": batch_size, "accumulate": None, "train_size": None, "validation_size": 0}
+    return change(run, **sizes, **period, compile=False, late_share=1.0)
 
 
 def _batches(parts: Parts, size: int) -> Iterator[Any]:
@@ -198,6 +197,8 @@ class _Watch:
         kept = [mask.nbytes for mask in self.parts.training.masks.values()]
         if self.parts.training.plan.momentum is not None:
             kept += [4 * mask.numel() for mask in self.parts.training.masks.values()]
+        if self.parts.training.plan.pull is not None:
+            kept += [5 * mask.numel() for mask in self.parts.training.masks.values()]
         copies = 2 if self.parts.average else 1
         return Memory(
             weights=copies * (parameters + sum(b.nbytes for b in model.buffers())),

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flatsparse.experiments.equivalence import Equivalence
 from flatsparse.experiments.grid.store import Outcome
 from flatsparse.experiments.metric import Metric
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Published, Recipe, Scale
@@ -74,6 +75,7 @@ class RowDifference:
         seeds_needed: the fewest seeds that would find it, at the spread there is here; None where that is not known.
         published: the printed difference.
         p_holm: Holm's p that there is no difference; None where no claim is made.
+        equivalence: what differences that would matter are ruled out; None where no claim is made, or no such are known.
     """
 
     interval: Interval
@@ -81,19 +83,22 @@ class RowDifference:
     seeds_needed: int | None
     published: float | None
     p_holm: float | None = None
+    equivalence: Equivalence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the difference as plain values."""
         fields = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "interval"
         }
-        return {**self.interval.to_json(), **fields}
+        excluded = None if self.equivalence is None else self.equivalence.to_json()
+        return {**self.interval.to_json(), **fields, "equivalence": excluded}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RowDifference:
-        """Return the difference that ``to_json`` wrote."""
-        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls) if field.name != "interval"}
-        return cls(Interval.from_json(saved), **fields)
+        """Return the difference that ``to_json`` wrote; older ones lack the equivalence."""
+        own = {field.name for field in dataclasses.fields(cls)} - {"interval", "equivalence"}
+        excluded = Equivalence.from_json(saved.get("equivalence"))
+        return cls(Interval.from_json(saved), **{name: saved[name] for name in own}, equivalence=excluded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +215,8 @@ def tabulate(
             claimed = pairing.printed if scale == "paper" and recipe.metric.comparable else None
             claimed = None if claimed is None else recipe.metric.sign * claimed
             claim_of[number] = (pairing.runs, claimed) if pairing.gaps else number
-            claims[claim_of[number]] = Claim(tuple(recipe.metric.sign * gap for gap in pairing.gaps), claimed)
+            gaps = tuple(recipe.metric.sign * gap for gap in pairing.gaps)
+            claims[claim_of[number]] = Claim(gaps, claimed, recipe.metric.margin)
     tested = sum(bool(claim.gaps) for claim in claims.values())
     judged = dict(zip(claims, enumerate(judge(list(claims.values()))), strict=True))
     first: dict[Hashable, tuple[str, str]] = {}
@@ -228,8 +234,9 @@ def tabulate(
         )
         if pairing.gaps:
             difference = row_difference(pairing.gaps, pairing.printed, recipe.metric, 1 if verdict is None else tested)
-            p_holm = None if verdict is None else verdict.p
-            row = dataclasses.replace(row, difference=dataclasses.replace(difference, p_holm=p_holm))
+            if verdict is not None:
+                difference = dataclasses.replace(difference, p_holm=verdict.p, equivalence=verdict.equivalence)
+            row = dataclasses.replace(row, difference=difference)
         rows.append(row)
     return rows
 

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flatsparse.experiments import labels
+from flatsparse.experiments.equivalence import Equivalence
 
 UNKNOWN = "printed: unknown where we do not know what was printed, if anything was; none for what is ours"
+RULED_OUT = (
+    "no gain, loss or difference larger than …: ruled out with 95 % confidence, by one-sided tests corrected alike"
+)
 ONCE = "same runs as another place: one claim with it, tested and counted once"
 
 
@@ -25,11 +29,19 @@ def counted(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 
 def judged(row: Mapping[str, Any]) -> str:
-    """The verdict of a row, if it has one, the seeds it leaves out, and the place that has the same runs."""
-    parts = [row["verdict"]] if row["verdict"] else []
+    """The verdict of a row, if it has one, what it rules out, the seeds it leaves out, and the place that has the same runs."""
+    parts = [text for text in (row["verdict"], ruled_out(row)) if text]
     if row["verdict"] and row["unpaired"]:
         parts.append(f"without {row['unpaired']} seed{'' if row['unpaired'] == 1 else 's'} that failed")
     return ", ".join([*parts, *([f"same runs as {row['same_runs']}"] if row["same_runs"] else [])])
+
+
+def ruled_out(row: Mapping[str, Any]) -> str:
+    """The difference to plain that is ruled out, where that says more than the verdict; empty where none is."""
+    found = Equivalence.from_json((row["difference"] or {}).get("equivalence"))
+    if found is None or {"helps": "loss", "hurts": "gain"}.get(row["verdict"]) == found.excluded:
+        return ""
+    return found.text()
 
 
 def printed(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    gradient_evaluations: int = 0
+    gradient_evaluations: float = 0
     train_flops: float = 0.0
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)

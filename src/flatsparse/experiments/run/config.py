@@ -36,12 +36,17 @@ def names_of_methods(option: str, conjunction: str = "and") -> str:
 CHANNELS = "fraction of channels to remove. By default the method's own."
 SUMS = "also remove channels shared through residual additions, and all others that can be removed, whatever --explore says."
 EXPLORE = "which channels: those that the authors' code removes, or all that one layer writes and that can be removed."
+LATE_SHARE, STALE_SHARE = 0.2, 0.25
 FIRST_PHASE = (
     "the scope in which weights are ranked while channels are removed. By default net, as in the authors' CIFAR script;"
     " their ImageNet script has layer."
 )
 CHANNEL_OFFSET = (
     "time from channel removal to the next mask update, as a fraction of --every. By default 0.5; 0: in the same step."
+)
+PENALTY = (
+    "strength λ of the pull towards a sparse copy of the weights, where it is strongest. By default 0.001, for some 78,000 steps;"
+    " a short run needs more."
 )
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = (
@@ -74,6 +79,7 @@ class Pruning:
     """Share of the run after which masks no longer change. By default the method's own."""
     drop_fraction: float | None = None
     """Fraction of active weights moved at an update, or pruned after a round. By default the method's own."""
+    penalty: Annotated[float | None, _for_methods("penalty", PENALTY)] = None
     rewind: Annotated[int | None, _for_methods("rewind", REWIND)] = None
     pattern: Annotated[tuple[int, int] | str | None, _for_methods("pattern", PATTERN)] = None
     include: tuple[str, ...] = ()
@@ -148,14 +154,33 @@ class Perturbation:
 
     adaptive: bool = False
     """Scale each weight's share of the perturbation by the weight (ASAM); --rho is then about ten times as large."""
-    rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine"] = "constant"
-    """Schedule of ρ over the run: constant, as 1/√step, or down to 0."""
+    rho_schedule: Literal["constant", "inverse-sqrt", "linear", "cosine", "late"] = "constant"
+    """Schedule of ρ over the run: constant, as 1/√step, down to 0, or 0 until late in the run and constant then."""
+    late_share: float | None = None
+    """Share of the steps, the last, in which --rho-schedule late perturbs; in methods with rounds, of each round's. By default
+    0.2."""
+    loss_budget: float | None = None
+    """For sam and s2sam: the loss that a perturbation may add to first order, σ; --rho is then the largest radius (LE-SAM)."""
     look_every: int = 5
     """Steps from one SAM step of looksam to the next, k."""
     look_alpha: float = 0.7
     """Weight α of the stored direction that looksam adds in between, relative to the gradient's norm."""
+    stale_share: float | None = None
+    """Share of a batch whose gradient at the weights stale takes, for the step after. By default 0.25."""
     mask_perturbation: Annotated[bool, without("Perturb pruned weights too, as in the released code of S²-SAM.")] = True
     """Perturb active weights only; without it pruned ones move too, as in the released code of Ji et al. (2024)."""
+
+    @property
+    def share(self) -> float:
+        """The share of the steps, the last, in which ρ may be over 0."""
+        if self.rho_schedule != "late":
+            return 1.0
+        return LATE_SHARE if self.late_share is None else self.late_share
+
+    @property
+    def part(self) -> float:
+        """The share of a batch whose gradient a stale direction is."""
+        return STALE_SHARE if self.stale_share is None else self.stale_share
 
 
 @dataclass(frozen=True)
@@ -230,9 +255,11 @@ class RunConfig(Setting):
     @property
     def passes(self) -> float:
         """Gradients taken in a step, on average."""
-        if self.rho == 0:
+        chosen = self.perturbation
+        if self.rho == 0 or chosen.loss_budget == 0:
             return 1
-        return {"sam": 2.0, "looksam": 1 + 1 / self.perturbation.look_every}.get(self.sharpness, 1.0)
+        more = {"sam": 1.0, "looksam": 1 / chosen.look_every, "stale": chosen.part}.get(self.sharpness, 0.0)
+        return 1 + more * chosen.share
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.clock import clock
+from flatsparse.experiments.data.first_samples import first_samples
 from flatsparse.experiments.data.loading import seed_all
 from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.run.build import Parts
@@ -25,6 +26,7 @@ from flatsparse.experiments.run.records import EpochRecord
 from flatsparse.experiments.run.watcher import Watcher
 from flatsparse.measure.flops import step_flops
 from flatsparse.measure.topology import churn, health
+from flatsparse.sam.stalesam import StaleSAM
 
 COSINE_EVERY = 10  # steps between comparisons of consecutive gradients
 TWO_GRADIENTS = ("sam", "looksam")  # which decide themselves if a step needs a second gradient
@@ -120,12 +122,12 @@ class Taken:
 
     Attributes:
         losses: the sum over the samples of this process, in the first pass; and so the number of right predictions.
-        passes: the number of its gradients.
+        passes: the number of its gradients; one of some of the samples counts for their share.
     """
 
     losses: Tensor
     correct: Tensor | None
-    passes: int
+    passes: float
 
 
 def take_step(parts: Parts, batch: Sequence[Batch]) -> Taken:
@@ -140,12 +142,28 @@ def take_step(parts: Parts, batch: Sequence[Batch]) -> Taken:
         passes.append((_sum([losses for losses, _ in found]), _sum(corrects) if corrects else None))
         return passes[-1][0] / sum(part.samples for part in batch)
 
+    shares_again: list[float] = []
     if parts.run.sharpness in TWO_GRADIENTS:
         parts.optimizer.step(gradient)  # type: ignore[arg-type]  # torch's stubs want a float of it
+    elif isinstance(parts.optimizer, StaleSAM):
+        gradient()
+        parts.optimizer.step(part=lambda: shares_again.append(_gradient_of_share(parts, batch)))
     else:
         gradient()
         parts.optimizer.step()
-    return Taken(*passes[0], len(passes))
+    return Taken(*passes[0], len(passes) + sum(shares_again))
+
+
+def _gradient_of_share(parts: Parts, batch: Sequence[Batch]) -> float:
+    """Add the gradient of the first samples of a batch; return their share of it. Batch norm needs two samples."""
+    samples = sum(part.samples for part in batch)
+    count = left = min(samples, max(2, round(parts.run.perturbation.part * samples)))
+    for part in batch:
+        if left:
+            taken = first_samples(part, min(left, part.samples))
+            _backward(parts, taken, taken.samples / count)
+            left -= taken.samples
+    return count / samples
 
 
 def _backward(parts: Parts, part: Batch, share: float) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from flatsparse.sparse.plan import Plan, due_steps
 
 # Options that a run takes from its method when it is resolved, and what methods did before they had them.
 FILLED_IN = {"explore": "removable", "first_phase": "net", "last_phase": "layer", "channel_offset": 0.0}
-OPTIONS = ("channels", *FILLED_IN, "distribution", "every", "until", "drop_fraction", "pattern", "rewind")
+OPTIONS = ("channels", *FILLED_IN, "distribution", "every", "until", "drop_fraction", "penalty", "pattern", "rewind")
 AMPLE = 10**6  # steps: no method finds such a run too short
 UPDATES = 10  # the least number of mask updates of a run
 
@@ -86,5 +86,6 @@ def with_method_options(run: ResolvedRun, steps: int) -> tuple[ResolvedRun, dict
 
 def _updates(method: Any, every: int, sparsity: float, steps: int) -> int:
     """Return the number of mask updates that a method has with a period."""
-    rules = dataclasses.replace(method, every=every).plan(sparsity, steps).rules
+    plan = dataclasses.replace(method, every=every).plan(sparsity, steps)
+    rules = plan.rules if plan.pull is None else (*plan.rules, plan.pull.projection)
     return due_steps(rules, last=steps).count(0, steps)

@@ -7,9 +7,10 @@ from typing import Any
 from torch.optim import Optimizer
 
 from flatsparse.experiments.run.config import ResolvedRun
-from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
+from flatsparse.experiments.run.sharpness import RHO_SCHEDULES, WITH_BUDGET
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.optimizers import S2SAM, SAM
+from flatsparse.sam.stalesam import StaleSAM
 
 
 def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: Any) -> Optimizer:
@@ -22,12 +23,16 @@ def sharpness_aware(run: ResolvedRun, base: Optimizer, steps: int, **options: An
     if run.sharpness == "none":
         return base
     chosen = run.perturbation
-    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps)
-    own = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
+    rho = RHO_SCHEDULES[chosen.rho_schedule](run.rho, steps, max(1, round(chosen.share * steps)))
+    own: dict[str, Any] = {"rho": rho, "adaptive": chosen.adaptive, "mask_perturbation": chosen.mask_perturbation}
+    if run.sharpness in WITH_BUDGET:
+        own["budget"] = chosen.loss_budget
     options = {**own, **options}
     if run.sharpness == "sam":
         return SAM(base, **options)
     if run.sharpness == "looksam":
         return LookSAM(base, **{"every": chosen.look_every, "alpha": chosen.look_alpha, **options})
+    if run.sharpness == "stale":
+        return StaleSAM(base, **options)
     direction = "previous" if run.sharpness == "s2sam" else run.sharpness
     return S2SAM(base, **{"direction": direction, "seed": run.seed, **options})

@@ -13,11 +13,11 @@ SOME = (float, None)
 # The form that JSON must have to be read as a result or an epoch. What it leaves out is younger than some files.
 RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("method", "sharpness", "model", "data"), str),
-    **dict.fromkeys(("seed", "epochs", "gradient_evaluations"), int),
+    **dict.fromkeys(("seed", "epochs"), int),
     "steps": POSITIVE,
     **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy", "train_loss", "generalization_gap"), SOME),
     **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
-    **dict.fromkeys(("rho", "exploration", "images_per_second"), float),
+    **dict.fromkeys(("gradient_evaluations", "rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
     "task": NotRequired(str),
     "signature": NotRequired(str),
@@ -153,7 +153,7 @@ class RunResult(JsonRecord):
     epochs: int
     rounds: int = 1
     steps: int
-    gradient_evaluations: int
+    gradient_evaluations: float
     steps_to: dict[str, int | None]
     gradient_cosine: float | None
     ball: WorstCase

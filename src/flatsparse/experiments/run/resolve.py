@@ -23,6 +23,7 @@ from flatsparse.experiments.run.config import (
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.memory import as_bytes
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
+from flatsparse.experiments.run.sharpness import WITH_BUDGET
 from flatsparse.experiments.tasks.built_in import built_in
 from flatsparse.experiments.tasks.image_files import is_of_files
 from flatsparse.experiments.tasks.networks import TEXT_MODELS, check_network
@@ -126,7 +127,7 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         raise InputError(
             f"--sparsity {pruning.sparsity} cannot be asked of '{method}', which removes channels: give --channels, e.g. 0.5"
         )
-    for name in ("channels", *FILLED_IN, "sums"):
+    for name in ("channels", *FILLED_IN, "sums", "penalty"):
         if getattr(pruning, name) != getattr(Pruning, name) and name not in options:
             why = {"channels": "which removes none", "sums": "which removes no channels"}.get(
                 name, "which has no such choice"
@@ -140,6 +141,8 @@ def _resolve_pruning(pruning: Pruning) -> ResolvedPruning:
         raise InputError(f"--until {pruning.until} is not in (0, 1]: give the share of the run in which masks change")
     if pruning.drop_fraction is not None:
         check_fraction("--drop-fraction", pruning.drop_fraction)
+    if pruning.penalty is not None:
+        check_finite("--penalty", pruning.penalty)
     given = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
     own: dict[str, Any] = {n: getattr(kind, n, None) for n in ("channels", *FILLED_IN) if given[n] is None}
     default = traits.default_sparsity if traits.takes_sparsity else 0.0
@@ -151,6 +154,11 @@ def _check_run(run: RunConfig) -> None:
     check_finite("--rho", run.rho)
     if not 0 <= run.label_noise < 1:
         raise InputError(f"--label-noise {run.label_noise} is not in [0, 1): give the fraction of wrong labels")
+    if run.perturbation.loss_budget is not None and run.sharpness not in ("none", *WITH_BUDGET):
+        raise InputError(
+            f"--loss-budget is for --sharpness {' and '.join(WITH_BUDGET)}, which perturb along a gradient, not"
+            f" {run.sharpness}: leave one of them out"
+        )
     if run.probe is not None and run.probe_every is None:
         raise InputError(f"--probe '{run.probe}' is not every=N with N at least 1: give e.g. every=100")
 
@@ -215,6 +223,16 @@ def _check_schedule(schedule: Schedule) -> None:
 def _check_perturbation(perturbation: Perturbation) -> None:
     check_count("--look-every", perturbation.look_every)
     check_finite("--look-alpha", perturbation.look_alpha)
+    if perturbation.loss_budget is not None:
+        check_finite("--loss-budget", perturbation.loss_budget)
+    if not 0 < perturbation.part <= 1:
+        raise InputError(
+            f"--stale-share {perturbation.stale_share} is not in (0, 1]: give the share of a batch, e.g. 0.25"
+        )
+    if not 0 < perturbation.share <= 1:
+        raise InputError(
+            f"--late-share {perturbation.late_share} is not in (0, 1]: give the share of the steps to perturb, e.g. 0.2"
+        )
 
 
 def _check_runtime(runtime: Runtime) -> None:

@@ -29,9 +29,10 @@ from flatsparse.experiments.scripts.script import Function, Script, check_outerm
 from flatsparse.experiments.scripts.table import ArmOutcomes, ArmTable, tabulate
 from flatsparse.experiments.terminal import Console
 
-FREE = ("jobs", "cluster", "retry")  # settings that need not be those of before
+FREE = ("margin", "jobs", "cluster", "retry")  # settings that need not be those of before
 NOT_OF_SCRIPTS = {  # flags of the built-in comparison that would be without effect
     "tune": "a script says nothing of validation: choose ρ yourself, by --rho or --rhos",
+    "late_share": "it goes with --rho-schedule late, for which a script's steps are not known beforehand",
     "rho_schedule": "a script's steps are not known beforehand: give constant or inverse-sqrt, or make one in the script",
 }
 
@@ -42,6 +43,7 @@ class ScriptComparison:
 
     Attributes:
         better: whether a higher or a lower first number is better.
+        margin: a difference of it that would matter, to be ruled out; None rules out none.
         threads: that torch computes on in each arm.
         device: that the script computes on; arms run one at a time on an accelerator, unless ``jobs`` says otherwise.
     """
@@ -51,6 +53,7 @@ class ScriptComparison:
     rhos: dict[str, float] = field(default_factory=dict)
     seeds: int = 5
     better: Better = "higher"
+    margin: float | None = None
     pruning: Pruning = field(default_factory=Pruning)
     perturbation: Perturbation = field(default_factory=Perturbation)
     device: str = "auto"
@@ -65,7 +68,7 @@ class ScriptComparison:
         mine = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(cls) if hasattr(comparison, f.name)}
         setting = comparison.setting
         mine |= {"pruning": setting.pruning, "perturbation": setting.perturbation, "device": setting.runtime.device}
-        used = {*mine, *settings(Pruning()), *settings(Perturbation())} - {"rho_schedule"}
+        used = {*mine, *settings(Pruning()), *settings(Perturbation())} - {"rho_schedule", "late_share"}
         given, usual = comparison.as_dict(), Comparison().as_dict()
         if given["rho_schedule"] == "inverse-sqrt":
             used.add("rho_schedule")
@@ -80,13 +83,16 @@ class ScriptComparison:
         check_count("--seeds", self.seeds)
         check_count("--threads", self.threads)
         check_finite("--rho", self.rho)
+        if self.margin is not None:
+            check_finite("--margin", self.margin, above=True)
         if self.jobs is not None:
             check_count("--jobs", self.jobs)
         if self.better not in ("higher", "lower"):
             raise InputError(f"--better {self.better} is neither: give higher or lower")
         everyone = checked_arms(self.sharpness, self.rhos)
         device = usable_device(self.device)
-        resolve(self.config("none", 0))
+        for name in everyone:
+            resolve(self.config(name, 0))
         at_once = self.jobs if self.cluster else self.jobs or default_jobs(device)
         return dataclasses.replace(self, sharpness=everyone, device=device, jobs=at_once)
 
@@ -146,7 +152,7 @@ def compare_script(
         ]
         failed = _run(jobs, comparison, console)
         arms = [_outcomes(name, comparison, out, failed) for name in comparison.sharpness]
-        table = tabulate(script.name, arms, comparison.better)
+        table = tabulate(script.name, arms, comparison.better, comparison.margin)
         write_json(out / "compare.json", {"comparison": asked, "script": about, **table.to_json()})
     return table
 

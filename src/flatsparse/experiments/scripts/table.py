@@ -10,6 +10,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.compared import ComparedRow, ComparedTable, over_random
+from flatsparse.experiments.equivalence import Equivalence
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.metric import Better, Metric, decimals
 from flatsparse.experiments.reproduce.verdict import Claim, Judged, judge
@@ -46,6 +47,10 @@ class ArmRow(ComparedRow):
     @property
     def verdict(self) -> str | None:
         return None if self.judged is None else self.judged.verdict
+
+    @property
+    def equivalence(self) -> Equivalence | None:
+        return None if self.judged is None else self.judged.equivalence
 
     @property
     def seconds(self) -> float:
@@ -97,6 +102,7 @@ class ArmRow(ComparedRow):
             "p": p_value(self.gaps),
             "p_holm": self.judged.p,
             "verdict": self.verdict,
+            **({} if self.equivalence is None else {"equivalence": self.equivalence.to_json()}),
         }
 
 
@@ -141,11 +147,14 @@ class ArmTable(ComparedTable[ArmRow]):
         }
 
 
-def tabulate(script: str, arms: Sequence[ArmOutcomes], better: Better) -> ArmTable:
+def tabulate(script: str, arms: Sequence[ArmOutcomes], better: Better, margin: float | None = None) -> ArmTable:
     """Return the table of the arms of a script, plain training first.
 
     A seed that failed has no pair, and is counted; an arm without any pair has no row. Holm's correction is over the
     differences of all arms to plain training.
+
+    Args:
+        margin: a difference that would matter, to be ruled out.
 
     Raises: InputError when there is nothing to compare, with the first failure.
     """
@@ -161,7 +170,7 @@ def tabulate(script: str, arms: Sequence[ArmOutcomes], better: Better) -> ArmTab
     values = [result.scores[name] for result in base.results.values()]
     gaps = [_gaps(arm, base, name) for arm in there]
     metric = Metric(name, better, decimals=decimals(values, [statistics.fmean(one) for one in gaps]))
-    judged = judge([Claim(tuple(metric.sign * gap for gap in one)) for one in gaps])
+    judged = judge([Claim(tuple(metric.sign * gap for gap in one), margin=margin) for one in gaps])
     rows = [_row(base, base, (), None), *map(_row, there, [base] * len(there), gaps, judged)]
     return ArmTable(
         script=script,

@@ -1,0 +1,108 @@
+"""What trained nets keep after changes of their weights: the runs of the plan in survives.md, lines of results/survives.jsonl.
+
+python benchmarks/survives.py --jobs 2   # continues where it stopped; writes the tables of docs/after-training.md at the end
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flatsparse.common.json_files import read_json_lines, with_checksum
+from flatsparse.experiments.evaluate.record import evaluate
+from flatsparse.experiments.evaluate.settings import Evaluation
+from flatsparse.experiments.grid.workers import local_executor
+from flatsparse.experiments.progress import Progress
+from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.loop import train
+from flatsparse.experiments.terminal import Console
+
+DATA = Path(__file__).parent.parent / "results" / "survives.jsonl"
+CHANGES = ("int8", "int4", "int3", "prune30", "prune50", "noise0.2", "noise0.4", "finetune10")
+RHOS, SPARSITIES, NOISES = (0.1, 0.2, 0.5, 1.0), (0.0, 0.9, 0.95), (0.0, 0.2)
+SEEDS, CHOICE = tuple(range(10)), (100, 101, 102)  # compared, and for the choice of ρ
+SHARED = {"data": "digits", "train_size": 300, "validation_size": 300, "batch_size": 64}
+# Settings of each arm, of as many gradients as plain training at most.
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"epochs": 40},
+    "s2sam": {"epochs": 40, "sharpness": "s2sam"},
+    "sam": {"epochs": 20, "sharpness": "sam"},
+    "late": {"epochs": 33, "sharpness": "sam", "rho_schedule": "late"},
+    "random": {"epochs": 40, "sharpness": "random"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the plan."""
+
+    sparsity: float
+    noise: float
+    arm: str
+    rho: float | None
+    seed: int
+
+    @property
+    def settings(self) -> RunConfig:
+        """The run's settings."""
+        method = {"method": "rigl", "sparsity": self.sparsity} if self.sparsity else {"method": "dense"}
+        rho = {} if self.rho is None else {"rho": self.rho}
+        return RunConfig.of(**SHARED, **method, **ARMS[self.arm], **rho, label_noise=self.noise, seed=self.seed)
+
+    def run(self) -> dict[str, Any]:
+        """Train, change and measure; return what is kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "run"
+            result = train(self.settings, place)
+            record = evaluate(Evaluation((place,), after=CHANGES, jobs=1), place, Console(quiet=True))
+            after = record["runs"][0]["after"]
+        return {
+            **asdict(self),
+            "gradients": result.gradient_evaluations,
+            "train_accuracy": result.train_accuracy,
+            "test": {name: one["scores"]["accuracy"] for name, one in after.items()},
+            "validation": {name: one["validation"]["accuracy"] for name, one in after.items()},
+        }
+
+    def lost(self, reason: str) -> dict[str, Any]:
+        """Stop: the process died."""
+        raise SystemExit(f"{self} was lost: {reason}")
+
+
+def cells() -> Iterator[Cell]:
+    """Yield all runs of the plan, a seed after the other."""
+    for seed, sparsity, noise, arm in itertools.product((*CHOICE, *SEEDS), SPARSITIES, NOISES, ARMS):
+        for rho in (None,) if arm == "plain" else RHOS:
+            yield Cell(sparsity, noise, arm, rho, seed)
+
+
+def measured() -> list[dict[str, Any]]:
+    """Return the lines so far."""
+    return read_json_lines(DATA) if DATA.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    chosen = parser.parse_args()
+    every = [cell for cell in cells() if cell.arm in chosen.arms]
+    names = set(Cell.__dataclass_fields__)
+    done = {json.dumps({k: v for k, v in line.items() if k in names}, sort_keys=True) for line in measured()}
+    todo = [cell for cell in every if json.dumps(asdict(cell), sort_keys=True) not in done]
+    progress = Progress(Console(), "survives", len(every), done=len(every) - len(todo))
+    with progress, local_executor(chosen.jobs) as executor, DATA.open("a", encoding="utf-8") as lines:
+        for _, line in executor.map(todo):
+            lines.write(json.dumps(with_checksum(line)) + "\n")
+            lines.flush()
+            progress.advance()
+
+
+if __name__ == "__main__":
+    main()
