@@ -272,6 +272,14 @@ def test_masks_loaded_after_their_weights_find_them_whole():
     assert same(weights, other.state_dict())
 
 
+def test_weights_that_are_loaded_as_other_parameters_are_told_of():
+    model = tiny_net()
+    rigl(model, sgd(model.parameters()))
+    with pytest.warns(UserWarning, match=r"assign=True.* '0.weight', which has no mask") as told:
+        model.load_state_dict(tiny_net(seed=1).state_dict(), assign=True)
+    assert [one.filename for one in told] == [__file__]
+
+
 def test_an_evaluation_of_dense_weights_that_were_zeroed_warns_once():
     model = tiny_net()
     optimizer = adamw(model.parameters())

@@ -13,6 +13,7 @@ from flatsparse.sparse.masked_weight import MaskedWeight
 
 AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
 AT_THE_CALL = 6  # … to the line that calls a layer
+AT_THE_LOAD = 8  # … to the line that loads a Sequential, and near it for other nestings
 
 
 class ZeroedWeights:
