@@ -7,6 +7,7 @@ trainers save that and know of nothing else.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,10 @@ class Loading:
             own = {id(p) for p in module.parameters(recurse=False)}
             if weights := [w for w in self._state.masked if id(w.weight) in own]:
                 handles.append(module.register_load_state_dict_post_hook(ModelHook(self._after_model_load, weights)))
-        return [*handles, model.register_state_dict_post_hook(ModelHook(self._after_model_save))]
+        handles.append(model.register_state_dict_post_hook(ModelHook(self._after_model_save)))
+        for handle in handles:
+            weakref.finalize(self, handle.remove)  # or each training that is dropped would leave some on the model
+        return handles
 
     @torch.no_grad()
     def start(self, initial: Mapping[str, Tensor]) -> None:
@@ -179,6 +183,7 @@ class Loading:
             w.apply()
         if self._zeroed.have_lost(weights):
             self._evaluations.append(module.register_forward_pre_hook(ModelHook(self._before_evaluation)))
+            weakref.finalize(self, self._evaluations[-1].remove)
 
     def _warn_of_replaced(self, weights: list[MaskedWeight], module: nn.Module) -> None:
         own = {id(p) for p in module.parameters(recurse=False)}
