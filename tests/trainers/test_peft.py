@@ -138,9 +138,10 @@ class TestOneLayer:
         assert not torch.allclose(output, expected)
         assert model.merge_and_unload()(x).equal(output)
 
-    def test_a_bias_of_the_adapter_is_merged_too(self):
-        layer, mask = nn.Linear(6, 5), torch.rand(5, 6) < 0.5
-        model, x = around(layer, mask, r=2, lora_bias=True), torch.randn(7, 6)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_a_bias_of_the_adapter_is_merged_too(self, dtype):
+        layer, mask = nn.Linear(6, 5, dtype=dtype), torch.rand(5, 6) < 0.5
+        model, x = around(layer, mask, r=2, lora_bias=True), torch.randn(7, 6, dtype=dtype)
         nn.init.normal_(model.base_model.model[0].lora_B["default"].bias)
         before, output = layer.bias.detach().clone(), model(x)
         assert model.merge_and_unload()(x).equal(output)
