@@ -1,5 +1,6 @@
 """What `sparsify` offers and refuses, and weights and state that come from elsewhere."""
 
+import gc
 import math
 import warnings
 
@@ -272,6 +273,14 @@ def test_masks_loaded_after_their_weights_find_them_whole():
     assert same(weights, other.state_dict())
 
 
+def test_weights_that_are_loaded_as_other_parameters_are_told_of():
+    model = tiny_net()
+    rigl(model, sgd(model.parameters()))
+    with pytest.warns(UserWarning, match=r"assign=True.* '0.weight', which has no mask") as told:
+        model.load_state_dict(tiny_net(seed=1).state_dict(), assign=True)
+    assert [one.filename for one in told] == [__file__]
+
+
 def test_an_evaluation_of_dense_weights_that_were_zeroed_warns_once():
     model = tiny_net()
     optimizer = adamw(model.parameters())
@@ -330,6 +339,30 @@ def test_what_is_no_copy_of_the_model_is_not_zeroed():
     )
     with pytest.raises(fs.InputError, match="frozen"):
         frozen.zero_outside(other)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_training_that_is_gone_leaves_no_hook_on_the_model(detached):
+    model = tiny_net()
+
+    def hooks():
+        followers = model.__dict__.get("_flatsparse_followers", [])
+        every = (vars(module).items() for module in model.modules())
+        return sum(len(found) for own in every for name, found in own if name.endswith("_hooks")) + len(followers)
+
+    def train():
+        optimizer = fs.S2SAM(sgd(model.parameters()))
+        training = fs.sparsify(model, optimizer, "static", sparsity=0.8, steps=20)
+        take_step(model, optimizer, 1)
+        model.load_state_dict(tiny_net(seed=1).state_dict())
+        if detached:
+            training.detach()
+        assert hooks() > 1
+
+    for _ in range(3):
+        train()
+        gc.collect()
+        assert hooks() <= 1  # the last optimizer's follower, which holds nobody and goes with the next
 
 
 def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go():

@@ -150,7 +150,8 @@ class _Follower:
             # torch marks this hook by setting an attribute, which a bound method does not take.
             self._keep(whole.register_state_dict_post_hook(partial(self.after_state_dict)))
         self.attach_to(model)
-        model.__dict__.setdefault("_flatsparse_followers", []).append(self)
+        others = [other for other in _followers(model) if other._optimizer() is not None]
+        model.__dict__["_flatsparse_followers"] = [*others, self]
         optimizer.followed.add(model)
         _followed_classes.add(type(getattr(model, "_orig_mod", model)))
 

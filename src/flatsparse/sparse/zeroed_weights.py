@@ -13,6 +13,7 @@ from flatsparse.sparse.masked_weight import MaskedWeight
 
 AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
 AT_THE_CALL = 6  # … to the line that calls a layer
+AT_THE_LOAD = 8  # … to the line that loads a Sequential, and near it for other nestings
 
 
 class ZeroedWeights:
@@ -24,13 +25,13 @@ class ZeroedWeights:
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
-        """Copy weights, which are about to be zeroed.
+        """Copy weights, which are about to be zeroed; a copy of a weight that nothing has written to since then stays.
 
         Args:
             may_be_dense: a weight with fewer zeros than its mask is no sign of a loss, as when a dense net is made sparse.
         """
         for w in weights:
-            if w.keeps_outside:
+            if w.keeps_outside or (w.name in self._kept and w.is_as_recorded):  # loads in parts call every layer's hook
                 continue
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
