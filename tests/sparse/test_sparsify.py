@@ -403,3 +403,44 @@ def test_a_state_of_another_method_or_of_something_else_is_refused():
         training.load_state_dict({**training.state_dict(), "method": "set"})
     with pytest.raises(fs.InputError, match="masks"):
         training.load_state_dict({})
+
+
+def test_a_pruned_model_that_is_made_sparse_without_its_masks_is_warned_of():
+    model = tiny_net()
+    with torch.no_grad():
+        model[0].weight[::2] = 0
+    masks = fs.masks_from(model)
+    optimizer = adamw(model.parameters())
+    training = fs.sparsify(model, optimizer, "static", sparsity=0.5, steps=9)
+    woken = int((training.masks["0.weight"] & ~masks["0.weight"]).sum())
+    with pytest.warns(UserWarning, match=rf"^{woken} weights that were zero .* masks=flatsparse.masks_from"):
+        take_step(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take_step(model, optimizer, 2)
+
+
+def test_a_pruned_model_with_its_masks_is_not_warned_of_nor_is_a_resumed_one():
+    model = tiny_net()
+    optimizer = adamw(model.parameters())
+    rigl(model, optimizer)
+    train_on_images(model, optimizer, 2)
+    states = copied(model.state_dict()), optimizer.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for masks in (None, fs.masks_from(model)):
+            other = tiny_net()
+            other.load_state_dict(states[0])
+            optimizer = adamw(other.parameters())
+            if masks is None:  # they come with the optimizer's state
+                rigl(other, optimizer)
+                optimizer.load_state_dict(states[1])
+            else:
+                fs.sparsify(other, optimizer, "static", masks=masks, steps=9)
+            take_step(other, optimizer, 3)
+
+
+def test_masks_that_are_no_mapping_are_refused_with_the_cure():
+    model = tiny_net()
+    with pytest.raises(fs.InputError, match=r"masks= got str, .*masks_from\('folder'\)"):
+        fs.sparsify(model, adamw(model.parameters()), "static", masks="folder", steps=9)

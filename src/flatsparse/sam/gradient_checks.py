@@ -63,7 +63,7 @@ class GradientChecks:
         if perturbed and self.perturbation.was_applied:
             self._interrupted = (
                 f"{cause} came between a forward at w + e and its backward, whose gradient then belongs to no point: take"
-                " the backward first, or evaluate under torch.no_grad()"
+                " the backward first, or evaluate under torch.no_grad(); call model.train() if that forward was to train"
             )
             self._watch = self._watch or ArrivalWatch(perturbed, self)
 

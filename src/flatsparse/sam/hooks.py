@@ -229,6 +229,11 @@ class _Follower:
                     " after parameters were replaced, or take gradients inside optimizer.perturbed()",
                 )
         elif torch.is_grad_enabled():
+            if module is self._model():
+                optimizer.skip(
+                    ": the model is in evaluation mode, as from_pretrained leaves it, where nothing is perturbed: call model.train()"
+                    " before it is trained"
+                )
             optimizer.restore("an evaluation with gradients on")
         else:
             pause.enter_context(optimizer.restored())

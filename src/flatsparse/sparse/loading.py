@@ -73,8 +73,13 @@ class Loading:
         return handles
 
     @torch.no_grad()
-    def start(self, initial: Mapping[str, Tensor]) -> None:
-        """Set the first masks, or those that the optimizer has loaded already."""
+    def start(self, initial: Mapping[str, Tensor], *, given: bool) -> None:
+        """Set the first masks, or those that the optimizer has loaded already.
+
+        Args:
+            initial: by name.
+            given: they are the user's; those that a method has chosen may not be those that a model was pruned by.
+        """
         state = self._state
         for w in state.masks:
             if w.name in initial:
@@ -82,6 +87,8 @@ class Loading:
         loaded = masks_left_in(self._base, state.masks)
         state.channels.update_vectors()
         self._zeroed.keep(state.masked, may_be_dense=True)
+        if not given and state.frozen is None:
+            self._zeroed.note_woken(state.masks)
         self._zeroed.keep_state(state.masked, self._base)
         state.update({}, self._base)
         if loaded:
