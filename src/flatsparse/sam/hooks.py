@@ -231,8 +231,8 @@ class _Follower:
         elif torch.is_grad_enabled():
             if module is self._model():
                 optimizer.skip(
-                    ": the model is in evaluation mode, as from_pretrained leaves it, where nothing is perturbed: call model.train()"
-                    " before it is trained"
+                    ": the model is in evaluation mode, as from_pretrained leaves it, where nothing is perturbed: call"
+                    " model.train() before it is trained"
                 )
             optimizer.restore("an evaluation with gradients on")
         else:

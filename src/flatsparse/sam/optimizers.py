@@ -138,7 +138,9 @@ class S2SAM(SharpnessAware):
         with torch.enable_grad(), self.perturbed():
             loss = closure()
         (gradient, version), (same, then) = before, self._last_gradient()
-        if gradient is not None and gradient is same and version == then:  # the closure is empty: gradients came before it
+        if (
+            gradient is not None and gradient is same and version == then
+        ):  # the closure is empty: gradients came before it
             self.perturbation.was_applied = was_applied
         return loss
 

@@ -222,9 +222,10 @@ class Loading:
         if outside := count_outside(self._state.masks):
             self._saw_outside = True
             warnings.warn(
-                f"{outside} weights that are saved lie outside the masks, because something has written to them through .data,"
-                " such as a moving average that was copied into the model: call training.zero_outside(average) after each of"
-                " its updates, or training.zero_outside(model) before the save",
+                f"{outside} weights that are saved lie outside the masks: another optimizer than the sparse one has stepped, or"
+                " something has written to them through .data, such as a moving average that was copied into the model; give"
+                " the loop this optimizer, and call training.zero_outside(average) after each update of an average, or"
+                " training.zero_outside(model) before the save",
                 stacklevel=4,
             )
 

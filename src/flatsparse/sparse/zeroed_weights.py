@@ -24,7 +24,9 @@ class ZeroedWeights:
         self._kept: dict[str, Tensor] = {}
         self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
-        self._woken: dict[str, int] = {}  # how many zeros, of a net that looks pruned, are inside masks that were chosen anew
+        self._woken: dict[
+            str, int
+        ] = {}  # how many zeros, of a net that looks pruned, are inside masks that were chosen anew
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
         """Copy weights, which are about to be zeroed; a copy of a weight that nothing has written to since then stays.
@@ -76,8 +78,8 @@ class ZeroedWeights:
         self.warn_of_lost(AT_THE_STEP + 1)
         if woken := sum(self._woken.values()):
             warnings.warn(
-                f"{woken} weights that were zero when the model was made sparse are inside its masks, and are trained: if the model"
-                " was pruned, give sparsify masks=flatsparse.masks_from(model), in the place of a sparsity",
+                f"{woken} weights that were zero when the model was made sparse are inside its masks, and are trained: if"
+                " the model was pruned, give sparsify masks=flatsparse.masks_from(model), in the place of a sparsity",
                 stacklevel=AT_THE_STEP,
             )
         self._kept, self._state, self._woken = {}, {}, {}
