@@ -148,7 +148,8 @@ def check_pruned(names):
     assert not any(weights[name][~mask].any() for name, mask in training.masks.items())
     assert names["training"].sparsity == pytest.approx(0.8, abs=1e-2)
     assert names["training"].steps_taken == 20
-    before, after = fs.masks_from("pruned-bert"), fs.masks_from("sparse-bert")
+    read = type(names["model"]).from_pretrained  # a file does not say which row of an embedding is padding
+    before, after = (fs.masks_from(read(folder)) for folder in ("pruned-bert", "sparse-bert"))
     assert before.keys() == after.keys() == names["training"].masks.keys()
     assert not any((after[name] & ~mask).any() for name, mask in before.items())
     assert not same(names["small"].state_dict(), names["model"].state_dict())
