@@ -75,8 +75,9 @@ class ZeroedWeights:
 
     def forget(self) -> None:
         """Forget everything before a step, with a warning if weights were lost."""
+        woken = 0 if any(self._lost.values()) else sum(self._woken.values())  # one warning names the cure of both
         self.warn_of_lost(AT_THE_STEP + 1)
-        if woken := sum(self._woken.values()):
+        if woken:
             warnings.warn(
                 f"{woken} weights that were zero when the model was made sparse are inside its masks, and are trained: if"
                 " the model was pruned, give sparsify masks=flatsparse.masks_from(model), in the place of a sparsity",
