@@ -86,7 +86,7 @@ def texts(choice: Choice, model: nn.Module, tokenizer: Any) -> tuple[Tensor, Ten
 
 def table(found: Mapping[str, Any]) -> str:
     """Return the perplexities as text: means over seeds with 95 % intervals, and paired differences to 'none'."""
-    lines = [f"{'pruned by':<11} {'fine-tuned':<12} {'perplexity':<26} {'against none':<26} zeros lost"]
+    lines = [f"{'pruned by':<11} {'fine-tuned':<12} {'perplexity':<26} {'difference to AdamW':<26} zeros lost"]
     lines.append(f"{'not pruned':<11} {'not':<12} {found['dense']:.2f}")
     for score, pruned in found["pruned"].items():
         lines.append(f"{score:<11} {'not':<12} {pruned:.2f}")

@@ -155,7 +155,8 @@ def _forward(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def prune(model: nn.Module, chosen: Pruning, calibration: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Prune a model in place, and return its masks."""
+    """Prune a model in place, and return its masks. Raises InputError for one that is sparser already."""
+    zeros = {name: int((p == 0).sum()) for name, p in model.named_parameters()}
     if chosen.score == "wanda":
         method = Wanda(calibration, model_loss=_forward, pattern=chosen.pattern)
     else:
@@ -165,6 +166,12 @@ def prune(model: nn.Module, chosen: Pruning, calibration: Sequence[Tensor]) -> d
     training = fs.sparsify(model, optimizer, method, sparsity=chosen.sparsity, steps=1, exclude=exclude)
     masks = {name: mask.clone() for name, mask in training.masks.items()}
     training.detach()
+    for name, mask in masks.items():
+        if zeros.get(name, 0) > int((~mask).sum()):
+            raise fs.InputError(
+                f"'{name}' has {zeros[name] / mask.numel():.0%} zeros already, and --sparsity {chosen.sparsity:g} would"
+                " train some of them: give a larger one"
+            )
     return masks
 
 

@@ -116,8 +116,14 @@ def test_a_pattern_a_part_of_the_arms_and_the_last_tenth(here, example, capsys):
             assert (groups == 2).all()
     printed = capsys.readouterr()
     assert "8 matrices" in printed.out
-    assert "against none" in printed.out
+    assert "difference to AdamW" in printed.out
     assert len(printed.err.splitlines()) <= 1
+    with pytest.raises(SystemExit) as status:
+        example["language_model"].main(
+            ["--model", "saved/wanda-s2sam-0.2-0", "--text", "train.txt", "--sparsity", "0.2"]
+        )
+    assert status.value.code == 2
+    assert "has 50% zeros already, and --sparsity 0.2 would train some" in capsys.readouterr().err
 
 
 def test_the_table_has_means_and_paired_differences_to_none(example):

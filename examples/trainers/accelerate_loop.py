@@ -16,7 +16,7 @@ prune.remove(model[0], "weight")
 
 base = torch.optim.AdamW(model.parameters(), lr=1e-2)
 optimizer = fs.S2SAM(base, rho=0.05)
-training = fs.sparsify(model, optimizer, "static", masks=fs.masks_from(model), steps=len(loader))
+training = fs.sparsify(model, optimizer, "static", masks=fs.masks_from(model), steps=len(loader) // 2)
 accelerator = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=2)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 for inputs, targets in loader:

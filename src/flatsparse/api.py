@@ -86,6 +86,10 @@ def sparsify(
         raise unknown("outside=", outside, (ZERO, FROZEN))
     _check_objects(model, optimizer)
     chosen = as_method(method, options)
+    if not isinstance(masks, Mapping | None):
+        raise InputError(
+            f"masks= got {type(masks).__name__}, wanted bool tensors by name: give masks=flatsparse.masks_from({masks!r:.80})"
+        )
     given = {} if masks is None else fitting(masks, model)
     if given:
         if sparsity is not None or include or exclude or layers != "all":
@@ -115,7 +119,7 @@ def sparsify(
         state.grown = GrownWeights(innermost(optimizer))
     if plan.momentum is not None:
         state.masks.keep_momentum()
-    return SparseTraining(model, state, optimizer, plan, name_of(chosen), initial)
+    return SparseTraining(model, state, optimizer, plan, name_of(chosen), initial, masks_given=bool(given))
 
 
 def rounds(training: SparseTraining) -> Iterator[int]:

@@ -215,7 +215,13 @@ def test_without_the_extra_it_says_so(run, capsys, monkeypatch):
     assert "flatsparse[onnx]" in fails(capsys, "export", str(run), "--format", "onnx")
 
 
-def test_the_ratio_of_times_is_that_of_the_work():
-    found = export._time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01), "cpu")
-    assert found["ratio"] == pytest.approx(2, rel=0.2)
+def test_the_ratio_of_times_is_that_of_the_work(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def work(seconds):
+        now[0] += seconds
+
+    found = export._time_ratio(lambda: work(0.02), lambda: work(0.01), "cpu")
+    assert found["ratio"] == pytest.approx(2)
     assert 3 <= found["rounds"] <= export.ROUNDS

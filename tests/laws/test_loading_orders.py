@@ -171,6 +171,30 @@ def test_what_is_loaded_twice_is_what_was_loaded_last(optimizer):
     assert same(again.states(), late)
 
 
+@methods
+@optimizers
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_is_loaded_in_parts_is_whole_when_its_masks_are_there(method, optimizer):
+    """As the shards of a large checkpoint are, each by a call that leaves the other layers as they are."""
+    run = started(optimizer, method)
+    file = run.states()
+    again = resumed(optimizer, method, ("sparsify",), file)
+    for name, value in file["model"].items():
+        again.model.load_state_dict({name: value}, strict=False)
+    again.optimizer.load_state_dict(file["optimizer"])
+    assert same(again.states(), file)
+    assert same(again.train(STEPS, STOP).states(), run.train(STEPS, STOP).states())
+
+
+def test_weights_that_are_lost_in_one_of_several_parts_are_told_of():
+    run = started("sgd", "static")
+    again = resumed("sgd", "static", ("sparsify",), {})
+    for name, value in run.states()["model"].items():
+        again.model.load_state_dict({name: value}, strict=False)
+    with pytest.warns(UserWarning, match="lie outside the masks and were set to 0"):
+        again.train(1)
+
+
 # -- the weights of another step of the run, without their masks, as trainers load their best --------------------------------
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import importlib.util
 import io
 import os
 import pkgutil
@@ -105,12 +106,15 @@ def main() -> None:
     """Import everything, run each command, and show the names of all modules that were imported."""
     assert all((filelock, rich.console, tyro, torch))  # they know Windows themselves
     importlib.import_module("torch._dynamo")
+    has_peft = importlib.util.find_spec("peft") is not None
+    if has_peft:
+        importlib.import_module("peft")  # whose own packages know Windows, too
     before = set(sys.modules)
     install()
     import flatsparse
 
     for module in pkgutil.walk_packages(flatsparse.__path__, "flatsparse."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and (has_peft or module.name != "flatsparse.sparse.masked_lora"):
             importlib.import_module(module.name)
     from flatsparse.cli import main as command
 

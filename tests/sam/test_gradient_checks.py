@@ -145,6 +145,10 @@ def half_in_perturbed(model, optimizer, step):
         loss_at(model, step + 1).backward()
 
 
+def in_evaluation_mode(model, optimizer, step):
+    loss_at(model.eval(), step).backward()  # as from_pretrained leaves a model
+
+
 def write_between(model, optimizer, step):
     loss_at(model, step).backward()
     with torch.no_grad():
@@ -158,6 +162,7 @@ def write_between(model, optimizer, step):
         (per_sample, "torch.func"),
         (reentrant, "use_reentrant=False"),
         (evaluation_between, "an evaluation with gradients on came between"),
+        (in_evaluation_mode, r"call model.train\(\) before it is trained"),
         (eval_between, r"optimizer.eval\(\) came between"),
         (load_of_a_part_between, "load_state_dict came between"),
         (backward_outside, r"inside optimizer.perturbed\(\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
 from typing import Any
@@ -90,6 +91,39 @@ def test_the_hooks_of_parts_go_after_a_step_and_stay_where_steps_have_several_fo
     train(model, optimizer, range(2), parts=2)
     train(model, optimizer, range(10), parts=2)
     assert hooks(model) == before + 1  # on its net, and on no layer: those would cost more
+
+
+def every_hook(model: nn.Module) -> int:
+    """The number of hooks on a model's modules and parameters."""
+    on_modules = sum(len(hooks) for m in model.modules() for name, hooks in vars(m).items() if name.endswith("_hooks"))
+    return on_modules + sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_no_hook_outlives_its_optimizer(steps):
+    """An optimizer may end between a load, or a step, and the step that would take hooks away."""
+    model = Holder()
+    before = every_hook(model)
+    first = s2sam(model)
+    train(model, first, range(2))
+    file = saved(first.state_dict())
+    for parts in (1, 2):
+        optimizer = s2sam(model)
+        optimizer.load_state_dict(file)
+        train(model, optimizer, range(steps), parts)
+        assert every_hook(model) > before
+    del first, optimizer
+    gc.collect()
+    assert every_hook(model) == before
+
+
+def test_a_model_that_is_no_longer_followed_has_no_hook_on_its_modules():
+    model = Holder()
+    before = hooks(model)
+    optimizer = s2sam(model)
+    train(model, optimizer, range(3), parts=2)
+    optimizer.unfollow()
+    assert hooks(model) == before
 
 
 def test_a_model_that_is_called_with_several_parts_once_each_has_no_hooks_more():

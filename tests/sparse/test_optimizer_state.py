@@ -113,6 +113,21 @@ def test_the_youth_of_weights_resumes():
         assert same(model.weight.detach(), way[step - UPDATE])
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamax"])
+def test_after_the_state_is_cleared_all_weights_are_of_one_age(kind):
+    _, _, training, optimizer = trained(KINDS[kind], steps=UPDATE + 3)
+    (p,) = optimizer.param_groups[0]["params"]
+    alone = nn.Parameter(p.detach().clone())
+    new = KINDS[kind]([alone])
+    optimizer.state.clear()
+    for step in range(3):
+        p.grad = gradient(step, p.shape)
+        alone.grad = p.grad * training.masks["weight"]
+        optimizer.step()
+        new.step()
+    assert same(p.detach(), alone.detach())
+
+
 def test_a_weight_that_is_old_enough_is_let_go():
     _, _, training, _ = trained(lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.5, 0.6)))
     assert not len(training.state_dict()["grown"]["weight"]["places"])

@@ -1,5 +1,6 @@
 """What `sparsify` offers and refuses, and weights and state that come from elsewhere."""
 
+import gc
 import math
 import warnings
 
@@ -272,6 +273,14 @@ def test_masks_loaded_after_their_weights_find_them_whole():
     assert same(weights, other.state_dict())
 
 
+def test_weights_that_are_loaded_as_other_parameters_are_told_of():
+    model = tiny_net()
+    rigl(model, sgd(model.parameters()))
+    with pytest.warns(UserWarning, match=r"assign=True.* '0.weight', which has no mask") as told:
+        model.load_state_dict(tiny_net(seed=1).state_dict(), assign=True)
+    assert [one.filename for one in told] == [__file__]
+
+
 def test_an_evaluation_of_dense_weights_that_were_zeroed_warns_once():
     model = tiny_net()
     optimizer = adamw(model.parameters())
@@ -332,6 +341,30 @@ def test_what_is_no_copy_of_the_model_is_not_zeroed():
         frozen.zero_outside(other)
 
 
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_training_that_is_gone_leaves_no_hook_on_the_model(detached):
+    model = tiny_net()
+
+    def hooks():
+        followers = model.__dict__.get("_flatsparse_followers", [])
+        every = (vars(module).items() for module in model.modules())
+        return sum(len(found) for own in every for name, found in own if name.endswith("_hooks")) + len(followers)
+
+    def train():
+        optimizer = fs.S2SAM(sgd(model.parameters()))
+        training = fs.sparsify(model, optimizer, "static", sparsity=0.8, steps=20)
+        take_step(model, optimizer, 1)
+        model.load_state_dict(tiny_net(seed=1).state_dict())
+        if detached:
+            training.detach()
+        assert hooks() > 1
+
+    for _ in range(3):
+        train()
+        gc.collect()
+        assert hooks() <= 1  # the last optimizer's follower, which holds nobody and goes with the next
+
+
 def test_a_second_training_on_one_optimizer_is_refused_until_the_first_lets_go():
     model = tiny_net()
     optimizer = sgd(model.parameters())
@@ -370,3 +403,44 @@ def test_a_state_of_another_method_or_of_something_else_is_refused():
         training.load_state_dict({**training.state_dict(), "method": "set"})
     with pytest.raises(fs.InputError, match="masks"):
         training.load_state_dict({})
+
+
+def test_a_pruned_model_that_is_made_sparse_without_its_masks_is_warned_of():
+    model = tiny_net()
+    with torch.no_grad():
+        model[0].weight[::2] = 0
+    masks = fs.masks_from(model)
+    optimizer = adamw(model.parameters())
+    training = fs.sparsify(model, optimizer, "static", sparsity=0.5, steps=9)
+    woken = int((training.masks["0.weight"] & ~masks["0.weight"]).sum())
+    with pytest.warns(UserWarning, match=rf"^{woken} weights that were zero .* masks=flatsparse.masks_from"):
+        take_step(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take_step(model, optimizer, 2)
+
+
+def test_a_pruned_model_with_its_masks_is_not_warned_of_nor_is_a_resumed_one():
+    model = tiny_net()
+    optimizer = adamw(model.parameters())
+    rigl(model, optimizer)
+    train_on_images(model, optimizer, 2)
+    states = copied(model.state_dict()), optimizer.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for masks in (None, fs.masks_from(model)):
+            other = tiny_net()
+            other.load_state_dict(states[0])
+            optimizer = adamw(other.parameters())
+            if masks is None:  # they come with the optimizer's state
+                rigl(other, optimizer)
+                optimizer.load_state_dict(states[1])
+            else:
+                fs.sparsify(other, optimizer, "static", masks=masks, steps=9)
+            take_step(other, optimizer, 3)
+
+
+def test_masks_that_are_no_mapping_are_refused_with_the_cure():
+    model = tiny_net()
+    with pytest.raises(fs.InputError, match=r"masks= got str, .*masks_from\('folder'\)"):
+        fs.sparsify(model, adamw(model.parameters()), "static", masks="folder", steps=9)

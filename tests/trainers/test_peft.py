@@ -138,9 +138,10 @@ class TestOneLayer:
         assert not torch.allclose(output, expected)
         assert model.merge_and_unload()(x).equal(output)
 
-    def test_a_bias_of_the_adapter_is_merged_too(self):
-        layer, mask = nn.Linear(6, 5), torch.rand(5, 6) < 0.5
-        model, x = around(layer, mask, r=2, lora_bias=True), torch.randn(7, 6)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_a_bias_of_the_adapter_is_merged_too(self, dtype):
+        layer, mask = nn.Linear(6, 5, dtype=dtype), torch.rand(5, 6) < 0.5
+        model, x = around(layer, mask, r=2, lora_bias=True), torch.randn(7, 6, dtype=dtype)
         nn.init.normal_(model.base_model.model[0].lora_B["default"].bias)
         before, output = layer.bias.detach().clone(), model(x)
         assert model.merge_and_unload()(x).equal(output)
@@ -429,6 +430,8 @@ def refused_layer(kind):
     model = get_peft_model(net, config)
     if kind == "merged":
         model.merge_adapter()
+    if kind == "tied":  # as the head of a language model is to its embedding
+        net["other"].weight = layer.weight
     if kind == "quantized":
         model.base_model.model["layer"].base_layer = Quantized()
     if kind == "meta":
@@ -443,6 +446,7 @@ REFUSED = {
     "attention": "MultiheadAttention.*only LoRA of linear",
     "grouped": "convolution with groups",
     "held": r"prune\.remove",
+    "tied": "another layer, which merging would change",
     "quantized": "Quantized.*unquantized",
     "meta": "zeros cannot be read",
     "no bias": "lora_bias=True",
@@ -461,6 +465,18 @@ def test_what_would_not_be_exact_is_refused_by_name(kind):
     assert "\n" not in str(caught.value)
     assert "layer" in str(caught.value)
     assert [type(module) for module in model.modules()] == kinds
+
+
+def test_a_block_that_is_called_several_times_is_tied_to_no_other():
+    block = nn.Sequential(nn.Linear(4, 4))
+    with torch.no_grad():
+        block[0].weight[0] = 0
+    model = get_peft_model(nn.Sequential(block, block), LoraConfig(r=2, target_modules="all-linear"))
+    nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name))
+    fs.mask_adapters(model)
+    x = torch.randn(3, 4)
+    output = model(x)
+    assert model.merge_and_unload()(x).equal(output)
 
 
 class TestRefused:

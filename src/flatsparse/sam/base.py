@@ -154,6 +154,7 @@ class SharpnessAware(Wrapper):
         The true weights are restored. ``follow`` attaches anew.
         """
         self.perturbation.restore()
+        self.checks.forget_parts()
         hooks.unfollow(model, self)
 
     @contextmanager

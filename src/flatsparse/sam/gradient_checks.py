@@ -63,7 +63,7 @@ class GradientChecks:
         if perturbed and self.perturbation.was_applied:
             self._interrupted = (
                 f"{cause} came between a forward at w + e and its backward, whose gradient then belongs to no point: take"
-                " the backward first, or evaluate under torch.no_grad()"
+                " the backward first, or evaluate under torch.no_grad(); call model.train() if that forward was to train"
             )
             self._watch = self._watch or ArrivalWatch(perturbed, self)
 
@@ -98,6 +98,12 @@ class GradientChecks:
         self._called.clear()
         self.perturbation.was_applied = False
 
+    def forget_parts(self) -> None:
+        """Take the hooks off all modules, until a step shows anew that it has several forwards."""
+        self._parts.remove()
+        self._lasting_parts.remove()
+        self._accumulates = False
+
     def warn_of_arrival(self) -> None:
         """Warn of a gradient that was not taken at w + e."""
         partly = (
@@ -113,7 +119,8 @@ class ArrivalWatch:
     def __init__(self, parameters: Iterable[nn.Parameter], checks: GradientChecks) -> None:
         self._checks = weakref.ref(checks)
         self.early = False  # whether a gradient came before any weights were perturbed
-        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters if p.requires_grad]
+        handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters if p.requires_grad]
+        self.remove = weakref.finalize(checks, _remove, handles)  # at the latest with the optimizer
 
     def _arrived(self, p: Tensor) -> None:
         checks = self._checks()
@@ -123,10 +130,6 @@ class ArrivalWatch:
             checks.warn_of_arrival()
         else:
             self.early = True
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class PartHooks:
@@ -142,6 +145,7 @@ class PartHooks:
     def __init__(self, chosen: Callable[[nn.Module], Iterable[nn.Module]]) -> None:
         self._chosen = chosen
         self._handles: list[Any] = []
+        weakref.finalize(self, _remove, self._handles)  # the model may outlive the optimizer
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,9 +161,7 @@ class PartHooks:
 
     def remove(self) -> None:
         """Take all away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)
         self._models.clear()
 
 
@@ -197,6 +199,12 @@ class _ModuleHook:
             return
         if module.training != optimizer.is_perturbed:  # it trains at w, or evaluates at w + e
             hooks.enter(model, module, args, optimizer)
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def _reference(thing: Any) -> Callable[[], Any]:

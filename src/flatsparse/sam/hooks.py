@@ -150,7 +150,8 @@ class _Follower:
             # torch marks this hook by setting an attribute, which a bound method does not take.
             self._keep(whole.register_state_dict_post_hook(partial(self.after_state_dict)))
         self.attach_to(model)
-        model.__dict__.setdefault("_flatsparse_followers", []).append(self)
+        others = [other for other in _followers(model) if other._optimizer() is not None]
+        model.__dict__["_flatsparse_followers"] = [*others, self]
         optimizer.followed.add(model)
         _followed_classes.add(type(getattr(model, "_orig_mod", model)))
 
@@ -228,6 +229,11 @@ class _Follower:
                     " after parameters were replaced, or take gradients inside optimizer.perturbed()",
                 )
         elif torch.is_grad_enabled():
+            if module is self._model():
+                optimizer.skip(
+                    ": the model is in evaluation mode, as from_pretrained leaves it, where nothing is perturbed: call"
+                    " model.train() before it is trained"
+                )
             optimizer.restore("an evaluation with gradients on")
         else:
             pause.enter_context(optimizer.restored())

@@ -66,6 +66,15 @@ def is_pruned(base: nn.Module) -> bool:
     return False
 
 
+def tie(model: nn.Module, layer: Any) -> str:
+    """Return why the weight of a layer with adapters is not its own, and what to do; or nothing."""
+    weight = layer.get_base_layer()._parameters.get("weight")
+    holders = sum(weight is p for module in model.modules() for p in module._parameters.values() if p is not None)
+    if holders < 2:
+        return ""
+    return "its weight is tied to that of another layer, which merging would change too: leave it out of target_modules"
+
+
 def has_computed_weight(base: nn.Module) -> bool:
     """True for a weight that ``torch.nn.utils.prune`` or a parametrization makes of others."""
     return isinstance(getattr(base, "weight", None), Tensor) and "weight" not in base._parameters

@@ -17,6 +17,7 @@ from flatsparse.sparse.adapter_layers import (
     base_name,
     is_pruned,
     readable,
+    tie,
     trained_in_full,
 )
 from flatsparse.sparse.import_masks import fitting
@@ -45,7 +46,7 @@ def mask_adapters(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -
 
     Returns: the masks in use, by the names that the base and the merged model have.
     Raises: InputError for what would not be exact, with its name: another kind of adapter, DoRA and other variants of LoRA,
-    quantized or sharded weights, adapters that are merged, and a base that is not zero outside a mask. The model is then
+    quantized, sharded or tied weights, adapters that are merged, and a base that is not zero outside a mask. The model is then
     unchanged.
 
     >>> from peft import LoraConfig, get_peft_model
@@ -69,7 +70,8 @@ def mask_adapters(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -
 
     chosen = _pruned(inner, layers) if masks is None else _given(masks, inner, layers)
     for name, mask in chosen.items():
-        if problem := masked_lora.obstacle(layers[name], mask):
+        problem = tie(inner, layers[name]) or masked_lora.obstacle(layers[name], mask)
+        if problem:
             raise InputError(f"the update of '{name}' cannot be masked: {problem}")
     for name, mask in chosen.items():
         masked_lora.mask_update(layers[name], mask)

@@ -86,6 +86,10 @@ class GrownWeights:
         """Remember where the young weights are."""
         if not self._young:
             return
+        weights = list(weights)
+        for w in weights:
+            if not self._optimizer.state.get(w.weight):  # cleared: its averages begin anew, for all weights
+                self._young.pop(w.name, None)
         self._before = {
             w.name: local_tensor(w.weight.detach()).reshape(-1)[w.places(young.indices)]
             for w in weights

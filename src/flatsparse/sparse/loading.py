@@ -7,6 +7,7 @@ trainers save that and know of nothing else.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from flatsparse.sparse.model_hooks import ModelHook
 from flatsparse.sparse.optimizer_state import begin_outside, beginning, groups_by_parameter
 from flatsparse.sparse.pattern import Pattern
 from flatsparse.sparse.state import TrainingState
-from flatsparse.sparse.zeroed_weights import AT_THE_CALL, AT_THE_STEP, ZeroedWeights
+from flatsparse.sparse.zeroed_weights import AT_THE_CALL, AT_THE_LOAD, AT_THE_STEP, ZeroedWeights
 
 MASK = "sparse_mask"  # the key of a mask in a parameter's saved optimizer state, which sharded checkpoints keep too
 TRAINING = "sparse_training"  # the key of all the rest in an optimizer's saved state
@@ -51,6 +52,7 @@ class Loading:
         self._moved = MovedMasks(pattern, self._base)
         self._evaluations: list[RemovableHandle] = []  # hooks on layers that lost weights when they were loaded
         self._saw_outside = False  # whether a save has warned of weights outside the masks
+        self._saw_replaced = False  # whether a load has warned of parameters that are others now
         self._unsettled = False  # weights or state may have been loaded that do not fit the masks
         self._masks_loaded, self._all_loaded = False, False
 
@@ -65,11 +67,19 @@ class Loading:
             own = {id(p) for p in module.parameters(recurse=False)}
             if weights := [w for w in self._state.masked if id(w.weight) in own]:
                 handles.append(module.register_load_state_dict_post_hook(ModelHook(self._after_model_load, weights)))
-        return [*handles, model.register_state_dict_post_hook(ModelHook(self._after_model_save))]
+        handles.append(model.register_state_dict_post_hook(ModelHook(self._after_model_save)))
+        for handle in handles:
+            weakref.finalize(self, handle.remove)  # or each training that is dropped would leave some on the model
+        return handles
 
     @torch.no_grad()
-    def start(self, initial: Mapping[str, Tensor]) -> None:
-        """Set the first masks, or those that the optimizer has loaded already."""
+    def start(self, initial: Mapping[str, Tensor], *, given: bool) -> None:
+        """Set the first masks, or those that the optimizer has loaded already.
+
+        Args:
+            initial: by name.
+            given: they are the user's; those that a method has chosen may not be those that a model was pruned by.
+        """
         state = self._state
         for w in state.masks:
             if w.name in initial:
@@ -77,6 +87,8 @@ class Loading:
         loaded = masks_left_in(self._base, state.masks)
         state.channels.update_vectors()
         self._zeroed.keep(state.masked, may_be_dense=True)
+        if not given and state.frozen is None:
+            self._zeroed.note_woken(state.masks)
         self._zeroed.keep_state(state.masked, self._base)
         state.update({}, self._base)
         if loaded:
@@ -166,6 +178,7 @@ class Loading:
     @torch.no_grad()
     def _after_model_load(self, weights: list[MaskedWeight], module: nn.Module, keys: Any) -> None:
         """Zero loaded weights outside the masks, but keep a copy: their own masks may be loaded next. Frozen ones stay."""
+        self._warn_of_replaced(weights, module)
         self._zeroed.keep(weights)
         if self._state.frozen is not None:
             self._state.frozen.end()
@@ -177,6 +190,18 @@ class Loading:
             w.apply()
         if self._zeroed.have_lost(weights):
             self._evaluations.append(module.register_forward_pre_hook(ModelHook(self._before_evaluation)))
+            weakref.finalize(self, self._evaluations[-1].remove)
+
+    def _warn_of_replaced(self, weights: list[MaskedWeight], module: nn.Module) -> None:
+        own = {id(p) for p in module.parameters(recurse=False)}
+        gone = [w.name for w in weights if id(w.weight) not in own]
+        if gone and not self._saw_replaced:
+            self._saw_replaced = True
+            warnings.warn(
+                f"load_state_dict(assign=True) has put another parameter in the place of '{gone[0]}', which has no mask and which"
+                " the optimizer does not train: load without assign, or make optimizer and training after the load",
+                stacklevel=AT_THE_LOAD,
+            )
 
     def _before_evaluation(self, module: nn.Module, args: Any) -> None:
         """Warn of lost weights before a layer is evaluated without them; in training the step warns."""
@@ -197,9 +222,10 @@ class Loading:
         if outside := count_outside(self._state.masks):
             self._saw_outside = True
             warnings.warn(
-                f"{outside} weights that are saved lie outside the masks, because something has written to them through .data,"
-                " such as a moving average that was copied into the model: call training.zero_outside(average) after each of"
-                " its updates, or training.zero_outside(model) before the save",
+                f"{outside} weights that are saved lie outside the masks: another optimizer than the sparse one has stepped, or"
+                " something has written to them through .data, such as a moving average that was copied into the model; give"
+                " the loop this optimizer, and call training.zero_outside(average) after each update of an average, or"
+                " training.zero_outside(model) before the save",
                 stacklevel=4,
             )
 

@@ -43,7 +43,8 @@ class MaskedUpdate(nn.Module, LoraLayer):
                 continue
             update = self.get_delta_weight(adapter)
             if self.lora_bias[adapter]:
-                parameters["bias"] = parameters["bias"] + self.lora_B[adapter].bias * self.scaling[adapter]
+                bias = parameters["bias"] + self.lora_B[adapter].bias * self.scaling[adapter]
+                parameters["bias"] = bias.to(base.bias.dtype)
             dropout = self.lora_dropout[adapter]
             if self.training and isinstance(dropout, nn.Dropout):  # of the update's inputs only, as PEFT has it
                 dropped.append((update.to(base.weight.dtype), dropout(x)))

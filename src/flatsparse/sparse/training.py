@@ -41,6 +41,8 @@ class SparseTraining:
         plan: Plan,
         method: str,
         initial: Mapping[str, Tensor],
+        *,
+        masks_given: bool,
     ) -> None:
         self.method = method
         self.plan = plan
@@ -55,7 +57,7 @@ class SparseTraining:
         state.share_masks(optimizer)
         state.packing, self._group = Packing(optimizer), process_group(model)
         self._handles = [*self._step.attach(), *self._loading.attach(model)]
-        self._loading.start(initial)
+        self._loading.start(initial, given=masks_given)
         keep_rewind_point(state, plan.rounds, model)
         self._masks_all = all(getattr(wrapper, "mask_perturbation", True) for wrapper in mask_aware(optimizer))
 

@@ -12,7 +12,9 @@ from flatsparse.common.distributed import full_tensor
 from flatsparse.sparse.masked_weight import MaskedWeight
 
 AT_THE_STEP = 11  # frames up from a warning here to the line that calls the optimizer's step
+PRUNED = 0.1  # from this share of zeros on a weight looks pruned
 AT_THE_CALL = 6  # … to the line that calls a layer
+AT_THE_LOAD = 8  # … to the line that loads a Sequential, and near it for other nestings
 
 
 class ZeroedWeights:
@@ -22,21 +24,33 @@ class ZeroedWeights:
         self._kept: dict[str, Tensor] = {}
         self._state: dict[str, dict[str, Tensor]] = {}  # of the optimizer, by layer and key
         self._lost: dict[str, int] = {}  # how many weights, of a net that looks sparse by other masks
+        self._woken: dict[
+            str, int
+        ] = {}  # how many zeros, of a net that looks pruned, are inside masks that were chosen anew
 
     def keep(self, weights: Iterable[MaskedWeight], *, may_be_dense: bool = False) -> None:
-        """Copy weights, which are about to be zeroed.
+        """Copy weights, which are about to be zeroed; a copy of a weight that nothing has written to since then stays.
 
         Args:
             may_be_dense: a weight with fewer zeros than its mask is no sign of a loss, as when a dense net is made sparse.
         """
         for w in weights:
-            if w.keeps_outside:
+            if w.keeps_outside or (w.name in self._kept and w.is_as_recorded):  # loads in parts call every layer's hook
                 continue
             self._kept[w.name] = w.weight.detach().clone()
             nonzero = w.weight.detach().ne(0)
             looks_sparse = w.size - int(full_tensor(nonzero.sum())) >= w.size - w.active
             lost = int(full_tensor((nonzero & ~w.mask).sum())) if looks_sparse or not may_be_dense else 0
             self._lost[w.name] = lost
+            self._woken.pop(w.name, None)
+
+    def note_woken(self, weights: Iterable[MaskedWeight]) -> None:
+        """Count the zeros inside new masks of weights that look pruned. A weight of zeros alone was made so."""
+        for w in weights:
+            zero = w.weight.detach().eq(0)
+            count = int(full_tensor(zero.sum()))
+            if PRUNED * w.size <= count < w.size:
+                self._woken[w.name] = int(full_tensor((zero & w.mask).sum()))
 
     def spare(self, w: MaskedWeight) -> None:
         """Take note that a weight loses nothing, because its mask has moved."""
@@ -57,11 +71,19 @@ class ZeroedWeights:
             w.weight.copy_(self._kept[w.name])
         restore_state(w, optimizer, self._state.get(w.name, {}))
         self._lost.pop(w.name, None)
+        self._woken.pop(w.name, None)
 
     def forget(self) -> None:
         """Forget everything before a step, with a warning if weights were lost."""
+        woken = 0 if any(self._lost.values()) else sum(self._woken.values())  # one warning names the cure of both
         self.warn_of_lost(AT_THE_STEP + 1)
-        self._kept, self._state = {}, {}
+        if woken:
+            warnings.warn(
+                f"{woken} weights that were zero when the model was made sparse are inside its masks, and are trained: if"
+                " the model was pruned, give sparsify masks=flatsparse.masks_from(model), in the place of a sparsity",
+                stacklevel=AT_THE_STEP,
+            )
+        self._kept, self._state, self._woken = {}, {}, {}
 
     def have_lost(self, weights: Iterable[MaskedWeight]) -> bool:
         """Return whether any of these weights has been zeroed where it was not zero."""

@@ -59,7 +59,17 @@ def test_a_run_that_is_resumed_is_the_same_one(tmp_path):
     assert (first.steps, second.steps) == (STEPS[:2], STEPS[2:])
     assert (second.run.step, new.run.step) == (STEPS[1], 0)
     assert new.steps == STEPS  # it did not know the epochs before
-    assert read_json(tmp_path / RECORD) == {"identifier": new.run.identifier, "complete": ["Other", "Remembered"]}
+    recorded = {"identifier": new.run.identifier, "complete": ["Other", "Remembered"], "step": STEPS[-1]}
+    assert read_json(tmp_path / RECORD) == recorded
+
+
+def test_epochs_that_were_trained_without_any_tracker_are_logged_when_it_is_back(tmp_path):
+    first, second = Remembered(), Remembered()
+    for trackers, epoch in (([first], 1), ([], 2)):
+        with pytest.raises(Killed):
+            train(tmp_path, *trackers, watcher=KillAfter(epoch), resume=True)
+    train(tmp_path, second, resume=True)
+    assert (first.steps, second.run.step, second.steps) == (STEPS[:1], STEPS[0], STEPS[1:])
 
 
 @pytest.mark.parametrize("lost", ["by a kill", "by a tracker that failed", "by a part without it"])

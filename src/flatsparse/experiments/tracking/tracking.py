@@ -21,7 +21,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 TRACKERS: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB}
 INSTALL = {"tensorboard": "'flatsparse[track]'"}  # others are installed by their names
 RECORD = "tracking.json"
-FORM = {"identifier": str, "complete": [str]}
+FORM = {"identifier": str, "complete": [str], "step": int}
 
 
 class Tracking:
@@ -42,6 +42,7 @@ class Tracking:
         self.trackers, self.group = list(trackers), group
         self.folder: Path | None = None  # of the run that is tracked
         self.identifier = ""
+        self.step = 0  # of its last epoch; without trackers it may go on later
 
     @classmethod
     def named(cls, names: Iterable[str], group: str | None = None) -> Tracking:
@@ -58,10 +59,11 @@ class Tracking:
         """
         if not self.trackers:
             return
-        self.folder, (self.identifier, complete) = folder, _recorded(folder)
+        self.folder, (self.identifier, complete, until) = folder, _recorded(folder)
+        self.step = records[-1]["step"] if records else 0
         self._record([])  # while it goes on: a process that is killed leaves it so
         for tracker in list(self.trackers):
-            behind = records if _name(tracker) in complete else []
+            behind = [record for record in records if _name(tracker) in complete and record["step"] <= until]
             step = behind[-1]["step"] if behind else 0
             self._do(tracker, "start", TrackedRun(self.identifier, folder, self.group, settings, step))
             for record in records[len(behind) :]:
@@ -69,6 +71,7 @@ class Tracking:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Log an epoch: a line of ``metrics.jsonl``."""
+        self.step = record["step"]
         for tracker in list(self.trackers):
             self._do(tracker, "log", _values(record), record["step"])
 
@@ -82,10 +85,11 @@ class Tracking:
         self.trackers = []
 
     def _record(self, complete: Sequence[str]) -> None:
-        """Write down which trackers have all of the run so far."""
+        """Write down which trackers have all of the run so far, and how far that is."""
         assert self.folder is not None
         try:
-            write_json(self.folder / RECORD, {"identifier": self.identifier, "complete": sorted(complete)})
+            record = {"identifier": self.identifier, "complete": sorted(complete), "step": self.step}
+            write_json(self.folder / RECORD, record)
         except InputError as problem:
             warnings.warn(f"{problem}; a resumed run may be tracked as another", stacklevel=3)
 
@@ -129,12 +133,12 @@ def _name(tracker: Tracker) -> str:
     return type(tracker).__name__
 
 
-def _recorded(folder: Path) -> tuple[str, list[str]]:
-    """Return the identifier of a run, and the trackers that have all of it so far; a new one where nothing is recorded."""
+def _recorded(folder: Path) -> tuple[str, list[str], int]:
+    """Return the identifier of a run, the trackers that have all of it up to a step, and that step; else a new identifier."""
     try:
         record = read_json(folder / RECORD, FORM)
-        return record["identifier"], record["complete"]
+        return record["identifier"], record["complete"], record["step"]
     except InputError as problem:
         if (folder / RECORD).is_file():
             warnings.warn(f"{problem}; the run is tracked as another", stacklevel=3)
-        return secrets.token_hex(8), []
+        return secrets.token_hex(8), [], 0
