@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!flatsparse\b).*"),
     # Ours that signatures name and that have no page.
     ("py:class", r"flatsparse\.(acceleration|common|experiments|models)\..*"),
-    ("py:class", r"flatsparse\.sparse\.(grown_weights\.GrownWeights|packing\.Packing|frozen\.FrozenOutside|pull\.Pull)"),
+    ("py:class", r"flatsparse\.sparse\.(grown_weights\.GrownWeights|packing\.Packing|frozen\.FrozenOutside)"),
 ]
 
 html_theme = "furo"

@@ -22,7 +22,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "Parts of a method",
         _modules(
             "sparse.plan sparse.rules sparse.scores sparse.saliency sparse.distributions sparse.redistribution sparse.threshold"
-            " sparse.pattern sparse.channel_rules sparse.channel_scores sparse.rounds"
+            " sparse.pattern sparse.channel_rules sparse.channel_scores sparse.rounds sparse.pull"
         ),
     ),
     "state": (
