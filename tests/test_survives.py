@@ -1,0 +1,95 @@
+"""The study of what survives: its choices and differences beside their plain forms, and its page beside its data."""
+
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+from flatsparse.experiments.stats import holm, p_value
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The script of the runs and that of the page."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import survives
+        import survives_page
+
+        yield survives, survives_page
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("survives", "survives_page"):
+            sys.modules.pop(name, None)
+
+
+def score(cell, name, split):
+    """Made-up accuracies: those of validation are best at ρ 0.5 after int4 and at ρ 0.2 otherwise."""
+    best = 0.5 if name == "int4" else 0.2
+    gain = 0.0 if cell.rho is None else (3.0 if cell.rho == best else 1.0)
+    shift = (7 * cell.seed + 3 * len(name)) % 5 / 10 + (cell.seed % 3) * (0.0 if cell.arm == "plain" else 0.1)
+    return 80 + gain + shift + (5 if split == "validation" else 0)
+
+
+@pytest.fixture(scope="module")
+def lines(study):
+    survives, _ = study
+    names = ("as trained", *survives.CHANGES, f"{survives.CHANGES[-1]} back")
+    return [
+        {
+            **vars(cell),
+            "test": {name: score(cell, name, "test") for name in names},
+            "validation": {name: score(cell, name, "validation") for name in names},
+        }
+        for cell in survives.cells()
+    ]
+
+
+def test_rho_is_chosen_on_other_seeds_by_validation_after_the_change(study, lines):
+    survives, page = study
+    own = page.by_setting(lines)[0.9, 0.2]
+    assert own.chosen("s2sam", "int4") == 0.5
+    assert own.chosen("s2sam", "as trained") == 0.2
+    assert own.chosen("plain", "int4") is None
+    assert set(survives.CHOICE).isdisjoint(survives.SEEDS)
+
+
+def test_differences_are_paired_by_seed_and_corrected_over_all_claims(study, lines):
+    survives, page = study
+    runs = page.by_setting(lines)
+    picked = {
+        (line["arm"], line["rho"], line["seed"]): line["test"]["int4"]
+        for line in lines
+        if (line["sparsity"], line["noise"]) == (0.95, 0.0)
+    }
+    plain = [picked["s2sam", 0.5, seed] - picked["plain", None, seed] for seed in survives.SEEDS]
+    assert runs[0.95, 0.0].gaps("s2sam", 0.5, "int4") == plain
+    p = page.claims(runs)
+    assert len(p) == 3 * 2 * 8
+    every = [
+        own.gaps("s2sam", own.chosen("s2sam", change), change) for own in runs.values() for change in survives.CHANGES
+    ]
+    assert list(p.values()) == holm([p_value(gaps) for gaps in every])
+
+
+def test_the_page_has_the_means_and_the_chosen_rho(study, lines):
+    survives, page = study
+    text = page.rendered(lines)
+    own = [line for line in lines if (line["sparsity"], line["noise"], line["arm"]) == (0.0, 0.0, "plain")]
+    mean = statistics.fmean(line["test"]["int4"] for line in own if line["seed"] in survives.SEEDS)
+    row = next(line for line in text.splitlines() if line.startswith("| int4 |"))
+    assert row.startswith(f"| int4 | {mean:.1f} | **+")
+    assert row.count("(0.2)") == 4  # the ρ of the accuracy comes first
+    assert text.count("(0.5)") == 6 * 4
+
+
+def test_the_page_is_made_of_the_data(study):
+    survives, page = study
+    found = survives.measured()
+    if len(found) < len(list(survives.cells())):
+        assert not page.PAGE.exists()
+        pytest.skip(f"{len(found)} of the plan's runs are measured so far")
+    assert page.PAGE.read_text(encoding="utf-8") == page.rendered(found)
