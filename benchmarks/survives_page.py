@@ -14,12 +14,14 @@ from typing import Any
 from survives import ARMS, CHANGES, CHOICE, DATA, NOISES, SEEDS, SPARSITIES, measured
 
 from flatsparse.common.files import write_atomic
+from flatsparse.experiments.equivalence import below
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 from flatsparse.experiments.labels import label
 from flatsparse.experiments.stats import holm, mean_interval, p_value
 
 ROOT = Path(__file__).parent.parent
 PAGE, TEMPLATE = ROOT / "docs" / "survives.md", Path(__file__).with_name("survives_page.md")
+MARGIN = 0.5  # points
 NAMES = {**{name: label(name) for name in ARMS}, "sam": "SAM, half the epochs", "late": "late SAM", "random": "noise"}
 
 Line = Mapping[str, Any]
@@ -100,10 +102,52 @@ def rendered(lines: Sequence[Line]) -> str:
         marks = {change: value for (setting, change), value in p.items() if setting == (sparsity, noise)}
         for of_change, text in ((False, "ρ of the accuracy:"), (True, "ρ of the change:")):
             tables += [text, setting_table(own, arms, of_change=of_change, p=marks if of_change else None)]
-    significant = sum(value < 0.05 for value in p.values())
     return TEMPLATE.read_text(encoding="utf-8").format(
-        tables="\n\n".join(tables), runs=len(lines), seeds=len(SEEDS), claims=len(p), significant=significant
+        tables="\n\n".join(tables), runs=len(lines), seeds=len(SEEDS), claims=len(p), **summary(runs, p)
     )
+
+
+def summary(runs: Mapping[Setting, Runs], p: Mapping[tuple[Setting, str], float]) -> dict[str, Any]:
+    """Return the numbers of the sentences above the tables."""
+    sure = {noise: [(s, c) for (s, c), value in p.items() if s[1] == noise and value < 0.05] for noise in NOISES}
+    right = [own for (_, noise), own in runs.items() if noise == NOISES[0]]
+
+    def ahead(arm: str) -> int:
+        """The claims in which an arm has the larger mean difference, each at its own ρ of the change."""
+        return sum(_gain(runs[s], arm, c) > _gain(runs[s], "s2sam", c) for s, c in p)
+
+    def lost(arm: str) -> str:
+        ends = [[own.test(arm, own.chosen(arm, AS_TRAINED), name) for name in (AS_TRAINED, "int4")] for own in right]
+        return ", ".join(f"{statistics.fmean(before) - statistics.fmean(after):.1f}" for before, after in ends)
+
+    unsure = [
+        runs[s].gaps("s2sam", runs[s].chosen("s2sam", c), c) for s, c in p if s[1] == NOISES[0] and p[s, c] >= 0.05
+    ]
+    forgotten = [
+        mean_interval(own.gaps("s2sam", own.chosen("s2sam", AS_TRAINED), CHANGES[-1])) for own in runs.values()
+    ]
+    return {
+        "significant": sum(map(len, sure.values())),
+        "each": len(p) // len(NOISES),
+        "sure_right": len(sure[NOISES[0]]),
+        "sure_wrong": len(sure[NOISES[1]]),
+        "unsure_right": len(unsure),
+        "no_gain": sum(below(gaps, MARGIN) < 0.05 for gaps in unsure),
+        "right": ", ".join(f"{c} ({f'RigL {s[0]:.0%}' if s[0] else 'dense'})" for s, c in sure[NOISES[0]]) or "none",
+        "lost_plain": lost("plain"),
+        "lost_s2sam": lost("s2sam"),
+        "sam_ahead": ahead("sam"),
+        "late_ahead": ahead("late"),
+        "random_ahead": ahead("random"),
+        "forget": sum(one.high < 0 for one in forgotten),
+        "remember": sum(one.low > 0 for one in forgotten),
+        "settings": len(runs),
+    }
+
+
+def _gain(own: Runs, arm: str, change: str) -> float:
+    """The mean difference of an arm to plain training after a change, at the ρ of the change."""
+    return statistics.fmean(own.gaps(arm, own.chosen(arm, change), change))
 
 
 def _difference(gaps: Sequence[float]) -> str:

@@ -82,6 +82,7 @@ def test_the_page_has_the_means_and_the_chosen_rho(study, lines):
     mean = statistics.fmean(line["test"]["int4"] for line in own if line["seed"] in survives.SEEDS)
     row = next(line for line in text.splitlines() if line.startswith("| int4 |"))
     assert row.startswith(f"| int4 | {mean:.1f} | **+")
+    assert "24 differences of S²-SAM are sure" in text.replace("\n", " ")
     assert row.count("(0.2)") == 4  # the ρ of the accuracy comes first
     assert text.count("(0.5)") == 6 * 4
 
