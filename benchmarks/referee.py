@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.json_files import read_json_lines, with_checksum
-from flatsparse.experiments.grid.workers import local_executor
-from flatsparse.experiments.progress import Progress
+from planned import lines_of, run_missing
+
 from flatsparse.experiments.run.build import build
 from flatsparse.experiments.run.checkpoint import Progress as RunProgress
 from flatsparse.experiments.run.config import RunConfig
@@ -24,7 +22,6 @@ from flatsparse.experiments.run.epoch import train_epoch
 from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.watcher import Silent
-from flatsparse.experiments.terminal import Console
 
 DATA = Path(__file__).parent.parent / "results" / "referee.jsonl"
 SEEDS, CHOICE = tuple(range(10)), (100, 101, 102)  # compared, and for the choices
@@ -128,27 +125,16 @@ def cells() -> Iterator[Cell]:
 
 def measured() -> list[dict[str, Any]]:
     """Return the lines so far."""
-    return read_json_lines(DATA) if DATA.exists() else []
+    return lines_of(DATA)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
-    names = [*Cell.__dataclass_fields__, "settings"]
-
-    def key(line: dict[str, Any]) -> str:
-        return json.dumps([line[name] for name in names], sort_keys=True)
-
-    done = {key(line) for line in measured()}
-    every = list(cells())
-    todo = [cell for cell in every if key({**asdict(cell), "settings": ARMS[cell.arm][cell.candidate]}) not in done]
-    progress = Progress(Console(), "referee", len(every), done=len(every) - len(todo))
-    with progress, local_executor(chosen.jobs) as executor, DATA.open("a", encoding="utf-8") as lines:
-        for _, line in executor.map(todo):
-            lines.write(json.dumps(with_checksum(line), ensure_ascii=False) + "\n")
-            lines.flush()
-            progress.advance()
+    run_missing(
+        DATA, list(cells()), lambda cell: {**asdict(cell), "settings": ARMS[cell.arm][cell.candidate]}, chosen.jobs
+    )
 
 
 if __name__ == "__main__":

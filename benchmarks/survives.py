@@ -1,24 +1,22 @@
 """What trained nets keep after changes of their weights: the runs of the plan in survives.md, lines of results/survives.jsonl.
 
-python benchmarks/survives.py --jobs 2   # continues where it stopped; writes the tables of docs/after-training.md at the end
+python benchmarks/survives.py --jobs 2   # continues where it stopped; survives_page.py writes the page
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.json_files import read_json_lines, with_checksum
+from planned import lines_of, run_missing
+
 from flatsparse.experiments.evaluate.record import evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
-from flatsparse.experiments.grid.workers import local_executor
-from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.terminal import Console
@@ -84,7 +82,7 @@ def cells() -> Iterator[Cell]:
 
 def measured() -> list[dict[str, Any]]:
     """Return the lines so far."""
-    return read_json_lines(DATA) if DATA.exists() else []
+    return lines_of(DATA)
 
 
 def main() -> None:
@@ -92,16 +90,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     chosen = parser.parse_args()
-    every = [cell for cell in cells() if cell.arm in chosen.arms]
-    names = set(Cell.__dataclass_fields__)
-    done = {json.dumps({k: v for k, v in line.items() if k in names}, sort_keys=True) for line in measured()}
-    todo = [cell for cell in every if json.dumps(asdict(cell), sort_keys=True) not in done]
-    progress = Progress(Console(), "survives", len(every), done=len(every) - len(todo))
-    with progress, local_executor(chosen.jobs) as executor, DATA.open("a", encoding="utf-8") as lines:
-        for _, line in executor.map(todo):
-            lines.write(json.dumps(with_checksum(line)) + "\n")
-            lines.flush()
-            progress.advance()
+    run_missing(DATA, [cell for cell in cells() if cell.arm in chosen.arms], asdict, chosen.jobs)
 
 
 if __name__ == "__main__":

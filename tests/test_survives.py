@@ -22,7 +22,7 @@ def study():
         yield survives, survives_page
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("survives", "survives_page"):
+        for name in ("survives", "survives_page", "planned"):
             sys.modules.pop(name, None)
 
 
