@@ -6,22 +6,16 @@ python benchmarks/referee.py --jobs 2   # continues where it stopped
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from early_stopping import measured_run
 from planned import lines_of, run_missing
 
-from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.checkpoint import Progress as RunProgress
 from flatsparse.experiments.run.config import RunConfig
-from flatsparse.experiments.run.epoch import train_epoch
-from flatsparse.experiments.run.evaluation import evaluate
-from flatsparse.experiments.run.resolve import resolve
-from flatsparse.experiments.run.watcher import Silent
 
 DATA = Path(__file__).parent.parent / "results" / "referee.jsonl"
 SEEDS, CHOICE = tuple(range(10)), (100, 101, 102)  # compared, and for the choices
@@ -87,29 +81,7 @@ class Cell:
         chosen = {"epochs": EPOCHS, **ARMS[self.arm][self.candidate]}
         stop = chosen.pop("stop", False)
         run = RunConfig.of(**{**SHARED, **chosen}, label_noise=self.noise, seed=self.seed)
-        parts = build(resolve(run))
-        progress, best, kept = RunProgress(), -1.0, None
-        for _ in range(run.schedule.epochs):
-            record = train_epoch(parts, progress, Silent(), None)
-            assert record.validation_accuracy is not None
-            if stop and record.validation_accuracy > best:
-                best, kept = record.validation_accuracy, (copy.deepcopy(parts.model.state_dict()), progress.epoch)
-        if kept is not None:
-            parts.training.detach()
-            parts.model.load_state_dict(kept[0])
-        splits = parts.task.splits
-        validation, test = (evaluate(parts, split) for split in (splits.validation, splits.test))
-        assert validation is not None
-        assert test is not None
-        return {
-            **asdict(self),
-            "settings": ARMS[self.arm][self.candidate],
-            "epoch": kept[1] if kept else progress.epoch,
-            "gradients": progress.gradient_evaluations,
-            "train_accuracy": record.train_accuracy,
-            "validation": validation.value,
-            "test": test.value,
-        }
+        return {**asdict(self), "settings": ARMS[self.arm][self.candidate], **measured_run(run, stop=stop)}
 
     def lost(self, reason: str) -> dict[str, Any]:
         """Stop: the process died."""
