@@ -90,7 +90,7 @@ def chosen(lines: Sequence[Mapping[str, Any]], method: str, arm: str) -> int:
 
 
 def compared(lines: Sequence[Mapping[str, Any]], method: str, sparsity: float) -> Iterator[Cell]:
-    """Yield the runs of a method and sparsity that are compared, a seed after the other, and after the first method's those of CIFAR-100."""
+    """Yield the runs of a method and sparsity that are compared, seed by seed, and after the first row's those of CIFAR-100."""
     for seed, arm in itertools.product(SEEDS, ARMS):
         yield Cell("cifar10", method, sparsity, arm, chosen(lines, method, arm), seed)
     if (method, sparsity) == PLACES[0]:
