@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import judged
 from planned import lines_of, run_missing
 
 from flatsparse.experiments.landscape.measure import mean_loss
@@ -154,10 +155,10 @@ def chosen(among: Iterable[Place], lines: Iterable[dict[str, Any]]) -> dict[Plac
     """Return the ρ of the best mean validation accuracy for each place; the smaller of equals."""
     known = {(Place(*(x[field.name] for field in fields(Place))), x["rho"], x["seed"]): x["validation"] for x in lines}
 
-    def score(place: Place, rho: float) -> float:
-        return statistics.fmean(known[place, rho, seed] for seed in place.choice)
-
-    return {place: max(place.radii, key=lambda rho: score(place, rho)) for place in among}
+    return {
+        place: judged.chosen({rho: [known[place, rho, seed] for seed in place.choice] for rho in place.radii})
+        for place in among
+    }
 
 
 def measured() -> list[dict[str, Any]]:
