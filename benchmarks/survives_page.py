@@ -6,22 +6,21 @@ python benchmarks/survives_page.py
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import judged
 from survives import ARMS, CHANGES, CHOICE, DATA, NOISES, SEEDS, SPARSITIES, measured
 
 from flatsparse.common.files import write_atomic
-from flatsparse.experiments.equivalence import below
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 from flatsparse.experiments.labels import label
-from flatsparse.experiments.stats import holm, mean_interval, p_value
+from flatsparse.experiments.stats import mean_interval
 
 ROOT = Path(__file__).parent.parent
 PAGE, TEMPLATE = ROOT / "docs" / "survives.md", Path(__file__).with_name("survives_page.md")
-MARGIN = 0.5  # points
 NAMES = {**{name: label(name) for name in ARMS}, "sam": "SAM, half the epochs", "late": "late SAM", "random": "noise"}
 
 Line = Mapping[str, Any]
@@ -47,11 +46,12 @@ class Runs:
 
     def chosen(self, arm: str, change: str) -> float | None:
         """The ρ of the best validation accuracy after a change, on the seeds for the choice; the smaller of equals."""
-
-        def score(rho: float | None) -> float:
-            return statistics.fmean(self.lines[arm, rho, seed]["validation"][change] for seed in CHOICE)
-
-        return max(self.radii(arm), key=score)  # max takes the first of equals
+        return judged.chosen(
+            {
+                rho: [self.lines[arm, rho, seed]["validation"][change] for seed in CHOICE]
+                for rho in self.radii(arm)  # from small to large
+            }
+        )
 
     def test(self, arm: str, rho: float | None, change: str) -> list[float]:
         """The test accuracies of the compared seeds."""
@@ -59,7 +59,7 @@ class Runs:
 
     def gaps(self, arm: str, rho: float | None, change: str) -> list[float]:
         """The differences to plain training, seed by seed."""
-        return [a - b for a, b in zip(self.test(arm, rho, change), self.test("plain", None, change), strict=True)]
+        return judged.paired(self.test(arm, rho, change), self.test("plain", None, change))
 
 
 def by_setting(lines: Sequence[Line]) -> dict[Setting, Runs]:
@@ -67,73 +67,76 @@ def by_setting(lines: Sequence[Line]) -> dict[Setting, Runs]:
     return {(sparsity, noise): Runs.of(lines, (sparsity, noise)) for noise in NOISES for sparsity in SPARSITIES}
 
 
-def claims(runs: Mapping[Setting, Runs]) -> dict[tuple[Setting, str], float]:
-    """Holm's p of S²-SAM's differences to plain training at the ρ of the change, over all settings and changes."""
-    gaps = {
-        (setting, change): own.gaps("s2sam", own.chosen("s2sam", change), change)
-        for setting, own in runs.items()
-        for change in CHANGES
-    }
-    return dict(zip(gaps, holm([p_value(values) for values in gaps.values()]), strict=True))
+def claims(runs: Mapping[Setting, Runs]) -> dict[tuple[Setting, str], judged.Claim]:
+    """S²-SAM's differences to plain training at the ρ of the change, judged over all settings and changes."""
+    return judged.claims(
+        {
+            (setting, change): own.gaps("s2sam", own.chosen("s2sam", change), change)
+            for setting, own in runs.items()
+            for change in CHANGES
+        }
+    )
 
 
-def setting_table(own: Runs, arms: Sequence[str], *, of_change: bool, p: Mapping[str, float] | None = None) -> str:
-    """Return a table of a setting: plain accuracies, and the differences of arms after each change."""
+def setting_table(own: Runs, arms: Sequence[str], *, of_change: bool, sure: Collection[str] = ()) -> str:
+    """Return a table of a setting: plain accuracies, and the differences of arms after each change.
+
+    Args:
+        sure: the changes of S²-SAM's that have a star.
+    """
     head = ["after", "plain", *(NAMES[arm] for arm in arms)]
     rows = []
     for change in (AS_TRAINED, *CHANGES, f"{CHANGES[-1]} back"):
-        cells = [change, f"{statistics.fmean(own.test('plain', None, change)):.1f}"]
+        cells = [change, judged.mean(own.test("plain", None, change))]
         for arm in arms:
             rho = own.chosen(arm, change if of_change else AS_TRAINED)
-            star = "\\*" if p and arm == "s2sam" and p.get(change, 1.0) < 0.05 else ""
-            cells.append(f"{_difference(own.gaps(arm, rho, change))}{star} ({rho:g})")
+            star = "\\*" if arm == "s2sam" and change in sure else ""
+            cells.append(f"{judged.difference(own.gaps(arm, rho, change))}{star} ({rho:g})")
         rows.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return judged.table(head, rows)
 
 
 def rendered(lines: Sequence[Line]) -> str:
     """Return the page."""
     runs = by_setting(lines)
     arms = [arm for arm in ARMS if arm != "plain" and all(own.radii(arm) for own in runs.values())]
-    p, tables = claims(runs), []
+    found, tables = claims(runs), []
     for (sparsity, noise), own in runs.items():
         place = "Dense" if not sparsity else f"RigL at {sparsity:.0%}"
         tables.append(f"### {place}, {'20 % of the labels wrong' if noise else 'right labels'}")
-        marks = {change: value for (setting, change), value in p.items() if setting == (sparsity, noise)}
+        sure = [change for (setting, change), claim in found.items() if setting == (sparsity, noise) and claim.sure]
         for of_change, text in ((False, "ρ of the accuracy:"), (True, "ρ of the change:")):
-            tables += [text, setting_table(own, arms, of_change=of_change, p=marks if of_change else None)]
+            tables += [text, setting_table(own, arms, of_change=of_change, sure=sure if of_change else ())]
     return TEMPLATE.read_text(encoding="utf-8").format(
-        tables="\n\n".join(tables), runs=len(lines), seeds=len(SEEDS), claims=len(p), **summary(runs, p)
+        tables="\n\n".join(tables), runs=len(lines), seeds=len(SEEDS), claims=len(found), **summary(runs, found)
     )
 
 
-def summary(runs: Mapping[Setting, Runs], p: Mapping[tuple[Setting, str], float]) -> dict[str, Any]:
+def summary(runs: Mapping[Setting, Runs], found: Mapping[tuple[Setting, str], judged.Claim]) -> dict[str, Any]:
     """Return the numbers of the sentences above the tables."""
-    sure = {noise: [(s, c) for (s, c), value in p.items() if s[1] == noise and value < 0.05] for noise in NOISES}
+    sure = {noise: [(s, c) for (s, c), claim in found.items() if s[1] == noise and claim.sure] for noise in NOISES}
     right = [own for (_, noise), own in runs.items() if noise == NOISES[0]]
 
     def ahead(arm: str) -> int:
         """The claims in which an arm has the larger mean difference, each at its own ρ of the change."""
-        return sum(_gain(runs[s], arm, c) > _gain(runs[s], "s2sam", c) for s, c in p)
+        return sum(_gain(runs[s], arm, c) > _gain(runs[s], "s2sam", c) for s, c in found)
 
     def lost(arm: str) -> str:
         ends = [[own.test(arm, own.chosen(arm, AS_TRAINED), name) for name in (AS_TRAINED, "int4")] for own in right]
         return ", ".join(f"{statistics.fmean(before) - statistics.fmean(after):.1f}" for before, after in ends)
 
-    unsure = [
-        runs[s].gaps("s2sam", runs[s].chosen("s2sam", c), c) for s, c in p if s[1] == NOISES[0] and p[s, c] >= 0.05
-    ]
+    unsure = [claim for (s, _), claim in found.items() if s[1] == NOISES[0] and not claim.sure]
     forgotten = [
         mean_interval(own.gaps("s2sam", own.chosen("s2sam", AS_TRAINED), CHANGES[-1])) for own in runs.values()
     ]
     return {
         "significant": sum(map(len, sure.values())),
-        "each": len(p) // len(NOISES),
+        "each": len(found) // len(NOISES),
         "sure_right": len(sure[NOISES[0]]),
         "sure_wrong": len(sure[NOISES[1]]),
         "unsure_right": len(unsure),
-        "no_gain": sum(below(gaps, MARGIN) < 0.05 for gaps in unsure),
-        "right": ", ".join(f"{c} ({f'RigL {s[0]:.0%}' if s[0] else 'dense'})" for s, c in sure[NOISES[0]]) or "none",
+        "no_gain": sum(claim.no_gain for claim in unsure),
+        "right": judged.listed(f"{c} ({f'RigL {s[0]:.0%}' if s[0] else 'dense'})" for s, c in sure[NOISES[0]]),
         "lost_plain": lost("plain"),
         "lost_s2sam": lost("s2sam"),
         "sam_ahead": ahead("sam"),
@@ -148,13 +151,6 @@ def summary(runs: Mapping[Setting, Runs], p: Mapping[tuple[Setting, str], float]
 def _gain(own: Runs, arm: str, change: str) -> float:
     """The mean difference of an arm to plain training after a change, at the ρ of the change."""
     return statistics.fmean(own.gaps(arm, own.chosen(arm, change), change))
-
-
-def _difference(gaps: Sequence[float]) -> str:
-    """Return a mean difference with its interval, bold where that leaves out 0."""
-    found = mean_interval(gaps)
-    text = f"{found:+.1f}".replace("-", "−")
-    return text if found.low <= 0 <= found.high else f"**{text}**"
 
 
 if __name__ == "__main__":

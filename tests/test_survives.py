@@ -22,7 +22,7 @@ def study():
         yield survives, survives_page
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("survives", "survives_page", "planned"):
+        for name in ("survives", "survives_page", "planned", "judged"):
             sys.modules.pop(name, None)
 
 
@@ -67,12 +67,12 @@ def test_differences_are_paired_by_seed_and_corrected_over_all_claims(study, lin
     }
     plain = [picked["s2sam", 0.5, seed] - picked["plain", None, seed] for seed in survives.SEEDS]
     assert runs[0.95, 0.0].gaps("s2sam", 0.5, "int4") == plain
-    p = page.claims(runs)
-    assert len(p) == 3 * 2 * 8
+    found = page.claims(runs)
+    assert len(found) == 3 * 2 * 8
     every = [
         own.gaps("s2sam", own.chosen("s2sam", change), change) for own in runs.values() for change in survives.CHANGES
     ]
-    assert list(p.values()) == holm([p_value(gaps) for gaps in every])
+    assert [claim.p for claim in found.values()] == holm([p_value(gaps) for gaps in every])
 
 
 def test_the_page_has_the_means_and_the_chosen_rho(study, lines):
