@@ -34,7 +34,7 @@ def differences(
             own, interval = color(name), claim.interval
             if interval.mean < lowest:
                 where = {"va": "center", "fontsize": 8, "transform": axis.get_yaxis_transform()}
-                axis.text(0.01, height, f"← {interval:.0f}".replace("-", "−"), color=own, **where)
+                axis.text(0.01, height, f"← {interval:+.0f}".replace("-", "−"), color=own, **where)
                 continue
             half = interval.half if interval.bounded else 0.0
             inside = own if claim.sure else "white"

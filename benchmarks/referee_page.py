@@ -82,7 +82,7 @@ def says(runs: Mapping[float, Runs], found: Mapping[float, Claims]) -> list[str]
     return [
         *(_to_plain(LABELS[noise], runs[noise], found[noise]) for noise in NOISES),
         "**S²-SAM beside the others.** " + _with_labels(lambda noise: _ours(found[noise])),
-        "**S²-SAM added to a regularizer**, minus the regularizer alone, which is shown and not claimed. "
+        "**S²-SAM added to a regularizer**, minus the regularizer alone; these differences are shown, and not among the claims. "
         + _with_labels(lambda noise: _added(runs[noise])),
         "**SAFE, and what is added to it.** " + _with_labels(lambda noise: _safe(runs[noise], found[noise])),
     ]
@@ -154,7 +154,7 @@ def _added(runs: Runs) -> str:
 def _safe(runs: Runs, found: Claims) -> str:
     """Return the accuracy of SAFE, and what is compared with it."""
     texts = [f"{_name(arm)} {found[arm, SAFE.base].text}" for arm in SAFE.others]
-    return f"SAFE has {judged.mean(runs.values(SAFE.base))} %; to it, {judged.listed(texts)}"
+    return f"SAFE has {judged.mean(runs.values(SAFE.base))} %; differences to it: {judged.listed(texts)}"
 
 
 def _hindsight(runs: Runs) -> list[str]:
