@@ -27,7 +27,7 @@ CHOSEN_AT = {"mest": 0.98, "rigl": 0.95}  # the sparsity at which a method's can
 SHARED = {
     "model": "resnet20",
     "epochs": 15,
-    "batch_size": 128,
+    "batch_size": 64,
     "validation_size": 5000,
     "validate_every": 5,
     "accelerate": True,
