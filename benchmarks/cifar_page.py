@@ -9,11 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import arms
 import judged
 import survives_page
-from cifar import CHANGED_ON, CORRUPTED, EPOCHS, FINE_TUNED, NOISES, SEEDS, measured
+from cifar import CHANGED_ON, CORRUPTED, EPOCHS, FINE_TUNED, NOISES, SEEDS, SHARED, measured
 from cifar_tables import (
     ALL_CHANGES,
     REFEREE,
@@ -29,12 +30,14 @@ from cifar_tables import (
 )
 from planned import write_page
 from referee_page import LABELS, NAMES, added, counts, ours, to_plain, with_labels
+from small_resnet import resnet8
 
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 
 ROOT = Path(__file__).parent.parent
 PAGE, TEMPLATE = ROOT / "docs" / "cifar.md", Path(__file__).with_name("cifar_page.md")
 NOTHING = "No runs of this part are complete."
+Name = TypeVar("Name")
 Survival = Mapping[tuple[Setting, str], judged.Claim]
 
 
@@ -56,6 +59,8 @@ def rendered(lines: Sequence[Line]) -> str:
     ]
     page = TEMPLATE.read_text(encoding="utf-8").format(
         runs=len(lines),
+        **SHARED,
+        parameters=sum(p.numel() for p in resnet8().parameters()),
         epochs=EPOCHS,
         seeds=len(SEEDS),
         fitted=fitted(shown),
@@ -89,11 +94,11 @@ def survival(shown: Shown, found: Survival) -> list[str]:
     numbers = survives_page.summary(shown.changed, found, FINE_TUNED)
     texts = []
     for noise in NOISES:
-        own = {f"{change} ({place(s)})": one for ((s, labels), change), one in found.items() if labels == noise}
+        own = {(change, sparsity): one for ((sparsity, labels), change), one in found.items() if labels == noise}
         above, below, unsure = sides(own)
         texts.append(
-            f"With {LABELS[noise]}, S²-SAM is surely above plain training after {len(above)} of {len(own)} changes:"
-            f" {judged.listed(above)}; surely below after: {judged.listed(below)}. {_no_gain(unsure)}"
+            f"With {LABELS[noise]}, {len(above)} of S²-SAM's {len(own)} differences to plain training are sure gains:"
+            f" {_by_change(above)}; sure losses: {_by_change(below)}. {_no_gain(unsure)}"
         )
     return [
         "**What survives.** " + " ".join(texts),
@@ -106,23 +111,31 @@ def survival(shown: Shown, found: Survival) -> list[str]:
 
 def corruption(shown: Shown, found: Mapping[Setting, judged.Claim]) -> str:
     """Return the sentence of corrupted images."""
-    above, below, unsure = sides({f"{place(*setting)} {claim.text}": claim for setting, claim in found.items()})
+    above, below, unsure = sides({f"{place(*setting)} ({claim.text})": claim for setting, claim in found.items()})
     larger = sum(
         claim.interval.mean > statistics.fmean(shown.corrupted[setting].gaps("S²-SAM", "plain"))
         for setting, claim in found.items()
     )
     return (
         f"**Corrupted images.** S²-SAM is surely above plain training in {len(above)} of {len(found)} settings:"
-        f" {judged.listed(above)}; surely below in: {judged.listed(below)}. {_no_gain(unsure)} Its mean difference is larger than"
-        f" that on clean images in {larger} settings."
+        f" {'; '.join(above) or 'none'}. Surely below: {'; '.join(below) or 'none'}. {_no_gain(unsure)} Its mean difference is"
+        f" larger than that on clean images in {larger} settings."
     )
 
 
-def sides(found: Mapping[str, judged.Claim]) -> tuple[list[str], list[str], list[judged.Claim]]:
+def sides(found: Mapping[Name, judged.Claim]) -> tuple[list[Name], list[Name], list[judged.Claim]]:
     """Return the names of sure gains and of sure losses, and the claims that are not sure."""
     above = [name for name, claim in found.items() if claim.above]
     below = [name for name, claim in found.items() if claim.below]
     return above, below, [claim for claim in found.values() if not claim.sure]
+
+
+def _by_change(keys: Iterable[tuple[str, float]]) -> str:
+    """Return changes, each with the sparsities where it is one of some."""
+    places: dict[str, list[str]] = {}
+    for change, sparsity in keys:
+        places.setdefault(change, []).append(place(sparsity))
+    return judged.listed(f"{change} ({', '.join(own)})" for change, own in places.items())
 
 
 def _no_gain(unsure: Sequence[judged.Claim]) -> str:
