@@ -14,7 +14,7 @@ from typing import TypeVar
 import arms
 import judged
 import survives_page
-from cifar import CHANGED_ON, CORRUPTED, EPOCHS, FINE_TUNED, NOISES, SEEDS, SHARED, measured
+from cifar import CHANGED_ON, CORRUPTED, EPOCHS, FINE_TUNED, NOISES, SEEDS, SHARED, SPARSITIES, measured
 from cifar_tables import (
     ALL_CHANGES,
     REFEREE,
@@ -98,7 +98,7 @@ def survival(shown: Shown, found: Survival) -> list[str]:
         above, below, unsure = sides(own)
         texts.append(
             f"With {LABELS[noise]}, {len(above)} of S²-SAM's {len(own)} differences to plain training are sure gains:"
-            f" {_by_change(above)}; sure losses: {_by_change(below)}. {_no_gain(unsure)}"
+            f" {_by_change(above)}; sure losses: {_by_change(below)}. {_no_gain(unsure)} {_as_trained(shown, noise)}"
         )
     return [
         "**What survives.** " + " ".join(texts),
@@ -138,6 +138,17 @@ def _by_change(keys: Iterable[tuple[str, float]]) -> str:
     return judged.listed(f"{change} ({', '.join(own)})" for change, own in places.items())
 
 
+def _as_trained(shown: Shown, noise: float) -> str:
+    """Return S²-SAM's mean differences before any change, a part of those after it."""
+    own = {
+        sparsity: runs.gaps("S²-SAM", "plain")
+        for (sparsity, labels), runs in shown.corrupted.items()
+        if labels == noise
+    }
+    gains = judged.listed(f"{_signed(statistics.fmean(gaps))} ({place(sparsity)})" for sparsity, gaps in own.items())
+    return f"As trained, at the ρ of the accuracy, the mean differences are {gains}."
+
+
 def _no_gain(unsure: Sequence[judged.Claim]) -> str:
     ruled_out = sum(claim.no_gain for claim in unsure)
     return f"Of the other {len(unsure)}, a gain of half a point or more is ruled out for {ruled_out}."
@@ -146,7 +157,10 @@ def _no_gain(unsure: Sequence[judged.Claim]) -> str:
 def cheapest(shown: Shown, found: Mapping[float, arms.Claims]) -> list[str]:
     """Return the sentences of all arms at 95 %."""
     return [
-        *(to_plain(f"{LABELS[noise]}, all arms", own, found[noise], REFEREE) for noise, own in shown.referee.items()),
+        *(
+            to_plain(f"{LABELS[noise]}, all arms at {place(SPARSITIES[0])}", own, found[noise], REFEREE)
+            for noise, own in shown.referee.items()
+        ),
         "**S²-SAM beside the others.** " + with_labels(lambda noise: ours(found[noise], REFEREE), found),
         "**S²-SAM added to a regularizer**, minus the regularizer alone; these differences are shown, and not among the claims. "
         + with_labels(lambda noise: added(shown.referee[noise]), found),

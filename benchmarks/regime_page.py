@@ -75,7 +75,7 @@ def says(runs: Mapping[Place, arms.Runs], found: Claims) -> list[str]:
         gain, smoothing, between = (own[pair] for pair in GROUP.pairs)
         sentences.append(
             f"**{name(place)}.** Plain training has {judged.mean(runs[place].values(GROUP.base), 2)} %. S²-SAM {_told(gain)},"
-            f" label smoothing {_told(smoothing)}; S²-SAM to label smoothing {_told(between)}."
+            f" label smoothing {_told(smoothing)}; S²-SAM minus label smoothing {_told(between)}."
         )
     return sentences
 
