@@ -95,10 +95,12 @@ class Group:
         return [*((arm, self.base) for arm in self.others), *rivals]
 
 
-def claims(runs: Mapping[float, Runs], groups: Sequence[Group]) -> dict[float, dict[tuple[str, str], judged.Claim]]:
+def claims(
+    runs: Mapping[judged.Name, Runs], groups: Sequence[Group]
+) -> dict[judged.Name, dict[tuple[str, str], judged.Claim]]:
     """Judge the pairs of all groups in all settings as one family; return the claims of each setting."""
     gaps = {(key, pair): own.gaps(*pair) for key, own in runs.items() for group in groups for pair in group.pairs}
-    found: dict[float, dict[tuple[str, str], judged.Claim]] = {key: {} for key in runs}
+    found: dict[judged.Name, dict[tuple[str, str], judged.Claim]] = {key: {} for key in runs}
     for (key, pair), claim in judged.claims(gaps).items():
         found[key][pair] = claim
     return found

@@ -91,6 +91,11 @@ class Cell:
         """What the candidate sets."""
         return ARMS[self.arm][self.candidate]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's line is known by."""
+        return {**asdict(self), "settings": self.settings}
+
     def run(self) -> dict[str, Any]:
         """Train and measure; return what is kept."""
         own = {"epochs": EPOCHS, **self.settings}
@@ -102,7 +107,7 @@ class Cell:
             found = trained_and_changed(run, whole=self.seed in SEEDS)
         else:
             found = measured_run(run, stop=stop)
-        return {**asdict(self), "settings": self.settings, **found}
+        return {**self.identity, **found}
 
     def lost(self, reason: str) -> dict[str, Any]:
         """Stop: the process died."""
@@ -199,7 +204,7 @@ def main() -> None:
     jobs = parser.parse_args().jobs
 
     def run(cells: Iterable[Cell]) -> None:
-        run_missing(DATA, list(cells), lambda cell: {**asdict(cell), "settings": cell.settings}, jobs)
+        run_missing(DATA, list(cells), lambda cell: cell.identity, jobs)
 
     run(for_choice())
     run(compared(measured()))

@@ -1,16 +1,20 @@
-"""Runs of a registered plan, several at a time: what is missing is measured, and each adds its line to a file."""
+"""Runs of a registered plan, several at a time: what is missing is measured, and each adds its line to a file; and its page."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json_lines, with_checksum
 from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.terminal import Console
+
+Identity = Callable[[Any], dict[str, Any]]  # gives the entries of a cell's line by which it is known
 
 
 def lines_of(data: Path) -> list[dict[str, Any]]:
@@ -18,23 +22,42 @@ def lines_of(data: Path) -> list[dict[str, Any]]:
     return read_json_lines(data) if data.exists() else []
 
 
-def run_missing(data: Path, cells: Sequence[Any], identity: Callable[[Any], dict[str, Any]], jobs: int) -> None:
-    """Run the cells that a file has no line of.
-
-    Args:
-        identity: gives the entries of a cell's line by which it is known.
-    """
+def missing(lines: Iterable[Mapping[str, Any]], cells: Sequence[Any], identity: Identity) -> list[Any]:
+    """Return the cells that have no line."""
     wanted = [(cell, identity(cell)) for cell in cells]
-    names = wanted[0][1].keys()
+    names = wanted[0][1].keys() if wanted else ()
 
-    def key(line: dict[str, Any]) -> str:
+    def key(line: Mapping[str, Any]) -> str:
         return json.dumps({name: line[name] for name in names}, sort_keys=True)
 
-    done = {key(line) for line in lines_of(data)}
-    todo = [cell for cell, known in wanted if key(known) not in done]
+    done = {key(line) for line in lines}
+    return [cell for cell, known in wanted if key(known) not in done]
+
+
+def run_missing(data: Path, cells: Sequence[Any], identity: Identity, jobs: int) -> None:
+    """Run the cells that a file has no line of."""
+    todo = missing(lines_of(data), cells, identity)
     progress = Progress(Console(), data.stem, len(cells), done=len(cells) - len(todo))
     with progress, local_executor(jobs) as executor, data.open("a", encoding="utf-8") as lines:
         for _, line in executor.map(todo):
             lines.write(json.dumps(with_checksum(line), ensure_ascii=False) + "\n")
             lines.flush()
             progress.advance()
+
+
+def write_page(page: Path, lines: Sequence[Any], far: str, rendered: Callable[[Any], str]) -> None:
+    """Write a page of a plan's lines; a command line, whose ``--partial`` prints it from what is complete.
+
+    Args:
+        far: how many of the runs are there, while some are missing.
+        rendered: gives the page.
+    """
+    parser = argparse.ArgumentParser(description=f"Write {page.name}.")
+    parser.add_argument("--partial", action="store_true", help="print the page of what is complete; write nothing")
+    partial = parser.parse_args().partial
+    if far and not partial:
+        raise SystemExit(f"{far}: {page.name} is not written; --partial prints what is complete")
+    if partial:
+        print(rendered(lines))
+    else:
+        write_atomic(page, rendered(lines).encode())

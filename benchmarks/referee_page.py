@@ -80,19 +80,18 @@ def rendered(lines: Sequence[Line]) -> str:
 def says(runs: Mapping[float, Runs], found: Mapping[float, Claims]) -> list[str]:
     """Return the sentences above the tables."""
     return [
-        *(_to_plain(LABELS[noise], runs[noise], found[noise]) for noise in NOISES),
-        "**S²-SAM beside the others.** " + _with_labels(lambda noise: _ours(found[noise])),
+        *(to_plain(LABELS[noise], runs[noise], found[noise]) for noise in NOISES),
+        "**S²-SAM beside the others.** " + with_labels(lambda noise: ours(found[noise])),
         "**S²-SAM added to a regularizer**, minus the regularizer alone; these differences are shown, and not among the claims. "
-        + _with_labels(lambda noise: _added(runs[noise])),
-        "**SAFE, and what is added to it.** " + _with_labels(lambda noise: _safe(runs[noise], found[noise])),
+        + with_labels(lambda noise: added(runs[noise])),
+        "**SAFE, and what is added to it.** " + with_labels(lambda noise: _safe(runs[noise], found[noise])),
     ]
 
 
 def counts(found: Mapping[float, Claims]) -> list[str]:
     """Return whether what would count holds, for each kind of labels."""
     sentences = []
-    for noise in NOISES:
-        own = found[noise]
+    for noise, own in found.items():
         plain = own[RIGL.ours, RIGL.base]
         rivals = {arm: own[RIGL.ours, arm] for arm in REGULARIZERS}
         better = [arm for arm, claim in rivals.items() if claim.below]
@@ -121,24 +120,24 @@ def picture(lines: Sequence[Line]) -> Figure:
     )
 
 
-def _to_plain(title: str, runs: Runs, found: Claims) -> str:
+def to_plain(title: str, runs: Runs, found: Claims, group: Group = RIGL) -> str:
     """Return the sentence of the differences to plain training."""
-    own = {arm: found[arm, RIGL.base] for arm in RIGL.others}
+    own = {arm: found[arm, group.base] for arm in group.others}
     order = sorted(own, key=lambda arm: -own[arm].interval.mean)
     unsure = [arm for arm in order if not own[arm].sure]
     above, below = ([arm for arm in order if getattr(own[arm], side)] for side in ("above", "below"))
     possible = [arm for arm in unsure if not own[arm].no_gain]
     return (
-        f"**{_capital(title)}.** Plain training has {judged.mean(runs.values(RIGL.base))} %. The largest mean is that of "
+        f"**{_capital(title)}.** Plain training has {judged.mean(runs.values(group.base))} %. The largest mean is that of "
         f"{_name(order[0])}, {own[order[0]].text}. Surely above plain: {_with_means(own, above)}. Surely below: "
         f"{_with_means(own, below)}. Of the other {len(unsure)}, a gain of half a point or more is ruled out for "
         f"{len(unsure) - len(possible)}, and not for the rest: {_names(possible)}."
     )
 
 
-def _ours(found: Claims) -> str:
+def ours(found: Claims, group: Group = RIGL) -> str:
     """Return which arms S²-SAM is surely above or below, and to how many the difference is not sure."""
-    rivals = {arm: found[RIGL.ours, arm] for arm in RIGL.others if arm != RIGL.ours}
+    rivals = {arm: found[group.ours, arm] for arm in group.others if arm != group.ours}
     unsure = sum(not claim.sure for claim in rivals.values())
     larger = sum(claim.interval.mean < 0 for claim in rivals.values())
     above, below = ([arm for arm, claim in rivals.items() if getattr(claim, side)] for side in ("above", "below"))
@@ -148,7 +147,7 @@ def _ours(found: Claims) -> str:
     )
 
 
-def _added(runs: Runs) -> str:
+def added(runs: Runs) -> str:
     """Return what S²-SAM adds to each regularizer."""
     return judged.listed(f"{arm} {judged.difference(runs.gaps(f'S²-SAM, {arm}', arm))}" for arm in REGULARIZERS)
 
@@ -170,9 +169,9 @@ def _hindsight(runs: Runs) -> list[str]:
     return texts
 
 
-def _with_labels(text: Callable[[float], str]) -> str:
+def with_labels(text: Callable[[float], str], noises: Iterable[float] = NOISES) -> str:
     """Return a sentence for each kind of labels."""
-    return " ".join(f"With {LABELS[noise]} {text(noise)}." for noise in NOISES)
+    return " ".join(f"With {LABELS[noise]} {text(noise)}." for noise in noises)
 
 
 def _with_means(found: Mapping[str, judged.Claim], arms: Iterable[str]) -> str:

@@ -24,10 +24,10 @@ SEEDS, CHOICE = tuple(range(5)), 100  # compared, and for the choices
 PLACES = (("mest", 0.98), ("rigl", 0.95), ("rigl", 0.9))
 LAYERS = {"mest": "mest", "rigl": "all"}  # as in the paper's Table 1
 CHOSEN_AT = {"mest": 0.98, "rigl": 0.95}  # the sparsity at which a method's candidates are chosen
-SHARED = {
+SHARED: dict[str, Any] = {
     "model": "resnet20",
     "epochs": 15,
-    "batch_size": 128,
+    "batch_size": 64,
     "validation_size": 5000,
     "validate_every": 5,
     "accelerate": True,
