@@ -1,4 +1,4 @@
-"""The evidence: its page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
+"""Twelve methods and ρ: the page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from flatsparse.experiments.run.config import RunConfig, Runtime, change
 from flatsparse.experiments.run.resolve import resolve
 
 spec = importlib.util.spec_from_file_location(
-    "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
+    "benchmarks_evidence_methods_page", Path(__file__).parent.parent / "benchmarks" / "evidence_methods_page.py"
 )
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
@@ -131,7 +131,7 @@ def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, b
 def runner(monkeypatch):
     """What runs the study, which imports its page from beside it."""
     monkeypatch.syspath_prepend(str(study.ROOT / "benchmarks"))
-    return importlib.import_module("evidence")
+    return importlib.import_module("evidence_methods")
 
 
 def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runner):
