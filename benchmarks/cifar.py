@@ -6,9 +6,7 @@ FLATSPARSE_DATA=DIR python benchmarks/cifar.py --jobs 2   # continues where it s
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
-import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import judged
-import torch
+from corrupted_copies import accuracies
 from early_stopping import measured_run
 from planned import lines_of, run_missing
-from torch import Tensor
 
-from flatsparse.experiments.data.corruptions import MAIN, SEVERITIES, corrupt
-from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 from flatsparse.experiments.evaluate.record import evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
-from flatsparse.experiments.robustness import percent, right_predictions
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
@@ -126,9 +120,7 @@ def trained_and_changed(run: RunConfig, *, whole: bool) -> dict[str, Any]:
         after = (*CHANGES, FINE_TUNED) if whole else CHANGES
         settings = Evaluation((place,), after=after, images=CHANGED_ON, jobs=1)
         scores = evaluate(settings, place, Console(quiet=True))["runs"][0]["after"]
-        finished = load_run(place)
-        parts = corrupted_images() if whole else []
-        on_corrupted = [percent(right_predictions([finished], [part])[0]) for part in parts]
+        on_corrupted = accuracies(load_run(place), CORRUPTED) if whole else None
     return {
         "epoch": run.schedule.epochs,
         "gradients": result.gradient_evaluations,
@@ -139,18 +131,8 @@ def trained_and_changed(run: RunConfig, *, whole: bool) -> dict[str, Any]:
             "test": {name: one["scores"]["accuracy"] for name, one in scores.items()},
             "validation": {name: one["validation"]["accuracy"] for name, one in scores.items()},
         },
-        "corrupted": statistics.fmean(on_corrupted) if whole else None,
+        "corrupted": on_corrupted,
     }
-
-
-@functools.cache
-def corrupted_images() -> list[tuple[Tensor, Tensor]]:
-    """Return corrupted copies of some test images, a part for each corruption and severity, and their labels."""
-    test = load("cifar10").test
-    chosen = torch.arange(CORRUPTED) * len(test.labels) // CORRUPTED
-    images, labels = test.at(chosen), test.labels[chosen]
-    kinds = itertools.product(MAIN, SEVERITIES)
-    return [(corrupt(images, name, severity), labels) for name, severity in kinds]
 
 
 def groups() -> Iterator[tuple[float, float, str]]:
