@@ -9,7 +9,7 @@ import argparse
 import itertools
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class Place:
     sparsity: float
     share: float | None  # of the remaining weights, pruned after a round
     noise: float
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Place:
+        """Return the place of a line."""
+        return cls(*(line[field.name] for field in fields(cls)))
 
     @property
     def in_rounds(self) -> bool:
@@ -153,12 +158,17 @@ def compared(among: Sequence[Place], lines: Iterable[dict[str, Any]]) -> Iterato
 
 def chosen(among: Iterable[Place], lines: Iterable[dict[str, Any]]) -> dict[Place, float]:
     """Return the ρ of the best mean validation accuracy for each place; the smaller of equals."""
-    known = {(Place(*(x[field.name] for field in fields(Place))), x["rho"], x["seed"]): x["validation"] for x in lines}
+    known = {(Place.of(line), line["rho"], line["seed"]): line["validation"] for line in lines}
 
     return {
         place: judged.chosen({rho: [known[place, rho, seed] for seed in place.choice] for rho in place.radii})
         for place in among
     }
+
+
+def planned() -> int:
+    """Return how many runs the plan has."""
+    return sum(len(list(choices(part))) + 2 * len(SEEDS) * len(part) for part in places())
 
 
 def measured() -> list[dict[str, Any]]:

@@ -1,0 +1,227 @@
+"""The page of what changes with sparsity, docs/sparsity.md, and its picture, with every number from results/sweep.jsonl.
+
+python benchmarks/sweep_page.py
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import judged
+import sweep
+from sweep import NOISES, SEEDS, SHARES, SPARSITIES, Place
+from sweep_claims import (
+    GROWTH,
+    QUANTITIES,
+    SLOPE,
+    Claims,
+    Line,
+    Pairs,
+    by_place,
+    gain_claims,
+    grown,
+    logarithm,
+    rounds_claims,
+    slopes,
+    surface_claims,
+    swept,
+    verdict,
+)
+
+from flatsparse.common.files import write_atomic
+from flatsparse.experiments.stats import mean_interval
+from flatsparse.sparse.rounds import Remaining
+
+ROOT = Path(__file__).parent.parent
+PAGE, TEMPLATE = ROOT / "docs" / "sparsity.md", Path(__file__).with_name("sweep_page.md")
+METHODS = {"lth": "LT", "lrr": "LRR"}
+
+
+def ratio(logarithms: Sequence[float], star: str = "") -> str:
+    """A ratio with its 95 % interval from differences of logarithms, bold where that leaves out 1.
+
+    >>> ratio([0.0, 0.1, -0.1]), ratio([1.0, 1.1, 0.9])
+    ('1.00 [0.78–1.28]', '**2.72 [2.12–3.48]**')
+    """
+    found = mean_interval(logarithms)
+    mean, low, high = (_number(math.exp(value)) for value in (found.mean, found.low, found.high))
+    text = f"{mean} [{low}–{high}]"
+    return (text if found.low <= 0 <= found.high else f"**{text}**") + star
+
+
+def _number(value: float) -> str:
+    """A positive number with three digits or more."""
+    return f"{value:.{max(0, 2 - max(0, math.floor(math.log10(value))))}f}"
+
+
+def _geometric(lines: Iterable[Line], quantity: str, space: str = "active") -> str:
+    return _number(statistics.geometric_mean([line[space][quantity] for line in lines]))
+
+
+def _place(sparsity: float) -> str:
+    return f"{sparsity:.0%}".replace("%", " %") if sparsity else "dense"
+
+
+def gain_table(runs: Mapping[Place, Pairs], found: Claims) -> str:
+    """Return the gains over sparsity."""
+    rows = []
+    for sparsity in SPARSITIES:
+        cells = [_place(sparsity)]
+        for noise in NOISES:
+            cells += _gain(swept(runs, noise)[sparsity], found[noise, sparsity])
+        rows.append(cells)
+    rows.append([SLOPE, *(cell for noise in NOISES for cell in ("", found[noise, SLOPE].text, ""))])
+    return judged.table(_gain_head("sparsity"), rows)
+
+
+def _gain_head(*first: str) -> list[str]:
+    return [*first, "right labels", "S²-SAM (ρ)", "ruled out", "20 % wrong", "S²-SAM (ρ)", "ruled out"]
+
+
+def _gain(own: Pairs, claim: judged.Claim) -> list[str]:
+    """The cells of a gain: plain accuracy, difference with ρ, and what is ruled out."""
+    return [judged.mean(line["test"] for line in own.plain), f"{claim.text} ({own.rho:g})", claim.verdict]
+
+
+def surface_table(own: Mapping[float, Pairs], found: Claims, noise: float) -> str:
+    """Return the surface's measures over sparsity at one kind of labels."""
+    rows = []
+    for sparsity, pairs in own.items():
+        cells = [_place(sparsity)]
+        for quantity in QUANTITIES:
+            claim = found[quantity, noise, sparsity]
+            cells += [_geometric(pairs.plain, quantity), ratio(claim.gaps, _star(claim))]
+        fitted = (judged.mean(line["train_accuracy"] for line in arm) for arm in (pairs.plain, pairs.s2sam))
+        rows.append([*cells, ", ".join(fitted)])
+    growth, steep = [GROWTH], ["for each tenfold fewer weights"]
+    for quantity in QUANTITIES:
+        claim, read = found[quantity, noise, GROWTH], logarithm(quantity)
+        growth += [ratio(claim.gaps, _star(claim)), ""]
+        plain = {sparsity: [read(line) for line in pairs.plain] for sparsity, pairs in own.items()}
+        steep += [ratio(slopes(plain)), ratio(slopes({sparsity: pairs.gaps(read) for sparsity, pairs in own.items()}))]
+    head = [
+        "sparsity",
+        *(cell for name in QUANTITIES.values() for cell in (f"{name}, plain", "S²-SAM ÷ plain")),
+        "fitted",
+    ]
+    return judged.table(head, [*rows, [*growth, ""], [*steep, ""]])
+
+
+def _star(claim: judged.Claim) -> str:
+    return "\\*" if claim.sure else ""
+
+
+def beside_table(own: Mapping[float, Pairs]) -> str:
+    """Return the smallest eigenvalue, and the measures in the space of all weights, over sparsity."""
+    rows = []
+    for sparsity, pairs in own.items():
+        cells = [_place(sparsity), judged.mean((line["active"]["smallest"] for line in pairs.plain), 2)]
+        cells.append(judged.difference(pairs.gaps(lambda line: line["active"]["smallest"]), 2))
+        for quantity in QUANTITIES:
+            cells += [_geometric(pairs.plain, quantity, "all"), ratio(pairs.gaps(logarithm(quantity, "all")))]
+        rows.append(cells)
+    growth = [cell for quantity in QUANTITIES for cell in (ratio(grown(own, logarithm(quantity, "all"))), "")]
+    smallest = judged.difference(grown(own, lambda line: line["active"]["smallest"]), 2)
+    head = ["sparsity", "smallest eigenvalue, plain", "S²-SAM − plain"]
+    head += [cell for name in QUANTITIES.values() for cell in (f"{name}, all weights, plain", "S²-SAM ÷ plain")]
+    return judged.table(head, [*rows, ["98 % to dense", smallest, "", *growth]])
+
+
+def rounds_table(runs: Mapping[Place, Pairs], found: Claims) -> str:
+    """Return the gains in rounds."""
+    own = {(p.noise, p.method, p.share): pairs for p, pairs in runs.items() if p.in_rounds}
+    rows = []
+    for method, name in METHODS.items():
+        for share in SHARES:
+            cells = [f"{name}, {share:.0%} × {Remaining(share, sweep.TARGET).prunings}".replace("%", " %")]
+            for noise in NOISES:
+                cells += _gain(own[noise, method, share], found[noise, method, share])
+            rows.append(cells)
+    for method, name in METHODS.items():
+        cells = [f"{name}, 40 % − 20 %"]
+        for noise in NOISES:
+            more, fewer = (own[noise, method, share].gains for share in (SHARES[-1], SHARES[0]))
+            cells += ["", judged.difference(judged.paired(more, fewer)), ""]
+        rows.append(cells)
+    return judged.table(_gain_head("pruned a round × prunings"), rows)
+
+
+def rendered(lines: Sequence[Line]) -> str:
+    """Return the page."""
+    runs = by_place(lines)
+    gain, surface, rounds = gain_claims(runs), surface_claims(runs), rounds_claims(runs)
+    names = {noise: f"### {'20 % of the labels wrong' if noise else 'Right labels'}" for noise in NOISES}
+    own = {noise: swept(runs, noise) for noise in NOISES}
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        gain=gain_table(runs, gain),
+        surface="\n\n".join(f"{names[n]}\n\n{surface_table(pairs, surface, n)}" for n, pairs in own.items()),
+        beside="\n\n".join(f"{names[n]}\n\n{beside_table(pairs)}" for n, pairs in own.items()),
+        rounds_table=rounds_table(runs, rounds),
+        runs=len(lines),
+        seeds=len(SEEDS),
+        claims_gain=len(gain),
+        claims_surface=len(surface),
+        claims_rounds=len(rounds),
+        hessian_images=sweep.HESSIAN_IMAGES,
+        surface_images=sweep.SURFACE_IMAGES,
+        points=sweep.POINTS,
+        reach=sweep.REACH,
+        clip=sweep.CLIP,
+        pairs=sweep.PAIRS,
+        round_epochs=sweep.ROUND_EPOCHS,
+        **summary(gain, surface, rounds),
+    )
+
+
+def summary(gain: Claims, surface: Claims, rounds: Claims) -> dict[str, Any]:
+    """Return what the sentences above the tables tell."""
+    told: dict[str, Any] = {"each": len(SPARSITIES), "places": len(NOISES) * len(SPARSITIES), "rounds": len(rounds)}
+    for noise, name in zip(NOISES, ("right", "wrong"), strict=True):
+        sure = [s for s in SPARSITIES if gain[noise, s].sure]
+        told |= {
+            f"slope_{name}": gain[noise, SLOPE].text,
+            f"claim_{name}": _held(gain[noise, SLOPE]),
+            f"sure_{name}": len(sure),
+            f"which_{name}": judged.listed(map(_place, sure)),
+        }
+        for quantity in QUANTITIES:
+            claim = surface[quantity, noise, GROWTH]
+            told[f"{quantity}_{name}"] = ratio(claim.gaps, _star(claim))
+    for quantity in QUANTITIES:
+        every = [surface[quantity, noise, sparsity] for noise in NOISES for sparsity in SPARSITIES]
+        told |= {f"lower_{quantity}": sum(c.below for c in every), f"higher_{quantity}": sum(c.above for c in every)}
+    verdicts = [
+        f"{verdict(surface, quantity, noise)} by {name} with {'wrong' if noise else 'right'} labels"
+        for quantity, name in QUANTITIES.items()
+        for noise in NOISES
+    ]
+    sure_rounds = {key: claim for key, claim in rounds.items() if claim.sure}
+    return {
+        **told,
+        "surface_claims": judged.listed(verdicts),
+        "sure_rounds": len(sure_rounds),
+        "which_rounds": judged.listed(
+            f"{METHODS[method]} {share:.0%}, {'wrong' if noise else 'right'} labels".replace("%", " %")
+            for noise, method, share in sure_rounds
+        ),
+    }
+
+
+def _held(claim: judged.Claim) -> str:
+    return "holds" if claim.above else "is refuted" if claim.below else "stays open"
+
+
+if __name__ == "__main__":
+    from sweep_picture import drawn
+
+    from flatsparse.experiments.plotting import save
+
+    found = sweep.measured()
+    if len(found) < sweep.planned():
+        raise SystemExit(f"{len(found)} of {sweep.planned()} runs are there: python benchmarks/sweep.py")
+    write_atomic(PAGE, rendered(found).encode())
+    save(drawn(by_place(found)), PAGE.with_suffix(".png"))
