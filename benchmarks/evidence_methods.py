@@ -4,7 +4,7 @@
     python benchmarks/evidence_methods.py --data-dir DIR --again --store runs/again
     python benchmarks/evidence_methods.py --page                # only the page, from results/ alone
 
-`make evidence` runs the first.
+`make evidence` runs the first, and the other studies.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,37 @@ from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.terminal import Console
 
+Identity = Callable[[Any], dict[str, Any]]
+
 
 def lines_of(data: Path) -> list[dict[str, Any]]:
     """Return the lines so far."""
     return read_json_lines(data) if data.exists() else []
 
 
-def run_missing(data: Path, cells: Sequence[Any], identity: Callable[[Any], dict[str, Any]], jobs: int) -> None:
+def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[Any], identity: Identity) -> list[Any]:
+    """Return the cells of a plan that have no line.
+
+    >>> missing([{"seed": 0, "test": 1.0}], [0, 1], lambda seed: {"seed": seed})
+    [1]
+    """
+    wanted = [(cell, identity(cell)) for cell in cells]
+    names = list(wanted[0][1]) if wanted else []
+    done = {_key(line, names) for line in lines}
+    return [cell for cell, known in wanted if _key(known, names) not in done]
+
+
+def _key(line: Mapping[str, Any], names: Sequence[str]) -> str:
+    return json.dumps({name: line[name] for name in names}, sort_keys=True)
+
+
+def run_missing(data: Path, cells: Sequence[Any], identity: Identity, jobs: int) -> None:
     """Run the cells that a file has no line of.
 
     Args:
         identity: gives the entries of a cell's line by which it is known.
     """
-    wanted = [(cell, identity(cell)) for cell in cells]
-    names = wanted[0][1].keys()
-
-    def key(line: dict[str, Any]) -> str:
-        return json.dumps({name: line[name] for name in names}, sort_keys=True)
-
-    done = {key(line) for line in lines_of(data)}
-    todo = [cell for cell, known in wanted if key(known) not in done]
+    todo = missing(lines_of(data), cells, identity)
     progress = Progress(Console(), data.stem, len(cells), done=len(cells) - len(todo))
     with progress, local_executor(jobs) as executor, data.open("a", encoding="utf-8") as lines:
         for _, line in executor.map(todo):

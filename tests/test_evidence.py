@@ -1,0 +1,152 @@
+"""The page of all evidence: its sentences say what the rows bear, and it is made of the data."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The scripts of the page, by name."""
+    sys.path.insert(0, str(FOLDER))
+    before = set(sys.modules)
+    try:
+        import evidence_rows
+        import evidence_sentences
+        import evidence_summary
+        import judged
+
+        yield SimpleNamespace(rows=evidence_rows, sentences=evidence_sentences, page=evidence_summary, judged=judged)
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def made(study):
+    """Makes a row from a mean difference to plain, that of the best rival, and whether they are sure."""
+
+    def row(gain, rival=0.0, sure=False):
+        def spread(mean):
+            return tuple(mean + shift for shift in ((-0.1, 0.1, 0.05, -0.05) if sure else (-2.0, 2.0, 1.0, -1.0)))
+
+        claim = study.judged.Claim(spread(gain), 0.01 if sure else 1.0, None)
+        differences = [study.rows.Difference(spread(mean), sure) for mean in (rival, gain - rival)]
+        return study.rows.Row("a setting", (90.0,) * 4, claim, study.rows.Rival("a rival", *differences))
+
+    return row
+
+
+@pytest.fixture
+def known(study, made):
+    """Rows of which nothing is sure."""
+    names = ("digits", "int4", "finetune10", "CIFAR-10, 500 images")
+    return {(name, noise): made(0.1) for name in names for noise in (0.0, 0.2)}
+
+
+def test_there_are_five_sentences(study, known, made):
+    more = {("slope", noise): dataclasses.replace(made(1.0), rival=None, plain=None) for noise in (0.0, 0.2)}
+    more |= {("regime", 0.0): made(0.1), ("CIFAR-10", 0.0): made(0.1), ("CIFAR-10", 0.2): made(0.2)}
+    for rows in (known, known | more):
+        found = study.sentences.sentences(rows)
+        assert len(found) == 5
+        assert all(one.endswith(".") and ". " not in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "key", "row", "said"),
+    [
+        ("right", ("digits", 0.0), (0.1, 0.0, False), "expect no gain of S²-SAM:** in none of 2 settings"),
+        ("right", ("digits", 0.0), (1.0, 0.0, True), "gains in some settings:** surely in 1 of 2"),
+        ("right", ("digits", 0.0), (-1.0, 0.0, True), "can cost accuracy:** it surely does in 1 of 2"),
+        ("right", ("regime", 0.0), (1.0, 0.0, True), "surely in 1 of 3"),
+        ("wrong", ("digits", 0.2), (4.0, 8.0, True), "a rival does more than S²-SAM and costs no more"),
+        ("wrong", ("digits", 0.2), (4.0, 2.0, True), "S²-SAM does more than a rival"),
+        ("wrong", ("digits", 0.2), (4.0, 8.0, False), "not surely better or worse than a rival"),
+        (
+            "wrong",
+            ("CIFAR-10, 500 images", 0.2),
+            (4.0, 8.0, True),
+            "early stopping are not measured, S²-SAM has **+4.0",
+        ),
+        ("wrong", ("CIFAR-10", 0.2), (3.0, 8.0, True), "on a setting S²-SAM has **+3.0"),
+        ("rounded", ("int4", 0.0), (1.0, 0.0, False), "no proven reason"),
+        ("rounded", ("int4", 0.0), (1.0, 0.0, True), "surely better with right labels too"),
+        ("rounded", ("int4", 0.0), (-1.0, 0.0, True), "surely worse with right labels"),
+        ("forgotten", ("finetune10", 0.2), (1.0, 0.0, True), "forget less in some settings"),
+        ("forgotten", ("finetune10", 0.2), (-1.0, 0.0, True), "forget more in some settings"),
+        ("forgotten", ("finetune10", 0.2), (1.0, 0.0, False), "forget less is not shown"),
+        ("claimed", ("slope", 0.0), (1.0, 0.0, True), "sparsity holds with right labels (**+1.0"),
+        ("claimed", ("slope", 0.0), (-1.0, 0.0, True), "sparsity is refuted with right labels"),
+        ("claimed", ("slope", 0.0), (1.0, 0.0, False), "sparsity stays open with right labels"),
+        (
+            "claimed",
+            ("digits", 0.0),
+            (1.0, 0.0, True),
+            "is not yet measured, and its gain on all of CIFAR-10 is not yet",
+        ),
+        ("claimed", ("regime", 0.0), (1.0, 0.5, True), "largest gain on all of CIFAR-10 is sure in 15 epochs (**+1.0"),
+        ("claimed", ("regime", 0.0), (0.1, 0.5, False), "largest gain on all of CIFAR-10 is not seen"),
+    ],
+)
+def test_a_sentence_says_what_the_rows_bear(study, known, made, sentence, key, row, said):
+    rows = known | ({("slope", 0.2): made(0.0)} if key[0] == "slope" else {}) | {key: made(*row)}
+    assert said in getattr(study.sentences, sentence)(rows)
+
+
+def test_nets_forget_no_less_where_a_gain_is_ruled_out(study, known, made):
+    ruled_out = [
+        dataclasses.replace(own, gain=dataclasses.replace(own.gain, excluded="gain"))
+        for own in (made(-0.2), made(-2.0))
+    ]
+    rows = known | dict(zip([("finetune10", 0.0), ("finetune10", 0.2)], ruled_out, strict=True))
+    assert "forget no less:**" in study.sentences.forgotten(rows)
+
+
+@pytest.fixture
+def collected(study, known):
+    """Rows by study: the methods', the referee's and those of what survives."""
+    titles = [study.page.STUDIES[place].title for place in (0, 1, 4)]
+    parts = (("digits",), ("int4", "finetune10"), ("CIFAR-10, 500 images",))
+    found = {one.title: {} for one in study.page.STUDIES}
+    for title, names in zip(titles, parts, strict=True):
+        found[title] = {key: row for key, row in known.items() if key[0] in names}
+    return found
+
+
+def test_the_page_names_the_studies_that_are_not_complete(study, collected):
+    page = study.page.rendered(collected)
+    assert page.count("| a setting |") + page.count("| [a setting](") == 8
+    left = re.search(r"## Not yet measured\n\n(.*?)\n\n", page, re.DOTALL)[1]
+    assert re.findall(r"`benchmarks/(\w+)\.md`", left) == ["corrupted", "sweep", "cifar", "regime"]
+    details = page[page.index("## Details") :]
+    assert details.count("\n- ") == 3 + 2  # free directions, theory
+    assert "Over sparsity" not in details
+
+
+def test_the_picture_has_both_dots_of_every_row(study, known, made):
+    slope = {("slope", 0.0): dataclasses.replace(made(1.0, sure=True), plain=None, rival=None)}
+    figure = study.page.picture(known | slope)
+    dots = [(*one.lines[0].get_xydata()[0], one.lines[0].get_markerfacecolor()) for one in figure.axes[0].containers]
+    assert len(dots) == 2 * len(known) + 1
+    assert dots[0] == (pytest.approx(0.1), -0.15, "white")
+    assert dots[1] == (0.0, 0.15, "white")
+    assert dots[-1][0] == pytest.approx(1.0)
+    assert dots[-1][2] != "white"
+
+
+def test_the_page_is_made_of_the_data(study):
+    page = study.page
+    found = page.collected()
+    for own in page.STUDIES[:2]:
+        if not found[own.title]:
+            pytest.skip(f"{len(own.read())} runs of benchmarks/{own.plan} are measured so far")
+    assert page.PAGE.read_text(encoding="utf-8") == page.rendered(found)
