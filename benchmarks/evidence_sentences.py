@@ -27,7 +27,10 @@ def right(rows: Known) -> str:
         head = f"With right labels expect no gain of S²-SAM:** in none of {len(own)} settings is its difference sure"
     texts = "; ".join(f"{row.gain.text} on {row.setting}" for row in own)
     rival = _rival(rows["digits", RIGHT])
-    return f"**{head} ({texts}), and {rival.name}, which costs as much, has {rival.gain.text} on digits."
+    return (
+        f"**{head} ({texts}), and {rival.name}, which costs as much, has {rival.gain.text} on digits, where S²-SAM minus it is "
+        f"{rival.ours.text}."
+    )
 
 
 def wrong(rows: Known) -> str:
