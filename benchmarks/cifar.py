@@ -22,6 +22,7 @@ from flatsparse.experiments.evaluate.changes import AS_TRAINED
 from flatsparse.experiments.evaluate.record import evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.folder import read_metrics
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.terminal import Console
@@ -117,6 +118,7 @@ def trained_and_changed(run: RunConfig, *, whole: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         result = train(run, place)
+        train_accuracy = read_metrics(place, result)[-1].train_accuracy  # during the last epoch, as in the other arms
         after = (*CHANGES, FINE_TUNED) if whole else CHANGES
         settings = Evaluation((place,), after=after, images=CHANGED_ON, jobs=1)
         scores = evaluate(settings, place, Console(quiet=True))["runs"][0]["after"]
@@ -124,7 +126,7 @@ def trained_and_changed(run: RunConfig, *, whole: bool) -> dict[str, Any]:
     return {
         "epoch": run.schedule.epochs,
         "gradients": result.gradient_evaluations,
-        "train_accuracy": result.train_accuracy,
+        "train_accuracy": train_accuracy,
         "validation": result.validation_accuracy,
         "test": result.test_accuracy,
         "after": {

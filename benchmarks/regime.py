@@ -22,6 +22,7 @@ from flatsparse.experiments.run.loop import train
 DATA = Path(__file__).parent.parent / "results" / "regime.jsonl"
 SEEDS, CHOICE = tuple(range(5)), 100  # compared, and for the choices
 PLACES = (("mest", 0.98), ("rigl", 0.95), ("rigl", 0.9))
+LAYERS = {"mest": "mest", "rigl": "all"}  # as in the paper's Table 1
 CHOSEN_AT = {"mest": 0.98, "rigl": 0.95}  # the sparsity at which a method's candidates are chosen
 SHARED = {
     "model": "resnet20",
@@ -58,6 +59,7 @@ class Cell:
     def run(self) -> dict[str, Any]:
         """Train; return what is kept."""
         own = {"data": self.data, "method": self.method, "sparsity": self.sparsity, "seed": self.seed}
+        own |= {"layers": LAYERS[self.method]}
         with tempfile.TemporaryDirectory() as folder:
             result = train(RunConfig.of(**SHARED, **ARMS[self.arm][self.candidate], **own), Path(folder) / "run")
         return {
