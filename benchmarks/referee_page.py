@@ -101,7 +101,7 @@ def counts(found: Mapping[float, Claims]) -> list[str]:
         sentences.append(
             f"**{_capital(LABELS[noise])}: {'it holds' if holds else 'it does not hold'}.** S²-SAM is "
             f"{'' if plain.above else 'not '}surely above plain, {plain.text}. Regularizers surely above S²-SAM: "
-            f"{judged.listed(better)}. Of a larger mean, with S²-SAM minus it: {judged.listed(larger)}."
+            f"{judged.listed(better)}. Regularizers of a larger mean, and S²-SAM minus them: {judged.listed(larger)}."
         )
     return sentences
 
@@ -127,11 +127,12 @@ def _to_plain(title: str, runs: Runs, found: Claims) -> str:
     order = sorted(own, key=lambda arm: -own[arm].interval.mean)
     unsure = [arm for arm in order if not own[arm].sure]
     above, below = ([arm for arm in order if getattr(own[arm], side)] for side in ("above", "below"))
+    possible = [arm for arm in unsure if not own[arm].no_gain]
     return (
-        f"**{_capital(title)}.** Plain training has {judged.mean(runs.values(RIGL.base))} %. The largest mean has "
+        f"**{_capital(title)}.** Plain training has {judged.mean(runs.values(RIGL.base))} %. The largest mean is that of "
         f"{_name(order[0])}, {own[order[0]].text}. Surely above plain: {_with_means(own, above)}. Surely below: "
         f"{_with_means(own, below)}. Of the other {len(unsure)}, a gain of half a point or more is ruled out for "
-        f"{_names(arm for arm in unsure if own[arm].no_gain)}."
+        f"{len(unsure) - len(possible)}, and not for the rest: {_names(possible)}."
     )
 
 
@@ -139,10 +140,11 @@ def _ours(found: Claims) -> str:
     """Return which arms S²-SAM is surely above or below, and to how many the difference is not sure."""
     rivals = {arm: found[RIGL.ours, arm] for arm in RIGL.others if arm != RIGL.ours}
     unsure = sum(not claim.sure for claim in rivals.values())
+    larger = sum(claim.interval.mean < 0 for claim in rivals.values())
     above, below = ([arm for arm, claim in rivals.items() if getattr(claim, side)] for side in ("above", "below"))
     return (
         f"it is surely above {_names(above)}, and surely below {_names(below)}; to {unsure} of {len(rivals)} the difference is "
-        "not sure"
+        f"not sure. Of a larger mean than it are {larger} of {len(rivals)}"
     )
 
 

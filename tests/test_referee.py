@@ -147,8 +147,9 @@ def test_sentences_name_what_is_surely_above_and_below(study, lines):
     above = wrong.split("above plain: ")[1].split(". Surely below")[0]
     assert [name.split(" (")[0] for name in above.split(", ")] == ["label smoothing", "S²-SAM", "early stopping"]
     assert "Surely below: SAM in half the epochs (−" in wrong
-    assert "The largest mean has label smoothing, **+8" in wrong
-    assert "and surely below label smoothing;" in ours
+    assert "The largest mean is that of label smoothing, **+8" in wrong
+    assert "and surely below label smoothing; to" in ours
+    assert "Of a larger mean than it are 1 of 15." in ours.split("With wrong labels")[1]
     assert f"{len(lines):,} runs" in text
     assert "with wrong labels none" in text  # the chosen candidates are the best of the compared seeds too
     worse = [{**line, "test": 70.0} if _of(line) == ("S²-SAM", 0.2, 2) else line for line in lines]
