@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evidence_rows import FORGETTING, RIGHT, WRONG, Rival, Row
+from regime import SHARED
 
+EPOCHS = SHARED["epochs"]  # of the paper's own regime
 AS_TRAINED = ("digits", "CIFAR-10, 500 images", "CIFAR-10", "regime")  # of which the last two may not be measured yet
 Known = Mapping[tuple[str, float], Row]
 
@@ -79,7 +81,7 @@ def forgotten(rows: Known) -> str:
     else:
         head = "That nets of S²-SAM forget less is not shown"
     return (
-        f"**{head}:** fine-tuned on half of the classes, those of digits have {own[0].gain.text} with right labels and "
+        f"**{head}:** fine-tuned on half of the classes, those of digits at 95 % have {own[0].gain.text} with right labels and "
         f"{own[1].gain.text} with wrong ones."
     )
 
@@ -96,7 +98,9 @@ def claimed(rows: Known) -> str:
     if ("regime", RIGHT) in rows:
         regime = rows["regime", RIGHT]
         said = "is sure" if regime.gain.above else "is not seen"
-        second = f"its largest gain on all of CIFAR-10 {said} in 15 epochs ({regime.gain.text}, {_rival(regime).text})"
+        second = (
+            f"its largest gain on all of CIFAR-10 {said} in {EPOCHS} epochs ({regime.gain.text}, {_rival(regime).text})"
+        )
     else:
         second = "its gain on all of CIFAR-10 is not yet measured"
     return f"**Of the paper's claims,** {first}, and {second}."

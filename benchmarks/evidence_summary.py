@@ -106,7 +106,7 @@ STUDIES = (
     ),
     Study(
         "The paper's own regime",
-        "all of CIFAR-10 in 15 epochs, beside label smoothing",
+        f"all of CIFAR-10 in {regime.SHARED['epochs']} epochs, beside label smoothing",
         "regime.md",
         "regime.md",
         regime.measured,
@@ -167,7 +167,7 @@ def table(rows: Rows, linked: Mapping[tuple[str, float], str]) -> str:
 
 def picture(rows: Rows) -> Figure:
     """Draw S²-SAM's difference to plain training in each row, and below it that of its best rival; filled where sure."""
-    figure = Figure(figsize=(9.2, 1.2 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.6, 1.2 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for height, row in enumerate(rows.values()):
         dots = [("S²-SAM", COLORS["s2sam"], -0.15, row.gain.gaps, row.gain.sure)]
@@ -183,7 +183,8 @@ def picture(rows: Rows) -> Figure:
                 where = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
                 axis.annotate(name, (d.mean + half, height + shift), color=color, **where)
     axis.axvline(0, color=LINE, linewidth=1)
-    axis.set_yticks(range(len(rows)), [f"{row.setting}, {_labels(noise)} labels" for (_, noise), row in rows.items()])
+    names = [f"{row.setting}\n{_labels(noise)} labels" for (_, noise), row in rows.items()]
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     axis.set_xlabel("difference to plain training, points")
     plain(axis, "x")
