@@ -1,4 +1,4 @@
-"""The page of corrupted images, docs/corrupted-images.md, with every number from results/corrupted.jsonl.
+"""The page of corrupted images, docs/corrupted.md, with every number from results/corrupted.jsonl.
 
 python benchmarks/corrupted_page.py
 """
@@ -18,7 +18,7 @@ from survives_page import NAMES, Line, Setting
 from flatsparse.common.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
-PAGE, TEMPLATE = ROOT / "docs" / "corrupted-images.md", Path(__file__).with_name("corrupted_page.md")
+PAGE, TEMPLATE = ROOT / "docs" / "corrupted.md", Path(__file__).with_name("corrupted_page.md")
 OURS, BASE = "s2sam", "plain"
 
 

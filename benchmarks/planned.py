@@ -22,16 +22,20 @@ def lines_of(data: Path) -> list[dict[str, Any]]:
     return read_json_lines(data) if data.exists() else []
 
 
-def missing(lines: Iterable[Mapping[str, Any]], cells: Sequence[Any], identity: Identity) -> list[Any]:
-    """Return the cells that have no line."""
+def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[Any], identity: Identity) -> list[Any]:
+    """Return the cells of a plan that have no line.
+
+    >>> missing([{"seed": 0, "test": 1.0}], [0, 1], lambda seed: {"seed": seed})
+    [1]
+    """
     wanted = [(cell, identity(cell)) for cell in cells]
-    names = wanted[0][1].keys() if wanted else ()
+    names = list(wanted[0][1]) if wanted else []
+    done = {_key(line, names) for line in lines}
+    return [cell for cell, known in wanted if _key(known, names) not in done]
 
-    def key(line: Mapping[str, Any]) -> str:
-        return json.dumps({name: line[name] for name in names}, sort_keys=True)
 
-    done = {key(line) for line in lines}
-    return [cell for cell, known in wanted if key(known) not in done]
+def _key(line: Mapping[str, Any], names: Sequence[str]) -> str:
+    return json.dumps({name: line[name] for name in names}, sort_keys=True)
 
 
 def run_missing(data: Path, cells: Sequence[Any], identity: Identity, jobs: int) -> None:

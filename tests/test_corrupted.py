@@ -80,7 +80,7 @@ def test_differences_are_paired_by_seed_and_corrected_over_the_settings(study, l
         shown = f"{mean_interval(own):+.1f}".replace("-", "−")
         assert shown in text
         assert (f"{shown}**\\*" in text) == (adjusted[setting] < 0.05)
-        assert row.count("|") == 11
+        assert row.count("|") == 10
 
 
 def test_what_is_beyond_clean_leaves_out_the_gain_on_clean_images(study, lines):

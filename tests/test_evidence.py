@@ -1,153 +1,152 @@
-"""The evidence: its page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
+"""The page of all evidence: its sentences say what the rows bear, and it is made of the data."""
 
-import importlib.util
+import dataclasses
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flatsparse.experiments.grid.store import key
-from flatsparse.experiments.recipes import evidence, load
-from flatsparse.experiments.run.config import RunConfig, Runtime, change
-from flatsparse.experiments.run.resolve import resolve
-
-spec = importlib.util.spec_from_file_location(
-    "benchmarks_evidence_page", Path(__file__).parent.parent / "benchmarks" / "evidence_page.py"
-)
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
-RECORDS = study.read()
+FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-def test_the_page_is_made_of_the_data():
-    page = study.rendered()
-    assert study.PAGE.read_text(encoding="utf-8") == page
-    assert "«" not in page  # nothing is left to fill in
-    assert study.NOT_YET not in page
-    assert "–" not in page[: page.index("## How to read it")]  # of what has no runs
+@pytest.fixture(scope="module")
+def study():
+    """The scripts of the page, by name."""
+    sys.path.insert(0, str(FOLDER))
+    before = set(sys.modules)
+    try:
+        import evidence_rows
+        import evidence_sentences
+        import evidence_summary
+        import judged
 
-
-def test_the_page_of_measurements_says_what_the_data_says():
-    cells = study.by_cell(RECORDS)
-    page = (study.ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
-    noisy, right = evidence.labels(evidence.NOISE), evidence.labels(0)
-    averages = [("s2sam", "none"), ("random", "none"), ("sam", "s2sam")]
-    for found in (
-        *(study.averaged(cells, "digits", noisy, *pair) for pair in averages),
-        *(study.gaps(cells["noise", "RigL 90%", noisy], *pair) for pair in averages),
-        study.averaged(cells, "digits", right, "s2sam", "none"),
-        study.averaged(cells, "main", right, "s2sam", "none"),
-        study.gaps(cells["short", "static 95%", right], "s2sam"),
-    ):
-        assert study.formatted(found).strip("*") in page
-
-
-def test_every_run_is_of_the_cells_it_stands_for():
-    shares = {"share": "masking", "share-digits": "digits-masking"}  # whose runs those of the shares are
-    recipes = {shares.get(name, name) for record in RECORDS for name, *_ in record["cells"]}
-    wanted = {
-        (name, cell.row, cell.column, cell.label): cell.run
-        for name in recipes
-        for cell in load(f"evidence-{name}").cells("laptop")
-    }
-    for record in RECORDS:
-        of_machine = {"precision": record["settings"].get("precision", Runtime.precision)}
-        for name, row, column, label in record["cells"]:
-            run = wanted[shares.get(name, name), row, column, label]
-            run = change(run, seed=record["seed"], **of_machine)
-            assert record["key"] == ("share-" if name in shares else "") + key(run)
-
-
-def test_the_settings_of_a_line_say_all_that_its_run_was():
-    """Also what a method did by itself when they were run, and does no longer."""
-    for record in RECORDS:
-        settings = {n: tuple(v) if isinstance(v, list) else v for n, v in record["settings"].items()}
-        assert record["key"].removeprefix("share-") == key(RunConfig.of(**{**settings, "seed": record["seed"]}))
-
-
-def test_a_sweep_has_every_rho_with_the_same_seeds():
-    cells = study.by_cell(RECORDS)
-    for data, (sweep, *_) in study.SWEEPS.items():
-        for noisy, rhos in evidence.RHO[data].items():
-            places = study.by_rho(cells, (sweep,), evidence.labels(noisy))
-            assert len(places) == 5
-            assert len({tuple(sorted(place[name])) for place in places.values() for name in ("none", *rhos)}) == 1
-
-
-def test_no_rho_was_chosen_on_a_seed_that_is_compared():
-    cells = study.by_cell(RECORDS)
-    seeds = {}
-    for (recipe, *_), place in cells.items():
-        seeds.setdefault(recipe in ("rho", "digits-rho", "digits-ends"), set()).update(*place.values())
-    assert not seeds.get(True, set()) & seeds.get(False, set())
-
-
-def test_rho_is_what_validation_chose():
-    cells = study.by_cell(RECORDS)
-    for data, (sweep, *_) in study.SWEEPS.items():
-        for noisy, rhos in evidence.RHO[data].items():
-            for name, rho in rhos.items():
-                assert study.chosen(cells, sweep, evidence.labels(noisy), name) == rho
-
-
-def record(label, seed, test, row="RigL"):
-    cells = [["main", row, "90%", label]]
-    return {"cells": cells, "seed": seed, "test_accuracy": test, "train_accuracy": 99.0, "ball": 0.5, "rho": 0.1}
-
-
-def test_differences_are_paired_by_seed_and_a_seed_that_lacks_a_run_is_left_out():
-    plain, ours = [(0, 30.0), (1, 31.0), (2, 32.0)], [(1, 32.0), (2, 33.1), (7, 38.0)]
-    runs = [record("none", *found) for found in plain] + [record("s2sam", *found) for found in ours]
-    cells = study.by_cell(runs)
-    assert study.gaps(cells["main", "RigL", "90%"], "s2sam") == pytest.approx([1.0, 1.1])
-    assert "| RigL, 90% | S²-SAM | 0.1 | 2 |" in study.compared(cells, "main")
-    assert "**+1.1 [+0.4, +1.7]**" in study.compared(cells, "main")
-
-
-def test_differences_all_alike_have_no_interval():
-    runs = [record(name, seed, value) for seed in (0, 1) for name, value in (("none", 30.0), ("s2sam", 31.0))]
-    assert "+1.0 (all alike)" in study.compared(study.by_cell(runs), "main")
-
-
-def test_an_average_over_cells_is_taken_seed_by_seed_of_seeds_that_all_have():
-    gains = {("RigL", 0): 1.0, ("RigL", 1): 2.0, ("SET", 0): 3.0, ("SET", 1): 4.0, ("SET", 2): 99.0}
-    runs = [record("none", seed, 50.0, row=row) for row, seed in gains]
-    runs += [record("s2sam", seed, 50.0 + gain, row=row) for (row, seed), gain in gains.items()]
-    assert study.averaged(study.by_cell(runs), "main", "90%", "s2sam", "none") == [2.0, 3.0]
-    assert study.averaged(study.by_cell(runs), "main", "98%", "s2sam", "none") == []
-
-
-@pytest.mark.parametrize(("found", "best"), [([1.0, 3.0, 2.0], 0.1), ([3.0, 3.0, 2.0], 0.03), ([1.0, 2.0, 4.0], 0.3)])
-def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, best):
-    runs = [
-        {"cells": [["rho", f"ρ {rho:g}", "RigL 90%", "s2sam"]], "seed": seed, "validation_accuracy": value + wobble}
-        for rho, value in zip((0.03, 0.1, 0.3), found, strict=True)
-        for seed, wobble in ((1000, 0.5), (1001, -0.5))
-    ]
-    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "s2sam") == best
-    assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "sam") is None
+        yield SimpleNamespace(rows=evidence_rows, sentences=evidence_sentences, page=evidence_summary, judged=judged)
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+                del sys.modules[name]
 
 
 @pytest.fixture
-def runner(monkeypatch):
-    """What runs the study, which imports its page from beside it."""
-    monkeypatch.syspath_prepend(str(study.ROOT / "benchmarks"))
-    return importlib.import_module("evidence")
+def made(study):
+    """Makes a row from a mean difference to plain, that of the best rival, and whether they are sure."""
+
+    def row(gain, rival=0.0, sure=False):
+        def spread(mean):
+            return tuple(mean + shift for shift in ((-0.1, 0.1, 0.05, -0.05) if sure else (-2.0, 2.0, 1.0, -1.0)))
+
+        claim = study.judged.Claim(spread(gain), 0.01 if sure else 1.0, None)
+        differences = [study.rows.Difference(spread(mean), sure) for mean in (rival, gain - rival)]
+        return study.rows.Row("a setting", (90.0,) * 4, claim, study.rows.Rival("a rival", *differences))
+
+    return row
 
 
-def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runner):
-    plan = runner.planned(("digits-decay", "decay 0.0005", ("none", "s2sam")), None)
-    assert [run.seed for run in plan] == sorted(run.seed for run in plan)
-    assert len(plan) == 2 * 2 * 10  # labels, sharpnesses, seeds
-    shared = runner.planned(("rho", None, ("none",)), None)
-    assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2 * 2  # labels, seeds
+@pytest.fixture
+def known(study, made):
+    """Rows of which nothing is sure."""
+    names = ("digits", "int4", "finetune10", "CIFAR-10, 500 images")
+    return {(name, noise): made(0.1) for name in names for noise in (0.0, 0.2)}
 
 
-def test_shares_of_a_perturbation_are_of_live_weights(runner):
-    small = RunConfig.of(
-        train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False
-    )
-    unmasked = runner.share_record(resolve(change(small, sparsity=0.95)))
-    assert 0 < unmasked["first_half"] < 0.9
-    assert runner.share_record(resolve(change(small, method="dense")))["second_half"] == pytest.approx(1)
-    masked = change(small, sparsity=0.95, mask_perturbation=True)
-    assert runner.share_record(resolve(masked))["first_half"] == pytest.approx(1)
+def test_there_are_five_sentences(study, known, made):
+    more = {("slope", noise): dataclasses.replace(made(1.0), rival=None, plain=None) for noise in (0.0, 0.2)}
+    more |= {("regime", 0.0): made(0.1), ("CIFAR-10", 0.0): made(0.1), ("CIFAR-10", 0.2): made(0.2)}
+    for rows in (known, known | more):
+        found = study.sentences.sentences(rows)
+        assert len(found) == 5
+        assert all(one.endswith(".") and ". " not in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "key", "row", "said"),
+    [
+        ("right", ("digits", 0.0), (0.1, 0.0, False), "expect no gain of S²-SAM:** in none of 2 settings"),
+        ("right", ("digits", 0.0), (1.0, 0.0, True), "gains in some settings:** surely in 1 of 2"),
+        ("right", ("digits", 0.0), (-1.0, 0.0, True), "can cost accuracy:** it surely does in 1 of 2"),
+        ("right", ("regime", 0.0), (1.0, 0.0, True), "surely in 1 of 3"),
+        ("wrong", ("digits", 0.2), (4.0, 8.0, True), "a rival does more than S²-SAM and costs no more"),
+        ("wrong", ("digits", 0.2), (4.0, 2.0, True), "S²-SAM does more than a rival"),
+        ("wrong", ("digits", 0.2), (4.0, 8.0, False), "not surely better or worse than a rival"),
+        (
+            "wrong",
+            ("CIFAR-10, 500 images", 0.2),
+            (4.0, 8.0, True),
+            "early stopping are not measured, S²-SAM has **+4.0",
+        ),
+        ("wrong", ("CIFAR-10", 0.2), (3.0, 8.0, True), "on a setting S²-SAM has **+3.0"),
+        ("rounded", ("int4", 0.0), (1.0, 0.0, False), "no proven reason"),
+        ("rounded", ("int4", 0.0), (1.0, 0.0, True), "surely better with right labels too"),
+        ("rounded", ("int4", 0.0), (-1.0, 0.0, True), "surely worse with right labels"),
+        ("forgotten", ("finetune10", 0.2), (1.0, 0.0, True), "forget less in some settings"),
+        ("forgotten", ("finetune10", 0.2), (-1.0, 0.0, True), "forget more in some settings"),
+        ("forgotten", ("finetune10", 0.2), (1.0, 0.0, False), "forget less is not shown"),
+        ("claimed", ("slope", 0.0), (1.0, 0.0, True), "sparsity holds with right labels (**+1.0"),
+        ("claimed", ("slope", 0.0), (-1.0, 0.0, True), "sparsity is refuted with right labels"),
+        ("claimed", ("slope", 0.0), (1.0, 0.0, False), "sparsity stays open with right labels"),
+        (
+            "claimed",
+            ("digits", 0.0),
+            (1.0, 0.0, True),
+            "is not yet measured, and its gain on all of CIFAR-10 is not yet",
+        ),
+        ("claimed", ("regime", 0.0), (1.0, 0.5, True), "largest gain on all of CIFAR-10 is sure in 15 epochs (**+1.0"),
+        ("claimed", ("regime", 0.0), (0.1, 0.5, False), "largest gain on all of CIFAR-10 is not seen"),
+    ],
+)
+def test_a_sentence_says_what_the_rows_bear(study, known, made, sentence, key, row, said):
+    rows = known | ({("slope", 0.2): made(0.0)} if key[0] == "slope" else {}) | {key: made(*row)}
+    assert said in getattr(study.sentences, sentence)(rows)
+
+
+def test_nets_forget_no_less_where_a_gain_is_ruled_out(study, known, made):
+    ruled_out = [
+        dataclasses.replace(own, gain=dataclasses.replace(own.gain, excluded="gain"))
+        for own in (made(-0.2), made(-2.0))
+    ]
+    rows = known | dict(zip([("finetune10", 0.0), ("finetune10", 0.2)], ruled_out, strict=True))
+    assert "forget no less:**" in study.sentences.forgotten(rows)
+
+
+@pytest.fixture
+def collected(study, known):
+    """Rows by study: the methods', the referee's and those of what survives."""
+    titles = [study.page.STUDIES[place].title for place in (0, 1, 4)]
+    parts = (("digits",), ("int4", "finetune10"), ("CIFAR-10, 500 images",))
+    found = {one.title: {} for one in study.page.STUDIES}
+    for title, names in zip(titles, parts, strict=True):
+        found[title] = {key: row for key, row in known.items() if key[0] in names}
+    return found
+
+
+def test_the_page_names_the_studies_that_are_not_complete(study, collected):
+    page = study.page.rendered(collected)
+    assert page.count("| a setting |") + page.count("| [a setting](") == 8
+    left = re.search(r"## Not yet measured\n\n(.*?)\n\n", page, re.DOTALL)[1]
+    assert re.findall(r"`benchmarks/(\w+)\.md`", left) == ["corrupted", "sweep", "cifar", "regime"]
+    details = page[page.index("## Details") :]
+    assert details.count("\n- ") == 3 + 2  # free directions, theory
+    assert "Over sparsity" not in details
+
+
+def test_the_picture_has_both_dots_of_every_row(study, known, made):
+    slope = {("slope", 0.0): dataclasses.replace(made(1.0, sure=True), plain=None, rival=None)}
+    figure = study.page.picture(known | slope)
+    dots = [(*one.lines[0].get_xydata()[0], one.lines[0].get_markerfacecolor()) for one in figure.axes[0].containers]
+    assert len(dots) == 2 * len(known) + 1
+    assert dots[0] == (pytest.approx(0.1), -0.15, "white")
+    assert dots[1] == (0.0, 0.15, "white")
+    assert dots[-1][0] == pytest.approx(1.0)
+    assert dots[-1][2] != "white"
+
+
+def test_the_page_is_made_of_the_data(study):
+    page = study.page
+    found = page.collected()
+    for own in page.STUDIES[:2]:
+        if not found[own.title]:
+            pytest.skip(f"{len(own.read())} runs of benchmarks/{own.plan} are measured so far")
+    assert page.PAGE.read_text(encoding="utf-8") == page.rendered(found)

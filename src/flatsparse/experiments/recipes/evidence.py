@@ -1,4 +1,4 @@
-"""The measurements of what S²-SAM does: the recipes of the page `docs/evidence.md`.
+"""The measurements of what S²-SAM does: the recipes of the page `docs/evidence-methods.md`.
 
 A net that has fitted its training set is where flatness can pay, so the settings are small enough to be fitted on two cores:
 500 images of CIFAR-10 as they are, 300 of digits.

@@ -1,10 +1,10 @@
-"""The evidence: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
+"""Twelve methods and ρ: runs the recipes `evidence-*`, in the order of what they decide, and writes their results.
 
-    python benchmarks/evidence.py --data-dir DIR        # continues where results/ stop
-    python benchmarks/evidence.py --data-dir DIR --again --store runs/again
-    python benchmarks/evidence.py --page                # only the page, from results/ alone
+    python benchmarks/evidence_methods.py --data-dir DIR        # continues where results/ stop
+    python benchmarks/evidence_methods.py --data-dir DIR --again --store runs/again
+    python benchmarks/evidence_methods.py --page                # only the page, from results/ alone
 
-`make evidence` is the first.
+`make evidence` runs the first, and the other studies.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import DATA, PAGE, ROOT, by_cell, read, rendered
-from evidence_pictures import PICTURES
+from evidence_methods_page import DATA, PAGE, ROOT, by_cell, read, rendered
+from evidence_methods_pictures import PICTURES
 
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum

@@ -1,4 +1,4 @@
-"""The pictures of docs/evidence.md; `evidence.py` draws them."""
+"""The pictures of docs/evidence-methods.md; `evidence_methods.py` draws them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from evidence_page import SWEEPS, Cells, by_rho, gaps
+from evidence_methods_page import SWEEPS, Cells, by_rho, gaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -104,4 +104,4 @@ def rho(cells: Cells) -> Figure:
     return figure
 
 
-PICTURES = {"evidence": digits, "evidence-cifar": cifar, "evidence-rho": rho}
+PICTURES = {"evidence-methods": digits, "evidence-methods-cifar": cifar, "evidence-methods-rho": rho}

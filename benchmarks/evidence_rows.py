@@ -1,0 +1,241 @@
+"""The rows of docs/evidence.md: S²-SAM beside plain training and the best of what costs as much, in studies that are complete."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import arms
+import cifar
+import corrupted
+import evidence_methods_page as methods
+import judged
+import referee
+import referee_page
+import regime
+import survives
+import survives_page
+import sweep
+import sweep_claims
+from planned import missing
+
+from flatsparse.experiments.equivalence import equivalence
+from flatsparse.experiments.labels import label
+from flatsparse.experiments.recipes.evidence import labels
+
+Line = Mapping[str, Any]
+RIGHT, WRONG = referee.NOISES
+PLAIN, OURS = "plain", "S²-SAM"
+FORGETTING = survives.CHANGES[-1]
+CHANGED = {"int4": "rounded to 4 bits", FORGETTING: "fine-tuned on half of the classes"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, and whether its study claims it and Holm's p is below 0.05 there."""
+
+    gaps: tuple[float, ...]
+    sure: bool = False
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return statistics.fmean(self.gaps)
+
+    @property
+    def text(self) -> str:
+        """The difference with its interval, and a star where it is sure."""
+        return judged.difference(self.gaps) + ("\\*" if self.sure else "")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What costs as much as S²-SAM: its difference to plain training, and S²-SAM's to it."""
+
+    name: str
+    gain: Difference
+    ours: Difference
+
+    @property
+    def text(self) -> str:
+        """Its name and what it gains."""
+        return f"{self.name} {self.gain.text}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting in which S²-SAM is compared.
+
+    Attributes:
+        plain: the test accuracies of plain training; none where the row is about a slope.
+        gain: S²-SAM's difference to plain training.
+        rival: the best of what costs as much, by mean test accuracy.
+    """
+
+    setting: str
+    plain: tuple[float, ...] | None
+    gain: judged.Claim
+    rival: Rival | None
+
+    @property
+    def verdict(self) -> str:
+        """What the study says, in a few words."""
+        up, down = ("gain", "loss") if self.plain else ("growth", "decline")
+        if self.gain.sure:
+            own = f"sure {up if self.gain.above else down}"
+        else:
+            own = "no gain of half a point" if self.plain and self.gain.no_gain else "open"
+        if self.rival is None or not self.rival.ours.sure:
+            return own
+        return f"{own}; surely {'above' if self.rival.ours.mean > 0 else 'below'} {self.rival.name}"
+
+
+Rows = dict[tuple[str, float], Row]  # by question and share of wrong labels
+
+
+def of_referee(lines: Sequence[Line]) -> Rows:
+    """Return the rows of the referee: digits, as trained."""
+    if missing(lines, referee.cells(), asdict):
+        return {}
+    runs, group = referee_page.by_labels(lines), referee_page.RIGL
+    found = arms.claims(runs, (group, referee_page.SAFE))
+    return {
+        ("digits", noise): _among_arms("digits, RigL 95 %", own, found[noise], group.others, referee_page.NAMES)
+        for noise, own in runs.items()
+    }
+
+
+def of_survives(lines: Sequence[Line]) -> Rows:
+    """Return the rows of what survives rounding, and of what is forgotten, at the ρ of the change."""
+    if missing(lines, survives.cells(), asdict):
+        return {}
+    runs = survives_page.by_setting(lines)
+    found, rows = survives_page.claims(runs), {}
+    for change, noise in ((change, noise) for change in CHANGED for noise in survives.NOISES):
+        own = runs[0.95, noise]
+        values = {arm: own.test(arm, own.chosen(arm, change), change) for arm in survives.ARMS}
+        claim = found[(0.95, noise), change]
+        rows[change, noise] = _shown(f"digits, RigL 95 %, {CHANGED[change]}", values, "s2sam", claim)
+    return rows
+
+
+def of_corrupted(lines: Sequence[Line]) -> Rows:
+    """Return the rows of corrupted digits: means over all corruptions."""
+    if not lines or missing(lines, corrupted.cells(), asdict):
+        return {}
+    known = {(x["sparsity"], x["noise"], x["arm"], x["seed"]): statistics.fmean(x["corrupted"].values()) for x in lines}
+    values = {
+        (sparsity, noise): {
+            arm: [known[sparsity, noise, arm, seed] for seed in survives.SEEDS] for arm in survives.ARMS
+        }
+        for sparsity in survives.SPARSITIES
+        for noise in survives.NOISES
+    }
+    found = judged.claims({place: judged.paired(own["s2sam"], own[PLAIN]) for place, own in values.items()})
+    return {
+        ("corrupted", noise): _shown(
+            "digits, RigL 95 %, corrupted images", values[0.95, noise], "s2sam", found[0.95, noise]
+        )
+        for noise in survives.NOISES
+    }
+
+
+def of_sweep(lines: Sequence[Line]) -> Rows:
+    """Return the rows of the sweep over sparsity: how the gain grows."""
+    if len(lines) < sweep.planned():
+        return {}
+    found = sweep_claims.gain_claims(sweep_claims.by_place(lines))
+    setting = "digits, RigL 0 to 98 %, gain for each tenfold fewer weights"
+    return {("slope", noise): Row(setting, None, found[noise, sweep_claims.SLOPE], None) for noise in sweep.NOISES}
+
+
+def of_methods(lines: Sequence[Line]) -> Rows:
+    """Return the rows of 500 images of CIFAR-10; p is Holm's over a recipe's table, and other directions cost as much."""
+    cells, rows = methods.by_cell(lines), {}
+    for noise, recipe in ((RIGHT, "main"), (WRONG, "noise")):
+        where = (recipe, "RigL 90%", labels(noise))
+        place = cells[where]
+        p = methods.adjusted({there: own for there, own in cells.items() if there[0] == recipe})
+        kept = {name: [run["test_accuracy"] for _, run in sorted(runs.items())] for name, runs in place.items()}
+        values = {PLAIN: kept["none"], **{name: kept[name] for name in kept if name in ("s2sam", "random", "momentum")}}
+        gaps = tuple(methods.gaps(place, "s2sam"))
+        claim = judged.Claim(gaps, p[where, "s2sam"], equivalence(gaps, judged.MARGIN).excluded)
+        sure = [name for name in values if p.get((where, name), 1) < judged.LEVEL]
+        rows["CIFAR-10, 500 images", noise] = _shown(
+            "CIFAR-10, 500 images, RigL 90 %", values, "s2sam", claim, sure=sure
+        )
+    return rows
+
+
+def of_cifar(lines: Sequence[Line]) -> Rows:
+    """Return the rows of 10,000 images of CIFAR-10, as trained: those of the plan's referee."""
+    if missing(lines, (*cifar.for_choice(), *cifar.compared(lines)), asdict):
+        return {}
+    group = arms.Group(PLAIN, OURS, tuple(arm for arm in cifar.ARMS if arm != PLAIN))
+    runs = {
+        noise: arms.Runs.of(
+            (line for line in lines if (line["sparsity"], line["noise"]) == (0.95, noise)), cifar.SEEDS, cifar.CHOICE
+        )
+        for noise in cifar.NOISES
+    }
+    found = arms.claims(runs, (group,))
+    setting = f"CIFAR-10, {cifar.SHARED['train_size']:,} images, RigL 95 %"
+    return {
+        ("CIFAR-10", noise): _among_arms(setting, own, found[noise], group.others, referee_page.NAMES)
+        for noise, own in runs.items()
+    }
+
+
+def of_regime(lines: Sequence[Line]) -> Rows:
+    """Return the row of the paper's own regime in which its gain is the largest."""
+    known = [line for line in lines if line["data"] == "cifar10"]
+    cells = [cell for method in regime.CHOSEN_AT for cell in regime.for_choice(method)]
+    if not known or missing(lines, cells, lambda cell: cell.identity):
+        return {}
+    cells = [cell for place in regime.PLACES for cell in regime.compared(lines, *place)]
+    if missing(lines, cells, lambda cell: cell.identity):
+        return {}
+    group = arms.Group(PLAIN, OURS, tuple(arm for arm in regime.ARMS if arm != PLAIN))
+    runs = {}
+    for index, (method, sparsity) in enumerate(regime.PLACES):
+        own = [x for x in known if x["method"] == method and (x["sparsity"] == sparsity or x["seed"] == regime.CHOICE)]
+        runs[index] = arms.Runs.of(own, regime.SEEDS, (regime.CHOICE,))
+    found = arms.claims(runs, (group,))
+    setting = "CIFAR-10, 45,000 images, MEST(EM) 98 %"
+    return {("regime", RIGHT): _among_arms(setting, runs[0], found[0], group.others, referee_page.NAMES)}
+
+
+def _among_arms(
+    setting: str, runs: arms.Runs, found: arms.Claims, others: Iterable[str], names: Mapping[str, str]
+) -> Row:
+    """Return the row of a study that claims each arm's difference to plain, and S²-SAM's to each; none with S²-SAM is a rival."""
+    name = judged.chosen({arm: runs.values(arm) for arm in others if OURS not in arm})
+    gain, ours = (Difference(claim.gaps, claim.sure) for claim in (found[name, PLAIN], found[OURS, name]))
+    return Row(setting, tuple(runs.values(PLAIN)), found[OURS, PLAIN], Rival(names.get(name, name), gain, ours))
+
+
+def _shown(
+    setting: str,
+    values: Mapping[str, Sequence[float]],
+    ours: str,
+    claim: judged.Claim,
+    sure: Iterable[str] = (),
+) -> Row:
+    """Return the row of a study that claims nothing of S²-SAM's difference to others.
+
+    Args:
+        values: of each arm, seed by seed.
+        sure: the arms whose difference to plain is claimed, and sure.
+    """
+    name = judged.chosen({arm: own for arm, own in values.items() if arm not in (PLAIN, ours)})
+    gain = Difference(tuple(judged.paired(values[name], values[PLAIN])), name in set(sure))
+    rival = Rival(_name(name), gain, Difference(tuple(judged.paired(values[ours], values[name]))))
+    return Row(setting, tuple(values[PLAIN]), claim, rival)
+
+
+def _name(arm: str) -> str:
+    """Return the name of an arm of a study that has short ones, as the other pages have it."""
+    long = {"sam": "SAM, half the epochs", "late": "late SAM"}.get(arm, arm)
+    return referee_page.NAMES.get(long, label(long))

@@ -1,0 +1,115 @@
+"""The five sentences of docs/evidence.md. What each says is chosen by what the rows bear, and its figures are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evidence_rows import FORGETTING, RIGHT, WRONG, Rival, Row
+from regime import SHARED
+
+EPOCHS = SHARED["epochs"]  # of the paper's own regime
+AS_TRAINED = ("digits", "CIFAR-10, 500 images", "CIFAR-10", "regime")  # of which the last two may not be measured yet
+Known = Mapping[tuple[str, float], Row]
+
+
+def sentences(rows: Known) -> list[str]:
+    """Return all five."""
+    return [right(rows), wrong(rows), rounded(rows), forgotten(rows), claimed(rows)]
+
+
+def right(rows: Known) -> str:
+    """What S²-SAM gains as trained, with right labels."""
+    own = [rows[name, RIGHT] for name in AS_TRAINED if (name, RIGHT) in rows]
+    above, below = ([row for row in own if getattr(row.gain, side)] for side in ("above", "below"))
+    if above:
+        head = f"With right labels S²-SAM gains in some settings:** surely in {len(above)} of {len(own)}"
+    elif below:
+        head = f"With right labels S²-SAM can cost accuracy:** it surely does in {len(below)} of {len(own)} settings"
+    else:
+        head = f"With right labels expect no gain of S²-SAM:** in none of {len(own)} settings is its difference sure"
+    texts = "; ".join(f"{row.gain.text} on {row.setting}" for row in own)
+    rival = _rival(rows["digits", RIGHT])
+    return (
+        f"**{head} ({texts}), and {rival.name}, which costs as much, has {rival.gain.text} on digits, where S²-SAM minus it is "
+        f"{rival.ours.text}."
+    )
+
+
+def wrong(rows: Known) -> str:
+    """What S²-SAM gains as trained, with wrong labels, beside the best that costs as much."""
+    digits = rows["digits", WRONG]
+    rival = _rival(digits)
+    if not rival.ours.sure:
+        head = f"Where labels are wrong, S²-SAM is not surely better or worse than {rival.name}, which costs as much"
+    elif rival.ours.mean < 0:
+        head = f"Where labels are wrong, {rival.name} does more than S²-SAM and costs no more"
+    else:
+        head = f"Where labels are wrong, S²-SAM does more than {rival.name}, the best of what costs as much"
+    name = "CIFAR-10" if ("CIFAR-10", WRONG) in rows else "CIFAR-10, 500 images"
+    cifar = rows[name, WRONG]
+    beside = "" if name == "CIFAR-10" else ", where label smoothing and early stopping are not measured,"
+    return (
+        f"**{head}:** on digits it has {rival.gain.text}, S²-SAM {digits.gain.text}, and S²-SAM minus it is {rival.ours.text}; "
+        f"on {cifar.setting}{beside} S²-SAM has {cifar.gain.text} and {_rival(cifar).text}."
+    )
+
+
+def rounded(rows: Known) -> str:
+    """What is left after rounding to 4 bits."""
+    own, noisy = rows["int4", RIGHT], rows["int4", WRONG]
+    if own.gain.above:
+        head = "Rounded to 4 bits, nets of S²-SAM are surely better with right labels too"
+    elif own.gain.below:
+        head = "Rounded to 4 bits, nets of S²-SAM are surely worse with right labels"
+    else:
+        head = "Rounding to 4 bits is no proven reason for S²-SAM where labels are right"
+    return (
+        f"**{head}:** {own.gain.text} on digits; with wrong labels it has {noisy.gain.text}, where it has "
+        f"{rows['digits', WRONG].gain.text} before rounding, and {_rival(noisy).text}."
+    )
+
+
+def forgotten(rows: Known) -> str:
+    """What is forgotten in fine-tuning on half of the classes."""
+    own = [rows[FORGETTING, noise] for noise in (RIGHT, WRONG)]
+    if any(row.gain.above for row in own):
+        head = "Nets of S²-SAM forget less in some settings"
+    elif any(row.gain.below for row in own):
+        head = "Nets of S²-SAM forget more in some settings"
+    elif all(row.gain.no_gain for row in own):
+        head = "Nets of S²-SAM forget no less"
+    else:
+        head = "That nets of S²-SAM forget less is not shown"
+    return (
+        f"**{head}:** fine-tuned on half of the classes, those of digits at 95 % have {own[0].gain.text} with right labels and "
+        f"{own[1].gain.text} with wrong ones."
+    )
+
+
+def claimed(rows: Known) -> str:
+    """What comes of the paper's own claims: a gain that grows with sparsity, and that of its regime."""
+    if ("slope", RIGHT) in rows:
+        first = "that the gain grows with sparsity " + " and ".join(
+            f"{_held(rows['slope', noise])} with {name} labels ({rows['slope', noise].gain.text} points{more})"
+            for noise, name, more in ((RIGHT, "right", " for each tenfold fewer weights"), (WRONG, "wrong", ""))
+        )
+    else:
+        first = "that the gain grows with sparsity is not yet measured"
+    if ("regime", RIGHT) in rows:
+        regime = rows["regime", RIGHT]
+        said = "is sure" if regime.gain.above else "is not seen"
+        second = (
+            f"its largest gain on all of CIFAR-10 {said} in {EPOCHS} epochs ({regime.gain.text}, {_rival(regime).text})"
+        )
+    else:
+        second = "its gain on all of CIFAR-10 is not yet measured"
+    return f"**Of the paper's claims,** {first}, and {second}."
+
+
+def _held(row: Row) -> str:
+    return "holds" if row.gain.above else "is refuted" if row.gain.below else "stays open"
+
+
+def _rival(row: Row) -> Rival:
+    assert row.rival is not None
+    return row.rival

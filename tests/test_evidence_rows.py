@@ -1,0 +1,216 @@
+"""The rows of the page of all evidence, beside their plain forms on made-up runs."""
+
+import doctest
+import math
+import random
+import statistics
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flatsparse.experiments.stats import holm, p_value
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """What makes the rows, and the scripts of the runs, by name."""
+    sys.path.insert(0, str(FOLDER))
+    before = set(sys.modules)
+    try:
+        import cifar
+        import corrupted
+        import evidence_methods_page
+        import evidence_rows
+        import planned
+        import referee
+        import regime
+        import survives
+        import sweep
+
+        yield SimpleNamespace(
+            rows=evidence_rows,
+            methods=evidence_methods_page,
+            planned=planned,
+            cifar=cifar,
+            corrupted=corrupted,
+            referee=referee,
+            regime=regime,
+            survives=survives,
+            sweep=sweep,
+        )
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+                del sys.modules[name]
+
+
+def wobble(arm, seed):
+    """What differs from seed to seed, for each arm in another way."""
+    return random.Random(f"{arm} {seed}").random() / 2
+
+
+GAINS = {"S²-SAM": 4.0, "label smoothing": 8.0, "S²-SAM, label smoothing": 9.0, "SAFE, S²-SAM": 20.0}
+
+
+def of_arms(cells, arms, gains, share):
+    """Lines of arms with candidates, of which the second is the best by validation, gaining where labels are wrong.
+
+    Args:
+        share: the share of wrong labels of a cell.
+    """
+    for cell in cells:
+        best = min(1, len(arms[cell.arm]) - 1)
+        off = abs(cell.candidate - best)
+        yield {
+            **asdict(cell),
+            "settings": arms[cell.arm][cell.candidate],
+            "validation": 90.0 - off,
+            "test": 80.0 - off + wobble(cell.arm, cell.seed) + (gains.get(cell.arm, 0.0) if share(cell) else 0.0),
+            "after": {
+                "validation": dict.fromkeys(
+                    ("int8", "int4", "int3", "prune30", "prune50", "noise0.2", "noise0.4"), 9.0 - off
+                )
+            },
+        }
+
+
+def of_referee(study):
+    return list(of_arms(study.referee.cells(), study.referee.ARMS, GAINS, lambda cell: cell.noise))
+
+
+def test_missing_runs_are_those_without_a_line(study):
+    assert doctest.testmod(study.planned).failed == 0
+
+
+def test_a_row_has_the_best_rival_without_s2sam_and_both_differences(study):
+    referee = study.referee
+    lines = of_referee(study)
+    row = study.rows.of_referee(lines)["digits", 0.2]
+
+    def tests(arm):
+        return [80.0 + GAINS.get(arm, 0.0) + wobble(arm, seed) for seed in referee.SEEDS]
+
+    assert row.plain == tuple(tests("plain"))
+    assert row.gain.gaps == tuple(a - b for a, b in zip(tests("S²-SAM"), tests("plain"), strict=True))
+    assert row.rival.name == "label smoothing"
+    smoothed = tests("label smoothing")
+    assert row.rival.gain.gaps == tuple(a - b for a, b in zip(smoothed, tests("plain"), strict=True))
+    assert row.rival.ours.gaps == tuple(a - b for a, b in zip(tests("S²-SAM"), smoothed, strict=True))
+    assert (row.gain.above, row.rival.gain.sure, row.rival.ours.sure) == (True, True, True)
+    assert row.verdict == "sure gain; surely below label smoothing"
+    right = study.rows.of_referee(lines)["digits", 0.0]
+    assert right.verdict == "no gain of half a point"  # wobbles alone
+    assert study.rows.of_referee(lines[:-1]) == {}
+
+
+def test_after_a_change_rho_is_that_of_the_change_and_only_s2sam_is_claimed(study):
+    survives = study.survives
+    names = ("as trained", *survives.CHANGES, f"{survives.CHANGES[-1]} back")
+
+    def score(cell, name, split):
+        best = 0.5 if name == "int4" else 0.2
+        gain = {"plain": 0.0, "s2sam": 2.0, "sam": 3.0, "late": 1.0, "random": -1.0}[cell.arm]
+        return 80 + gain + (1.0 if cell.rho == best else 0.0) + (wobble(cell.arm, cell.seed) if split == "test" else 0)
+
+    lines = [
+        {
+            **asdict(cell),
+            **{split: {name: score(cell, name, split) for name in names} for split in ("test", "validation")},
+        }
+        for cell in survives.cells()
+    ]
+    found = study.rows.of_survives(lines)
+    assert list(found) == [("int4", 0.0), ("int4", 0.2), ("finetune10", 0.0), ("finetune10", 0.2)]
+    row = found["int4", 0.2]
+    cells = [survives.Cell(0.95, 0.2, arm, rho, 3) for arm, rho in (("plain", None), ("s2sam", 0.5), ("sam", 0.5))]
+    plain, ours, sam = (score(cell, "int4", "test") for cell in cells)
+    assert row.rival.name == "SAM in half the epochs"
+    assert (row.plain[3], row.gain.gaps[3]) == (plain, ours - plain)
+    assert (row.rival.gain.gaps[3], row.rival.ours.gaps[3]) == (sam - plain, ours - sam)
+    assert row.gain.above
+    assert not row.rival.gain.sure
+    assert row.verdict == "sure gain"
+    assert study.rows.of_survives(lines[1:]) == {}
+
+
+def test_corrupted_digits_are_means_over_corruptions_claimed_in_all_settings(study):
+    gains = {"plain": 0.0, "s2sam": 1.0, "sam": 0.5, "late": 0.0, "random": 0.2}
+    lines = [
+        {**asdict(cell), "corrupted": {"fog": 40.0 + gains[cell.arm], "blur": 60.0 + wobble(cell.arm, cell.seed)}}
+        for cell in study.corrupted.cells()
+    ]
+    found = study.rows.of_corrupted(lines)
+    row = found["corrupted", 0.0]
+    assert row.plain[2] == pytest.approx((40.0 + 60.0 + wobble("plain", 2)) / 2)
+    assert row.rival.name == "SAM in half the epochs"
+    each = p_value(row.gain.gaps)  # alike in all six settings
+    assert row.gain.p == holm([each] * 6)[0]
+    assert study.rows.of_corrupted(lines[:-1]) == study.rows.of_corrupted([]) == {}
+
+
+def test_the_slope_over_sparsity_has_no_rival(study):
+    sweep = study.sweep
+
+    def line(cell):
+        steep = (2 + cell.seed / 10) * -math.log10(1 - cell.place.sparsity)
+        return {**cell.identity, "validation": 80.0, "test": 80.0 + (steep if cell.rho else 0.0)}
+
+    lines = []
+    for part in sweep.places():
+        lines += map(line, sweep.choices(part))
+        lines += map(line, sweep.compared(part, lines))
+    row = study.rows.of_sweep(lines)["slope", 0.0]
+    assert list(row.gain.gaps) == pytest.approx([2 + seed / 10 for seed in sweep.SEEDS])
+    assert (row.plain, row.rival, row.verdict) == (None, None, "sure growth")
+    assert study.rows.of_sweep(lines[:-1]) == {}
+
+
+def test_500_images_of_cifar_have_the_differences_of_the_page_of_methods(study):
+    methods = study.methods
+    found = study.rows.of_methods(methods.read())
+    page = methods.PAGE.read_text(encoding="utf-8")
+    for noise, name, best in ((0.0, "right labels", "random"), (0.2, "20% wrong labels", "random")):
+        row = found["CIFAR-10, 500 images", noise]
+        own = [one.split(" | ") for one in page.splitlines() if one.startswith(f"| RigL 90%, {name} |")]
+        told = {one[1]: one for one in own if len(one) == 9}  # of the tables that compare
+        assert row.gain.text.removesuffix("\\*") == told["S²-SAM"][6]
+        assert row.gain.sure == row.gain.text.endswith("*") == (float(told["S²-SAM"][7].strip("<")) < 0.05)
+        assert row.rival.name == f"{best} direction"
+        assert row.rival.gain.text == told[best][6]
+        assert f"{statistics.fmean(row.plain):.1f} ±" in told["plain"][4]
+
+
+def test_10000_images_of_cifar_are_judged_as_their_plan_says(study):
+    cifar = study.cifar
+    gains = {**GAINS, "SAM, half the epochs": 1.0}
+    lines = list(of_arms(cifar.for_choice(), cifar.ARMS, gains, lambda cell: cell.noise))
+    lines += of_arms(cifar.compared(lines), cifar.ARMS, gains, lambda cell: cell.noise)
+    row = study.rows.of_cifar(lines)["CIFAR-10", 0.2]
+    assert row.setting == "CIFAR-10, 10,000 images, RigL 95 %"
+    ours = [4.0 + wobble("S²-SAM", seed) - wobble("plain", seed) for seed in cifar.SEEDS]
+    assert list(row.gain.gaps) == pytest.approx(ours)
+    assert row.rival.name == "label smoothing"
+    pairs = 2 * (len(cifar.ARMS) - 1) - 1
+    assert row.gain.p <= p_value(row.gain.gaps) * 2 * pairs
+    assert row.gain.p > p_value(row.gain.gaps)
+    assert study.rows.of_cifar(lines[:-1]) == study.rows.of_cifar([]) == {}
+
+
+def test_the_papers_regime_chooses_at_one_sparsity_of_each_method(study):
+    regime = study.regime
+    gains = {"S²-SAM": 1.0, "label smoothing": 0.3}
+    cells = [cell for method in regime.CHOSEN_AT for cell in regime.for_choice(method)]
+    lines = list(of_arms(cells, regime.ARMS, gains, lambda cell: True))
+    for place in regime.PLACES:
+        lines += of_arms(regime.compared(lines, *place), regime.ARMS, gains, lambda cell: True)
+    row = study.rows.of_regime(lines)["regime", 0.0]
+    ours = [1.0 + wobble("S²-SAM", seed) - wobble("plain", seed) for seed in regime.SEEDS]
+    assert list(row.gain.gaps) == pytest.approx(ours)
+    assert row.rival.name == "label smoothing"
+    assert study.rows.of_regime(lines[:-1]) == study.rows.of_regime(lines[:4]) == study.rows.of_regime([]) == {}
