@@ -75,9 +75,7 @@ def says(nets: Mapping[Setting, Nets], claims: Mapping[Setting, judged.Claim]) -
         own = {setting: claim for setting, claim in claims.items() if setting[1] == noise}
         texts = judged.listed(f"{_name(setting)} {claim.text}" for setting, claim in own.items())
         beyond = judged.listed(f"{_name(s)} {judged.difference(nets[s].beyond_clean(OURS))}" for s in own)
-        found.append(
-            f"**{title}.** S²-SAM minus plain: {texts}. Beyond the difference on clean images: {beyond}."
-        )
+        found.append(f"**{title}.** S²-SAM minus plain: {texts}. Beyond the difference on clean images: {beyond}.")
     means = {
         arm: [statistics.fmean(own.gaps(arm)) - statistics.fmean(own.gaps(OURS)) for own in nets.values()]
         for arm in ARMS
