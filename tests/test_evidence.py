@@ -21,8 +21,15 @@ def study():
         import evidence_sentences
         import evidence_summary
         import judged
+        import referee_page
 
-        yield SimpleNamespace(rows=evidence_rows, sentences=evidence_sentences, page=evidence_summary, judged=judged)
+        yield SimpleNamespace(
+            rows=evidence_rows,
+            sentences=evidence_sentences,
+            page=evidence_summary,
+            judged=judged,
+            referee=referee_page,
+        )
     finally:
         sys.path.remove(str(FOLDER))
         for name in set(sys.modules) - before:
@@ -150,3 +157,19 @@ def test_the_page_is_made_of_the_data(study):
         if not found[own.title]:
             pytest.skip(f"{len(own.read())} runs of benchmarks/{own.plan} are measured so far")
     assert page.PAGE.read_text(encoding="utf-8") == page.rendered(found)
+
+
+def test_the_readme_says_what_the_rows_say(study):
+    rows = {key: row for own in study.page.collected().values() for key, row in own.items()}
+    said = " ".join((FOLDER.parent / "README.md").read_text(encoding="utf-8").replace("*", "").split())
+    right, few, wrong = rows["digits", 0.0], rows["CIFAR-10, 500 images", 0.0], rows["digits", 0.2]
+    assert not right.gain.sure
+    assert not few.gain.sure
+    assert wrong.rival.name == "label smoothing"
+    gaps = (right.gain.gaps, few.gain.gaps, wrong.gain.gaps, wrong.rival.gain.gaps)
+    texts = [study.judged.difference(own).replace("*", "") for own in gaps]
+    assert f"{texts[0]} points on digits, {texts[1]} on 500 images of CIFAR-10" in said
+    assert f"it adds {texts[3]} and costs nothing; S²-SAM adds {texts[2]}" in said
+    runs = study.referee.by_labels(study.page.referee.measured())[0.2]
+    assert "both together no more than smoothing" in said
+    assert study.judged.mean_interval(runs.gaps("S²-SAM, label smoothing", "label smoothing")).high < 0.5
