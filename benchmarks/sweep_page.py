@@ -38,6 +38,7 @@ from flatsparse.sparse.rounds import Remaining
 
 ROOT = Path(__file__).parent.parent
 PAGE, TEMPLATE = ROOT / "docs" / "sparsity.md", Path(__file__).with_name("sweep_page.md")
+LABELS = dict(zip(NOISES, ("right", "wrong"), strict=True))
 METHODS = {"lth": "LT", "lrr": "LRR"}
 
 
@@ -128,7 +129,7 @@ def beside_table(own: Mapping[float, Pairs]) -> str:
     smallest = judged.difference(grown(own, lambda line: line["active"]["smallest"]), 2)
     head = ["sparsity", "smallest eigenvalue, plain", "S²-SAM − plain"]
     head += [cell for name in QUANTITIES.values() for cell in (f"{name}, all weights, plain", "S²-SAM ÷ plain")]
-    return judged.table(head, [*rows, ["98 % to dense", smallest, "", *growth]])
+    return judged.table(head, [*rows, ["98 % against dense, plain", smallest, "", *growth]])
 
 
 def rounds_table(runs: Mapping[Place, Pairs], found: Claims) -> str:
@@ -173,42 +174,65 @@ def rendered(lines: Sequence[Line]) -> str:
         clip=sweep.CLIP,
         pairs=sweep.PAIRS,
         round_epochs=sweep.ROUND_EPOCHS,
-        **summary(gain, surface, rounds),
+        **summary(runs, gain, surface, rounds),
     )
 
 
-def summary(gain: Claims, surface: Claims, rounds: Claims) -> dict[str, Any]:
+def summary(runs: Mapping[Place, Pairs], gain: Claims, surface: Claims, rounds: Claims) -> dict[str, Any]:
     """Return what the sentences above the tables tell."""
-    told: dict[str, Any] = {"each": len(SPARSITIES), "places": len(NOISES) * len(SPARSITIES), "rounds": len(rounds)}
-    for noise, name in zip(NOISES, ("right", "wrong"), strict=True):
-        sure = [s for s in SPARSITIES if gain[noise, s].sure]
+    return {**_told_of_gain(runs, gain), **_told_of_surface(surface), **_told_of_rounds(rounds)}
+
+
+def _told_of_gain(runs: Mapping[Place, Pairs], gain: Claims) -> dict[str, Any]:
+    told: dict[str, Any] = {"each": len(SPARSITIES)}
+    for noise, name in LABELS.items():
+        own = {sparsity: gain[noise, sparsity] for sparsity in SPARSITIES}
+        sure = [sparsity for sparsity, claim in own.items() if claim.sure]
+        gains = {sparsity: pairs.gains for sparsity, pairs in swept(runs, noise).items()}
         told |= {
             f"slope_{name}": gain[noise, SLOPE].text,
             f"claim_{name}": _held(gain[noise, SLOPE]),
             f"sure_{name}": len(sure),
             f"which_{name}": judged.listed(map(_place, sure)),
+            f"no_gain_{name}": sum(claim.no_gain for claim in own.values()),
+            f"fitted_{name}": judged.difference(slopes({s: gains[s] for s in SPARSITIES[:-1]})),
         }
-        for quantity in QUANTITIES:
+    wrong = swept(runs, NOISES[-1])
+    top = max(SPARSITIES, key=lambda sparsity: statistics.fmean(wrong[sparsity].gains))
+    told |= {"top_gain": gain[NOISES[-1], top].text, "top_place": _place(top)}
+    return told | {
+        f"fit_{sparsity:.0%}".strip("%"): judged.mean(line["train_accuracy"] for line in wrong[sparsity].plain)
+        for sparsity in SPARSITIES[-2:]
+    }
+
+
+def _told_of_surface(surface: Claims) -> dict[str, Any]:
+    told: dict[str, Any] = {"places": len(NOISES) * len(SPARSITIES)}
+    verdicts = [verdict(surface, quantity, noise) for quantity in QUANTITIES for noise in NOISES]
+    for quantity in QUANTITIES:
+        every = {(noise, s): surface[quantity, noise, s] for noise in NOISES for s in SPARSITIES}
+        higher = [f"{_place(s)}, {LABELS[noise]} labels" for (noise, s), claim in every.items() if claim.above]
+        told |= {
+            f"lower_{quantity}": sum(claim.below for claim in every.values()),
+            f"higher_{quantity}": len(higher),
+        }
+        if quantity == "largest":
+            told["which_higher"] = "; ".join(higher) or "none"
+        for noise, name in LABELS.items():
             claim = surface[quantity, noise, GROWTH]
             told[f"{quantity}_{name}"] = ratio(claim.gaps, _star(claim))
-    for quantity in QUANTITIES:
-        every = [surface[quantity, noise, sparsity] for noise in NOISES for sparsity in SPARSITIES]
-        told |= {f"lower_{quantity}": sum(c.below for c in every), f"higher_{quantity}": sum(c.above for c in every)}
-    verdicts = [
-        f"{verdict(surface, quantity, noise)} by {name} with {'wrong' if noise else 'right'} labels"
-        for quantity, name in QUANTITIES.items()
-        for noise in NOISES
-    ]
-    sure_rounds = {key: claim for key, claim in rounds.items() if claim.sure}
-    return {
-        **told,
-        "surface_claims": judged.listed(verdicts),
-        "sure_rounds": len(sure_rounds),
-        "which_rounds": judged.listed(
-            f"{METHODS[method]} {share:.0%}, {'wrong' if noise else 'right'} labels".replace("%", " %")
-            for noise, method, share in sure_rounds
-        ),
-    }
+    counts = {"judged": len(verdicts), "held": verdicts.count("holds"), "refuted": verdicts.count("is refuted")}
+    return told | counts
+
+
+def _told_of_rounds(rounds: Claims) -> dict[str, Any]:
+    sure = {key: claim for key, claim in rounds.items() if claim.sure}
+    names = (
+        f"{METHODS[method]} {share:.0%}, {LABELS[noise]} labels, {claim.interval.mean:+.1f}"
+        for (noise, method, share), claim in sure.items()
+    )
+    which = "; ".join(names).replace("%", " %").replace("-", "−") or "none"
+    return {"rounds": len(rounds), "sure_rounds": len(sure), "which_rounds": which}
 
 
 def _held(claim: judged.Claim) -> str:
