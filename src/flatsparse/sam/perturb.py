@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.distributed import local_tensor, norm
+from flatsparse.common.distributed import is_unusable, local_tensor, norm
 from flatsparse.sam.layout import Layout
 from flatsparse.sam.swap import take
 
-TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
+TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below it perturbations are shorter
+NOT_FINITE = (
+    "a direction, which is a gradient or made of some, was not finite, so one perturbation was left out: skip such steps"
+    " (torch.amp.GradScaler does), or lower the learning rate or rho"
+)
 
 
 class Part(NamedTuple):
@@ -41,7 +45,8 @@ def perturb_(parts: Sequence[Part], eta: float | None = None, budget: float | No
     Ji et al. (2024), eq. 5-7, with d the previous step's gradient; Foret et al. (2021), Alg. 1, with the same step's. With
     ``eta`` it is ASAM's ``u = w + ρ T² d/‖T d‖`` with ``T = |w| + η`` (Kwon et al. 2021, sec. 3).
 
-    With a ``budget`` σ, ρ is at most ``σ/‖d‖``, or with ``eta`` ``σ/‖T d‖``. Returns the norm; None without parts.
+    With a ``budget`` σ, ρ is at most ``σ/‖d‖``, or with ``eta`` ``σ/‖T d‖``. Where the norm is not finite there is no direction,
+    and u is w; an accelerator is not asked, and u is then not finite either. Returns the norm; None without parts.
 
     The norm stays a tensor on its device, so the host never waits for it, and no buffer is made beside u. Sharded tensors
     have the norm of the whole. A direction may be its own u.
@@ -51,9 +56,12 @@ def perturb_(parts: Sequence[Part], eta: float | None = None, budget: float | No
             w = take(local_tensor(p), indices)
             _scale_by_size_(local_tensor(u), w, take(local_tensor(d), indices), eta)
     length = norm([part.d if eta is None else part.u for part in parts])
+    if length is None or is_unusable(length):
+        for p, _, _, indices, u in parts:
+            local_tensor(u).copy_(take(local_tensor(p), indices))
+        return length
     scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
     for p, d, rho, indices, u in parts:
-        assert length is not None
         w, out = take(local_tensor(p), indices), local_tensor(u)
         kind = rho, w.device, w.dtype
         if kind not in scales:
@@ -76,6 +84,9 @@ def perturb_plain_(
     length = norm(directions)
     if length is None:
         return None
+    if is_unusable(length):
+        torch._foreach_copy_(layout.swaps.others, layout.swaps.parameters)
+        return length
     scales = [_over(length, rhos[number], device, dtype, budget) for number, device, dtype in layout.kinds]
     add = torch.addcmul
     for w, d, u, kind in zip(layout.swaps.parameters, directions, layout.swaps.others, layout.kind_of, strict=True):
