@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import distribute
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
+from flatsparse.common.tensors import averageable
 from flatsparse.sam.radius import STEP
 
 AVERAGE = 0.9  # how much of the running average stays at a step
@@ -57,7 +58,8 @@ def momentum(optimizer: Directed, gradients: Tensors) -> Tensors:
 def average(optimizer: Directed, gradients: Tensors) -> Tensors:
     """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
 
-    Entries of a gradient that are not finite count as 0. Costs another parameter-sized buffer, which it keeps in the optimizer's state.
+    Entries of a gradient that are not finite count as 0. Costs another parameter-sized buffer, which it keeps in the
+    optimizer's state.
     """
     return {p: _averaged(optimizer.state[p], g) for p, g in gradients.items()}
 
@@ -82,7 +84,7 @@ def less_average(optimizer: Directed, gradients: Tensors) -> Tensors:
 
 def _averaged(entry: dict[str, Any], gradient: Tensor) -> Tensor:
     """Return the running average in a parameter's state, with a gradient taken in but for entries that are not finite."""
-    finite = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    finite = averageable(gradient)
     entry["average"] = entry["average"].lerp_(finite, 1 - AVERAGE) if "average" in entry else finite
     return cast("Tensor", entry["average"])
 

@@ -106,7 +106,7 @@ class LookSAM(SAM):
             factor = self.alpha * length / own.clamp(min=TINY)
             factor = torch.where(factor.isfinite(), factor, 0)  # nothing is added to a gradient without a length
             for p, v in self._active_only(stored).items():
-                gradients[p].add_(v * factor.to(v))
+                gradients[p].add_(v * factor.clamp(max=torch.finfo(v.dtype).max).to(v))
         return {}
 
     def _keep(self, orthogonal: Tensors) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -107,8 +107,7 @@ class PruneTo(Rule):
 
     def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
         turned, ranked = state.masks.inputs_first, self.pattern.ranked
-        active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
-        scores = {w.name: ranked(active_first(w), w.name, w.inputs_first) for w in state.masks}
+        scores = {w.name: ranked(_active_first(w, self.keep(w)), w.name, w.inputs_first) for w in state.masks}
         counts = self._counts(scores, state.masks.counts, step)
         return {name: self.pattern.best(scores.pop(name), count, turned[name]) for name, count in counts.items()}
 
@@ -119,6 +118,12 @@ class PruneTo(Rule):
         total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
         # What is pruned stays pruned.
         return self.pattern.counts(scores, min(total, sum(active.values())), self.distribution, most=active)
+
+
+def _active_first(w: MaskedWeight, scores: Tensor) -> Tensor:
+    """Return the scores with −inf where the weight is masked, below those of active weights that are NaN."""
+    lowest = torch.finfo(scores.dtype).min / 1024  # of which a block's sum is finite
+    return torch.where(w.mask, scores.nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest), -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from flatsparse.common.distributed import (
 )
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
+from flatsparse.sparse.gradients import clear_unusable, forget_unusable, give_back, unusable, withheld_from
 from flatsparse.sparse.loading import Loading
 from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
 from flatsparse.sparse.masks import Masks
@@ -30,8 +32,6 @@ from flatsparse.sparse.pull import LentGradients
 from flatsparse.sparse.rounds import keep_rewind_point
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.state import TrainingState
-
-Withheld = list[tuple[nn.Parameter, Tensor]]  # parameters, and the gradients that are hidden from the optimizer
 
 
 class SparseStep:
@@ -52,11 +52,11 @@ class SparseStep:
         self._elementwise = type(self._base) in ELEMENTWISE
         self._group = process_group(model)
         self._agreed = False
+        self._saw_unusable = False  # whether a gradient that is not finite was warned of
         self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
         self._running: Iterator[None] | None = None
-        self._checked: list[
-            list[nn.Parameter]
-        ] = []  # the optimizer's lists of parameters, when they were last looked at
+        # The optimizer's lists of parameters, when they were last looked at.
+        self._checked: list[list[nn.Parameter]] = []
 
     @property
     def state(self) -> TrainingState:
@@ -91,7 +91,8 @@ class SparseStep:
             state.unpack()  # they were before the forward, unless what is due has changed since
         self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
         self._average_gradients()
-        withheld = [] if all(rule.weight_step for rule in rules) else _withhold(self._base)
+        withheld = [] if all(rule.weight_step for rule in rules) else withheld_from(self._base)
+        self._warn_if(clear_unusable(withheld))
         lent = self._with_pull()
         if grown is not None:
             grown.before_step(state.masked)
@@ -107,7 +108,7 @@ class SparseStep:
             state.share_masks(self._optimizer)  # what a wrapper has made of them it makes anew, as below
         if grown is not None:
             grown.after_step(state.masked)
-        _release(withheld)
+        give_back(withheld)
         if frozen is not None:
             frozen.write_back()
             frozen.reset_state(before_update=bool(rules))
@@ -205,6 +206,13 @@ class SparseStep:
                 if grad is not None:
                     self._copy_dense(w, grad, scale)
         zero_outside(masked, gradients)
+        if rules and keep_dense:
+            self._warn_if(forget_unusable(masked))
+
+    def _warn_if(self, found: bool) -> None:
+        if found and not self._saw_unusable:
+            self._saw_unusable = True
+            warnings.warn(unusable(self._state.steps_taken + 1), stacklevel=2)
 
     def _copy_dense(self, w: MaskedWeight, grad: Tensor, scale: Tensor | None) -> None:
         # It may have been copied before it was clipped. A masked gradient is zero outside; one that is not is new.
@@ -276,24 +284,6 @@ def check_agreement(masks: Masks, group: Any, step: int) -> None:
             " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
             " average their gradients"
         )
-
-
-def _withhold(base: Optimizer) -> Withheld:
-    """Hide every gradient from an optimizer, which then updates neither weights nor state."""
-    withheld = []
-    for group in base.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                withheld.append((p, p.grad))
-                p.grad = None
-    return withheld
-
-
-def _release(withheld: Withheld) -> None:
-    """Give hidden gradients back, and hold them no longer: the step may stay suspended until the next."""
-    for p, grad in withheld:
-        p.grad = grad
-    withheld.clear()
 
 
 def _scaler_skips(base: Optimizer) -> bool:
