@@ -89,7 +89,7 @@ def perturb_plain_(
     if length is None:
         return None
     if is_unusable(length):
-        torch._foreach_copy_(layout.swaps.others, layout.swaps.parameters)
+        torch._foreach_copy_(list(layout.swaps.others), list(layout.swaps.parameters))
         return length
     scales = [_over(length, rhos[number], device, dtype, budget) for number, device, dtype in layout.kinds]
     add = torch.addcmul
