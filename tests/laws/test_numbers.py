@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import warnings
 from typing import Any
@@ -22,6 +23,7 @@ from flatsparse.schedules import Linear
 from tests.helpers import loss_at, mlp, norm, same, saved, seen, sgd, shift, tiny_net, weights
 from tests.hostile import BASES, HAZARDS, KINDS, STEPS, Case, made, run
 from tests.laws.test_methods import SCORED_ON_DATA
+from tests.stress import hostile_numbers
 
 SPOILED = [name for name, hazard in HAZARDS.items() if not hazard.finite]
 
@@ -66,6 +68,20 @@ def test_a_run_of_a_million_million_steps_is_planned_at_once(method):
         due = [training.due(step) for step in (10**11, 5 * 10**11, 6 * 10**11)]
         assert any(due) or method.endswith("-itop") or method in ("chex", "safe")
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_drawn_cases_hold_and_are_counted(capsys):
+    assert hostile_numbers.main(8, first=0) == 0
+    assert re.fullmatch(r"8 cases held \(.*\); \d+ seconds\n", capsys.readouterr().out)
+
+
+def test_a_case_that_breaks_a_law_is_told_with_what_repeats_it(capsys, monkeypatch):
+    monkeypatch.setattr(perturb, "is_unusable", lambda length: False)
+    monkeypatch.setattr(hostile_numbers, "drawn", lambda seed: Case(base="rprop", hazards=((2, "a NaN"),), seed=seed))
+    assert hostile_numbers.main(3, first=7) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert "seed=7): AssertionError: a perturbation is not finite" in told[0]
+    assert told[1:] == ["repeat it: python tests/stress/hostile_numbers.py 1 --seed 7"]
 
 
 # -- what is said of it ---------------------------------------------------------------------------------------------------
