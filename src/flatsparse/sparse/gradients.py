@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ def give_back(withheld: Withheld) -> None:
 
 def clear_unusable(withheld: Withheld) -> bool:
     """Set hidden gradients to 0, and return True, if one is not finite: with no weight step, none is to go along them either."""
-    if all(bool(full_tensor(g.isfinite().all())) for _, g in withheld):
+    finite = [bool(full_tensor(g.isfinite().all())) for _, g in withheld]  # of all, for processes ask together
+    if all(finite):
         return False
     for _, grad in withheld:
         grad.zero_()
@@ -63,9 +65,23 @@ def forget_unusable(masked: Sequence[MaskedWeight]) -> bool:
     return odd
 
 
-def unusable(step: int) -> str:
-    """Return the warning of a gradient that is not finite at a step that updates masks."""
-    return (
-        f"a gradient is not finite at an update of the masks (step {step}), so it chooses no weights: skip such steps"
-        " (torch.amp.GradScaler does), or lower the learning rate"
-    )
+class Unusable:
+    """Whether gradients of a step are not finite, and whether that was warned of.
+
+    Attributes:
+        found: in this step, so far.
+    """
+
+    def __init__(self) -> None:
+        self.found = self._warned = False
+
+    def end_step(self, step: int) -> None:
+        """Warn, once, if any was found in a step: at its end, for a warning may be an error."""
+        found, self.found = self.found, False
+        if found and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a gradient is not finite at an update of the masks (step {step}), so it chooses no weights: skip such steps"
+                " (torch.amp.GradScaler does), or lower the learning rate",
+                stacklevel=2,
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from flatsparse.common.distributed import (
 )
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
-from flatsparse.sparse.gradients import clear_unusable, forget_unusable, give_back, unusable, withheld_from
+from flatsparse.sparse.gradients import Unusable, clear_unusable, forget_unusable, give_back, withheld_from
 from flatsparse.sparse.loading import Loading
 from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
 from flatsparse.sparse.masks import Masks
@@ -52,7 +51,7 @@ class SparseStep:
         self._elementwise = type(self._base) in ELEMENTWISE
         self._group = process_group(model)
         self._agreed = False
-        self._saw_unusable = False  # whether a gradient that is not finite was warned of
+        self._unusable = Unusable()
         self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
         self._running: Iterator[None] | None = None
         # The optimizer's lists of parameters, when they were last looked at.
@@ -92,7 +91,7 @@ class SparseStep:
         self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
         self._average_gradients()
         withheld = [] if all(rule.weight_step for rule in rules) else withheld_from(self._base)
-        self._warn_if(clear_unusable(withheld))
+        self._unusable.found |= clear_unusable(withheld)
         lent = self._with_pull()
         if grown is not None:
             grown.before_step(state.masked)
@@ -131,6 +130,7 @@ class SparseStep:
         if frozen is not None:
             frozen.end()
         keep_rewind_point(state, self._plan.rounds, self._model())
+        self._unusable.end_step(state.steps_taken)
 
         # A subclass may write to weights after its parent's step, which has these hooks too.
         if frozen is not None and not self._elementwise:
@@ -207,12 +207,7 @@ class SparseStep:
                     self._copy_dense(w, grad, scale)
         zero_outside(masked, gradients)
         if rules and keep_dense:
-            self._warn_if(forget_unusable(masked))
-
-    def _warn_if(self, found: bool) -> None:
-        if found and not self._saw_unusable:
-            self._saw_unusable = True
-            warnings.warn(unusable(self._state.steps_taken + 1), stacklevel=2)
+            self._unusable.found |= forget_unusable(masked)
 
     def _copy_dense(self, w: MaskedWeight, grad: Tensor, scale: Tensor | None) -> None:
         # It may have been copied before it was clipped. A masked gradient is zero outside; one that is not is new.

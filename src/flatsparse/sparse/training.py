@@ -231,10 +231,10 @@ class SparseTraining:
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
         self.unpack()
-        if odd := next((w.name for w in state.masks if not bool(full_tensor(w.weight.isfinite().all()))), None):
+        if odd := [w.name for w in state.masks if not bool(full_tensor(w.weight.isfinite().all()))]:
             raise InputError(
-                f"the weights of '{odd}' are not finite after round {self.round}, so that none can be chosen by size: train the"
-                " round again, with a lower learning rate"
+                f"the weights of '{odd[0]}' are not finite after round {self.round}, so that none can be chosen by size: train"
+                " the round again, with a lower learning rate"
             )
         # Loading nothing clears the momentum of whatever optimizer this is, and puts the true weights in place.
         saved = self._optimizer.state_dict()
