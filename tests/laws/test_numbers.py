@@ -1,6 +1,6 @@
 """Laws of hostile numbers: whatever a gradient is, what is around the optimizer does no more harm than the optimizer alone.
 
-``tests/hostile.py`` has the laws, which hold after each step; ``tests/stress/hostile_numbers.py`` draws as many cases as wanted.
+``tests/hostile_run.py`` has the laws, which hold after each step; ``tests/stress/hostile_numbers.py`` draws any number of cases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.stalesam import StaleSAM
 from flatsparse.schedules import Linear
 from tests.helpers import loss_at, mlp, norm, same, saved, seen, sgd, shift, tiny_net, weights
-from tests.hostile import BASES, HAZARDS, KINDS, STEPS, Case, made, run
+from tests.hostile import BASES, HALF, HAZARDS, KINDS, STEPS, Case, made
+from tests.hostile_run import run
 from tests.laws.test_methods import SCORED_ON_DATA
 from tests.stress import hostile_numbers
 
@@ -54,6 +55,14 @@ def test_no_method_does_harm_that_its_base_does_not(method):
     case = Case(method=method, net="odd", hazards=((3, "a NaN"), (4, "1e+38 times")))
     if case.is_made:
         run(case)
+
+
+@pytest.mark.parametrize("net", HALF)
+@pytest.mark.parametrize("base", BASES)
+def test_half_precision_does_no_harm_that_its_base_does_not(base, net):
+    """In float16 the eps of Adam is 0, and a step of a weight without a gradient, as masked ones are, is 0/0."""
+    for kind, hazard in (("none", "1e+18 times"), ("previous", "an infinity"), ("sam", "1e-15 times")):
+        run(Case(kind=kind, base=base, net=net, hazards=((3, hazard),)))
 
 
 @pytest.mark.parametrize("method", fs.METHODS)

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 import flatsparse as fs
-from tests.hostile import BASES, HAZARDS, KINDS, RHO, STEPS, Case, run
+from tests.hostile import BASES, HALF, HAZARDS, KINDS, RHO, STEPS, Case
+from tests.hostile_run import run
 
 
 def drawn(seed: int) -> Case:
@@ -33,7 +34,7 @@ def drawn(seed: int) -> Case:
             hazards=tuple(sorted((step, source.choice(list(HAZARDS))) for step in at)),
             rho=source.choice((0.0, RHO, RHO, 10.0, 1e6)),
             lr=source.choice((None, None, None, 0.0, 1e-6, 1.0)),
-            net=source.choice(("tiny", "odd")),
+            net=source.choice(("tiny", "tiny", "odd", "odd", *HALF)),
             start=source.choice((0, 0, 0, source.randrange(1, 10**12 - STEPS))),
             seed=seed,
         )
@@ -67,6 +68,7 @@ def _features(case: Case, warned: list[str]) -> list[str]:
         "far into 10¹² steps": case.start,
         "with learning rate 0": case.lr == 0,
         "with ρ of 10⁶": case.rho == 1e6,
+        "in half precision": case.net in HALF,
         "on layers of one weight and of none": case.net == "odd",
     }
     return [what for what, holds in found.items() if holds]

@@ -84,6 +84,8 @@ class SparseStep:
         4. due rules give new masks; weights that are not frozen, gradients and optimizer state are zeroed outside them.
         """
         state, grown, frozen = self._state, self._state.grown, self._state.frozen
+        # In float16 Adam's eps of 1e-8 is 0, and a step along a gradient of 0 is 0/0.
+        elementwise = self._elementwise and not any(w.weight.dtype == torch.float16 for w in state.masks)
         self._settle()
         rules = due(self._plan, state.steps_taken + 1)
         if rules:
@@ -113,7 +115,7 @@ class SparseStep:
             frozen.reset_state(before_update=bool(rules))
             # What a wrapper has made within the step (``kernel=True``) it makes anew, of the weights as they are now.
             state.share_masks(self._optimizer)
-        elif not self._elementwise:
+        elif not elementwise:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
         state.steps_taken += 1
@@ -133,9 +135,9 @@ class SparseStep:
         self._unusable.end_step(state.steps_taken)
 
         # A subclass may write to weights after its parent's step, which has these hooks too.
-        if frozen is not None and not self._elementwise:
+        if frozen is not None and not elementwise:
             frozen.keep(state.masked)
-        while not self._elementwise:
+        while not elementwise:
             yield
             if frozen is not None:
                 frozen.write_back()
