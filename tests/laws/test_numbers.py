@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import flatsparse as fs
+from flatsparse.experiments.run.sharpness import RHO_SCHEDULES
 from flatsparse.sam import perturb, perturbation
 from flatsparse.sam.looksam import LookSAM
 from flatsparse.sam.stalesam import StaleSAM
@@ -77,6 +78,33 @@ def test_a_run_of_a_million_million_steps_is_planned_at_once(method):
         due = [training.due(step) for step in (10**11, 5 * 10**11, 6 * 10**11)]
         assert any(due) or method.endswith("-itop") or method in ("chex", "safe")
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", RHO_SCHEDULES)
+def test_a_radius_is_planned_over_a_million_million_steps(name):
+    far = 10**12
+    schedule = RHO_SCHEDULES[name](0.1, far, far // 5)
+    model = mlp(norm=False)
+    optimizer = fs.S2SAM(sgd(model.parameters()), rho=schedule).follow(model)
+    found = []
+    for taken in (0, far // 2, far - 2):
+        optimizer.param_groups[0]["perturbation_step"] = taken
+        for step in range(2):
+            loss_at(model, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        true = weights(model)
+        with optimizer.perturbed():
+            found.append(norm(shift(model, true)))
+    first, middle, last = found
+    assert last <= first <= 0.1 * 1.001 or name == "late"
+    assert {
+        "constant": middle == pytest.approx(0.1, rel=1e-3) == last,
+        "inverse-sqrt": 0 < last < middle < 1e-6 < first,
+        "linear": middle == pytest.approx(0.05, rel=1e-3) and last < 1e-6,
+        "cosine": middle == pytest.approx(0.05, rel=1e-3) and last < 1e-6,
+        "late": first == middle == 0 and last == pytest.approx(0.1, rel=1e-3),
+    }[name]
 
 
 def test_drawn_cases_hold_and_are_counted(capsys):
