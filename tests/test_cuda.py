@@ -163,6 +163,18 @@ def test_a_perturbation_has_its_length_whatever_the_gradients_are(size):
         assert norm(shift(model, true)) == pytest.approx(0.05, rel=1e-3)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_spoils_the_perturbation_of_its_own_entries_alone(value):
+    w = nn.Parameter(torch.arange(4.0, device="cuda"))
+    optimizer = fs.S2SAM(torch.optim.SGD([w], lr=0.0), rho=0.5)
+    w.grad = torch.tensor([1.0, value, -2.0, 0.0], device="cuda")
+    optimizer.step()
+    w.data.copy_(torch.arange(4.0))  # without a trace
+    with optimizer.perturbed():
+        assert not w[1].isfinite()
+        assert w[[0, 2, 3]].tolist() == [0.0, 2.0, 3.0]
+
+
 def test_a_step_that_a_gradient_scaler_skips_moves_nothing():
     model, optimizer, training = sparse()
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)

@@ -237,3 +237,15 @@ def test_flags_that_turn_something_off_are_told_as_what_they_do(capsys):
         assert "--no-augmentation Take training images as they are, neither cropped nor flipped. " in told
         assert "--no-mask-perturbation Perturb pruned weights too" in told
         assert "default: True" not in told
+
+
+def test_a_run_that_diverges_is_one_line_and_goes_on_elsewhere(tmp_path, capsys):
+    wild = ["train", *QUICK, "--method", "dense", "--sparsity", "0", "--optimizer", "adamw"]
+    with pytest.raises(SystemExit) as end:
+        main([*wild, "--lr", "1e30", "--out", str(tmp_path / "run")])
+    assert end.value.code == 2
+    line = r"flatsparse: error: the loss became (nan|inf) in epoch 1: lower --lr 1e\+30, with another --out\n"
+    assert re.fullmatch(line, capsys.readouterr().err.splitlines(keepends=True)[-1])
+    assert "--lr 1e+30, not 0.01" in fails(capsys, *wild, "--lr", "0.01", "--resume", "--out", str(tmp_path / "run"))
+    main([*wild, "--lr", "0.01", "--out", str(tmp_path / "other")])
+    assert json.loads((tmp_path / "other" / "result.json").read_text())["epochs"] == 2

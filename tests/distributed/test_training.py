@@ -334,6 +334,41 @@ def test_a_perturbation_over_processes_is_what_it_is_in_one(wrapper):
         assert all(answer.values()), answer
 
 
+def spoiled(rank, wrapper):
+    """A NaN in the last row of a gradient, which one process alone may hold, at an update of the masks."""
+    model = parallel(net(), wrapper)
+    optimizer = optimizer_for(model, "s2sam")
+    training = sparse(model, optimizer)
+    for step in range(EVERY):
+        inputs, targets = batches()[step]
+        F.cross_entropy(model(inputs[rank::2]), targets[rank::2]).backward()
+        if step == EVERY - 1:
+            before = plain_tensors(training.masks), plain_tensors(model.state_dict())
+            grad = getattr(model, "module", model)[0].weight.grad
+            local = grad._local_tensor if hasattr(grad, "_local_tensor") else grad
+            if local is grad or rank == 1:
+                local[-1] = float("nan")
+        optimizer.step()
+        optimizer.zero_grad()
+    after = plain_tensors(training.masks), plain_tensors(model.state_dict())
+    name = next(iter(before[0]))
+    with optimizer.perturbed():
+        finite = all(bool(full_tensor(p.detach()).isfinite().all()) for p in model.parameters())
+    return {
+        "its mask stays": torch.equal(before[0][name], after[0][name]),
+        "others move": not equal(before[0], after[0]),
+        "weights stay": torch.equal(before[1][name], after[1][name]) if name in after[1] else True,
+        "nothing else is spoiled": finite,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:a gradient is not finite")
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_a_gradient_that_is_not_finite_in_one_process_chooses_no_weights_in_any(wrapper):
+    for answer in together(spoiled, wrapper):
+        assert all(answer.values()), answer
+
+
 def looked_at_between_steps(rank, wrapper, look):
     model = parallel(net(), wrapper)
     optimizer = optimizer_for(model, "s2sam")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.json_files import read_json, with_checksum, write_json
 from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.claims import alone_in
-from flatsparse.experiments.run import loop
+from flatsparse.experiments.run import epoch, loop
 from flatsparse.experiments.run.checkpoint import load_checked
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.folder import read_metrics, read_probes, read_result
@@ -145,10 +146,10 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_goes_on(stopped, tmp_pa
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    epoch = loop.train_epoch
+    train_epoch = loop.train_epoch
 
     def diverging(parts, progress, *others):
-        record = epoch(parts, progress, *others)
+        record = train_epoch(parts, progress, *others)
         return dataclasses.replace(record, train_loss=float("inf")) if progress.epoch == 3 else record
 
     monkeypatch.setattr(loop, "train_epoch", diverging)
@@ -156,6 +157,44 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
         loop.train(RUN, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["epoch"] == 2
+
+
+def test_a_run_that_diverges_within_an_epoch_ends_there_and_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch, "LOOK_EVERY", 2)
+    step, taken = epoch.take_step, []
+
+    def diverging(parts, batch):
+        found = step(parts, batch)
+        taken.append(len(taken) + 1)
+        return dataclasses.replace(found, losses=found.losses * math.inf) if len(taken) > 5 else found
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch, "take_step", diverging)
+        with pytest.raises(
+            InputError,
+            match=rf"\Athe loss became inf in epoch 2: lower --lr 0\.1 or --rho 0\.05, with another --out; .* kept in {run}\Z",
+        ):
+            loop.train(RUN, run)
+    assert taken == [1, 2, 3, 4, 5, 6]  # of 16
+    assert loop.train(change(RUN, lr=0.05), tmp_path / "other").steps == 16
+    assert loop.train(RUN, run, resume=True).steps == 16  # what made it diverge has passed
+
+
+def test_a_huge_loss_is_a_number_like_any_other(tmp_path):
+    wild = RunConfig.of(
+        train_size=64,
+        validation_size=50,
+        batch_size=64,
+        epochs=1,
+        method="dense",
+        lr=1e4,
+        momentum=0.0,
+    )
+    result = loop.train(wild, tmp_path / "run")
+    assert 1e3 < result.train_loss < math.inf
+    assert json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=pytest.fail)["steps"] == 1
+    assert load_run(tmp_path / "run")
 
 
 # -- what damage says, and what else may be amiss -------------------------------------------------------------------

@@ -12,11 +12,13 @@ from flatsparse.sparse import scores
 from flatsparse.sparse.distributions import DISTRIBUTIONS, uniform
 from flatsparse.sparse.masks import Masks
 from flatsparse.sparse.plan import updates
+from flatsparse.sparse.redistribution import mean_momentum
 from flatsparse.sparse.rules import DropAndGrow, GrowTo, PruneTo
 from flatsparse.sparse.state import TrainingState
 from tests.helpers import copied, rewired_plainly, tiny_net
 
 ALWAYS = Every(1, until=10**6)
+ODD = [float("nan"), float("inf"), -float("inf")]
 GROWTH = pytest.mark.parametrize("grow", [scores.random, scores.gradient])
 
 
@@ -174,6 +176,36 @@ def test_pruning_brings_nothing_back_where_rounding_would_give_a_layer_more():
         masks.update(PruneTo(ALWAYS, Constant(1 - live / 19), scores.magnitude, uniform)(TrainingState(masks), 2))
         assert masks.active == live
         assert all((before[w.name] | ~w.mask).all() for w in masks)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_pruning_brings_nothing_back_in_the_place_of_weights_that_are_not_finite(distribution, odd):
+    masks = half_live()
+    before = now(masks)
+    with torch.no_grad():
+        for w in masks:
+            w.weight[w.mask] = odd
+    prune = PruneTo(ALWAYS, Constant(0.8), scores.magnitude, DISTRIBUTIONS[distribution])
+    new = prune(TrainingState(masks), 2)
+    assert not any((new[w.name] & ~before[w.name]).any() for w in masks)
+    assert sum(int(mask.sum()) for mask in new.values()) == masks.budget(0.8)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_growing_by_scores_that_are_not_finite_takes_nothing_away(odd):
+    masks = half_live()
+    before = now(masks)
+    grow = GrowTo(ALWAYS, Constant(0.2), lambda w: torch.full_like(w.weight, odd), uniform)
+    new = grow(TrainingState(masks), 2)
+    assert all((new[name] | ~mask).all() for name, mask in before.items())
+    assert sum(int(mask.sum()) for mask in new.values()) == masks.budget(0.2)
+
+
+def test_momenta_whose_sum_is_beyond_float32_have_a_mean():
+    (w, *_) = half_live()
+    w.momentum = torch.full_like(w.weight, 3e38)
+    assert mean_momentum(w, w.mask) == pytest.approx(3e38, rel=1e-5)
 
 
 @pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))

@@ -6,6 +6,7 @@ A plain tensor is its own shard and its own full tensor, so that callers need no
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -74,6 +75,11 @@ def norm(tensors: Sequence[Tensor]) -> Tensor | None:
         total = _together(parts).to(device)
         totals.append(total if layout is None else _over_shards(total, *layout))
     return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack([t.double() for t in totals]))
+
+
+def is_unusable(length: Tensor) -> bool:
+    """True for a norm on the CPU that is not finite; of one elsewhere it is not asked, because the host would wait for it."""
+    return length.device.type == "cpu" and not math.isfinite(length.numpy())
 
 
 def squares_fit(length: float) -> bool:

@@ -26,6 +26,16 @@ def versions(tensors: Sequence[Tensor]) -> list[Version]:
     return list(map(version, tensors))
 
 
+def averageable(tensor: Tensor) -> Tensor:
+    """A copy that any running average survives: what is not finite is 0, and differences of what is finite are.
+
+    >>> averageable(torch.tensor([1.0, float("nan"), -float("inf")]))
+    tensor([1., 0., 0.])
+    """
+    most = torch.finfo(tensor.dtype).max / 4
+    return tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-most, most)
+
+
 @contextmanager
 def restored(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """A context that restores the tensors' values at its end, bit for bit; it yields copies of these."""

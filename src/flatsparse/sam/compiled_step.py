@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from flatsparse.sam.perturb import TINY
 from flatsparse.sam.perturbation import Perturbation, Tensors
 from flatsparse.sam.perturbed_weights import PerturbedWeights
 
+MOST = torch.finfo(torch.float32).max  # of a scale: an infinite one would make NaN of zeros
 Columns = list[list[Any]]  # of each group, something of each parameter that has a gradient
 
 
@@ -99,7 +101,10 @@ class CompiledStep:
         length = sum(map(kernel.square, given)) ** 0.5
         if not squares_fit(length):
             length = float(norm(_flat(gradients)) or 0.0)
-        self._scales = [rho / max(length, TINY) for rho in rhos]
+        if not math.isfinite(length):  # no direction: all that follows a step makes u of w alone, with a warning
+            type(base).step.__wrapped__(base)
+            return
+        self._scales = [min(rho / max(length, TINY), MOST) for rho in rhos]
         for group, scale, own, (weights, state, perturbed) in zip(
             groups, self._scales, given, ready.arrays, strict=True
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from flatsparse.common.distributed import distribute
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.seeds import generator
+from flatsparse.common.tensors import averageable
 from flatsparse.sam.radius import STEP
 
 AVERAGE = 0.9  # how much of the running average stays at a step
@@ -57,14 +58,10 @@ def momentum(optimizer: Directed, gradients: Tensors) -> Tensors:
 def average(optimizer: Directed, gradients: Tensors) -> Tensors:
     """A running average of past gradients, ``d ← β d + (1 − β) g`` (VaSSO: Li & Giannakis 2023; β = 0.9 is ours).
 
-    Costs another parameter-sized buffer, which it keeps in the optimizer's state.
+    Entries of a gradient that are not finite count as 0. Costs another parameter-sized buffer, which it keeps in the
+    optimizer's state.
     """
-    averages = {}
-    for p, g in gradients.items():
-        entry = optimizer.state[p]
-        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
-        averages[p] = entry["average"]
-    return averages
+    return {p: _averaged(optimizer.state[p], g) for p, g in gradients.items()}
 
 
 def less_average(optimizer: Directed, gradients: Tensors) -> Tensors:
@@ -81,8 +78,15 @@ def less_average(optimizer: Directed, gradients: Tensors) -> Tensors:
     for p, g in gradients.items():
         entry = optimizer.state[p]
         parts[p] = g - entry["average"] if "average" in entry else g
-        entry["average"] = entry["average"].lerp_(g, 1 - AVERAGE) if "average" in entry else g.clone()
+        _averaged(entry, g)
     return parts
+
+
+def _averaged(entry: dict[str, Any], gradient: Tensor) -> Tensor:
+    """Return the running average in a parameter's state, with a gradient taken in but for entries that are not finite."""
+    finite = averageable(gradient)
+    entry["average"] = entry["average"].lerp_(finite, 1 - AVERAGE) if "average" in entry else finite
+    return cast("Tensor", entry["average"])
 
 
 def mask_gradient(optimizer: Directed, gradients: Tensors) -> Tensors:

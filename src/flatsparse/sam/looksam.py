@@ -103,8 +103,10 @@ class LookSAM(SAM):
             length, own = (norm(list(self._active_only(some).values())) for some in (gradients, stored))
             assert length is not None
             assert own is not None
+            factor = self.alpha * length / own.clamp(min=TINY)
+            factor = torch.where(factor.isfinite(), factor, 0)  # nothing is added to a gradient without a length
             for p, v in self._active_only(stored).items():
-                gradients[p].add_(v * (self.alpha * length / own.clamp(min=TINY)).to(v))
+                gradients[p].add_(v * factor.clamp(max=torch.finfo(v.dtype).max).to(v))
         return {}
 
     def _keep(self, orthogonal: Tensors) -> None:
@@ -133,7 +135,10 @@ class LookSAM(SAM):
 
 
 def _orthogonal(second: Tensors, first: Tensors) -> Tensors:
-    """Return the part of one gradient that is orthogonal to another; nothing where one of them is missing."""
+    """Return the part of one gradient that is orthogonal to another; nothing where one of them is missing.
+
+    It is 0 where the two are parallel but for rounding, as those of a single weight are, and where one is not finite.
+    """
     both = [p for p in second if p in first]
     if not both:
         return {}
@@ -142,4 +147,11 @@ def _orthogonal(second: Tensors, first: Tensors) -> Tensors:
     unit = {p: first[p] / length.clamp(min=TINY).to(first[p]) for p in both}  # first, so that no square overflows
     share = sum(full_tensor((second[p] * unit[p]).sum(dtype=length.dtype)).to(length.device) for p in both)
     assert isinstance(share, Tensor)
-    return {p: second[p] - unit[p] * share.to(first[p]) for p in both}
+    parts = {p: second[p] - unit[p] * share.to(first[p]) for p in both}
+    own, whole = norm(list(parts.values())), norm([second[p] for p in both])
+    assert own is not None
+    assert whole is not None
+    kinds = [torch.finfo(p.dtype) for p in both]
+    rounding, largest = 4 * max(kind.eps for kind in kinds), min(kind.max for kind in kinds)
+    found = (own > rounding * whole) & (own <= largest) & (length <= largest)  # not where one is NaN
+    return {p: v.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * found.to(v) for p, v in parts.items()}

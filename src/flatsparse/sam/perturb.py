@@ -9,11 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.distributed import local_tensor, norm
+from flatsparse.common.distributed import is_unusable, local_tensor, norm
 from flatsparse.sam.layout import Layout
 from flatsparse.sam.swap import take
 
-TINY = torch.finfo(torch.float32).tiny  # keeps a zero gradient from dividing by zero; below the norm of any other
+# Keeps a zero gradient from dividing by zero; a gradient whose norm is below it is perturbed along by less than ρ.
+TINY = torch.finfo(torch.float32).tiny
+NOT_FINITE = (
+    "a direction, which is a gradient or made of some, was not finite, so one perturbation was left out: skip such steps"
+    " (torch.amp.GradScaler does), or lower the learning rate or rho"
+)
 
 
 class Part(NamedTuple):
@@ -41,7 +46,9 @@ def perturb_(parts: Sequence[Part], eta: float | None = None, budget: float | No
     Ji et al. (2024), eq. 5-7, with d the previous step's gradient; Foret et al. (2021), Alg. 1, with the same step's. With
     ``eta`` it is ASAM's ``u = w + ρ T² d/‖T d‖`` with ``T = |w| + η`` (Kwon et al. 2021, sec. 3).
 
-    With a ``budget`` σ, ρ is at most ``σ/‖d‖``, or with ``eta`` ``σ/‖T d‖``. Returns the norm; None without parts.
+    With a ``budget`` σ, ρ is at most ``σ/‖d‖``, or with ``eta`` ``σ/‖T d‖``. Where the norm is not finite there is no direction,
+    and u is w; on an accelerator, which is not asked, but for the entries that are not finite themselves. Returns the norm;
+    None without parts.
 
     The norm stays a tensor on its device, so the host never waits for it, and no buffer is made beside u. Sharded tensors
     have the norm of the whole. A direction may be its own u.
@@ -49,17 +56,22 @@ def perturb_(parts: Sequence[Part], eta: float | None = None, budget: float | No
     if eta is not None:  # u holds T d until its norm is known
         for p, d, _, indices, u in parts:
             w = take(local_tensor(p), indices)
-            _scale_by_size_(local_tensor(u), w, take(local_tensor(d), indices), eta)
+            torch.mul(_size(w, eta), take(local_tensor(d), indices), out=local_tensor(u))
     length = norm([part.d if eta is None else part.u for part in parts])
+    if length is None or is_unusable(length):
+        for p, _, _, indices, u in parts:
+            local_tensor(u).copy_(take(local_tensor(p), indices))
+        return length
     scales: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
     for p, d, rho, indices, u in parts:
-        assert length is not None
         w, out = take(local_tensor(p), indices), local_tensor(u)
         kind = rho, w.device, w.dtype
         if kind not in scales:
             scales[kind] = _over(length, *kind, budget)
-        along = take(local_tensor(d), indices) if eta is None else _scale_by_size_(out, w, out, eta)
-        torch.addcmul(w, along, scales[kind], out=out)
+        if eta is None:
+            torch.addcmul(w, take(local_tensor(d), indices), scales[kind], out=out)
+        else:  # scaled before it is multiplied again, so that large weights make no infinity of it
+            torch.addcmul(w, out.mul_(scales[kind]), _size(w, eta), out=out)
     return length
 
 
@@ -76,6 +88,9 @@ def perturb_plain_(
     length = norm(directions)
     if length is None:
         return None
+    if is_unusable(length):
+        torch._foreach_copy_(list(layout.swaps.others), list(layout.swaps.parameters))
+        return length
     scales = [_over(length, rhos[number], device, dtype, budget) for number, device, dtype in layout.kinds]
     add = torch.addcmul
     for w, d, u, kind in zip(layout.swaps.parameters, directions, layout.swaps.others, layout.kind_of, strict=True):
@@ -84,10 +99,13 @@ def perturb_plain_(
 
 
 def _over(length: Tensor, rho: float, device: torch.device, dtype: torch.dtype, budget: float | None = None) -> Tensor:
-    """ρ, within a budget, over a norm; clamped, because float16 makes an infinity of the scale of a tiny gradient."""
+    """ρ, within a budget, over a norm; clamped, because float16 makes an infinity of the scale of a tiny gradient.
+
+    0 for a norm that is not finite: on an accelerator entries with a finite direction then stay what they are.
+    """
     most = torch.finfo(dtype).max
     radius = rho if budget is None else reach_of(budget, length).clamp(max=abs(rho)) * math.copysign(1, rho)
-    return (radius / length.clamp(min=TINY)).clamp(-most, most).to(device, dtype)
+    return (radius / length.clamp(min=TINY)).clamp(-most, most).nan_to_num(nan=0.0).to(device, dtype)
 
 
 def reach_of(budget: float, length: Tensor) -> Tensor:
@@ -95,6 +113,6 @@ def reach_of(budget: float, length: Tensor) -> Tensor:
     return budget / length
 
 
-def _scale_by_size_(out: Tensor, w: Tensor, d: Tensor, eta: float) -> Tensor:
-    """Write ``(|w| + η) d``."""
-    return torch.mul(w.abs().add_(eta), d, out=out)
+def _size(w: Tensor, eta: float) -> Tensor:
+    """``|w| + η``, ASAM's T."""
+    return w.abs().add_(eta)

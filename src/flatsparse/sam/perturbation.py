@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from flatsparse.common.distributed import are_plain, is_sharded
+from flatsparse.common.distributed import are_plain, is_sharded, is_unusable
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import Masked
 from flatsparse.sam.options import Options
-from flatsparse.sam.perturb import Part, perturb_, perturb_plain_, reach_of
+from flatsparse.sam.perturb import NOT_FINITE, Part, perturb_, perturb_plain_, reach_of
 from flatsparse.sam.perturbed_weights import PerturbedWeights, Store
 from flatsparse.sam.radius import Radius
 from flatsparse.sam.swap import WeightSwap
@@ -98,7 +98,11 @@ class Perturbation(WeightSwap):
         else:
             rows = zip(along, layout.group_of, layout.swaps, strict=True)
             length = perturb_([Part(p, d, rhos[number], i, u) for d, number, (p, u, i) in rows], eta, budget)
-        self.weights.record(layout, None if budget is None or length is None else reach_of(budget, length))
+        lost = length is not None and is_unusable(length)
+        reach = None if budget is None or length is None or lost else reach_of(budget, length)
+        self.weights.record(layout, reach)
+        if lost:
+            self._warn("not finite", NOT_FINITE)
         if known is None:  # after all else, for a warning may be an error
             _warn_of_rounding(parameters, self._warn)
 

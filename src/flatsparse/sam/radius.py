@@ -79,4 +79,4 @@ class Radius:
         for group in self._base.param_groups:
             group[STEP] = taken
             if self._schedule is not None and group.get("rho_scheduled"):
-                group[self.key] = self._schedule(taken + 1)
+                group[self.key] = check_finite(f"rho of step {taken + 1},", self._schedule(taken + 1))

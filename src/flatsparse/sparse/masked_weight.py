@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flatsparse.common.distributed import PLAIN, distribute, full_tensor, is_sharded, local_tensor
 from flatsparse.common.seeds import generator
-from flatsparse.common.tensors import Version, version, versions
+from flatsparse.common.tensors import Version, averageable, version, versions
 from flatsparse.sparse.split import Split
 from flatsparse.sparse.threshold import count_true
 
@@ -84,7 +84,7 @@ class MaskedWeight:
     def average(self, decay: float) -> None:
         """Take this step's dense gradient into the running average; a layer that had none keeps its own."""
         if self.momentum is not None and self.dense_grad is not None:
-            grad = self.grad
+            grad = averageable(self.dense_grad)
             self.momentum = self.momentum.to(grad).lerp_(grad, 1 - decay)
 
     @torch.no_grad()

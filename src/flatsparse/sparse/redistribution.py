@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,4 +113,6 @@ def mean_momentum(w: MaskedWeight, kept: Tensor) -> float:
     """Return the mean ``|momentum|`` of the weights that were active (sparse momentum: Dettmers & Zettlemoyer 2019)."""
     if w.momentum is None or w.active == 0:
         return 0.0
-    return float(torch.where(w.mask, w.momentum, 0).abs().sum()) / w.active
+    sizes = torch.where(w.mask, w.momentum, 0).abs()
+    mean = float(sizes.sum()) / w.active
+    return mean if math.isfinite(mean) else float((sizes / w.active).sum())  # the sum may be beyond float32

@@ -107,7 +107,9 @@ class PruneTo(Rule):
 
     def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
         turned, ranked = state.masks.inputs_first, self.pattern.ranked
-        active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(w.mask, self.keep(w), -torch.inf)  # noqa: E731
+        active_first: Callable[[MaskedWeight], Tensor] = lambda w: torch.where(  # noqa: E731
+            w.mask, _numbers(self.keep(w)), -torch.inf
+        )
         scores = {w.name: ranked(active_first(w), w.name, w.inputs_first) for w in state.masks}
         counts = self._counts(scores, state.masks.counts, step)
         return {name: self.pattern.best(scores.pop(name), count, turned[name]) for name, count in counts.items()}
@@ -119,6 +121,13 @@ class PruneTo(Rule):
         total = max(budget(sum(s.numel() for s in scores.values()), self.sparsity(step)), len(scores))  # one each
         # What is pruned stays pruned.
         return self.pattern.counts(scores, min(total, sum(active.values())), self.distribution, most=active)
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    """Return scores with NaN as the lowest of all and no infinities, which are kept for what is chosen or left out for sure."""
+    kind = torch.finfo(scores.dtype)
+    lowest = kind.min / 1024  # of which a block's sum is a number too
+    return scores.nan_to_num(nan=lowest, posinf=kind.max, neginf=lowest)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class GrowTo(Rule):
         return needs_dense_gradient(self.grow)
 
     def __call__(self, state: TrainingState, step: int) -> dict[str, Tensor]:
-        scores = {w.name: torch.where(w.mask, torch.inf, w.among_growable(self.grow(w))) for w in state.masks}
+        scores = {w.name: torch.where(w.mask, torch.inf, w.among_growable(_numbers(self.grow(w)))) for w in state.masks}
         counts = self._counts(scores, {w.name: w.active for w in state.masks}, step)
         return {name: keep_top(scores.pop(name), count) for name, count in counts.items()}
 

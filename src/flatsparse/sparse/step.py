@@ -21,6 +21,7 @@ from flatsparse.common.distributed import (
 )
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
+from flatsparse.sparse.gradients import Unusable, clear_unusable, forget_unusable, give_back, withheld_from
 from flatsparse.sparse.loading import Loading
 from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
 from flatsparse.sparse.masks import Masks
@@ -30,8 +31,6 @@ from flatsparse.sparse.pull import LentGradients
 from flatsparse.sparse.rounds import keep_rewind_point
 from flatsparse.sparse.rules import Rule
 from flatsparse.sparse.state import TrainingState
-
-Withheld = list[tuple[nn.Parameter, Tensor]]  # parameters, and the gradients that are hidden from the optimizer
 
 
 class SparseStep:
@@ -52,11 +51,11 @@ class SparseStep:
         self._elementwise = type(self._base) in ELEMENTWISE
         self._group = process_group(model)
         self._agreed = False
+        self._unusable = Unusable()
         self._copied: dict[str, Tensor] = {}  # the gradients that dense copies were made of
         self._running: Iterator[None] | None = None
-        self._checked: list[
-            list[nn.Parameter]
-        ] = []  # the optimizer's lists of parameters, when they were last looked at
+        # The optimizer's lists of parameters, when they were last looked at.
+        self._checked: list[list[nn.Parameter]] = []
 
     @property
     def state(self) -> TrainingState:
@@ -85,13 +84,16 @@ class SparseStep:
         4. due rules give new masks; weights that are not frozen, gradients and optimizer state are zeroed outside them.
         """
         state, grown, frozen = self._state, self._state.grown, self._state.frozen
+        # In float16 Adam's eps of 1e-8 is 0, and a step along a gradient of 0 is 0/0.
+        elementwise = self._elementwise and not any(w.weight.dtype == torch.float16 for w in state.masks)
         self._settle()
         rules = due(self._plan, state.steps_taken + 1)
         if rules:
             state.unpack()  # they were before the forward, unless what is due has changed since
         self.mask_gradients(rules, scale=getattr(self._base, "grad_scale", None))  # 1 and 2
         self._average_gradients()
-        withheld = [] if all(rule.weight_step for rule in rules) else _withhold(self._base)
+        withheld = [] if all(rule.weight_step for rule in rules) else withheld_from(self._base)
+        self._unusable.found |= clear_unusable(withheld)
         lent = self._with_pull()
         if grown is not None:
             grown.before_step(state.masked)
@@ -107,13 +109,13 @@ class SparseStep:
             state.share_masks(self._optimizer)  # what a wrapper has made of them it makes anew, as below
         if grown is not None:
             grown.after_step(state.masked)
-        _release(withheld)
+        give_back(withheld)
         if frozen is not None:
             frozen.write_back()
             frozen.reset_state(before_update=bool(rules))
             # What a wrapper has made within the step (``kernel=True``) it makes anew, of the weights as they are now.
             state.share_masks(self._optimizer)
-        elif not self._elementwise:
+        elif not elementwise:
             masked = list(state.masked)
             zero_outside(masked, [w.weight for w in masked])
         state.steps_taken += 1
@@ -130,11 +132,12 @@ class SparseStep:
         if frozen is not None:
             frozen.end()
         keep_rewind_point(state, self._plan.rounds, self._model())
+        self._unusable.end_step(state.steps_taken)
 
         # A subclass may write to weights after its parent's step, which has these hooks too.
-        if frozen is not None and not self._elementwise:
+        if frozen is not None and not elementwise:
             frozen.keep(state.masked)
-        while not self._elementwise:
+        while not elementwise:
             yield
             if frozen is not None:
                 frozen.write_back()
@@ -205,6 +208,8 @@ class SparseStep:
                 if grad is not None:
                     self._copy_dense(w, grad, scale)
         zero_outside(masked, gradients)
+        if rules and keep_dense:
+            self._unusable.found |= forget_unusable(masked)
 
     def _copy_dense(self, w: MaskedWeight, grad: Tensor, scale: Tensor | None) -> None:
         # It may have been copied before it was clipped. A masked gradient is zero outside; one that is not is new.
@@ -276,24 +281,6 @@ def check_agreement(masks: Masks, group: Any, step: int) -> None:
             " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
             " average their gradients"
         )
-
-
-def _withhold(base: Optimizer) -> Withheld:
-    """Hide every gradient from an optimizer, which then updates neither weights nor state."""
-    withheld = []
-    for group in base.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                withheld.append((p, p.grad))
-                p.grad = None
-    return withheld
-
-
-def _release(withheld: Withheld) -> None:
-    """Give hidden gradients back, and hold them no longer: the step may stay suspended until the next."""
-    for p, grad in withheld:
-        p.grad = grad
-    withheld.clear()
 
 
 def _scaler_skips(base: Optimizer) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import process_group
+from flatsparse.common.distributed import full_tensor, process_group
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost, mask_aware
 from flatsparse.sparse.copies import zero_copy
@@ -231,6 +231,11 @@ class SparseTraining:
                 f"the first round took {self.steps_taken} steps and never reached rewind={rounds.rewind}: train it longer"
             )
         self.unpack()
+        if odd := [w.name for w in state.masks if not bool(full_tensor(w.weight.isfinite().all()))]:
+            raise InputError(
+                f"the weights of '{odd[0]}' are not finite after round {self.round}, so that none can be chosen by size: train"
+                " the round again, with a lower learning rate"
+            )
         # Loading nothing clears the momentum of whatever optimizer this is, and puts the true weights in place.
         saved = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**{k: v for k, v in saved.items() if k != TRAINING}, "state": {}})

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.experiments.run.evaluation import evaluate
+from flatsparse.experiments.run.finish import check_finite_losses
 from flatsparse.experiments.run.precision import autocast
 from flatsparse.experiments.run.probe import Probe
 from flatsparse.experiments.run.records import EpochRecord
@@ -29,6 +31,7 @@ from flatsparse.measure.topology import churn, health
 from flatsparse.sam.stalesam import StaleSAM
 
 COSINE_EVERY = 10  # steps between comparisons of consecutive gradients
+LOOK_EVERY = 100  # steps between looks at the losses, so that a run that has diverged does not train on for hours
 TWO_GRADIENTS = ("sam", "looksam")  # which decide themselves if a step needs a second gradient
 
 
@@ -48,8 +51,10 @@ class _Sums:
     churn: list[float] = field(default_factory=list)
 
 
-def train_epoch(parts: Parts, progress: Progress, watcher: Watcher, probe: Probe | None) -> EpochRecord:
-    """Train on every sample once, then evaluate on the validation samples.
+def train_epoch(
+    parts: Parts, progress: Progress, watcher: Watcher, probe: Probe | None, out: Path | None = None
+) -> EpochRecord:
+    """Train on every sample once, then evaluate on the validation samples. Raises Diverged for a loss that is not finite.
 
     What a network draws at random, as dropout does, follows the seed and the epoch, so that a resumed run draws the same.
     """
@@ -77,6 +82,8 @@ def train_epoch(parts: Parts, progress: Progress, watcher: Watcher, probe: Probe
         parts.optimizer.zero_grad()
         parts.schedule.step()
         progress.step += 1
+        if progress.step % LOOK_EVERY == 0 and parts.context.size == 1:  # several processes look at the end, together
+            check_finite_losses(parts, progress.epoch + 1, float(sums.losses), out=out)
         watcher.stepped(progress.step, steps, sums.samples / (time.perf_counter() - started))
     progress.epoch += 1
     seconds = time.perf_counter() - started

@@ -41,15 +41,16 @@ class Diverged(InputError):
     """The loss of a run is no longer finite."""
 
 
-def check_finite_losses(parts: Parts, progress: Progress, *losses: float | None, out: Path | None = None) -> None:
+def check_finite_losses(parts: Parts, epoch: int, *losses: float | None, out: Path | None = None) -> None:
     """Raise Diverged when a loss is not finite; ``out`` is where the checkpoint is from before that."""
     run = parts.run
     odd = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
     if odd:
         checkpoint = f"; the last good checkpoint is kept in {out}" if out and (out / CHECKPOINT).is_file() else ""
         raise Diverged(
-            f"the loss became {odd[0]} in epoch {progress.epoch}:"
-            f" lower --lr {run.optim.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}{checkpoint}"
+            f"the loss became {odd[0]} in epoch {epoch}:"
+            f" lower --lr {run.optim.lr:g}{'' if run.sharpness == 'none' else f' or --rho {run.rho:g}'}, with another --out"
+            f"{checkpoint}"
         )
 
 
@@ -90,7 +91,7 @@ def _measured(parts: Parts, progress: Progress, test: bool, watcher: Watcher) ->
     validated = evaluate(parts, splits.validation, watch=watch)
     assert trained is not None  # a run has training samples
     losses = [evaluation.loss if evaluation else None for evaluation in (trained, validated, tested)]
-    check_finite_losses(parts, progress, *losses)  # the first since the last step
+    check_finite_losses(parts, progress.epoch, *losses)  # the first since the last step
     scored = task.scored
     return RunResult(
         method=run.pruning.method,

@@ -126,8 +126,8 @@ def _train(
             if parts.average:
                 parts.average.restart()
             parts.schedule = start_schedule(run, parts.optimizer, parts.steps_per_epoch)
-        record = train_epoch(parts, progress, watcher, probe)
-        check_finite_losses(parts, progress, record.train_loss, record.validation_loss, out=out)
+        record = train_epoch(parts, progress, watcher, probe, out)
+        check_finite_losses(parts, progress.epoch, record.train_loss, record.validation_loss, out=out)
         progress.records.append(record)
         tracking.log(record.to_json())  # before the checkpoint: what is lost with a process is trained again
         if context.is_main:
