@@ -27,9 +27,10 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Two hundred SIGKILLs at random moments, over all methods; ten minutes.
+# Two hundred SIGKILLs at random moments, over all methods, ten minutes; and three hundred damaged files, three minutes.
 stress: setup
 	$(BIN)/python tests/experiments/killing.py 200
+	$(BIN)/python tests/stress/damage.py 300
 
 # The runs behind docs/evidence.md, and the page; hours on two cores. Continues where it stopped; needs FLATSPARSE_DATA.
 evidence: setup

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flatsparse.common.json_files import read_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
@@ -23,10 +22,12 @@ from flatsparse.experiments.run.folder import (
     METRICS,
     PROBES,
     RESULT,
+    read_config,
     read_metrics,
     read_probes,
     read_result,
     write_metrics,
+    write_metrics_again,
 )
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.precision import warn_of_slow_bf16
@@ -86,7 +87,7 @@ def _claimed(out: Path, parts: Parts, *, resume: bool) -> Iterator[None]:
     """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
     about = {"data_set": parts.task.identity, **environment(parts.run.runtime.device, parts.context.size)}
     with claim(out, CONFIG, as_json(parts.run), resume=resume, about=about, free=FREE):
-        parts.task.check_same(read_json(out / CONFIG), f"'{out}'")
+        parts.task.check_same(read_config(out), f"'{out}'")
         yield
 
 
@@ -96,8 +97,8 @@ def _finished(out: Path, parts: Parts) -> RunResult:
     if parts.run.probe_every or not (out / METRICS).is_file():
         progress = load_checkpoint(out, parts)  # which alone knows how many probes there were
         if not (out / METRICS).is_file() or (progress.probes and not (out / PROBES).is_file()):
-            write_metrics(out, progress.records, progress.probes)
-        read_probes(out, len(progress.probes))
+            result = write_metrics_again(out, result, progress.records, progress.probes)
+        read_probes(out, result, len(progress.probes))
     read_metrics(out, result)
     return result
 
