@@ -59,7 +59,7 @@ def reshaped(value: Any, source: random.Random) -> Any:
             copy[key] = reshaped(copy[key], source)
         return copy
     if source.random() < 0.1:
-        return _deep(source.choice((5, 100, 2000)))
+        return _deep(source.choice((5, 100, 400)))
     return source.choice([odd for odd in ODD if type(odd) is not type(value)])
 
 
@@ -78,6 +78,8 @@ def reshape_json(file: Path, source: random.Random) -> None:
     value.pop("sha256", None)
     value = reshaped(value, source)
     lines[chosen] = json.dumps(with_checksum(value) if isinstance(value, dict) else value)
+    if source.random() < 0.05:  # deeper than any parser goes
+        lines[chosen] = '{"x": ' + "[" * 5000 + "]" * 5000 + "}"
     file.write_text("\n".join(lines) + "\n")
 
 
