@@ -264,6 +264,27 @@ def test_a_result_has_a_hash_of_each_file_that_is_the_same_for_equal_runs(done, 
     assert read_result(tmp_path / "a").files["metrics.jsonl"] == files["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "masks.safetensors"])
+def test_damaged_weights_that_were_deleted_are_written_again_from_the_checkpoint(done, name):
+    whole, result = (done / name).read_bytes(), read_result(done)
+    flip(done / name)
+    with pytest.raises(InputError, match=rf"{name}' is damaged .*: restore it from a copy, or delete it and run again"):
+        load_run(done)
+    (done / name).unlink()
+    again = loop.train(change(RUN, probe="every=8"), done, resume=True)
+    assert (done / name).read_bytes() == whole
+    assert dataclasses.replace(again, images_per_second=result.images_per_second) == result
+    read_whole(done)
+
+
+def test_a_finished_run_without_weights_and_checkpoint_is_not_trained_anew(stopped):
+    result = loop.train(RUN, stopped, resume=True)
+    for name in ("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"):
+        (stopped / name).unlink()
+    assert loop.train(RUN, stopped, resume=True) == result
+    assert not (stopped / "model.safetensors").exists()
+
+
 def test_a_curve_that_is_written_again_in_another_form_is_the_result_s(done):
     result = read_json(done / "result.json")
     write_json(done / "result.json", {**result, "files": {**result["files"], "metrics.jsonl": "of an older form"}})

@@ -107,7 +107,16 @@ def reshape_tensors(file: Path, source: random.Random) -> None:
 
 
 def reshape_state(file: Path, source: random.Random) -> None:
-    save_state(file, reshaped(load_state(file), source))
+    """Write a checkpoint that lacks a part, or has records of another form; what its tensors hold only a checksum can know."""
+    state = load_state(file)
+    part = source.choice(list(state))
+    if part in ("progress", "settings"):
+        state[part] = reshaped(state[part], source)
+    elif source.random() < 0.5:
+        del state[part]
+    else:
+        state[part] = source.choice(ODD)
+    save_state(file, state)
 
 
 BYTES: list[Callable[[bytes, random.Random], bytes]] = [truncate, truncate, flip, flip, zero, empty]

@@ -136,6 +136,8 @@ class TrainingState:
         needed = {"method", "steps_taken", "masks", *(("channels",) if self.channels else ())}
         if missing := needed - set(saved):
             raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
+        if not isinstance(saved["steps_taken"], int) or saved["steps_taken"] < 0:
+            raise InputError(f"this is no state of a sparse training: it has taken {saved['steps_taken']!r} steps")
         if saved["method"] != method:
             raise InputError(f"saved masks are of method '{saved['method']}', not '{method}': sparsify with that one")
         outside, here = saved.get("outside", ZERO), ZERO if self.frozen is None else FROZEN

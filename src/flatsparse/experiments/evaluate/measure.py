@@ -200,6 +200,6 @@ def _state(source: CorruptedSet, kind: Kind) -> list[Any]:
 
 def _read(file: Path) -> Tensor:
     right = load_piece(file).get("right")
-    if right is None or right.dtype != torch.bool or right.ndim != 1:
+    if right is None or right.dtype != torch.bool or right.ndim != 1 or not len(right):
         raise corrupt_file(file, "it has not the predictions of its images")
     return right

@@ -11,17 +11,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.files import corrupt_file, write_atomic
+from flatsparse.common.files import ELSEWHERE, corrupt_file, write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum, write_json
+from flatsparse.common.schema import NotRequired
 from flatsparse.common.tensor_files import checksum_of
 from flatsparse.experiments.run.config import FREE
-from flatsparse.experiments.run.records import EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
+from flatsparse.experiments.run.records import DATA_SET, EPOCH_FORM, RESULT_FORM, EpochRecord, RunResult
 
 CONFIG, RESULT, FAILURE = "config.json", "result.json", "failure.json"
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
 TIMES = ("images_per_second",)  # in metrics.jsonl
-CONFIG_FORM: dict[str, Any] = {"settings": dict, "versions": dict, "machine": {"threads": int}}
+CONFIG_FORM: dict[str, Any] = {
+    "settings": dict,
+    "versions": dict,
+    "machine": {"threads": int},
+    "data_set": NotRequired(DATA_SET),
+}
 FAILURE_FORM: dict[str, Any] = {"reason": str}
 PROBE_FORM: dict[str, Any] = {
     "step": int,
@@ -33,7 +39,7 @@ PROBE_FORM: dict[str, Any] = {
 
 def read_config(out: Path) -> dict[str, Any]:
     """Return ``config.json``. Raises InputError when it is damaged."""
-    return read_json(out / CONFIG, CONFIG_FORM)
+    return read_json(out / CONFIG, CONFIG_FORM, cure=ELSEWHERE)
 
 
 def write_result(out: Path, result: RunResult) -> RunResult:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
-from flatsparse.experiments.run.checkpoint import Progress, load_checkpoint, save_checkpoint
+from flatsparse.experiments.run.checkpoint import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from flatsparse.experiments.run.config import FREE, RunConfig, as_json
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.environment import environment
@@ -19,9 +19,11 @@ from flatsparse.experiments.run.epoch import train_epoch
 from flatsparse.experiments.run.finish import check_finite_losses, finish
 from flatsparse.experiments.run.folder import (
     CONFIG,
+    MASKS,
     METRICS,
     PROBES,
     RESULT,
+    WEIGHTS,
     read_config,
     read_metrics,
     read_probes,
@@ -75,7 +77,7 @@ def train(
         warn_of_slow_bf16(parts.run)
     with contextlib.ExitStack() as held:
         context.on_main(lambda: held.enter_context(_claimed(out, parts, resume=resume)))
-        if (out / RESULT).is_file():
+        if (out / RESULT).is_file() and not _lacks_weights(out):
             return _finished(out, parts)
         held.enter_context(deaths_told(parts.task.name))
         followed = held.enter_context(tracking if tracking and context.is_main else Tracking())
@@ -89,6 +91,11 @@ def _claimed(out: Path, parts: Parts, *, resume: bool) -> Iterator[None]:
     with claim(out, CONFIG, as_json(parts.run), resume=resume, about=about, free=FREE):
         parts.task.check_same(read_config(out), f"'{out}'")
         yield
+
+
+def _lacks_weights(out: Path) -> bool:
+    """Return if a finished run's weights or masks were deleted, as damaged ones may be, and its checkpoint has them."""
+    return (out / CHECKPOINT).is_file() and not all((out / name).is_file() for name in (WEIGHTS, MASKS))
 
 
 def _finished(out: Path, parts: Parts) -> RunResult:

@@ -10,6 +10,7 @@ from flatsparse.common.schema import POSITIVE, NotRequired
 
 Record = TypeVar("Record", bound="JsonRecord")
 SOME = (float, None)
+DATA_SET = (None, dict.fromkeys(("name", "source", "fingerprint"), str))
 # The form that JSON must have to be read as a result or an epoch. What it leaves out is younger than some files.
 RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("method", "sharpness", "model", "data"), str),
@@ -19,7 +20,7 @@ RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
     **dict.fromkeys(("gradient_evaluations", "rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
-    "data_set": NotRequired((None, dict.fromkeys(("name", "source", "fingerprint"), str))),
+    "data_set": NotRequired(DATA_SET),
     "above_chance": NotRequired((None, bool)),
     "rounds": NotRequired(int),
     "channels": NotRequired(SOME),
