@@ -61,12 +61,13 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     if not (folder / RESULT).is_file():
         raise InputError(f"'{folder}' holds an unfinished run: finish it with flatsparse train --resume")
     config = read_config(folder)
-    run, result = run_of(config["settings"], folder), read_result(folder)
+    run = run_of(config["settings"], folder)
     masks, about = load_masks(folder / MASKS)
     tensors, _ = load_tensors(folder / WEIGHTS)
     task = task_of(change(_with_its_file(run, config), device=device, data_dir=data_dir or run.dataset.data_dir))
     task.check_same(config, f"'{folder}'")
     model, where = _model(run, task, tensors, folder), torch.device(device)
+    result = read_result(folder)
     check_goes_with(result, folder / MASKS, folder / WEIGHTS)
     return Finished(
         folder=folder,
