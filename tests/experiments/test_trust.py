@@ -187,6 +187,7 @@ def test_a_checkpoint_of_something_else_is_named(stopped):
         {**state, "model": {}},
         {**state, "progress": {"colour": "red"}},
         {**state, "progress": {**progress, "epoch": "three"}},
+        {**state, "training": {**state["training"], "steps_taken": "many"}},
         {**state, "progress": {**progress, "records": progress["records"][:2]}},
         {k: v for k, v in state.items() if k != "training"},
     ):
