@@ -47,6 +47,7 @@ EXPERIMENTS = [
     "progress",
     "plotting",
     "claims",
+    "pieces",
     "data",
     "tracking",
     "tasks",

@@ -123,6 +123,18 @@ def test_tensors_of_another_format_are_no_masks(tmp_path):
         load_masks(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("shapes", ["[" * 3000 + "]" * 3000, "[]", '{"w": [1e400]}', '{"w": [[2]]}', "{"])
+def test_masks_whose_shapes_are_of_another_form_are_damaged(tmp_path, shapes):
+    packed = {"w": torch.ones(1, dtype=torch.uint8)}
+    about = {"format": "flatsparse-masks-1", "method": "", "step": "0", "shapes": '{"w": [2]}'}
+    save_tensors(tmp_path / "m.safetensors", packed, about)
+    load_masks(tmp_path / "m.safetensors")
+    save_tensors(tmp_path / "m.safetensors", packed, {**about, "shapes": shapes})
+    with pytest.raises(InputError, match="damaged") as caught:
+        load_masks(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_half(tmp_path, monkeypatch):
     file = tmp_path / "file"
     write_atomic(file, b"old")

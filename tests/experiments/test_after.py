@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.json_files import read_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.evaluate import after as measuring
 from flatsparse.experiments.evaluate.after_picture import after_picture
 from flatsparse.experiments.evaluate.after_table import AfterTable, sentences
@@ -107,6 +107,23 @@ def test_nothing_is_measured_twice_and_jobs_change_nothing(runs, record, tmp_pat
     assert measured == ["prune30"]
     assert second["runs"][0]["after"]["int4"] == first["runs"][0]["after"]["int4"]
     assert read_json(tmp_path / RECORD, dict)["changes"] == [AS_TRAINED, "int4", "prune30"]
+
+
+def test_a_piece_of_another_change_or_of_another_form_is_named(runs, tmp_path):
+    settings = Evaluation(runs[:1], after=("int4", "noise0.4"), images=20, jobs=1)
+    evaluate(settings, tmp_path)
+    pieces = sorted((tmp_path / "pieces").iterdir())
+    whole, found = pieces[0].read_bytes(), read_json(pieces[0])
+    ((name, measured),) = found["after"].items()
+    odd = [read_json(pieces[1])]
+    odd += [{**found, "after": {name: {**measured, **part}}} for part in ({"scores": 1}, {"loss": None})]
+    odd += [{**found, "after": {}}]
+    for value in odd:
+        write_json(pieces[0], value)
+        with pytest.raises(InputError, match=rf"{pieces[0].name}' is damaged"):
+            evaluate(settings, tmp_path)
+    pieces[0].write_bytes(whole)
+    evaluate(settings, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -372,6 +372,24 @@ def test_a_damaged_piece_is_named(runs, tmp_path):
         quietly(settings, tmp_path / "out", resume=True)
 
 
+def test_a_piece_of_another_surface_or_of_another_form_is_named(runs, tmp_path):
+    settings = Landscape(runs=runs, hessian_images=8, **SMALL)
+    quietly(settings, tmp_path / "out")
+    surfaces = sorted((tmp_path / "out" / "pieces").glob("*.safetensors"))
+    hessians = sorted((tmp_path / "out" / "pieces").glob("*.json"))
+    for one, other in (surfaces[:2], hessians):
+        whole = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        with pytest.raises(InputError, match=rf"{one.name}' is damaged \(it holds the piece {other.stem}\)"):
+            quietly(settings, tmp_path / "out", resume=True)
+        one.write_bytes(whole)
+    known = read_json(hessians[0])
+    for odd in ({"hessian": 1}, {"around": {}}, {"hessian": {**known["hessian"], "live": {}}}):
+        write_json(hessians[0], {**known, **odd})
+        with pytest.raises(InputError, match=rf"{hessians[0].name}' is damaged"):
+            quietly(settings, tmp_path / "out", resume=True)
+
+
 def test_surfaces_share_one_scale(measured):
     settings, _, records = measured
     surfaces = [pictures.surface(record, settings.clip, "live") for record in records]

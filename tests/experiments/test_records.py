@@ -27,7 +27,17 @@ EPOCH = EpochRecord(
 )
 
 
-@pytest.mark.parametrize("changes", [{}, {"channels": 0.5, "data_set": {"name": "digits"}, "above_chance": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "channels": 0.5,
+            "data_set": {"name": "digits", "source": "scikit-learn", "fingerprint": "1234"},
+            "above_chance": True,
+        },
+    ],
+)
 def test_a_result_is_the_same_after_a_round_trip(changes):
     result = dataclasses.replace(run_result(90.0), **changes)
     plain = json.loads(json.dumps(result.to_json()))

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from scipy import stats
 
 import flatsparse as fs
 from flatsparse.common.errors import InputError
-from flatsparse.common.json_files import read_json
+from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.compare import Comparison
 from flatsparse.experiments.equivalence import equivalence
 from flatsparse.experiments.metric import Metric
@@ -25,7 +26,7 @@ from flatsparse.experiments.run.config import RunConfig, Setting
 from flatsparse.experiments.scripts.arm import Arm
 from flatsparse.experiments.scripts.comparison import ScriptComparison, compare_script
 from flatsparse.experiments.scripts.cost import Cost
-from flatsparse.experiments.scripts.job import ArmResult, checked_scores
+from flatsparse.experiments.scripts.job import ArmResult, checked_scores, read_result
 from flatsparse.experiments.scripts.report import compare_and_report, sentences
 from flatsparse.experiments.scripts.script import Function, Script, script_of
 from flatsparse.experiments.scripts.table import ArmOutcomes, decimals, tabulate
@@ -34,6 +35,7 @@ from tests.helpers import same
 
 LOOP = """
 import os
+import shutil
 import random
 import numpy as np
 import torch
@@ -119,6 +121,36 @@ def test_cost_is_counted(finished):
     assert table.row("none").step_time == 1
     assert table.row("sam").step_time > 0
     assert all(row.seconds > 0 for row in table.rows)
+
+
+@pytest.mark.parametrize("name", ["none-seed1", "s2sam-seed0"])
+def test_a_result_of_another_arm_or_seed_is_named(finished, tmp_path, name):
+    _, out, _, comparison = finished
+    copy = shutil.copytree(out, tmp_path / "out")
+    spoilt = copy / "runs" / "none-seed0" / "result.json"
+    shutil.copy(copy / "runs" / name / "result.json", spoilt)
+    arm, _, seed = name.partition("-seed")
+    with pytest.raises(InputError, match=rf"'{spoilt}' is damaged \(it is that of {arm} with seed {seed}\)"):
+        run(script(out.parent), copy, comparison, resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": {}},
+        {"scores": {"error": "small"}},
+        {"cost": {"seconds": 1.0}},
+        {"cost": {"seconds": 1.0, "steps": [], "gradient_evaluations": 1, "step_median": None}},
+        {"warnings": [1]},
+        {"arm": "none"},
+    ],
+    ids=str,
+)
+def test_a_result_of_another_form_is_named(finished, tmp_path, changes):
+    folder = finished[1] / "runs" / "none-seed0"
+    write_json(tmp_path / "result.json", {**read_json(folder / "result.json"), **changes})
+    with pytest.raises(InputError, match=r"\A[^\n]*result\.json' is damaged[^\n]*\Z"):
+        read_result(tmp_path)
 
 
 def test_the_numbers_are_those_of_a_paired_test_by_hand(finished):

@@ -221,9 +221,13 @@ def test_a_checkpoint_that_is_gone_does_not_make_the_run_begin_anew(stopped):
 
 def test_a_checkpoint_of_something_else_is_named(stopped):
     state = load_checked(stopped / "checkpoint.pt")
+    progress = state["progress"]
     for spoilt in (
         {**state, "model": {}},
         {**state, "progress": {"colour": "red"}},
+        {**state, "progress": {**progress, "epoch": "three"}},
+        {**state, "training": {**state["training"], "steps_taken": "many"}},
+        {**state, "progress": {**progress, "records": progress["records"][:2]}},
         {k: v for k, v in state.items() if k != "training"},
     ):
         save_state(stopped / "checkpoint.pt", spoilt)
@@ -233,18 +237,21 @@ def test_a_checkpoint_of_something_else_is_named(stopped):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished") / "run"
+    """Two finished runs that differ in their seed."""
+    place = tmp_path_factory.mktemp("finished")
     gain = dict.fromkeys(("worst", "sam", "previous", "random"), 0.1)
-    seen = {"rho": 0.05, "gain": gain, "cosine": 0.5, "curvature": {"all": {"largest": 1.0}, "live": {"largest": 1.0}}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Probe, "measure", lambda self, parts, step: {"step": step, **seen})  # which takes its time
-        loop.train(change(RUN, probe="every=8"), out)
-    return out
+    seen = {"rho": 0.05, "gain": gain, "curvature": {"all": {"largest": 1.0}, "live": {"largest": 1.0}}}
+    for seed, name in enumerate(("run", "other")):
+        with pytest.MonkeyPatch.context() as patch:  # of what takes its time
+            found = {**seen, "cosine": seed / 2}
+            patch.setattr(loop.Probe, "measure", lambda self, parts, step, found=found: {"step": step, **found})
+            loop.train(change(RUN, probe="every=8", seed=seed), place / name)
+    return place
 
 
 @pytest.fixture
 def done(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
+    return shutil.copytree(finished / "run", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl"])
@@ -259,13 +266,78 @@ def test_a_curve_cut_at_a_line_s_end_is_named(done, name):
     loop.train(run, done, resume=True)  # as the message says: from the checkpoint
     assert (done / name).read_text() == "".join(lines)
     assert len(read_metrics(done, read_result(done))) == 4
-    assert len(read_probes(done, 2)) == 2
+    assert len(read_probes(done, read_result(done), 2)) == 2
+
+
+FILES = ("config.json", "metrics.jsonl", "probes.jsonl", "model.safetensors", "masks.safetensors")
+
+
+@pytest.mark.parametrize("name", [*FILES, "result.json"])
+def test_a_file_of_another_run_is_named_and_not_used(done, finished, name):
+    read_whole(done)
+    shutil.copy(finished / "other" / name, done / name)
+    named = "result.json" if name == "config.json" else name  # which of these two is another's cannot be known
+    with pytest.raises(
+        InputError, match=rf"{named}' is damaged \(it is of another run than the (config|result)\.json "
+    ):
+        read_whole(done)
+    if name != "config.json":  # which says so itself
+        write_json(done / "result.json", {**read_json(done / "result.json"), "files": {}})  # as results once were
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flatsparse.experiments.run.load._model", lambda *parts: torch.nn.Linear(1, 1))
+            read_whole(done)
+
+
+def read_whole(folder):
+    run = load_run(folder)
+    return run, read_metrics(folder, run.result), read_probes(folder, run.result)
+
+
+def test_a_result_has_a_hash_of_each_file_that_is_the_same_for_equal_runs(done, tmp_path):
+    files = read_result(done).files
+    assert set(files) == set(FILES)
+    assert all(len(digest) == 64 for digest in files.values())
+    plain = change(RUN, workers=0, data_dir=tmp_path)  # which change no result
+    for name, run in (("a", RUN), ("b", plain)):
+        loop.train(run, tmp_path / name)
+    assert read_result(tmp_path / "a").files == read_result(tmp_path / "b").files
+    assert read_result(tmp_path / "a").files["metrics.jsonl"] == files["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "masks.safetensors"])
+def test_damaged_weights_that_were_deleted_are_written_again_from_the_checkpoint(done, name):
+    whole, result = (done / name).read_bytes(), read_result(done)
+    flip(done / name)
+    with pytest.raises(InputError, match=rf"{name}' is damaged .*: restore it from a copy, or delete it and run again"):
+        load_run(done)
+    (done / name).unlink()
+    again = loop.train(change(RUN, probe="every=8"), done, resume=True)
+    assert (done / name).read_bytes() == whole
+    assert dataclasses.replace(again, images_per_second=result.images_per_second) == result
+    read_whole(done)
+
+
+def test_a_finished_run_without_weights_and_checkpoint_is_not_trained_anew(stopped):
+    result = loop.train(RUN, stopped, resume=True)
+    for name in ("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"):
+        (stopped / name).unlink()
+    assert loop.train(RUN, stopped, resume=True) == result
+    assert not (stopped / "model.safetensors").exists()
+
+
+def test_a_curve_that_is_written_again_in_another_form_is_the_result_s(done):
+    result = read_json(done / "result.json")
+    write_json(done / "result.json", {**result, "files": {**result["files"], "metrics.jsonl": "of an older form"}})
+    (done / "metrics.jsonl").unlink()
+    loop.train(change(RUN, probe="every=8"), done, resume=True)
+    assert read_json(done / "result.json") == result
+    read_whole(done)
 
 
 def test_what_was_written_by_others_is_named_and_no_traceback(done):
     run = change(RUN, probe="every=8")
     result = read_json(done / "result.json")
-    for key in result.keys() - {"rounds", "data_set", "above_chance"}:  # not read, or younger than results
+    for key in result.keys() - {"rounds", "data_set", "above_chance", "files"}:  # not read, or younger than results
         write_json(done / "result.json", {name: value for name, value in result.items() if name != key})
         with pytest.raises(InputError, match=rf"result\.json' is damaged \(it has no '{key}'"):
             loop.train(run, done, resume=True)

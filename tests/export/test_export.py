@@ -1,6 +1,7 @@
 """Every form of every model, written and read back."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -207,6 +208,37 @@ def test_a_damaged_onnx_file_gets_one_line(tmp_path):
     with pytest.raises(InputError, match="damaged") as caught:
         load_onnx(file)(torch.zeros(1, 8))
     assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_byte_and_truncation_of_an_onnx_file_is_found(tmp_path):
+    """Most bytes are weights, which onnxruntime would compute with."""
+    model, masks, inputs = net("linear")
+    file = tmp_path / "model.onnx"
+    save_onnx(file, model, masks, inputs)
+    whole = file.read_bytes()
+    assert len(whole) > 200
+    for place in (*range(100), *range(100, len(whole), 37)):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 4
+        for content in (spoilt, whole[:place]):
+            file.write_bytes(content)
+            with pytest.raises(InputError, match=re.escape(str(file))) as caught:
+                load_onnx(file)
+            assert "\n" not in str(caught.value)
+
+
+def test_an_onnx_file_that_others_wrote_is_read(tmp_path):
+    model, masks, inputs = net("linear")
+    file = tmp_path / "model.onnx"
+    save_onnx(file, model, masks, inputs)
+    wanted = load_onnx(file)(inputs)
+    import onnx
+
+    read = onnx.load(file)
+    assert [entry.key for entry in read.metadata_props][:1] == ["flatsparse.sha256"]
+    del read.metadata_props[:]
+    onnx.save(read, file)
+    assert torch.equal(load_onnx(file)(inputs), wanted)
 
 
 def test_onnx_refuses_other_inputs_in_a_line(tmp_path):

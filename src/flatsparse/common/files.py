@@ -12,9 +12,13 @@ from flatsparse.common.errors import InputError
 TEMPORARY = ".half"  # the suffix of files that are being written
 
 
-def corrupt_file(file: Path, why: str) -> InputError:
+ANEW = "restore it from a copy, or delete it and run again"
+ELSEWHERE = "restore it from a copy, or begin anew in another folder"  # for a file that says what a folder is
+
+
+def corrupt_file(file: Path, why: str, cure: str = ANEW) -> InputError:
     """The error for a file whose content is not what was written."""
-    return InputError(f"'{file}' is damaged ({why}): restore it from a copy, or delete it and run again")
+    return InputError(f"'{file}' is damaged ({why}): {cure}")
 
 
 def write_atomic(file: Path, content: bytes, *, durable: bool = True) -> None:

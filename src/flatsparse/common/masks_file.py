@@ -60,6 +60,13 @@ def load_masks(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         for name, shape in json.loads(about["shapes"]).items():
             count = int(np.prod(shape))
             masks[name] = unpacked_bits(packed[name], count).reshape(shape)
-    except (KeyError, ValueError, TypeError, AttributeError):  # others may write such files too
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):  # others may write such files too
         raise corrupt_file(Path(file), "its shapes are not those of its masks") from None
     return masks, about

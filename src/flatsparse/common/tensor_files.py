@@ -60,6 +60,15 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, about
 
 
+def checksum_of(file: Path) -> str:
+    """Return the checksum that a tensor file carries; "" for none. Only its header is read, which need not be true."""
+    try:
+        with safetensors.safe_open(file, "pt") as tensors:
+            return (tensors.metadata() or {}).get("sha256", "")
+    except (safetensors.SafetensorError, OSError):
+        return ""
+
+
 def _bytes(tensor: Tensor) -> bytes:
     """The memory of a contiguous tensor, in row-major order."""
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

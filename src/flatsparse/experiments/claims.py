@@ -13,7 +13,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import remove_temporary
+from flatsparse.common.files import ELSEWHERE, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 
 LOCK = ".lock"
@@ -149,7 +149,7 @@ def claim(
         elif not resume:
             raise InputError(f"'{out}' already holds such work: give another --out, or --resume to continue it")
         else:
-            check_same(plain, read_json(file, {"settings": dict})["settings"], f"'{out}'", free)
+            check_same(plain, read_json(file, {"settings": dict}, cure=ELSEWHERE)["settings"], f"'{out}'", free)
         yield
 
 

@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import tyro
 
 from flatsparse.common.errors import InputError, check_count, check_finite, unknown
+from flatsparse.common.files import ELSEWHERE
 from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.schema import NotRequired
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.comparison_table import Table, tabulate
 from flatsparse.experiments.grid.store import Outcome, code_of, run_grid
@@ -26,6 +28,7 @@ from flatsparse.experiments.recipes.recipe import TUNING_SEEDS, Cell
 from flatsparse.experiments.reproduce.table import lines_of, runs_of
 from flatsparse.experiments.run.build import task_of
 from flatsparse.experiments.run.config import FREE, ResolvedRun, RunConfig, Setting, as_json
+from flatsparse.experiments.run.records import DATA_SET
 from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.sharpness import SHARPNESS, Sharpness
 from flatsparse.experiments.terminal import Console
@@ -161,7 +164,7 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
         )
     about: dict[str, Any] = {"data_set": task.identity, **({"sha256_of_code": code} if code else {})}
     with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=ANYWHERE):
-        recorded = read_json(out / "comparison.json")
+        recorded = read_json(out / "comparison.json", {"data_set": NotRequired(DATA_SET)}, cure=ELSEWHERE)
         task.check_same(recorded, f"'{out}'")
         notes = [*task.notes, *([CHANGED] if recorded.get("sha256_of_code", code) != code else [])]
         console.print(task.summary, *(f"warning: {note}" for note in notes), sep="\n", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import logging
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read, write_atomic
+from flatsparse.common.files import corrupt_file, read, write_atomic
 from flatsparse.export.dense import with_zeros
+
+_DIGITS = 64  # of a SHA-256 in hexadecimal
+# Our files begin with an entry of their metadata that has the SHA-256 of all that follows: field 14 of the model, of 85 bytes.
+_BEGIN = b"\x72\x55\x0a\x11flatsparse.sha256\x12\x40"
 
 
 def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], sample: Tensor) -> None:
@@ -52,7 +57,8 @@ def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str
             raise InputError(
                 f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
             ) from problem
-        write_atomic(Path(file), read(Path(folder) / "model.onnx"))
+        content = read(Path(folder) / "model.onnx")
+        write_atomic(Path(file), _BEGIN + hashlib.sha256(content).hexdigest().encode() + content)
 
 
 def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
@@ -61,7 +67,7 @@ def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     Raises: InputError without the extra, when the file is corrupt, and, when called, for inputs of another shape.
     """
     runtime = _needed("onnxruntime")
-    content, options = read(Path(file)), runtime.SessionOptions()
+    content, options = _checked(Path(file)), runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -79,6 +85,17 @@ def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(outputs).to(inputs.device)
 
     return run
+
+
+def _checked(file: Path) -> bytes:
+    """Return the content of a file; of one that others wrote nothing is known. Raises InputError for a damaged one of ours."""
+    content = read(file)
+    begin, body = content[: len(_BEGIN)], content[len(_BEGIN) + _DIGITS :]
+    if sum(map(int.__eq__, begin, _BEGIN)) > len(_BEGIN) // 2:  # ours, even where some of these are damaged
+        checksum = content[len(_BEGIN) : len(_BEGIN) + _DIGITS]
+        if begin != _BEGIN or hashlib.sha256(body).hexdigest().encode() != checksum:
+            raise corrupt_file(file, "its checksum does not fit")
+    return content
 
 
 def _first_line(problem: Exception) -> str:

@@ -43,7 +43,13 @@ def load_small(file: str | os.PathLike[str], model: nn.Module, example: Tensor |
         )
     try:
         small = narrow(model, json.loads(about["widths"]), example)
-    except (KeyError, ValueError, TypeError, AttributeError) as problem:  # others may write such files too
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as problem:  # others may write such files too
         if isinstance(problem, InputError):
             raise
         raise corrupt_file(Path(file), "its widths are unreadable") from None

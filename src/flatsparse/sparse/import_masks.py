@@ -264,7 +264,7 @@ def _about(file: Path) -> dict[str, str]:
 def _parts(index: Path) -> list[str]:
     try:
         parts = sorted(set(json.loads(read(index))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise corrupt_file(index, "it has no weight_map") from None
     if outside := [part for part in parts if not isinstance(part, str) or Path(part).name != part]:
         raise InputError(f"'{index}' names '{outside[0]}' outside its folder: give a checkpoint's own index")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatsparse.common.distributed import full_tensor
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, as_number
 from flatsparse.common.optimizers import mask_aware
 from flatsparse.sparse.channel_state import ChannelState
 from flatsparse.sparse.frozen import FrozenOutside
@@ -136,6 +136,8 @@ class TrainingState:
         needed = {"method", "steps_taken", "masks", *(("channels",) if self.channels else ())}
         if missing := needed - set(saved):
             raise InputError(f"this is no state of a sparse training: it lacks {', '.join(sorted(missing))}")
+        if not as_number(saved["steps_taken"]) >= 0:
+            raise InputError(f"this is no state of a sparse training: it has taken {saved['steps_taken']!r} steps")
         if saved["method"] != method:
             raise InputError(f"saved masks are of method '{saved['method']}', not '{method}': sparsify with that one")
         outside, here = saved.get("outside", ZERO), ZERO if self.frozen is None else FROZEN

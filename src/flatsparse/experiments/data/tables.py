@@ -111,7 +111,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> tupl
     """Return the names of numbered classes, as the ``datasets`` library notes them in files that it writes."""
     try:
         return tuple(json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

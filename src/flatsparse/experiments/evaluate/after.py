@@ -16,11 +16,11 @@ from torch import nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import remove_temporary
-from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.data.split import Split
 from flatsparse.experiments.evaluate.changes import UNCHANGED, Change, changed
 from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.grid.workers import local_executor
+from flatsparse.experiments.pieces import read_piece, write_piece
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.config import as_json, change
 from flatsparse.experiments.run.evaluation import evaluated
@@ -28,6 +28,7 @@ from flatsparse.experiments.run.load import Finished, load_run
 from flatsparse.experiments.terminal import Console
 
 PIECES = "pieces"
+MEASURED = {"loss": float, "scores": {str: float}, "validation": ({str: float}, None)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Piece:
         found: dict[str, list[dict[str, Any]]] = {}
         for name, model in changed(run, self.change):
             found.setdefault(name, []).append(_scores(chosen, run, model, self.change))
-        write_json(self.file, {"after": {name: _mean(draws) for name, draws in found.items()}})
+        write_piece(self.file, {"after": {name: _mean(draws) for name, draws in found.items()}})
 
     def lost(self, reason: str) -> None:
         """Stop: the process that measured it died."""
@@ -73,7 +74,8 @@ def after_changes(settings: Evaluation, runs: Sequence[Finished], out: Path, con
     names = [name for one in changes for name in one.parts]
     measured: dict[Path, dict[str, Any]] = {run.folder: {} for run in runs}
     for piece in pieces:
-        measured[piece.folder] |= read_json(piece.file, {"after": dict})["after"]
+        form = dict.fromkeys(piece.change.parts, MEASURED)
+        measured[piece.folder] |= read_piece(piece.file, {"after": form})["after"]
     return {
         "changes": names,
         "better": runs[0].task.better,

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
-from flatsparse.common.tensor_files import load_tensors, save_tensors
 from flatsparse.experiments.data.corrupted import CorruptedSet, read_corrupted
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, SEVERITIES
 from flatsparse.experiments.data.streamed import StreamedSplit
 from flatsparse.experiments.evaluate.settings import ALEXNET, Evaluation
 from flatsparse.experiments.grid.workers import local_executor
+from flatsparse.experiments.pieces import load_piece, save_piece
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.robustness import (
     Images,
@@ -61,7 +61,7 @@ class Piece:
         first = _loaded(chosen.runs[0], chosen.device, chosen.data_dir)
         found = right_predictions(runs, _images(chosen, first, self.kind, images_at_once(runs)))
         for file, right in zip(self.files, found, strict=True):
-            save_tensors(file, {"right": right}, {})
+            save_piece(file, {"right": right})
 
     def lost(self, reason: str) -> None:
         """Stop: the process that measured it died."""
@@ -199,7 +199,7 @@ def _state(source: CorruptedSet, kind: Kind) -> list[Any]:
 
 
 def _read(file: Path) -> Tensor:
-    right = load_tensors(file)[0].get("right")
-    if right is None or right.dtype != torch.bool or right.ndim != 1:
+    right = load_piece(file).get("right")
+    if right is None or right.dtype != torch.bool or right.ndim != 1 or not len(right):
         raise corrupt_file(file, "it has not the predictions of its images")
     return right

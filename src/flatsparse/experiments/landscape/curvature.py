@@ -16,6 +16,15 @@ from flatsparse.measure.hessian import Hessian
 from flatsparse.measure.spectral import extremes, spectrum
 
 STARTS, STEPS = 1, 24  # of the spectral density; one start is enough where weights are many (Ghorbani et al. 2019)
+_ENDS = {"weights": int, **dict.fromkeys(("largest", "smallest", "trace", "trace_half"), float)}
+FORM: dict[str, Any] = {
+    "hessian": {"images": int, "all": _ENDS, "live": _ENDS, "spectrum": {"nodes": [float], "weights": [float]}},
+    "around": {
+        "images": int,
+        **dict.fromkeys(("rho", "cosine"), float),
+        "gain": dict.fromkeys(("worst", "sam", "previous", "random"), float),
+    },
+}
 PRODUCTS = 62 + STARTS * STEPS  # with the Hessian, about: the ends of the spectrum settle when they do
 
 

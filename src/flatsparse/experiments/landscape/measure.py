@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, remove_temporary
-from flatsparse.common.json_files import read_json, write_json
-from flatsparse.common.tensor_files import load_tensors, save_tensors
+from flatsparse.common.json_files import write_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.grid.workers import local_executor
@@ -25,6 +24,7 @@ from flatsparse.experiments.landscape import curvature
 from flatsparse.experiments.landscape.batch_norm_folding import folded
 from flatsparse.experiments.landscape.records import tabulate
 from flatsparse.experiments.landscape.settings import KINDS, Kind, Landscape
+from flatsparse.experiments.pieces import load_piece, read_piece, save_piece, write_piece
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.load import Finished, load_run
 from flatsparse.experiments.tasks.run_task import RunTask
@@ -78,7 +78,7 @@ class Piece(_Measurement):
             exact = _ready(self.folder, chosen.images, chosen.device, chosen.data_dir, False)[1]
             for index in (self.points == 0).all(1).nonzero():  # the model's own loss is not rounded
                 values["losses"][index] = exact(weights).cpu()
-        save_tensors(self.file, values, {})
+        save_piece(self.file, values)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Curvature(_Measurement):
     def run(self) -> None:
         """Measure the curvature and save it."""
         run = _loaded(self.folder, self.settings.device, self.settings.data_dir)
-        write_json(self.file, curvature.curvature(run, self.settings.hessian_images, self.settings.seed))
+        write_piece(self.file, curvature.curvature(run, self.settings.hessian_images, self.settings.seed))
 
 
 def measure(
@@ -135,7 +135,7 @@ def _measure(settings: Landscape, about: Sequence[dict[str, Any]], out: Path, co
     # Curvature first: it is one piece a run, and long.
     _measure_all([*curvatures, *(piece for pieces in surfaces.values() for piece in pieces)], settings, console)
     for record, piece in zip(about, curvatures, strict=False):
-        record |= read_json(piece.file)
+        record |= read_piece(piece.file, curvature.FORM)
     for run, record in zip(settings.runs, about, strict=True):
         if record["precision"] == "bf16":
             record["rounded_centre"] = float(_centre(_assembled(surfaces[run, settings.kinds[0], 0], "rounded")))
@@ -275,8 +275,8 @@ def _assembled(pieces: Sequence[Piece], what: str = "losses") -> Tensor:
 
 
 def _losses(piece: Piece, what: str) -> Tensor:
-    values = load_tensors(piece.file)[0].get(what)
-    if values is None or len(values) != len(piece.points):
+    values = load_piece(piece.file).get(what)
+    if values is None or values.shape != (len(piece.points),) or not values.is_floating_point():
         raise corrupt_file(piece.file, f"it has not the {what} of its points")
     return values
 

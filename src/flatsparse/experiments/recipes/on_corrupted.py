@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.evaluate.record import evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
 from flatsparse.experiments.metric import Metric
+from flatsparse.experiments.pieces import read_piece, write_piece
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Work
 
 Measure = Callable[[Sequence[tuple[Cell, Sequence[Path]]], Work], Measured]
@@ -40,7 +40,7 @@ def accuracy_on_corrupted(images: int | None = None) -> Measure:
             )
             tables = evaluate(chosen, work.out / "corrupted", work.console)["runs"]
             for folder, table in zip(todo, tables, strict=True):
-                write_json(kept[folder], {name: table[name] for name in ("clean", "mean", "by")})
-        return Measured({folder: read_json(file, {"mean": float})["mean"] for folder, file in kept.items()})
+                write_piece(kept[folder], {name: table[name] for name in ("clean", "mean", "by")})
+        return Measured({folder: read_piece(file, {"mean": float})["mean"] for folder, file in kept.items()})
 
     return measured

@@ -46,7 +46,7 @@ EVALUATION = "evaluation.html"  # in a run's folder, which has the page of the r
 
 def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
     """Write the page of a single run. Returns the file."""
-    records, probes = read_metrics(out, result), read_probes(out)
+    records, probes = read_metrics(out, result), read_probes(out, result)
     sparsity = f"{result.sparsity.prunable:.1%}"
     subject = f"{result.model} on {run.dataset.title}"
     return html.write(

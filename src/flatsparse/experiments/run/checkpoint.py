@@ -16,10 +16,19 @@ from flatsparse.common.schema import schema_error
 from flatsparse.experiments.claims import check_same
 from flatsparse.experiments.run.build import Parts
 from flatsparse.experiments.run.config import FREE, as_json
-from flatsparse.experiments.run.records import EpochRecord
+from flatsparse.experiments.run.folder import PROBE_FORM
+from flatsparse.experiments.run.records import EPOCH_FORM, EpochRecord
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-FORM = dict.fromkeys(("settings", "model", "optimizer", "training", "schedule", "progress"), dict)
+PROGRESS = {
+    "epoch": int,
+    **dict.fromkeys(("step", "gradient_evaluations", "train_flops", "seconds"), float),
+    "step_seconds": [float],
+    "cosines": [float],
+    "records": [EPOCH_FORM],
+    "probes": [PROBE_FORM],
+}
+FORM = {**dict.fromkeys(("settings", "model", "optimizer", "training", "schedule"), dict), "progress": PROGRESS}
 
 
 @dataclass
@@ -81,7 +90,10 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         parts.schedule.load_state_dict(state["schedule"])
         if parts.average:
             parts.average.load_state_dict(state["average"])
-        return Progress.from_json(state["progress"])
+        progress = Progress.from_json(state["progress"])
+        if len(progress.records) != progress.epoch:
+            raise ValueError(f"it has {len(progress.records)} records of {progress.epoch} epochs")
+        return progress
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
         reason = next(iter(str(problem).splitlines()), type(problem).__name__)
         raise corrupt_file(file, f"its state is not this run's: {reason}") from None

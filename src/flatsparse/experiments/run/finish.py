@@ -69,9 +69,7 @@ def finish(out: Path, parts: Parts, progress: Progress, test: bool, watcher: Wat
     save_masks(out / MASKS, parts.training.masks, method=parts.run.pruning.method, step=progress.step)
     for name, content in parts.task.files.items():
         write_atomic(out / name, content)
-    result = _measured(parts, progress, test, watcher)
-    write_result(out, result)
-    return result
+    return write_result(out, _measured(parts, progress, test, watcher))
 
 
 def _measured(parts: Parts, progress: Progress, test: bool, watcher: Watcher) -> RunResult:

@@ -18,7 +18,7 @@ from flatsparse.common.schema import Schema, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
 from flatsparse.experiments.run.build import initial_model, task_of
 from flatsparse.experiments.run.config import ResolvedRun, change, kinds_of_settings
-from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, read_config, read_result
+from flatsparse.experiments.run.folder import CONFIG, MASKS, RESULT, WEIGHTS, check_goes_with, read_config, read_result
 from flatsparse.experiments.run.method import before_there_was_a_choice
 from flatsparse.experiments.run.records import RunResult
 from flatsparse.experiments.run.resolve import OWN
@@ -66,13 +66,15 @@ def load_run(folder: Path, *, device: str = "cpu", data_dir: Path | None = None)
     tensors, _ = load_tensors(folder / WEIGHTS)
     task = task_of(change(_with_its_file(run, config), device=device, data_dir=data_dir or run.dataset.data_dir))
     task.check_same(config, f"'{folder}'")
-    where = torch.device(device)
+    model, where = _model(run, task, tensors, folder), torch.device(device)
+    result = read_result(folder)
+    check_goes_with(result, folder / MASKS, folder / WEIGHTS)
     return Finished(
         folder=folder,
         run=run,
-        model=_model(run, task, tensors, folder).to(where).eval(),
+        model=model.to(where).eval(),
         masks={name: mask.to(where) for name, mask in masks.items()},
-        result=read_result(folder),
+        result=result,
         task=task,
         digest=_digest(tensors, masks, about, config["settings"]),
     )

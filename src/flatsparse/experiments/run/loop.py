@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flatsparse.common.json_files import read_json
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
-from flatsparse.experiments.run.checkpoint import Progress, load_checkpoint, save_checkpoint
+from flatsparse.experiments.run.checkpoint import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from flatsparse.experiments.run.config import FREE, RunConfig, as_json
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
 from flatsparse.experiments.run.environment import environment
@@ -20,13 +19,17 @@ from flatsparse.experiments.run.epoch import train_epoch
 from flatsparse.experiments.run.finish import check_finite_losses, finish
 from flatsparse.experiments.run.folder import (
     CONFIG,
+    MASKS,
     METRICS,
     PROBES,
     RESULT,
+    WEIGHTS,
+    read_config,
     read_metrics,
     read_probes,
     read_result,
     write_metrics,
+    write_metrics_again,
 )
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.precision import warn_of_slow_bf16
@@ -74,7 +77,7 @@ def train(
         warn_of_slow_bf16(parts.run)
     with contextlib.ExitStack() as held:
         context.on_main(lambda: held.enter_context(_claimed(out, parts, resume=resume)))
-        if (out / RESULT).is_file():
+        if (out / RESULT).is_file() and not _lacks_weights(out):
             return _finished(out, parts)
         held.enter_context(deaths_told(parts.task.name))
         followed = held.enter_context(tracking if tracking and context.is_main else Tracking())
@@ -86,8 +89,13 @@ def _claimed(out: Path, parts: Parts, *, resume: bool) -> Iterator[None]:
     """``claim`` a run's folder. Raises InputError for one whose work was done on other data of the same name too."""
     about = {"data_set": parts.task.identity, **environment(parts.run.runtime.device, parts.context.size)}
     with claim(out, CONFIG, as_json(parts.run), resume=resume, about=about, free=FREE):
-        parts.task.check_same(read_json(out / CONFIG), f"'{out}'")
+        parts.task.check_same(read_config(out), f"'{out}'")
         yield
+
+
+def _lacks_weights(out: Path) -> bool:
+    """Return if a finished run's weights or masks were deleted, as damaged ones may be, and its checkpoint has them."""
+    return (out / CHECKPOINT).is_file() and not all((out / name).is_file() for name in (WEIGHTS, MASKS))
 
 
 def _finished(out: Path, parts: Parts) -> RunResult:
@@ -96,8 +104,8 @@ def _finished(out: Path, parts: Parts) -> RunResult:
     if parts.run.probe_every or not (out / METRICS).is_file():
         progress = load_checkpoint(out, parts)  # which alone knows how many probes there were
         if not (out / METRICS).is_file() or (progress.probes and not (out / PROBES).is_file()):
-            write_metrics(out, progress.records, progress.probes)
-        read_probes(out, len(progress.probes))
+            result = write_metrics_again(out, result, progress.records, progress.probes)
+        read_probes(out, result, len(progress.probes))
     read_metrics(out, result)
     return result
 

@@ -10,6 +10,7 @@ from flatsparse.common.schema import POSITIVE, NotRequired
 
 Record = TypeVar("Record", bound="JsonRecord")
 SOME = (float, None)
+DATA_SET = (None, dict.fromkeys(("name", "source", "fingerprint"), str))
 # The form that JSON must have to be read as a result or an epoch. What it leaves out is younger than some files.
 RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("method", "sharpness", "model", "data"), str),
@@ -19,6 +20,11 @@ RESULT_FORM: dict[str, Any] = {
     **dict.fromkeys(("validation_accuracy", "validation_loss", "gradient_cosine"), SOME),
     **dict.fromkeys(("gradient_evaluations", "rho", "exploration", "images_per_second"), float),
     "macro": (None, {str: SOME}),
+    "data_set": NotRequired(DATA_SET),
+    "above_chance": NotRequired((None, bool)),
+    "rounds": NotRequired(int),
+    "channels": NotRequired(SOME),
+    "files": NotRequired({str: str}),
     "task": NotRequired(str),
     "signature": NotRequired(str),
     "better": NotRequired({"higher", "lower"}),
@@ -34,7 +40,9 @@ EPOCH_FORM: dict[str, Any] = {
     **dict.fromkeys(("epoch", "step", "updates"), int),
     **dict.fromkeys(("train_loss", "lr", "sparsity", "exploration", "dead_filters"), float),
     **dict.fromkeys(("train_accuracy", "validation_loss", "validation_accuracy", "churn"), SOME),
+    "round": NotRequired((int, None)),
     "validation_scores": NotRequired({str: float}),
+    "images_per_second": NotRequired(float),
     "collapsed": {str: float},
 }
 
@@ -124,9 +132,10 @@ class RunResult(JsonRecord):
         better, scores, train_scores, validation_scores: of a task that is no classification, in place of accuracies; the
             first score is the one compared.
         signature: how BLEU was counted, of a translation.
+        files: a hash of the content of each file that it goes with, by name; None in results that are older.
     """
 
-    absent = ("channels", "task", "better", "scores", "train_scores", "validation_scores", "signature")
+    absent = ("files", "channels", "task", "better", "scores", "train_scores", "validation_scores", "signature")
 
     method: str
     sharpness: str
@@ -164,6 +173,7 @@ class RunResult(JsonRecord):
     flops: Flops
     seconds: Seconds
     images_per_second: float
+    files: dict[str, str] | None = None
 
     @property
     def scored(self) -> bool:

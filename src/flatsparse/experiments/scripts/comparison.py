@@ -202,7 +202,7 @@ def _outcomes(name: Sharpness, comparison: ScriptComparison, out: Path, failed: 
     for seed in range(comparison.seeds):
         folder = folder_of(out, name, seed)
         if (folder / RESULT).is_file():
-            results[seed] = read_result(folder)
+            results[seed] = read_result(folder, comparison.config(name, seed))
         else:  # where no failure could be written down, it is known here
             failures[seed] = read_failure(folder) or failed.get(folder, "it has not been run")
     return ArmOutcomes(name, comparison.config(name, 0).rho, results, failures)

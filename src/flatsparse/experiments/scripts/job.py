@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from flatsparse.common.errors import InputError, as_number
+from flatsparse.common.files import corrupt_file
 from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.schema import NotRequired
 from flatsparse.experiments.grid.job import JobOutcome, fail, reason_of
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure
@@ -25,7 +27,12 @@ from flatsparse.experiments.scripts.cost import Cost, cost_of
 from flatsparse.experiments.scripts.script import Function, Script, seeded
 
 FILES, OUTPUT, TRACEBACK = "files", "output.txt", "traceback.txt"
-RESULT_FORM: dict[str, Any] = {"scores": dict, "cost": dict, "warnings": list}
+RESULT_FORM: dict[str, Any] = {
+    "scores": {str: float},
+    "cost": {"seconds": float, "steps": (int, None), "gradient_evaluations": (int, None), "step_median": (float, None)},
+    "warnings": [str],
+    "arm": NotRequired({"sharpness": str, "rho": float, "seed": int}),  # younger than some files
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,20 @@ class ArmResult:
         return next(iter(self.scores))
 
 
-def read_result(folder: Path) -> ArmResult:
-    """Return the result of a finished job. Raises InputError when it is damaged."""
+def read_result(folder: Path, config: RunConfig | None = None) -> ArmResult:
+    """Return the result of a finished job. Raises InputError when it is damaged, or of another arm or seed than ``config``."""
     saved = read_json(folder / RESULT, RESULT_FORM)
-    return ArmResult(saved["scores"], Cost(**saved["cost"]), tuple(saved["warnings"]))
+    if config is not None and saved.get("arm", _arm(config)) != _arm(config):
+        name, seed = saved["arm"]["sharpness"], saved["arm"]["seed"]
+        raise corrupt_file(folder / RESULT, f"it is that of {name} with seed {seed}")
+    if not saved["scores"]:
+        raise corrupt_file(folder / RESULT, "it has no scores")
+    cost = {field.name: saved["cost"][field.name] for field in dataclasses.fields(Cost)}
+    return ArmResult(saved["scores"], Cost(**cost), tuple(saved["warnings"]))
+
+
+def _arm(config: RunConfig) -> dict[str, Any]:
+    return {"sharpness": config.sharpness, "rho": config.rho, "seed": config.seed}
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class ArmJob:
                 raise
             except BaseException as problem:  # whatever it is, the other arms go on
                 return self._fail(problem)
-        write_json(self.folder / RESULT, dataclasses.asdict(result))
+        write_json(self.folder / RESULT, {**dataclasses.asdict(result), "arm": _arm(self.config)})
         return JobOutcome()
 
     def _measure(self, train: Any) -> ArmResult:
