@@ -124,7 +124,7 @@ def test_code_of_ones_own_that_ends_the_process_is_an_error_in_one_line(capsys, 
         ("import not_there_at_all", "does not run: ModuleNotFoundError: No module named 'not_there_at_all'"),
         ("def fit(arm):\n    return {}", "has no function 'train' (it has: fit)"),
         ("def train(arm):\n    raise SystemExit(0)", "nothing can be compared, as plain training has not finished"),
-        ("def train(arm):\n    raise GeneratorExit", "(plain, seed 0: GeneratorExit:  (line 2 of own.py))"),
+        ("def train(arm):\n    raise GeneratorExit", "(plain, seed 0: GeneratorExit: (line 2 of own.py))"),
     ],
 )
 def test_a_script_that_cannot_be_compared_is_an_error_in_one_line(capsys, tmp_path, text, problem):
@@ -134,6 +134,57 @@ def test_a_script_that_cannot_be_compared_is_an_error_in_one_line(capsys, tmp_pa
     assert end.value.code == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flatsparse: error: ")]
     assert problem in told
+
+
+SPEECHLESS = """
+class Speechless(Exception):
+    def __str__(self): raise ValueError("no text")
+    __repr__ = __str__
+"""
+
+
+def test_an_error_of_ones_own_that_cannot_say_what_it_is_is_an_error_in_one_line(capsys, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(f"{SPEECHLESS}raise Speechless\n")
+    for arguments in (["doctor"], ["reproduce"], ["train", "--method"]):
+        name = f"{file}:M" if arguments[0] == "train" else str(file)
+        assert "does not run: Speechless: (line 5)" in fails(capsys, *arguments, name)
+    file.write_text(f"{SPEECHLESS}raise SystemExit(Speechless())\n")
+    assert "ended itself with a Speechless" in fails(capsys, "doctor", str(file))
+    file.write_text(f"{SPEECHLESS}def train(arm): raise Speechless\n")
+    with pytest.raises(SystemExit) as end:
+        main(["compare", f"{file}:train", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert "(plain, seed 0: Speechless: (line 5 of own.py))" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("'mine'", "{}", "RECIPE.name is of the wrong kind"),
+        ("'title'", "None", "RECIPE.title is of the wrong kind"),
+        ("cells=cells", "cells=1", "cells or measure is no function"),
+        ("cells=cells", "cells=cells, metric='error'", "metric is no Metric"),
+        ("cells=cells", "cells=cells, seeds=3", "RECIPE.seeds is of the wrong kind"),
+        ("'row'", "1", "the cell.row is of the wrong kind"),
+        ("RunConfig.of(epochs=1)", "None", "run is no RunConfig"),
+        ("epochs=1", "epochs='1'", "run.epochs is of the wrong kind"),
+        ("epochs=1)", "epochs=1), 3", "published is no Published"),
+        ("epochs=1)", "epochs=1), Published('3')", "published.value is of the wrong kind"),
+        ("[Cell(", "[3, Cell(", "it is no Cell"),
+        ("return [Cell('row', 'column', RunConfig.of(epochs=1))]", "return []", "it has none"),
+    ],
+)
+def test_a_recipe_with_a_field_of_another_kind_is_an_error_in_one_line(capsys, tmp_path, old, new, told):
+    text = """from flatsparse.experiments.recipes.recipe import Cell, Published, Recipe
+from flatsparse.experiments.run.config import RunConfig
+def cells(scale):
+    return [Cell('row', 'column', RunConfig.of(epochs=1))]
+RECIPE = Recipe('mine', 'title', 'ours', cells=cells)
+"""
+    assert old in text
+    (tmp_path / "own.py").write_text(text.replace(old, new))
+    assert told in fails(capsys, "reproduce", f"{tmp_path}/own.py", "--out", str(tmp_path / "out"))
 
 
 def test_a_stop_while_code_of_ones_own_is_loaded_is_a_stop(tmp_path, capsys):

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 from torch import nn
 
-from flatsparse.common.errors import InputError, check_count, unknown
+from flatsparse.common.errors import InputError, check_count, first_line, unknown
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.data.known_file_sets import KNOWN_FILE_SETS
@@ -113,7 +113,7 @@ class List:
         except InputError:
             raise
         except Exception as problem:  # torch's, of shapes; a library's network may raise any
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            reason = first_line(problem) or type(problem).__name__
             raise InputError(f"--image {' '.join(map(str, image))} does not fit '{self.model}': {reason}") from None
 
     def _image(self) -> tuple[int, int, int]:

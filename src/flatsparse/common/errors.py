@@ -14,6 +14,31 @@ class InputError(ValueError):
     """Input that cannot be used. The message is one line; the command line exits with status 2."""
 
 
+def first_line(problem: BaseException) -> str:
+    """Return the first line of an error's text: empty if it has none, or if its class, which may be anyone's, fails to tell."""
+    try:
+        return next(iter(str(problem).splitlines()), "")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""
+
+
+def described(problem: BaseException) -> str:
+    """Return an error's kind, and the first line of its text."""
+    return f"{type(problem).__name__}: {first_line(problem)}".rstrip()
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """Return the start of a value as Python shows it, or its kind where its class, which may be anyone's, fails to."""
+    try:
+        return repr(value)[:most]
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"a {type(value).__name__}"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to a mistyped one, as a phrase (ours, because a typo deserves an answer)."""
     known = list(known)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flatsparse.common.errors import InputError, nearest
+from flatsparse.common.errors import InputError, described, nearest
 from flatsparse.common.seeds import derive
 
 _EXECUTED: dict[str, tuple[Path, str]] = {}  # by the names of their modules
@@ -87,10 +87,9 @@ def errors_of(file: Path) -> Iterator[None]:
     except (InputError, KeyboardInterrupt):  # one line already; the user's, not the file's
         raise
     except BaseException as problem:
-        reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
         lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if _is(frame.filename, file)]
         where = f" (line {lines[-1]})" if lines else ""
-        raise InputError(f"'{file}' does not run: {reason}{where}") from problem
+        raise InputError(f"'{file}' does not run: {described(problem)}{where}") from problem
 
 
 def _is(name: str, file: Path) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 Schema = Any  # of a JSON value, see schema_error
 POSITIVE = object()  # the schema of numbers above 0
@@ -64,3 +65,15 @@ def schema_error(value: Any, schema: Schema, name: str = "it") -> str | None:
             (value[key], schema.get(key, schema.get(str)), key if name == "it" else f"{name}.{key}") for key in known
         ]
     return next((error for part in parts if (error := schema_error(*part)) is not None), None)
+
+
+def form_of(kind: Any) -> Schema:
+    """Return the form that a field of a type has in JSON."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return set(parts)
+    if get_origin(kind) is tuple:
+        return [form_of(part) for part in parts if part is not Ellipsis]
+    if parts:
+        return tuple(form_of(part) for part in parts)
+    return {Path: str, type(None): None}.get(kind, kind)

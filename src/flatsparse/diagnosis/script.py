@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatsparse.common.errors import InputError, check_count
+from flatsparse.common.errors import InputError, check_count, described, shown
 from flatsparse.common.plugins import importable
 from flatsparse.diagnosis.finding import Finding, from_message, users_line
 from flatsparse.diagnosis.loop.patches import replaced
@@ -91,13 +91,13 @@ def _run(file: Path, watch: Watch) -> str:
             raise
     except SystemExit as end:
         if end.code not in (None, 0):
-            return f"'{file}' ended itself with {str(end.code)!r}: give the arguments that it needs behind its name"
+            return f"'{file}' ended itself with {shown(end.code)}: give the arguments that it needs behind its name"
     except InputError as refusal:
         line = _line(refusal, file)
         watch.report(from_message("refused", str(refusal), f"{file.name}:{line}" if line else ""))
     except BaseException as problem:
         line = _line(problem, file)
-        text = f"'{file}' does not run: {type(problem).__name__}: " + str(problem).partition("\n")[0]
+        text = f"'{file}' does not run: {described(problem)}"
         return text + (f" (line {line})" if line else "")
     return ""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, described
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.sending import START, Sent, started
 from flatsparse.experiments.data.split import Batch, EvenBatches, epoch_order
@@ -326,7 +326,7 @@ def _set_states(states: Any) -> None:
 def _failure(problem: Exception) -> _Failure:
     if isinstance(problem, InputError):
         return _Failure(str(problem))
-    return _Failure(" ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]]))
+    return _Failure(described(problem))
 
 
 def _collated(collate: Collate, samples: list[Any]) -> Any:

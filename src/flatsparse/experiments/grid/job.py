@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, described, first_line
 from flatsparse.experiments.claims import Busy, locked
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure, write_failure
@@ -145,8 +145,7 @@ def fail(folder: Path, reason: str, problem: BaseException | None = None) -> Job
 
 def reason_of(problem: BaseException) -> str:
     """Return why a run failed, in one line."""
-    first = next(iter(str(problem).splitlines()), "")
-    return first if isinstance(problem, InputError) else f"{type(problem).__name__}: {first}"
+    return first_line(problem) if isinstance(problem, InputError) else described(problem)
 
 
 class _RoundSharing(Silent):

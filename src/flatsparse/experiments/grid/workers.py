@@ -18,6 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from flatsparse.common.errors import described
+
 PATIENCE = 0.5  # seconds that an executor waits for a job to end
 
 
@@ -231,7 +233,7 @@ def _picklable(problem: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(problem))
     except Exception:  # whatever its class does
-        return RuntimeError(f"{type(problem).__name__}: {problem}")
+        return RuntimeError(described(problem))
     return problem
 
 

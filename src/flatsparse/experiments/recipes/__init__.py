@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.errors import InputError, shown, unknown
 from flatsparse.common.plugins import errors_of, executed
+from flatsparse.experiments.recipes.check import cell_error, recipe_error
 from flatsparse.experiments.recipes.recipe import Cell, Measured, Recipe, Scale, Work
 
 
@@ -47,6 +48,8 @@ def load(name: str) -> Recipe:
     recipe = getattr(executed(file, "recipe"), "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise InputError(f"'{file}' has no recipe: give RECIPE = Recipe(…)")
+    if (wrong := recipe_error(recipe)) is not None:
+        raise InputError(f"'{file}' has a recipe that cannot be used: {wrong}")
     if recipe.name in recipes() or not re.fullmatch(r"[\w.-]+", recipe.name):  # it names the table's files
         raise InputError(
             f"the name '{recipe.name}' in '{file}' cannot be used: give one of its own, of letters, digits, . - _"
@@ -55,9 +58,10 @@ def load(name: str) -> Recipe:
     def cells(scale: Scale) -> list[Cell]:
         with errors_of(file):
             listed = list(recipe.cells(scale))
-        if not listed or not all(isinstance(cell, Cell) for cell in listed):
+        wrong = "it has none" if not listed else next(filter(None, map(cell_error, listed)), None)
+        if wrong is not None:
             raise InputError(
-                f"cells of recipe '{recipe.name}' in '{file}' gave {listed!r:.80}: give Cells, at least one"
+                f"cells of recipe '{recipe.name}' in '{file}' gave {shown(listed, 80)} ({wrong}): give Cells, at least one"
             )
         return listed
 

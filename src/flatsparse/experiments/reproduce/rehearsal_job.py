@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, described
 from flatsparse.experiments.reproduce.made_up import made_up, shapes_of, training_samples
 from flatsparse.experiments.reproduce.steps import STEPS, Steps, changes_masks, take_steps
 from flatsparse.experiments.run.config import ResolvedRun
@@ -59,8 +59,7 @@ class RehearsalJob:
             if run.passes not in estimates:
                 estimates[run.passes] = whole_run(run, steps.cost)
         except Exception as problem:  # of any part of a run: it is what a rehearsal looks for
-            first = next(iter(str(problem).splitlines()), "")
-            return {"runs": False, "why": f"{type(problem).__name__}: {first}"}
+            return {"runs": False, "why": described(problem)}
         reason = fault(run, steps)
         return {"runs": reason is None, "why": reason, **self._numbers(run, steps, estimates[run.passes])}
 

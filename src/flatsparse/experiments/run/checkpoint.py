@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.checkpoints import load_state, save_state
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, first_line
 from flatsparse.common.files import TEMPORARY, corrupt_file
 from flatsparse.common.schema import schema_error
 from flatsparse.experiments.claims import check_same
@@ -95,7 +95,7 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
             raise ValueError(f"it has {len(progress.records)} records of {progress.epoch} epochs")
         return progress
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as problem:
-        reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+        reason = first_line(problem) or type(problem).__name__
         raise corrupt_file(file, f"its state is not this run's: {reason}") from None
 
 

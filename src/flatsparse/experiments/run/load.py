@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file
 from flatsparse.common.masks_file import load_masks
-from flatsparse.common.schema import Schema, schema_error
+from flatsparse.common.schema import form_of, schema_error
 from flatsparse.common.tensor_files import load_tensors, tensor_digest
 from flatsparse.experiments.run.build import initial_model, task_of
 from flatsparse.experiments.run.config import ResolvedRun, change, kinds_of_settings
@@ -109,7 +109,7 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     if odd or not _is_known(model):
         why = f"it has --{odd[0].replace('_', '-')}" if odd else f"its model is {model}"
         raise InputError(f"'{folder}' was written by another version of flatsparse ({why}): read it with that version")
-    if (wrong := schema_error(settings, {name: _form(kinds[name]) for name in settings})) is not None:
+    if (wrong := schema_error(settings, {name: form_of(kinds[name]) for name in settings})) is not None:
         raise corrupt_file(folder / CONFIG, wrong)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if plain.get("data_dir") is not None:
@@ -127,18 +127,6 @@ def _is_known(model: object) -> bool:
             raise
         return False
     return True
-
-
-def _form(kind: Any) -> Schema:
-    """Return the form that a field of a type has in JSON."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return set(parts)
-    if get_origin(kind) is tuple:
-        return [_form(part) for part in parts if part is not Ellipsis]
-    if parts:
-        return tuple(_form(part) for part in parts)
-    return {Path: str, type(None): None}.get(kind, kind)
 
 
 def _digest(

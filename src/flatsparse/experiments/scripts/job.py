@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from flatsparse.common.errors import InputError, as_number
+from flatsparse.common.errors import InputError, as_number, shown
 from flatsparse.common.files import corrupt_file
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.schema import NotRequired
@@ -147,7 +147,7 @@ def checked_scores(returned: Any) -> dict[str, float]:
         number = as_number(value)
         if not isinstance(name, str) or not abs(number) <= sys.float_info.max:
             raise InputError(
-                f"the function returned {name!r}: {str(value)[:40]}, which is no finite number with a name"
+                f"the function returned {shown(name)}: {shown(value, 40)}, which is no finite number with a name"
             )
         scores[name] = float(number)
     return scores

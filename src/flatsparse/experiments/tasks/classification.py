@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, first_line
 from flatsparse.experiments.data.split import Batch
 from flatsparse.experiments.tasks.class_scores import above_chance, confusion, macro
 from flatsparse.experiments.tasks.run_task import Evaluation, RunTask
@@ -87,7 +87,7 @@ class Classification(RunTask):
                         " another --batch-size, --accumulate or --train-size"
                     ) from None
                 channels, height, width = self.blank.shape[1:]
-                reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+                reason = first_line(problem) or type(problem).__name__
                 raise InputError(
                     f"--model {self.network} cannot take images of {height}x{width}x{channels}"
                     f" ({reason}): give another --model, or larger images"

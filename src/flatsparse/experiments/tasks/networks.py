@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.errors import InputError, first_line, unknown
 from flatsparse.common.plugins import errors_of, function_of
 from flatsparse.models import LANGUAGE_MODELS, MODELS, TRANSLATION_MODELS
 
@@ -63,7 +63,7 @@ def _maker(name: str) -> Callable[..., Any]:
     except InputError:
         raise
     except Exception as problem:  # not installed, or not fit for this torch
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem) or type(problem).__name__
         raise InputError(
             f"--model {name} needs {library}, which cannot be imported ({reason}): install it for this torch, or give"
             " another --model"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, first_line
 from flatsparse.experiments.data.split import Batch, Splits, chosen_samples
 from flatsparse.experiments.data.token_batches import AT_ONCE, Sequences, TokenSplit
 from flatsparse.experiments.data.vocabulary import PADDING, Vocabulary
@@ -65,7 +65,7 @@ class NextToken(RunTask):
             try:
                 outputs = self.logits(copy.deepcopy(model).eval(), content)
             except (TypeError, ValueError, RuntimeError, IndexError) as problem:
-                reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+                reason = first_line(problem) or type(problem).__name__
                 raise InputError(f"--model {self.network} cannot read '{self.name}' ({reason}): give another") from None
         wanted = (*content.target[:, 1:].shape, len(self.vocabulary))
         if tuple(outputs.shape) != wanted:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, described, shown
 from flatsparse.common.plugins import errors_of, function_of
 from flatsparse.experiments.data.loading import MapSplit, StreamSplit, moved, seeded
 from flatsparse.experiments.data.parts import VALIDATION_SHARE
@@ -146,13 +146,13 @@ def user_task(chosen: Dataset, *, seed: int, label_noise: float, label_smoothing
 def checked_scores(given: Any, name: str, *, finite: bool = True) -> dict[str, float]:
     """Return scores as plain numbers. Raises InputError when there are none, or one is no (finite) number."""
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"the score of '{name}' gave {given!r:.60}: return numbers by name, such as {{'error': 0.1}}")
+        raise InputError(f"the score of '{name}' gave {shown(given)}: return numbers by name, such as {{'error': 0.1}}")
     scores: dict[str, float] = {}
     for key, value in given.items():
         is_array = isinstance(value, (Tensor, np.ndarray, np.generic))
         number = value.item() if is_array and math.prod(value.shape) == 1 else value
         if not isinstance(number, numbers.Real):
-            raise InputError(f"score '{key}' of '{name}' is {value!r:.60}: return a number")
+            raise InputError(f"score '{key}' of '{name}' is {shown(value)}: return a number")
         if finite and not math.isfinite(number):
             raise InputError(f"score '{key}' of '{name}' is {float(number)}: return a finite number")
         scores[str(key)] = float(number)
@@ -166,9 +166,9 @@ def _check(task: Task, spec: str) -> None:
         if not callable(value) and not (name == "collate" and value is None):
             raise InputError(f"{name} of '{spec}' is a {type(value).__name__}: give a function")
     if task.better not in ("higher", "lower"):
-        raise InputError(f"better of '{spec}' is {task.better!r}: give 'higher' or 'lower'")
+        raise InputError(f"better of '{spec}' is {shown(task.better)}: give 'higher' or 'lower'")
     if not isinstance(task.workers, int) or task.workers < 0:
-        raise InputError(f"workers of '{spec}' is {task.workers!r}: give a whole number of at least 0")
+        raise InputError(f"workers of '{spec}' is {shown(task.workers)}: give a whole number of at least 0")
 
 
 def _part(dataset: Any, name: str, task: Task, workers: int) -> Part:
@@ -241,9 +241,8 @@ def _fingerprint(parts: Mapping[str, Part]) -> str:
                     try:
                         sample = split.dataset[index]
                     except Exception as problem:
-                        first = next(iter(str(problem).splitlines()), "")
                         raise InputError(
-                            f"sample {index} of '{split.name}' cannot be read: {type(problem).__name__}: {first}"
+                            f"sample {index} of '{split.name}' cannot be read: {described(problem)}"
                         ) from None
                 _digest(sample, digest)
     return digest.hexdigest()

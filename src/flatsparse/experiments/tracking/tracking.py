@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from flatsparse.common.errors import InputError, unknown
+from flatsparse.common.errors import InputError, described, unknown
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments.data.loading import generators_kept
 from flatsparse.experiments.tracking.tensorboard import TensorBoard
@@ -108,8 +108,9 @@ class Tracking:
                 getattr(tracker, what)(*arguments)
         except (Exception, SystemExit) as problem:
             self.trackers.remove(tracker)
-            reason = " ".join([f"{type(problem).__name__}:", *str(problem).splitlines()[:1]])
-            warnings.warn(f"{_name(tracker)} no longer tracks this run, which goes on ({reason})", stacklevel=2)
+            warnings.warn(
+                f"{_name(tracker)} no longer tracks this run, which goes on ({described(problem)})", stacklevel=2
+            )
 
 
 def check_trackers(names: Iterable[str]) -> None:
