@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flatsparse.acceleration.accelerate import Accelerated, accelerate
 from flatsparse.acceleration.block_index import OUTPUTS
 from flatsparse.api import sparsify
+from flatsparse.common.channels_last import unsafe_in_channels_last
 from flatsparse.common.tensors import restored
 from flatsparse.experiments.bench.channels import without_channels
 from flatsparse.experiments.bench.sparse_cases import Kind, SpeedCase
@@ -251,6 +252,8 @@ def _faster(
 ) -> torch.memory_format:
     def seconds(layout: torch.memory_format) -> float:
         form = make(layout)
+        if layout is torch.channels_last and unsafe_in_channels_last(form.model) is not None:
+            return math.inf
         return min([timed(form, clock) for _ in range(1 + TRIALS)][1:])
 
     return case.layouts[0] if len(case.layouts) == 1 else min(case.layouts, key=seconds)

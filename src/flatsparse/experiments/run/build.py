@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flatsparse.acceleration.accelerate import accelerate
 from flatsparse.api import sparsify
+from flatsparse.common.channels_last import unsafe_in_channels_last
 from flatsparse.common.errors import InputError
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.data.loading import seed_all, seeded
@@ -137,6 +138,12 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
     task.check(model, smallest // context.size)
     model.to(device=run.runtime.device)
     layout = torch.channels_last if run.runtime.channels_last else torch.contiguous_format
+    odd = unsafe_in_channels_last(model) if run.runtime.channels_last and run.runtime.device == "cpu" else None
+    if odd is not None:
+        raise InputError(
+            f"--channels-last is not for '{odd}' of {run.model} on a CPU, a 1x1 convolution with a stride and few input channels:"
+            " its gradient would be wrong or end the process; leave it out"
+        )
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave this form out
     net = context.parallel(model)
     if run.runtime.compile:
