@@ -279,7 +279,7 @@ def test_decimals_show_two_digits_of_the_deviation():
         ([0.9], "the function returned list"),
         ({}, "the function returned an empty dict"),
         ({"loss": math.nan}, "'loss': nan, which is no finite number"),
-        ({"loss": "low"}, "'loss': low, which is no finite number"),
+        ({"loss": "low"}, "'loss': 'low', which is no finite number"),
         ({"loss": torch.ones(2)}, "no finite number"),
         ({"good": True}, "no finite number"),
         ({3: 1.0}, "the function returned 3: 1.0, which is no finite number with a name"),
