@@ -6,7 +6,6 @@ import math
 import statistics
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,27 +13,17 @@ import torch
 from flatsparse.experiments.data.corruptions import MAIN
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.stats import holm, p_value
-
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = (
-    *("arms", "cifar", "cifar_page", "cifar_tables", "corrupted_copies", "early_stopping", "judged", "judged_picture"),
-    *("planned", "referee", "referee_page", "small_resnet", "survives", "survives_page"),
-)
+from tests.benchmark_scripts import FOLDER, importable
 
 
 @pytest.fixture(scope="module")
 def study():
     """The script of the runs, and that of the page."""
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import cifar
         import cifar_page
 
         yield cifar, cifar_page
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def score(cell, name, gain):

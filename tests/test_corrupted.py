@@ -1,32 +1,23 @@
 """The study of corrupted images: its differences beside their plain forms, and its page beside its data."""
 
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 
 from flatsparse.experiments.stats import holm, mean_interval, p_value
+from tests.benchmark_scripts import importable
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 KINDS = ("fog", "snow")
 
 
 @pytest.fixture(scope="module")
 def study():
     """The script of the runs and that of the page."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import corrupted
         import corrupted_page
 
         yield corrupted, corrupted_page
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in set(sys.modules) - before:
-            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
-                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,17 @@
 
 import dataclasses
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_scripts import FOLDER, importable
 
 
 @pytest.fixture(scope="module")
 def study():
     """The scripts of the page, by name."""
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
-    try:
+    with importable():
         import evidence_rows
         import evidence_sentences
         import evidence_summary
@@ -30,11 +26,6 @@ def study():
             judged=judged,
             referee=referee_page,
         )
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-                del sys.modules[name]
 
 
 @pytest.fixture

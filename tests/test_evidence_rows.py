@@ -4,24 +4,19 @@ import doctest
 import math
 import random
 import statistics
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flatsparse.experiments.stats import holm, p_value
-
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_scripts import importable
 
 
 @pytest.fixture(scope="module")
 def study():
     """What makes the rows, and the scripts of the runs, by name."""
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
-    try:
+    with importable():
         import cifar
         import corrupted
         import evidence_methods_page
@@ -43,11 +38,6 @@ def study():
             survives=survives,
             sweep=sweep,
         )
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-                del sys.modules[name]
 
 
 def wobble(arm, seed):

@@ -2,15 +2,13 @@
 
 import doctest
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 
 from flatsparse.experiments.equivalence import below
 from flatsparse.experiments.stats import holm, mean_interval, p_value
+from tests.benchmark_scripts import importable
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 GAINS = {
     "S²-SAM": 4.0,
     "label smoothing": 8.0,
@@ -23,16 +21,11 @@ GAINS = {
 @pytest.fixture(scope="module")
 def study():
     """The script of the runs and that of the page."""
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import referee
         import referee_page
 
         yield referee, referee_page
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("referee", "referee_page", "arms", "judged", "judged_picture", "planned"):
-            sys.modules.pop(name, None)
 
 
 def made_up(referee, gains):

@@ -4,32 +4,25 @@ import doctest
 import itertools
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 
 from flatsparse.experiments.equivalence import below
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.stats import holm, p_value
+from tests.benchmark_scripts import FOLDER, importable
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("arms", "judged", "planned", "regime", "regime_page")
 PAIRS = [("S²-SAM", "plain"), ("label smoothing", "plain"), ("S²-SAM", "label smoothing")]
 
 
 @pytest.fixture(scope="module")
 def study():
     """The script of the runs, and that of the page."""
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import regime
         import regime_page
 
         yield regime, regime_page
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def made_up(cell, gain):

@@ -1,29 +1,21 @@
 """The study of what survives: its choices and differences beside their plain forms, and its page beside its data."""
 
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 
 from flatsparse.experiments.stats import holm, p_value
-
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_scripts import importable
 
 
 @pytest.fixture(scope="module")
 def study():
     """The script of the runs and that of the page."""
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import survives
         import survives_page
 
         yield survives, survives_page
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("survives", "survives_page", "planned", "judged"):
-            sys.modules.pop(name, None)
 
 
 def score(cell, name, split):

@@ -3,8 +3,6 @@
 import doctest
 import math
 import statistics
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,26 +15,21 @@ from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
 from flatsparse.experiments.stats import holm, mean_interval, p_value
 from flatsparse.measure.surface import direction
+from tests.benchmark_scripts import importable
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("sweep", "sweep_claims", "sweep_page", "sweep_picture", "planned", "judged")
 
 
 @pytest.fixture(scope="module")
 def study():
     """The scripts of the study, by name."""
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable():
         import sweep
         import sweep_claims
         import sweep_page
         import sweep_picture
 
         yield SimpleNamespace(runs=sweep, claims=sweep_claims, page=sweep_page, picture=sweep_picture)
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
 
 
 def line(cell, *, sharper=1.0, flatter=0.5):
