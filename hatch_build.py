@@ -37,10 +37,8 @@ class CompiledLibraries(BuildHookInterface):
         files = {}
         try:
             for library in building.libraries():
-                target = building.in_wheel(library)
-                built = Path(self._folder.name, target.name)
-                building.build(library, built)
-                files[str(built)] = str(Path("flatsparse", target.relative_to(building.PACKAGE)))
+                built = building.build(library, Path(self._folder.name))
+                files[str(built)] = str(Path("flatsparse", library.relative_to(building.PACKAGE), built.name))
         except (OSError, subprocess.SubprocessError) as problem:
             self.app.display_warning(
                 f"flatsparse: this wheel holds no compiled library ({building.last_line(problem)}); where there is a C"

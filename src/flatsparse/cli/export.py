@@ -19,7 +19,7 @@ class Export:
     """Write a finished run in forms that others can use, each checked by reading it back."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run's folder. Where it names a file of your own for task or network, its code is then run."""
     format: tuple[str, ...] = ("dense", "masks")
     """dense (with zeros), masks, small (fewer channels), csr, 2:4 (needs an NVIDIA GPU) or onnx (needs the extra onnx)."""
     out: Path | None = None

@@ -43,11 +43,12 @@ class List:
     what: tyro.conf.Positional[str] = "all"
     """methods, models, data, distributions, presets (of --layers), sharpness, recipes, all of these, or layers."""
     model: str = USUAL
-    """For layers: the network, of 10 classes; a name, path/to/file.py:function, timm:NAME or torchvision:NAME."""
+    """For layers: the network, of 10 classes: a name, timm:NAME, torchvision:NAME, or path/to/file.py:function, whose code is
+    then run."""
     task: str | None = None
     """For layers: a task of your own in place of --model: path/to/file.py:function, whose code is then run."""
     method: str = Pruning.method
-    """For layers: the method, by name or as path/to/file.py:Name."""
+    """For layers: the method, by name or as path/to/file.py:Name, whose code is then run."""
     sparsity: float | None = None
     """For layers: fraction of the chosen weights that are zero. By default as in training."""
     channels: Annotated[float | None, tyro.conf.arg(help=CHANNELS)] = None

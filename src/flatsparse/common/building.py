@@ -42,20 +42,36 @@ def prefix(folder: Path) -> str:
     return f"{folder.name}-{key.hexdigest()[:16]}"
 
 
-def in_wheel(folder: Path) -> Path:
-    """Return where a wheel has the library of a folder, which is beside its C; nothing is there in other installations."""
-    return folder / f"{prefix(folder)}{SUFFIX}"
+def built(folder: Path, place: Path) -> list[Path]:
+    """Return the files in a place that are called as the library of a folder's C as it is, for this kind of processor."""
+    return sorted(place.glob(f"{prefix(folder)}-*"))
 
 
-def build(folder: Path, file: Path) -> None:
-    """Compile the library of a folder to a file. Raises: OSError or subprocess.SubprocessError when that fails."""
+def is_whole(file: Path) -> bool:
+    """Return whether a library is what was built, by the hash in its name; to load one that is cut off kills the process.
+
+    Raises: OSError when it cannot be read.
+    """
+    return file.stem.rpartition("-")[2] == _hash(file)
+
+
+def build(folder: Path, place: Path) -> Path:
+    """Compile the library of a folder into a place, where it appears when it is whole, and return its file.
+
+    Raises: OSError or subprocess.SubprocessError when that fails.
+    """
     compiler = _compiler()
-    with tempfile.TemporaryDirectory(dir=file.parent) as objects:
+    with tempfile.TemporaryDirectory(dir=place) as objects:
         parts = []
         for source in _files(folder, "*.c"):
             parts.append(str(Path(objects, f"{source.stem}.o")))
             _run([*compiler, *_flags(folder), f"-I{SHARED}", f"-I{folder}", "-c", str(source), "-o", parts[-1]])
-        _run([*compiler, "-shared", *parts, "-o", str(file)])
+        whole = Path(objects, f"whole{SUFFIX}")
+        _run([*compiler, "-shared", *parts, "-o", str(whole)])
+        whole.chmod(0o755)
+        file = place / f"{prefix(folder)}-{_hash(whole)}{SUFFIX}"
+        whole.replace(file)
+    return file
 
 
 def last_line(problem: Exception) -> str:
@@ -64,6 +80,10 @@ def last_line(problem: Exception) -> str:
     if not said and isinstance(problem, subprocess.CalledProcessError):
         return f"{problem.cmd[0]} ended with {problem.returncode}"
     return next(reversed((said or str(problem)).splitlines()), type(problem).__name__)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _flags(folder: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import stat
 import subprocess
@@ -17,6 +16,9 @@ from flatsparse.common import building
 from flatsparse.common.building import last_line
 from flatsparse.common.errors import InputError
 from flatsparse.common.instructions import choose
+from flatsparse.common.user_cache import user_cache
+
+NOBODY = 65534  # whom the system's own folders seem to belong to in a container without its users
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,27 @@ class Library:
 
     def _of_the_wheel(self) -> ctypes.CDLL | None:
         """The library that a wheel brought; None where none was, or for other C or another system than this."""
-        file = building.in_wheel(self.folder)
-        try:
-            return self._bound(file) if file.is_file() else None
-        except (OSError, AttributeError):
-            return None
+        for file in building.built(self.folder, self.folder):
+            with contextlib.suppress(OSError, AttributeError):
+                if building.is_whole(file):
+                    return self._bound(file)
+        return None
 
     def _of_this_machine(self) -> ctypes.CDLL:
         """The library that is in the cache, or goes there.
 
         It is loaded from the cache only where nobody else could have put or changed it, and only while it is what was
-        built; else it is built anew, in a folder of this process alone where the cache is not safe.
+        built; else it is built anew, in a folder of this process alone where the cache is not safe or cannot be written to.
         """
+        cache = _cache()
+        if cache is not None and (loaded := self._cached(cache)) is not None:
+            return loaded
         with contextlib.ExitStack() as stack:
-            cache = _cache() or Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="flatsparse-", ignore_cleanup_errors=True))
-            )
             try:
-                file = self._cached(cache) or self._built(cache)
-                try:
-                    return self._bound(file)
-                except (OSError, AttributeError):  # what was built elsewhere, such as in a home that machines share
-                    file.unlink(missing_ok=True)
-                file = self._built(cache)
+                if cache is None or not os.access(cache, os.W_OK):
+                    alone = tempfile.TemporaryDirectory(prefix="flatsparse-", ignore_cleanup_errors=True)
+                    cache = Path(stack.enter_context(alone))
+                file = building.build(self.folder, cache)
             except (OSError, subprocess.SubprocessError) as problem:
                 raise InputError(
                     f"{self.what} cannot be built here ({last_line(problem)}): install a C compiler (set CC), or"
@@ -89,32 +89,26 @@ class Library:
         self.bind(loaded)
         return loaded
 
-    def _cached(self, cache: Path) -> Path | None:
-        """The shared library that is in the cache already; one that is not what was built is removed."""
-        for file in cache.glob(f"{building.prefix(self.folder)}-*"):
+    def _cached(self, cache: Path) -> ctypes.CDLL | None:
+        """The library that is in the cache already; one that is not what was built, or not for this machine, is removed."""
+        for file in building.built(self.folder, cache):
+            with contextlib.suppress(OSError, AttributeError):
+                if _only_ours(file) and building.is_whole(file):
+                    return self._bound(file)
             with contextlib.suppress(OSError):
-                if _only_ours(file) and file.stem.rpartition("-")[2] == _hash(file):
-                    return file
                 file.unlink()
         return None
-
-    def _built(self, cache: Path) -> Path:
-        """The shared library, compiled into a folder, where it appears when it is whole."""
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            whole = Path(folder, "whole.so")
-            building.build(self.folder, whole)
-            whole.chmod(0o700)
-            file = cache / f"{building.prefix(self.folder)}-{_hash(whole)}{building.SUFFIX}"
-            whole.replace(file)
-        return file
 
 
 def _cache() -> Path | None:
     """The folder for shared libraries in the user's cache; None where there is none, or others may write to it."""
+    cache = user_cache()
+    if cache is None:
+        return None
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "flatsparse"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cache if _only_ours(cache) and os.access(cache, os.W_OK) else None
+        above = cache.parent.resolve()
+        return cache if _only_ours(cache) and all(map(_keeps, (above, *above.parents))) else None
     except (OSError, RuntimeError):  # no place of the user's own
         return None
 
@@ -127,5 +121,10 @@ def _only_ours(path: Path) -> bool:
     return about.st_uid == os.geteuid() and not stat.S_ISLNK(about.st_mode) and not about.st_mode & 0o022
 
 
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def _keeps(folder: Path) -> bool:
+    """Return whether nobody else can exchange what lies in a folder: this user's or the system's, and sticky if all may write."""
+    about = folder.stat()
+    if not hasattr(os, "geteuid"):
+        return True
+    mine = about.st_uid in (os.geteuid(), 0, NOBODY)
+    return mine and (not about.st_mode & stat.S_IWOTH or bool(about.st_mode & stat.S_ISVTX))

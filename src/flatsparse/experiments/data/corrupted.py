@@ -154,7 +154,10 @@ def _array(path: Path, classes: Sequence[str] | int) -> tuple[NDArray[np.uint8],
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise TypeError("it is an archive of several")
+        return array
     except FileNotFoundError:
         raise InputError(f"'{path}' is not there: put it beside the corruptions") from None
     except Exception as problem:  # numpy raises many kinds on damage

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_atomic
+from flatsparse.common.user_cache import user_cache
 
 PADDING, START, END, UNKNOWN = range(4)  # the first tokens of every vocabulary
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -165,11 +165,8 @@ def _kept(texts: Sequence[str], size: int) -> Path | None:
     digest = hashlib.sha256(f"{_sentencepiece().__version__} {size}\n".encode())
     for text in texts:
         digest.update(text.encode() + b"\n")
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return cache / "flatsparse" / f"subwords-{digest.hexdigest()[:32]}.model"
+    cache = user_cache()
+    return None if cache is None else cache / f"subwords-{digest.hexdigest()[:32]}.model"
 
 
 def _unsealed(content: bytes) -> bytes | None:

@@ -23,7 +23,8 @@ class Evaluation:
     """The samples that finished runs are evaluated on."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of finished runs. Several are compared with the first, image by image."""
+    """Folders of finished runs. Several are compared with the first, image by image. Where they name a file of your own for task
+    or network, its code is then run."""
     corruptions: bool = False
     """Make the 15 published corruptions and 4 extra ones of the test images, at five severities."""
     corrupted: Path | None = None

@@ -30,7 +30,7 @@ class Landscape:
     """Surfaces that are drawn along the same directions and over the same range."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of finished runs."""
+    """Folders of finished runs. Where they name a file of your own for task or network, its code is then run."""
     kinds: tuple[Kind, ...] = ("live",)
     """live: within the active weights; full: in the full space, where weights outside the masks move too; or both."""
     points: int = 51

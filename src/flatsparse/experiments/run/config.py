@@ -213,7 +213,8 @@ class Setting:
     """The settings that compared runs have in common."""
 
     model: str | None = None
-    """Network, by name (`flatsparse list models`). By default one that suits the data."""
+    """Network, by name (`flatsparse list models`), timm:NAME, torchvision:NAME, or as path/to/file.py:function, whose code is
+    then run. By default one that suits the data."""
     dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = field(default_factory=Dataset)
     pruning: Annotated[Pruning, tyro.conf.arg(name="pruning")] = Pruning()
     optim: Annotated[Optim, tyro.conf.arg(name="optimizer")] = Optim()

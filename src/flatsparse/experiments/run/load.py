@@ -118,9 +118,9 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
 
 
 def _is_known(model: object) -> bool:
-    """Return if a recorded network can be made."""
+    """Return if a recorded network may be one that can be made; a file that it names is not run yet."""
     try:
-        if model != OWN:
+        if model != OWN and ".py:" not in str(model):
             check_network(str(model))
     except InputError:
         if ":" in str(model):  # whose reason says more
