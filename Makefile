@@ -5,7 +5,7 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := .venv/bin
 READY := .venv/ready-torch-$(TORCH)
 
-.PHONY: setup demo test test-all stress evidence docs lint format clean
+.PHONY: setup demo test test-all stress moved coverage evidence docs lint format clean
 
 setup: $(READY)
 
@@ -27,12 +27,24 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; and three hundred
-# damaged files, three.
+# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; three hundred
+# damaged files, three; and fifty runs and comparisons twice, for the same bits, three.
 stress: setup
 	$(BIN)/python tests/experiments/killing.py 200
 	$(BIN)/python tests/stress/hostile_numbers.py 1000
 	$(BIN)/python tests/stress/damage.py 300
+	$(BIN)/python tests/stress/same_bits.py 50
+
+# Which loss curves the change since a commit moved, even by one bit.
+SINCE ?= HEAD
+moved: setup
+	$(BIN)/python tests/golden/moved.py $(SINCE)
+
+# The tests' coverage of src/, on one core an hour; CONTRIBUTING.md has the gaps.
+coverage: setup
+	$(BIN)/python -m coverage run -m pytest -m 'not slow'
+	$(BIN)/python -m coverage combine
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
 # The runs behind docs/evidence.md and the pages below it, and these pages. On two cores some ten hours for digits, seven for CIFAR-10 and fifteen for
 # the paper's own regime. Continues where it stopped; needs FLATSPARSE_DATA. `python benchmarks/evidence_summary.py` writes the page from what there is.

@@ -47,6 +47,7 @@ from flatsparse.experiments.scripts.script import Script
 from flatsparse.experiments.terminal import Console
 from flatsparse.export import apply_delta, save_delta
 
+# Files of these settings are kept in tests/kept: they stay as they are, and more may be added.
 QUICK: dict[str, Any] = {"train_size": 64, "validation_size": 50, "batch_size": 16, "epochs": 2, "sparsity": 0.9}
 RUNS = [RunConfig.of(**QUICK, sharpness="s2sam", probe="every=8", seed=seed) for seed in (0, 1)]
 STOPPED = [RunConfig.of(**{**QUICK, "epochs": 4}, sharpness="s2sam", seed=seed) for seed in (0, 1)]
@@ -142,10 +143,11 @@ def make_runs() -> None:
     save_delta("plain/delta.safetensors", new, base)
 
 
-def make_rest() -> None:
+def make_rest(*, store: bool = True) -> None:
     """Write what comparisons, stores, measurements and exports of these runs leave."""
     Path("own.py").write_text(SCRIPT)
-    run_grid(IN_ROUNDS, Path("store"), jobs=1, console=quiet)
+    if store:
+        run_grid(IN_ROUNDS, Path("store"), jobs=1, console=quiet)
     compare(COMPARED, Path("compared"), console=quiet)
     compare_script(Script.named("own.py:train"), ARMS, Path("arms"), console=quiet)
     measure(SURFACES, Path("surfaces"), console=quiet)
