@@ -1,4 +1,4 @@
-"""The bounded form of ``same_bits.py``: one case of each kind that needs no second job, the second time in another process."""
+"""The bounded form of ``same_bits.py``: a few runs, the second time in another process."""
 
 import json
 import sys
@@ -16,10 +16,6 @@ CASES = [
     Case("run", {**DIGITS, "label_noise": 0.2, "ema": 0.9}, stop=(1,)),
     Case("run", {**SIZE, "method": "set", "sharpness": "s2sam"}, "noisy", workers=2, stop=(1,)),
     Case("run", {**SIZE, "method": "mest", "sharpness": "stale"}, "stream", workers=1),
-    Case(
-        "run", {**SIZE, "method": "gmp", "sharpness": "sam", "image_size": 8, "model": "digitnet"}, "images", workers=2
-    ),
-    Case("script", {"seed": 0, "method": "rigl"}, jobs=1),
 ]
 
 
