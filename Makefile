@@ -40,9 +40,10 @@ SINCE ?= HEAD
 moved: setup
 	$(BIN)/python tests/golden/moved.py $(SINCE)
 
-# The tests' coverage of src/, on one core an hour; CONTRIBUTING.md has the gaps.
+# The quick tests' coverage of src/, also in the processes that they start; CONTRIBUTING.md says what cannot be seen.
 coverage: setup
-	$(BIN)/python -m coverage run -m pytest -m 'not slow'
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m 'not slow' -n 2 --dist worksteal
 	$(BIN)/python -m coverage combine
 	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
