@@ -208,6 +208,23 @@ def test_a_type_of_a_table_that_arrow_once_unpickled_is_not(column, tmp_path, ma
     assert not marker.exists()
 
 
+def test_a_path_in_a_table_is_not_opened(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from PIL import Image
+    from pyarrow import parquet
+
+    from flatsparse.experiments.data.sources import load
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    (tmp_path / "set").mkdir()
+    named = [{"bytes": None, "path": str(tmp_path / "private.png")}] * 2
+    for part in ("train", "test"):
+        table = pyarrow.table({"image": named, "label": [0, 1]})
+        parquet.write_table(table, tmp_path / "set" / f"{part}-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"\A[^\n]+\Z"):
+        load(str(tmp_path / "set"))
+
+
 def test_an_image_of_a_kind_that_is_a_program_is_not_opened(tmp_path, monkeypatch):
     """PostScript, for which Pillow calls Ghostscript, under the name of a picture."""
     pytest.importorskip("PIL")
