@@ -19,7 +19,17 @@ from .reading import check_same_form, check_terminal, check_words
 from .showing import PLACES
 
 PLAIN = "name"
-OFTEN = {"files": 20, "terminal": 20, "layers": 20, "evaluation": 8, "script": 1, "changes": 1, "run": 1, "tables": 1}
+OFTEN = {
+    "files": 20,
+    "terminal": 20,
+    "layers": 15,
+    "data": 8,
+    "evaluation": 8,
+    "script": 1,
+    "changes": 1,
+    "run": 1,
+    "tables": 1,
+}
 CHOICES = [place for place, times in OFTEN.items() for _ in range(times)]
 PIECES = [
     *("<script>", "</script>", "<!--", "-->", "]]>", "&lt;", '"', "'", "`", "onload=", "<img src=x onerror=alert(1)>"),

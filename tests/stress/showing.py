@@ -19,11 +19,12 @@ from unittest import mock
 from flatsparse.cli.doctor import _table
 from flatsparse.cli.entry import _plain_warnings, _print_line
 from flatsparse.cli.train import summary, usual_folder
-from flatsparse.common.errors import harmless
+from flatsparse.common.errors import InputError, harmless
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.diagnosis.finding import Finding
 from flatsparse.experiments import plotting
 from flatsparse.experiments.claims import plain_name
+from flatsparse.experiments.data.folders import read_folder
 from flatsparse.experiments.evaluate.after_picture import after_picture
 from flatsparse.experiments.evaluate.after_table import AfterTable
 from flatsparse.experiments.evaluate.settings import Evaluation
@@ -230,9 +231,8 @@ def of_terminal(name: str) -> Shown:
     err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace", newline="")
     with contextlib.redirect_stderr(err):
         _print_line(f"error: {name}")
-        with _plain_warnings(), warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(name, stacklevel=1)
+        with _plain_warnings():
+            err.write(warnings.formatwarning(name, UserWarning, "own.py", 1))
     err.flush()
     said = err.buffer.getvalue().decode()  # type: ignore[attr-defined]  # it is BytesIO
     if said.count("\n") != 2 or not all(line.isprintable() for line in said.splitlines()):
@@ -264,7 +264,33 @@ def of_files(name: str) -> Shown:
     return Shown()
 
 
+def of_data(name: str) -> Shown:
+    """What is said of a folder of images with a class of a name, and of a table with such a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    console = _console()
+    folder = _folder(name)
+    for part, label in (("train", "a"), ("train", folder.name), ("test", "a"), (folder.name, "a")):
+        (folder / part / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy("images/train/a/0.png", folder / part / label / f"{folder.name[:80]}.png")
+    data = read_folder(folder)
+    console.print(data.name, *data.notes, *(data.class_names or ()), sep="\n", highlight=False)
+    table = folder / "tables"
+    table.mkdir()
+    for part in ("train", "test"):
+        with (table / f"{part}.parquet").open("wb") as stream:
+            pq.write_table(pa.table({name.encode(errors="replace").decode(): [1]}), stream)
+    try:
+        read_folder(table)
+    except InputError as problem:
+        console.print(f"{problem}", highlight=False)
+    else:
+        raise Fault(f"a table with the column {name!r} was read")
+    return Shown(printed=_printed(console))
+
+
 PLACES: dict[str, Callable[[str], Shown]] = {
     f.__name__.removeprefix("of_"): f
-    for f in (of_files, of_terminal, of_layers, of_evaluation, of_script, of_changes, of_run, of_tables)
+    for f in (of_files, of_terminal, of_layers, of_data, of_evaluation, of_script, of_changes, of_run, of_tables)
 }
