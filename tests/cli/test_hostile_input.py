@@ -6,6 +6,8 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from rich.table import Table
@@ -17,6 +19,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.common.files import read
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data.sources import load
+from flatsparse.experiments.grid.ray_cluster import RayCluster
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.terminal import Console
@@ -173,3 +176,20 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(kind, tmp_p
         load(str(tmp_path / "data"))
     with pytest.raises(InputError, match="no file but a pipe"):
         read(tmp_path / "data" / f"train.{kind}")
+
+
+# -- clusters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999999", "ray://127.0.0.1:x", "\udcff:1", "a\n:1"])
+def test_an_address_that_no_cluster_can_have_is_an_error_in_one_line(address, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=pytest.fail))
+    with pytest.raises(InputError, match=r"cannot be joined \(\S"):
+        RayCluster(address, 1)
+
+
+@pytest.mark.parametrize("problem", [AssertionError(), KeyError(), ValueError("\n")])
+def test_a_cluster_that_cannot_say_why_it_cannot_be_joined_is_an_error_in_one_line(problem, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=Mock(side_effect=problem)))
+    with pytest.raises(InputError, match=rf"cannot be joined \({type(problem).__name__}\)"):
+        RayCluster("auto", 1)
