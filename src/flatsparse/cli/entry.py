@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from flatsparse.common.errors import InputError, as_line
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``flatsparse COMMAND …``."""
@@ -70,7 +72,7 @@ def _plain_warnings() -> Iterator[None]:
     def one_line(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
-        return f"flatsparse: warning: {' '.join(str(message).split())}\n"
+        return f"flatsparse: warning: {as_line(' '.join(str(message).split()))}\n"
 
     usual = warnings.formatwarning
     warnings.formatwarning = one_line
@@ -112,12 +114,12 @@ def _named(summary: str) -> Any:
 
 
 def _run(arguments: Sequence[str]) -> None:
+    if any("\0" in word for word in arguments):  # no shell passes one on, and no file's name has one
+        _fail("an argument holds a zero byte, which no name has: take it out")
     try:
         command = _parse(commands(arguments), arguments)
     except ModuleNotFoundError as missing:
         _fail(f"the command line needs '{missing.name}': install it with pip install 'flatsparse[lab]'")
-    from flatsparse.common.errors import InputError
-
     try:
         with _plain_warnings():
             status = command()
@@ -198,7 +200,7 @@ def _fail(message: str, *, by_all: bool = False) -> Any:
 def _print_line(message: str) -> None:
     """Print one line on standard error, whatever it quotes; nothing where that is closed."""
     try:
-        print("flatsparse: " + "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr, flush=True)
+        print(f"flatsparse: {as_line(message)}", file=sys.stderr, flush=True)
     except OSError:
         _discard_output()
 

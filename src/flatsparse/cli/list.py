@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 from torch import nn
 
-from flatsparse.common.errors import InputError, check_count, first_line, unknown
+from flatsparse.common.errors import InputError, check_count, first_line, harmless, unknown
 from flatsparse.common.plugins import errors_of
 from flatsparse.experiments.data import sources
 from flatsparse.experiments.data.known_file_sets import KNOWN_FILE_SETS
@@ -67,7 +67,7 @@ class List:
 
     def __call__(self) -> None:
         if self.what == "layers":
-            print(layer_table(self._estimate()))
+            print(harmless(layer_table(self._estimate())))
             return
         sections = _sections()
         if self.what not in {"all", *sections}:

@@ -79,7 +79,7 @@ def summary(result: RunResult) -> Text:
         *_scores(result),
         f" sparsity {sparsity.prunable:.4f} ({sparsity.overall:.4f} of all matrices){channels}\n"
         f"training took {result.seconds.train:.1f} s at {result.images_per_second:.0f} {result.unit}/s, "
-        f"{gradients:.10g} gradients, {flops.train / flops.train_dense:.1%} of dense training's FLOPs",
+        f"{gradients:.10g} gradients, {flops.train_share:.1%} of dense training's FLOPs",
     )
 
 

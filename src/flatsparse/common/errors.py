@@ -39,6 +39,31 @@ def shown(value: Any, most: int = 60) -> str:
         return f"a {type(value).__name__}"
 
 
+# What a terminal obeys instead of showing it: control characters but for tabs and ends of lines, separators of lines, and
+# overrides of the direction of text.
+_CONTROLS = [c for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"]
+_CONTROLS += [0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS}
+
+
+def harmless(text: str) -> str:
+    """Return a text with escapes in the place of characters that a terminal obeys instead of showing them.
+
+    >>> print(harmless("\x1b[31mred"))
+    \\x1b[31mred
+    """
+    return text.translate(_ESCAPES)
+
+
+def as_line(text: str) -> str:
+    """Return a text as one line, with escapes in the place of all that is not printable.
+
+    >>> print(as_line("a\nb"))
+    a\\nb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to a mistyped one, as a phrase (ours, because a typo deserves an answer)."""
     known = list(known)

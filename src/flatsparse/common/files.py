@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from flatsparse.common.errors import InputError
@@ -56,8 +57,21 @@ def remove_temporary(folder: Path) -> None:
 
 
 def read(file: Path) -> bytes:
-    """The content of a file. Raises InputError when it cannot be read."""
+    """The content of a file. Raises InputError when it cannot be read, or is none, such as a pipe that nobody writes to."""
+    check_is_file(file)
     try:
         return file.read_bytes()
     except OSError as problem:
         raise InputError(f"cannot read '{file}' ({problem.strerror})") from None
+    except ValueError:  # a zero byte
+        raise InputError(f"'{file}' can be no file's name: give another") from None
+
+
+def check_is_file(file: Path) -> None:
+    """Raise InputError for a pipe or a device, which could keep its reader waiting for ever; what is not there is left to it."""
+    try:
+        mode = os.stat(file).st_mode
+    except (OSError, ValueError):  # a name with a zero byte
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"'{file}' is no file but a pipe or a device: replace it or take it out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flatsparse.common.errors import InputError, described, nearest
+from flatsparse.common.errors import InputError, described, first_line, nearest
 from flatsparse.common.seeds import derive
 
 _EXECUTED: dict[str, tuple[Path, str]] = {}  # by the names of their modules
@@ -84,9 +84,11 @@ def errors_of(file: Path) -> Iterator[None]:
     """A context for running a file's code: any error in it, and an exit, becomes an InputError of one line."""
     try:
         yield
-    except (InputError, KeyboardInterrupt):  # one line already; the user's, not the file's
+    except KeyboardInterrupt:  # the user's, not the file's
         raise
     except BaseException as problem:
+        if isinstance(problem, InputError) and first_line(problem):  # it says what is wrong already
+            raise
         lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if _is(frame.filename, file)]
         where = f" (line {lines[-1]})" if lines else ""
         raise InputError(f"'{file}' does not run: {described(problem)}{where}") from problem

@@ -113,6 +113,9 @@ def plain_name(text: str) -> str:
     ('C_my_data_', 'con_txt', 'v1')
     """
     name = re.sub(r"[^\w.-]+", "_", text)[-150:].rstrip(".")  # Windows takes no dot at the end
+    name = name.encode()[-200:].decode(
+        errors="ignore"
+    )  # a name has 255 bytes at most, and others are put behind this one
     return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", r"\1_", name, flags=re.IGNORECASE)  # its devices
 
 

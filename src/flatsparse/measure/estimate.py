@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatsparse.common.errors import check_count
-from flatsparse.measure.flops import Cost, cost_of, step_flops, warn_of_uncounted
+from flatsparse.measure.flops import Cost, cost_of, share, step_flops, warn_of_uncounted
 from flatsparse.methods import DEFAULT, as_method, sparsity_for
 from flatsparse.methods.presets import left_dense_by
 from flatsparse.schedules import DueSteps
@@ -63,12 +63,12 @@ class Estimate:
     @property
     def inference_ratio(self) -> float:
         """Inference as a share of the dense net's."""
-        return self.inference / self.inference_dense
+        return share(self.inference, self.inference_dense)
 
     @property
     def step_ratio(self) -> float:
         """A step as a share of a dense step without sharpness awareness."""
-        return self.step / (3 * self.inference_dense)
+        return share(self.step, 3 * self.inference_dense)
 
     @property
     def sparsity(self) -> float:

@@ -106,6 +106,11 @@ def cost_of(model: nn.Module, forward: Callable[[], object], samples: int, *, el
     return Cost(layers, other=counter.other // samples)
 
 
+def share(part: float, whole: float) -> float:
+    """Return operations as a share of others; 1 where none are counted, as of a network whose products no formula is for."""
+    return part / whole if whole else 1.0
+
+
 def warn_of_uncounted(unread: Iterable[str]) -> None:
     if names := list(unread):
         warnings.warn(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.files import check_is_file
 from flatsparse.experiments.data.folders import read_folder
 from flatsparse.experiments.data.parts import assembled
 from flatsparse.experiments.data.pixels import brief
@@ -123,6 +124,7 @@ def _size(file: Path) -> int:
 
 def _cifar_batch(file: Path, key: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images (N, 3, 32, 32) and labels of a file."""
+    check_is_file(file)
     try:
         with file.open("rb") as stream:
             batch = _PlainUnpickler(stream, encoding="bytes").load()

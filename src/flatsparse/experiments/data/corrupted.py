@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatsparse.common.errors import InputError, nearest
+from flatsparse.common.files import check_is_file
 from flatsparse.experiments.data.corruptions.names import CATEGORIES, EXTRA, MAIN, SEVERITIES
 from flatsparse.experiments.data.pixels import brief, suffixes
 
@@ -153,6 +154,7 @@ def _array(path: Path, classes: Sequence[str] | int) -> tuple[NDArray[np.uint8],
 
 
 def _mapped(path: Path) -> NDArray[Any]:
+    check_is_file(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from flatsparse.common.errors import InputError
+from flatsparse.common.files import check_is_file
 from flatsparse.experiments.data.pixels import brief
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def read_arrays(file: Path, *, mapped: bool = False) -> tuple[np.ndarray, np.nda
 
     Raises: InputError for a file that is damaged or holds anything else.
     """
+    check_is_file(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             labels = arrays["labels"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatsparse.common.errors import InputError
-from flatsparse.common.files import read
+from flatsparse.common.files import check_is_file, read
 from flatsparse.experiments.data.parts import Part, part_of
 from flatsparse.experiments.data.pixels import brief, gathered
 
@@ -87,6 +87,7 @@ def opened(file: Path) -> Iterator[Any]:
     """A context with an open parquet file. Raises InputError when it cannot be read."""
     import pyarrow.parquet
 
+    check_is_file(file)
     try:
         with file.open("rb") as stream:  # and not by its path, which Arrow may read more into
             yield pyarrow.parquet.ParquetFile(stream)

@@ -7,7 +7,7 @@ import socket
 import warnings
 from typing import Any
 
-from flatsparse.common.errors import InputError
+from flatsparse.common.errors import InputError, described, first_line
 from flatsparse.common.files import write_atomic
 from flatsparse.experiments.grid.job import FolderJob, JobOutcome, SomeFolderJob, fail
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, one_thread
@@ -45,8 +45,8 @@ class RayCluster(Executor[SomeFolderJob]):
             _check_answers(address)
             own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {}
             ray.init(address, log_to_driver=False, configure_logging=False, **own)
-        except (OSError, ValueError, RuntimeError) as problem:
-            reason = str(problem).splitlines()[0].rstrip(".")
+        except Exception as problem:  # the system's, and Ray's, which has many kinds for an address that it cannot use
+            reason = (first_line(problem) or type(problem).__name__).rstrip(".")
             raise InputError(
                 f"--cluster {address} cannot be joined ({reason}): give local, auto or ray://HOST:PORT"
             ) from None
@@ -78,7 +78,7 @@ class RayCluster(Executor[SomeFolderJob]):
             except self.ray.exceptions.RayError as problem:
                 if isinstance(cause := getattr(problem, "cause", None), InputError):
                     raise cause from None  # what a job raises should stop the others too
-                outcome = fail(job.folder, f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
+                outcome = fail(job.folder, described(problem))
             ended.append((job, outcome))
         return ended
 

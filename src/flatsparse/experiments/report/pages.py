@@ -60,7 +60,7 @@ def write_run(run: ResolvedRun, result: RunResult, out: Path) -> Path:
         probe_definition=probe.DEFINITION,
         layers=_layers(out),
         settings=_settings(run),
-        command=f"flatsparse train {flags(run)} --out {out}",
+        command=f"flatsparse train {flags(run)} --out {shlex.quote(str(out))}",
         sharpness_definition=_sharpness(run.dataset),
     )
 
@@ -101,7 +101,7 @@ def write_comparison(tables: Sequence[Table], comparison: Comparison, out: Path)
         sharpness_definition=_sharpness(run.dataset),
         layers=_layers(out / tables[0].row("none").folders[0]),
         settings=_settings(comparison),
-        command=f"flatsparse compare {flags(comparison)} --out {out}",
+        command=f"flatsparse compare {flags(comparison)} --out {shlex.quote(str(out))}",
     )
 
 
@@ -135,7 +135,7 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
             "contours": pictures.contours(surfaces),
         }
 
-    runs = " ".join(str(run) for run in settings.runs)
+    runs = shlex.join(map(str, settings.runs))
     return html.write(
         out / PAGE,
         "landscape.html.j2",
@@ -144,7 +144,7 @@ def write_landscape(records: Sequence[Mapping[str, Any]], settings: Landscape, o
         curvature=_curvature(records) if settings.hessian_images else None,
         definition=text.definition(settings, records),
         settings=_settings(settings),
-        command=f"flatsparse landscape {runs} {flags(dataclasses.replace(settings, runs=()))} --out {out}",
+        command=f"flatsparse landscape {runs} {flags(dataclasses.replace(settings, runs=()))} --out {shlex.quote(str(out))}",
     )
 
 

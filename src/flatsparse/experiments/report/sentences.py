@@ -96,8 +96,8 @@ def run_sentences(result: RunResult) -> list[str]:
         _scores(result),
         f"{round(result.gradient_evaluations, 2):.10g} gradients in {result.steps} steps; {seconds.train:.1f} s of training,"
         f" {1000 * seconds.step_median:.1f} ms a step (median), {result.images_per_second:.0f} {result.unit} a second.",
-        f"Training cost {flops.train / flops.train_dense:.1%} of dense training's FLOPs, inference"
-        f" {flops.inference / flops.inference_dense:.1%} of dense inference's,"
+        f"Training cost {flops.train_share:.1%} of dense training's FLOPs, inference"
+        f" {flops.inference_share:.1%} of dense inference's,"
         " by count: masked weights are still multiplied.",
         f"The loss rises by {ball.increase:.4f} within a radius of {ball.radius:g}.",
         *topology_sentences(result),

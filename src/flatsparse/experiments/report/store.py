@@ -142,7 +142,7 @@ def _record(file: Path) -> dict[str, Any]:
         if odd is not None:
             raise corrupt_file(file, f"{odd}, so it is not of this version")
     names = [*record["pictures"], *(folder for row in record["rows"] for folder in row["folders"])]
-    away = next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None)
+    away = next((n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n), None)
     if away is not None:
         raise corrupt_file(file, f"'{away}' is not in the folder")
     return record
@@ -171,6 +171,7 @@ def run(folder: Path) -> dict[str, Any]:
         "seed": settings.seed,
         "settings": {name: str(value) for name, value in as_json(anywhere).items() if name not in ("seed", "data_dir")},
         "command": f"{threads}flatsparse train {flags(anywhere)}",
+        "out": shlex.quote(folder.name),
         "topology": topology_sentences(result),
         "epochs": [line.epoch for line in thinned(lines)],
         "curves": {name: curve for name in CURVES if (curve := _curve(name, thinned(lines)))},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from flatsparse.common.schema import POSITIVE, NotRequired
+from flatsparse.measure.flops import share
 
 Record = TypeVar("Record", bound="JsonRecord")
 SOME = (float, None)
@@ -33,7 +34,7 @@ RESULT_FORM: dict[str, Any] = {
     "ball": {"radius": float, "increase": SOME},
     "sparsity": {"prunable": float, "overall": float},
     "health": {"churn": SOME, "dead_filters": int, "filters": int, "collapsed": {str: float}},
-    "flops": {"train": float, "train_dense": POSITIVE, "inference": float, "inference_dense": POSITIVE},
+    "flops": dict.fromkeys(("train", "train_dense", "inference", "inference_dense"), float),
     "seconds": {"train": float, "step_median": POSITIVE},
 }
 EPOCH_FORM: dict[str, Any] = {
@@ -111,6 +112,16 @@ class Flops:
     train_dense: float
     inference: float
     inference_dense: float
+
+    @property
+    def train_share(self) -> float:
+        """Training as a share of the dense net's."""
+        return share(self.train, self.train_dense)
+
+    @property
+    def inference_share(self) -> float:
+        """Inference as a share of the dense net's."""
+        return share(self.inference, self.inference_dense)
 
 
 @dataclass(frozen=True)

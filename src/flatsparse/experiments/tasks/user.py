@@ -129,7 +129,7 @@ def user_task(chosen: Dataset, *, seed: int, label_noise: float, label_smoothing
         parts = {
             part: _part(getattr(task, part), f"{spec} ({part})", task, workers)
             for part in ("train", "test", "validation")
-            if getattr(task, part) is not None
+            if part != "validation" or task.validation is not None
         }
     splits = _splits(parts, f"{file.name}:{spec.rpartition(':')[2]}", chosen, seed)  # the same by any path to the file
     return UserTask(
@@ -165,7 +165,7 @@ def _check(task: Task, spec: str) -> None:
         value = getattr(task, name)
         if not callable(value) and not (name == "collate" and value is None):
             raise InputError(f"{name} of '{spec}' is a {type(value).__name__}: give a function")
-    if task.better not in ("higher", "lower"):
+    if not isinstance(task.better, str) or task.better not in ("higher", "lower"):
         raise InputError(f"better of '{spec}' is {shown(task.better)}: give 'higher' or 'lower'")
     if not isinstance(task.workers, int) or task.workers < 0:
         raise InputError(f"workers of '{spec}' is {shown(task.workers)}: give a whole number of at least 0")

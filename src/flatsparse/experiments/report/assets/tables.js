@@ -108,7 +108,7 @@
     const surface = data.surfaces[run.folder];
     if (surface) parts.push(make("figure", {}, make("img", {class: "surface", src: surface.picture, alt: "loss surface"}),
       make("figcaption", {}, `The loss around it: ${surface.text}.`)));
-    parts.push(make("pre", {}, `${run.command} --out ${run.folder}`));
+    parts.push(make("pre", {}, `${run.command} --out ${run.out}`));
     return make("section", {}, ...parts);
   }
 
