@@ -20,10 +20,12 @@ from flatsparse.common.files import read
 from flatsparse.experiments.claims import plain_name
 from flatsparse.experiments.data.sources import load
 from flatsparse.experiments.grid.ray_cluster import RayCluster
+from flatsparse.experiments.labels import color
 from flatsparse.experiments.report import pages
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.terminal import Console
 from tests.cli.test_cli import QUICK, fails
+from tests.experiments.images import write_parts
 from tests.experiments.own_tasks import START
 
 TITLE, RED, BACKWARDS = "\x1b]0;owned\x07", "\x1b[31m", "\u202etxt"
@@ -161,6 +163,36 @@ def test_a_stop_in_code_of_ones_own_is_a_stop(place, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["train", "--task", f"{tmp_path}/own.py:task", "--out", str(tmp_path / "run")])
     assert end.value.code == 130
+
+
+METHOD = """
+from dataclasses import dataclass
+from flatsparse.methods import SET
+
+@dataclass(frozen=True)
+class Method:
+    def plan(self, shapes, steps):
+        return SET().plan(shapes, steps)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are text there")
+def test_code_and_data_in_a_folder_whose_name_is_no_text_are_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("o\udcff $x\n<b>")
+    write_parts(folder / "images", {"train": ("a", "b"), "test": ("a", "b")})
+    (folder / "own.py").write_text(TASK + METHOD)
+    own = f"{folder}/own.py"
+    main(["train", *QUICK, "--method", f"{own}:Method", "--out", "a"])
+    assert load_run(Path("a")).result.method == f"{own}:Method"
+    main(["train", "--task", f"{own}:task", "--epochs", "1", "--batch-size", "20", "--out", "b"])
+    sizes = ["--validation-size", "2", "--batch-size", "2", "--epochs", "2"]
+    main(["train", "--data", f"{folder}/images", "--model", "resnet20", *sizes, "--out", "c"])
+    assert load_run(Path("c"))
+
+
+def test_a_color_is_of_any_name():
+    assert color("\udcff").startswith("#")
 
 
 # -- pipes ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from PIL import Image
 
 from flatsparse.cli import main
 
+ODD = "o\udcff $x\n<b>"  # a folder's name
 ERROR, WARNING = "flatsparse: error: ", "flatsparse: warning: "
 QUICK = ("--train-size", "64", "--validation-size", "50", "--batch-size", "32", "--epochs", "1")
 
@@ -166,6 +167,9 @@ def make_files() -> None:
             folder.mkdir(parents=True)
             for number in range(8):
                 Image.fromarray(source.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    Path(ODD).mkdir()
+    shutil.copytree("images", Path(ODD, "images"))
+    Path(ODD, "own.py").write_text(OWN)
     Path("notes.txt").write_text("a file of somebody's own\n")
     Path("mine").mkdir()
     Path("mine", "notes.txt").write_text("another\n")

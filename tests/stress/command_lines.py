@@ -21,7 +21,7 @@ from flatsparse.common.errors import InputError
 from flatsparse.methods import METHODS
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 
-from .calling import QUICK, Kept, Reached, called, checked
+from .calling import ODD, QUICK, Kept, Reached, called, checked
 
 WORK = (  # what commands begin with when all is checked
     "flatsparse.experiments.run.loop.train_epoch",
@@ -107,7 +107,7 @@ PATHS = st.sampled_from(
             "own.py",
             "new",
         ),
-        *("new/deeper", "run/config.json", "store/own-smoke.json"),
+        *("new/deeper", "run/config.json", "store/own-smoke.json", ODD, f"{ODD}/images", f"{ODD}/own.py"),
     ]
 )
 WORDS = st.one_of(
@@ -123,6 +123,7 @@ WORDS = st.one_of(
     st.sampled_from(
         ["dense", "masks", "csr", "Conv*", "*", "[", "Linear", "mest", "fog", "table1", "figure3", "own", "all"]
     ),
+    st.sampled_from([f"{ODD}/own.py:{name}" for name in ("Method", "network", "task", "train", "absent")]),
     PATHS,
 )
 INTEGERS = st.one_of(
@@ -135,12 +136,16 @@ FLOATS = st.one_of(
     ),
     st.floats(width=32).map(str),
 )
-FIRST = {"bench": ["step", "memory", "sparse"], "reproduce": ["own.py", "figure2", "sweep"], "list": ["layers", "all"]}
+FIRST = {
+    "bench": ["step", "memory", "sparse"],
+    "reproduce": ["own.py", f"{ODD}/own.py", "figure2", "sweep"],
+    "list": ["layers", "all"],
+}
 FIRST |= {
     "export": ["run"],
     "evaluate": ["run"],
     "landscape": ["run"],
-    "doctor": ["own.py"],
+    "doctor": ["own.py", f"{ODD}/own.py"],
     "compare": ["own.py:train"],
 }
 SLOW = ("--cluster", "--track", "-h", "--help")  # they start servers, or other people's programs; or only print

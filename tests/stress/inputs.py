@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def tried(part: str, count: int, seed: int, files: Kept, *, go_on: bool = False)
     def attempt(case: Any) -> None:
         try:
             outcome = chosen.check(case, files)
-        except Fault as fault:
+        except Exception as problem:
+            fault = problem if isinstance(problem, Fault) else "".join(traceback.format_exception(problem))
             if not go_on:
                 again = f"python tests/stress/inputs.py --part '{part}' --seed {seed} {count}"
                 raise Fault(f"{part}: {case!r}\n{fault}\nrepeat: {again}") from None

@@ -16,7 +16,7 @@ def derive(*path: int | str) -> int:
     (True, False)
     """
     text = "/".join(f"{type(part).__name__}:{part}" for part in path)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*path: int | str) -> torch.Generator:

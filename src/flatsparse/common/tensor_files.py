@@ -27,6 +27,9 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         address = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if address in memory else tensor  # safetensors refuses those that share
         memory.add(address)
+    about = {
+        key: text.encode(errors="backslashreplace").decode() for key, text in about.items()
+    }  # a path may be no text
     content = safetensors.torch.save(plain, {**about, "sha256": tensor_digest(plain, about)})
     write_atomic(file, _ordered(content))
 

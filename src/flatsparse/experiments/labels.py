@@ -42,7 +42,7 @@ def color(sharpness: str) -> str:
     >>> color("s2sam"), color("previous_two") in SPARE
     ('#d55e00', True)
     """
-    return COLORS.get(sharpness) or SPARE[zlib.crc32(sharpness.encode()) % len(SPARE)]
+    return COLORS.get(sharpness) or SPARE[zlib.crc32(sharpness.encode(errors="surrogatepass")) % len(SPARE)]
 
 
 def marker(sharpness: str) -> str:

@@ -89,7 +89,7 @@ def write_rehearsal(record: Mapping[str, Any], text: str, out: Path) -> Path:
     except OSError as problem:
         raise InputError(f"cannot write to '{out}' ({problem.strerror}): give another --out") from None
     write_json(out / "rehearsal.json", record)
-    write_atomic(out / "rehearsal.txt", text.encode())
+    write_atomic(out / "rehearsal.txt", text.encode(errors="replace"))  # a path may be no text
     return out / "rehearsal.json"
 
 

@@ -263,7 +263,7 @@ def _digest(sample: Any, digest: Any) -> None:
             digest.update(np.ascontiguousarray(sample).tobytes())
     elif isinstance(sample, Mapping):
         for name, part in sample.items():
-            digest.update(str(name).encode())
+            digest.update(str(name).encode(errors="surrogatepass"))
             _digest(part, digest)
     elif isinstance(sample, (tuple, list)):
         for part in sample:
