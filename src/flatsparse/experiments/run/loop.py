@@ -72,6 +72,7 @@ def train(
     Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
         loss that is not finite.
     """
+    context.note("building the network and the data")
     parts = build(resolve(config), context)  # before the folder is touched by a bad choice
     if context.is_main:
         warn_of_slow_bf16(parts.run)
@@ -139,8 +140,10 @@ def _train(
         progress.records.append(record)
         tracking.log(record.to_json())  # before the checkpoint: what is lost with a process is trained again
         if context.is_main:
+            context.note(f"the checkpoint of epoch {progress.epoch}")
             saved = _save(out, parts, progress, shares, saved)
         watcher.finished_epoch(record)
+    context.note("the closing measurements")
     result: RunResult = context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)
     tracking.finish(result.to_json())
     return result
