@@ -150,6 +150,8 @@ def _launch(folder: Path, world: int, restarts: int, resume: bool, stuck: int | 
 
 def member(folder: str, resume: bool, stuck: int | None) -> None:
     """One process of a training; rank ``stuck`` stops for long at its twentieth step, and stays alive."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # the agent's, as a fork has them
+        signal.signal(number, signal.SIG_DFL)
     rank = os.environ["RANK"]
     os.environ["FLATSPARSE_TIMEOUT"] = f"{TIMEOUT:g}"
     half = Path(folder, f"half.{rank}")

@@ -82,6 +82,13 @@ class DistContext:
         if (message := self.broadcast(message)) is not None:
             raise InputError(message)
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """Return the main process's value; those of others are ignored. No process gets past it before the main one."""
         values = [value]

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flatsparse.common.distributed import checksum
+from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
@@ -117,6 +119,7 @@ def _train(
     """Train a run from where its folder has it to its result."""
     run, context = parts.run, parts.context
     progress = load_checkpoint(out, parts)
+    _check_same_state(out, parts, progress)
     shares = shared_rounds if is_shareable(parts.training.plan) else None
     if shares:
         context.on_main(functools.partial(prepare, shares))
@@ -147,6 +150,17 @@ def _train(
     result: RunResult = context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)
     tracking.finish(result.to_json())
     return result
+
+
+def _check_same_state(out: Path, parts: Parts, progress: Progress) -> None:
+    """Raise InputError, on all processes, when they are not at the same epoch with the same masks."""
+    if parts.context.size > 1:
+        states = parts.context.gather((progress.epoch, checksum(parts.training.masks.values())))
+        if odd := [rank for rank, state in enumerate(states) if state != states[0]]:
+            raise InputError(
+                f"processes {odd} do not start where process 0 does, with the masks after epoch {states[0][0]} in '{out}': let"
+                " all see one folder, with the same files"
+            )
 
 
 def _save(out: Path, parts: Parts, progress: Progress, shares: Path | None, saved: float) -> float:
