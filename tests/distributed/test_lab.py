@@ -27,9 +27,9 @@ RUN = RunConfig.of(train_size=99, validation_size=50, batch_size=33, epochs=6, s
 COMMAND = ["train", "--train-size", "99", "--validation-size", "50", "--batch-size", "33", "--epochs", "4"]
 
 
-def trained(rank, out, resume=False):
+def trained(rank, out, world=2, resume=False):
     loop.CHECKPOINT_SECONDS = 0.0
-    return loop.train(RUN, out, resume=resume, context=DistContext(rank, 2)).to_json()
+    return loop.train(RUN, out, resume=resume, context=DistContext(rank, world)).to_json()
 
 
 class Stopped(Exception):
@@ -42,11 +42,17 @@ class AfterThree(Silent):
             raise Stopped
 
 
-def trained_in_two_goes(rank, out):
+def trained_in_two_goes(rank, out, world=2):
     loop.CHECKPOINT_SECONDS = 0.0
     with pytest.raises(Stopped):
-        loop.train(RUN, out, watcher=AfterThree(), context=DistContext(rank, 2))
-    return trained(rank, out, resume=True)
+        loop.train(RUN, out, watcher=AfterThree(), context=DistContext(rank, world))
+    return trained(rank, out, world, resume=True)
+
+
+def end_alike(folder):
+    for file, read in (("model.safetensors", load_tensors), ("masks.safetensors", load_masks)):
+        ours, theirs = (read(folder / name / file)[0] for name in ("stopped", "whole"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.filterwarnings("ignore:.*Grad strides")
@@ -54,12 +60,18 @@ def test_two_processes_agree_and_go_on_where_they_stopped(tmp_path):
     first, second = together(trained, tmp_path / "whole")
     assert first == second
     together(trained_in_two_goes, tmp_path / "stopped")
-    for file, read in (("model.safetensors", load_tensors), ("masks.safetensors", load_masks)):
-        ours, theirs = (read(tmp_path / name / file)[0] for name in ("stopped", "whole"))
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    end_alike(tmp_path)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["processes"] == 2
     assert first["steps"] == 6 * 3
     assert first["flops"]["train"] == pytest.approx(loop.train(RUN, tmp_path / "one").flops.train)
+
+
+@pytest.mark.filterwarnings("ignore:.*Grad strides")
+def test_three_processes_go_on_where_they_stopped(tmp_path):
+    """The sum of three depends on its order, and that on where DDP lays a gradient in its buckets."""
+    together(trained, tmp_path / "whole", 3, world=3)
+    together(trained_in_two_goes, tmp_path / "stopped", 3, world=3)
+    end_alike(tmp_path)
 
 
 def test_the_parts_of_a_batch_are_the_whole_batch():

@@ -55,7 +55,12 @@ class DistContext:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model to train through, so that all processes have the same gradients: their mean."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        if self.size == 1:
+            return model
+        # Else DDP lays gradients out anew after its first step. The sum of three or more rounds by where they lie, so that a
+        # resumed run would end in other bits. On GPUs, where bits differ anyway, it would cost time.
+        keeps_layout = self.size > 2 and all(p.device.type == "cpu" for p in model.parameters())
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=keeps_layout)
 
     def note(self, doing: str, at: int | None = None) -> None:
         """Note what this process begins to do, and how far it is, for the others to name if they lose it."""
@@ -134,6 +139,7 @@ def distributed(device: str) -> Iterator[DistContext]:
     seconds = _seconds()
     # Of filters of one pixel or one channel, whose strides can be given in two ways; nothing is wrong or slow.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
+    warnings.filterwarnings("ignore", message="(?s).*find_unused_parameters=True was specified")  # see ``parallel``
     # A collective call of NCCL that times out ends the process by itself, so that the heartbeat must come first.
     timeout = datetime.timedelta(seconds=seconds + (NCCL_LATER if cuda else 0))
     with Heartbeat(seconds).beating() as heartbeat:
