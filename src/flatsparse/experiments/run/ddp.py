@@ -57,10 +57,9 @@ class DistContext:
         """Return the model to train through, so that all processes have the same gradients: their mean."""
         if self.size == 1:
             return model
-        # Else DDP lays gradients out anew after its first step. The sum of three or more rounds by where they lie, so that a
-        # resumed run would end in other bits. On GPUs, where bits differ anyway, it would cost time.
-        keeps_layout = self.size > 2 and all(p.device.type == "cpu" for p in model.parameters())
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=keeps_layout)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        _settle_layout(wrapped)
+        return wrapped
 
     def note(self, doing: str, at: int | None = None) -> None:
         """Note what this process begins to do, and how far it is, for the others to name if they lose it."""
@@ -105,6 +104,23 @@ class DistContext:
 SINGLE = DistContext()
 
 
+def _settle_layout(wrapped: nn.parallel.DistributedDataParallel) -> None:
+    """Let DDP lay gradients out anew, as it does after the first backward pass, by one that computes nothing.
+
+    Where a gradient lies decides how the sum of three or more is rounded: a resumed run would end in other bits.
+    """
+    model = wrapped.module
+    own = model.__dict__.get("forward")
+    model.forward = lambda: sum(p.sum() for p in model.parameters() if p.requires_grad)
+    try:
+        wrapped().backward()
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
+    model.zero_grad()
+
+
 def under_torchrun() -> bool:
     """Return if ``torchrun`` started this process, and not as the only one."""
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
@@ -139,7 +155,6 @@ def distributed(device: str) -> Iterator[DistContext]:
     seconds = _seconds()
     # Of filters of one pixel or one channel, whose strides can be given in two ways; nothing is wrong or slow.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
-    warnings.filterwarnings("ignore", message="(?s).*find_unused_parameters=True was specified")  # see ``parallel``
     # A collective call of NCCL that times out ends the process by itself, so that the heartbeat must come first.
     timeout = datetime.timedelta(seconds=seconds + (NCCL_LATER if cuda else 0))
     with Heartbeat(seconds).beating() as heartbeat:

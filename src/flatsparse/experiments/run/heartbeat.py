@@ -125,7 +125,7 @@ class Heartbeat:
     # -- in the main thread -------------------------------------------------------------------------------------------
 
     def _terminate(self, *_: object) -> None:
-        if self._sign.state == RUNNING:
+        if self._sign.state == RUNNING and not self._answering:
             raise Terminated
 
     def _set(self, state: str) -> None:
