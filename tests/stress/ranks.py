@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import faulthandler
 import importlib
 import os
 import random
@@ -152,6 +153,7 @@ def member(folder: str, resume: bool, stuck: int | None) -> None:
     """One process of a training; rank ``stuck`` stops for long at its twentieth step, and stays alive."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # the agent's, as a fork has them
         signal.signal(number, signal.SIG_DFL)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     rank = os.environ["RANK"]
     os.environ["FLATSPARSE_TIMEOUT"] = f"{TIMEOUT:g}"
     half = Path(folder, f"half.{rank}")
@@ -223,6 +225,9 @@ def check(case: Case, folder: Path, whole: Path, seconds: float) -> tuple[str, f
         took = time.monotonic() - struck
         allowed = ENDING + (0 if case.way == "kill" else TIMEOUT)
         if any(map(is_alive, others)) or took > allowed:
+            for process in filter(is_alive, others):
+                os.kill(process, signal.SIGUSR1)
+            time.sleep(0.5)
             raise Fault(f"others took {took:.1f} of {allowed:g} s: {training.said()}")
     if is_alive(victim) and case.way in ("stop", "stuck"):
         os.kill(victim, signal.SIGKILL)  # torchrun would, half a minute later

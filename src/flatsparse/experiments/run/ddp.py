@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError, check_finite, first_line
-from flatsparse.experiments.run.heartbeat import AGAIN, GRACE, QUICK, Heartbeat, Terminated, end_by_signal
+from flatsparse.experiments.run.heartbeat import AGAIN, GRACE, QUICK, Heartbeat
 from flatsparse.experiments.run.signs import connected
 
 TIMEOUT = "FLATSPARSE_TIMEOUT"  # seconds that processes wait for each other
@@ -161,10 +161,8 @@ def distributed(device: str) -> Iterator[DistContext]:
         try:
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **_meeting(timeout))
             yield DistContext(dist.get_rank(), dist.get_world_size(), heartbeat)
-        except (RuntimeError, Terminated) as problem:
+        except RuntimeError as problem:
             _raise_if_lost(heartbeat, problem, seconds)
-            if isinstance(problem, Terminated):
-                end_by_signal()
             heartbeat.failed()
             raise
         except InputError as problem:

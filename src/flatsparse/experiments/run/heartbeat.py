@@ -29,10 +29,6 @@ REPORTED = "reported"  # the key that counts reports of a loss
 AGAIN = "start all again with --resume, which continues from the last checkpoint"
 
 
-class Terminated(BaseException):
-    """SIGTERM came: ``torchrun`` ends all processes, perhaps because one is lost."""
-
-
 @dataclass(frozen=True)
 class Lost:
     """Processes that the others wait for in vain.
@@ -59,9 +55,10 @@ class Heartbeat:
         """Args: seconds: how long another process may give no sign of life."""
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._seconds, self._parent = seconds, os.getppid()
-        host, node = socket.gethostname(), os.environ.get("GROUP_RANK", "0")
-        self._sign = Sign(self.rank, host, node, os.getpid(), 0, 0, "its start", RUNNING)
+        self._beats, self._at, self._doing, self._state = 0, 0, "its start", RUNNING
         self._store: Any = None
+        self._lost: Lost | None = None
+        self._looking = threading.Lock()
         self._ending, self._answering = threading.Event(), False
         self._reader, self._writer = socket.socketpair()  # Windows waits for sockets only
         self._writer.setblocking(False)
@@ -69,15 +66,16 @@ class Heartbeat:
 
     def note(self, doing: str, at: int | None = None) -> None:
         """Note what the main thread begins to do, and how far it is."""
-        self._sign = dataclasses.replace(self._sign, doing=doing, at=self._sign.at if at is None else at)
+        self._doing, self._at = doing, self._at if at is None else at
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[Heartbeat]:
-        """A context in which the thread runs, and in which SIGTERM raises ``Terminated`` in the main thread."""
+        """A context in which the thread runs, and ends this process at SIGTERM, which ``torchrun`` sends where a process died."""
         handled = (
             threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         )
         if handled:
+            # Nothing is raised: it could be anywhere, also where errors are ignored. The thread reads the signal's number.
             signal.signal(signal.SIGTERM, self._terminate)
             woken = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             if hasattr(os, "register_at_fork"):
@@ -90,7 +88,7 @@ class Heartbeat:
             if handled:
                 signal.set_wakeup_fd(woken)
                 # A process that ends with an error is about to say so, and torchrun kills one that does not end.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL if self._sign.state == DONE else signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL if self._state == DONE else signal.SIG_IGN)
             self._ending.set()
             self._wake()
             self._thread.join(STUCK)
@@ -112,24 +110,22 @@ class Heartbeat:
         self._answering = True
         if timed_out:
             self._set(WAITED)
-        found: list[Lost | None] = []
-        looking = threading.Thread(target=lambda: found.append(self._look(timed_out, seconds)), daemon=True)
-        looking.start()
-        looking.join(seconds + STUCK)  # the store may not answer either
-        if found and found[0] is not None:
+        if self._lost is None:
+            looking = threading.Thread(target=self._look, args=(timed_out, seconds), daemon=True)
+            looking.start()
+            looking.join(seconds + STUCK)  # the store may not answer either
+        if self._lost is not None:
             self._set(WAITED)
-        else:
-            self._answering = False
-        return found[0] if found else None
+        self._answering = self._lost is not None
+        return self._lost
 
     # -- in the main thread -------------------------------------------------------------------------------------------
 
     def _terminate(self, *_: object) -> None:
-        if self._sign.state == RUNNING and not self._answering:
-            raise Terminated
+        pass
 
     def _set(self, state: str) -> None:
-        self._sign = dataclasses.replace(self._sign, state=state)
+        self._state = state
         self._wake()
 
     def _wake(self) -> None:
@@ -145,7 +141,7 @@ class Heartbeat:
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        neighbour, silent, terminated = -1, 0, None
+        neighbour, silent = -1, 0
         beat = time.monotonic()
         while not self._ending.is_set():
             if os.getppid() != self._parent:
@@ -158,14 +154,13 @@ class Heartbeat:
                     same = sign is not None and sign.state == RUNNING and sign.beats == neighbour
                     neighbour, silent = (sign.beats if sign else -1), silent + 1 if same else 0
                     beat = time.monotonic()
-            is_stuck = terminated is not None and time.monotonic() > terminated + STUCK
-            if (is_stuck or silent * BEAT > self._seconds + GRACE) and not self._answering:
-                self._end_if_lost(terminated is not None)
+            if silent * BEAT > self._seconds + GRACE:
+                self._end_if_lost(GRACE)
                 silent = 0
-            if select.select([self._reader], [], [], BEAT)[0]:
-                signals = self._reader.recv(1024)
-                if signal.SIGTERM in signals and self._sign.state == RUNNING:
-                    terminated = time.monotonic()
+            if select.select([self._reader], [], [], BEAT)[0] and signal.SIGTERM in self._reader.recv(1024):
+                self._end_if_lost(QUICK)
+                if not self._answering and self._state == RUNNING:
+                    os._exit(128 + signal.SIGTERM)
         with contextlib.suppress(RuntimeError):
             self._write()
 
@@ -175,21 +170,25 @@ class Heartbeat:
             if self.rank == 0:  # of an earlier start
                 store.delete_key(REPORTED)
             self._store = store
-        self._sign = dataclasses.replace(self._sign, beats=self._sign.beats + 1)
-        self._store.set(str(self.rank), json.dumps(dataclasses.asdict(self._sign)))
+        self._beats += 1
+        host, node = socket.gethostname(), os.environ.get("GROUP_RANK", "0")
+        sign = Sign(self.rank, host, node, os.getpid(), self._beats, self._at, self._doing, self._state)
+        self._store.set(str(self.rank), json.dumps(dataclasses.asdict(sign)))
 
     def _read(self, rank: int) -> Sign | None:
         if self._store is None or not self._store.check([str(rank)]):
             return None
         return Sign(**json.loads(self._store.get(str(rank))))
 
-    def _end_if_lost(self, terminated: bool) -> None:
-        """End this process, whose main thread does not answer, if another is lost or SIGTERM came."""
-        lost = self._look(timed_out=False, seconds=QUICK if terminated else GRACE)
-        if lost is not None:
-            self._end(lost.text, is_first=lost.is_first)
-        if terminated:
-            os._exit(128 + signal.SIGTERM)
+    def _end_if_lost(self, seconds: float) -> None:
+        """End this process if another is lost and the main thread does not find that out by itself, as in a call of NCCL's."""
+        if self._lost is None and not self._answering:
+            self._look(timed_out=False, seconds=seconds)
+        end = time.monotonic() + STUCK
+        while self._lost is not None and not self._answering and self._state == RUNNING:
+            if time.monotonic() > end:
+                self._end(self._lost.text, is_first=self._lost.is_first)
+            time.sleep(0.05)
 
     def _end(self, text: str, *, is_first: bool) -> None:
         if is_first:
@@ -199,14 +198,17 @@ class Heartbeat:
 
     # -- who is lost --------------------------------------------------------------------------------------------------
 
-    def _look(self, timed_out: bool, seconds: float) -> Lost | None:
+    def _look(self, timed_out: bool, seconds: float) -> None:
         end = time.monotonic() + seconds
-        with contextlib.suppress(RuntimeError):  # of a store that is gone
+        with self._looking, contextlib.suppress(RuntimeError):  # of a store that is gone
+            if self._lost is not None:
+                return
             first, text = self._others(), ""
             while True:
                 now = self._others()
                 if any(sign and sign.state == FAILED for sign in now.values()):
-                    return Lost("", slow=False, is_first=False)  # it has said why itself
+                    self._lost = Lost("", slow=False, is_first=False)  # it has said why itself
+                    return
                 unsaid = {rank: sign for rank, sign in now.items() if sign is None or sign.state == RUNNING}
                 text = named(unsaid, "has ended", is_gone)
                 if timed_out and not text:
@@ -215,7 +217,7 @@ class Heartbeat:
                     break
                 time.sleep(0.1)
             if not text and seconds >= GRACE:
-                text = named(unsaid, "gives no sign of life", lambda sign: sign == first[sign.rank])
+                text = named(unsaid, "gives no sign of life", lambda sign: sign == first.get(sign.rank))
             slow = not text
             if timed_out and not text:
                 absent = [f"rank {rank}" for rank, sign in unsaid.items() if sign is None]
@@ -223,14 +225,7 @@ class Heartbeat:
                 alive = named(unsaid, "is alive", lambda sign: sign.at == behind)
                 text = f"{', '.join(absent)} has not started" if absent else alive
             if text:
-                return Lost(text, slow=slow, is_first=self._store.add(REPORTED, 1) == 1)
-        return None
+                self._lost = Lost(text, slow=slow, is_first=self._store.add(REPORTED, 1) == 1)
 
     def _others(self) -> dict[int, Sign | None]:
         return {rank: self._read(rank) for rank in range(self.size) if rank != self.rank}
-
-
-def end_by_signal() -> None:
-    """End this process by SIGTERM, as if it had not been handled."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
