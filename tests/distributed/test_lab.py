@@ -1,12 +1,16 @@
 """`flatsparse train` by several processes."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +137,42 @@ def test_what_cannot_be_run_is_said_once(tmp_path):
     done = torchrun("compare", "--out", str(tmp_path / "comparison"))
     assert done.returncode != 0
     assert done.stderr.count("flatsparse: error: compare starts its own processes") == 1
+
+
+def killed_once(out, *options):
+    """``torchrun`` with restarts, whose second process is killed after the first epoch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [*command, "-m", "flatsparse", *COMMAND, "--epochs", "40", "--out", str(out), "--resume"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    while not (out / "checkpoint.pt").is_file() and started.poll() is None:
+        time.sleep(0.01)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            about = (process / "environ").read_bytes().split(b"\0")
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if b"RANK=1" in about and parent == str(started.pid):
+                os.kill(int(process.name), signal.SIGKILL)
+    said, _ = started.communicate(timeout=240)
+    return started.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="only Linux tells which process has which rank")
+def test_restarted_by_torchrun_a_run_ends_in_the_same_bits(tmp_path):
+    status, said = killed_once(tmp_path / "stopped", "--max-restarts", "2")
+    assert status == 0, said
+    assert "; continuing after epoch" in said.replace("\n", " ")
+    status, said = killed_once(tmp_path / "whole")
+    assert status == 1
+    assert len(re.findall(r"^flatsparse: error: rank 1 \(process \d+ on \S+\) has ended, last at", said, re.M)) == 1
+    assert torchrun(*COMMAND, "--epochs", "40", "--out", str(tmp_path / "whole"), "--resume").returncode == 0
+    end_alike(tmp_path)
 
 
 def left_alone(rank, port, told):
