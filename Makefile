@@ -27,12 +27,13 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; and three hundred
-# damaged files, three.
+# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; three hundred
+# damaged files, three; and fifteen trainings by several processes of which one is lost, three.
 stress: setup
 	$(BIN)/python tests/experiments/killing.py 200
 	$(BIN)/python tests/stress/hostile_numbers.py 1000
 	$(BIN)/python tests/stress/damage.py 300
+	$(BIN)/python tests/stress/ranks.py 15
 
 # The runs behind docs/evidence.md and the pages below it, and these pages. On two cores some ten hours for digits, seven for CIFAR-10 and fifteen for
 # the paper's own regime. Continues where it stopped; needs FLATSPARSE_DATA. `python benchmarks/evidence_summary.py` writes the page from what there is.

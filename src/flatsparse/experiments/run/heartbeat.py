@@ -96,9 +96,11 @@ class Heartbeat:
     def failed(self) -> bool:
         """Note that this process ends with an error of its own; return True if no other has reported one."""
         self._set(FAILED)
-        with contextlib.suppress(RuntimeError):
-            return self._store is None or bool(self._store.add(REPORTED, 1) == 1)
-        return True
+        count = 1
+        with self._store_or_none():
+            if self._store is not None:
+                count = self._store.add(REPORTED, 1)
+        return count == 1
 
     def lost(self, *, timed_out: bool, seconds: float = GRACE) -> Lost | None:
         """Return which processes are lost; None if none is, as far as this one can know.
@@ -146,7 +148,7 @@ class Heartbeat:
         while not self._ending.is_set():
             if os.getppid() != self._parent:
                 self._end(f"torchrun (process {self._parent}), which started this process, has ended", is_first=True)
-            with contextlib.suppress(RuntimeError):  # it is tried again at the next beat
+            with self._store_or_none():
                 self._write()
                 if time.monotonic() >= beat + BEAT:
                     # Counted in beats of our own: all may have been stopped and continued.
@@ -161,24 +163,35 @@ class Heartbeat:
                 self._end_if_lost(QUICK)
                 if not self._answering and self._state == RUNNING:
                     os._exit(128 + signal.SIGTERM)
-        with contextlib.suppress(RuntimeError):
+        with self._store_or_none():
             self._write()
 
+    @contextlib.contextmanager
+    def _store_or_none(self) -> Iterator[None]:
+        """A context after which the store is not used again if it failed: torch prints every failure, with a trace."""
+        try:
+            yield
+        except RuntimeError:
+            self._store = None
+
     def _write(self) -> None:
-        if self._store is None:
+        if self._store is None and self._beats == 0:
             store = connected("heartbeats", timedelta(seconds=CONNECTING))
             if self.rank == 0:  # of an earlier start
                 store.delete_key(REPORTED)
             self._store = store
+        if self._store is None:
+            return
         self._beats += 1
         host, node = socket.gethostname(), os.environ.get("GROUP_RANK", "0")
         sign = Sign(self.rank, host, node, os.getpid(), self._beats, self._at, self._doing, self._state)
         self._store.set(str(self.rank), json.dumps(dataclasses.asdict(sign)))
 
     def _read(self, rank: int) -> Sign | None:
-        if self._store is None or not self._store.check([str(rank)]):
+        store = self._store
+        if store is None or not store.check([str(rank)]):
             return None
-        return Sign(**json.loads(self._store.get(str(rank))))
+        return Sign(**json.loads(store.get(str(rank))))
 
     def _end_if_lost(self, seconds: float) -> None:
         """End this process if another is lost and the main thread does not find that out by itself, as in a call of NCCL's."""
@@ -200,8 +213,8 @@ class Heartbeat:
 
     def _look(self, timed_out: bool, seconds: float) -> None:
         end = time.monotonic() + seconds
-        with self._looking, contextlib.suppress(RuntimeError):  # of a store that is gone
-            if self._lost is not None:
+        with self._looking, self._store_or_none():
+            if self._lost is not None or self._store is None:
                 return
             first, text = self._others(), ""
             while True:
