@@ -241,7 +241,8 @@ def check(case: Case, folder: Path, whole: Path, seconds: float) -> tuple[str, f
         raise Fault(f"a traceback: {training.said()}")
     if case.way in ("kill", "stop", "stuck") and not was_done:
         end = "named"
-        if len(lines) != 1 or f"rank {case.rank} (process {victim}" not in lines[0]:
+        names = (f"rank {case.rank} (process {victim}", f"rank {case.rank} has not started")
+        if len(lines) != 1 or not lines[0].startswith(names):
             if lines or not (is_early or (folder / "run" / "result.json").is_file()):
                 raise Fault(f"it is not named once: {lines}: {training.said()}")
             end = "before training began" if is_early else "after it had ended"
@@ -257,7 +258,7 @@ def check(case: Case, folder: Path, whole: Path, seconds: float) -> tuple[str, f
     return f"{case.way}: {end}", took
 
 
-def run(cases: list[tuple[int, Case]]) -> tuple[collections.Counter[str], dict[str, float]]:
+def run(cases: list[tuple[int, Case]], *, verbose: bool = False) -> tuple[collections.Counter[str], dict[str, float]]:
     """Run cases, each with its seed; return the numbers of outcomes and the longest time of each. Raises Fault."""
     counts: collections.Counter[str] = collections.Counter()
     for name in IMPORTED:  # once, and not by each process
@@ -275,6 +276,8 @@ def run(cases: list[tuple[int, Case]]) -> tuple[collections.Counter[str], dict[s
                 outcome, took = check(case, folder, whole, times[case.world])
             except Fault as fault:
                 raise Fault(f"{case}: {fault}\nrepeat: python tests/stress/ranks.py 1 --seed {seed}") from None
+            if verbose:
+                print(f"{seed} {case}: {outcome}, {took:.1f} s", flush=True)
             counts[outcome] += 1
             longest[case.way] = max(longest.get(case.way, 0.0), took)
     return counts, longest
@@ -284,11 +287,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
+    parser.add_argument("--verbose", action="store_true", help="print every case")
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     try:
-        counts, longest = run([(seed, drawn(seed)) for seed in range(given.seed, given.seed + given.count)])
+        cases = [(seed, drawn(seed)) for seed in range(given.seed, given.seed + given.count)]
+        counts, longest = run(cases, verbose=given.verbose)
     except Fault as fault:
         sys.exit(f"fault: {fault}")
     numbers = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))

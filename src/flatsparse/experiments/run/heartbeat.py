@@ -147,7 +147,8 @@ class Heartbeat:
         beat = time.monotonic()
         while not self._ending.is_set():
             if os.getppid() != self._parent:
-                self._end(f"torchrun (process {self._parent}), which started this process, has ended", is_first=True)
+                text = f"torchrun (process {self._parent}), which started this process, has ended"
+                self._end(text, is_first=os.environ.get("LOCAL_RANK", "0") == "0")
             with self._store_or_none():
                 self._write()
                 if time.monotonic() >= beat + BEAT:
