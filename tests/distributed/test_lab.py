@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatsparse.cli import entry
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks
 from flatsparse.common.tensor_files import load_tensors
@@ -139,25 +140,32 @@ def test_what_cannot_be_run_is_said_once(tmp_path):
     assert done.stderr.count("flatsparse: error: compare starts its own processes") == 1
 
 
-def killed_once(out, *options):
-    """``torchrun`` with restarts, whose second process is killed after the first epoch."""
+def started_until_a_checkpoint(out, *options):
+    """``torchrun`` after the first epoch, and the process of each rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
         [*command, "-m", "flatsparse", *COMMAND, "--epochs", "40", "--out", str(out), "--resume"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while not (out / "checkpoint.pt").is_file() and started.poll() is None:
         time.sleep(0.01)
+    ranks = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            about = (process / "environ").read_bytes().split(b"\0")
+            about = dict(entry.split("=", 1) for entry in (process / "environ").read_text().split("\0") if "=" in entry)
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if b"RANK=1" in about and parent == str(started.pid):
-                os.kill(int(process.name), signal.SIGKILL)
+            if "RANK" in about and parent == str(started.pid):
+                ranks[int(about["RANK"])] = int(process.name)
+    return started, ranks
+
+
+def killed_once(out, *options):
+    """``torchrun``, whose second process is killed after the first epoch: its status, and what is printed."""
+    started, ranks = started_until_a_checkpoint(out, *options)
+    os.kill(ranks[1], signal.SIGKILL)
     said, _ = started.communicate(timeout=240)
     return started.returncode, said
 
@@ -173,6 +181,47 @@ def test_restarted_by_torchrun_a_run_ends_in_the_same_bits(tmp_path):
     assert len(re.findall(r"^flatsparse: error: rank 1 \(process \d+ on \S+\) has ended, last at", said, re.M)) == 1
     assert torchrun(*COMMAND, "--epochs", "40", "--out", str(tmp_path / "whole"), "--resume").returncode == 0
     end_alike(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="only Linux tells which process has which rank")
+def test_processes_end_when_torchrun_is_killed(tmp_path):
+    started, ranks = started_until_a_checkpoint(tmp_path / "run")
+    assert sorted(ranks) == [0, 1]
+    started.kill()
+    said, _ = started.communicate(timeout=60)  # returns when the last of them has closed its output
+    assert len(re.findall("^flatsparse: error: torchrun .* has ended", said, re.MULTILINE)) == 1
+    assert not (tmp_path / "run" / "result.json").is_file()
+
+
+def test_an_error_of_another_process_than_the_main_one_is_printed(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(entry, "OTHERS_LATER", 0.0)
+    for is_first, said in (
+        (None, "flatsparse: error: rank 1: what is wrong\n"),
+        (True, "flatsparse: error: what is wrong\n"),
+        (False, ""),
+    ):
+        with pytest.raises(SystemExit) as end:
+            entry._fail("what is wrong", is_first)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == said
+
+
+def of_another_checkpoint(rank, folder):
+    loop.CHECKPOINT_SECONDS = 0.0
+    with pytest.raises(InputError) as told:
+        loop.train(RUN, folder / str(rank), resume=True, context=DistContext(rank, 2))
+    return str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*Grad strides")
+def test_processes_that_start_from_different_checkpoints_are_refused(tmp_path):
+    with pytest.raises(Stopped):
+        loop.train(RUN, tmp_path / "0", watcher=AfterThree())
+    for said in together(of_another_checkpoint, tmp_path):
+        assert "processes [1] do not start where process 0 does, with the masks after epoch 3" in said
 
 
 def left_alone(rank, port, told):

@@ -32,6 +32,7 @@ from flatsparse.experiments.run import epoch
 
 TIMEOUT = 6.0  # seconds of FLATSPARSE_TIMEOUT
 ENDING = 10.0  # seconds more within which the others end, as docs/compiled-and-distributed.md says
+EPOCH = 0.2  # seconds, about
 LIMIT = 240.0  # for one training
 IMPORTED = (
     "sklearn.datasets",
@@ -54,22 +55,19 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """A blow: to which rank of how many, how, and when, as a share of the time that a training takes.
-
-    Without a moment it comes when there are two checkpoints.
-    """
+    """A blow: to which rank of how many, how, and when, in epochs; before the first ends it is a share of the start's time."""
 
     way: str
     world: int
     rank: int
-    moment: float | None = None
+    moment: float
 
 
 def drawn(seed: int) -> Case:
     """A case at random."""
     source = random.Random(seed)
     world = source.choice((2, 2, 3))
-    return Case(source.choice(WAYS), world, source.randrange(world), source.uniform(0.0, 1.0))
+    return Case(source.choice(WAYS), world, source.randrange(world), source.uniform(0.0, 11.0))
 
 
 class Training:
@@ -205,12 +203,11 @@ def check(case: Case, folder: Path, whole: Path, seconds: float) -> tuple[str, f
     )
     victim = training.process(case.rank)
     others = [training.process(rank) for rank in range(case.world) if rank != case.rank]
-    if case.way == "stuck" or case.moment is None:
-        sign = "epoch   5/10" if case.way == "stuck" else "epoch   2/10"
-        while sign not in training.said() and not training.has_ended():
-            time.sleep(0.01)
-    else:
-        time.sleep(case.moment * seconds)
+    whole_epochs = 5 if case.way == "stuck" else int(case.moment)
+    while whole_epochs and f"epoch{whole_epochs:>4}/10" not in training.said() and not training.has_ended():
+        time.sleep(0.01)
+    if case.way != "stuck":
+        time.sleep(case.moment % 1 * (EPOCH if whole_epochs else seconds / 2))
     was_done = (folder / "run" / "result.json").is_file()
     is_early = not (folder / "run" / "checkpoint.pt").is_file()
     struck = time.monotonic()
