@@ -131,6 +131,7 @@ def _launch(folder: Path, world: int, restarts: int, resume: bool, stuck: int | 
     try:
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8") for number in (1, 2))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
