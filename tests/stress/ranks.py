@@ -73,7 +73,7 @@ def drawn(seed: int) -> Case:
 class Training:
     """A training under ``torchrun``'s agent, forked, because fresh processes would spend their lives on imports."""
 
-    def __init__(self, folder: Path, world: int, *, restarts: int = 0, resume: bool = True, stuck: int | None = None):
+    def __init__(self, folder: Path, world: int, *, restarts: int = 0, stuck: int | None = None):
         self.folder, self.world, self.restarts = folder, world, restarts
         self.log = folder / "log"
         for file in folder.glob("process.*"):
@@ -81,7 +81,7 @@ class Training:
         self.began = time.monotonic()
         self.agent = os.fork()
         if self.agent == 0:
-            _launch(folder, world, restarts, resume, stuck)
+            _launch(folder, world, restarts, stuck)
 
     def process(self, rank: int, restart: int = 0) -> int:
         """The process of a rank, waited for."""
@@ -123,7 +123,7 @@ class Training:
         return re.findall(r"flatsparse: error: (.*)", self.said())
 
 
-def _launch(folder: Path, world: int, restarts: int, resume: bool, stuck: int | None) -> None:
+def _launch(folder: Path, world: int, restarts: int, stuck: int | None) -> None:
     """Be the agent, as ``torchrun --standalone --max-restarts N`` is. Does not return."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -143,7 +143,7 @@ def _launch(folder: Path, world: int, restarts: int, resume: bool, stuck: int | 
             monitor_interval=0.1,
             start_method="fork",
         )
-        elastic_launch(config, member)(str(folder), resume, stuck)
+        elastic_launch(config, member)(str(folder), stuck)
         status = 0
     except BaseException as problem:
         print(f"agent: {type(problem).__name__}", flush=True)
@@ -151,7 +151,7 @@ def _launch(folder: Path, world: int, restarts: int, resume: bool, stuck: int | 
         os._exit(status)
 
 
-def member(folder: str, resume: bool, stuck: int | None) -> None:
+def member(folder: str, stuck: int | None) -> None:
     """One process of a training; rank ``stuck`` stops for long at its twentieth step, and stays alive."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # the agent's, as a fork has them
         signal.signal(number, signal.SIG_DFL)
@@ -170,7 +170,7 @@ def member(folder: str, resume: bool, stuck: int | None) -> None:
             return usual(parts, batch)
 
         epoch.take_step = slowly
-    command([*TRAIN.split(), "--out", f"{folder}/run", *(["--resume"] if resume else [])])
+    command([*TRAIN.split(), "--out", f"{folder}/run", "--resume"])
 
 
 def is_alive(process: int) -> bool:
@@ -183,25 +183,19 @@ def is_alive(process: int) -> bool:
 
 
 def undisturbed(folder: Path, world: int) -> float:
-    """Train to the end and return the seconds from the first step; raises Fault if it fails."""
+    """Train to the end and return the seconds; raises Fault if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(folder, world)
-    training.process(0)
-    began = time.monotonic()
     training.wait()
     if not (folder / "run" / "result.json").is_file():
         raise Fault(f"undisturbed training failed: {training.said()}")
-    return time.monotonic() - began
+    return time.monotonic() - training.began
 
 
 def check(case: Case, folder: Path, whole: Path, seconds: float) -> tuple[str, float]:
     """Run a case; return how it ended and how long the others took to end. Raises Fault."""
-    training = Training(
-        folder,
-        case.world,
-        restarts=2 if case.way == "restart" else 0,
-        stuck=case.rank if case.way == "stuck" else None,
-    )
+    restarts, stuck = 2 if case.way == "restart" else 0, case.rank if case.way == "stuck" else None
+    training = Training(folder, case.world, restarts=restarts, stuck=stuck)
     victim = training.process(case.rank)
     others = [training.process(rank) for rank in range(case.world) if rank != case.rank]
     whole_epochs = 5 if case.way == "stuck" else int(case.moment)
