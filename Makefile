@@ -28,13 +28,15 @@ test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; three hundred
-# damaged files, three; a thousand cases of hostile input, three; and fifty runs and comparisons twice, for the same bits, three.
+# damaged files, three; a thousand cases of hostile input, three; fifty runs and comparisons twice, for the same bits, three; and fifteen trainings
+# by several processes of which one is lost, three.
 stress: setup
 	$(BIN)/python tests/experiments/killing.py 200
 	$(BIN)/python tests/stress/hostile_numbers.py 1000
 	$(BIN)/python tests/stress/damage.py 300
 	$(BIN)/python tests/stress/inputs.py 1000
 	$(BIN)/python tests/stress/same_bits.py 50
+	$(BIN)/python tests/stress/ranks.py 15
 
 # Which loss curves the change since a commit moved, even by one bit.
 SINCE ?= HEAD

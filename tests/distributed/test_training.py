@@ -266,6 +266,53 @@ def test_masks_that_differ_between_processes_stop_the_first_step():
         assert "differ between processes at step 1 (ranks [1] from rank 0)" in said
 
 
+def of_different_seeds_without_the_wrapper(rank, order):
+    """Made sparse by the model within DistributedDataParallel, or before it is wrapped."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(12, 15), nn.Tanh(), nn.Linear(15, 5))
+    wrapped = parallel(model, "ddp") if order == "wrapped before" else None
+    optimizer = optimizer_for(model, "s2sam")
+    training = sparse(model, optimizer, seed=rank)
+    try:
+        train(wrapped or parallel(model, "ddp"), optimizer, rank, 2)
+    except InputError as problem:
+        return str(problem)
+    return plain_tensors(training.masks)
+
+
+@pytest.mark.parametrize("order", ["wrapped before", "wrapped after"])
+def test_masks_of_a_model_within_the_wrapper_that_differ_stop_the_first_step(order):
+    for said in together(of_different_seeds_without_the_wrapper, order):
+        assert "masks differ between processes at step 1 (ranks [1] from rank 0) in '0.weight' and 1 more" in said
+
+
+def of_one_layer(rank, kind):
+    model = parallel(net(), "ddp")
+    optimizer = optimizer_for(model, "none")
+    training = sparse(model, optimizer)
+    train(model, optimizer, rank, 2, range(3))
+    state = training.state_dict()
+    if rank == 1 and kind == "masks":
+        mask = state["masks"]["2.weight"]
+        live, dead = mask.nonzero()[0], (~mask).nonzero()[0]
+        mask[tuple(live)], mask[tuple(dead)] = False, True
+    elif rank == 1:
+        with torch.no_grad():
+            model.module[4].weight.mul_(1.0001)
+    training.load_state_dict(state)
+    try:
+        train(model, optimizer, rank, 2, range(3, 4))
+    except InputError as problem:
+        return str(problem)
+    return "nothing"
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("masks", "2.weight"), ("weights", "4.weight")])
+def test_what_differs_after_a_load_is_named(kind, layer):
+    for said in together(of_one_layer, kind):
+        assert f"{kind} differ between processes at step 4 (ranks [1] from rank 0) in '{layer}'" in said
+
+
 def drifting(rank):
     model = parallel(net(), "ddp")
     optimizer = optimizer_for(model, "none")

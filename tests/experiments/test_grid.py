@@ -33,6 +33,7 @@ from tests.helpers import same_tensors
 
 SMALL = RunConfig.of(train_size=96, validation_size=50, batch_size=16, epochs=2, sparsity=0.9)
 DIVERGES = change(SMALL, lr=1e30)
+LONG = change(SMALL, epochs=60)
 SHARED = change(SMALL, epochs=1, drop_fraction=0.5, sparsity=0.7, validation_size=None)
 ROUNDS = [change(SHARED, method=method) for method in ("lth", "lrr")]
 RUNS = [change(SMALL, sharpness=sharpness, seed=s) for s in (0, 1) for sharpness in ("none", "s2sam")]
@@ -192,11 +193,10 @@ def test_the_lock_of_a_first_round_goes_back_when_it_is_made(tmp_path, monkeypat
 
 def test_a_killed_run_fails_alone(tmp_path, alone):
     """The process of one run is killed from outside; the others, in other processes, do not notice."""
-    long = change(SMALL, epochs=200)
     killed = []
 
     def kill():
-        folder = outcomes([long], tmp_path)[0].folder
+        folder = outcomes([LONG], tmp_path)[0].folder
         while not (folder / "metrics.jsonl").exists():
             time.sleep(0.01)
         name = folder.name
@@ -211,7 +211,7 @@ def test_a_killed_run_fails_alone(tmp_path, alone):
         patch.setattr(Workers, "__init__", lambda self, count: (begin(self, count), made.append(self))[0])
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
-        found = run_grid([long, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
+        found = run_grid([LONG, *RUNS[:2]], tmp_path, jobs=2, console=quiet())
         thread.join()
     assert len(killed) == 1
     assert "killed, perhaps for lack of memory" in found[0].failure
@@ -417,10 +417,10 @@ def test_a_cluster_of_two_comes_to_the_numbers_of_one_process(tmp_path, alone):
     assert "the loss became" in found[4].failure
 
 
-LISTENING = """
+FAMILY = """
 import os
+import sys
 from pathlib import Path
-from flatsparse.experiments.grid.ray_cluster import RayCluster
 
 def family():
     "This process and those that come of it."
@@ -435,6 +435,10 @@ def family():
         before = set(ours)
         ours |= {child for child, parent in parents.items() if parent in before}
     return ours
+"""
+
+LISTENING = """
+from flatsparse.experiments.grid.ray_cluster import RayCluster
 
 def sockets(process):
     for file in Path(f"/proc/{process}/fd").iterdir():
@@ -444,6 +448,7 @@ def sockets(process):
             pass
 
 cluster = RayCluster("local", 1)
+cluster.ray.get(cluster.ray.remote(lambda: None).remote())  # so that there is a worker
 ours = {name for process in family() for name in sockets(process)}
 for name in ("tcp", "tcp6"):
     for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
@@ -453,12 +458,62 @@ for name in ("tcp", "tcp6"):
 cluster.close()
 """
 
+# The worker that holds the lock of the long run's folder is killed after its first epoch.
+KILLED = """
+import signal
+import threading
+import time
+from flatsparse.experiments.grid.store import outcomes, run_grid
+from tests.experiments.test_grid import RUNS, LONG, quiet
+
+store = Path(sys.argv[1])
+
+def holds(process, lock):
+    try:
+        return any(os.readlink(file) == str(lock) for file in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
+
+def kill():
+    folder = outcomes([LONG], store)[0].folder
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    for process in family():
+        if holds(process, folder / ".lock"):
+            print("killed", process)
+            os.kill(process, signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+for outcome in run_grid([LONG, *RUNS[:2]], store, jobs=2, cluster="local", console=quiet()):
+    print(outcome.failure)
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="only Linux tells who listens")
 def test_a_cluster_of_this_machine_listens_to_this_machine_alone():
     pytest.importorskip("ray")
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY + LISTENING], capture_output=True, text=True, check=True, timeout=120
+    )
     found = {address.rpartition(":")[0] for address in done.stdout.split()}
     assert found
     assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells who holds a file")
+def test_a_lost_worker_of_a_cluster_costs_its_run_alone(tmp_path, alone):
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY + KILLED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=240
+    )
+    killed, reason, *others = [line for line in done.stdout.splitlines() if line.startswith(("killed", "its", "None"))]
+    assert killed.startswith("killed")
+    assert reason == "its Ray worker was killed, perhaps for lack of memory: try again, with --retry"
+    assert others == ["None"] * 2
+    found = run_grid([LONG, *RUNS[:2]], tmp_path, jobs=1, console=quiet())  # what failed is not tried again unasked
+    assert found[0].failure == reason
+    check_alike(found[1:], alone[:2])
+    again = run_grid([LONG], tmp_path, jobs=1, retry=True, console=quiet())
+    check_alike(again, run_grid([LONG], tmp_path / "undisturbed", jobs=1, console=quiet()))

@@ -11,11 +11,14 @@ import itertools
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flatsparse.common.errors import InputError, as_line
+
+OTHERS_LATER = 5.0  # seconds after which another process than the main one prints its error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,9 +127,7 @@ def _run(arguments: Sequence[str]) -> None:
         with _plain_warnings():
             status = command()
     except InputError as problem:
-        from flatsparse.experiments.run.ddp import WorkerLost
-
-        _fail(str(problem), by_all=isinstance(problem, WorkerLost))
+        _fail(str(problem), problem.is_first)
     except SystemExit as end:  # no command of ours exits by itself
         _fail(
             f"code that was called ended the command by SystemExit({end.code!r}): take the exit out of the file given"
@@ -190,9 +191,13 @@ def _hint(arguments: list[str]) -> str:
     return ""
 
 
-def _fail(message: str, *, by_all: bool = False) -> Any:
-    is_main = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-    if by_all or is_main:  # the other processes of torchrun have the same error
+def _fail(message: str, is_first: bool | None = None) -> Any:
+    rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+    if is_first is None and rank != "0":
+        # Mostly the main process has the same error; torchrun ends this one once it has printed it.
+        time.sleep(OTHERS_LATER)
+        message = f"rank {rank}: {message}"
+    if is_first is not False:
         _print_line(f"error: {message}")
     sys.exit(2)
 

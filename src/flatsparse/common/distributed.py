@@ -5,6 +5,7 @@ A plain tensor is its own shard and its own full tensor, so that callers need no
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -123,6 +124,15 @@ def process_group(model: nn.Module) -> Any:
     return parallel.process_group if isinstance(parallel, nn.parallel.DistributedDataParallel) else None
 
 
+def process_group_around(part: nn.Module) -> Any:
+    """The process group of a DistributedDataParallel around a model, which may be younger than that; else None."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    kind = nn.parallel.DistributedDataParallel
+    wrappers = [found for found in gc.get_objects() if issubclass(type(found), kind)]  # the model knows none of them
+    return next((w.process_group for w in wrappers if any(module is part for module in w.modules())), None)
+
+
 def checksum(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
     """A number that differs when any bit of a mask does, or (all but certainly) any bit of other tensors."""
     hasher = hashlib.sha256()
@@ -134,9 +144,9 @@ def checksum(masks: Iterable[Tensor], values: Iterable[Tensor] = ()) -> int:
     return int.from_bytes(hasher.digest()[:7], "little")
 
 
-def mismatched_ranks(number: int, group: Any, device: torch.device) -> list[int]:
-    """The ranks within a group whose number differs from rank 0's; a collective call, which every rank must make."""
-    own = torch.tensor([number], device=device)
-    numbers = [torch.zeros_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(numbers, own, group=group)
-    return [rank for rank, other in enumerate(numbers) if not torch.equal(other, numbers[0])]
+def gathered(numbers: Sequence[int], group: Any, device: torch.device) -> list[list[int]]:
+    """The numbers of every rank within a group; a collective call, which every rank must make with equally many."""
+    own = torch.tensor(numbers, device=device)
+    others = [torch.zeros_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(others, own, group=group)
+    return [other.tolist() for other in others]

@@ -11,7 +11,13 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Input that cannot be used. The message is one line; the command line exits with status 2."""
+    """Input that cannot be used. The message is one line; the command line exits with status 2.
+
+    Attributes:
+        is_first: of several processes that end together, this is the one that prints the line; None if that is not known.
+    """
+
+    is_first: bool | None = None
 
 
 def first_line(problem: BaseException) -> str:

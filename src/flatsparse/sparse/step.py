@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flatsparse.common.distributed import (
-    checksum,
-    full_tensor,
-    is_sharded,
-    local_tensor,
-    mismatched_ranks,
-    process_group,
-)
+from flatsparse.common.distributed import local_tensor, process_group, process_group_around
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost
+from flatsparse.sparse.agreement import check_agreement
 from flatsparse.sparse.gradients import Unusable, clear_unusable, forget_unusable, give_back, withheld_from
 from flatsparse.sparse.loading import Loading
 from flatsparse.sparse.masked_weight import MaskedWeight, reapply, record, zero_outside
@@ -244,9 +238,12 @@ class SparseStep:
         state.share_masks(self._optimizer)
 
     def _check_agreement(self, updated: bool) -> None:
+        model = self._model()
+        if self._group is None and not self._agreed and model is not None:
+            self._group = process_group_around(model)
         if self._group is not None and (updated or not self._agreed):
             check_agreement(self._state.masks, self._group, self._state.steps_taken)
-            self._agreed = True
+        self._agreed = True
 
 
 def sparse_step_of(optimizer: Optimizer) -> SparseStep | None:
@@ -264,22 +261,6 @@ def check_not_replaced(masks: Masks, trained: Sequence[nn.Parameter], model: nn.
         raise InputError(
             f"'{gone[0]}' was replaced in the model and in the optimizer after it was made sparse, as sharding does (fully_shard,"
             " Accelerate's prepare with FSDP), so that nothing would keep its zeros: call sparsify after that"
-        )
-
-
-def check_agreement(masks: Masks, group: Any, step: int) -> None:
-    """Check that all processes hold the same masks, and the same weights and gradients where they hold whole ones.
-
-    Raises: InputError, on all of them, when they do not.
-    """
-    plain = [w.weight for w in masks if not is_sharded(w.weight)]
-    values = [*plain, *(p.grad for p in plain if p.grad is not None)]
-    number = checksum((full_tensor(w.mask) for w in masks), values)
-    if odd := mismatched_ranks(number, group, masks[0].weight.device):
-        raise InputError(
-            f"masks, weights or gradients differ between processes at step {step} (ranks {odd} from rank 0):"
-            " give all the same weights, seed and batches= at the start, and let DistributedDataParallel or fully_shard"
-            " average their gradients"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatsparse.common.distributed import full_tensor, process_group
+from flatsparse.common.distributed import full_tensor, process_group, process_group_around
 from flatsparse.common.errors import InputError
 from flatsparse.common.optimizers import innermost, mask_aware
 from flatsparse.sparse.copies import zero_copy
@@ -166,7 +166,9 @@ class SparseTraining:
         """
         packing = self._state.packing
         assert packing is not None
-        if self._group is not None or self._state.channels or self.plan.momentum is not None or self.outside == FROZEN:
+        model = self._model()
+        group = self._group or (process_group_around(model) if model is not None else None)
+        if group is not None or self._state.channels or self.plan.momentum is not None or self.outside == FROZEN:
             return lambda: None
         packing.wanted = wanted
         handle = self._optimizer.register_step_post_hook(self._pack)

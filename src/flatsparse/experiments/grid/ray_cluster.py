@@ -9,7 +9,7 @@ from typing import Any
 
 from flatsparse.common.errors import InputError, described, first_line
 from flatsparse.common.files import write_atomic
-from flatsparse.experiments.grid.job import FolderJob, JobOutcome, SomeFolderJob, fail
+from flatsparse.experiments.grid.job import FolderJob, JobOutcome, SomeFolderJob
 from flatsparse.experiments.grid.workers import PATIENCE, Executor, one_thread
 
 LOOPBACK = "127.0.0.1"
@@ -78,12 +78,19 @@ class RayCluster(Executor[SomeFolderJob]):
             except self.ray.exceptions.RayError as problem:
                 if isinstance(cause := getattr(problem, "cause", None), InputError):
                     raise cause from None  # what a job raises should stop the others too
-                outcome = fail(job.folder, described(problem))
+                outcome = job.lost(_death(self.ray.exceptions, problem))
             ended.append((job, outcome))
         return ended
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+def _death(exceptions: Any, problem: Exception) -> str:
+    """Return why a task was lost, and what to do."""
+    if isinstance(problem, exceptions.WorkerCrashedError):
+        return "its Ray worker was killed, perhaps for lack of memory: try again"
+    return f"{described(problem).rstrip('.')}: try again"
 
 
 def _check_answers(address: str) -> None:

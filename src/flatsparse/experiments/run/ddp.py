@@ -7,6 +7,7 @@ import datetime
 import gc
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,23 +17,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flatsparse.common.errors import InputError, check_finite
+from flatsparse.common.errors import InputError, check_finite, first_line
+from flatsparse.experiments.run.heartbeat import AGAIN, GRACE, QUICK, Heartbeat
+from flatsparse.experiments.run.signs import connected
 
 TIMEOUT = "FLATSPARSE_TIMEOUT"  # seconds that processes wait for each other
 USUAL = 1800.0  # an evaluation by the main process, for which all wait, may be long
+NCCL_LATER = 60.0  # seconds
 LONGEST = 1e8  # three years; a longer time has no form that torch takes
 
 
 class WorkerLost(InputError):
-    """Another process of the run has stopped or ended. Each process reports it, for it may be the main one."""
+    """Another process of the run has stopped or ended."""
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """The rank of this process among those of a run, and what they do together."""
+    """The rank of this process among those of a run, and what they do together.
+
+    Attributes:
+        heartbeat: tells the others what this process does.
+    """
 
     rank: int = 0
     size: int = 1
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
@@ -46,7 +55,16 @@ class DistContext:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model to train through, so that all processes have the same gradients: their mean."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        if self.size == 1:
+            return model
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        _settle_layout(wrapped)
+        return wrapped
+
+    def note(self, doing: str, at: int | None = None) -> None:
+        """Note what this process begins to do, and how far it is, for the others to name if they lose it."""
+        if self.heartbeat is not None:
+            self.heartbeat.note(doing, at)
 
     def sum(self, *counts: Tensor) -> None:
         """Add up each tensor over all processes, in place."""
@@ -68,6 +86,13 @@ class DistContext:
         if (message := self.broadcast(message)) is not None:
             raise InputError(message)
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """Return the main process's value; those of others are ignored. No process gets past it before the main one."""
         values = [value]
@@ -79,19 +104,30 @@ class DistContext:
 SINGLE = DistContext()
 
 
+def _settle_layout(wrapped: nn.parallel.DistributedDataParallel) -> None:
+    """Let DDP lay gradients out anew, as it does after the first backward pass, by one that computes nothing.
+
+    Where a gradient lies decides how the sum of three or more is rounded: a resumed run would end in other bits.
+    """
+    model = wrapped.module
+    own = model.__dict__.get("forward")
+    model.forward = lambda: sum(p.sum() for p in model.parameters() if p.requires_grad)
+    try:
+        wrapped().backward()
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
+    model.zero_grad()
+
+
 def under_torchrun() -> bool:
     """Return if ``torchrun`` started this process, and not as the only one."""
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
-NO_ANSWER = f"did not answer within {{:g}} s ({TIMEOUT} is how long is waited)"
-# Messages of the backends, and their meaning.
-LOST = {
-    "timed out": NO_ANSWER,
-    "timeout": NO_ANSWER,
-    "connection closed": "has ended",
-    "connection reset": "has ended",
-}
+# What the messages of the backends say of another process: that it was waited for in vain, or has ended.
+TIMED_OUT, ENDED = ("timed out", "timeout"), ("connection closed", "connection reset", "broken pipe", "socket closed")
 
 
 def _seconds() -> float:
@@ -119,21 +155,56 @@ def distributed(device: str) -> Iterator[DistContext]:
     seconds = _seconds()
     # Of filters of one pixel or one channel, whose strides can be given in two ways; nothing is wrong or slow.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
-    try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=seconds))
-        yield DistContext(dist.get_rank(), dist.get_world_size())
-    except RuntimeError as problem:
-        meaning = next((meaning for part, meaning in LOST.items() if part in str(problem).lower()), None)
-        if meaning is None:
+    # A collective call of NCCL that times out ends the process by itself, so that the heartbeat must come first.
+    timeout = datetime.timedelta(seconds=seconds + (NCCL_LATER if cuda else 0))
+    with Heartbeat(seconds).beating() as heartbeat:
+        try:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **_meeting(timeout))
+            yield DistContext(dist.get_rank(), dist.get_world_size(), heartbeat)
+        except RuntimeError as problem:
+            _raise_if_lost(heartbeat, problem, seconds)
+            heartbeat.failed()
             raise
-        raise WorkerLost(
-            f"another process of this run {meaning.format(seconds)}: start all again with --resume, which continues from the last"
-            " checkpoint"
-        ) from None
-    finally:
-        gc.collect()  # a wrapped model that outlives the group's threads brings the process down at its exit
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        except InputError as problem:
+            problem.is_first = heartbeat.failed()
+            raise
+        except BaseException:
+            heartbeat.failed()
+            raise
+        finally:
+            gc.collect()  # a wrapped model that outlives the group's threads brings the process down at its exit
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _meeting(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Return where the processes find each other, as options of ``init_process_group``.
+
+    torchrun (2.13) keeps one store for all restarts, and torch the same keys in it, so that restarted processes would look for
+    those that have ended. On several machines torchrun's counts of restarts may differ, and are no key.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return {"store": connected("group", timeout), "rank": rank, "world_size": size}
+
+
+def _raise_if_lost(heartbeat: Heartbeat, problem: BaseException, seconds: float) -> None:
+    """Raise WorkerLost when an error comes of another process."""
+    text = str(problem).lower()
+    timed_out = any(part in text for part in TIMED_OUT)
+    alone = not timed_out and not any(part in text for part in ENDED)  # it may be an error of this process only
+    lost = heartbeat.lost(timed_out=timed_out, seconds=QUICK if alone else GRACE)
+    if lost is None and alone:
+        return
+    who = lost.text if lost else f"another process of this run has ended ({first_line(problem)})"
+    late = f", and did not answer within {seconds:g} s ({TIMEOUT} is how long is waited)" if timed_out else ""
+    more = f"wait longer, or {AGAIN}" if lost and lost.slow else AGAIN
+    if torch.cuda.is_available() and hasattr(signal, "alarm"):
+        signal.alarm(int(NCCL_LATER))  # a collective call that still runs may keep the process from its end
+    found = WorkerLost(f"{who}{late}: {more}")
+    found.is_first = lost is None or lost.is_first
+    raise found from None
 
 
 def _take_gpu(rank: int) -> None:

@@ -76,12 +76,14 @@ def train_epoch(
         shard=parts.context.shard,
     )
     while batch := list(itertools.islice(shuffled, run.optim.parts)):
+        parts.context.note(f"step {progress.step + 1}", 2 * progress.step + 1)
         _step(parts, progress, sums, batch)
         if probe:
             started += probe(parts, progress)  # as if no time had passed
         parts.optimizer.zero_grad()
         parts.schedule.step()
         progress.step += 1
+        parts.context.note(f"the data of step {progress.step + 1}", 2 * progress.step)
         if progress.step % LOOK_EVERY == 0 and parts.context.size == 1:  # several processes look at the end, together
             check_finite_losses(parts, progress.epoch + 1, float(sums.losses), out=out)
         watcher.stepped(progress.step, steps, sums.samples / (time.perf_counter() - started))
@@ -212,6 +214,7 @@ def _record(parts: Parts, progress: Progress, sums: _Sums, seconds: float) -> Ep
     validates = is_last or progress.epoch % run.runtime.validate_every == 0
     evaluated = None
     if validates and parts.context.is_main:
+        parts.context.note(f"the validation after epoch {progress.epoch}")
         evaluated = evaluate(parts, parts.task.splits.validation)
     evaluated = parts.context.broadcast(evaluated)
     training.unpack()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flatsparse.common.distributed import checksum
+from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import claim
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
@@ -72,6 +74,7 @@ def train(
     Raises: InputError for what cannot be run, a folder that holds another run or that another process is at work in, or a
         loss that is not finite.
     """
+    context.note("building the network and the data")
     parts = build(resolve(config), context)  # before the folder is touched by a bad choice
     if context.is_main:
         warn_of_slow_bf16(parts.run)
@@ -116,6 +119,7 @@ def _train(
     """Train a run from where its folder has it to its result."""
     run, context = parts.run, parts.context
     progress = load_checkpoint(out, parts)
+    _check_same_state(out, parts, progress)
     shares = shared_rounds if is_shareable(parts.training.plan) else None
     if shares:
         context.on_main(functools.partial(prepare, shares))
@@ -139,11 +143,24 @@ def _train(
         progress.records.append(record)
         tracking.log(record.to_json())  # before the checkpoint: what is lost with a process is trained again
         if context.is_main:
+            context.note(f"the checkpoint of epoch {progress.epoch}")
             saved = _save(out, parts, progress, shares, saved)
         watcher.finished_epoch(record)
+    context.note("the closing measurements")
     result: RunResult = context.broadcast(finish(out, parts, progress, test, watcher) if context.is_main else None)
     tracking.finish(result.to_json())
     return result
+
+
+def _check_same_state(out: Path, parts: Parts, progress: Progress) -> None:
+    """Raise InputError, on all processes, when they are not at the same epoch with the same masks."""
+    if parts.context.size > 1:
+        states = parts.context.gather((progress.epoch, checksum(parts.training.masks.values())))
+        if odd := [rank for rank, state in enumerate(states) if state != states[0]]:
+            raise InputError(
+                f"processes {odd} do not start where process 0 does, with the masks after epoch {states[0][0]} in '{out}': let"
+                " all see one folder, with the same files"
+            )
 
 
 def _save(out: Path, parts: Parts, progress: Progress, shares: Path | None, saved: float) -> float:
