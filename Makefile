@@ -27,10 +27,10 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; and three hundred
-# damaged files, three.
+# A hundred and fifty SIGKILLs of all that takes long, eight minutes; a thousand trainings on hostile gradients, four; and three hundred damaged
+# files, three.
 stress: setup
-	$(BIN)/python tests/experiments/killing.py 200
+	$(BIN)/python tests/stress/kill_anywhere.py 150
 	$(BIN)/python tests/stress/hostile_numbers.py 1000
 	$(BIN)/python tests/stress/damage.py 300
 
