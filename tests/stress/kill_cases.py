@@ -102,7 +102,7 @@ def _train(method: str, sharpness: str, *more: str, kind: str = "train", needs: 
 
 def _cases() -> dict[str, list[Case]]:
     """Return the cases by the name of their group."""
-    sharp, methods = itertools.cycle(SHARPNESS), itertools.cycle(("rigl", "lth", "chex", "gmp", "snip", "mest"))
+    sharp, methods = itertools.cycle(SHARPNESS), itertools.cycle(("rigl", "lth", "set", "gmp", "snip", "mest"))
     runs, quick = ("runs",), ("--device", "cpu")
     both = ("runs/a", "runs/b")
     return {
