@@ -27,11 +27,11 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Two hundred SIGKILLs at random moments, over all methods, ten minutes; a thousand trainings on hostile gradients, four; three hundred
-# damaged files, three; a thousand cases of hostile input, three; fifty runs and comparisons twice, for the same bits, three; and fifteen trainings
-# by several processes of which one is lost, three.
+# A hundred and fifty SIGKILLs of all that takes long, eight minutes; a thousand trainings on hostile gradients, four; three hundred damaged files,
+# three; a thousand cases of hostile input, three; fifty runs and comparisons twice, for the same bits, three; and fifteen trainings by several
+# processes of which one is lost, three.
 stress: setup
-	$(BIN)/python tests/experiments/killing.py 200
+	$(BIN)/python tests/stress/kill_anywhere.py 150
 	$(BIN)/python tests/stress/hostile_numbers.py 1000
 	$(BIN)/python tests/stress/damage.py 300
 	$(BIN)/python tests/stress/inputs.py 1000

@@ -301,7 +301,7 @@ def test_whether_sparse_is_faster_is_measured_once_for_each_kind_of_layer(monkey
     monkeypatch.setattr(
         measure, "_ratio", lambda dense, sparse, own=measure._ratio: (measured.append(1), own(dense, sparse))[-1]
     )
-    measure.speedup.cache_clear()
+    measure._known.clear()
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
     training = fs.sparsify(model, sgd(model.parameters()), "static", sparsity=0.97, steps=4, layers="all")
     handle = fs.accelerate(model, training)

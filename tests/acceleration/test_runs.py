@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flatsparse.acceleration import layers
+from flatsparse.acceleration import layers, measure
 from flatsparse.common.errors import InputError
 from flatsparse.common.tensor_files import load_tensors
 from flatsparse.experiments.claims import check_same
@@ -11,6 +11,7 @@ from flatsparse.experiments.run import loop
 from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.resolve import resolve
 from tests.experiments.watchers import KillAfter, Killed
+from tests.helpers import same_tensors
 
 NET = """
 from torch import nn
@@ -51,6 +52,34 @@ def test_an_accelerated_run_ends_where_the_masked_one_does_and_resumes(tmp_path,
     loop.train(change(run, accelerate=True), tmp_path / "stopped", resume=True)
     again = load_tensors(tmp_path / "stopped" / "model.safetensors")[0]
     assert all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_a_resumed_run_keeps_to_the_forms_that_were_measured(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NET)
+    run = change(SMALL, model=f"{tmp_path / 'net.py'}:net", accelerate=True)
+    monkeypatch.setattr(measure, "_known", {})
+    monkeypatch.setattr(measure, "_measured", lambda kind: 2.0)
+    loop.train(run, tmp_path / "whole")
+    measure._known.clear()
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "stopped", watcher=KillAfter(2))
+    before = dict(measure._known)
+    measure._known.clear()
+    monkeypatch.setattr(measure, "_measured", lambda kind: 0.0)  # as it may come out, where both are about as fast
+    loop.train(run, tmp_path / "stopped", resume=True)
+    assert measure._known.items() >= before.items()
+    ends = [load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("stopped", "whole")]
+    assert same_tensors(*ends)
+
+
+def test_convolutions_run_sparse_in_inspected_steps_too_so_that_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    run = change(SMALL, method="static", every=None, accelerate=True, model="digitnet", batch_size=48)
+    loop.train(run, tmp_path / "whole")
+    with pytest.raises(Killed):
+        loop.train(run, tmp_path / "stopped", watcher=KillAfter(2))
+    loop.train(run, tmp_path / "stopped", resume=True)
+    ends = [load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("stopped", "whole")]
+    assert same_tensors(*ends)
 
 
 @pytest.mark.parametrize("other", [{"compile": True}, {"precision": "bf16"}])

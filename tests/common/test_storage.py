@@ -1,7 +1,9 @@
+import errno
 import hashlib
 import json
 import os
 import re
+import signal
 import stat
 
 import numpy as np
@@ -148,6 +150,44 @@ def test_a_failed_write_leaves_the_old_file_and_no_half(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     assert [f.name for f in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"old"
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the locks of Windows are others")
+
+
+@needs_fork
+def test_what_a_kill_leaves_goes_with_the_next_write_of_the_file(tmp_path):
+    for _ in range(2):
+        if not (child := os.fork()):
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            write_atomic(tmp_path / "file", b"half")
+        os.waitpid(child, 0)
+        (left,) = tmp_path.iterdir()
+        assert left.name.endswith(".half")
+    write_atomic(tmp_path / "file", b"whole")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"whole")]
+
+
+@needs_fork
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_who_write_a_file_at_once_each_write_a_whole_one(tmp_path, monkeypatch, locks):
+    import fcntl
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_atomic(tmp_path / "file", b"the second")
+        assert len(list(tmp_path.iterdir())) == 2
+        assert (tmp_path / "file").read_bytes() == b"the second"
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", none)
+    write_atomic(tmp_path / "file", b"the first")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"the first")]
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +112,40 @@ def test_an_export_that_was_killed_as_it_moved_a_file_can_be_repeated(run, done,
     (run / "export" / ".export-left").mkdir()  # what a real kill leaves
     main(["export", str(run), "--images", "50"])
     assert {f.name for f in (run / "export").iterdir()} == {"export.json", "dense.safetensors", "masks.safetensors"}
+
+
+def test_an_export_that_is_killed_again_while_it_is_repeated_can_be_repeated(run, monkeypatch):
+    """The second kill comes before the turn of the file that the first one put in its place."""
+    replace = export.os.replace
+    for last in ("masks.safetensors", "dense.safetensors"):
+
+        def killed(source, target, last=last):
+            replace(source, target)
+            if Path(target) == run / "export" / last:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(export.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export.export(load_run(run), ("dense", "masks"), run / "export", images=50, report=lambda *_: None)
+        monkeypatch.setattr(export.os, "replace", replace)
+    main(["export", str(run), "--format", "dense", "--images", "50"])
+    assert read_json(run / "export" / "export.json")["coming"]
+    main(["export", str(run), "--images", "50"])
+    record = read_json(run / "export" / "export.json")
+    assert set(record) == {"run", "formats"}
+    assert set(record["formats"]) == {"dense", "masks"}
+
+
+def test_onnx_puts_nothing_into_the_system_s_temporary_folder(run, monkeypatch):
+    """A kill would leave it there."""
+    before = tempfile.mkdtemp
+
+    def noted(suffix=None, prefix=None, dir=None):
+        assert dir is not None, "a folder in the system's"
+        return before(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    main(["export", str(run), "--format", "onnx", "--images", "20"])
 
 
 def test_a_folder_that_takes_no_file_is_said_in_a_line(run, capsys):

@@ -67,6 +67,26 @@ def test_a_lock_goes_with_its_process_however_that_ends(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_lock_ends_with_its_process_and_not_with_those_that_it_forked(tmp_path):
+    """As the processes that read data, which notice some seconds later that they are alone."""
+    ours, theirs = os.pipe()
+    if not (child := os.fork()):
+        with alone_in(tmp_path):
+            os.write(theirs, b"%d" % (os.fork() or signal.pause()))
+            signal.pause()
+    reader = int(os.read(ours, 20))
+    try:
+        with pytest.raises(Busy), alone_in(tmp_path):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.kill(reader, signal.SIGKILL)
+
+
 def test_a_lock_whose_file_was_removed_between_two_calls_is_taken_anew(tmp_path, monkeypatch):
     file, lock = tmp_path / LOCK, claims.lock_descriptor
 

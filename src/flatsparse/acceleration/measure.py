@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,30 @@ class Kind:
         return cls(index.rows, index.columns, density, near, *wants, threads, isinstance(index, BlockIndex))
 
 
-@functools.cache
+_known: dict[Kind, float] = {}  # what this process has measured, or was told
+
+
 def speedup(kind: Kind) -> float:
     """Return how many times as fast as dense a linear layer is, or 0 where not faster by more than the noise.
 
     Measured once in a process: forward and the gradients of both forms, in turn, for some milliseconds.
     """
+    if kind not in _known:
+        _known[kind] = _measured(kind)
+    return _known[kind]
+
+
+def known_speedups() -> list[list[float]]:
+    """Return what this process has measured, as plain values: where a run is resumed, it must compute in the same forms."""
+    return [[*dataclasses.astuple(kind), ratio] for kind, ratio in _known.items()]
+
+
+def remember(speedups: Iterable[Sequence[Any]]) -> None:
+    """Take what ``known_speedups`` gave in another process, in the place of measurements."""
+    _known.update({Kind(*values[:-1]): float(values[-1]) for values in speedups})
+
+
+def _measured(kind: Kind) -> float:
     source = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
 
     def normal(*shape: int) -> Tensor:

@@ -103,9 +103,7 @@ class AcceleratedNetwork:
         if nn.modules.module._global_forward_pre_hooks or nn.modules.module._global_forward_hooks:
             return "a hook on all modules needs them to be called"
         if any(has_hooks(module) for module in model.modules() if module is not model):
-            return (
-                "a hook on one of its modules needs it to be called"  # such as those of the steps that S2SAM inspects
-            )
+            return "a hook on one of its modules needs it to be called"
         return None
 
     def note_all(self, what: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from flatsparse.acceleration.network_state import Undone
 from flatsparse.acceleration.network_trace import Stretch, stretches
 from flatsparse.acceleration.network_writes import written_and_read
+from flatsparse.sam.gradient_checks import acts_on_parts_alone
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
 _SCALARS: frozenset[type] = frozenset({bool, type(None), int, float, str, complex, bytes, torch.dtype})
@@ -59,10 +60,9 @@ def _frozen(value: Any) -> Any:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """True for a module whose calls run hooks, of a forward or a backward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """True for a module whose calls run hooks, of a forward or a backward, that act within a call of the whole model too."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(not acts_on_parts_alone(hook) for some in hooks for hook in some.values())
 
 
 def trace(model: nn.Module, is_masked: Callable[[Tensor], bool], runner: Callable[[Stretch], Runner]) -> Traced:

@@ -23,6 +23,7 @@ OTHERS_LATER = 5.0  # seconds after which another process than the main one prin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``flatsparse COMMAND …``."""
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -48,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _discard_output()
         _fail(f"cannot write, perhaps to standard output ({problem.strerror}): what was saved before is untouched")
+
+
+def _open_closed() -> None:
+    """Open nothing for standard streams that are closed: a file in their place would get what libraries of C print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
 def _flush() -> None:

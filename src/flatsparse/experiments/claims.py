@@ -17,6 +17,7 @@ from flatsparse.common.files import ELSEWHERE, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 
 LOCK = ".lock"
+_held: set[Any] = set()  # the open files of this process's locks
 
 
 class Busy(InputError):
@@ -30,6 +31,8 @@ class NoLocks(InputError):
 @contextlib.contextmanager
 def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
     """A context with a lock: True if this process holds it. The system releases it when the process ends, however it ends.
+
+    It is this process's alone: those that it forks, to read data, may outlive it for some seconds.
 
     Args:
         file: an empty file that stands for the lock; it is created if missing, and its folder must exist.
@@ -54,14 +57,26 @@ def locked(file: Path, *, keep: bool = False) -> Iterator[bool]:
         if _is_at(stream.fileno(), file):
             break
         stream.close()  # its last holder removed it between our two calls
+    _held.add(stream)
     try:
         yield True
     finally:
+        _held.discard(stream)
         # Removed while it is held, so that no other process meets the name of a lock that is nobody's.
         open_too_long = not keep and not _remove(file)
         stream.close()
         if open_too_long:  # Windows removes no file that is open, so that it cannot be another's that goes now
             _remove(file)
+
+
+def _close_held() -> None:
+    for stream in _held:
+        stream.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
 
 
 def _remove(file: Path) -> bool:

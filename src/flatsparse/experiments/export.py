@@ -21,6 +21,7 @@ from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError, unknown
 from flatsparse.common.files import read
 from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.schema import NotRequired
 from flatsparse.common.seeds import derive
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.clock import clock
@@ -34,6 +35,11 @@ from flatsparse.experiments.stats import Interval, median
 from flatsparse.methods import FIXED
 
 RECORD, UNFINISHED = "export.json", ".export-"  # the latter starts the name of a folder that a kill may leave
+RECORD_FORM = {
+    "run": {"digest": str},
+    "formats": {str: {"sha256": str}},
+    "coming": NotRequired(([str], str)),  # the hashes of files that were about to be put there
+}
 ROUNDS, SECONDS = 15, 3.0  # of timing each form, at most; but three rounds at least
 BATCH = 32  # images of a timed step
 
@@ -70,7 +76,7 @@ def _export(
     run: Finished, formats: tuple[str, ...], out: Path, images: int, report: Callable[[str, dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Write a run in known forms, into a folder that exists."""
-    record = _claimed(run, formats, out)
+    record, coming = _claimed(run, formats, out)
     test = run.task.splits.test.first(images)
     wanted = _outputs(run.model, run, test)
     record["run"] |= {"images": len(test), **_score(run.model, run, test)}
@@ -79,10 +85,12 @@ def _export(
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
             form = _checked(run, name, file, test, wanted)
-            write_json(out / RECORD, {**record, "coming": form["sha256"]})  # a kill here leaves no unknown file
+            coming = [*coming, form["sha256"]]
+            write_json(out / RECORD, {**record, "coming": coming})  # a kill here leaves no unknown file
             os.replace(file, out / file.name)
         record["formats"][name] = form
-        write_json(out / RECORD, record)
+        coming = [digest for digest in coming if digest != form["sha256"]]
+        write_json(out / RECORD, {**record, "coming": coming} if coming else record)
         report(name, record["formats"][name])
     return record
 
@@ -125,8 +133,11 @@ def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor) 
     return record
 
 
-def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """Return the record of a folder so far. Raises InputError when something else in the folder would be replaced."""
+def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the record of a folder so far, and the hashes of files that killed exports have put there without a record.
+
+    Raises: InputError when something else in the folder would be replaced.
+    """
     about = {
         "digest": run.digest,
         "method": run.run.pruning.method,
@@ -135,18 +146,27 @@ def _claimed(run: Finished, formats: tuple[str, ...], out: Path) -> dict[str, An
     }
     before: dict[str, Any] = {"run": about, "formats": {}}
     if (out / RECORD).exists():
-        before = read_json(out / RECORD, {"run": {"digest": str}, "formats": {str: {"sha256": str}}})
+        before = read_json(out / RECORD, RECORD_FORM)
         if before["run"]["digest"] != run.digest:
             raise InputError(f"'{out}' holds the export of another run: give another --out")
-    coming = before.pop("coming", None)  # what a killed export was about to put in its place
+    announced = before.pop("coming", [])
+    announced = [announced] if isinstance(announced, str) else announced  # as records had it
     for name in formats:
         file = out / FORMS[name].file
-        known = before["formats"].get(name, {}).get("sha256"), coming
-        if file.exists() and (not file.is_file() or hashlib.sha256(read(file)).hexdigest() not in known):
+        known = before["formats"].get(name, {}).get("sha256"), *announced
+        if file.exists() and (not file.is_file() or _hash_of(file) not in known):
             raise InputError(f"'{file}' is there and not what an export wrote: move it away, or give another --out")
     for left in out.glob(f"{UNFINISHED}*"):  # by a killed export
         shutil.rmtree(left, ignore_errors=True)
-    return before
+    if announced:
+        there = {_hash_of(out / form.file) for form in FORMS.values() if (out / form.file).is_file()}
+        there -= {form["sha256"] for form in before["formats"].values()}
+        announced = [digest for digest in announced if digest in there]
+    return before, announced
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(read(file)).hexdigest()
 
 
 def _empty(model: nn.Module) -> nn.Module:

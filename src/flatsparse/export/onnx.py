@@ -8,7 +8,6 @@ import importlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str
     _needed("onnx"), _needed("onnxscript")
     copy = with_zeros(model, masks).cpu()
     sample = torch.cat([sample.cpu()] * 2)[:2]  # with one sample the exporter would fix the batch size
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with _quiet():
         try:
             program = torch.onnx.export(
                 copy,
@@ -52,13 +51,12 @@ def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str
                 verbose=False,
             )
             assert program is not None
-            program.save(Path(folder) / "model.onnx", external_data=False)
+            content = program.model_proto.SerializeToString()
         except Exception as problem:  # of any kind; the exporter's own message runs to pages
             raise InputError(
                 f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
             ) from problem
-        content = read(Path(folder) / "model.onnx")
-        write_atomic(Path(file), _BEGIN + hashlib.sha256(content).hexdigest().encode() + content)
+    write_atomic(Path(file), _BEGIN + hashlib.sha256(content).hexdigest().encode() + content)
 
 
 def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:

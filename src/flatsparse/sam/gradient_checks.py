@@ -201,6 +201,11 @@ class _ModuleHook:
             hooks.enter(model, module, args, optimizer)
 
 
+def acts_on_parts_alone(hook: Any) -> bool:
+    """Return whether a hook on a module is for calls of that module by itself: the model's own hook comes before it."""
+    return isinstance(hook, _ModuleHook)
+
+
 def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()

@@ -1,7 +1,6 @@
 """Runs of translation: BLEU, losses over tokens, and all that a run promises."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from flatsparse.experiments.run.resolve import resolve
 from flatsparse.experiments.run.watcher import Silent
 from flatsparse.experiments.tasks.bleu import bleu
 from flatsparse.experiments.tasks.make import make_task
-from tests.experiments.killing import kill_until_done
 from tests.experiments.tasks.texts import write_pairs
 
 DATA = Path(os.environ.get("FLATSPARSE_DATA", "data"))
@@ -113,11 +111,6 @@ def test_a_resumed_run_equals_one_that_never_stopped(finished, tmp_path):
         loop.train(QUICK, tmp_path / "run", watcher=StopAfterTwo())
     result = loop.train(QUICK, tmp_path / "run", resume=True)
     assert result.scores == finished[0].scores
-    same_weights(tmp_path / "run", finished[1])
-
-
-def test_a_killed_run_ends_as_if_undisturbed(finished, tmp_path):
-    assert kill_until_done(QUICK, tmp_path / "run", 3.0, random.Random(0), most=2) == 2
     same_weights(tmp_path / "run", finished[1])
 
 

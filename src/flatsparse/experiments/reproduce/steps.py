@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsparse.experiments.bench.memory import LiveBytes
+from flatsparse.experiments.clock import clock
 from flatsparse.experiments.reproduce.made_up import made_up, shapes_of
 from flatsparse.experiments.run.build import Parts, build
 from flatsparse.experiments.run.config import ResolvedRun, change
@@ -96,7 +96,7 @@ def take_steps(run: ResolvedRun, samples: int) -> Steps:
     parts.net.train()
     with watch.attached():
         for number, batch in enumerate(_batches(parts, batch_size)):
-            began = time.perf_counter()
+            began = clock()
             before = _masks(parts)
             if number == 1 and parts.training.rounds > 1:
                 parts.training.next_round()
@@ -105,7 +105,7 @@ def take_steps(run: ResolvedRun, samples: int) -> Steps:
             losses.append(float(take_step(parts, [batch]).losses) / batch.samples)
             parts.optimizer.zero_grad()
             parts.schedule.step()
-            seconds = time.perf_counter() - began
+            seconds = clock() - began
             changed = sum(int((mask != before[name]).sum()) for name, mask in parts.training.masks.items())
             updates, moved = updates + bool(changed), moved + changed
     return Steps(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flatsparse.acceleration.measure import known_speedups, remember
 from flatsparse.common.checkpoints import load_state, save_state
 from flatsparse.common.errors import InputError, first_line
 from flatsparse.common.files import TEMPORARY, corrupt_file
@@ -78,6 +79,7 @@ def state_of(settings: dict[str, Any], parts: Parts, progress: Progress) -> dict
         "schedule": parts.schedule.state_dict(),
         "progress": progress.to_json(),
         **({"average": parts.average.state_dict()} if parts.average else {}),
+        **({"speedups": known_speedups()} if parts.run.runtime.accelerate else {}),
     }
 
 
@@ -90,6 +92,7 @@ def restore(state: dict[str, Any], parts: Parts, file: Path) -> Progress:
         parts.schedule.load_state_dict(state["schedule"])
         if parts.average:
             parts.average.load_state_dict(state["average"])
+        remember(state.get("speedups", ()))
         progress = Progress.from_json(state["progress"])
         if len(progress.records) != progress.epoch:
             raise ValueError(f"it has {len(progress.records)} records of {progress.epoch} epochs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +66,7 @@ def train_epoch(
     )
     parts.net.train()
     _seed_epoch(parts, progress.epoch)
-    started = time.perf_counter()
+    started = clock()
     shuffled = train.batches(
         run.optim.part_size,
         augment=parts.task.augmented,
@@ -86,9 +85,9 @@ def train_epoch(
         parts.context.note(f"the data of step {progress.step + 1}", 2 * progress.step)
         if progress.step % LOOK_EVERY == 0 and parts.context.size == 1:  # several processes look at the end, together
             check_finite_losses(parts, progress.epoch + 1, float(sums.losses), out=out)
-        watcher.stepped(progress.step, steps, sums.samples / (time.perf_counter() - started))
+        watcher.stepped(progress.step, steps, sums.samples / (clock() - started))
     progress.epoch += 1
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     progress.seconds += seconds
     return _record(parts, progress, sums, seconds)
 

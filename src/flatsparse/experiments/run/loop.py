@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from flatsparse.common.distributed import checksum
 from flatsparse.common.errors import InputError
 from flatsparse.experiments.claims import claim
+from flatsparse.experiments.clock import clock
 from flatsparse.experiments.data.loading import deaths_told
 from flatsparse.experiments.run.build import Parts, build, describe
 from flatsparse.experiments.run.checkpoint import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
@@ -131,7 +131,7 @@ def _train(
     watcher.started(run, describe(parts) + resumed)
     tracking.start(out, as_json(run), [record.to_json() for record in progress.records])
     probe = Probe(run.probe_every, parts) if run.probe_every and context.is_main else None
-    saved = time.monotonic()
+    saved = clock()
     while progress.epoch < run.schedule.whole_epochs * parts.training.rounds:
         if progress.epoch == run.schedule.whole_epochs * (parts.training.round + 1):
             parts.training.next_round()
@@ -168,7 +168,7 @@ def _save(out: Path, parts: Parts, progress: Progress, shares: Path | None, save
     write_metrics(out, progress.records, progress.probes)
     if shares and progress.epoch == parts.run.schedule.whole_epochs:
         save_first_round(shares, parts, progress)
-    if time.monotonic() - saved < CHECKPOINT_SECONDS:
+    if clock() - saved < CHECKPOINT_SECONDS:
         return saved
     save_checkpoint(out, parts, progress)
-    return time.monotonic()
+    return clock()

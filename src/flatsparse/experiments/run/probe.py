@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatsparse.common.seeds import generator
+from flatsparse.experiments.clock import clock
 from flatsparse.experiments.run.build import Parts, initial_model
 from flatsparse.experiments.run.checkpoint import Progress
 from flatsparse.measure import directions
@@ -46,11 +46,11 @@ class Probe:
         step = progress.step + 1
         if step % self.every:
             return 0.0
-        began = time.perf_counter()
+        began = clock()
         record = self.measure(parts, step)
         if record is not None:
             progress.probes.append(record)
-        return time.perf_counter() - began
+        return clock() - began
 
     def measure(self, parts: Parts, step: int) -> dict[str, Any] | None:
         """Return the measurements at the present weights; None where the loss is not finite."""

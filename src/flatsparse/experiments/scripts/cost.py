@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from flatsparse.experiments.clock import clock
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class StepMeter:
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _stepped(self, *_: Any) -> None:
         self.steps += 1
-        self.ends.append(time.perf_counter())
+        self.ends.append(clock())
         if self.steps == 1:
             kept = max(self._counts, key=self._counts.__getitem__, default=None)
             for p, handle in self._handles.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from flatsparse.common.errors import InputError, as_number, shown
 from flatsparse.common.files import corrupt_file
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.common.schema import NotRequired
+from flatsparse.experiments.clock import clock
 from flatsparse.experiments.grid.job import JobOutcome, fail, reason_of
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.folder import FAILURE, RESULT, read_failure
@@ -115,9 +115,9 @@ class ArmJob:
     def _measure(self, train: Any) -> ArmResult:
         arm = Arm(self.config, (self.folder / FILES).resolve())
         with seeded(arm.seed), _our_warnings() as ours:
-            began = time.perf_counter()
+            began = clock()
             returned = train(arm)
-            seconds = time.perf_counter() - began
+            seconds = clock() - began
             arm.warn_of_plain_training()
         return ArmResult(checked_scores(returned), cost_of(seconds, list(arm.meters.values())), tuple(ours))
 
