@@ -1,4 +1,4 @@
-"""Runs a stress script, and keeps what it says at its end as a line of results/stress.jsonl, of which docs/reliability.md is made.
+"""Runs a stress script, and keeps its last line in results/stress.jsonl, of which docs/reliability.md is made.
 
 ``python tests/stress/keep.py damage.py 1000``; ``python tests/stress/keep.py`` alone writes the page again.
 """
@@ -36,7 +36,9 @@ SCRIPTS = {
 def kept(script: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run a script and return its line. Raises SystemExit where it fails."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, HERE / script, *arguments], stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [sys.executable, HERE / script, *arguments], stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
     print(done.stdout, end="")
     if done.returncode:
         raise SystemExit(done.returncode)

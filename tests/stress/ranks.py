@@ -290,8 +290,10 @@ def main() -> None:
         sys.exit(f"fault: {fault}")
     numbers = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
     ended = ", ".join(f"{way} {seconds:.1f} s" for way, seconds in sorted(longest.items()) if seconds)
-    print(f"ranks: {given.count} cases in {time.monotonic() - began:.0f} seconds: {numbers}; longest until the others")
-    print(f"had ended: {ended}, of {ENDING:g} s after a death and {TIMEOUT + ENDING:g} s otherwise")
+    print(
+        f"ranks: {given.count} cases in {time.monotonic() - began:.0f} seconds: {numbers};"
+        f" longest until the others had ended: {ended}, of {ENDING:g} s after a death and {TIMEOUT + ENDING:g} s otherwise"
+    )
 
 
 if __name__ == "__main__":
