@@ -63,18 +63,24 @@ def check(case: tuple[str, str, bool], files: Kept) -> str:
     """Show a name at a place, and read what is shown. Returns the place."""
     place, name, drawn = case
     with files.watched(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph|.*missing from font|Matplotlib currently|No artists")
+        warnings.filterwarnings(
+            "ignore", "Glyph|.*missing from font|Matplotlib currently|No artists|constrained_layout not applied"
+        )
         with contextlib.nullcontext() if drawn else without_pictures():
             shown = PLACES[place](name)
         check_terminal(shown.printed)
         if shown.page:
             page = check_same_form(shown.page, _plainly(place))
             if place in ("run", "evaluation", "changes"):
-                check_words(
-                    page.commands, name.encode(errors="replace").decode().replace("\r\n", "\n").replace("\r", "\n")
-                )
+                word = name if place == "run" else str(Path("runs", name))
+                check_words(page.commands, _as_read(word))
         if drawn:
             for picture in shown.pictures:
                 plotting.save(picture(), Path("named.png"))
                 plotting.svg(picture())
     return place
+
+
+def _as_read(text: str) -> str:
+    """Return a text as a page has it, and as its readers take the ends of its lines."""
+    return text.encode(errors="replace").decode().replace("\r\n", "\n").replace("\r", "\n")

@@ -26,6 +26,7 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, strategies
 
+from flatsparse.common.errors import shown
 from tests.stress import command_lines, hostile_files, hostile_names, leading_away, own_code
 from tests.stress.calling import Fault, Kept, inside, make_files
 
@@ -76,9 +77,9 @@ def tried(part: str, count: int, seed: int, files: Kept, *, go_on: bool = False)
             fault = problem if isinstance(problem, Fault) else "".join(traceback.format_exception(problem))
             if not go_on:
                 again = f"python tests/stress/inputs.py --part '{part}' --seed {seed} {count}"
-                raise Fault(f"{part}: {case!r}\n{fault}\nrepeat: {again}") from None
+                raise Fault(f"{part}: {shown(case, 3000)}\n{str(fault)[-5000:]}\nrepeat: {again}") from None
             outcome = "fault"
-            print(f"FAULT {part}: {case!r}\n{fault}", flush=True)
+            print(f"FAULT {part}: {shown(case, 3000)}\n{str(fault)[-5000:]}", flush=True)
         counts[outcome] += 1
 
     with inside(files.folder):

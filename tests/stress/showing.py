@@ -182,7 +182,7 @@ def of_evaluation(name: str) -> Shown:
     record = {"runs": [run], "settings": {}}
     console = _console()
     print_evaluation(record, console)
-    page = pages.write_evaluation(record, Evaluation((Path(f"runs/{name}"),)), _folder(name))
+    page = pages.write_evaluation(record, Evaluation((Path("runs", name),)), _folder(name))
     return Shown(page.read_text(encoding="utf-8"), _printed(console))
 
 
@@ -198,7 +198,7 @@ def of_changes(name: str) -> Shown:
     record = {"runs": runs, "changes": changes, "better": "higher", "settings": {}}
     console = _console()
     print_evaluation(record, console)
-    page = pages.write_evaluation(record, Evaluation((Path(f"runs/{name}"),)), _folder(name))
+    page = pages.write_evaluation(record, Evaluation((Path("runs", name),)), _folder(name))
     return Shown(page.read_text(encoding="utf-8"), _printed(console), (lambda: after_picture(AfterTable.of(record)),))
 
 
