@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-_last = 0.0
+LEAST = 1e-9  # seconds between two times
+_last, _offset = -math.inf, 0.0
 
 
 def clock(device: str = "cpu") -> float:
@@ -16,10 +17,13 @@ def clock(device: str = "cpu") -> float:
 
     Each time is later than the one before, also where the system's clock stands still for a moment or is set back.
     """
-    global _last
+    global _last, _offset
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-    _last = max(time.perf_counter(), math.nextafter(_last, math.inf) + 1e-9)
+    now = time.perf_counter()
+    if now + _offset <= _last:
+        _offset = math.nextafter(_last, math.inf) + LEAST - now
+    _last = now + _offset
     return _last
 
 
