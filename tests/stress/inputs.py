@@ -97,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.pop("FLATSPARSE_DATA", None)
     shares = {name: 1.0 if given.part else part.share for name, part in PARTS.items() if given.part in (None, name)}
-    began, faults = time.monotonic(), 0
+    began, faults, parts = time.monotonic(), 0, []
     with tempfile.TemporaryDirectory() as folder:
         files = made(Path(folder))
         for name, share in shares.items():
@@ -108,8 +108,9 @@ def main() -> None:
             except Fault as fault:
                 sys.exit(f"fault: {fault}")
             faults += counts.get("fault", 0)
-            print(f"{name}: {said(counts)}; {time.monotonic() - before:.0f} seconds", flush=True)
-    print(f"inputs: {given.count} cases in {time.monotonic() - began:.0f} seconds, {faults} faults")
+            parts.append(f"{name}: {said(counts)}")
+            print(f"{parts[-1]}; {time.monotonic() - before:.0f} seconds", flush=True)
+    print(f"inputs: {'; '.join(parts)}; {faults} faults; {time.monotonic() - began:.0f} seconds")
     sys.exit(faults > 0)
 
 

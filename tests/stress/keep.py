@@ -59,12 +59,12 @@ def _commit() -> str:
 
 
 def rendered(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page, with the last line of each script."""
-    last = {line["script"]: line for line in lines}
+    """Return the page."""
     rows = [
         f"| {what} | `python tests/stress/{' '.join((script, *line['arguments']))}` | {line['said']} | {line['minutes']:.0f} |"
         for script, what in SCRIPTS.items()
-        if (line := last.get(script))
+        for line in lines
+        if line["script"] == script
     ]
     return TEMPLATE.read_text(encoding="utf-8").replace("ROWS", "\n".join(rows))
 
