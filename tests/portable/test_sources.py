@@ -38,7 +38,12 @@ def encoding_left_out(call):
 
 def unguarded(tree):
     """Yield what a source takes from modules of POSIX, or from ``os`` and ``signal``, without asking whether it is there."""
+    tried = [
+        part for node in ast.walk(tree) if isinstance(node, ast.Try) and expects_absence(node) for part in node.body
+    ]
     for node in ast.walk(tree):
+        if node in tried:
+            continue
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         yield from (name for name in names if name in MODULES)
@@ -53,6 +58,12 @@ def unguarded(tree):
             and node.attr in LACKING
             and not any(f"hasattr({node.value.id}, '{node.attr}')" in around for around in (text, *asked(tree, node)))
         )
+
+
+def expects_absence(attempt):
+    """Return whether a ``try`` goes on without a module that is not there."""
+    kinds = {handler.type.id for handler in attempt.handlers if isinstance(handler.type, ast.Name)}
+    return bool(kinds & {"ImportError", "ModuleNotFoundError"})
 
 
 def asked(tree, inner):
@@ -105,6 +116,8 @@ def test_an_encoding_left_out_is_seen(source, left_out):
     ("source", "seen"),
     [
         ("import fcntl", {"fcntl"}),
+        ("try:\n  import fcntl\nexcept ModuleNotFoundError:\n  fcntl = None", set()),
+        ("try:\n  import fcntl\nexcept OSError:\n  fcntl = None", {"fcntl"}),
         ("from resource import getrusage", {"resource"}),
         ("code == -signal.SIGKILL", {"signal.SIGKILL"}),
         ("a = os.sysconf('x') if hasattr(os, 'sysconf') else 0", set()),

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import sys
 import time
@@ -176,6 +175,8 @@ def quick_workers() -> Any:
 
 
 def _Fork(context: Any, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> Any:
+    import resource  # Windows has none, nor forks
+
     def alone(pipe: Any) -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None

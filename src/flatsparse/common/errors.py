@@ -53,19 +53,19 @@ _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTR
 
 
 def harmless(text: str) -> str:
-    """Return a text with escapes in the place of characters that a terminal obeys instead of showing them.
+    r"""Return a text with escapes in the place of characters that a terminal obeys instead of showing them.
 
     >>> print(harmless("\x1b[31mred"))
-    \\x1b[31mred
+    \x1b[31mred
     """
     return text.translate(_ESCAPES)
 
 
 def as_line(text: str) -> str:
-    """Return a text as one line, with escapes in the place of all that is not printable.
+    r"""Return a text as one line, with escapes in the place of all that is not printable.
 
     >>> print(as_line("a\nb"))
-    a\\nb
+    a\nb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
