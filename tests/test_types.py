@@ -178,6 +178,7 @@ def marked(program):
     return [(number, remark) for number, (code, _, remark) in lines if code]
 
 
+@pytest.mark.slow
 def test_a_program_is_right_and_no_main_result_is_of_any_type(installed, tmp_path):
     errors, revealed = check(installed, RIGHT, tmp_path)
     assert errors == []

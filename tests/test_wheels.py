@@ -14,6 +14,7 @@ import pytest
 
 from flatsparse.common import building
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["acceleration/kernels", "sam/kernel"]
 

@@ -134,6 +134,7 @@ def test_train_runs_under_torchrun_unchanged(tmp_path):
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_run_is_said_once(tmp_path):
     done = torchrun("compare", "--out", str(tmp_path / "comparison"))
     assert done.returncode != 0

@@ -12,6 +12,7 @@ from .blocks import PAGES, ROOT
 
 for name in ("sphinx", "myst_parser", "furo"):
     pytest.importorskip(name, reason="the site needs pip install 'flatsparse[docs]'")
+pytestmark = pytest.mark.slow
 DOCS = ROOT / "docs"
 NAMES = ("contents", "docstrings", "notebooks", "api")
 

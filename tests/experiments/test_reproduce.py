@@ -120,7 +120,10 @@ def check_trained(folder):
         assert sum(record["updates"] for record in records) >= 10
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = {"wmt14", "set5x", "table5"}  # half a minute each and more
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NAMES])
 def test_recipe_in_smoke(name, store):
     record = made(load(name), store, only=SOME.get(name))
     check_whole(record, store, SOME.get(name))

@@ -26,6 +26,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to know what is open")
 def test_every_module_is_imported_and_every_command_runs(tmp_path):
     """In the plainest locale, whose texts are ASCII, so that an encoding left out is an error for ρ and S²-SAM."""

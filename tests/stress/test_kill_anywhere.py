@@ -11,13 +11,13 @@ from .kill_cases import example
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are found in Linux's way")
 QUICK = [
     example("train", "rigl", "s2sam"),
+    example("export", "dense"),
+]
+SLOW = [
     example("train", "lth"),
     example("train on text", "mest"),
     example("compare a script", "2"),
     example("landscape", "2", "0"),
-    example("export", "dense"),
-]
-SLOW = [
     example("train, streamed", "2"),
     example("reproduce", "2"),
     example("evaluate --after", "2"),

@@ -23,6 +23,7 @@ def test_every_token_of_a_text_is_predicted_once():
     assert split.tokens == len(text)
 
 
+@pytest.mark.slow
 def test_a_text_is_modelled_below_the_perplexity_of_chance(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = RunConfig.of(

@@ -63,6 +63,7 @@ def finished(tmp_path_factory):
     return loop.train(QUICK, out), out
 
 
+@pytest.mark.slow
 def test_a_short_run_is_neither_without_hope_nor_at_its_ceiling(tmp_path):
     """The dense net of ``reproduce wmt14 --scale smoke``: what compares methods must leave room above and below."""
     [dense, *_] = wmt14.RECIPE.cells("smoke")
