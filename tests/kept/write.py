@@ -7,20 +7,18 @@ with the code of today.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.folders import inside
 from tests.stress.written import REST, RUN_PARTS, Part, make_rest, make_runs, plain
 
 KEPT = Path(__file__).parent
@@ -35,17 +33,6 @@ MOST = 150_000  # bytes of a file
 def said(part: Part) -> Any:
     """What a reader says, as JSON has it."""
     return json.loads(json.dumps(plain(part.read())).replace(str(Path.cwd()), "."))
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """A context whose current folder is another."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def pack(folder: Path, place: Path) -> None:

@@ -176,17 +176,6 @@ def make_files() -> None:
     Path("away").symlink_to("nowhere")
 
 
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """A context in a folder."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 class Kept:
     """A folder that is to stay as it is, and a copy of it."""
 

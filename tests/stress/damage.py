@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from flatsparse.common.errors import InputError
+from tests.folders import inside
 from tests.stress.damaging import damage, kind_of
 from tests.stress.written import REST, RUN_PARTS, Part, make_rest, make_runs, told
 
@@ -132,20 +133,10 @@ def check(part: Part, whole: Path, before: Undamaged, source: random.Random) -> 
 @contextlib.contextmanager
 def copied(part: Part, whole: Path) -> Iterator[None]:
     """A context in a folder with a copy of what a part needs."""
-    with tempfile.TemporaryDirectory() as folder, _in(folder):
+    with tempfile.TemporaryDirectory() as folder, inside(folder):
         for name in (part.folder, *part.needs):
             (shutil.copytree if (whole / name).is_dir() else shutil.copy)(whole / name, name)
         yield
-
-
-@contextlib.contextmanager
-def _in(folder: str) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def run(
@@ -187,7 +178,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         whole = chosen.set or temporary
-        with _in(whole):
+        with inside(whole):
             if not Path("runs").exists():
                 make_runs()
                 make_rest()

@@ -27,8 +27,9 @@ import torch
 from hypothesis import HealthCheck, Phase, strategies
 
 from flatsparse.common.errors import shown
+from tests.folders import inside
 from tests.stress import command_lines, hostile_files, hostile_names, leading_away, own_code
-from tests.stress.calling import Fault, Kept, inside, make_files
+from tests.stress.calling import Fault, Kept, make_files
 
 
 @dataclass(frozen=True)

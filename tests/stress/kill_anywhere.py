@@ -35,6 +35,7 @@ from PIL import Image
 
 from flatsparse.acceleration import layers
 from flatsparse.cli.entry import main
+from tests.folders import inside
 from tests.stress.kill_cases import Case, cases, make_set
 from tests.stress.kill_checks import Folder, check_equal
 from tests.stress.killing import Fault, Killer, Moment, Watched, quick_workers, start
@@ -89,16 +90,6 @@ def _prepared(case: Case, whole_set: Path, work: Path) -> None:
 
 
 @contextlib.contextmanager
-def _in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextlib.contextmanager
 def _temporary(place: Path) -> Iterator[None]:
     """A context with a folder of its own for what programs keep for a while."""
     with mock.patch.dict(os.environ, {"TMPDIR": str(place)}), mock.patch.object(tempfile, "tempdir", str(place)):
@@ -118,7 +109,7 @@ def written_set(folder: Path) -> Path:
     """Write what the cases work on, in this process, so that its forks have all that a first run makes."""
     folder.mkdir()
     for line in make_set(folder):
-        with _in(folder), contextlib.redirect_stdout(io.StringIO()):
+        with inside(folder), contextlib.redirect_stdout(io.StringIO()):
             main(line)
     return folder
 
