@@ -300,3 +300,25 @@ def test_a_run_that_diverges_is_one_line_and_goes_on_elsewhere(tmp_path, capsys)
     assert "--lr 1e+30, not 0.01" in fails(capsys, *wild, "--lr", "0.01", "--resume", "--out", str(tmp_path / "run"))
     main([*wild, "--lr", "0.01", "--out", str(tmp_path / "other")])
     assert json.loads((tmp_path / "other" / "result.json").read_text())["epochs"] == 2
+
+
+WILD = """from flatsparse.experiments.recipes.recipe import Cell, Recipe
+from flatsparse.experiments.run.config import RunConfig
+def cells(scale):
+    quick = dict(train_size=50, validation_size=50, batch_size=32, epochs=1, optimizer="adamw", method="dense", sparsity=0.0)
+    return [Cell(f"lr {lr:g}", "", RunConfig.of(lr=lr, **quick)) for lr in (1e30, 0.01)]
+RECIPE = Recipe("wild", "T", "S", cells, seeds={"smoke": 1})
+"""
+
+
+def test_a_table_without_a_finished_run_is_shown_and_refused(tmp_path, capsys):
+    (tmp_path / "wild.py").write_text(WILD)
+    quick = ("reproduce", str(tmp_path / "wild.py"), "--scale", "smoke", "--jobs", "1", "--device", "cpu")
+    with pytest.raises(SystemExit) as end:
+        main([*quick, "--only", "*1e+30*", "--out", str(tmp_path / "none")])
+    assert end.value.code == 2
+    assert re.fullmatch(
+        r"flatsparse: error: no run of wild was finished \(.* lower --lr 1e\+30.*\n", capsys.readouterr().err
+    )
+    assert (tmp_path / "none" / "wild-smoke.json").exists()
+    main([*quick, "--out", str(tmp_path / "some")])  # one that fails beside one that does not is a row of the table

@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "export": ("export", "run", "--format", "csr", "--images", "20"),
     "evaluate": ("evaluate", "run", "--after", "int8", "--images", "20", *SERIAL),
+    "reproduce": ("reproduce", "recipe.py", "--scale", "smoke", *SERIAL),
 }
 LINE = "flatsparse: error: "
 EACH = [pytest.param(c, marks=() if c in ("train", "export") else pytest.mark.slow) for c in COMMANDS]
@@ -103,8 +104,8 @@ def test_a_full_disk_is_a_line_and_the_work_continues_when_there_is_room(here, c
     arguments = [*COMMANDS[command], "--out", "out"]
     check_line(*ended(arguments, at_most(size)))
     is_clean(here / "out")
-    resume = [] if command in ("export", "evaluate") else ["--resume"]
-    retry = ["--retry"] if command.startswith("compare") else []
+    resume = [] if command in ("export", "evaluate", "reproduce") else ["--resume"]
+    retry = ["--retry"] if command.startswith(("compare", "reproduce")) else []
     assert ended([*arguments, *resume, *retry]) == (0, "")
     is_clean(here / "out")
 

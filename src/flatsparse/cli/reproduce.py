@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -53,6 +53,7 @@ class Reproduce:
                 continue
             print_record(record, console, self.choice.only)
             console.print(f"numbers: {self.out / f'{recipe.name}-{self.choice.scale}.json'}\n", highlight=False)
+            refused = _all_failed(record) or refused
         if refused is not None:
             raise refused
 
@@ -77,3 +78,11 @@ class Reproduce:
         console.print(f"numbers: {file}", highlight=False)
         if failed := [run for run in record["runs"].values() if run["runs"] is False]:
             raise InputError(f"{len(failed)} of {len(record['runs'])} runs do not run, see above: {failed[0]['why']}")
+
+
+def _all_failed(record: Mapping[str, Any]) -> InputError | None:
+    """Return what to raise for a table without a single finished run, such as on a full disk; None for any other."""
+    failures = [failure for row in record["rows"] for failure in row["failures"]]
+    if not failures or any(row["folders"] for row in record["rows"]):
+        return None
+    return InputError(f"no run of {record['name']} was finished ({failures[0]}): --retry repeats them")
