@@ -51,7 +51,7 @@ PENALTY = (
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = (
     "what masks keep to, in every layer made sparse (--exclude the others): block:16x1 for whole blocks of 16 outputs and 1"
-    " input, or, but for gmp, N of each M inputs active, e.g. 2 4."
+    " input, or N of each M inputs active, e.g. 2 4."
 )
 LAYERS = f"Convention for what is left dense: {', '.join(PRESETS)}; `flatsparse list layers` shows the result."
 
