@@ -72,7 +72,7 @@ def fails(capsys, *arguments):
         ("train --model=", "unknown model ''"),
         ("train --pattern 2", "pattern '2' is not usable: give (2, 4) or '2:4'"),
         ("train --pattern block:16x1", "has 10 outputs, which pattern block:16x1 does not divide"),
-        ("train --method gmp --pattern 2 4 --sparsity 0.5", "'gmp' starts dense, and pattern 2:4 is always 0.5 sparse"),
+        ("train --method gmp --pattern 2 4 --sparsity 0.5", "has 1 inputs, which pattern 2:4 does not divide"),
         ("compare --seeds 0", "--seeds 0"),
         ("compare --tune --validation-size 0", "--tune"),
         ("compare --jobs 0", "--jobs 0"),

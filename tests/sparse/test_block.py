@@ -15,7 +15,7 @@ from flatsparse.measure.estimate import estimate
 from flatsparse.sparse.distributions import DISTRIBUTIONS
 from flatsparse.sparse.masks import MaskedWeight
 from flatsparse.sparse.n_of_m import NofM
-from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern, pattern_of
+from flatsparse.sparse.pattern import UNSTRUCTURED, Pattern, Unstructured, pattern_of
 from tests.helpers import adamw, assert_zero_outside, copied, image_batch, same, seen, sgd, take_step, tiny_net
 
 STEPS, SPARSITY = 14, 0.7
@@ -168,6 +168,15 @@ def test_global_counts_are_those_of_the_largest_blocks_of_the_net():
 # -- laws of the methods ----------------------------------------------------------------------------------------------
 
 
+class Half(Unstructured):
+    """A pattern of a user's own that is always half sparse."""
+
+    sparsity = 0.5
+
+    def __str__(self):
+        return "half"
+
+
 def make(method, optimizer, block, weights=0):
     model = net(weights)
     optimizer = OPTIMIZERS[optimizer](model.parameters())
@@ -274,7 +283,15 @@ def test_an_estimate_has_the_sparsity_of_the_training(method):
             {"pattern": fs.Block(1, 4)},
             "layer '0.weight' has 1 inputs, which pattern block:1x4 does not divide: leave it out with exclude=",
         ),
-        ({"method": "gmp", "pattern": (2, 4), "sparsity": 0.5}, "'gmp' starts dense, and pattern 2:4 is always 0.5"),
+        (
+            {"method": "gmp", "pattern": (2, 4), "sparsity": 0.5},
+            "layer '0.weight' has 1 inputs, which pattern 2:4",
+        ),
+        ({"method": "gmp", "pattern": (2, 4)}, "pattern 2:4 is 0.5 sparse, not 0.75: give sparsity=0.5"),
+        (
+            {"method": "gmp", "pattern": Half(), "sparsity": 0.5},
+            "'gmp' starts dense, and pattern half is always 0.5",
+        ),
         ({"pattern": "block:2"}, "pattern 'block:2' is not usable: give (2, 4) or '2:4'"),
         ({"pattern": fs.Block}, "is not usable"),
         ({"pattern": "2:4"}, "pattern 2:4 is 0.5 sparse, not 0.75: give sparsity=0.5"),

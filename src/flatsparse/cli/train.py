@@ -67,7 +67,8 @@ def usual_folder(run: ResolvedRun) -> Path:
     channels = "" if pruning.channels is None else f"-channels{pruning.channels:g}"
     method = f"{name_of_kind(kind_of(pruning.method))}{pruning.sparsity:g}{channels}"
     subject = run.dataset.task or f"{sources.slug(run.dataset.data)}-{run.model}"
-    name = f"{subject}-{method}-{run.sharpness}-seed{run.seed}"
+    start = "" if run.init is None else "-init"
+    name = f"{subject}-{method}-{run.sharpness}{start}-seed{run.seed}"
     return Path("runs") / plain_name(plain_name(name).strip("._"))  # data may be a path to another folder
 
 

@@ -46,18 +46,35 @@ def _ordered(content: bytes) -> bytes:
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata. Raises InputError when the file is corrupt."""
-    content = read(file)
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        tensors, about = safetensors.torch.load(content), dict(header.get("__metadata__", {}))
-    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as problem:
-        raise corrupt_file(file, str(problem) or "it is no safetensors file") from None
-    except KeyError as kind:
-        raise InputError(f"'{file}' holds numbers of the type {kind}, which are not ours: convert it") from None
+    tensors, about = _parsed(file)
     if "sha256" not in about:
         raise InputError(
             f"'{file}' carries no checksum: it is damaged, or not of ours; give a file that flatsparse wrote"
         )
+    return _checked(file, tensors, about)
+
+
+def load_any_tensors(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file of any program; a checksum is checked where there is one.
+
+    Raises: InputError when the file is corrupt.
+    """
+    tensors, about = _parsed(file)
+    return _checked(file, tensors, about)[0] if {"sha256", "format"} <= about.keys() else tensors
+
+
+def _parsed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = read(file)
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return safetensors.torch.load(content), dict(header.get("__metadata__", {}))
+    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as problem:
+        raise corrupt_file(file, str(problem) or "it is no safetensors file") from None
+    except KeyError as kind:
+        raise InputError(f"'{file}' holds numbers of the type {kind}, which are not ours: convert it") from None
+
+
+def _checked(file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     if about.pop("sha256", None) != tensor_digest(tensors, about):
         raise corrupt_file(file, "its checksum does not fit")
     return tensors, about

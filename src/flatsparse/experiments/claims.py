@@ -17,6 +17,7 @@ from flatsparse.common.files import ELSEWHERE, remove_temporary
 from flatsparse.common.json_files import read_json, write_json
 
 LOCK = ".lock"
+WORDS = {"init_sha256": "an --init whose SHA-256 is"}  # settings that are no options
 _held: set[Any] = set()  # the open files of this process's locks
 
 
@@ -183,7 +184,7 @@ def check_same(
     same = {name: plain[name] == recorded[name] if name in recorded else not plain[name] for name in names}
     odd = next((name for name in names if name not in free and not same[name]), None)
     if odd is not None:
-        flag = f"--{odd.replace('_', '-')}"
+        flag = WORDS.get(odd, f"--{odd.replace('_', '-')}")
         raise InputError(
             f"{origin} holds work with {flag} {recorded.get(odd)}, not {plain[odd]}: resume it with its own settings, or give"
             " another --out"

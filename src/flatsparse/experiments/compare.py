@@ -163,7 +163,8 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, console:
             f"--tune chooses ρ on validation samples, and '{task.name}' has none: give it some, or no --tune"
         )
     about: dict[str, Any] = {"data_set": task.identity, **({"sha256_of_code": code} if code else {})}
-    with claim(out, "comparison.json", comparison.as_dict(), resume=resume, about=about, free=ANYWHERE):
+    asked = {**comparison.as_dict(), "init_sha256": resolve(first).init_sha256}
+    with claim(out, "comparison.json", asked, resume=resume, about=about, free=ANYWHERE):
         recorded = read_json(out / "comparison.json", {"data_set": NotRequired(DATA_SET)}, cure=ELSEWHERE)
         task.check_same(recorded, f"'{out}'")
         notes = [*task.notes, *([CHANGED] if recorded.get("sha256_of_code", code) != code else [])]

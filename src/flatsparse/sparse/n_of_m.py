@@ -14,7 +14,7 @@ from flatsparse.common.weight_layout import outputs_first
 from flatsparse.sparse.distributions import Distribution
 from flatsparse.sparse.masked_weight import MaskedWeight
 from flatsparse.sparse.scores import Score
-from flatsparse.sparse.topk import keep_top
+from flatsparse.sparse.topk import apportion, keep_top
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class NofM:
         return 1 - self.active / self.of
 
     def ranked(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
-        self._check(outputs_first(scores, inputs_first), layer)
+        self.check(outputs_first(scores, inputs_first), layer)
         return scores
 
     def counts(
@@ -81,16 +81,86 @@ class NofM:
         Raises: InputError when the inputs do not divide into groups.
         """
         scores = outputs_first(scores, inputs_first)
-        self._check(scores, layer)
+        self.check(scores, layer)
         groups = scores.movedim(1, -1)
         ranked = torch.where(groups.isnan(), -torch.inf, groups).reshape(-1, self.of)
         best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.active]
         kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, best, True)
         return outputs_first(kept.view(groups.shape).movedim(-1, 1), inputs_first)
 
-    def _check(self, scores: Tensor, layer: str) -> None:
+    def check(self, scores: Tensor, layer: str) -> None:
+        """Raise InputError for scores (outputs, inputs, …) whose inputs do not divide into groups."""
         if scores.shape[1] % self.of:
             raise InputError(
                 f"layer '{layer}' has {scores.shape[1]} inputs, which pattern {self} does not divide:"
                 " leave it out with exclude="
             )
+
+
+@dataclass(frozen=True)
+class GradualNofM:
+    """The way from dense weights to N:M sparsity: any number of active weights, spread evenly over the groups.
+
+    Of c active weights and G groups, each group keeps its c // G largest, and c % G groups keep one more: those whose next
+    largest are the largest. Masks that are pruned so, step by step, never bring a weight back, and end at exactly N of each M.
+    That N falls while a net trains is of Kao et al. (2022, "sparse structure decay"); counts between whole numbers are ours, so
+    that sparsity can follow any schedule.
+
+    Attributes:
+        end: the pattern of the last masks, and of the groups of all.
+
+    >>> GradualNofM(NofM(1, of=2)).best(torch.tensor([[1.0, 3.0, 4.0, 2.0]]), count=3).tolist()
+    [[False, True, True, True]]
+    """
+
+    end: NofM
+    sparsity: ClassVar[float | None] = None
+    size: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return str(self.end)
+
+    def ranked(self, scores: Tensor, layer: str = "weight", inputs_first: int = 0) -> Tensor:
+        return self.end.ranked(scores, layer, inputs_first)
+
+    def counts(
+        self,
+        scores: Mapping[str, Tensor],
+        total: int,
+        distribution: Distribution,
+        most: Mapping[str, int] | None = None,
+    ) -> dict[str, int]:
+        """As ``Pattern.counts``; every layer is as sparse as the others, and no sparser than at the end."""
+        sizes = [s.numel() for s in scores.values()]
+        caps = sizes if most is None else [most[name] for name in scores]
+        floors = [min(size // self.end.of * self.end.active, cap) for size, cap in zip(sizes, caps, strict=True)]
+        counts = apportion(min(max(total, sum(floors)), sum(caps)), sizes, caps, floors)
+        return dict(zip(scores, counts, strict=True))
+
+    def best(self, scores: Tensor, count: int, inputs_first: int = 0) -> Tensor:
+        groups = self._groups(scores, inputs_first)
+        every, more = divmod(count, groups.numel() // self.end.of)
+        order = torch.where(groups.isnan(), -torch.inf, groups).argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :every], True)
+        if more:
+            following = order[..., every : every + 1]
+            kept.scatter_(-1, following, keep_top(groups.gather(-1, following), more))
+        return outputs_first(kept.movedim(-1, 2).flatten(1, 2), inputs_first)
+
+    def moved(self, w: MaskedWeight, fraction: float, drop: Score, grow: Score) -> Tensor:
+        """As ``Pattern.moved``; grown is where it leaves the groups even."""
+        moved = int(fraction * w.active)
+        if moved == 0:
+            return w.mask
+        kept = keep_top(drop(w), w.active - moved, among=w.mask)
+        return self.best(torch.where(kept, torch.inf, grow(w)), w.active, w.inputs_first)
+
+    def holds(self, mask: Tensor, layer: str = "weight", inputs_first: int = 0) -> bool:
+        """As ``Pattern.holds``: each group has N active weights or more, and one more at most than any other."""
+        self.ranked(mask, layer, inputs_first)
+        active = self._groups(mask, inputs_first).sum(-1)
+        return bool(active.min() >= self.end.active) and bool(active.max() - active.min() <= 1)
+
+    def _groups(self, scores: Tensor, inputs_first: int) -> Tensor:
+        """A layer's scores, (outputs, groups of inputs, …, M), in which groups come in the order of their first entries."""
+        return outputs_first(scores, inputs_first).unflatten(1, (-1, self.end.of)).movedim(2, -1)

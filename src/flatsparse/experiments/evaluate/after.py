@@ -85,7 +85,9 @@ def after_changes(settings: Evaluation, runs: Sequence[Finished], out: Path, con
 
 def arms(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Return for each run the settings, but for the seed, in which some runs differ."""
-    every = [{k: v for k, v in as_json(run.run).items() if k not in ("seed", "data_dir")} for run in runs]
+    every = [
+        {k: v for k, v in as_json(run.run).items() if k not in ("seed", "data_dir", "init_sha256")} for run in runs
+    ]
     differing = [name for name in every[0] if any(one.get(name) != every[0][name] for one in every)]
     return [{name: one.get(name) for name in differing} for one in every]
 

@@ -85,8 +85,8 @@ class RunJob:
         return self.config.runtime.device
 
     def elsewhere(self) -> RunJob:
-        data_dir = self.config.dataset.data_dir
-        config = change(self.config, data_dir=data_dir and data_dir.resolve())
+        data_dir, init = self.config.dataset.data_dir, self.config.init
+        config = change(self.config, data_dir=data_dir and data_dir.resolve(), init=init and init.resolve())
         return dataclasses.replace(self, config=config, folder=self.folder.resolve(), store=self.store.resolve())
 
     def run(self) -> JobOutcome:

@@ -63,7 +63,7 @@ def key(run: RunConfig) -> str:
     chosen = {
         n: v
         for n, v in as_json(_settled(run)).items()
-        if n not in FREE and v not in (usual[n], FILLED_IN.get(n, usual[n]))
+        if n not in FREE and v not in (usual.get(n), FILLED_IN.get(n, usual.get(n)))
     }
     return hashlib.sha256(json.dumps([RESULTS, chosen, code_of(run)], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from flatsparse.experiments.run.resolve import OWN
 def flags(settings: Any) -> str:
     """The flags that give these settings, as a shell takes them; what is at its default has none."""
     words: list[str] = []
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(unasked(settings)):
         value, default = getattr(settings, field.name), getattr(unasked(settings), field.name)
         if dataclasses.is_dataclass(value):
             words += shlex.split(flags(value))

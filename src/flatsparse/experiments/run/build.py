@@ -19,6 +19,7 @@ from flatsparse.experiments.data.loading import seed_all, seeded
 from flatsparse.experiments.run.average import WeightAverage
 from flatsparse.experiments.run.config import ResolvedRun, change
 from flatsparse.experiments.run.ddp import SINGLE, DistContext
+from flatsparse.experiments.run.initial_weights import load_initial
 from flatsparse.experiments.run.learning_rate import start_schedule
 from flatsparse.experiments.run.method import with_method_options
 from flatsparse.experiments.run.optimizer import sharpness_aware
@@ -118,7 +119,7 @@ def task_of(run: ResolvedRun) -> RunTask:
 
 
 def initial_model(run: ResolvedRun, task: RunTask) -> nn.Module:
-    """Return a run's network as it was before training, on the CPU: also what its state dict leaves out is drawn by the seed."""
+    """Return a run's random network, on the CPU: also what its state dict leaves out is drawn by the seed."""
     with seeded(run.seed, "model"):
         return task.fresh()
 
@@ -136,6 +137,7 @@ def make_model(run: ResolvedRun, task: RunTask, context: DistContext = SINGLE) -
     seed_all(run.seed, "model")  # of numpy's and Python's generators too
     model = task.fresh()
     task.check(model, smallest // context.size)
+    load_initial(run, model)
     model.to(device=run.runtime.device)
     layout = torch.channels_last if run.runtime.channels_last else torch.contiguous_format
     odd = unsafe_in_channels_last(model) if run.runtime.channels_last and run.runtime.device == "cpu" else None

@@ -51,7 +51,7 @@ PENALTY = (
 REWIND = "step of the first round whose weights later rounds start from. By default 0, the initial weights."
 PATTERN = (
     "what masks keep to, in every layer made sparse (--exclude the others): block:16x1 for whole blocks of 16 outputs and 1"
-    " input, or, but for gmp, N of each M inputs active, e.g. 2 4."
+    " input, or N of each M inputs active, e.g. 2 4."
 )
 LAYERS = f"Convention for what is left dense: {', '.join(PRESETS)}; `flatsparse list layers` shows the result."
 
@@ -215,6 +215,8 @@ class Setting:
     model: str | None = None
     """Network, by name (`flatsparse list models`), timm:NAME, torchvision:NAME, or as path/to/file.py:function, whose code is
     then run. By default one that suits the data."""
+    init: Path | None = None
+    """Weights to start from in place of random ones: the folder of a finished run, or a .safetensors file."""
     dataset: Annotated[Dataset, tyro.conf.arg(name="data")] = field(default_factory=Dataset)
     pruning: Annotated[Pruning, tyro.conf.arg(name="pruning")] = Pruning()
     optim: Annotated[Optim, tyro.conf.arg(name="optimizer")] = Optim()
@@ -276,9 +278,12 @@ class ResolvedRun(RunConfig):
 
     model: str = "digitnet"
     pruning: ResolvedPruning = ResolvedPruning()
+    init_sha256: str | None = None
+    """The SHA-256 of the file of the weights to start from."""
 
 
-FREE = ("data_dir", "workers", "memory")  # settings that change no result
+# Settings that change no result. Of weights to start from, their hash says which they are.
+FREE = ("data_dir", "init", "workers", "memory")
 GROUPS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Setting).items() if dataclasses.is_dataclass(kind)
 }

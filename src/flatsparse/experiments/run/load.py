@@ -112,8 +112,7 @@ def run_of(settings: dict[str, Any], folder: Path) -> ResolvedRun:
     if (wrong := schema_error(settings, {name: form_of(kinds[name]) for name in settings})) is not None:
         raise corrupt_file(folder / CONFIG, wrong)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    if plain.get("data_dir") is not None:
-        plain["data_dir"] = Path(plain["data_dir"])
+    plain |= {name: Path(plain[name]) for name in ("data_dir", "init") if plain.get(name) is not None}
     return ResolvedRun.of(**before_there_was_a_choice(settings), **plain)
 
 
@@ -132,6 +131,6 @@ def _is_known(model: object) -> bool:
 def _digest(
     tensors: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, str], settings: dict[str, Any]
 ) -> str:
-    settings = {name: value for name, value in settings.items() if name != "data_dir"}
+    settings = {name: value for name, value in settings.items() if name not in ("data_dir", "init")}
     parts = [tensor_digest(tensors, {}), tensor_digest(masks, about), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

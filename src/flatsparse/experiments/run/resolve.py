@@ -21,6 +21,7 @@ from flatsparse.experiments.run.config import (
     names_of_methods,
 )
 from flatsparse.experiments.run.devices import usable_device
+from flatsparse.experiments.run.initial_weights import hash_of
 from flatsparse.experiments.run.memory import as_bytes
 from flatsparse.experiments.run.method import FILLED_IN, plan_of
 from flatsparse.experiments.run.sharpness import WITH_BUDGET
@@ -58,7 +59,7 @@ def resolve(run: RunConfig) -> ResolvedRun:
     _check_runtime(run.runtime)
     given = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     resolved = change(
-        ResolvedRun(**{**given, "model": model, "pruning": pruning}),
+        ResolvedRun(**{**given, "model": model, "pruning": pruning, "init_sha256": run.init and hash_of(run.init)}),
         device=usable_device(run.runtime.device),
         accumulate=run.optim.accumulate if run.optim.parts > 1 else None,
     )

@@ -22,7 +22,18 @@ from flatsparse.sparse.plan import Plan
 # Settings that a first round does not depend on. The data's place changes nothing; a later step to rewind to is noted on the way.
 OTHERS = ("method", "sparsity", "drop_fraction", *FREE)
 # Settings younger than some files, which were made as without them.
-YOUNGER = ("task", "vocabulary", "betas", "ema", "accumulate", "accelerate", "image_size", "resize", "penalty")
+YOUNGER = (
+    "task",
+    "vocabulary",
+    "betas",
+    "ema",
+    "accumulate",
+    "accelerate",
+    "image_size",
+    "resize",
+    "penalty",
+    "init_sha256",
+)
 
 
 def is_shareable(plan: Plan) -> bool:
