@@ -58,6 +58,8 @@ EXPERIMENTS = [
     "bench",
     "landscape",
     "evaluate",
+    "export_checks",
+    "export_edge",
     "export_forms",
     "export",
     "recipes",
@@ -69,7 +71,17 @@ EXPERIMENTS = [
 ]
 NEEDS_ONLY = {"sam": {"common", "schedules", "sam"}, "graph": {"common", "graph"}}
 HEAVY = ["tyro", "rich", "scipy", "matplotlib", "sklearn", "datasets", "jinja2", "peft", "transformers"]
-HEAVY += ["torchvision", "timm", "onnx", "onnxruntime", "ray", "flatsparse.experiments", "flatsparse.cli"]
+HEAVY += [
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "executorch",
+    "torchao",
+    "ray",
+    "flatsparse.experiments",
+    "flatsparse.cli",
+]
 LARGE_IN_TORCH = (
     "torch._dynamo",
     "torch._inductor",

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from flatsparse.api import sparsify
 from flatsparse.common.errors import InputError, unknown
@@ -26,8 +25,10 @@ from flatsparse.common.seeds import derive
 from flatsparse.experiments.claims import alone_in
 from flatsparse.experiments.clock import clock
 from flatsparse.experiments.clock import seconds as seconds_of
-from flatsparse.experiments.data.split import Batch, Batches, Split
-from flatsparse.experiments.export_forms import FORMS, Runs
+from flatsparse.experiments.data.split import Batch, Split
+from flatsparse.experiments.export_checks import Runs, all_outputs, difference_of, one_tensor, score
+from flatsparse.experiments.export_edge import EDGE, EdgeOptions, Int8Form, check_dense, int8_line
+from flatsparse.experiments.export_forms import FORMS
 from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.run.environment import environment
 from flatsparse.experiments.run.load import Finished
@@ -50,6 +51,7 @@ def export(
     out: Path,
     *,
     images: int = 1000,
+    edge: EdgeOptions = EDGE,
     report: Callable[[str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Write a run in some forms, each of which is read back and computes the outputs of test samples.
@@ -58,6 +60,7 @@ def export(
         formats: names in ``FORMS``.
         out: the folder; what an earlier export of the same run wrote there is replaced, anything else is left alone.
         images: of the test set, the first so many.
+        edge: for the int8 forms.
         report: is called with each form and its record.
 
     Returns: what ``export.json`` says, see docs/export.md.
@@ -68,23 +71,30 @@ def export(
     for name in formats:
         if name not in FORMS:
             raise unknown("format", name, FORMS)
+    if edge.dense is not None:
+        check_dense(edge.dense, run)
     with alone_in(out):
-        return _export(run, formats, out, images, report)
+        return _export(run, formats, out, images, edge, report)
 
 
 def _export(
-    run: Finished, formats: tuple[str, ...], out: Path, images: int, report: Callable[[str, dict[str, Any]], None]
+    run: Finished,
+    formats: tuple[str, ...],
+    out: Path,
+    images: int,
+    edge: EdgeOptions,
+    report: Callable[[str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Write a run in known forms, into a folder that exists."""
     record, coming = _claimed(run, formats, out)
     test = run.task.splits.test.first(images)
-    wanted = _outputs(run.model, run, test)
-    record["run"] |= {"images": len(test), **_score(run.model, run, test)}
+    wanted = all_outputs(run.model, run, test)
+    record["run"] |= {"images": len(test), **score(run.model, run, test)}
     for name in formats:
         with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             file = Path(folder) / FORMS[name].file
-            form = _checked(run, name, file, test, wanted)
+            form = _checked(run, name, file, test, wanted, edge)
             coming = [*coming, form["sha256"]]
             write_json(out / RECORD, {**record, "coming": coming})  # a kill here leaves no unknown file
             os.replace(file, out / file.name)
@@ -95,35 +105,43 @@ def _export(
     return record
 
 
-def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor) -> dict[str, Any]:
+def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor, edge: EdgeOptions) -> dict[str, Any]:
     """Write one form, read it back and compare. Raises InputError when its outputs are not the run's."""
     form, batch = FORMS[name], next(test.batches(BATCH))
     args, kwargs = run.task.inputs(run.model, batch.content)
-    if name in ("onnx", "2:4") and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
-        raise InputError(f"format '{name}' is for a model of one tensor, and this one takes more: leave it out")
-    removed = form.write(run, file, args)
-    runs = form.load(run, file, _empty(run.model))
-    outputs = _outputs(runs, run, test)
-    difference = float((outputs - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-    if not difference <= form.tolerance:  # NaN too
-        raise InputError(
-            f"format '{name}' does not say what the run says: outputs differ by {difference:.2g} of the largest, and"
-            f" {form.tolerance:g} is allowed; its file was not kept"
-        )
+    if name in ("onnx", "2:4") or isinstance(form, Int8Form):
+        one_tensor(args, kwargs, name)
+    fields: dict[str, Any] = {}
+    if isinstance(form, Int8Form):
+        runs, fields = form.write(run, file, test, edge)
+        difference = difference_of(all_outputs(runs, run, test), wanted)  # by rounding: what it costs is in the score
+    else:
+        removed = form.write(run, file, args)
+        runs = form.load(run, file, _empty(run.model))
+        difference = difference_of(all_outputs(runs, run, test), wanted)
+        if not difference <= form.tolerance:  # NaN too
+            raise InputError(
+                f"format '{name}' does not say what the run says: outputs differ by {difference:.2g} of the largest, and"
+                f" {form.tolerance:g} is allowed; its file was not kept"
+            )
+        fields["tolerance"] = form.tolerance
     content = read(file)
     record = {
         "file": file.name,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "difference": difference,
-        "tolerance": form.tolerance,
-        **_score(runs, run, test),
+        **fields,
+        **score(runs, run, test),
         "images": len(test),
     }
     device = wanted.device.type
-    if name in ("small", "csr", "2:4") or (name == "onnx" and device == "cpu"):  # the others are the run's model itself
+    if name in ("small", "csr", "2:4") or (
+        name in ("onnx", "xnnpack") and device == "cpu"
+    ):  # the others are the run's model itself, or do not run here
+        timed = (args[0][:1],) if name == "xnnpack" else args  # which computes one sample at a time
         record["measured_on"] = environment(device=device)
-        record["inference"] = _time_ratio(_forward(runs, args, kwargs), _forward(run.model, args, kwargs), device)
+        record["inference"] = _time_ratio(_forward(runs, timed, kwargs), _forward(run.model, timed, kwargs), device)
     if name == "small":
         record["parameters_removed"] = removed
         small, base = copy.deepcopy(runs), copy.deepcopy(run.model)
@@ -178,45 +196,18 @@ def _empty(model: nn.Module) -> nn.Module:
     return empty
 
 
-@torch.no_grad()
-def _outputs(runs: Runs, run: Finished, test: Split) -> Tensor:
-    """Return all numbers that a model gives for test samples, in float32."""
-    outputs = []
-    for batch in test.batches(100):
-        args, kwargs = run.task.inputs(run.model, batch.content)
-        outputs += [
-            leaf.float().flatten() for leaf in pytree.tree_leaves(runs(*args, **kwargs)) if isinstance(leaf, Tensor)
-        ]
-    return torch.cat(outputs)
-
-
-def _score(runs: Runs, run: Finished, test: Split) -> dict[str, Any]:
-    """Return the accuracy in percent, or the scores of a task."""
-    model = runs if isinstance(runs, nn.Module) else _Module(runs)
-    scores = run.task.evaluate(model.eval(), Batches(test, 100), len(test)).scores
-    return {"scores": scores} if run.result.scored else {"accuracy": scores["accuracy"]}
-
-
-class _Module(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Runs) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-
 def line(name: str, form: dict[str, Any]) -> str:
     """Return the record of a form of an exported run as a line of text."""
     near = f"within {form['difference']:.1e} of the largest" if form["difference"] else "bit for bit the run's"
-    text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, {scored(form)}"
+    inside = "int8 " if "calibrated_on" in form else ""
+    text = f"{form['file']} ({name}): {form['bytes'] / 1000:,.0f} kB, outputs {near}, {inside}{scored(form)}"
     for work in ("inference", "training"):
         if work in form:
             saved = form[work]
             ratio = Interval(saved["ratio"], saved["low"], saved["high"], saved["rounds"])
             text += f", {work} in {ratio:.2f} of the run's time"
+    if inside:
+        text += int8_line(form)
     if form.get("parameters_removed") == 0:
         text += "; no channel could go, so that it is as large as the dense model"
     return text

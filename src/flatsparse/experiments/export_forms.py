@@ -13,6 +13,8 @@ from torch import nn
 from flatsparse.common.errors import InputError
 from flatsparse.common.masks_file import load_masks, save_masks
 from flatsparse.common.tensor_files import load_tensors, save_tensors
+from flatsparse.experiments.export_checks import Runs
+from flatsparse.experiments.export_edge import INT8_FORMS, Int8Form
 from flatsparse.experiments.run.load import Finished
 from flatsparse.export import (
     load_csr,
@@ -27,7 +29,6 @@ from flatsparse.export import (
     with_zeros,
 )
 
-Runs = Callable[..., Any]  # of inputs, the outputs
 Args = tuple[Any, ...]  # of a call of the model without names
 
 
@@ -77,7 +78,7 @@ def _load_two_four(run: Finished, file: Path, empty: nn.Module) -> Runs:
     return lambda inputs: packed(inputs.half()).float()
 
 
-FORMS = {
+FORMS: dict[str, Form | Int8Form] = {
     "dense": Form(
         "dense.safetensors", lambda run, file, args: save_dense(file, run.model, run.masks), _load_dense, 0.0
     ),
@@ -101,4 +102,5 @@ FORMS = {
         lambda run, file, empty: load_onnx(file),
         1e-4,
     ),
+    **INT8_FORMS,
 }

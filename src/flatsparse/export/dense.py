@@ -18,11 +18,11 @@ from flatsparse.sparse.import_masks import fitting
 def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model, in evaluation mode, with the true weights and exactly zero outside the masks.
 
-    Wrappers (``torch.compile``, ``DistributedDataParallel``) are removed.
+    Wrappers (``torch.compile``, ``DistributedDataParallel``) are removed. Without any mask, ``{}``, it is the dense network.
 
     Raises: InputError when the masks are not the model's, and for a model that torch cannot copy.
     """
-    fitted = fitting(masks, model)
+    fitted = fitting(masks, model) if masks else {}
     copy = copy_of(model).eval()
     copy.load_state_dict(
         {**copy.state_dict(), **masked_state(model, fitted)}

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +13,7 @@ from torch import Tensor, nn
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import corrupt_file, read, write_atomic
 from flatsparse.export.dense import with_zeros
+from flatsparse.export.extras import needed, quiet, reason
 
 _DIGITS = 64  # of a SHA-256 in hexadecimal
 # Our files begin with an entry of their metadata that has the SHA-256 of all that follows: field 14 of the model, of 85 bytes.
@@ -36,10 +31,10 @@ def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str
 
     Raises: InputError without the extra, and when torch cannot export the model.
     """
-    _needed("onnx"), _needed("onnxscript")
+    needed("onnx", "onnx"), needed("onnxscript", "onnx")
     copy = with_zeros(model, masks).cpu()
     sample = torch.cat([sample.cpu()] * 2)[:2]  # with one sample the exporter would fix the batch size
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 copy,
@@ -54,7 +49,7 @@ def save_onnx(file: str | os.PathLike[str], model: nn.Module, masks: Mapping[str
             content = program.model_proto.SerializeToString()
         except Exception as problem:  # of any kind; the exporter's own message runs to pages
             raise InputError(
-                f"torch cannot export this {type(model).__name__} to ONNX ({_first_line(problem)})"
+                f"torch cannot export this {type(model).__name__} to ONNX ({reason(problem)})"
             ) from problem
     write_atomic(Path(file), _BEGIN + hashlib.sha256(content).hexdigest().encode() + content)
 
@@ -64,14 +59,14 @@ def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
 
     Raises: InputError without the extra, when the file is corrupt, and, when called, for inputs of another shape.
     """
-    runtime = _needed("onnxruntime")
+    runtime = needed("onnxruntime", "onnx")
     content, options = _checked(Path(file)), runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common class of their own
         raise InputError(
-            f"onnxruntime cannot run '{file}' ({_first_line(problem)}): it is damaged, or of a model in a type that it does"
+            f"onnxruntime cannot run '{file}' ({reason(problem)}): it is damaged, or of a model in a type that it does"
             " not compute in; float32 is sure"
         ) from None
 
@@ -79,7 +74,7 @@ def load_onnx(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         try:
             outputs = session.run(None, {session.get_inputs()[0].name: inputs.cpu().numpy()})[0]
         except Exception as problem:
-            raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({_first_line(problem)})") from None
+            raise InputError(f"'{file}' does not take inputs {tuple(inputs.shape)} ({reason(problem)})") from None
         return torch.from_numpy(outputs).to(inputs.device)
 
     return run
@@ -94,28 +89,3 @@ def _checked(file: Path) -> bytes:
         if begin != _BEGIN or hashlib.sha256(body).hexdigest().encode() != checksum:
             raise corrupt_file(file, "its checksum does not fit")
     return content
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-
-
-def _needed(name: str) -> Any:
-    """Import a module of the extra. Raises InputError without it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise InputError(f"ONNX needs '{name}': install it with pip install 'flatsparse[onnx]'") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A context without the exporter's progress and its many warnings."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
