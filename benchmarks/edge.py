@@ -13,16 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planned import run_missing
+from planned import lines_of, missing, run_missing
 
+from flatsparse.experiments.export_checks import difference_of, score
+from flatsparse.experiments.export_edge import calibration, without_channels
 from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.run.loop import train
+from flatsparse.export import compile_ethos_u
+from flatsparse.export.ethos_u import MEMORIES
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "results" / "edge.jsonl"
 SHARED = {"data": "cifar10", "train_size": 20_000, "validation_size": 2_000, "batch_size": 64, "weight_decay": 5e-4}
-EPOCHS, MORE = 10, 5  # of the dense net, and of each row after it
-CALIBRATION, TARGET = 256, "ethos-u85-256"
+EPOCHS = 10  # of the dense net
+CHECKED, TARGET = 16, "ethos-u85-256"  # images on which the compiled program is compared with the int8 one
 Settings = dict[str, Any]
 GMP: Settings = {"method": "gmp", "distribution": "uniform"}
 FORMS: dict[str, Settings] = {
@@ -31,7 +36,7 @@ FORMS: dict[str, Settings] = {
     "80 %": {**GMP, "sparsity": 0.8},
     "90 %": {**GMP, "sparsity": 0.9},
     "95 %": {**GMP, "sparsity": 0.95},
-    "half of the channels": {"method": "chex", "sparsity": 0.5},
+    "half of the channels": {"method": "chex", "channels": 0.5},
 }
 ARMS: dict[str, Settings] = {"plain": {}, "S²-SAM": {"sharpness": "s2sam", "rho": 0.05}}
 
@@ -42,67 +47,113 @@ class Net:
 
     Attributes:
         lr: of the dense net; rows that go on from it begin at half of it.
+        more: the epochs of these rows.
         seeds: the number of them.
     """
 
     lr: float
     settings: Settings
     dense: tuple[str, ...] = ()
+    more: int = 10
     seeds: int = 3
 
 
 NETS = {
     "mlp": Net(0.01, {"augmentation": False}),
     "kws_cnn": Net(0.05, {"channels_last": True}, dense=("stem.0",)),
-    "mobilenet": Net(0.05, {"channels_last": True}, dense=("stem.0", "*.depthwise.0"), seeds=1),
+    "mobilenet": Net(0.05, {"channels_last": True}, dense=("stem.0", "*.depthwise.0"), more=5, seeds=1),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One net, trained and compiled."""
+    """One net, trained and compiled.
+
+    Attributes:
+        work: the folder of all runs.
+    """
 
     net: str
     form: str
     arm: str
     seed: int
+    work: Path
 
     def __str__(self) -> str:
         return f"{self.net} {self.form} {self.arm} {self.seed}"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What the line is known by."""
+        return {name: value for name, value in asdict(self).items() if name != "work"}
+
+    @property
     def shared(self) -> Settings:
-        net = NETS[self.net]
-        return {**SHARED, **net.settings, "model": f"{HERE / 'edge_nets.py'}:{self.net}", "seed": self.seed}
+        """What the dense net and the row are trained by."""
+        model = f"{HERE / 'edge_nets.py'}:{self.net}"
+        return {**SHARED, **NETS[self.net].settings, "model": model, "seed": self.seed}
 
-    def run(self, work: Path) -> dict[str, Any]:
-        """Train what is not in the folder yet, compile, and return what is kept."""
-        net, start = NETS[self.net], work / f"{self.net}-{self.seed}"
-        train(RunConfig.of(**self.shared, **FORMS["dense"], lr=net.lr, epochs=EPOCHS), start, resume=True)
-        own = {**FORMS[self.form], **ARMS[self.arm]}
-        if self.form != "dense" and net.dense:
+    def start(self) -> Path:
+        """Return the folder of the dense net that the row goes on from; it is trained if it is not there."""
+        folder = self.work / f"{self.net}-{self.seed}"
+        train(RunConfig.of(**self.shared, **FORMS["dense"], lr=NETS[self.net].lr, epochs=EPOCHS), folder, resume=True)
+        return folder
+
+    def run(self) -> dict[str, Any]:
+        """Train and compile, and return what is kept."""
+        net, own = NETS[self.net], {**FORMS[self.form], **ARMS[self.arm]}
+        if own["method"] == "gmp" and net.dense:
             own["exclude"] = net.dense
-        place = work / str(self).replace(" ", "-").replace(":", "of")
-        config = RunConfig.of(**self.shared, **own, lr=net.lr / 2, epochs=MORE, init=start)
+        place = self.work / str(self).replace(" ", "-").replace(":", "of").replace("%", "percent")
+        config = RunConfig.of(
+            **self.shared, **own, lr=net.lr / 2, epochs=net.more, init=self.work / f"{self.net}-{self.seed}"
+        )
         result = train(config, place, resume=True)
-        return {**asdict(self), "float": result.test_accuracy}
+        run = load_run(place)
+        samples = calibration(run, "ethos-u")
+        compiled = compile_ethos_u(*without_channels(run), samples, target=TARGET)
+        seen = samples[:CHECKED]
+        return {
+            **self.identity,
+            "float": result.test_accuracy,
+            "int8": score(compiled.int8, run, run.task.splits.test)["accuracy"],
+            "sparsity": result.sparsity.prunable,
+            "program_bytes": len(compiled.pte),
+            "estimates": {memory: asdict(compiled.estimate_in(memory)) for memory in MEMORIES},
+            "on_cpu": compiled.on_cpu,
+            "reference": difference_of(compiled.reference(seen), compiled.int8(seen)),
+        }
+
+    def lost(self, reason: str) -> dict[str, Any]:
+        """Stop: the process died."""
+        raise SystemExit(f"{self} was lost: {reason}")
 
 
-def rows() -> Iterator[Row]:
-    """Yield the plan, one seed of all rows of a net before the next."""
+def rows(work: Path) -> Iterator[Row]:
+    """Yield the plan, one seed of all nets before the next."""
     for seed in range(max(net.seeds for net in NETS.values())):
         for name, net in NETS.items():
             if seed < net.seeds:
-                yield from (Row(name, form, arm, seed) for form in FORMS for arm in ARMS)
+                yield from (Row(name, form, arm, seed, work) for form in FORMS for arm in ARMS)
+
+
+def measured() -> list[dict[str, Any]]:
+    """Return the lines so far."""
+    return lines_of(DATA)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, which are trained once")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="the folder of the runs, each of which is trained once"
+    )
     parser.add_argument("--only", default="*", help="a shell pattern of rows")
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
-    run_missing(DATA, [row for row in rows() if fnmatch.fnmatch(str(row), chosen.only)], asdict, chosen.jobs)
+    asked = [row for row in rows(chosen.work) if fnmatch.fnmatch(str(row), chosen.only)]
+    for row in {(row.net, row.seed): row for row in missing(measured(), asked, lambda row: row.identity)}.values():
+        row.start()  # before several processes need it
+    run_missing(DATA, asked, lambda row: row.identity, chosen.jobs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.run.devices import usable_device
 from flatsparse.experiments.run.load import load_run
 from flatsparse.experiments.terminal import Console
-from flatsparse.export.ethos_u import TARGET, TARGETS
+from flatsparse.export.ethos_u import MEMORIES, MEMORY, TARGET, TARGETS
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Export:
     """Number of test samples on which each file, read back, is compared with the run."""
     target: str = TARGET
     """Processor of the form ethos-u, as ethos-u55-128, ethos-u65-256 or ethos-u85-256. The U85 alone skips zeros of 2:4."""
+    memory: str = MEMORY
+    """For the form ethos-u, where weights lie on the device: flash (beside the chip) or sram (on it, all at one speed)."""
     dense: Path | None = None
     """Folder of a finished dense run of the same network, to put beside the form ethos-u. By default it is the same network with
     fresh weights, for its cycles and bytes alone."""
@@ -45,8 +47,9 @@ class Export:
 
     def __call__(self) -> None:
         check_count("--images", self.images)
-        if self.target not in TARGETS:
-            raise unknown("--target", self.target, TARGETS)
+        for name, given, known in (("--target", self.target, TARGETS), ("--memory", self.memory, MEMORIES)):
+            if given not in known:
+                raise unknown(name, given, known)
         device = usable_device(self.device)
         finished = load_run(self.run, device=device, data_dir=self.data_dir)
         dense = None if self.dense is None else load_run(self.dense, device=device, data_dir=self.data_dir)
@@ -61,7 +64,7 @@ class Export:
             progress.advance()
             show(line(name, form))
 
-        edge = EdgeOptions(self.target, dense, lambda stage: progress.update(note=stage))
+        edge = EdgeOptions(self.target, self.memory, dense, lambda stage: progress.update(note=stage))
         with progress if set(self.format) & set(INT8_FORMS) else contextlib.nullcontext():  # which take minutes
             record = export(finished, self.format, out, images=self.images, edge=edge, report=written)
         run = record["run"]

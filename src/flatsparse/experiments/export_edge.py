@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatsparse.common.errors import InputError
 from flatsparse.common.files import write_atomic
@@ -20,7 +20,8 @@ from flatsparse.experiments.labels import scores_text
 from flatsparse.experiments.run.build import initial_model
 from flatsparse.experiments.run.load import Finished
 from flatsparse.export import compile_ethos_u, compile_xnnpack, load_xnnpack
-from flatsparse.export.ethos_u import TARGET, EthosU
+from flatsparse.export.ethos_u import MEMORY, TARGET, EthosU
+from flatsparse.graph.shrink import shrink
 
 CALIBRATION = 128  # training samples on which ranges of activations are taken
 CHECKED = 16  # test samples on which the compiled program is compared with the int8 network in torch
@@ -32,12 +33,13 @@ class EdgeOptions:
     """What is chosen for the int8 forms.
 
     Attributes:
-        target: the processor of ``ethos-u``, one of ``flatsparse.export.ethos_u.TARGETS``.
+        target, memory: the processor of ``ethos-u`` and where its weights lie, as in ``flatsparse.export.ethos_u``.
         dense: a finished dense run of the same network, to be put beside the run.
         stage: is called with the name of each stage as it begins.
     """
 
     target: str = TARGET
+    memory: str = MEMORY
     dense: Finished | None = None
     stage: Callable[[str], None] = lambda stage: None
 
@@ -68,6 +70,7 @@ def write_ethos_u(run: Finished, file: Path, test: Split, options: EdgeOptions) 
         **_calibrated(run),
         "checked": _compared(compiled.reference(inputs), compiled.int8(inputs), "TOSA reference model"),
         "target": compiled.target,
+        "memory": compiled.memory,
         **_cost(compiled),
     }
     if options.dense is None:
@@ -90,7 +93,7 @@ def write_ethos_u(run: Finished, file: Path, test: Split, options: EdgeOptions) 
 
 def write_xnnpack(run: Finished, file: Path, test: Split, options: EdgeOptions) -> tuple[Runs, dict[str, Any]]:
     """Write a run for XNNPACK; what runs it is the file, in executorch's runtime."""
-    compiled = compile_xnnpack(run.model, run.masks, calibration(run, "xnnpack"), report=options.stage)
+    compiled = compile_xnnpack(*without_channels(run), calibration(run, "xnnpack"), report=options.stage)
     write_atomic(file, compiled.pte)
     runs = load_xnnpack(file)
     inputs = one_tensor(*run.task.inputs(run.model, next(test.first(CHECKED).batches(CHECKED)).content), "xnnpack")
@@ -122,6 +125,16 @@ def calibration(run: Finished, name: str) -> Tensor:
     return torch.cat(parts)
 
 
+def without_channels(run: Finished) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the network and masks that are compiled: where channels were pruned, a smaller network without them.
+
+    Raises: InputError as ``flatsparse.export.save_small`` does.
+    """
+    if all(mask.flatten(1).any(1).all() for mask in run.masks.values()):
+        return run.model, run.masks
+    return shrink(run.model, run.masks), {}  # what is pruned besides is 0 in it
+
+
 def check_dense(dense: Finished, run: Finished) -> None:
     """Raise InputError when a run is not a dense one of the same network on the same data as another."""
     for kind, given, wanted in (
@@ -141,8 +154,8 @@ def int8_line(form: dict[str, Any]) -> str:
         beside = form["dense"]
         mine, dense = form["estimate"], beside["estimate"]
         text += (
-            f"; {form['target']} by Vela: {mine['cycles']:,} cycles of {dense['cycles']:,} dense, {mine['macs']:,} MACs of"
-            f" {dense['macs']:,}, {_kilobytes(mine['encoded_weight_bytes'])} of encoded weights of"
+            f"; {form['target']} with weights in {form['memory']}, by Vela: {mine['cycles']:,} cycles of {dense['cycles']:,}"
+            f" dense, {mine['macs']:,} MACs of {dense['macs']:,}, {_kilobytes(mine['encoded_weight_bytes'])} of encoded weights of"
             f" {_kilobytes(dense['encoded_weight_bytes'])}, {_kilobytes(_moved(mine))} moved of {_kilobytes(_moved(dense))}"
         )
         if beside["run"] is None:
@@ -160,10 +173,10 @@ def int8_line(form: dict[str, Any]) -> str:
 
 def _compiled(run: Finished, folder: Path, options: EdgeOptions, whose: str) -> EthosU:
     return compile_ethos_u(
-        run.model,
-        run.masks,
+        *without_channels(run),
         calibration(run, "ethos-u"),
         target=options.target,
+        memory=options.memory,
         folder=folder,
         report=lambda stage: options.stage(whose + stage),
     )

@@ -23,6 +23,15 @@ TARGETS = (
     *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
 )
 TARGET = "ethos-u85-256"  # the U85 alone skips zeros of 2:4
+# Where weights lie, by Vela's memory mode: on the chip, as fast as all else is, or in flash beside it, whose reads take long.
+MEMORIES = {"sram": "Sram_Only", "flash": "Shared_Sram"}
+MEMORY = "flash"  # as on most microcontrollers
+# Vela's systems (clock, memories and their speeds), by the kind of processor: on U55 and U65 those of Arm's embedded parts.
+_SYSTEMS = {
+    "ethos-u55": {"sram": "Ethos_U55_High_End_Embedded", "flash": "Ethos_U55_High_End_Embedded"},
+    "ethos-u65": {"sram": "Ethos_U65_Embedded", "flash": "Ethos_U65_Embedded"},
+    "ethos-u85": {"sram": "Ethos_U85_SYS_DRAM_Mid", "flash": "Ethos_U85_SYS_Flash_High"},
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class EthosU:
 
     Attributes:
         target: the processor, one of ``TARGETS``.
+        memory: where weights lie, one of ``MEMORIES``.
         pte: the program, for executorch's runtime on a device with this processor.
         int8: the int8 network as torch computes it.
         estimate: Vela's, of the part that runs on the processor.
@@ -39,12 +49,22 @@ class EthosU:
     """
 
     target: str
+    memory: str
     pte: bytes
     int8: Int8
     estimate: Estimate
     on_cpu: dict[str, int]
     _graph: fx.GraphModule
     _tosa: dict[str, bytes]  # by the name of the part of the graph
+
+    def estimate_in(self, memory: str) -> Estimate:
+        """Return Vela's estimate of the same network with its weights in another memory.
+
+        Raises: InputError for an unknown memory.
+        """
+        options = list(_spec(self.target, memory).compiler_flags)
+        with tempfile.TemporaryDirectory(prefix="ethos-u-") as name:
+            return estimate(self._tosa.values(), options, Path(name))
 
     def reference(self, inputs: Tensor) -> Tensor:
         """Compute outputs by the programs that Vela compiled, in Arm's reference model of TOSA, sample by sample.
@@ -64,6 +84,7 @@ def compile_ethos_u(
     samples: Tensor,
     *,
     target: str = TARGET,
+    memory: str = MEMORY,
     folder: Path | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> EthosU:
@@ -74,10 +95,11 @@ def compile_ethos_u(
         masks: bool tensors by parameter name; ``{}`` for a dense network.
         samples: inputs, (N, …), on which ranges of activations are taken: 128 or so, of the training set.
         target: the processor, one of ``TARGETS``.
+        memory: where weights lie on the device, one of ``MEMORIES``; the program is compiled for it.
         folder: for files while it works; by default, or where its path has a space, the system's temporary one.
         report: is called with the name of each stage as it begins.
 
-    Raises: InputError without the extra, for an unknown target, and for a network that torch, executorch or Vela refuses.
+    Raises: InputError without the extra, for an unknown target or memory, and for what torch, executorch or Vela refuses.
 
     Example::
 
@@ -86,18 +108,15 @@ def compile_ethos_u(
         accuracy = (compiled.int8(test_images).argmax(1) == labels).float().mean()
         Path("model.pte").write_bytes(compiled.pte)
     """
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
+    spec = _spec(target, memory)
     quantizers, arm = (
         needed("executorch.backends.arm.quantizer", EXTRA),
         needed("executorch.backends.arm.ethosu", EXTRA),
     )
     needed("ethosu.vela.vela", EXTRA), needed("tosa_serializer", EXTRA)
-    where = (
-        None if folder is None or " " in str(folder.absolute()) else folder.absolute()
-    )  # executorch splits Vela's options at spaces
+    # executorch splits Vela's options at spaces.
+    where = None if folder is None or " " in str(folder.absolute()) else folder.absolute()
     with tempfile.TemporaryDirectory(dir=where, prefix="ethos-u-") as name:
-        spec = arm.EthosUCompileSpec(target)
         options = list(spec.compiler_flags)  # of which executorch makes more
         spec.dump_intermediate_artifacts_to(name)
         report("quantizing")
@@ -109,7 +128,17 @@ def compile_ethos_u(
         tosa = _programs(lowered, Path(name))
         report("estimating")
         found = estimate(tosa.values(), options, Path(name))
-    return EthosU(target, lowered.pte, int8, found, lowered.on_cpu, lowered.graph, tosa)
+    return EthosU(target, memory, lowered.pte, int8, found, lowered.on_cpu, lowered.graph, tosa)
+
+
+def _spec(target: str, memory: str) -> Any:
+    """Return executorch's settings of a target and a memory. Raises InputError for an unknown one, and without the extra."""
+    for kind, given, known in (("target", target, TARGETS), ("memory", memory, MEMORIES)):
+        if given not in known:
+            raise unknown(kind, given, known)
+    system = _SYSTEMS[target.rpartition("-")[0]][memory]
+    arm = needed("executorch.backends.arm.ethosu", EXTRA)
+    return arm.EthosUCompileSpec(target, system_config=system, memory_mode=MEMORIES[memory])
 
 
 def _programs(lowered: Lowered, folder: Path) -> dict[str, bytes]:
