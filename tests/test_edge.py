@@ -33,7 +33,11 @@ def lines(study, tmp_path_factory):
         cost = {"cycles": 1200 / COSTS[row.form], "encoded_weight_bytes": 6000 / COSTS[row.form]}
         return {
             **row.identity,
-            **{"float": accuracy, "int8": accuracy - 0.1, "program_bytes": 7000, "on_cpu": {}, "reference": 0.0},
+            "float": accuracy,
+            "int8": accuracy - 0.1,
+            "program_bytes": 7000,
+            "on_cpu": {},
+            "reference": 0.0,
             "estimates": {"flash": cost, "sram": cost | {"cycles": 600 / min(COSTS[row.form], 2.0)}},
         }
 
