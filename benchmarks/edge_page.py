@@ -138,8 +138,10 @@ def sentences(found: Mapping[tuple[str, str, str], Trained]) -> list[str]:
     for (net, form, arm), own in found.items():
         if form in WANTED and (dense := found.get((net, "dense", arm))) is not None:
             one = saved(own, dense)
-            name = f"`{net}` {form}, {arm} ({one.loss:+.1f} points lost, cycles ÷ {one.flash:.1f} with weights in flash and"
-            name = f"{name} ÷ {one.sram:.1f} in SRAM, bytes ÷ {one.bytes:.1f})".replace("-", "−")
+            name = (
+                f"`{net}` {form}, {arm} (accuracy {_signed(one.gaps)}, cycles ÷ {one.flash:.1f} with weights in flash and"
+                f" ÷ {one.sram:.1f} in SRAM, bytes ÷ {one.bytes:.1f})"
+            )
             cheap = max(one.flash, one.sram) >= FEWER_CYCLES or one.bytes >= FEWER_BYTES
             (reached if cheap and one.loss <= LOSS else beside).append(name)
     gaps = {

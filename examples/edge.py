@@ -43,11 +43,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, lr: float, sparse
     """Train a network, and return its masks: none for a dense one."""
     steps = EPOCHS * -(-len(images) // BATCH)
     optimizer = fs.S2SAM(torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4), rho=0.05)
+    optimizer.follow(model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     masks: dict[str, Tensor] = {}
     if sparse:  # 2 of each 4 inputs; the first convolution has one input only, and stays dense
-        options = {"pattern": (2, 4), "every": 10, "exclude": ["0"]}
-        training = fs.sparsify(model, optimizer, "gmp", sparsity=0.5, steps=steps, **options)
+        training = fs.sparsify(
+            model, optimizer, "gmp", sparsity=0.5, pattern=(2, 4), every=10, steps=steps, exclude=["0"]
+        )
     model.train()
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(images)).split(BATCH):
@@ -58,6 +60,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, lr: float, sparse
     if sparse:
         masks = training.masks
         training.detach()
+    optimizer.unfollow()
     model.eval()
     return masks
 
