@@ -44,9 +44,15 @@ class Int8:
         return torch.cat(outputs).to(inputs.device)
 
     def weights(self) -> list[Tensor]:
-        """Return the int8 weights of convolutions and matrices, in the order of the program."""
-        constants = [getattr(self.one, node.target, None) for node in self.one.graph.nodes if node.op == "get_attr"]
-        return [c for c in constants if isinstance(c, Tensor) and c.dtype == torch.int8 and c.ndim > 1]
+        """Return the int8 weights of convolutions and linear layers, in the order of the program."""
+        found = []
+        for node in self.one.graph.nodes:
+            if node.op == "call_function" and any(kind in str(node.target) for kind in ("aten.conv", "aten.linear")):
+                source = node.args[1]
+                while source.op == "call_function":  # which makes floats of it
+                    source = source.args[0]
+                found.append(getattr(self.one, source.target))
+        return found
 
 
 def to_int8(model: nn.Module, masks: Mapping[str, Tensor], samples: Tensor, quantizer: Any) -> Int8:
@@ -64,10 +70,11 @@ def to_int8(model: nn.Module, masks: Mapping[str, Tensor], samples: Tensor, quan
         for output.
     """
     pt2e = needed("torchao.quantization.pt2e.quantize_pt2e", EXTRA)
-    copy, samples = with_zeros(model, masks).cpu(), samples.cpu()
+    copy, samples = _in_rows(with_zeros(model, masks).cpu()), samples.cpu()
     full = samples[
         torch.arange(-(-len(samples) // BATCH) * BATCH) % len(samples)
     ]  # whole batches, as programs have one size
+    full = full.clone(memory_format=torch.contiguous_format)  # programs keep the order of the sample's memory
     with quiet(), torch.no_grad():
         try:
             output = copy(samples[:1])
@@ -82,6 +89,13 @@ def to_int8(model: nn.Module, masks: Mapping[str, Tensor], samples: Tensor, quan
             return Int8(pt2e.convert_pt2e(one), pt2e.convert_pt2e(many), full[:1])
         except Exception as problem:  # of any kind, with messages that run to pages
             raise InputError(f"torch cannot put this {type(model).__name__} into int8 ({reason(problem)})") from problem
+
+
+def _in_rows(model: nn.Module) -> nn.Module:
+    """Return a model, changed so that its tensors lie in rows, also where they were in channels-last."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
 
 
 def _exported(model: nn.Module, inputs: Tensor) -> torch.fx.GraphModule:

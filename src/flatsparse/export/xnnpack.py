@@ -78,7 +78,8 @@ def load_xnnpack(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
             shape = tuple(method.metadata.input_tensor_meta(0).sizes())
     except Exception as problem:
         raise InputError(
-            f"executorch cannot run '{file}' ({reason(problem)}): it is damaged or no such program"
+            f"executorch cannot run '{file}' ({reason(problem)}): it is damaged, or has an operator that"
+            " this runtime was not built with"
         ) from None
 
     @torch.no_grad()
@@ -88,7 +89,8 @@ def load_xnnpack(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
                 f"'{file}' does not take inputs {tuple(inputs.shape)} of {inputs.dtype}: give torch.float32 with samples of"
                 f" {shape[1:]}"
             )
-        outputs = [method.execute([sample[None].contiguous()])[0].clone() for sample in inputs.cpu()]
+        rows = inputs.cpu().clone(memory_format=torch.contiguous_format)  # the runtime takes no other order of memory
+        outputs = [method.execute([sample[None]])[0].clone() for sample in rows]
         return torch.cat(outputs).to(inputs.device)
 
     return run
