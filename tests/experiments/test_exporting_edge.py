@@ -1,15 +1,18 @@
 """``flatsparse export --format ethos-u xnnpack``: what it writes, records and says."""
 
+import dataclasses
 import shutil
 import sys
 
 import pytest
+import torch
 
 from flatsparse.cli import main
 from flatsparse.common.json_files import read_json, write_json
 from flatsparse.experiments import export, export_edge
 from flatsparse.experiments.run.load import load_run
 from tests.cli.test_cli import QUICK, fails
+from tests.export.nets import masked
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_both_beside_a_dense_run(run, trained, capsys):
         assert form["checked"]["difference"] <= form["checked"]["tolerance"]
         assert form["on_cpu"] == {}
         assert abs(form["accuracy"] - record["run"]["accuracy"]) < 5
-    assert ethos["target"] == "ethos-u85-256"
+    assert (ethos["target"], ethos["memory"]) == ("ethos-u85-256", "flash")
     mine, dense = ethos["estimate"], ethos["dense"]["estimate"]
     assert 3 * mine["encoded_weight_bytes"] < dense["encoded_weight_bytes"]
     assert f"{mine['cycles']:,} cycles of {dense['cycles']:,} dense" in said
@@ -63,10 +66,11 @@ def test_both_beside_a_dense_run(run, trained, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("edge")
 def test_without_a_dense_run_fresh_weights_stand_beside_and_say_so(run, capsys):
-    main(["export", str(run), "--format", "ethos-u", "--target", "ethos-u55-64", "--images", "50"])
+    main(["export", str(run), "--format", "ethos-u", "--target", "ethos-u55-64", "--memory", "sram", "--images", "50"])
     assert "dense with fresh weights: it has no accuracy, give --dense RUN" in capsys.readouterr().out
     form = read_json(run / "export" / "export.json")["formats"]["ethos-u"]
-    assert form["target"] == "ethos-u55-64"
+    assert (form["target"], form["memory"]) == ("ethos-u55-64", "sram")
+    assert form["estimate"]["memory_mode"] == "Sram_Only"
     assert "accuracy" not in form["dense"]
     assert form["dense"]["estimate"]["encoded_weight_bytes"] > 3 * form["estimate"]["encoded_weight_bytes"]
 
@@ -82,7 +86,7 @@ def test_a_program_that_says_something_else_is_not_kept(run, monkeypatch, capsys
 def test_the_line_names_what_the_estimate_leaves_out():
     estimate = {"cycles": 10, "macs": 20, "encoded_weight_bytes": 3000, "traffic": {"sram": {"whole": 4000}}}
     dense = {"run": None, "estimate": {**estimate, "cycles": 40}}
-    form = {"target": "T", "estimate": estimate, "dense": dense, "on_cpu": {"aten.sort.default": 2}}
+    form = {"target": "T", "memory": "flash", "estimate": estimate, "dense": dense, "on_cpu": {"aten.sort.default": 2}}
     said = export_edge.int8_line(form)
     assert "10 cycles of 40 dense" in said
     assert said.endswith("; left to the CPU: 2 aten.sort.default, which the estimate leaves out")
@@ -98,6 +102,20 @@ def test_calibration_is_of_training_samples_and_always_the_same(run):
     assert {sample.numpy().tobytes() for sample in samples} <= training
 
 
+def test_channels_without_weights_are_not_compiled(run):
+    finished = load_run(run)
+    name = next(name for name, mask in finished.masks.items() if mask.ndim == 4 and len(mask) == 32)
+    masks = {own: torch.ones_like(mask) for own, mask in finished.masks.items()}
+    whole = dataclasses.replace(finished, masks=masks)
+    assert export_edge.without_channels(whole) == (whole.model, masks)
+    masks[name][:8] = False
+    model, left = export_edge.without_channels(dataclasses.replace(finished, masks=masks))
+    assert left == {}
+    assert 24 <= len(model.get_parameter(name)) < 32  # where batch norm makes a constant of one, padding may keep it
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(model(images), masked(finished.model, masks)(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ethos-u", "xnnpack"])
 def test_without_the_extra_it_says_so(run, name, capsys, monkeypatch):
     for module in ("executorch.backends.arm.quantizer", "executorch.backends.xnnpack.quantizer.xnnpack_quantizer"):
@@ -106,9 +124,11 @@ def test_without_the_extra_it_says_so(run, name, capsys, monkeypatch):
     assert list((run / "export").glob("*.pte")) == []
 
 
-def test_an_unknown_target_is_a_line(run, capsys):
+def test_an_unknown_target_or_memory_is_a_line(run, capsys):
     told = fails(capsys, "export", str(run), "--format", "ethos-u", "--target", "ethos-u85")
     assert "unknown --target 'ethos-u85' (nearest: ethos-u85-" in told
+    told = fails(capsys, "export", str(run), "--format", "ethos-u", "--memory", "Flash")
+    assert "unknown --memory 'Flash' (nearest: flash)" in told
 
 
 def test_another_dense_run_is_a_line(run, trained, tmp_path, capsys):

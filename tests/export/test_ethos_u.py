@@ -96,6 +96,17 @@ def test_the_compiled_program_says_what_torch_says_in_int8_and_nearly_what_the_n
     assert compiled.pte[4:6] == b"ET"  # executorch's mark
 
 
+def test_the_estimate_is_of_weights_in_flash_and_can_be_of_weights_on_the_chip(sparse):
+    compiled = sparse[3]
+    chip = compiled.estimate_in("sram")
+    assert compiled.estimate == compiled.estimate_in(compiled.memory) == compiled.estimate_in("flash")
+    assert {area for area, traffic in compiled.estimate.traffic.items() if traffic.whole} == {"sram", "off_chip_flash"}
+    assert {area for area, traffic in chip.traffic.items() if traffic.whole} == {"sram"}
+    assert chip.cycles < compiled.estimate.cycles
+    with pytest.raises(InputError, match="unknown memory 'dram'"):
+        compiled.estimate_in("dram")
+
+
 def test_int8_outputs_do_not_depend_on_the_batch(sparse):
     _, _, samples, compiled, _ = sparse
     int8 = compiled.int8

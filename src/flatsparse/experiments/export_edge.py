@@ -155,8 +155,9 @@ def int8_line(form: dict[str, Any]) -> str:
         mine, dense = form["estimate"], beside["estimate"]
         text += (
             f"; {form['target']} with weights in {form['memory']}, by Vela: {mine['cycles']:,} cycles of {dense['cycles']:,}"
-            f" dense, {mine['macs']:,} MACs of {dense['macs']:,}, {_kilobytes(mine['encoded_weight_bytes'])} of encoded weights of"
-            f" {_kilobytes(dense['encoded_weight_bytes'])}, {_kilobytes(_moved(mine))} moved of {_kilobytes(_moved(dense))}"
+            f" dense, {mine['macs']:,} MACs of {dense['macs']:,},"
+            f" {_kilobytes(mine['encoded_weight_bytes'])} of encoded weights of {_kilobytes(dense['encoded_weight_bytes'])},"
+            f" {_kilobytes(_moved(mine))} moved of {_kilobytes(_moved(dense))}"
         )
         if beside["run"] is None:
             text += " (dense with fresh weights: it has no accuracy, give --dense RUN)"
