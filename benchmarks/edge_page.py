@@ -6,6 +6,7 @@ python benchmarks/edge_page.py   # --partial prints it from the rows that there 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,17 @@ def saved(one: Trained, dense: Trained) -> Saved:
     )
 
 
+def whole_seeds(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines of those nets and seeds of which all rows are there."""
+    count = Counter((line["net"], line["seed"]) for line in lines)
+    return [line for line in lines if count[line["net"], line["seed"]] == len(FORMS) * len(ARMS)]
+
+
 def rendered(lines: Sequence[Line]) -> str:
-    """Return the page."""
-    found = trained(lines)
+    """Return the page, of whole seeds."""
+    found = trained(whole_seeds(lines))
     tables = "\n\n".join(
-        f"**{TITLES[net]}** (`{net}`), {_seeds(net)}\n\n{net_table(net, found)}"
+        f"**{TITLES[net]}** (`{net}`), {_seeds(found[net, 'dense', PLAIN])}\n\n{net_table(net, found)}"
         for net in NETS
         if (net, "dense", PLAIN) in found
     )
@@ -182,8 +189,8 @@ def sentences(found: Mapping[tuple[str, str, str], Trained]) -> list[str]:
     ]
 
 
-def _seeds(net: str) -> str:
-    count = NETS[net].seeds
+def _seeds(one: Trained) -> str:
+    count = len(one.lines)
     return f"{count} seeds" if count > 1 else "one seed"
 
 

@@ -99,6 +99,15 @@ def test_a_table_has_the_rows_that_are_there(study, lines):
     assert table[3].startswith("| 2:4 | 80.6 | 80.5 | −0.4 |  | 7.0 kB | 3.0 kB (÷ 2.0) | 600 (÷ 2.0) |")
 
 
+def test_a_seed_of_which_a_row_is_missing_is_left_out(study, lines):
+    _, page = study
+    missing = next(line for line in lines if line["net"] == "kws_cnn" and line["seed"] == 1)
+    left = page.whole_seeds([line for line in lines if line is not missing])
+    assert left == [line for line in lines if (line["net"], line["seed"]) != ("kws_cnn", 1)]
+    assert "(`kws_cnn`), 2 seeds" in page.rendered(left)
+    assert "(`mobilenet`), one seed" in page.rendered(left)
+
+
 def test_the_page_is_what_the_lines_say(study):
     edge, page = study
     assert page.PAGE.read_text(encoding="utf-8") == page.rendered(edge.measured())
