@@ -198,7 +198,7 @@ def _wrong(name, own, tmp_path):
     [
         ("unfinished", "own' holds an unfinished run: finish it with flatsparse train --resume"),
         ("no run", "own' is no run's folder: give the folder of a finished run, or a .safetensors file"),
-        ("absent", "nothing' is no file of weights: give the folder of a finished run"),
+        ("absent", "nothing' is not there: give the folder of a finished run"),
         ("no weights", "model.safetensors"),
         ("another's weights", "it is of another run than the result.json beside it"),
         ("damaged", "model.safetensors' is damaged (its checksum does not fit)"),

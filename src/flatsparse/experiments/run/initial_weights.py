@@ -21,6 +21,8 @@ def weights_file(init: Path) -> Path:
 
     Raises: InputError for what is neither, and for a run that is not finished or whose weights are another's.
     """
+    if not init.exists():
+        raise InputError(f"--init '{init}' is not there: {CHOICE}")
     if not init.is_dir():
         if init.suffix != ".safetensors":
             raise InputError(f"--init '{init}' is no file of weights: {CHOICE}")
