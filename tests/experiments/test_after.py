@@ -2,6 +2,8 @@
 
 import copy
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +78,24 @@ def test_fine_tuning_keeps_the_masks_and_forgets_the_other_classes(runs, record)
     labels = half(run.task.splits.train).labels
     assert labels.unique().tolist() == [0, 1, 2, 3, 4]
     assert seen[0][1] < measured[AS_TRAINED]["scores"]["accuracy"]
+
+
+def test_a_start_of_its_own_for_each_seed_makes_no_arm(runs):
+    def started(starts):
+        loaded = map(load_run, runs)  # of two seeds, plain, then with S²-SAM
+        own = [
+            replace(one, run=replace(one.run, init=start and Path(start), init_sha256=start and start[-1]))
+            for one, start in zip(loaded, starts, strict=True)
+        ]
+        return measuring.arms(own)
+
+    plain, ours = ({"sharpness": name} for name in ("none", "s2sam"))
+    assert started([None] * 4) == [plain, plain, ours, ours]
+    assert started(["d0", "d1", "d0", "d1"]) == [plain, plain, ours, ours]
+    assert started(["a/d0", "a/d0", "b/d0", "b/d0"]) == [plain, plain, ours, ours], "the same weights in two places"
+    other = started(["d0", "d1", "d2", "d3"])
+    assert [one["init"] for one in other] == ["d0", "d1", "d2", "d3"]
+    assert [one["init"] for one in started([None, None, "d0", "d0"])] == [None, None, "d0", "d0"]
 
 
 def test_arms_are_compared_by_seed(record):

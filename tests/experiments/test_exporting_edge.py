@@ -1,6 +1,7 @@
 """``flatsparse export --format ethos-u xnnpack``: what it writes, records and says."""
 
 import dataclasses
+import re
 import shutil
 import sys
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 from flatsparse.cli import main
-from flatsparse.common.json_files import read_json, write_json
+from flatsparse.common.errors import InputError
+from flatsparse.common.json_files import read_json
 from flatsparse.experiments import export, export_edge
+from flatsparse.experiments.export_checks import one_tensor
+from flatsparse.experiments.run.config import change
 from flatsparse.experiments.run.load import load_run
 from tests.cli.test_cli import QUICK, fails
 from tests.export.nets import masked
@@ -133,15 +137,41 @@ def test_an_unknown_target_or_memory_is_a_line(run, capsys):
 
 def test_another_dense_run_is_a_line(run, trained, tmp_path, capsys):
     assert "is sparse: give a run of --method dense" in fails(capsys, "export", str(run), "--dense", str(run))
-    dense = shutil.copytree(trained / "dense", tmp_path / "dense")
-    other = read_json(dense / "result.json")
-    write_json(dense / "result.json", {**other, "model": "resnet20"})
-    fails(capsys, "export", str(run), "--dense", str(dense))
+    sparse, dense = load_run(run), load_run(trained / "dense")
+    export_edge.check_dense(dense, sparse)
+    others = {
+        "is of another network (resnet20, not digitnet)": dataclasses.replace(
+            dense, result=dataclasses.replace(dense.result, model="resnet20")
+        ),
+        "is of another data (cifar10, not digits)": dataclasses.replace(dense, run=change(dense.run, data="cifar10")),
+        "is of another image size (32, not None)": dataclasses.replace(dense, run=change(dense.run, image_size=32)),
+    }
+    for told, other in others.items():
+        with pytest.raises(InputError, match=re.escape(told)):
+            export_edge.check_dense(other, sparse)
+
+
+class Branches(torch.nn.Module):
+    """A net that only torch.export can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu() if x.shape[0] else x)
+
+
+def test_a_channel_that_lost_its_weights_by_chance_stays_where_it_cannot_be_removed(run):
+    model, masks = Branches(), {"first.weight": torch.ones(16, 8, dtype=torch.bool)}
+    masks["first.weight"][3] = False
+    by_chance = dataclasses.replace(load_run(run), model=model, masks=masks)
+    assert export_edge.without_channels(by_chance) == (model, masks)
+    pruned = dataclasses.replace(by_chance, run=change(by_chance.run, method="chex", channels=0.5))
+    with pytest.raises(InputError, match="Branches"):
+        export_edge.without_channels(pruned)
 
 
 def test_a_model_of_several_inputs_is_a_line():
-    from flatsparse.common.errors import InputError
-    from flatsparse.experiments.export_checks import one_tensor
-
     with pytest.raises(InputError, match="format 'ethos-u' is for a model of one tensor"):
         one_tensor((1, 2), {}, "ethos-u")

@@ -57,6 +57,13 @@ def test_a_run_starts_from_the_weights_and_statistics_of_a_finished_one(dense, t
     assert same_tensors(begun.average.model.state_dict(), weights(dense))
 
 
+def test_weights_in_eight_bits_of_a_float_are_read(dense, tmp_path):
+    eighth = {name: t.to(torch.float8_e4m3fn) if t.is_floating_point() else t for name, t in weights(dense).items()}
+    save_file(eighth, tmp_path / "eighth.safetensors")
+    begun = build(resolve(change(TO_2_4, init=tmp_path / "eighth.safetensors"))).model.state_dict()
+    assert same_tensors(begun, {name: t.to(begun[name].dtype) for name, t in eighth.items()})
+
+
 def test_a_dense_run_becomes_2_4_and_can_be_read_when_its_start_is_gone(own, tmp_path, capsys):
     out = tmp_path / "sparse"
     result = loop.train(change(TO_2_4, init=own, sharpness="s2sam"), out)
@@ -179,6 +186,10 @@ def _wrong(name, own, tmp_path):
         save_file({**tensors, "11.weight": torch.zeros(7, 64)}, file)
     elif name == "infinite":
         save_file({**tensors, "1.bias": torch.full((32,), torch.inf)}, file)
+    elif name == "too large":
+        save_file({**tensors, "1.bias": torch.full((32,), 1e300, dtype=torch.float64)}, file)
+    elif name == "quantized":
+        save_file({**tensors, "11.weight": torch.ones(10, 64, dtype=torch.int8)}, file)
     return file if file.exists() else own / "model.safetensors" if name == "damaged file" else own
 
 
@@ -187,7 +198,7 @@ def _wrong(name, own, tmp_path):
     [
         ("unfinished", "own' holds an unfinished run: finish it with flatsparse train --resume"),
         ("no run", "own' is no run's folder: give the folder of a finished run, or a .safetensors file"),
-        ("absent", "nothing' is no file of weights: give the folder of a finished run"),
+        ("absent", "nothing' is not there: give the folder of a finished run"),
         ("no weights", "model.safetensors"),
         ("another's weights", "it is of another run than the result.json beside it"),
         ("damaged", "model.safetensors' is damaged (its checksum does not fit)"),
@@ -198,6 +209,8 @@ def _wrong(name, own, tmp_path):
         ("one too many", "does not fit the model: 'more' is (1,) there and absent here"),
         ("another shape", "is (7, 64) there and (10, 64) here; give weights of this very network"),
         ("infinite", "has weights that are not finite, the first in '1.bias'"),
+        ("too large", "has weights that are not finite, the first in '1.bias'"),
+        ("quantized", "'11.weight' is torch.int8 there and torch.float32 here; give weights that are not quantized"),
     ],
 )
 def test_what_cannot_be_started_from_is_one_line(own, tmp_path, capsys, name, told):

@@ -9,7 +9,7 @@ from torch import nn
 from flatsparse.common.errors import InputError
 from flatsparse.export import compile_ethos_u
 from flatsparse.export.ethos_u import TARGETS
-from flatsparse.export.extras import c_quiet
+from flatsparse.export.extras import c_quiet, needed
 from flatsparse.export.vela import AREAS, Estimate, Traffic, read_summary, total
 from flatsparse.sparse.n_of_m import NofM
 from tests.export.nets import masked
@@ -207,6 +207,15 @@ def test_without_the_extra_it_says_so(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r"needs 'executorch': .*flatsparse\[edge\]"):
         compile_ethos_u(nn.Linear(4, 4), {}, torch.randn(8, 4))
+
+
+def test_an_extra_that_does_not_load_is_told_from_one_that_is_absent(tmp_path, monkeypatch):
+    (tmp_path / "spoilt_extra.py").write_text("raise ImportError('undefined symbol: _ZN5torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"'spoilt_extra', which does not load here \(undefined symbol: _ZN5torch\)"):
+        needed("spoilt_extra", "edge")
+    with pytest.raises(InputError, match="needs 'no_such_extra': install it"):
+        needed("no_such_extra.part", "edge")
 
 
 def test_a_summary_of_vela_is_read(tmp_path):

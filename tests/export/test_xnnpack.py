@@ -41,13 +41,30 @@ def test_it_says_what_torch_says_in_int8(program):
 
 
 def test_inputs_of_another_shape_or_type_are_a_line(program):
-    _, samples, _, file = program
+    _, samples, compiled, file = program
     runs = load_xnnpack(file)
     for inputs in (samples[:, :, :5], samples.double()):
         with pytest.raises(
             InputError, match=r"does not take inputs .*give torch\.float32 with samples of \(3, 10, 10\)"
         ):
             runs(inputs)
+        with pytest.raises(InputError, match=r"int8 network does not take inputs .*samples of \(3, 10, 10\)"):
+            compiled.int8(inputs)
+
+
+def test_a_net_of_words_takes_their_numbers(tmp_path):
+    pytest.importorskip("executorch", reason="needs the extra edge")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(16, 8), nn.Flatten(), nn.Linear(48, 4)).eval()
+    words = torch.randint(16, (40, 6))
+    compiled = compile_xnnpack(model, {}, words)
+    (tmp_path / "words.pte").write_bytes(compiled.pte)
+    runs = load_xnnpack(tmp_path / "words.pte")
+    wanted = compiled.int8(words)
+    assert (runs(words) - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert wanted.std(0).min() > 0.1 * wanted.abs().max(), "outputs that are all the same prove nothing"
+    with pytest.raises(InputError, match=r"give torch\.int64 with samples of \(6,\)"):
+        runs(words.float())
 
 
 def test_a_damaged_file_is_a_line(program, tmp_path):

@@ -68,7 +68,7 @@ def write_ethos_u(run: Finished, file: Path, test: Split, options: EdgeOptions) 
     inputs = one_tensor(*run.task.inputs(run.model, next(test.first(CHECKED).batches(CHECKED)).content), "ethos-u")
     fields = {
         **_calibrated(run),
-        "checked": _compared(compiled.reference(inputs), compiled.int8(inputs), "TOSA reference model"),
+        "checked": _compared(compiled.reference(inputs), compiled.int8(inputs), "the TOSA reference model"),
         "target": compiled.target,
         "memory": compiled.memory,
         **_cost(compiled),
@@ -78,7 +78,6 @@ def write_ethos_u(run: Finished, file: Path, test: Split, options: EdgeOptions) 
         beside = _compiled(fresh, file.parent, options, "dense, ")
         fields["dense"] = {"run": None, **_cost(beside)}
     else:
-        check_dense(options.dense, run)
         beside = _compiled(options.dense, file.parent, options, "dense, ")
         options.stage("dense, measuring")
         fields["dense"] = {
@@ -128,11 +127,17 @@ def calibration(run: Finished, name: str) -> Tensor:
 def without_channels(run: Finished) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return the network and masks that are compiled: where channels were pruned, a smaller network without them.
 
-    Raises: InputError as ``flatsparse.export.save_small`` does.
+    Raises: InputError as ``flatsparse.export.save_small`` does, for a run whose method prunes channels. Where others have left a
+        channel without weights by chance, and it cannot be removed, the network is compiled as it is.
     """
     if all(mask.flatten(1).any(1).all() for mask in run.masks.values()):
         return run.model, run.masks
-    return shrink(run.model, run.masks), {}  # what is pruned besides is 0 in it
+    try:
+        return shrink(run.model, run.masks), {}  # what is pruned besides is 0 in it
+    except InputError:
+        if run.run.pruning.channels is not None:
+            raise
+        return run.model, run.masks
 
 
 def check_dense(dense: Finished, run: Finished) -> None:
@@ -140,6 +145,7 @@ def check_dense(dense: Finished, run: Finished) -> None:
     for kind, given, wanted in (
         ("network", dense.result.model, run.result.model),
         ("data", dense.run.dataset.title, run.run.dataset.title),
+        ("image size", dense.run.dataset.image_size, run.run.dataset.image_size),
     ):
         if given != wanted:
             raise InputError(f"'{dense.folder}' is of another {kind} ({given}, not {wanted}): give another --dense")
@@ -201,7 +207,7 @@ def _compared(outputs: Tensor, wanted: Tensor, where: str) -> dict[str, Any]:
     difference = difference_of(outputs, wanted)
     if not difference <= TOLERANCE:  # NaN too
         raise InputError(
-            f"in the {where} the compiled program's outputs differ by {difference:.2g} of the largest from torch's int8,"
+            f"in {where} the compiled program's outputs differ by {difference:.2g} of the largest from torch's int8,"
             f" and {TOLERANCE:g} is allowed; its file was not kept"
         )
     equal = float((outputs == wanted).float().mean())

@@ -17,14 +17,18 @@ from flatsparse.common.errors import InputError
 
 
 def needed(module: str, extra: str) -> Any:
-    """Import a module of an extra. Raises InputError without it."""
+    """Import a module of an extra. Raises InputError without it, and where it does not load, as beside another torch."""
+    cure = f"pip install 'flatsparse[{extra}]'"
     try:
         with quiet():
             return importlib.import_module(module)
-    except ImportError as problem:
-        what = problem.name if isinstance(problem, ModuleNotFoundError) and problem.name else module
+    except ModuleNotFoundError as problem:
+        what = (problem.name or module).partition(".")[0]
+        raise InputError(f"this export needs '{what}': install it with {cure}") from None
+    except (ImportError, OSError) as problem:
         raise InputError(
-            f"this export needs '{what.partition('.')[0]}': install it with pip install 'flatsparse[{extra}]'"
+            f"this export needs '{module}', which does not load here ({reason(problem)}): it may be of another version than"
+            f" torch; install both anew with {cure}"
         ) from None
 
 

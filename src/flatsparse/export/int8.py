@@ -36,7 +36,12 @@ class Int8:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the outputs of a batch of any size, on its device."""
+        """Return the outputs of a batch of any size, on its device. Raises InputError for samples of another shape or type."""
+        if inputs.shape[1:] != self.sample.shape[1:] or inputs.dtype != self.sample.dtype:
+            raise InputError(
+                f"this int8 network does not take inputs {tuple(inputs.shape)} of {inputs.dtype}: give {self.sample.dtype} with"
+                f" samples of {tuple(self.sample.shape[1:])}"
+            )
         outputs = []
         for part in inputs.cpu().split(BATCH):
             full = part if len(part) == BATCH else part[torch.arange(BATCH) % len(part)]

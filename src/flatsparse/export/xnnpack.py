@@ -18,6 +18,9 @@ from flatsparse.export.extras import c_quiet, needed, reason
 from flatsparse.export.int8 import EXTRA, Int8, to_int8
 from flatsparse.export.lowering import lower
 
+# By executorch's number of the type: of images, and of numbers of words.
+_DTYPES = {3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32, 7: torch.float64}
+
 
 @dataclass(frozen=True)
 class Xnnpack:
@@ -75,7 +78,8 @@ def load_xnnpack(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         with c_quiet():
             checks = needed("executorch.runtime", EXTRA).Verification.InternalConsistency
             method = runtime.load_program(content, verification=checks).load_method("forward")
-            shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+            taken = method.metadata.input_tensor_meta(0)
+            shape, dtype = tuple(taken.sizes()), _DTYPES.get(taken.dtype())
     except Exception as problem:
         raise InputError(
             f"executorch cannot run '{file}' ({reason(problem)}): it is damaged, or has an operator that"
@@ -84,9 +88,9 @@ def load_xnnpack(file: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
 
     @torch.no_grad()
     def run(inputs: Tensor, content: bytes = content) -> Tensor:  # which the runtime reads from and does not keep
-        if inputs.shape[1:] != shape[1:] or inputs.dtype != torch.float32:
+        if inputs.shape[1:] != shape[1:] or inputs.dtype != dtype:
             raise InputError(
-                f"'{file}' does not take inputs {tuple(inputs.shape)} of {inputs.dtype}: give torch.float32 with samples of"
+                f"'{file}' does not take inputs {tuple(inputs.shape)} of {inputs.dtype}: give {dtype} with samples of"
                 f" {shape[1:]}"
             )
         rows = inputs.cpu().clone(memory_format=torch.contiguous_format)  # the runtime takes no other order of memory

@@ -85,9 +85,11 @@ def after_changes(settings: Evaluation, runs: Sequence[Finished], out: Path, con
 
 def arms(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Return for each run the settings, but for the seed, in which some runs differ."""
-    every = [
-        {k: v for k, v in as_json(run.run).items() if k not in ("seed", "data_dir", "init_sha256")} for run in runs
-    ]
+    left_out = {"seed", "data_dir", "init_sha256"}
+    starts = {(run.run.seed, run.run.init_sha256) for run in runs}
+    if len(starts) == len({seed for seed, _ in starts}) and all(start is not None for _, start in starts):
+        left_out.add("init")  # each seed has a start of its own, as seeds have, or all have the same from other places
+    every = [{k: v for k, v in as_json(run.run).items() if k not in left_out} for run in runs]
     differing = [name for name in every[0] if any(one.get(name) != every[0][name] for one in every)]
     return [{name: one.get(name) for name in differing} for one in every]
 

@@ -21,6 +21,8 @@ def weights_file(init: Path) -> Path:
 
     Raises: InputError for what is neither, and for a run that is not finished or whose weights are another's.
     """
+    if not init.exists():
+        raise InputError(f"--init '{init}' is not there: {CHOICE}")
     if not init.is_dir():
         if init.suffix != ".safetensors":
             raise InputError(f"--init '{init}' is no file of weights: {CHOICE}")
@@ -58,7 +60,8 @@ def load_initial(run: ResolvedRun, model: nn.Module) -> None:
 
 
 def _check_fits(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> None:
-    own = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    own = {name: tuple(t.shape) for name, t in state.items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     if own != given:
         odd = next(name for name in [*own, *sorted(given)] if own.get(name) != given.get(name))
@@ -66,5 +69,12 @@ def _check_fits(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> Non
             f"--init '{file}' does not fit the model: '{odd}' is {given.get(odd, 'absent')} there and"
             f" {own.get(odd, 'absent')} here; give weights of this very network"
         )
-    if odd := next((name for name, t in tensors.items() if not bool(t.isfinite().all())), ""):
+    floats = [name for name, t in state.items() if t.is_floating_point()]
+    if odd := next((name for name in floats if not tensors[name].is_floating_point()), ""):
+        raise InputError(
+            f"--init '{file}' does not fit the model: '{odd}' is {tensors[odd].dtype} there and {state[odd].dtype} here; give"
+            " weights that are not quantized"
+        )
+    # In the model's own type: a larger number may be infinite there, and torch cannot say it of every type.
+    if odd := next((name for name, t in tensors.items() if not bool(t.to(state[name].dtype).isfinite().all())), ""):
         raise InputError(f"--init '{file}' has weights that are not finite, the first in '{odd}': give others")
