@@ -136,13 +136,14 @@ def test_an_unknown_target_or_memory_is_a_line(run, capsys):
 
 
 def test_another_dense_run_is_a_line(run, trained, tmp_path, capsys):
-    assert "is sparse: give a run of --method dense" in fails(capsys, "export", str(run), "--dense", str(run))
+    asked = ("export", str(run), "--format", "ethos-u")
+    assert "is sparse: give a run of --method dense" in fails(capsys, *asked, "--dense", str(run))
+    for option in (("--dense", str(run)), ("--memory", "sram"), ("--target", "ethos-u55-128")):
+        assert f"{option[0]} is for --format ethos-u" in fails(capsys, *asked[:2], *option)
     sparse, dense = load_run(run), load_run(trained / "dense")
     export_edge.check_dense(dense, sparse)
     others = {
-        "is of another network (resnet20, not digitnet)": dataclasses.replace(
-            dense, result=dataclasses.replace(dense.result, model="resnet20")
-        ),
+        "is of another network, with other names or shapes": dataclasses.replace(dense, model=torch.nn.Linear(2, 2)),
         "is of another data (cifar10, not digits)": dataclasses.replace(dense, run=change(dense.run, data="cifar10")),
         "is of another image size (32, not None)": dataclasses.replace(dense, run=change(dense.run, image_size=32)),
     }

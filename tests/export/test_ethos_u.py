@@ -1,5 +1,6 @@
 """Programs for Ethos-U: zeros stay zero, what Vela compiles says what torch says in int8, and the estimate is Vela's."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -235,6 +236,8 @@ def test_a_summary_of_vela_is_read(tmp_path):
     two = total([one, one])
     assert (two.cycles, two.macs, two.weight_bytes, two.encoded_weight_bytes) == (2000, 128, 600, 400)
     assert two.traffic["sram"] == Traffic(54, 12, 180, 512)
+    flash = dataclasses.replace(one, traffic={"off_chip_flash": Traffic(1, 0, 2, 100)})
+    assert total([flash, flash]).traffic["off_chip_flash"] == Traffic(2, 0, 4, 200)  # where weights of both stay
     assert two.inferences_per_second == one.inferences_per_second / 2
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from flatsparse.common.errors import check_count, unknown
+from flatsparse.common.errors import InputError, check_count, unknown
 from flatsparse.experiments.export import RECORD, export, line, scored
 from flatsparse.experiments.export_edge import INT8_FORMS, EdgeOptions
 from flatsparse.experiments.progress import Progress
@@ -50,6 +50,15 @@ class Export:
         for name, given, known in (("--target", self.target, TARGETS), ("--memory", self.memory, MEMORIES)):
             if given not in known:
                 raise unknown(name, given, known)
+        if "ethos-u" not in self.format:
+            for name, given, usual in (
+                *(("--target", self.target, TARGET), ("--memory", self.memory, MEMORY)),
+                ("--dense", self.dense, None),
+            ):
+                if given != usual:
+                    raise InputError(
+                        f"{name} is for --format ethos-u, which is not asked for: leave it out, or add the format"
+                    )
         device = usable_device(self.device)
         finished = load_run(self.run, device=device, data_dir=self.data_dir)
         dense = None if self.dense is None else load_run(self.dense, device=device, data_dir=self.data_dir)

@@ -142,8 +142,14 @@ def without_channels(run: Finished) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def check_dense(dense: Finished, run: Finished) -> None:
     """Raise InputError when a run is not a dense one of the same network on the same data as another."""
+    shapes, wanted_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in one.model.state_dict().items()} for one in (dense, run)
+    )
+    if shapes != wanted_shapes:  # the same network may be named by another path
+        raise InputError(
+            f"'{dense.folder}' is of another network, with other names or shapes of tensors: give another --dense"
+        )
     for kind, given, wanted in (
-        ("network", dense.result.model, run.result.model),
         ("data", dense.run.dataset.title, run.run.dataset.title),
         ("image size", dense.run.dataset.image_size, run.run.dataset.image_size),
     ):

@@ -21,7 +21,7 @@ class Traffic:
         read: weights and feature maps.
         written: weights and feature maps.
         whole: all traffic; what is neither weights nor feature maps is in it too.
-        used: bytes that a program occupies in this memory, at its peak; of several programs the largest.
+        used: bytes that a program occupies in this memory, at its peak; of several programs the largest, in flash all.
     """
 
     read: int
@@ -116,7 +116,7 @@ def read_summary(file: Path) -> Estimate:
 
 
 def total(parts: list[Estimate]) -> Estimate:
-    """Return the estimate of programs that run one after another: all adds up, but for what the largest of them occupies."""
+    """Return the estimate of programs that run one after another: all adds up, but that they take turns in RAM."""
     traffic = {}
     for area in AREAS:
         if each := [part.traffic[area] for part in parts if area in part.traffic]:
@@ -124,7 +124,7 @@ def total(parts: list[Estimate]) -> Estimate:
                 read=sum(t.read for t in each),
                 written=sum(t.written for t in each),
                 whole=sum(t.whole for t in each),
-                used=max(t.used for t in each),
+                used=(sum if area.endswith("flash") else max)(t.used for t in each),
             )
     return replace(
         parts[0],
