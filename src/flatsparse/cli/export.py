@@ -51,13 +51,10 @@ class Export:
             if given not in known:
                 raise unknown(name, given, known)
         if "ethos-u" not in self.format:
-            for name, given, usual in (
-                *(("--target", self.target, TARGET), ("--memory", self.memory, MEMORY)),
-                ("--dense", self.dense, None),
-            ):
-                if given != usual:
+            for name, usual in (("target", TARGET), ("memory", MEMORY), ("dense", None)):
+                if getattr(self, name) != usual:
                     raise InputError(
-                        f"{name} is for --format ethos-u, which is not asked for: leave it out, or add the format"
+                        f"--{name} is for --format ethos-u, which is not asked for: leave it out, or add the format"
                     )
         device = usable_device(self.device)
         finished = load_run(self.run, device=device, data_dir=self.data_dir)
