@@ -150,8 +150,8 @@ def sentences(found: Mapping[tuple[str, str, str], Trained]) -> list[str]:
             name = f"`{net}` {form}, {arm}"
             if cheap and one.loss <= LOSS:
                 reached.append(
-                    f"{name} (accuracy {_signed(one.gaps)}, cycles ÷ {one.flash:.1f} with weights in flash and ÷ {one.sram:.1f} in"
-                    f" SRAM, bytes ÷ {one.bytes:.1f})"
+                    f"{name} (accuracy {_signed(one.gaps)}, cycles ÷ {one.flash:.1f} with weights in flash and ÷ {one.sram:.1f}"
+                    f" in SRAM, bytes ÷ {one.bytes:.1f})"
                 )
             else:
                 beside.append(name)
