@@ -173,7 +173,11 @@ def sentences(found: Mapping[tuple[str, str, str], Trained]) -> list[str]:
         ]
         for arm in ARMS
     }
-    largest = max(abs(gap) for own in rounding.values() for gap in own)
+    largest = {
+        net: max(abs(line["int8"] - line["float"]) for own in found.values() if own.net == net for line in own.lines)
+        for net in gaps
+        if gaps[net]
+    }
     steps = [line["reference"] for own in found.values() for line in own.lines]
     left = sum(bool(line["on_cpu"]) for own in found.values() for line in own.lines)
     return [
@@ -182,7 +186,8 @@ def sentences(found: Mapping[tuple[str, str, str], Trained]) -> list[str]:
         f"**S²-SAM minus plain**, int8, over all rows of a net: "
         f"{judged.listed(f'`{net}` {judged.difference(own)}' for net, own in gaps.items() if own)}.",
         f"**Rounding** to int8 moves accuracy by {_signed(rounding[PLAIN])} points in the mean after plain training and by"
-        f" {_signed(rounding[OURS])} after S²-SAM, and by at most {largest:.1f} in any row.",
+        f" {_signed(rounding[OURS])} after S²-SAM, and in any row by at most:"
+        f" {judged.listed(f'`{net}` {gap:.1f}' for net, gap in largest.items())}.",
         f"**Outputs.** In the reference model of TOSA, the programs that Vela reads give the int8 outputs of torch up to"
         f" {max(steps):.1g} of the largest, in {sum(step == 0 for step in steps)} of {len(steps)} nets bit for bit; "
         + (

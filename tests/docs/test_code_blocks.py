@@ -252,7 +252,7 @@ def options():
 @pytest.mark.parametrize("page", PAGES)
 def test_options_are_there(page, options):
     """Also those that a sentence names by themselves."""
-    of_others = {"--nproc-per-node", "--max-restarts", "--help", "--first"}  # torchrun's, and of a stress script
+    of_others = {"--nproc-per-node", "--max-restarts", "--help", "--first", "--work"}  # torchrun's, and of scripts
     named = re.findall(r"(?<![\w-])--[a-z][\w-]*", PAGES[page].read_text(encoding="utf-8"))
     assert set(named) - of_others <= options
 
