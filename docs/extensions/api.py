@@ -46,7 +46,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
             " measure.surface measure.theory curvature"
         ),
     ),
-    "export": ("Export", _modules("export")),
+    "export": ("Export", _modules("export export.ethos_u export.vela")),
     "experiments": (
         "Experiments",
         _modules(
