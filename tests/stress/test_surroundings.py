@@ -175,8 +175,9 @@ def test_a_place_that_cannot_be_written_is_a_line(here, command):
     for out in ("file", "file/below", "/proc/none"):
         check_line(*ended([*COMMANDS[command], "--out", out]))
     assert Path("file").read_text() == "x"
-    Path("out", ".lock").mkdir(parents=True)
-    check_line(*ended([*COMMANDS[command], "--out", "out"]))
+    if command != "reproduce":  # whose locks are in a folder of their own
+        Path("out", ".lock").mkdir(parents=True)
+        check_line(*ended([*COMMANDS[command], "--out", "out"]))
 
 
 @pytest.mark.parametrize("back", [False, True])
