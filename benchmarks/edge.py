@@ -95,11 +95,15 @@ class Row:
         model = f"{HERE / 'edge_nets.py'}:{self.net}"
         return {**SHARED, **NETS[self.net].settings, "model": model, "seed": self.seed}
 
+    @property
     def start(self) -> Path:
-        """Return the folder of the dense net that the row goes on from; it is trained if it is not there."""
-        folder = self.work / f"{self.net}-{self.seed}"
-        train(RunConfig.of(**self.shared, **FORMS["dense"], lr=NETS[self.net].lr, epochs=EPOCHS), folder, resume=True)
-        return folder
+        """The folder of the dense net that the row goes on from."""
+        return self.work / f"{self.net}-{self.seed}"
+
+    def train_start(self) -> None:
+        """Train the dense net, if it is not there."""
+        run = RunConfig.of(**self.shared, **FORMS["dense"], lr=NETS[self.net].lr, epochs=EPOCHS)
+        train(run, self.start, resume=True)
 
     def run(self) -> dict[str, Any]:
         """Train and compile, and return what is kept."""
@@ -107,9 +111,7 @@ class Row:
         if own["method"] == "gmp" and net.dense:
             own["exclude"] = net.dense
         place = self.work / str(self).replace(" ", "-").replace(":", "of").replace("%", "percent")
-        config = RunConfig.of(
-            **self.shared, **own, lr=net.lr / 2, epochs=net.more, init=self.work / f"{self.net}-{self.seed}"
-        )
+        config = RunConfig.of(**self.shared, **own, lr=net.lr / 2, epochs=net.more, init=self.start)
         result = train(config, place, resume=True)
         run = load_run(place)
         samples, test = calibration(run, "ethos-u"), run.task.splits.test.first(net.images)
@@ -153,7 +155,7 @@ def main() -> None:
     chosen = parser.parse_args()
     asked = [row for row in rows(chosen.work) if fnmatch.fnmatch(str(row), chosen.only)]
     for row in {(row.net, row.seed): row for row in missing(measured(), asked, lambda row: row.identity)}.values():
-        row.start()  # before several processes need it
+        row.train_start()  # before several processes need it
     run_missing(DATA, asked, lambda row: row.identity, chosen.jobs)
 
 

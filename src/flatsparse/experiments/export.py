@@ -136,9 +136,8 @@ def _checked(run: Finished, name: str, file: Path, test: Split, wanted: Tensor, 
         "images": len(test),
     }
     device = wanted.device.type
-    if name in ("small", "csr", "2:4") or (
-        name in ("onnx", "xnnpack") and device == "cpu"
-    ):  # the others are the run's model itself, or do not run here
+    # The others are the run's model itself, or do not run here.
+    if name in ("small", "csr", "2:4") or (name in ("onnx", "xnnpack") and device == "cpu"):
         timed = (args[0][:1],) if name == "xnnpack" else args  # which computes one sample at a time
         record["measured_on"] = environment(device=device)
         record["inference"] = _time_ratio(_forward(runs, timed, kwargs), _forward(run.model, timed, kwargs), device)

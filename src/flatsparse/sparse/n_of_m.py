@@ -80,13 +80,8 @@ class NofM:
 
         Raises: InputError when the inputs do not divide into groups.
         """
-        scores = outputs_first(scores, inputs_first)
-        self.check(scores, layer)
-        groups = scores.movedim(1, -1)
-        ranked = torch.where(groups.isnan(), -torch.inf, groups).reshape(-1, self.of)
-        best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.active]
-        kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, best, True)
-        return outputs_first(kept.view(groups.shape).movedim(-1, 1), inputs_first)
+        self.check(outputs_first(scores, inputs_first), layer)
+        return _even(scores, self.of, scores.numel() // self.of * self.active, inputs_first)
 
     def check(self, scores: Tensor, layer: str) -> None:
         """Raise InputError for scores (outputs, inputs, …) whose inputs do not divide into groups."""
@@ -138,14 +133,7 @@ class GradualNofM:
         return dict(zip(scores, counts, strict=True))
 
     def best(self, scores: Tensor, count: int, inputs_first: int = 0) -> Tensor:
-        groups = self._groups(scores, inputs_first)
-        every, more = divmod(count, groups.numel() // self.end.of)
-        order = torch.where(groups.isnan(), -torch.inf, groups).argsort(dim=-1, descending=True, stable=True)
-        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :every], True)
-        if more:
-            following = order[..., every : every + 1]
-            kept.scatter_(-1, following, keep_top(groups.gather(-1, following), more))
-        return outputs_first(kept.movedim(-1, 2).flatten(1, 2), inputs_first)
+        return _even(scores, self.end.of, count, inputs_first)
 
     def moved(self, w: MaskedWeight, fraction: float, drop: Score, grow: Score) -> Tensor:
         """As ``Pattern.moved``; grown is where it leaves the groups even."""
@@ -158,9 +146,26 @@ class GradualNofM:
     def holds(self, mask: Tensor, layer: str = "weight", inputs_first: int = 0) -> bool:
         """As ``Pattern.holds``: each group has N active weights or more, and one more at most than any other."""
         self.ranked(mask, layer, inputs_first)
-        active = self._groups(mask, inputs_first).sum(-1)
+        active = _groups(mask, self.end.of, inputs_first).sum(-1)
         return bool(active.min() >= self.end.active) and bool(active.max() - active.min() <= 1)
 
-    def _groups(self, scores: Tensor, inputs_first: int) -> Tensor:
-        """A layer's scores, (outputs, groups of inputs, …, M), in which groups come in the order of their first entries."""
-        return outputs_first(scores, inputs_first).unflatten(1, (-1, self.end.of)).movedim(2, -1)
+
+def _even(scores: Tensor, of: int, count: int, inputs_first: int) -> Tensor:
+    """Return a mask of so many of a layer's scores, the largest of each group, spread evenly over the groups.
+
+    Where groups cannot all have as many, those whose next largest are the largest have one more. Ties go to the lower index,
+    NaN ranks lowest.
+    """
+    groups = _groups(scores, of, inputs_first)
+    every, more = divmod(count, groups.numel() // of)
+    order = torch.where(groups.isnan(), -torch.inf, groups).argsort(dim=-1, descending=True, stable=True)
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :every], True)
+    if more:
+        following = order[..., every : every + 1]
+        kept.scatter_(-1, following, keep_top(groups.gather(-1, following), more))
+    return outputs_first(kept.movedim(-1, 2).flatten(1, 2), inputs_first)
+
+
+def _groups(scores: Tensor, of: int, inputs_first: int) -> Tensor:
+    """A layer's scores, (outputs, groups of inputs, …, M), in which groups come in the order of their first entries."""
+    return outputs_first(scores, inputs_first).unflatten(1, (-1, of)).movedim(2, -1)
