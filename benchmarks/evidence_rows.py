@@ -9,6 +9,7 @@ from typing import Any
 
 import arms
 import cifar
+import cifar_tables
 import corrupted
 import evidence_methods_page as methods
 import judged
@@ -29,7 +30,11 @@ Line = Mapping[str, Any]
 RIGHT, WRONG = referee.NOISES
 PLAIN, OURS = "plain", "S²-SAM"
 FORGETTING = survives.CHANGES[-1]
-CHANGED = {"int4": "rounded to 4 bits", FORGETTING: "fine-tuned on half of the classes"}
+TEXTS = {
+    "rounded": "rounded to 4 bits",
+    "fine-tuned": "fine-tuned on half of the classes",
+    "corrupted": "corrupted images",
+}
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,10 @@ def of_survives(lines: Sequence[Line]) -> Rows:
         return {}
     runs = survives_page.by_setting(lines)
     found, rows = survives_page.claims(runs), {}
-    for change, noise in ((change, noise) for change in CHANGED for noise in survives.NOISES):
-        own = runs[0.95, noise]
-        values = {arm: own.test(arm, own.chosen(arm, change), change) for arm in survives.ARMS}
-        claim = found[(0.95, noise), change]
-        rows[change, noise] = _shown(f"digits, RigL 95 %, {CHANGED[change]}", values, "s2sam", claim)
+    for change, text in (("int4", TEXTS["rounded"]), (FORGETTING, TEXTS["fine-tuned"])):
+        for noise in survives.NOISES:
+            claim = found[(0.95, noise), change]
+            rows[change, noise] = _after(f"digits, RigL 95 %, {text}", runs[0.95, noise], change, claim)
     return rows
 
 
@@ -136,7 +140,7 @@ def of_corrupted(lines: Sequence[Line]) -> Rows:
     found = judged.claims({place: judged.paired(own["s2sam"], own[PLAIN]) for place, own in values.items()})
     return {
         ("corrupted", noise): _shown(
-            "digits, RigL 95 %, corrupted images", values[0.95, noise], "s2sam", found[0.95, noise]
+            f"digits, RigL 95 %, {TEXTS['corrupted']}", values[0.95, noise], "s2sam", found[0.95, noise]
         )
         for noise in survives.NOISES
     }
@@ -170,22 +174,28 @@ def of_methods(lines: Sequence[Line]) -> Rows:
 
 
 def of_cifar(lines: Sequence[Line]) -> Rows:
-    """Return the rows of 10,000 images of CIFAR-10, as trained: those of the plan's referee."""
+    """Return the rows of 10,000 images of CIFAR-10: as trained, rounded, fine-tuned and on corrupted images."""
     if missing(lines, (*cifar.for_choice(), *cifar.compared(lines)), asdict):
         return {}
-    group = arms.Group(PLAIN, OURS, tuple(arm for arm in cifar.ARMS if arm != PLAIN))
-    runs = {
-        noise: arms.Runs.of(
-            (line for line in lines if (line["sparsity"], line["noise"]) == (0.95, noise)), cifar.SEEDS, cifar.CHOICE
-        )
-        for noise in cifar.NOISES
-    }
-    found = arms.claims(runs, (group,))
+    shown = cifar_tables.Shown.of(lines)
+    cheap = arms.claims(shown.referee, (cifar_tables.REFEREE,))
+    changed = survives_page.claims(shown.changed, cifar_tables.ALL_CHANGES)
+    corrupting = cifar_tables.claims_on_corrupted(shown)
     setting = f"CIFAR-10, {cifar.SHARED['train_size']:,} images, RigL 95 %"
-    return {
-        ("CIFAR-10", noise): _among_arms(setting, own, found[noise], group.others, referee_page.NAMES)
-        for noise, own in runs.items()
+    rows = {
+        ("CIFAR-10", noise): _among_arms(setting, own, cheap[noise], cifar_tables.REFEREE.others, referee_page.NAMES)
+        for noise, own in shown.referee.items()
     }
+    for name, change in (("rounded", "int4"), ("fine-tuned", cifar.FINE_TUNED)):
+        for noise in cifar.NOISES:
+            claim = changed[(0.95, noise), change]
+            row = _after(f"{setting}, {TEXTS[name]}", shown.changed[0.95, noise], change, claim)
+            rows[f"CIFAR-10, {name}", noise] = row
+    for noise in cifar.NOISES:
+        own, claim = shown.corrupted[0.95, noise], corrupting[0.95, noise]
+        values = {name: cifar_tables.corrupted(own, arm) for arm, name in cifar_tables.SURVIVING.items()}
+        rows["CIFAR-10, corrupted", noise] = _shown(f"{setting}, {TEXTS['corrupted']}", values, "s2sam", claim)
+    return rows
 
 
 def of_regime(lines: Sequence[Line]) -> Rows:
@@ -214,6 +224,12 @@ def _among_arms(
     name = judged.chosen({arm: runs.values(arm) for arm in others if OURS not in arm})
     gain, ours = (Difference(claim.gaps, claim.sure) for claim in (found[name, PLAIN], found[OURS, name]))
     return Row(setting, tuple(runs.values(PLAIN)), found[OURS, PLAIN], Rival(names.get(name, name), gain, ours))
+
+
+def _after(setting: str, runs: survives_page.Runs, change: str, claim: judged.Claim) -> Row:
+    """Return the row of nets that are changed after training, each arm at its ρ of the change."""
+    values = {arm: runs.test(arm, runs.chosen(arm, change), change) for arm in survives.ARMS}
+    return _shown(setting, values, "s2sam", claim)
 
 
 def _shown(

@@ -98,7 +98,7 @@ STUDIES = (
     ),
     Study(
         "CIFAR-10 with augmentation",
-        "10,000 images, beside what the referee has on digits",
+        "10,000 images, which 12 epochs do not fit: beside what the referee has on digits, changed afterwards, over sparsity",
         "cifar.md",
         "cifar.md",
         cifar.measured,

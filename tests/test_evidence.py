@@ -50,9 +50,15 @@ def known(study, made):
     return {(name, noise): made(0.1) for name in names for noise in (0.0, 0.2)}
 
 
+def of_cifar(made):
+    """Rows of 10,000 images of CIFAR-10 of which nothing is sure."""
+    names = ("CIFAR-10", "CIFAR-10, rounded", "CIFAR-10, fine-tuned", "CIFAR-10, corrupted")
+    return {(name, noise): made(0.1) for name in names for noise in (0.0, 0.2)}
+
+
 def test_there_are_five_sentences(study, known, made):
     more = {("slope", noise): dataclasses.replace(made(1.0), rival=None, plain=None) for noise in (0.0, 0.2)}
-    more |= {("regime", 0.0): made(0.1), ("CIFAR-10", 0.0): made(0.1), ("CIFAR-10", 0.2): made(0.2)}
+    more |= {("regime", 0.0): made(0.1)} | of_cifar(made)
     for rows in (known, known | more):
         found = study.sentences.sentences(rows)
         assert len(found) == 5
@@ -77,11 +83,20 @@ def test_there_are_five_sentences(study, known, made):
         ),
         ("wrong", ("CIFAR-10", 0.2), (3.0, 8.0, True), "on a setting S²-SAM has **+3.0"),
         ("rounded", ("int4", 0.0), (1.0, 0.0, False), "no proven reason"),
-        ("rounded", ("int4", 0.0), (1.0, 0.0, True), "surely better with right labels too"),
-        ("rounded", ("int4", 0.0), (-1.0, 0.0, True), "surely worse with right labels"),
+        ("rounded", ("int4", 0.0), (1.0, 0.0, True), "surely better with right labels:**"),
+        ("rounded", ("int4", 0.0), (-1.0, 0.0, True), "surely worse with right labels:**"),
+        (
+            "rounded",
+            ("CIFAR-10, rounded", 0.0),
+            (1.0, 0.0, True),
+            "surely better with right labels in some settings:**",
+        ),
+        ("rounded", ("CIFAR-10, rounded", 0.2), (3.0, 0.0, True), "on CIFAR-10 it has **+3.0"),
         ("forgotten", ("finetune10", 0.2), (1.0, 0.0, True), "forget less in some settings"),
         ("forgotten", ("finetune10", 0.2), (-1.0, 0.0, True), "forget more in some settings"),
         ("forgotten", ("finetune10", 0.2), (1.0, 0.0, False), "forget less is not shown"),
+        ("forgotten", ("CIFAR-10, fine-tuned", 0.2), (-3.0, 0.0, True), "forget more in some settings"),
+        ("forgotten", ("CIFAR-10, fine-tuned", 0.2), (-3.0, 0.0, True), "those of CIFAR-10 at 95 % have +0.1"),
         ("claimed", ("slope", 0.0), (1.0, 0.0, True), "sparsity holds with right labels (**+1.0"),
         ("claimed", ("slope", 0.0), (-1.0, 0.0, True), "sparsity is refuted with right labels"),
         ("claimed", ("slope", 0.0), (1.0, 0.0, False), "sparsity stays open with right labels"),
@@ -96,7 +111,10 @@ def test_there_are_five_sentences(study, known, made):
     ],
 )
 def test_a_sentence_says_what_the_rows_bear(study, known, made, sentence, key, row, said):
-    rows = known | ({("slope", 0.2): made(0.0)} if key[0] == "slope" else {}) | {key: made(*row)}
+    more = {("slope", 0.2): made(0.0)} if key[0] == "slope" else {}
+    if key[0].startswith("CIFAR-10, ") and key[0] != "CIFAR-10, 500 images":
+        more = of_cifar(made)
+    rows = known | more | {key: made(*row)}
     assert said in getattr(study.sentences, sentence)(rows)
 
 

@@ -176,11 +176,31 @@ def test_500_images_of_cifar_have_the_differences_of_the_page_of_methods(study):
         assert f"{statistics.fmean(row.plain):.1f} ±" in told["plain"][4]
 
 
-def test_10000_images_of_cifar_are_judged_as_their_plan_says(study):
+def of_cifar(study):
+    """Lines of CIFAR-10; after each change S²-SAM has more, and SAM yet more, and the third ρ is the best after int4."""
     cifar = study.cifar
     gains = {**GAINS, "SAM, half the epochs": 1.0}
-    lines = list(of_arms(cifar.for_choice(), cifar.ARMS, gains, lambda cell: cell.noise))
-    lines += of_arms(cifar.compared(lines), cifar.ARMS, gains, lambda cell: cell.noise)
+    names = ("as trained", *cifar.CHANGES, cifar.FINE_TUNED, f"{cifar.FINE_TUNED} back")
+
+    def after(line, name):
+        best = 2 if name == "int4" and line["arm"] != "plain" else min(1, len(cifar.ARMS[line["arm"]]) - 1)
+        gain = {"S²-SAM": 2.0, "SAM, half the epochs": 3.0}.get(line["arm"], 0.0)
+        return 60.0 + gain - abs(line["candidate"] - best)
+
+    def whole(line):
+        test, validation = (
+            {name: after(line, name) + shift for name in names} for shift in (wobble(line["arm"], line["seed"]), 0.0)
+        )
+        corrupted = {"fog": test["as trained"] - 30.0, "blur": test["as trained"] - 10.0}
+        return {**line, "after": {"test": test, "validation": validation}, "corrupted": corrupted}
+
+    lines = [whole(one) for one in of_arms(cifar.for_choice(), cifar.ARMS, gains, lambda cell: cell.noise)]
+    return lines + [whole(one) for one in of_arms(cifar.compared(lines), cifar.ARMS, gains, lambda cell: cell.noise)]
+
+
+def test_10000_images_of_cifar_are_judged_as_their_plan_says(study):
+    cifar = study.cifar
+    lines = of_cifar(study)
     row = study.rows.of_cifar(lines)["CIFAR-10", 0.2]
     assert row.setting == "CIFAR-10, 10,000 images, RigL 95 %"
     ours = [4.0 + wobble("S²-SAM", seed) - wobble("plain", seed) for seed in cifar.SEEDS]
@@ -190,6 +210,23 @@ def test_10000_images_of_cifar_are_judged_as_their_plan_says(study):
     assert row.gain.p <= p_value(row.gain.gaps) * 2 * pairs
     assert row.gain.p > p_value(row.gain.gaps)
     assert study.rows.of_cifar(lines[:-1]) == study.rows.of_cifar([]) == {}
+
+
+def test_nets_of_cifar_are_judged_after_changes_and_on_corrupted_images_too(study):
+    found = study.rows.of_cifar(of_cifar(study))
+    names = ("CIFAR-10", "CIFAR-10, rounded", "CIFAR-10, fine-tuned", "CIFAR-10, corrupted")
+    assert list(found) == [(name, noise) for name in names for noise in (0.0, 0.2)]
+    plain = [60.0 + wobble("plain", seed) for seed in study.cifar.SEEDS]
+    ours = [62.0 + wobble("S²-SAM", seed) for seed in study.cifar.SEEDS]
+    for name, lower, family in ((names[1], 0.0, 48), (names[2], 0.0, 48), (names[3], 20.0, 6)):
+        row = found[name, 0.0]
+        assert list(row.plain) == pytest.approx([value - lower for value in plain])
+        assert list(row.gain.gaps) == pytest.approx([a - b for a, b in zip(ours, plain, strict=True)])
+        assert row.gain.p == pytest.approx(p_value(row.gain.gaps) * family)  # all alike
+        assert (row.rival.name, row.rival.gain.sure) == ("SAM in half the epochs", False)
+        assert row.rival.ours.mean == pytest.approx(
+            -1.0 + statistics.fmean(wobble("S²-SAM", x) - wobble("SAM, half the epochs", x) for x in study.cifar.SEEDS)
+        )
 
 
 def test_the_papers_regime_chooses_at_one_sparsity_of_each_method(study):
