@@ -5,7 +5,6 @@ FLATSPARSE_DATA=DIR python benchmarks/cifar.py --jobs 2   # continues where it s
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import judged
 from corrupted_copies import accuracies
 from early_stopping import measured_run
-from planned import lines_of, run_missing
+from planned import Planned, lines_of, run_plan
 
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 from flatsparse.experiments.evaluate.record import evaluate
@@ -77,7 +76,7 @@ ARMS: dict[str, list[Settings]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Planned):
     """One run of the plan: ``candidate`` is an index among those of the arm."""
 
     sparsity: float
@@ -108,10 +107,6 @@ class Cell:
         else:
             found = measured_run(run, stop=stop)
         return {**self.identity, **found}
-
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
 
 
 def trained_and_changed(run: RunConfig, *, whole: bool) -> dict[str, Any]:
@@ -198,17 +193,11 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    jobs = parser.parse_args().jobs
-
-    def run(cells: Iterable[Cell]) -> None:
-        run_missing(DATA, list(cells), lambda cell: cell.identity, jobs)
-
-    run(for_choice())
-    run(compared(measured()))
+def parts() -> Iterator[Iterable[Cell]]:
+    """Yield the runs of the plan: those for choices, then those that these ask for."""
+    yield for_choice()
+    yield compared(measured())
 
 
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, parts())

@@ -49,9 +49,9 @@ class Standing:
     def of(cls, lines: Sequence[Line]) -> Standing:
         """Return how far lines are."""
         choice = list(cifar.for_choice())
-        left = missing(lines, choice, lambda cell: cell.identity)
+        left = missing(lines, choice)
         compared = list(cifar.compared([] if left else lines))
-        later = missing(lines, compared, lambda cell: cell.identity)
+        later = missing(lines, compared)
         return cls(len(choice) + len(compared), (*left, *later), bool(left))
 
     @property

@@ -5,17 +5,16 @@ python benchmarks/corrupted.py --jobs 2   # continues where it stopped
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import survives
 from corrupted_copies import accuracies
-from planned import lines_of, run_missing
+from planned import lines_of, run_plan
 from survives_page import by_setting
 
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
@@ -35,7 +34,7 @@ class Cell(survives.Cell):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "run"
             clean = train(self.settings, place).test_accuracy
-            return {**asdict(self), "clean": clean, "corrupted": accuracies(load_run(place), IMAGES)}
+            return {**self.identity, "clean": clean, "corrupted": accuracies(load_run(place), IMAGES)}
 
 
 def cells() -> Iterator[Cell]:
@@ -50,11 +49,5 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    run_missing(DATA, list(cells()), asdict, parser.parse_args().jobs)
-
-
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, [cells()])

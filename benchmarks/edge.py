@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planned import lines_of, missing, run_missing
+from planned import Planned, lines_of, missing, run_missing
 
 from flatsparse.experiments.export_checks import difference_of, score
 from flatsparse.experiments.export_edge import calibration, without_channels
@@ -68,7 +68,7 @@ NETS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Planned):
     """One net, trained and compiled.
 
     Attributes:
@@ -128,10 +128,6 @@ class Row:
             "reference": difference_of(compiled.reference(seen), compiled.int8(seen)),
         }
 
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
-
 
 def rows(work: Path) -> Iterator[Row]:
     """Yield the plan: of each net, a seed after the other."""
@@ -154,9 +150,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
     asked = [row for row in rows(chosen.work) if fnmatch.fnmatch(str(row), chosen.only)]
-    for row in {(row.net, row.seed): row for row in missing(measured(), asked, lambda row: row.identity)}.values():
+    for row in {(row.net, row.seed): row for row in missing(measured(), asked)}.values():
         row.train_start()  # before several processes need it
-    run_missing(DATA, asked, lambda row: row.identity, chosen.jobs)
+    run_missing(DATA, asked, chosen.jobs)
 
 
 if __name__ == "__main__":

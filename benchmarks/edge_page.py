@@ -217,6 +217,6 @@ def _times(ratio: float) -> str:
 
 if __name__ == "__main__":
     lines = measured()
-    left = missing(lines, list(rows(Path())), lambda row: row.identity)
+    left = missing(lines, rows(Path()))
     far = f"{len(left)} of {len(list(rows(Path())))} rows are missing" if left else ""
     write_page(PAGE, lines, far, rendered)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import arms
@@ -102,7 +102,7 @@ Rows = dict[tuple[str, float], Row]  # by question and share of wrong labels
 
 def of_referee(lines: Sequence[Line]) -> Rows:
     """Return the rows of the referee: digits, as trained."""
-    if missing(lines, referee.cells(), asdict):
+    if missing(lines, referee.cells()):
         return {}
     runs, group = referee_page.by_labels(lines), referee_page.RIGL
     found = arms.claims(runs, (group, referee_page.SAFE))
@@ -114,7 +114,7 @@ def of_referee(lines: Sequence[Line]) -> Rows:
 
 def of_survives(lines: Sequence[Line]) -> Rows:
     """Return the rows of what survives rounding, and of what is forgotten, at the ρ of the change."""
-    if missing(lines, survives.cells(), asdict):
+    if missing(lines, survives.cells()):
         return {}
     runs = survives_page.by_setting(lines)
     found, rows = survives_page.claims(runs), {}
@@ -127,7 +127,7 @@ def of_survives(lines: Sequence[Line]) -> Rows:
 
 def of_corrupted(lines: Sequence[Line]) -> Rows:
     """Return the rows of corrupted digits: means over all corruptions."""
-    if not lines or missing(lines, corrupted.cells(), asdict):
+    if not lines or missing(lines, corrupted.cells()):
         return {}
     known = {(x["sparsity"], x["noise"], x["arm"], x["seed"]): statistics.fmean(x["corrupted"].values()) for x in lines}
     values = {
@@ -175,7 +175,7 @@ def of_methods(lines: Sequence[Line]) -> Rows:
 
 def of_cifar(lines: Sequence[Line]) -> Rows:
     """Return the rows of 10,000 images of CIFAR-10: as trained, rounded, fine-tuned and on corrupted images."""
-    if missing(lines, (*cifar.for_choice(), *cifar.compared(lines)), asdict):
+    if missing(lines, (*cifar.for_choice(), *cifar.compared(lines))):
         return {}
     shown = cifar_tables.Shown.of(lines)
     cheap = arms.claims(shown.referee, (cifar_tables.REFEREE,))
@@ -202,10 +202,10 @@ def of_regime(lines: Sequence[Line]) -> Rows:
     """Return the row of the paper's own regime in which its gain is the largest."""
     known = [line for line in lines if line["data"] == "cifar10"]
     cells = [cell for method in regime.CHOSEN_AT for cell in regime.for_choice(method)]
-    if not known or missing(lines, cells, lambda cell: cell.identity):
+    if not known or missing(lines, cells):
         return {}
     cells = [cell for place in regime.PLACES for cell in regime.compared(lines, *place)]
-    if missing(lines, cells, lambda cell: cell.identity):
+    if missing(lines, cells):
         return {}
     group = arms.Group(PLAIN, OURS, tuple(arm for arm in regime.ARMS if arm != PLAIN))
     runs = {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json_lines, with_checksum
@@ -14,7 +16,25 @@ from flatsparse.experiments.grid.workers import local_executor
 from flatsparse.experiments.progress import Progress
 from flatsparse.experiments.terminal import Console
 
-Identity = Callable[[Any], dict[str, Any]]  # gives the entries of a cell's line by which it is known
+
+class Planned(ABC):
+    """One run of a plan; a frozen dataclass, that worker processes are given."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's line is known by."""
+        return asdict(self)  # type: ignore[call-overload]  # those below are dataclasses
+
+    @abstractmethod
+    def run(self) -> dict[str, Any]:
+        """Train and measure; return the run's line."""
+
+    def lost(self, reason: str) -> NoReturn:
+        """Stop: the process died."""
+        raise SystemExit(f"{self} was lost: {reason}")
+
+
+SomeRun = TypeVar("SomeRun", bound=Planned)
 
 
 def lines_of(data: Path) -> list[dict[str, Any]]:
@@ -22,13 +42,19 @@ def lines_of(data: Path) -> list[dict[str, Any]]:
     return read_json_lines(data) if data.exists() else []
 
 
-def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[Any], identity: Identity) -> list[Any]:
-    """Return the cells of a plan that have no line.
+def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[SomeRun]) -> list[SomeRun]:
+    """Return the runs of a plan that have no line.
 
-    >>> missing([{"seed": 0, "test": 1.0}], [0, 1], lambda seed: {"seed": seed})
-    [1]
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Cell(Planned):
+    ...     seed: int
+    ...     def run(self):
+    ...         return {**self.identity, "test": 1.0}
+    >>> missing([Cell(0).run()], [Cell(0), Cell(1)])
+    [Cell(seed=1)]
     """
-    wanted = [(cell, identity(cell)) for cell in cells]
+    wanted = [(cell, cell.identity) for cell in cells]
     names = list(wanted[0][1]) if wanted else []
     done = {_key(line, names) for line in lines}
     return [cell for cell, known in wanted if _key(known, names) not in done]
@@ -38,15 +64,29 @@ def _key(line: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps({name: line[name] for name in names}, sort_keys=True)
 
 
-def run_missing(data: Path, cells: Sequence[Any], identity: Identity, jobs: int) -> None:
-    """Run the cells that a file has no line of."""
-    todo = missing(lines_of(data), cells, identity)
+def run_missing(data: Path, cells: Sequence[Planned], jobs: int) -> None:
+    """Run what a file has no line of, several at a time."""
+    todo = missing(lines_of(data), cells)
     progress = Progress(Console(), data.stem, len(cells), done=len(cells) - len(todo))
     with progress, local_executor(jobs) as executor, data.open("a", encoding="utf-8") as lines:
         for _, line in executor.map(todo):
             lines.write(json.dumps(with_checksum(line), ensure_ascii=False) + "\n")
             lines.flush()
             progress.advance()
+
+
+def run_plan(about: str, data: Path, parts: Iterable[Iterable[Planned]]) -> None:
+    """Run the parts of a plan, each after the one before it; a command line.
+
+    Args:
+        about: the script's docstring.
+        parts: taken one by one, so that a part may depend on the lines of those before.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    jobs = parser.parse_args().jobs
+    for cells in parts:
+        run_missing(data, list(cells), jobs)
 
 
 def write_page(page: Path, lines: Sequence[Any], far: str, rendered: Callable[[Any], str]) -> None:

@@ -5,7 +5,6 @@ python benchmarks/referee.py --jobs 2   # continues where it stopped
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from early_stopping import measured_run
-from planned import lines_of, run_missing
+from planned import Planned, lines_of, run_plan
 
 from flatsparse.experiments.run.config import RunConfig
 
@@ -68,7 +67,7 @@ ARMS: dict[str, list[Settings]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Planned):
     """One run of the plan: ``candidate`` is an index among those of the arm."""
 
     arm: str
@@ -76,16 +75,17 @@ class Cell:
     noise: float
     seed: int
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's line is known by."""
+        return {**asdict(self), "settings": ARMS[self.arm][self.candidate]}
+
     def run(self) -> dict[str, Any]:
         """Train and measure; return what is kept."""
         chosen = {"epochs": EPOCHS, **ARMS[self.arm][self.candidate]}
         stop = chosen.pop("stop", False)
         run = RunConfig.of(**{**SHARED, **chosen}, label_noise=self.noise, seed=self.seed)
-        return {**asdict(self), "settings": ARMS[self.arm][self.candidate], **measured_run(run, stop=stop)}
-
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
+        return {**self.identity, **measured_run(run, stop=stop)}
 
 
 def cells() -> Iterator[Cell]:
@@ -100,14 +100,5 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
-    run_missing(
-        DATA, list(cells()), lambda cell: {**asdict(cell), "settings": ARMS[cell.arm][cell.candidate]}, chosen.jobs
-    )
-
-
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, [cells()])

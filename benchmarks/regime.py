@@ -5,7 +5,6 @@ FLATSPARSE_DATA=DIR python benchmarks/regime.py --jobs 2   # continues where it 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import judged
-from planned import lines_of, run_missing
+from planned import Planned, lines_of, run_plan
 
 from flatsparse.experiments.run.config import RunConfig
 from flatsparse.experiments.run.loop import train
@@ -41,7 +40,7 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Planned):
     """One run of the plan: ``candidate`` is an index among those of the arm."""
 
     data: str
@@ -70,10 +69,6 @@ class Cell:
             "test": result.test_accuracy,
             "images_per_second": result.images_per_second,
         }
-
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
 
 
 def for_choice(method: str) -> Iterator[Cell]:
@@ -105,18 +100,12 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    jobs = parser.parse_args().jobs
-
-    def run(cells: Iterable[Cell]) -> None:
-        run_missing(DATA, list(cells), lambda cell: cell.identity, jobs)
-
+def parts() -> Iterator[Iterable[Cell]]:
+    """Yield the runs of the plan, for each method and sparsity those for its choices, then those that these ask for."""
     for method, sparsity in PLACES:
-        run(for_choice(method))
-        run(compared(measured(), method, sparsity))
+        yield for_choice(method)
+        yield compared(measured(), method, sparsity)
 
 
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, parts())

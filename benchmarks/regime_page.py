@@ -30,13 +30,13 @@ Claims = Mapping[Place, arms.Claims]
 def cells(lines: Sequence[Line], place: Place) -> list[Cell]:
     """Return the runs of a method and sparsity; while some for its choices are missing, as if the first were chosen."""
     choice = list(for_choice(place[0]))
-    return [*choice, *compared([] if _missing(lines, choice) else lines, *place)]
+    return [*choice, *compared([] if missing(lines, choice) else lines, *place)]
 
 
 def standing(lines: Sequence[Line]) -> str:
     """Return how many runs of the plan are there; empty when all are."""
     every = list(dict.fromkeys(cell for place in PLACES for cell in cells(lines, place)))
-    left = _missing(lines, every)
+    left = missing(lines, every)
     return f"{len(every) - len(left)} of {len(every)} runs of the plan are measured" if left else ""
 
 
@@ -44,7 +44,7 @@ def complete(lines: Sequence[Line]) -> dict[Place, arms.Runs]:
     """Return the runs on CIFAR-10 of each method and sparsity that lacks none there."""
     found = {}
     for place in PLACES:
-        if not _missing(lines, [cell for cell in cells(lines, place) if cell.data == "cifar10"]):
+        if not missing(lines, [cell for cell in cells(lines, place) if cell.data == "cifar10"]):
             own = [line for line in lines if (line["data"], line["method"], line["sparsity"]) == ("cifar10", *place)]
             found[place] = arms.Runs.of(own, SEEDS, (CHOICE,))
     return found
@@ -142,10 +142,6 @@ def name(place: Place) -> str:
     'MEST(EM) 98 %'
     """
     return f"{METHODS[place[0]]} {100 * place[1]:g} %"
-
-
-def _missing(lines: Sequence[Line], wanted: Sequence[Cell]) -> list[Cell]:
-    return missing(lines, wanted, lambda cell: cell.identity)
 
 
 def _text(claim: judged.Claim) -> str:

@@ -5,15 +5,14 @@ python benchmarks/survives.py --jobs 2   # continues where it stopped; survives_
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planned import lines_of, run_missing
+from planned import Planned, lines_of, run_plan
 
 from flatsparse.experiments.evaluate.record import evaluate
 from flatsparse.experiments.evaluate.settings import Evaluation
@@ -37,7 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Planned):
     """One run of the plan."""
 
     sparsity: float
@@ -61,16 +60,12 @@ class Cell:
             record = evaluate(Evaluation((place,), after=CHANGES, jobs=1), place, Console(quiet=True))
             after = record["runs"][0]["after"]
         return {
-            **asdict(self),
+            **self.identity,
             "gradients": result.gradient_evaluations,
             "train_accuracy": result.train_accuracy,
             "test": {name: one["scores"]["accuracy"] for name, one in after.items()},
             "validation": {name: one["validation"]["accuracy"] for name, one in after.items()},
         }
-
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
 
 
 def cells() -> Iterator[Cell]:
@@ -85,13 +80,5 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    chosen = parser.parse_args()
-    run_missing(DATA, [cell for cell in cells() if cell.arm in chosen.arms], asdict, chosen.jobs)
-
-
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, [cells()])

@@ -5,7 +5,6 @@ python benchmarks/sweep.py --jobs 2   # continues where it stopped
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import judged
-from planned import lines_of, run_missing
+from planned import Planned, lines_of, run_plan
 
 from flatsparse.experiments.landscape.measure import mean_loss
 from flatsparse.experiments.run.config import RunConfig
@@ -78,7 +77,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Planned):
     """One run of the plan; without ρ it is plain."""
 
     place: Place
@@ -107,10 +106,6 @@ class Cell:
             "test": result.test_accuracy,
             **measured,
         }
-
-    def lost(self, reason: str) -> dict[str, Any]:
-        """Stop: the process died."""
-        raise SystemExit(f"{self} was lost: {reason}")
 
 
 def surface(run: Finished) -> dict[str, Any]:
@@ -176,14 +171,12 @@ def measured() -> list[dict[str, Any]]:
     return lines_of(DATA)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    jobs = parser.parse_args().jobs
-    for part in places():
-        run_missing(DATA, list(choices(part)), lambda cell: cell.identity, jobs)
-        run_missing(DATA, list(compared(part, measured())), lambda cell: cell.identity, jobs)
+def parts() -> Iterator[Iterable[Cell]]:
+    """Yield the runs of the plan, of the sweep and of the rounds: those for the choice of ρ, then those that it asks for."""
+    for among in places():
+        yield choices(among)
+        yield compared(among, measured())
 
 
 if __name__ == "__main__":
-    main()
+    run_plan(__doc__, DATA, parts())
