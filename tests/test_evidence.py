@@ -13,6 +13,8 @@ from tests.benchmark_scripts import FOLDER, importable
 def study():
     """The scripts of the page, by name."""
     with importable():
+        import arms
+        import cifar_tables
         import evidence_rows
         import evidence_sentences
         import evidence_summary
@@ -20,6 +22,8 @@ def study():
         import referee_page
 
         yield SimpleNamespace(
+            arms=arms,
+            cifar=cifar_tables,
             rows=evidence_rows,
             sentences=evidence_sentences,
             page=evidence_summary,
@@ -175,10 +179,15 @@ def test_the_readme_says_what_the_rows_say(study):
     assert not right.gain.sure
     assert not few.gain.sure
     assert wrong.rival.name == "label smoothing"
-    gaps = (right.gain.gaps, few.gain.gaps, wrong.gain.gaps, wrong.rival.gain.gaps)
+    many = rows["CIFAR-10", 0.0]
+    gaps = (right.gain.gaps, few.gain.gaps, wrong.gain.gaps, wrong.rival.gain.gaps, many.gain.gaps)
     texts = [study.judged.difference(own).replace("*", "") for own in gaps]
-    assert f"{texts[0]} points on digits, {texts[1]} on 500 images of CIFAR-10" in said
+    assert f"{texts[0]} points on digits, {texts[1]} on 500 images of CIFAR-10, {texts[4]} on 10,000 that" in said
     assert f"it adds {texts[3]} and costs nothing; S²-SAM adds {texts[2]}" in said
     runs = study.referee.by_labels(study.page.referee.measured())[0.2]
+    assert "On the 10,000 nothing surely helped" in said
+    shown = study.cifar.Shown.of(study.page.cifar.measured())
+    found = study.arms.claims(shown.referee, (study.cifar.REFEREE,))
+    assert not any(claim.above for own in found.values() for (_, base), claim in own.items() if base == "plain")
     assert "both together no more than smoothing" in said
     assert study.judged.mean_interval(runs.gaps("S²-SAM, label smoothing", "label smoothing")).high < 0.5
