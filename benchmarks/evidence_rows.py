@@ -16,6 +16,7 @@ import judged
 import referee
 import referee_page
 import regime
+import regime_page
 import survives
 import survives_page
 import sweep
@@ -200,21 +201,12 @@ def of_cifar(lines: Sequence[Line]) -> Rows:
 
 def of_regime(lines: Sequence[Line]) -> Rows:
     """Return the row of the paper's own regime in which its gain is the largest."""
-    known = [line for line in lines if line["data"] == "cifar10"]
-    cells = [cell for method in regime.CHOSEN_AT for cell in regime.for_choice(method)]
-    if not known or missing(lines, cells):
+    if regime_page.standing(lines):
         return {}
-    cells = [cell for place in regime.PLACES for cell in regime.compared(lines, *place)]
-    if missing(lines, cells):
-        return {}
-    group = arms.Group(PLAIN, OURS, tuple(arm for arm in regime.ARMS if arm != PLAIN))
-    runs = {}
-    for index, (method, sparsity) in enumerate(regime.PLACES):
-        own = [x for x in known if x["method"] == method and (x["sparsity"] == sparsity or x["seed"] == regime.CHOICE)]
-        runs[index] = arms.Runs.of(own, regime.SEEDS, (regime.CHOICE,))
+    runs, group, place = regime_page.complete(lines), regime_page.GROUP, regime.PLACES[0]
     found = arms.claims(runs, (group,))
-    setting = "CIFAR-10, 45,000 images, MEST(EM) 98 %"
-    return {("regime", RIGHT): _among_arms(setting, runs[0], found[0], group.others, referee_page.NAMES)}
+    setting = f"CIFAR-10, 45,000 images, {regime_page.name(place)}"
+    return {("regime", RIGHT): _among_arms(setting, runs[place], found[place], group.others, referee_page.NAMES)}
 
 
 def _among_arms(
