@@ -62,11 +62,6 @@ def of_arms(cells, arms, gains, share):
             "settings": arms[cell.arm][cell.candidate],
             "validation": 90.0 - off,
             "test": 80.0 - off + wobble(cell.arm, cell.seed) + (gains.get(cell.arm, 0.0) if share(cell) else 0.0),
-            "after": {
-                "validation": dict.fromkeys(
-                    ("int8", "int4", "int3", "prune30", "prune50", "noise0.2", "noise0.4"), 9.0 - off
-                )
-            },
         }
 
 
