@@ -62,7 +62,7 @@ def of_cifar(made):
 
 def test_there_are_five_sentences(study, known, made):
     more = {("slope", noise): dataclasses.replace(made(1.0), rival=None, plain=None) for noise in (0.0, 0.2)}
-    more |= {("regime", 0.0): made(0.1)} | of_cifar(made)
+    more |= {(name, 0.0): made(0.1) for name in study.sentences.REGIME} | of_cifar(made)
     for rows in (known, known | more):
         found = study.sentences.sentences(rows)
         assert len(found) == 5
@@ -75,9 +75,9 @@ def test_there_are_five_sentences(study, known, made):
         ("right", ("digits", 0.0), (0.1, 0.0, False), "expect no gain of S²-SAM:** in none of 2 settings"),
         ("right", ("digits", 0.0), (1.0, 0.0, True), "gains in some settings:** surely in 1 of 2"),
         ("right", ("digits", 0.0), (-1.0, 0.0, True), "can cost accuracy:** it surely does in 1 of 2"),
-        ("right", ("regime", 0.0), (1.0, 0.0, True), "surely in 1 of 3"),
-        ("wrong", ("digits", 0.2), (4.0, 8.0, True), "a rival does more than S²-SAM and costs no more"),
-        ("wrong", ("digits", 0.2), (4.0, 2.0, True), "S²-SAM does more than a rival"),
+        ("right", ("regime, RigL 90 %", 0.0), (1.0, 0.0, True), "surely in 1 of 3"),
+        ("wrong", ("digits", 0.2), (4.0, 8.0, True), "a rival can do more than S²-SAM and costs no more"),
+        ("wrong", ("digits", 0.2), (4.0, 2.0, True), "S²-SAM can do more than a rival"),
         ("wrong", ("digits", 0.2), (4.0, 8.0, False), "not surely better or worse than a rival"),
         (
             "wrong",
@@ -110,8 +110,18 @@ def test_there_are_five_sentences(study, known, made):
             (1.0, 0.0, True),
             "is not yet measured, and its gain on all of CIFAR-10 is not yet",
         ),
-        ("claimed", ("regime", 0.0), (1.0, 0.5, True), "largest gain on all of CIFAR-10 is sure in 15 epochs (**+1.0"),
-        ("claimed", ("regime", 0.0), (0.1, 0.5, False), "largest gain on all of CIFAR-10 is not seen"),
+        (
+            "claimed",
+            ("regime, MEST(EM) 98 %", 0.0),
+            (1.0, 0.5, True),
+            "largest gain on all of CIFAR-10 holds in 15 epochs (**+1.0",
+        ),
+        (
+            "claimed",
+            ("regime, MEST(EM) 98 %", 0.0),
+            (0.1, 0.5, False),
+            "on all of CIFAR-10 stays open in 15 epochs (+0.1",
+        ),
     ],
 )
 def test_a_sentence_says_what_the_rows_bear(study, known, made, sentence, key, row, said):
@@ -129,6 +139,13 @@ def test_nets_forget_no_less_where_a_gain_is_ruled_out(study, known, made):
     ]
     rows = known | dict(zip([("finetune10", 0.0), ("finetune10", 0.2)], ruled_out, strict=True))
     assert "forget no less:**" in study.sentences.forgotten(rows)
+
+
+def test_the_papers_largest_gain_is_ruled_out_where_half_a_point_is(study, known, made):
+    row = made(-0.2)
+    excluded = dataclasses.replace(row, gain=dataclasses.replace(row.gain, excluded="difference"))
+    said = study.sentences.claimed(known | {(study.sentences.REGIME[0], 0.0): excluded})
+    assert "on all of CIFAR-10 is ruled out at half a point in 15 epochs (−0.2" in said
 
 
 @pytest.fixture
