@@ -52,6 +52,13 @@ class Runs:
             }
         )
 
+    def validation(self, arm: str) -> dict[int, float]:
+        """The mean validation accuracy of each candidate, on the seeds for the choice."""
+        return {
+            candidate: statistics.fmean(self.lines[arm, candidate, seed]["validation"] for seed in self.choice)
+            for candidate in self.candidates(arm)
+        }
+
     def settings(self, arm: str) -> Settings:
         """What the chosen candidate sets."""
         return self.candidates(arm)[self.chosen(arm)]

@@ -7,14 +7,26 @@ python benchmarks/cifar_page.py --partial   # prints what is complete so far
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import arms
 import judged
 import survives_page
-from cifar import CHANGED_ON, CORRUPTED, EPOCHS, FINE_TUNED, NOISES, SEEDS, SHARED, SPARSITIES, measured
+from cifar import (
+    CHANGED_ON,
+    CORRUPTED,
+    EPOCHS,
+    FINE_TUNED,
+    NOISES,
+    RHOS,
+    SEEDS,
+    SEEDS_BESIDE,
+    SHARED,
+    SPARSITIES,
+    measured,
+)
 from cifar_tables import (
     ALL_CHANGES,
     REFEREE,
@@ -29,8 +41,9 @@ from cifar_tables import (
     sweep_table,
 )
 from planned import write_page
-from referee_page import LABELS, NAMES, added, counts, ours, to_plain, with_labels
+from referee_page import LABELS, NAMES, WITH_REGULARIZER, added, counts, hindsight, ours, to_plain, with_labels
 from small_resnet import resnet8
+from sweep_claims import slopes
 
 from flatsparse.experiments.evaluate.changes import AS_TRAINED
 
@@ -55,7 +68,7 @@ def rendered(lines: Sequence[Line]) -> str:
         *(survival(shown, surviving) if surviving else ()),
         *([corruption(shown, corrupting)] if corrupting else ()),
         *(cheapest(shown, cheap) if cheap else ()),
-        *([over_sparsity(sweeping)] if sweeping else ()),
+        *([over_sparsity(shown, sweeping)] if sweeping else ()),
     ]
     page = TEMPLATE.read_text(encoding="utf-8").format(
         runs=len(lines),
@@ -75,7 +88,10 @@ def rendered(lines: Sequence[Line]) -> str:
         referee="\n\n".join(referee) or NOTHING,
         sweeping=len(sweeping),
         sweep=sweep_table(shown, sweeping) if sweeping else NOTHING,
-        verdict=_bullets([*(robust(shown, surviving) if surviving else ()), *counts(cheap)]),
+        smallest=smallest(shown),
+        rho=RHOS[0],
+        hindsight=with_labels(lambda noise: judged.listed(hindsight(shown.referee[noise])), shown.referee) or NOTHING,
+        verdict=_bullets([*survives_page.counts(shown.changed, surviving), *counts(cheap)]),
     )
     note = "each family is judged over the settings that are complete"
     return f"**Incomplete: {standing.text}; {note}.**\n\n{page}" if standing.left else page
@@ -94,64 +110,56 @@ def survival(shown: Shown, found: Survival) -> list[str]:
     numbers = survives_page.summary(shown.changed, found, FINE_TUNED)
     texts = []
     for noise in NOISES:
-        own = {(change, sparsity): one for ((sparsity, labels), change), one in found.items() if labels == noise}
-        above, below, unsure = sides(own)
-        texts.append(
-            f"With {LABELS[noise]}, {len(above)} of S²-SAM's {len(own)} differences to plain training are sure gains:"
-            f" {_by_change(above)}; sure losses: {_by_change(below)}. {_no_gain(unsure)} {_as_trained(shown, noise)}"
-        )
+        own = {(sparsity, change): one for ((sparsity, labels), change), one in found.items() if labels == noise}
+        texts.append(f"With {LABELS[noise]}, {_sides(own, survives_page.by_change)} {_as_trained(shown, noise)}")
     return [
         "**What survives.** " + " ".join(texts),
         f"**What survives, other arms.** Of the {len(found)} mean differences, each at its own ρ of the change, SAM in half the"
         f" epochs has a larger one than S²-SAM in {numbers['sam_ahead']}, late SAM in {numbers['late_ahead']}, and noise"
-        f" in {numbers['random_ahead']}. After fine-tuning on half of the classes, S²-SAM's difference has an interval below 0 in"
-        f" {numbers['forget']} of {numbers['settings']} settings, and above 0 in {numbers['remember']}.",
+        f" in {numbers['random_ahead']}.",
+        "**Forgetting**, the part of S²-SAM's difference that fine-tuning on half of the classes makes, below 0 where its nets"
+        f" forget more than plain ones: {numbers['forgetting']}. Nothing is claimed of these.",
     ]
 
 
 def corruption(shown: Shown, found: Mapping[Setting, judged.Claim]) -> str:
     """Return the sentence of corrupted images."""
-    above, below, unsure = sides({f"{place(*setting)} ({claim.text})": claim for setting, claim in found.items()})
+    named = {f"{place(*setting)} ({claim.text})": claim for setting, claim in found.items()}
     larger = sum(
         claim.interval.mean > statistics.fmean(shown.corrupted[setting].gaps("S²-SAM", "plain"))
         for setting, claim in found.items()
     )
     return (
-        f"**Corrupted images.** S²-SAM is surely above plain training in {len(above)} of {len(found)} settings:"
-        f" {'; '.join(above) or 'none'}. Surely below: {'; '.join(below) or 'none'}. {_no_gain(unsure)} Its mean difference is"
-        f" larger than that on clean images in {larger} settings."
+        f"**Corrupted images.** {_capital(_sides(named, '; '.join))} The mean difference is larger than that on clean images"
+        f" in {larger} settings."
     )
 
 
-def sides(found: Mapping[Name, judged.Claim]) -> tuple[list[Name], list[Name], list[judged.Claim]]:
-    """Return the names of sure gains and of sure losses, and the claims that are not sure."""
+def _sides(found: Mapping[Name, judged.Claim], text: Callable[[Sequence[Name]], str]) -> str:
+    """Return which of S²-SAM's differences are sure, and of how many others a gain is ruled out."""
     above = [name for name, claim in found.items() if claim.above]
     below = [name for name, claim in found.items() if claim.below]
-    return above, below, [claim for claim in found.values() if not claim.sure]
-
-
-def _by_change(keys: Iterable[tuple[str, float]]) -> str:
-    """Return changes, each with the sparsities where it is one of some."""
-    places: dict[str, list[str]] = {}
-    for change, sparsity in keys:
-        places.setdefault(change, []).append(place(sparsity))
-    return judged.listed(f"{change} ({', '.join(own)})" for change, own in places.items())
+    parts = [f"sure {side}: {text(own)}" for side, own in (("gains", above), ("losses", below)) if own]
+    ruled_out = sum(claim.no_gain for claim in found.values())
+    sure = f"{len(above) + len(below) or 'none'} of S²-SAM's {len(found)} differences to plain training"
+    verb = "is" if len(above) + len(below) < 2 else "are"
+    return (
+        f"{sure} {verb} sure{'; ' * bool(parts)}{'; '.join(parts)}. Of those that are not, a gain of half a point or more is"
+        f" ruled out for {ruled_out}."
+    )
 
 
 def _as_trained(shown: Shown, noise: float) -> str:
     """Return S²-SAM's mean differences before any change, a part of those after it."""
     own = {
-        sparsity: runs.gaps("S²-SAM", "plain")
-        for (sparsity, labels), runs in shown.corrupted.items()
+        sparsity: runs.gaps("s2sam", runs.chosen("s2sam", AS_TRAINED), AS_TRAINED)
+        for (sparsity, labels), runs in shown.changed.items()
         if labels == noise
     }
-    gains = judged.listed(f"{_signed(statistics.fmean(gaps))} ({place(sparsity)})" for sparsity, gaps in own.items())
-    return f"As trained, at the ρ of the accuracy, the mean differences are {gains}."
-
-
-def _no_gain(unsure: Sequence[judged.Claim]) -> str:
-    ruled_out = sum(claim.no_gain for claim in unsure)
-    return f"Of the other {len(unsure)}, a gain of half a point or more is ruled out for {ruled_out}."
+    gains = judged.listed(
+        f"{judged.signed(statistics.fmean(gaps))} ({place(sparsity)})" for sparsity, gaps in own.items()
+    )
+    return f"As trained, on the same images at the ρ of the accuracy, the mean differences are {gains}."
 
 
 def cheapest(shown: Shown, found: Mapping[float, arms.Claims]) -> list[str]:
@@ -162,43 +170,23 @@ def cheapest(shown: Shown, found: Mapping[float, arms.Claims]) -> list[str]:
             for noise, own in shown.referee.items()
         ),
         "**S²-SAM beside the others.** " + with_labels(lambda noise: ours(found[noise], REFEREE), found),
-        "**S²-SAM added to a regularizer**, minus the regularizer alone; these differences are shown, and not among the claims. "
-        + with_labels(lambda noise: added(shown.referee[noise]), found),
+        WITH_REGULARIZER + with_labels(lambda noise: added(shown.referee[noise]), found),
     ]
 
 
-def over_sparsity(found: Mapping[float, judged.Claim]) -> str:
+def over_sparsity(shown: Shown, found: Mapping[float, judged.Claim]) -> str:
     """Return the sentence of the sweep."""
     texts = judged.listed(f"{place(sparsity)} {claim.text}" for sparsity, claim in found.items())
-    return f"**Over sparsity**, right labels, S²-SAM minus plain: {texts}."
+    gains = {sparsity: own.gaps("S²-SAM", "plain")[: len(SEEDS_BESIDE)] for sparsity, own in shown.sweep.items()}
+    slope = f" For each tenfold fewer weights it changes by {judged.difference(slopes(gains))} points, n = {len(SEEDS_BESIDE)}."
+    return f"**Over sparsity**, right labels, S²-SAM minus plain: {texts}.{slope * (len(gains) > 1)}"
 
 
-def robust(shown: Shown, found: Survival) -> list[str]:
-    """Return whether what the plan of ``survives.md`` names as counting holds, in the settings with right labels."""
-    texts, held = [], []
-    right = {sparsity: own for (sparsity, noise), own in shown.changed.items() if noise == NOISES[0]}
-    for sparsity, own in right.items():
-        rho = own.chosen("s2sam", AS_TRAINED)
-        clean = statistics.fmean(own.gaps("s2sam", rho, AS_TRAINED))
-        plain, ours = (
-            statistics.fmean(own.test(*arm, AS_TRAINED)) - statistics.fmean(own.test(*arm, "int4"))
-            for arm in (("plain", None), ("s2sam", rho))
-        )
-        if clean >= -judged.MARGIN and plain > 0 and ours <= plain / 2:
-            held.append(place(sparsity))
-        lost = f"{judged.mean([ours])} lost at 4 bits instead of {judged.mean([plain])}"
-        texts.append(f"{place(sparsity)}: {_signed(clean)} as trained, {lost}")
-    sure = sum(claim.sure for (setting, _), claim in found.items() if setting[1] == NOISES[0])
-    against = "does not hold" if sure else "holds"
-    return [
-        "**What survives.** For: with right labels, at the ρ of the accuracy, no mean loss beyond half a point as trained, and"
-        f" at most half of what plain nets lose at 4 bits. It holds in: {judged.listed(held)} ({'; '.join(texts)}).",
-        f"**What survives.** Against: no claim is sure with right labels. It {against}: {sure} are.",
-    ] * bool(right)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def smallest(shown: Shown) -> str:
+    """Return in how many of all settings the smallest ρ was chosen for S²-SAM, as trained."""
+    settings = {(sparsity, NOISES[0]): own for sparsity, own in shown.sweep.items()} | shown.corrupted
+    count = sum(own.settings("S²-SAM")["rho"] == RHOS[0] for own in settings.values())
+    return f"{count} of {len(settings)}"
 
 
 def _capital(text: str) -> str:

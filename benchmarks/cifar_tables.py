@@ -11,6 +11,7 @@ import arms
 import cifar
 import judged
 import survives_page
+from judged import place
 from planned import missing
 
 from flatsparse.experiments.data.corruptions import MAIN
@@ -145,16 +146,6 @@ def claims_of_sweep(shown: Shown) -> dict[float, judged.Claim]:
     return judged.claims({sparsity: own.gaps("S²-SAM", "plain") for sparsity, own in shown.sweep.items()})
 
 
-def place(sparsity: float, noise: float | None = None) -> str:
-    """Return a setting in words.
-
-    >>> place(0.0, 0.2), place(0.95)
-    ('dense, wrong labels', '95 %')
-    """
-    labels = {None: "", 0.0: ", right labels"}.get(noise, ", wrong labels")
-    return (f"{100 * sparsity:g} %" if sparsity else "dense") + labels
-
-
 def corruption_tables(shown: Shown, found: Mapping[Setting, judged.Claim]) -> str:
     """Return the table of means over all corruptions, and that of S²-SAM's difference for each."""
     others = [arm for arm in SURVIVING if arm not in ("plain", "S²-SAM")]
@@ -190,7 +181,19 @@ def sweep_table(shown: Shown, found: Mapping[float, judged.Claim]) -> str:
             f"{own.settings('S²-SAM')['rho']:g}" + ("†" if own.at_an_end("S²-SAM") else ""),
             found[sparsity].text,
             found[sparsity].verdict,
+            ", ".join(f"{value:.2f}" for value in own.validation("S²-SAM").values()),
         ]
         for sparsity, own in shown.sweep.items()
     ]
-    return judged.table(["sparsity", "n", "plain %", "S²-SAM %", "ρ", "S²-SAM minus plain", "ruled out"], rows)
+    radii = ", ".join(f"{rho:g}" for rho in cifar.RHOS)
+    head = [
+        "sparsity",
+        "n",
+        "plain %",
+        "S²-SAM %",
+        "ρ",
+        "S²-SAM minus plain",
+        "ruled out",
+        f"validation % at ρ {radii}",
+    ]
+    return judged.table(head, rows)

@@ -204,7 +204,7 @@ def _seeds(one: Trained) -> str:
 
 
 def _signed(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):+.2f}".replace("-", "−")
+    return judged.signed(statistics.fmean(values), 2)
 
 
 def _kilobytes(count: float) -> str:

@@ -104,8 +104,27 @@ def difference(gaps: Sequence[float], places: int = 1) -> str:
     ('+2.0 [−0.5, +4.5]', '+0.03 [−1.22, +1.28]', '−1.0')
     """
     found = mean_interval(gaps)
-    text = f"{found:+.{places}f}".replace("-", "−")
+    text = signed(found, places)
     return text if found.low <= 0 <= found.high else f"**{text}**"
+
+
+def signed(value: float | Interval, places: int = 1) -> str:
+    """A number, or a mean with its interval, with its sign.
+
+    >>> signed(0.25, 2), signed(-1.0)
+    ('+0.25', '−1.0')
+    """
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+def place(sparsity: float, noise: float | None = None) -> str:
+    """A sparsity in words, with the kind of labels if a share of wrong ones is given.
+
+    >>> place(0.0, 0.2), place(0.95)
+    ('dense, wrong labels', '95 %')
+    """
+    labels = {None: "", 0.0: ", right labels"}.get(noise, ", wrong labels")
+    return (f"{100 * sparsity:g} %" if sparsity else "dense") + labels
 
 
 def mean(values: Iterable[float], places: int = 1) -> str:

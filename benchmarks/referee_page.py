@@ -39,8 +39,12 @@ NAMES = {
     "SAFE, SAM, half the epochs": "SAFE with SAM in half the epochs",
 }
 REGULARIZERS = ("early stopping", "weight decay", "label smoothing")
+STRENGTHS = {"weight decay": "weight_decay", "label smoothing": "label_smoothing"}
 RIGL = Group("plain", "S²-SAM", tuple(arm for arm in ARMS if arm != "plain" and not arm.startswith("SAFE")))
 SAFE = Group("SAFE", "SAFE, S²-SAM", tuple(arm for arm in ARMS if arm.startswith("SAFE, ")))
+WITH_REGULARIZER = (
+    "**S²-SAM with a regularizer**, minus the regularizer alone, each at its own chosen strength, without a claim. "
+)
 OURS, OTHER = COLORS["s2sam"], COLORS["sam"]
 LEGEND = {"black": "regularizers", OURS: "S²-SAM, alone or combined", OTHER: "SAM, other directions and rules for ρ"}
 HINDSIGHT = 1.0  # points between the chosen and the best candidate, from which on the page tells
@@ -73,7 +77,7 @@ def rendered(lines: Sequence[Line]) -> str:
         says="\n".join(f"- {sentence}" for sentence in says(runs, found)),
         tables="\n\n".join(all_tables),
         verdict="\n".join(f"- {sentence}" for sentence in counts(found)),
-        hindsight="; ".join(f"with {LABELS[noise]} {judged.listed(_hindsight(runs[noise]))}" for noise in NOISES),
+        hindsight="; ".join(f"with {LABELS[noise]} {judged.listed(hindsight(runs[noise]))}" for noise in NOISES),
     )
 
 
@@ -82,8 +86,9 @@ def says(runs: Mapping[float, Runs], found: Mapping[float, Claims]) -> list[str]
     return [
         *(to_plain(LABELS[noise], runs[noise], found[noise]) for noise in NOISES),
         "**S²-SAM beside the others.** " + with_labels(lambda noise: ours(found[noise])),
-        "**S²-SAM added to a regularizer**, minus the regularizer alone; these differences are shown, and not among the claims. "
-        + with_labels(lambda noise: added(runs[noise])),
+        WITH_REGULARIZER + with_labels(lambda noise: added(runs[noise])),
+        "**At equal strength**, with the ρ of the best validation accuracy there, S²-SAM with a regularizer minus that alone. "
+        + with_labels(lambda noise: judged.listed(at_equal_strength(runs[noise]))),
         "**SAFE, and what is added to it.** " + with_labels(lambda noise: _safe(runs[noise], found[noise])),
     ]
 
@@ -143,7 +148,7 @@ def ours(found: Claims, group: Group = RIGL) -> str:
     above, below = ([arm for arm, claim in rivals.items() if getattr(claim, side)] for side in ("above", "below"))
     return (
         f"it is surely above {_names(above)}, and surely below {_names(below)}; to {unsure} of {len(rivals)} the difference is "
-        f"not sure. Of a larger mean than it are {larger} of {len(rivals)}"
+        f"not sure. {larger} of {len(rivals)} have a larger mean"
     )
 
 
@@ -152,17 +157,33 @@ def added(runs: Runs) -> str:
     return judged.listed(f"{arm} {judged.difference(runs.gaps(f'S²-SAM, {arm}', arm))}" for arm in REGULARIZERS)
 
 
+def at_equal_strength(runs: Runs) -> list[str]:
+    """Return what S²-SAM adds to a regularizer at each strength that both were tried at, with the ρ chosen there."""
+    texts = []
+    for arm, setting in STRENGTHS.items():
+        combined = f"S²-SAM, {arm}"
+        validation, settings = runs.validation(combined), runs.candidates(combined)
+        for alone, own in runs.candidates(arm).items():
+            same = {one: [validation[one]] for one in settings if settings[one][setting] == own[setting]}
+            if same:
+                ours = runs.values(combined, candidate=judged.chosen(same))
+                gaps = judged.paired(ours, runs.values(arm, candidate=alone))
+                texts.append(f"{arm} {own[setting]:g} {judged.difference(gaps)}")
+    return texts
+
+
 def _safe(runs: Runs, found: Claims) -> str:
     """Return the accuracy of SAFE, and what is compared with it."""
     texts = [f"{_name(arm)} {found[arm, SAFE.base].text}" for arm in SAFE.others]
     return f"SAFE has {judged.mean(runs.values(SAFE.base))} %; differences to it: {judged.listed(texts)}"
 
 
-def _hindsight(runs: Runs) -> list[str]:
+def hindsight(runs: Runs) -> list[str]:
     """Return the arms of which another candidate than the chosen one has a clearly higher mean on the compared seeds."""
     texts = []
-    for arm in ARMS:
-        means = {one: statistics.fmean(runs.values(arm, candidate=one)) for one in runs.candidates(arm)}
+    for arm in dict.fromkeys(arm for arm, _, _ in runs.lines):
+        there = [one for one in runs.candidates(arm) if all((arm, one, seed) in runs.lines for seed in runs.compared)]
+        means = {one: statistics.fmean(runs.values(arm, candidate=one)) for one in there}
         best = max(means, key=means.__getitem__)
         if (more := means[best] - means[runs.chosen(arm)]) >= HINDSIGHT:
             texts.append(f"{_name(arm)} ({tables.settings_text(runs.candidates(arm)[best], EPOCHS)}: +{more:.1f})")
@@ -175,11 +196,7 @@ def with_labels(text: Callable[[float], str], noises: Iterable[float] = NOISES) 
 
 
 def _with_means(found: Mapping[str, judged.Claim], arms: Iterable[str]) -> str:
-    return judged.listed(f"{_name(arm)} ({_signed(found[arm].interval.mean)})" for arm in arms)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return judged.listed(f"{_name(arm)} ({judged.signed(found[arm].interval.mean)})" for arm in arms)
 
 
 def _names(arms: Iterable[str]) -> str:

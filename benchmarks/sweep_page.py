@@ -63,15 +63,11 @@ def _geometric(lines: Iterable[Line], quantity: str, space: str = "active") -> s
     return _number(statistics.geometric_mean([line[space][quantity] for line in lines]))
 
 
-def _place(sparsity: float) -> str:
-    return f"{sparsity:.0%}".replace("%", " %") if sparsity else "dense"
-
-
 def gain_table(runs: Mapping[Place, Pairs], found: Claims) -> str:
     """Return the gains over sparsity."""
     rows = []
     for sparsity in SPARSITIES:
-        cells = [_place(sparsity)]
+        cells = [judged.place(sparsity)]
         for noise in NOISES:
             cells += _gain(swept(runs, noise)[sparsity], found[noise, sparsity])
         rows.append(cells)
@@ -92,7 +88,7 @@ def surface_table(own: Mapping[float, Pairs], found: Claims, noise: float) -> st
     """Return the surface's measures over sparsity at one kind of labels."""
     rows = []
     for sparsity, pairs in own.items():
-        cells = [_place(sparsity)]
+        cells = [judged.place(sparsity)]
         for quantity in QUANTITIES:
             claim = found[quantity, noise, sparsity]
             cells += [_geometric(pairs.plain, quantity), ratio(claim.gaps, _star(claim))]
@@ -103,13 +99,18 @@ def surface_table(own: Mapping[float, Pairs], found: Claims, noise: float) -> st
         claim, read = found[quantity, noise, GROWTH], logarithm(quantity)
         growth += [ratio(claim.gaps, _star(claim)), ""]
         plain = {sparsity: [read(line) for line in pairs.plain] for sparsity, pairs in own.items()}
-        steep += [ratio(slopes(plain)), ratio(slopes({sparsity: pairs.gaps(read) for sparsity, pairs in own.items()}))]
+        steep += [ratio(slopes(plain)), ratio(_steeper(own, quantity))]
     head = [
         "sparsity",
         *(cell for name in QUANTITIES.values() for cell in (f"{name}, plain", "S²-SAM ÷ plain")),
         "fitted",
     ]
     return judged.table(head, [*rows, [*growth, ""], [*steep, ""]])
+
+
+def _steeper(own: Mapping[float, Pairs], quantity: str) -> list[float]:
+    """Return the slopes of S²-SAM's ratio to plain nets, as logarithms, seed by seed."""
+    return slopes({sparsity: pairs.gaps(logarithm(quantity)) for sparsity, pairs in own.items()})
 
 
 def _star(claim: judged.Claim) -> str:
@@ -120,7 +121,7 @@ def beside_table(own: Mapping[float, Pairs]) -> str:
     """Return the smallest eigenvalue, and the measures in the space of all weights, over sparsity."""
     rows = []
     for sparsity, pairs in own.items():
-        cells = [_place(sparsity), judged.mean((line["active"]["smallest"] for line in pairs.plain), 2)]
+        cells = [judged.place(sparsity), judged.mean((line["active"]["smallest"] for line in pairs.plain), 2)]
         cells.append(judged.difference(pairs.gaps(lambda line: line["active"]["smallest"]), 2))
         for quantity in QUANTITIES:
             cells += [_geometric(pairs.plain, quantity, "all"), ratio(pairs.gaps(logarithm(quantity, "all")))]
@@ -180,7 +181,7 @@ def rendered(lines: Sequence[Line]) -> str:
 
 def summary(runs: Mapping[Place, Pairs], gain: Claims, surface: Claims, rounds: Claims) -> dict[str, Any]:
     """Return what the sentences above the tables tell."""
-    return {**_told_of_gain(runs, gain), **_told_of_surface(surface), **_told_of_rounds(rounds)}
+    return {**_told_of_gain(runs, gain), **_told_of_surface(runs, surface), **_told_of_rounds(rounds)}
 
 
 def _told_of_gain(runs: Mapping[Place, Pairs], gain: Claims) -> dict[str, Any]:
@@ -193,25 +194,25 @@ def _told_of_gain(runs: Mapping[Place, Pairs], gain: Claims) -> dict[str, Any]:
             f"slope_{name}": gain[noise, SLOPE].text,
             f"claim_{name}": _held(gain[noise, SLOPE]),
             f"sure_{name}": len(sure),
-            f"which_{name}": judged.listed(map(_place, sure)),
+            f"which_{name}": judged.listed(map(judged.place, sure)),
             f"no_gain_{name}": sum(claim.no_gain for claim in own.values()),
             f"fitted_{name}": judged.difference(slopes({s: gains[s] for s in SPARSITIES[:-1]})),
         }
     wrong = swept(runs, NOISES[-1])
     top = max(SPARSITIES, key=lambda sparsity: statistics.fmean(wrong[sparsity].gains))
-    told |= {"top_gain": gain[NOISES[-1], top].text, "top_place": _place(top)}
+    told |= {"top_gain": gain[NOISES[-1], top].text, "top_place": judged.place(top)}
     return told | {
         f"fit_{sparsity:.0%}".strip("%"): judged.mean(line["train_accuracy"] for line in wrong[sparsity].plain)
         for sparsity in SPARSITIES[-2:]
     }
 
 
-def _told_of_surface(surface: Claims) -> dict[str, Any]:
+def _told_of_surface(runs: Mapping[Place, Pairs], surface: Claims) -> dict[str, Any]:
     told: dict[str, Any] = {"places": len(NOISES) * len(SPARSITIES)}
     verdicts = [verdict(surface, quantity, noise) for quantity in QUANTITIES for noise in NOISES]
     for quantity in QUANTITIES:
         every = {(noise, s): surface[quantity, noise, s] for noise in NOISES for s in SPARSITIES}
-        higher = [f"{_place(s)}, {LABELS[noise]} labels" for (noise, s), claim in every.items() if claim.above]
+        higher = [f"{judged.place(s)}, {LABELS[noise]} labels" for (noise, s), claim in every.items() if claim.above]
         told |= {
             f"lower_{quantity}": sum(claim.below for claim in every.values()),
             f"higher_{quantity}": len(higher),
@@ -221,6 +222,7 @@ def _told_of_surface(surface: Claims) -> dict[str, Any]:
         for noise, name in LABELS.items():
             claim = surface[quantity, noise, GROWTH]
             told[f"{quantity}_{name}"] = ratio(claim.gaps, _star(claim))
+            told[f"steeper_{quantity}_{name}"] = ratio(_steeper(swept(runs, noise), quantity))
     counts = {"judged": len(verdicts), "held": verdicts.count("holds"), "refuted": verdicts.count("is refuted")}
     return told | counts
 

@@ -132,6 +132,29 @@ def test_a_row_has_what_was_chosen_the_means_and_both_differences(study, lines, 
     assert "| S²-SAM with weight decay | ρ 0.2, decay 0.001 |" in right  # two settings differ among its candidates
 
 
+def test_at_equal_strength_both_have_the_same_one_and_rho_is_chosen_there(study, lines):
+    referee, page = study
+    runs = page.by_labels(lines)[0.2]
+    # Candidates of S²-SAM with smoothing are 0.2 and 0.8 at ρ 0.2, then at ρ 0.5; validation is best at the third.
+    pairs = {"label smoothing 0.2": (2, 1), "label smoothing 0.8": (1, 3)}
+    found = page.at_equal_strength(runs)
+    for name, (ours, alone) in pairs.items():
+        values = picked(lines, "S²-SAM, label smoothing", 0.2, ours, referee.SEEDS)
+        base = picked(lines, "label smoothing", 0.2, alone, referee.SEEDS)
+        gaps = [a - b for a, b in zip(values, base, strict=True)]
+        assert f"{name} {page.judged.difference(gaps)}" in found
+    assert [text.rsplit(" ", 3)[0] for text in found][:2] == ["weight decay 0.001", "weight decay 0.005"]
+    assert len(found) == 4
+
+
+def test_hindsight_is_of_candidates_that_were_run_on_the_compared_seeds(study, lines):
+    referee, page = study
+    better = [{**line, "test": line["test"] + 9 * (line["candidate"] == 3)} for line in lines]
+    assert "label smoothing (smoothing 0.8: +8.0)" in page.hindsight(page.by_labels(better)[0.2])
+    without = [line for line in better if line["candidate"] != 3 or line["seed"] in referee.CHOICE]
+    assert page.hindsight(page.by_labels(without)[0.2]) == []
+
+
 def test_sentences_name_what_is_surely_above_and_below(study, lines):
     _, page = study
     text = page.rendered(lines)
@@ -142,7 +165,7 @@ def test_sentences_name_what_is_surely_above_and_below(study, lines):
     assert "Surely below: SAM in half the epochs (−" in wrong
     assert "The largest mean is that of label smoothing, **+8" in wrong
     assert "and surely below label smoothing; to" in ours
-    assert "Of a larger mean than it are 1 of 15." in ours.split("With wrong labels")[1]
+    assert "1 of 15 have a larger mean." in ours.split("With wrong labels")[1]
     assert f"{len(lines):,} runs" in text
     assert "with wrong labels none" in text  # the chosen candidates are the best of the compared seeds too
     worse = [{**line, "test": 70.0} if _of(line) == ("S²-SAM", 0.2, 2) else line for line in lines]

@@ -1,5 +1,6 @@
 """The study of what survives: its choices and differences beside their plain forms, and its page beside its data."""
 
+import doctest
 import statistics
 
 import pytest
@@ -74,9 +75,45 @@ def test_the_page_has_the_means_and_the_chosen_rho(study, lines):
     mean = statistics.fmean(line["test"]["int4"] for line in own if line["seed"] in survives.SEEDS)
     row = next(line for line in text.splitlines() if line.startswith("| int4 |"))
     assert row.startswith(f"| int4 | {mean:.1f} | **+")
-    assert "24 differences of S²-SAM are sure" in text.replace("\n", " ")
+    assert "of 24 differences of S²-SAM are sure" in text.replace("\n", " ")
     assert row.count("(0.2)") == 4  # the ρ of the accuracy comes first
     assert text.count("(0.5)") == 6 * 4
+
+
+def test_the_part_that_a_change_makes_leaves_out_what_there_was_before(study, lines):
+    survives, page = study
+    own = page.by_setting(lines)[0.9, 0.0]
+
+    def gaps(change):
+        found = {
+            (line["arm"], line["rho"], line["seed"]): line["test"][change]
+            for line in lines
+            if (line["sparsity"], line["noise"]) == (0.9, 0.0)
+        }
+        return [found["s2sam", 0.2, seed] - found["plain", None, seed] for seed in survives.SEEDS]
+
+    expected = [after - before for after, before in zip(gaps("int4"), gaps("as trained"), strict=True)]
+    assert own.by_change("s2sam", 0.2, "int4") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kept", "settings"), [(8.0, 3), (3.0, 0)])
+def test_what_counts_is_half_of_the_loss_at_4_bits(study, lines, kept, settings):
+    _, page = study
+    changed = [
+        {**line, "test": {**line["test"], "int4": line["test"]["as trained"] - 10 + kept * (line["arm"] == "s2sam")}}
+        for line in lines
+    ]
+    runs = page.by_setting(changed)
+    count, against = page.counts(runs, page.claims(runs))
+    assert f"It holds in {settings} of 3 settings (dense{', held' * (settings > 0)}: " in count
+    assert f"{10 - kept:.1f} lost at 4 bits instead of 10.0" in count
+    assert "It does not hold" in against
+
+
+def test_examples_hold(study):
+    found = doctest.testmod(study[1])
+    assert found.attempted
+    assert not found.failed
 
 
 def test_the_page_is_made_of_the_data(study):
