@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import arms
@@ -77,13 +77,17 @@ class Row:
     Attributes:
         plain: the test accuracies of plain training; none where the row is about a slope.
         gain: S²-SAM's difference to plain training.
+        family: how many claims it is judged with.
         rival: the best of what costs as much, by mean test accuracy.
+        by_change: the part of ``gain`` that the change after training makes, where the row is about one.
     """
 
     setting: str
     plain: tuple[float, ...] | None
     gain: judged.Claim
+    family: int
     rival: Rival | None
+    by_change: tuple[float, ...] | None = None
 
     @property
     def verdict(self) -> str:
@@ -107,10 +111,7 @@ def of_referee(lines: Sequence[Line]) -> Rows:
         return {}
     runs, group = referee_page.by_labels(lines), referee_page.RIGL
     found = arms.claims(runs, (group, referee_page.SAFE))
-    return {
-        ("digits", noise): _among_arms("digits, RigL 95 %", own, found[noise], group.others, referee_page.NAMES)
-        for noise, own in runs.items()
-    }
+    return {("digits", noise): _among_arms("digits, RigL 95 %", noise, runs, found, group) for noise in runs}
 
 
 def of_survives(lines: Sequence[Line]) -> Rows:
@@ -121,8 +122,7 @@ def of_survives(lines: Sequence[Line]) -> Rows:
     found, rows = survives_page.claims(runs), {}
     for change, text in (("int4", TEXTS["rounded"]), (FORGETTING, TEXTS["fine-tuned"])):
         for noise in survives.NOISES:
-            claim = found[(0.95, noise), change]
-            rows[change, noise] = _after(f"digits, RigL 95 %, {text}", runs[0.95, noise], change, claim)
+            rows[change, noise] = _after(f"digits, RigL 95 %, {text}", runs, (0.95, noise), change, found)
     return rows
 
 
@@ -141,7 +141,7 @@ def of_corrupted(lines: Sequence[Line]) -> Rows:
     found = judged.claims({place: judged.paired(own["s2sam"], own[PLAIN]) for place, own in values.items()})
     return {
         ("corrupted", noise): _shown(
-            f"digits, RigL 95 %, {TEXTS['corrupted']}", values[0.95, noise], "s2sam", found[0.95, noise]
+            f"digits, RigL 95 %, {TEXTS['corrupted']}", values[0.95, noise], "s2sam", found[0.95, noise], len(found)
         )
         for noise in survives.NOISES
     }
@@ -153,7 +153,17 @@ def of_sweep(lines: Sequence[Line]) -> Rows:
         return {}
     found = sweep_claims.gain_claims(sweep_claims.by_place(lines))
     setting = "digits, RigL 0 to 98 %, gain for each tenfold fewer weights"
-    return {("slope", noise): Row(setting, None, found[noise, sweep_claims.SLOPE], None) for noise in sweep.NOISES}
+    slopes = {noise: found[noise, sweep_claims.SLOPE] for noise in sweep.NOISES}
+    return {("slope", noise): Row(setting, None, slope, len(found), None) for noise, slope in slopes.items()}
+
+
+def surface(lines: Sequence[Line]) -> str:
+    """Return in how many cases the paper's claim about the loss surface holds in the sweep; empty before all runs are there."""
+    if len(lines) < sweep.planned():
+        return ""
+    found = sweep_claims.surface_claims(sweep_claims.by_place(lines))
+    cases = [sweep_claims.verdict(found, name, noise) for name in sweep_claims.QUANTITIES for noise in sweep.NOISES]
+    return f"{cases.count('holds')} of {len(cases)}"
 
 
 def of_methods(lines: Sequence[Line]) -> Rows:
@@ -169,7 +179,7 @@ def of_methods(lines: Sequence[Line]) -> Rows:
         claim = judged.Claim(gaps, p[where, "s2sam"], equivalence(gaps, judged.MARGIN).excluded)
         sure = [name for name in values if p.get((where, name), 1) < judged.LEVEL]
         rows["CIFAR-10, 500 images", noise] = _shown(
-            "CIFAR-10, 500 images, RigL 90 %", values, "s2sam", claim, sure=sure
+            "CIFAR-10, 500 images, RigL 90 %", values, "s2sam", claim, len(p), sure=sure
         )
     return rows
 
@@ -184,18 +194,18 @@ def of_cifar(lines: Sequence[Line]) -> Rows:
     corrupting = cifar_tables.claims_on_corrupted(shown)
     setting = f"CIFAR-10, {cifar.SHARED['train_size']:,} images, RigL 95 %"
     rows = {
-        ("CIFAR-10", noise): _among_arms(setting, own, cheap[noise], cifar_tables.REFEREE.others, referee_page.NAMES)
-        for noise, own in shown.referee.items()
+        ("CIFAR-10", noise): _among_arms(setting, noise, shown.referee, cheap, cifar_tables.REFEREE)
+        for noise in shown.referee
     }
     for name, change in (("rounded", "int4"), ("fine-tuned", cifar.FINE_TUNED)):
         for noise in cifar.NOISES:
-            claim = changed[(0.95, noise), change]
-            row = _after(f"{setting}, {TEXTS[name]}", shown.changed[0.95, noise], change, claim)
+            row = _after(f"{setting}, {TEXTS[name]}", shown.changed, (0.95, noise), change, changed)
             rows[f"CIFAR-10, {name}", noise] = row
     for noise in cifar.NOISES:
         own, claim = shown.corrupted[0.95, noise], corrupting[0.95, noise]
         values = {name: cifar_tables.corrupted(own, arm) for arm, name in cifar_tables.SURVIVING.items()}
-        rows["CIFAR-10, corrupted", noise] = _shown(f"{setting}, {TEXTS['corrupted']}", values, "s2sam", claim)
+        name = f"{setting}, {TEXTS['corrupted']}"
+        rows["CIFAR-10, corrupted", noise] = _shown(name, values, "s2sam", claim, len(corrupting))
     return rows
 
 
@@ -207,27 +217,39 @@ def of_regime(lines: Sequence[Line]) -> Rows:
     runs = regime_page.complete(lines)
     found = arms.claims(runs, (group,))
     return {
-        (f"regime, {name}", RIGHT): _among_arms(
-            f"CIFAR-10, 45,000 images, {name}", runs[place], found[place], group.others, referee_page.NAMES
-        )
+        (f"regime, {name}", RIGHT): _among_arms(f"CIFAR-10, 45,000 images, {name}", place, runs, found, group)
         for place in regime.PLACES
         for name in [regime_page.name(place)]
     }
 
 
 def _among_arms(
-    setting: str, runs: arms.Runs, found: arms.Claims, others: Iterable[str], names: Mapping[str, str]
+    setting: str,
+    key: judged.Name,
+    runs: Mapping[judged.Name, arms.Runs],
+    found: Mapping[judged.Name, arms.Claims],
+    group: arms.Group,
 ) -> Row:
     """Return the row of a study that claims each arm's difference to plain, and S²-SAM's to each; none with S²-SAM is a rival."""
-    name = judged.chosen({arm: runs.values(arm) for arm in others if OURS not in arm})
-    gain, ours = (Difference(claim.gaps, claim.sure) for claim in (found[name, PLAIN], found[OURS, name]))
-    return Row(setting, tuple(runs.values(PLAIN)), found[OURS, PLAIN], Rival(names.get(name, name), gain, ours))
+    own, claims, family = runs[key], found[key], sum(map(len, found.values()))
+    name = judged.chosen({arm: own.values(arm) for arm in group.others if OURS not in arm})
+    gain, ours = (Difference(claim.gaps, claim.sure) for claim in (claims[name, PLAIN], claims[OURS, name]))
+    rival = Rival(referee_page.NAMES.get(name, name), gain, ours)
+    return Row(setting, tuple(own.values(PLAIN)), claims[OURS, PLAIN], family, rival)
 
 
-def _after(setting: str, runs: survives_page.Runs, change: str, claim: judged.Claim) -> Row:
+def _after(
+    setting: str,
+    runs: Mapping[survives_page.Setting, survives_page.Runs],
+    place: survives_page.Setting,
+    change: str,
+    found: Mapping[tuple[survives_page.Setting, str], judged.Claim],
+) -> Row:
     """Return the row of nets that are changed after training, each arm at its ρ of the change."""
-    values = {arm: runs.test(arm, runs.chosen(arm, change), change) for arm in survives.ARMS}
-    return _shown(setting, values, "s2sam", claim)
+    own = runs[place]
+    values = {arm: own.test(arm, own.chosen(arm, change), change) for arm in survives.ARMS}
+    row = _shown(setting, values, "s2sam", found[place, change], len(found))
+    return replace(row, by_change=tuple(own.by_change("s2sam", own.chosen("s2sam", change), change)))
 
 
 def _shown(
@@ -235,6 +257,7 @@ def _shown(
     values: Mapping[str, Sequence[float]],
     ours: str,
     claim: judged.Claim,
+    family: int,
     sure: Iterable[str] = (),
 ) -> Row:
     """Return the row of a study that claims nothing of S²-SAM's difference to others.
@@ -246,7 +269,7 @@ def _shown(
     name = judged.chosen({arm: own for arm, own in values.items() if arm not in (PLAIN, ours)})
     gain = Difference(tuple(judged.paired(values[name], values[PLAIN])), name in set(sure))
     rival = Rival(_name(name), gain, Difference(tuple(judged.paired(values[ours], values[name]))))
-    return Row(setting, tuple(values[PLAIN]), claim, rival)
+    return Row(setting, tuple(values[PLAIN]), claim, family, rival)
 
 
 def _name(arm: str) -> str:

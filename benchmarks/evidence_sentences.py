@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evidence_rows import FORGETTING, RIGHT, WRONG, Rival, Row
+from judged import difference
 from regime import PLACES, SHARED
 from regime_page import name as name_of
 
@@ -14,9 +15,13 @@ AS_TRAINED = ("digits", "CIFAR-10, 500 images", "CIFAR-10", *REGIME)  # from the
 Known = Mapping[tuple[str, float], Row]
 
 
-def sentences(rows: Known) -> list[str]:
-    """Return all five."""
-    return [right(rows), wrong(rows), rounded(rows), forgotten(rows), claimed(rows)]
+def sentences(rows: Known, surface: str = "") -> list[str]:
+    """Return all five.
+
+    Args:
+        surface: in how many cases the paper's claim about the loss surface holds; empty while that is not measured.
+    """
+    return [right(rows), wrong(rows), rounded(rows), forgotten(rows), claimed(rows, surface)]
 
 
 def right(rows: Known) -> str:
@@ -31,9 +36,10 @@ def right(rows: Known) -> str:
         head = f"With right labels expect no gain of S²-SAM:** in none of {len(own)} settings is its difference sure"
     texts = "; ".join(f"{row.gain.text} on {row.setting}" for row in own)
     rival = _rival(rows["digits", RIGHT])
+    unsure = "" if rival.gain.sure else ", not sure,"
     return (
-        f"**{head} ({texts}), and {rival.name}, which costs as much, has {rival.gain.text} on digits, where S²-SAM minus it is "
-        f"{rival.ours.text}."
+        f"**{head} ({texts}), and {rival.name}, which costs as much, has {rival.gain.text}{unsure} on digits, where S²-SAM minus"
+        f" it is {rival.ours.text}."
     )
 
 
@@ -47,13 +53,16 @@ def wrong(rows: Known) -> str:
         head = f"Where labels are wrong, {rival.name} can do more than S²-SAM and costs no more"
     else:
         head = f"Where labels are wrong, S²-SAM can do more than {rival.name}, the best of what costs as much"
-    name = "CIFAR-10" if ("CIFAR-10", WRONG) in rows else "CIFAR-10, 500 images"
-    cifar = rows[name, WRONG]
-    beside = "" if name == "CIFAR-10" else ", where label smoothing and early stopping are not measured,"
-    return (
-        f"**{head}:** on digits it has {rival.gain.text}, S²-SAM {digits.gain.text}, and S²-SAM minus it is {rival.ours.text}; "
-        f"on {cifar.setting}{beside} S²-SAM has {cifar.gain.text} and {_rival(cifar).text}."
-    )
+    few = rows["CIFAR-10, 500 images", WRONG]
+    texts = [
+        f"on digits it has {rival.gain.text}, S²-SAM {digits.gain.text}, and S²-SAM minus it is {rival.ours.text}",
+        f"on {few.setting}, where label smoothing and early stopping are not measured, S²-SAM has {few.gain.text} and"
+        f" {_rival(few).text}",
+    ]
+    if ("CIFAR-10", WRONG) in rows:
+        many = rows["CIFAR-10", WRONG]
+        texts.append(f"on {many.setting}, which are not fitted, S²-SAM has {many.gain.text} and {_rival(many).text}")
+    return f"**{head}:** {'; '.join(texts)}."
 
 
 def rounded(rows: Known) -> str:
@@ -68,36 +77,25 @@ def rounded(rows: Known) -> str:
         head = f"Rounded to 4 bits, nets of S²-SAM are surely {'better' if above else 'worse'} {where}"
     else:
         head = "Rounding to 4 bits is no proven reason for S²-SAM where labels are right"
-    gains = " and ".join(f"{own.gain.text} on {name}" for name, (own, _) in parts.items())
-    noisy = "; ".join(
-        f"on {name} it has {own.gain.text} with wrong labels, where it has {rows[name, WRONG].gain.text} before rounding, and"
-        f" {_rival(own).text}"
-        for name, (_, own) in parts.items()
-    )
-    return f"**{head}:** {gains}; {noisy}."
+    return f"**{head}:** {_differ(parts, 'rounding')}."
 
 
 def forgotten(rows: Known) -> str:
-    """What is forgotten in fine-tuning on half of the classes."""
+    """What is left after fine-tuning on half of the classes."""
     parts = _after(rows, FORGETTING, "CIFAR-10, fine-tuned")
     own = [row for both in parts.values() for row in both]
-    if any(row.gain.above for row in own):
-        head = "Nets of S²-SAM forget less in some settings"
-    elif any(row.gain.below for row in own):
-        head = "Nets of S²-SAM forget more in some settings"
-    elif all(row.gain.no_gain for row in own):
-        head = "Nets of S²-SAM forget no less"
+    above, below = (any(getattr(row.gain, side) for row in own) for side in ("above", "below"))
+    if above and below:
+        head = "are surely better and surely worse in some settings"
+    elif above or below:
+        head = f"are surely {'better' if above else 'worse'} in some settings"
     else:
-        head = "That nets of S²-SAM forget less is not shown"
-    texts = "; ".join(
-        f"those of {name} at 95 % have {right.gain.text} with right labels and {wrong.gain.text} with wrong ones"
-        for name, (right, wrong) in parts.items()
-    )
-    return f"**{head}:** fine-tuned on half of the classes, {texts}."
+        head = "are not surely better or worse"
+    return f"**Fine-tuned on half of the classes, nets of S²-SAM {head}:** {_differ(parts, 'fine-tuning')}."
 
 
-def claimed(rows: Known) -> str:
-    """What comes of the paper's own claims: a gain that grows with sparsity, and that of its regime."""
+def claimed(rows: Known, surface: str = "") -> str:
+    """What comes of the paper's own claims: on gain and loss surface over sparsity, and on the gain of its regime."""
     if ("slope", RIGHT) in rows:
         first = "that the gain grows with sparsity " + " and ".join(
             f"{_held(rows['slope', noise])} with {name} labels ({rows['slope', noise].gain.text} points{more})"
@@ -105,6 +103,11 @@ def claimed(rows: Known) -> str:
         )
     else:
         first = "that the gain grows with sparsity is not yet measured"
+    if surface:
+        first += (
+            f", that the loss surface is sharper in sparse nets and flatter with S²-SAM holds in {surface} cases on digits, where"
+            " flatter nets gain nothing with right labels"
+        )
     if (REGIME[0], RIGHT) in rows:
         largest = rows[REGIME[0], RIGHT]
         said = "is ruled out at half a point" if largest.gain.no_gain else _held(largest)
@@ -118,6 +121,16 @@ def _after(rows: Known, digits: str, cifar: str) -> dict[str, tuple[Row, Row]]:
     """Return the rows of a change with right and with wrong labels, by data set; without those that are not measured yet."""
     names = {"digits": digits, "CIFAR-10": cifar}
     return {name: (rows[key, RIGHT], rows[key, WRONG]) for name, key in names.items() if (key, RIGHT) in rows}
+
+
+def _differ(parts: Mapping[str, tuple[Row, Row]], change: str) -> str:
+    """Return S²-SAM's differences to plain training with right and with wrong labels, and the part that the change makes."""
+    texts = []
+    for labels, rows in zip(("right", "wrong"), zip(*parts.values(), strict=True), strict=True):
+        whole = " and ".join(f"{row.gain.text} on {name}" for name, row in zip(parts, rows, strict=True))
+        part = " and ".join(difference(row.by_change or ()) for row in rows)
+        texts.append(f"with {labels} labels S²-SAM minus plain is {whole}, of which {change} makes {part}")
+    return "; ".join(texts)
 
 
 def _held(row: Row) -> str:

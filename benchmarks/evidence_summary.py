@@ -120,18 +120,19 @@ def collected() -> dict[str, Rows]:
     return {study.title: study.rows(study.read()) for study in STUDIES}
 
 
-def rendered(found: Mapping[str, Rows]) -> str:
+def rendered(found: Mapping[str, Rows], surface: str = "") -> str:
     """Return the page.
 
     Args:
         found: the rows of each study, by its title; those of the referee and of what survives must be there.
+        surface: in how many cases the paper's claim about the loss surface holds.
     """
     rows = {key: row for own in found.values() for key, row in own.items()}
     linked = {key: study.linked(row.setting) for study in STUDIES for key, row in found[study.title].items()}
     done = [study for study in STUDIES if found[study.title]]
     left = [study for study in STUDIES if not found[study.title]]
     return TEMPLATE.read_text(encoding="utf-8").format(
-        sentences="\n".join(f"{number}. {text}" for number, text in enumerate(sentences(rows), 1)),
+        sentences="\n".join(f"{number}. {text}" for number, text in enumerate(sentences(rows, surface), 1)),
         table=table(rows, linked),
         missing="\n".join(
             f"- {study.title}: {study.about}. The runs of `benchmarks/{study.plan}` are not complete." for study in left
@@ -146,7 +147,17 @@ def table(rows: Rows, linked: Mapping[tuple[str, float], str]) -> str:
     Args:
         linked: the settings of rows, which lead to pages.
     """
-    head = ["setting", "labels", "n", "plain", "S²-SAM − plain", "best rival − plain", "S²-SAM − rival", "verdict"]
+    head = [
+        "setting",
+        "labels",
+        "n",
+        "claims",
+        "plain",
+        "S²-SAM − plain",
+        "best rival − plain",
+        "S²-SAM − rival",
+        "verdict",
+    ]
     cells = []
     for (name, noise), row in rows.items():
         rival = row.rival
@@ -155,6 +166,7 @@ def table(rows: Rows, linked: Mapping[tuple[str, float], str]) -> str:
                 linked[name, noise],
                 _labels(noise),
                 str(len(row.gain.gaps)),
+                str(row.family),
                 judged.mean(row.plain) if row.plain else "",
                 row.gain.text,
                 rival.text if rival else "",
@@ -204,7 +216,7 @@ def main() -> None:
         raise SystemExit(
             "run benchmarks/referee.py and benchmarks/survives.py first: the sentences are about their runs"
         )
-    write_atomic(PAGE, rendered(found).encode())
+    write_atomic(PAGE, rendered(found, rows_of.surface(sweep.measured())).encode())
     save(picture({key: row for own in found.values() for key, row in own.items()}), PAGE.with_suffix(".png"))
 
 

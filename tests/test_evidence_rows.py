@@ -89,6 +89,7 @@ def test_a_row_has_the_best_rival_without_s2sam_and_both_differences(study):
     assert row.rival.ours.gaps == tuple(a - b for a, b in zip(tests("S²-SAM"), smoothed, strict=True))
     assert (row.gain.above, row.rival.gain.sure, row.rival.ours.sure) == (True, True, True)
     assert row.verdict == "sure gain; surely below label smoothing"
+    assert row.family == 2 * (16 + 15 + 3)
     right = study.rows.of_referee(lines)["digits", 0.0]
     assert right.verdict == "no gain of half a point"  # wobbles alone
     assert study.rows.of_referee(lines[:-1]) == {}
@@ -121,6 +122,9 @@ def test_after_a_change_rho_is_that_of_the_change_and_only_s2sam_is_claimed(stud
     assert row.gain.above
     assert not row.rival.gain.sure
     assert row.verdict == "sure gain"
+    assert row.family == 3 * 2 * 8
+    trained = [score(cell, "as trained", "test") for cell in cells[:2]]  # of the same nets
+    assert row.by_change[3] == pytest.approx(ours - plain - (trained[1] - trained[0])) == 1.0
     assert study.rows.of_survives(lines[1:]) == {}
 
 
@@ -153,7 +157,9 @@ def test_the_slope_over_sparsity_has_no_rival(study):
     row = study.rows.of_sweep(lines)["slope", 0.0]
     assert list(row.gain.gaps) == pytest.approx([2 + seed / 10 for seed in sweep.SEEDS])
     assert (row.plain, row.rival, row.verdict) == (None, None, "sure growth")
+    assert row.family == 14
     assert study.rows.of_sweep(lines[:-1]) == {}
+    assert study.rows.surface(lines[:-1]) == ""
 
 
 def test_500_images_of_cifar_have_the_differences_of_the_page_of_methods(study):
@@ -218,6 +224,7 @@ def test_nets_of_cifar_are_judged_after_changes_and_on_corrupted_images_too(stud
         assert list(row.plain) == pytest.approx([value - lower for value in plain])
         assert list(row.gain.gaps) == pytest.approx([a - b for a, b in zip(ours, plain, strict=True)])
         assert row.gain.p == pytest.approx(p_value(row.gain.gaps) * family)  # all alike
+        assert row.family == family
         assert (row.rival.name, row.rival.gain.sure) == ("SAM in half the epochs", False)
         assert row.rival.ours.mean == pytest.approx(
             -1.0 + statistics.fmean(wobble("S²-SAM", x) - wobble("SAM, half the epochs", x) for x in study.cifar.SEEDS)
@@ -235,6 +242,7 @@ def test_the_papers_regime_chooses_at_one_sparsity_of_each_method(study):
     assert list(rows) == [(f"regime, {name}", 0.0) for name in ("MEST(EM) 98 %", "RigL 95 %", "RigL 90 %")]
     ours = [1.0 + wobble("S²-SAM", seed) - wobble("plain", seed) for seed in regime.SEEDS]
     for row in rows.values():
+        assert row.family == 9
         assert list(row.gain.gaps) == pytest.approx(ours)
         assert row.rival.name == "label smoothing"
     assert study.rows.of_regime(lines[:-1]) == study.rows.of_regime(lines[:4]) == study.rows.of_regime([]) == {}
