@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import judged
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -369,7 +370,7 @@ def rendered(records: list[dict[str, Any]]) -> str:
     for name, (_, buffers, _) in DIRECTIONS.items():
         told = paired_difference(chosen[name], chosen["previous"])
         if name != "previous":
-            over[name] = told
+            over[name] = judged.paired(chosen[name], chosen["previous"])
         outcome.append(
             [
                 name,
@@ -405,11 +406,12 @@ def rendered(records: list[dict[str, Any]]) -> str:
         "SEEDS": str(len(SEEDS)),
         "NOISE": f"{NOISE:.0%}".replace("%", " %"),
     }
-    better = [name for name, told in over.items() if told.low > 0]
-    worse = [name for name, told in over.items() if told.high < 0]
+    claims = judged.claims(over)
+    better, worse = ([name for name, claim in claims.items() if getattr(claim, side)] for side in ("above", "below"))
     tables["VERDICT"] = (
-        f"Clearly better than the previous gradient, by these intervals: {', '.join(better) or 'none'}. Clearly worse:"
-        f" {', '.join(worse) or 'none'}. Ten intervals are shown; one in twenty such misses by chance."
+        f"Surely better than the previous gradient, Holm's p over the {len(claims)} differences below 0.05:"
+        f" {judged.listed(better)}. Surely worse: {judged.listed(worse)}. There was no plan, and ρ was chosen on the seeds that"
+        " are compared, by their validation accuracy."
     )
     page = TEXT
     for name, text in tables.items():
@@ -443,11 +445,12 @@ Trained with S²-SAM, ρ = 0.5; the last three columns are thirds of the run, at
 
 «GAINS_S2SAM»
 
-- **The previous gradient gains about as much as a fresh one.** What it lacks beside SAM's is not freshness: SAM's direction
-  knows its batch. Nothing free can know that, so there is little to gain from another free direction of first order.
+- **The previous gradient gains about as much as a fresh one.** SAM's gains more because it is that of the coming batch itself,
+  not because it is newer. Nothing free can know that batch, so there is little to gain from another free direction of first
+  order.
 - It gains far more than noise of the same length. The larger ρ, the larger its share.
-- **Late in a run shares fall**, and that of a fresh gradient most: on so few images the gradient of one batch then says little
-  about the next.
+- **Late in a run most shares fall**, and that of a fresh gradient most: on so few images the gradient of one batch then says
+  little about the next.
 - **Long averages overtake it late and lose early.** An average of β = 0.5 is its equal over the whole run, for a buffer more.
 - Signs and scaled layers gain less at every ρ, and down the momentum, where MSAM perturbs, there is little or nothing to gain:
   that method must work by something else than a near worst case.
@@ -486,7 +489,7 @@ Buffers are those the size of the weights, the perturbed weights included.
 
 - **So none is offered beside those that `direction=` has**; it takes any function, which is how these were trained.
 - **What a direction gains does not decide what it is worth.** Signs and scaled layers gain far less than the previous gradient
-  at the same ρ and end up level with it, each at its best ρ; an average of β = 0.5 gains as much and does not.
+  at the same ρ and end up level with it, each at its best ρ; an average of β = 0.5 gains as much and may end up below it.
 - Noise is the worst but for the longest average, though it was best at the largest ρ tried and may gain beyond it, as may
   others that were.
 - **The previous gradient is the least tolerant of a ρ that is too large**, with the shorter averages: twice the best one ruins

@@ -1,8 +1,5 @@
 """The study of free directions: its page is made of its data, and its pieces are what they say."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -10,12 +7,10 @@ from torch import nn
 from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.run.config import change
 from flatsparse.measure.theory import s2sam_rest
+from tests.benchmark_scripts import importable
 
-spec = importlib.util.spec_from_file_location(
-    "benchmarks_free_directions", Path(__file__).parent.parent / "benchmarks" / "free_directions.py"
-)
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+with importable():
+    import free_directions as study
 
 
 def test_the_page_is_made_of_the_data():
