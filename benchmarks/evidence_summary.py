@@ -74,7 +74,7 @@ STUDIES = (
     ),
     Study(
         "Corrupted images",
-        "the same nets on them",
+        "nets of the same settings, seeds and ρ on them",
         "corrupted.md",
         "corrupted.md",
         corrupted.measured,

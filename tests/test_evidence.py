@@ -214,6 +214,10 @@ def test_the_readme_says_what_the_rows_say(study):
     assert f"{texts[0]} points on digits, {texts[1]} on 500 images of CIFAR-10, {texts[4]} on 10,000 that" in said
     assert f"it adds {texts[3]} and costs nothing; S²-SAM adds {texts[2]}" in said
     runs = study.referee.by_labels(study.page.referee.measured())[0.2]
+    smoothing = {one["label_smoothing"]: index for index, one in runs.candidates("label smoothing").items()}
+    usual = study.judged.paired(runs.values("label smoothing", candidate=smoothing[0.1]), runs.values("plain"))
+    strength = runs.settings("label smoothing")["label_smoothing"]
+    assert f"strength was {strength}; at 0.1 it adds {study.judged.difference(usual).replace('*', '')}" in said
     assert "On the 10,000 nothing surely helped" in said
     shown = study.cifar.Shown.of(study.page.cifar.measured())
     found = study.arms.claims(shown.referee, (study.cifar.REFEREE,))
