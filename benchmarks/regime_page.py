@@ -13,7 +13,7 @@ from typing import Any
 import arms
 import judged
 from planned import missing, write_page
-from regime import CHOICE, PLACES, SEEDS, SHARED, Cell, compared, for_choice, measured
+from regime import CHOICE, CHOSEN_AT, PLACES, SEEDS, SHARED, Cell, compared, for_choice, measured
 
 from flatsparse.experiments.run.config import RunConfig
 
@@ -62,6 +62,7 @@ def rendered(lines: Sequence[Line]) -> str:
         claims=sum(map(len, found.values())),
         says="\n".join(f"- {sentence}" for sentence in says(runs, found)) or NOTHING,
         table=table(runs, found) if runs else NOTHING,
+        choices=judged.listed(choices(runs), NOTHING),
         cifar100=cifar100(lines),
         verdict=verdict(found[PLACES[0]][GROUP.ours, GROUP.base]) if PLACES[0] in found else NOTHING,
     )
@@ -108,6 +109,17 @@ def table(runs: Mapping[Place, arms.Runs], found: Claims) -> str:
                 ]
             )
     return judged.table([*head, "S²-SAM minus it", "ruled out", "images/s"], rows)
+
+
+def choices(runs: Mapping[Place, arms.Runs]) -> list[str]:
+    """Return the validation accuracy by which each method's candidates were chosen."""
+    return [
+        f"{METHODS[method]} {arms.settings_text(own.candidates(arm)[candidate], SHARED['epochs'])} {value:.2f} %"
+        for (method, sparsity), own in runs.items()
+        if CHOSEN_AT[method] == sparsity
+        for arm in GROUP.others
+        for candidate, value in own.validation(arm).items()
+    ]
 
 
 def cifar100(lines: Sequence[Line]) -> str:

@@ -136,6 +136,8 @@ def test_the_table_has_the_means_the_differences_and_the_speed(study, lines):
     claim = found["rigl", 0.9]["S²-SAM", "label smoothing"]
     assert smoothing[8] == page.judged.difference(claim.gaps, 2) + "\\*"
     assert len(rows) == 2 + 3 * 3  # head and line below it
+    assert "that chose: MEST(EM) ρ 0.03 79.00 %, MEST(EM) ρ 0.1 80.00 %, MEST(EM) smoothing 0.05 80.00 %, " in text
+    assert "RigL ρ 0.03 80.00 %, RigL ρ 0.1 79.00 %" in text
     once = {line["arm"]: line for line in lines if line["data"] == "cifar100"}
     assert (
         f"plain {once['plain']['test']:.2f} %, S²-SAM {once['S²-SAM']['test']:.2f} % with the ρ of CIFAR-10, 0.1."
