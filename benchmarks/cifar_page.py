@@ -111,7 +111,7 @@ def survival(shown: Shown, found: Survival) -> list[str]:
     texts = []
     for noise in NOISES:
         own = {(sparsity, change): one for ((sparsity, labels), change), one in found.items() if labels == noise}
-        texts.append(f"With {LABELS[noise]}, {_sides(own, survives_page.by_change)} {_as_trained(shown, noise)}")
+        texts.append(f"With {LABELS[noise]}, {_sides(own, survives_page.with_sparsities)} {_as_trained(shown, noise)}")
     return [
         "**What survives.** " + " ".join(texts),
         f"**What survives, other arms.** Of the {len(found)} mean differences, each at its own ρ of the change, SAM in half the"
@@ -139,14 +139,13 @@ def _sides(found: Mapping[Name, judged.Claim], text: Callable[[Sequence[Name]], 
     """Return which of S²-SAM's differences are sure, and of how many others a gain is ruled out."""
     above = [name for name, claim in found.items() if claim.above]
     below = [name for name, claim in found.items() if claim.below]
-    parts = [f"sure {side}: {text(own)}" for side, own in (("gains", above), ("losses", below)) if own]
+    sure = len(above) + len(below)
+    parts = [
+        f"{sure or 'none'} of S²-SAM's {len(found)} differences to plain training {'is' if sure < 2 else 'are'} sure",
+        *(f"sure {side}: {text(own)}" for side, own in (("gains", above), ("losses", below)) if own),
+    ]
     ruled_out = sum(claim.no_gain for claim in found.values())
-    sure = f"{len(above) + len(below) or 'none'} of S²-SAM's {len(found)} differences to plain training"
-    verb = "is" if len(above) + len(below) < 2 else "are"
-    return (
-        f"{sure} {verb} sure{'; ' * bool(parts)}{'; '.join(parts)}. Of those that are not, a gain of half a point or more is"
-        f" ruled out for {ruled_out}."
-    )
+    return f"{'; '.join(parts)}. Of those that are not, a gain of half a point or more is ruled out for {ruled_out}."
 
 
 def _as_trained(shown: Shown, noise: float) -> str:
@@ -177,9 +176,12 @@ def cheapest(shown: Shown, found: Mapping[float, arms.Claims]) -> list[str]:
 def over_sparsity(shown: Shown, found: Mapping[float, judged.Claim]) -> str:
     """Return the sentence of the sweep."""
     texts = judged.listed(f"{place(sparsity)} {claim.text}" for sparsity, claim in found.items())
-    gains = {sparsity: own.gaps("S²-SAM", "plain")[: len(SEEDS_BESIDE)] for sparsity, own in shown.sweep.items()}
-    slope = f" For each tenfold fewer weights it changes by {judged.difference(slopes(gains))} points, n = {len(SEEDS_BESIDE)}."
-    return f"**Over sparsity**, right labels, S²-SAM minus plain: {texts}.{slope * (len(gains) > 1)}"
+    said = f"**Over sparsity**, right labels, S²-SAM minus plain: {texts}."
+    if len(found) == 1:
+        return said
+    seeds = len(SEEDS_BESIDE)  # which all sparsities have
+    slope = slopes({sparsity: own.gaps("S²-SAM", "plain")[:seeds] for sparsity, own in shown.sweep.items()})
+    return f"{said} For each tenfold fewer weights it changes by {judged.difference(slope)} points, n = {seeds}."
 
 
 def smallest(shown: Shown) -> str:

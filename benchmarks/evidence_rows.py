@@ -213,13 +213,13 @@ def of_regime(lines: Sequence[Line]) -> Rows:
     """Return the rows of the paper's own regime, that in which its gain is the largest first."""
     if regime_page.standing(lines):
         return {}
-    group = regime_page.GROUP
-    runs = regime_page.complete(lines)
+    runs, group, name = regime_page.complete(lines), regime_page.GROUP, regime_page.name
     found = arms.claims(runs, (group,))
     return {
-        (f"regime, {name}", RIGHT): _among_arms(f"CIFAR-10, 45,000 images, {name}", place, runs, found, group)
+        (f"regime, {name(place)}", RIGHT): _among_arms(
+            f"CIFAR-10, 45,000 images, {name(place)}", place, runs, found, group
+        )
         for place in regime.PLACES
-        for name in [regime_page.name(place)]
     }
 
 

@@ -158,7 +158,7 @@ def summary(
         told |= {
             f"each_{name}": len(own),
             f"sure_{name}": len(sure),
-            f"which_{name}": by_change(sure),
+            f"which_{name}": with_sparsities(sure),
             f"unsure_{name}": len(own) - len(sure),
             f"no_gain_{name}": sum(claim.no_gain for claim in own.values()),
         }
@@ -176,10 +176,10 @@ def summary(
     }
 
 
-def by_change(keys: Iterable[tuple[float, str]]) -> str:
+def with_sparsities(keys: Iterable[tuple[float, str]]) -> str:
     """Return changes, each with the sparsities where it is one of some.
 
-    >>> by_change([(0.0, "int4"), (0.9, "int4")])
+    >>> with_sparsities([(0.0, "int4"), (0.9, "int4")])
     'int4 (dense, 90 %)'
     """
     places: dict[str, list[str]] = {}
@@ -203,7 +203,8 @@ def counts(runs: Mapping[Setting, Runs], found: Mapping[tuple[Setting, str], jud
         held += holds
         kept = judged.difference(own.by_change("s2sam", rho, "int4"))
         lost = f"{judged.mean([ours])} lost at 4 bits instead of {judged.mean([plain])}, {kept}"
-        texts.append(f"{judged.place(sparsity)}{', held' * holds}: {judged.signed(clean)} as trained, {lost}")
+        where = judged.place(sparsity) + (", held" if holds else "")
+        texts.append(f"{where}: {judged.signed(clean)} as trained, {lost}")
     sure = sum(claim.sure for (setting, _), claim in found.items() if setting[1] == NOISES[0])
     against = "does not hold" if sure else "holds"
     return [
