@@ -194,6 +194,13 @@ def test_the_page_is_made_of_the_data(study):
     assert page.PAGE.read_text(encoding="utf-8") == page.rendered(found, study.rows.surface(page.sweep.measured()))
 
 
+def test_flatter_nets_gain_nothing_with_right_labels_as_the_page_says(study):
+    assert "flatter nets gain nothing with right labels" in study.page.PAGE.read_text(encoding="utf-8")
+    sweep = study.rows.sweep_claims
+    gains = sweep.gain_claims(sweep.by_place(study.page.sweep.measured()))
+    assert not any(claim.above for (noise, _), claim in gains.items() if noise == 0.0)
+
+
 def test_the_page_says_where_a_difference_is_judged_in_two_families(study):
     shown = study.cifar.Shown.of(study.page.cifar.measured())
     assert study.cifar.claims_of_sweep(shown)[0.95].below
