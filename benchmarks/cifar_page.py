@@ -41,7 +41,7 @@ from cifar_tables import (
     sweep_table,
 )
 from planned import write_page
-from referee_page import LABELS, NAMES, WITH_REGULARIZER, added, counts, hindsight, ours, to_plain, with_labels
+from referee_page import LABELS, NAMES, WITH_REGULARIZER, added, capital, counts, hindsight, ours, to_plain, with_labels
 from small_resnet import resnet8
 from sweep_claims import slopes
 
@@ -61,7 +61,7 @@ def rendered(lines: Sequence[Line]) -> str:
     corrupting, sweeping = claims_on_corrupted(shown), claims_of_sweep(shown)
     cheap = arms.claims(shown.referee, (REFEREE,))
     referee = [
-        f"### {_capital(LABELS[noise])}\n\n{arms.table(own, (REFEREE,), cheap[noise], NAMES, EPOCHS)}"
+        f"### {capital(LABELS[noise])}\n\n{arms.table(own, (REFEREE,), cheap[noise], NAMES, EPOCHS)}"
         for noise, own in shown.referee.items()
     ]
     sentences = [
@@ -130,7 +130,7 @@ def corruption(shown: Shown, found: Mapping[Setting, judged.Claim]) -> str:
         for setting, claim in found.items()
     )
     return (
-        f"**Corrupted images.** {_capital(_sides(named, '; '.join))} The mean difference is larger than that on clean images"
+        f"**Corrupted images.** {capital(_sides(named, '; '.join))} The mean difference is larger than that on clean images"
         f" in {larger} settings."
     )
 
@@ -189,10 +189,6 @@ def smallest(shown: Shown) -> str:
     settings = {(sparsity, NOISES[0]): own for sparsity, own in shown.sweep.items()} | shown.corrupted
     count = sum(own.settings("S²-SAM")["rho"] == RHOS[0] for own in settings.values())
     return f"{count} of {len(settings)}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _bullets(sentences: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def rendered(lines: Sequence[Line]) -> str:
     runs = by_labels(lines)
     found = tables.claims(runs, (RIGL, SAFE))
     all_tables = [
-        f"### {_capital(title)}\n\n{tables.table(runs[noise], (RIGL, SAFE), found[noise], NAMES, EPOCHS)}"
+        f"### {capital(title)}\n\n{tables.table(runs[noise], (RIGL, SAFE), found[noise], NAMES, EPOCHS)}"
         for noise, title in LABELS.items()
     ]
     whole = max(line["gradients"] for line in lines if line["arm"] == RIGL.base)
@@ -103,7 +103,7 @@ def counts(found: Mapping[float, Claims]) -> list[str]:
         larger = [f"{arm} ({claim.text})" for arm, claim in rivals.items() if claim.interval.mean < 0]
         holds = plain.above and not better
         sentences.append(
-            f"**{_capital(LABELS[noise])}: {'it holds' if holds else 'it does not hold'}.** S²-SAM is "
+            f"**{capital(LABELS[noise])}: {'it holds' if holds else 'it does not hold'}.** S²-SAM is "
             f"{'' if plain.above else 'not '}surely above plain, {plain.text}. Regularizers surely above S²-SAM: "
             f"{judged.listed(better)}. Regularizers of a larger mean, and S²-SAM minus them: {judged.listed(larger)}."
         )
@@ -133,7 +133,7 @@ def to_plain(title: str, runs: Runs, found: Claims, group: Group = RIGL) -> str:
     above, below = ([arm for arm in order if getattr(own[arm], side)] for side in ("above", "below"))
     possible = [arm for arm in unsure if not own[arm].no_gain]
     return (
-        f"**{_capital(title)}.** Plain training has {judged.mean(runs.values(group.base))} %. The largest mean is that of "
+        f"**{capital(title)}.** Plain training has {judged.mean(runs.values(group.base))} %. The largest mean is that of "
         f"{_name(order[0])}, {own[order[0]].text}. Surely above plain: {_with_means(own, above)}. Surely below: "
         f"{_with_means(own, below)}. Of the other {len(unsure)}, a gain of half a point or more is ruled out for "
         f"{len(unsure) - len(possible)}, and not for the rest: {_names(possible)}."
@@ -211,7 +211,8 @@ def _color(arm: str) -> str:
     return OURS if "S²-SAM" in arm else "black" if arm in REGULARIZERS else OTHER
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return a text that begins with a capital letter."""
     return text[0].upper() + text[1:]
 
 
