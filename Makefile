@@ -52,7 +52,7 @@ coverage: setup
 
 # The runs behind docs/evidence.md and the pages below it, and these pages. On two cores some ten hours for digits, seven for CIFAR-10 and fifteen for
 # the paper's own regime. Continues where it stopped; needs FLATSPARSE_DATA. `python benchmarks/evidence_summary.py` writes the page from what there is.
-EVIDENCE := evidence_methods referee referee_page survives survives_page corrupted corrupted_page sweep sweep_page \
+EVIDENCE := evidence_methods free_directions free_directions_page referee referee_page survives survives_page corrupted corrupted_page sweep sweep_page \
 	cifar cifar_page regime regime_page evidence_summary
 evidence: setup
 	set -e; for script in $(EVIDENCE); do $(BIN)/python benchmarks/$$script.py; done

@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import judged
+
 from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.labels import LABELS
 from flatsparse.experiments.labels import label as label_of
@@ -52,12 +54,9 @@ def gaps(
 def formatted(differences: list[float], places: int = 1) -> str:
     """Their mean with its interval, bold where that leaves out 0."""
     if len(differences) < 2:
-        return f"{differences[0]:+.{places}f} (one pair)".replace("-", "−") if differences else "–"
+        return f"{judged.signed(differences[0], places)} (one pair)" if differences else "–"
     d = mean_interval(differences)
-    if not d.bounded:
-        return f"{d.mean:+.{places}f} (all alike)".replace("-", "−")
-    text = f"{d:+.{places}f}".replace("-", "−")
-    return text if d.low <= 0 <= d.high else f"**{text}**"
+    return judged.difference(differences, places) if d.bounded else f"{judged.signed(d.mean, places)} (all alike)"
 
 
 def mean(runs: dict[int, dict[str, Any]], name: str, places: int = 1) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import judged
 import torch
 from reproduced import with_table
 
@@ -186,7 +187,7 @@ def table(all_lines: Sequence[Mapping[str, Any]]) -> str:
         values = {arm: [run["perplexity"] for run in own] for arm, own in runs.items()}
         gaps.append(paired_difference(values[SHARP], values[NONE]))
         none, sharp, unmasked = (f"{mean_interval(values[arm]).mean:.2f}" for arm in ARMS)
-        gap, rho = f"{gaps[-1]:+.3f}".replace("-", "−"), f"{runs[SHARP][0]['rho']:g}"
+        gap, rho = judged.signed(gaps[-1], 3), f"{runs[SHARP][0]['rho']:g}"
         lost = f"{max(run['zeros_lost'] for run in runs[UNMASKED]):.1%}"
         parts = [*cell.values(), f"{pruned['perplexity']:.2f}", none, sharp, gap, rho, unmasked, lost]
         rows.append(f"| {' | '.join(parts)} |")

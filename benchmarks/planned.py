@@ -61,7 +61,7 @@ def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[SomeRun]) -> lis
 
 
 def _key(line: Mapping[str, Any], names: Sequence[str]) -> str:
-    return json.dumps({name: line[name] for name in names}, sort_keys=True)
+    return json.dumps({name: line.get(name) for name in names}, sort_keys=True)
 
 
 def run_missing(data: Path, cells: Sequence[Planned], jobs: int) -> None:

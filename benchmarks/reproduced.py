@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import judged
+
 from flatsparse.common.files import write_atomic
 from flatsparse.common.json_files import read_json, read_json_lines, with_checksum
 from flatsparse.experiments.data.corruptions import CORRUPTIONS, MAIN
@@ -122,7 +124,7 @@ def difference(records: Sequence[Record], path: str) -> str:
     ours, theirs = (values(records, sharpness, path) for sharpness in ("s2sam", "none"))
     seeds = sorted(ours.keys() & theirs.keys())
     gain = paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-    return f"{gain:+.1f}".replace("-", "−")
+    return judged.signed(gain)
 
 
 def translation_table(records: Sequence[Record]) -> str:

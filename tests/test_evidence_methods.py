@@ -1,20 +1,17 @@
 """Twelve methods and ρ: the page is made of its data, its runs are those of the recipes, and ρ is what validation chose."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.recipes import evidence, load
 from flatsparse.experiments.run.config import RunConfig, Runtime, change
 from flatsparse.experiments.run.resolve import resolve
+from tests.benchmark_scripts import importable
 
-spec = importlib.util.spec_from_file_location(
-    "benchmarks_evidence_methods_page", Path(__file__).parent.parent / "benchmarks" / "evidence_methods_page.py"
-)
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+with importable():
+    import evidence_methods as runner
+    import evidence_methods_page as study
+
 RECORDS = study.read()
 
 
@@ -127,14 +124,7 @@ def test_the_best_validation_accuracy_chooses_and_the_smaller_of_equals(found, b
     assert study.chosen(study.by_cell(runs), "rho", "RigL 90%", "sam") is None
 
 
-@pytest.fixture
-def runner(monkeypatch):
-    """What runs the study, which imports its page from beside it."""
-    monkeypatch.syspath_prepend(str(study.ROOT / "benchmarks"))
-    return importlib.import_module("evidence_methods")
-
-
-def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runner):
+def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost():
     plan = runner.planned(("digits-decay", "decay 0.0005", ("none", "s2sam")), None)
     assert [run.seed for run in plan] == sorted(run.seed for run in plan)
     assert len(plan) == 2 * 2 * 10  # labels, sharpnesses, seeds
@@ -142,7 +132,7 @@ def test_the_plan_has_every_run_once_with_all_its_cells_and_seeds_outermost(runn
     assert [len(cells) for cells in shared.values()] == [len(evidence.RHOS)] * 2 * 2  # labels, seeds
 
 
-def test_shares_of_a_perturbation_are_of_live_weights(runner):
+def test_shares_of_a_perturbation_are_of_live_weights():
     small = RunConfig.of(
         train_size=60, validation_size=20, batch_size=20, epochs=2, sharpness="s2sam", mask_perturbation=False
     )

@@ -11,25 +11,26 @@ from tests.benchmark_scripts import importable
 
 with importable():
     import free_directions as study
+    import free_directions_page as page
+    import free_directions_tried as tried
 
 
 def test_the_page_is_made_of_the_data():
-    assert study.PAGE.read_text() == study.rendered(read_json_lines(study.DATA))
+    assert page.PAGE.read_text(encoding="utf-8") == page.rendered(read_json_lines(study.DATA))
 
 
 def test_the_data_is_whole():
     records = read_json_lines(study.DATA)
-    wanted = [key for _, key in study.plan()]
-    assert len(records) == len(wanted)
-    for key in wanted:
-        assert any(all(record.get(name) == value for name, value in key.items()) for record in records)
+    assert len(records) == sum(map(len, study.parts()))
+    assert page.standing(records) == ""
+    assert page.standing(records[1:]) == f"{len(records) - 1} of {len(records)} measurements are there"
 
 
 def test_directions_are_what_their_names_say():
     p = nn.Parameter(torch.tensor([3.0, 4.0, 0.0]))
     gradients = [{p: torch.tensor([1.0, -2.0, 0.0])}, {p: torch.tensor([3.0, 2.0, 0.0])}]
     told = {}
-    for name, (make, _, _) in study.DIRECTIONS.items():
+    for name, (make, _, _) in tried.DIRECTIONS.items():
         direction = make()
         for gradient in gradients:
             told[name] = direction(None, gradient)[p]
@@ -51,7 +52,7 @@ def test_rivals_gain_at_the_steps_and_on_the_batches_of_the_study():
         key = {name: rival[name] for name in ("sharpness", "label_noise", "seed")}
         (gain,) = (r for r in records if r["kind"] == "gain" and key.items() <= r.items())
         for rho, found in rival["gain"].items():
-            assert set(found) == set(study.RIVALS)
+            assert set(found) == set(tried.RIVALS)
             thirds = gain["gain"][rho]
             for name in (
                 "sam",
@@ -61,7 +62,7 @@ def test_rivals_gain_at_the_steps_and_on_the_batches_of_the_study():
 
 
 def test_on_the_bowl_the_previous_gradient_rests_where_theory_says():
-    found = study.bowl_record({"kind": "bowl", "direction": "previous"})
+    found = study.Bowl("previous").run()
     assert found["rest"] == pytest.approx(s2sam_rest(0.1, 2.0, 1.0), rel=1e-3)
 
 

@@ -1,40 +1,28 @@
 """The table of docs/language-models.md is made of the lines in results/, which are complete and follow from what was tuned."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from flatsparse.common.json_files import read_json_lines
 from flatsparse.experiments.stats import mean_interval, paired_difference
+from tests.benchmark_scripts import importable
 
-spec = importlib.util.spec_from_file_location(
-    "benchmarks_language_model", Path(__file__).parent.parent / "benchmarks" / "language_model.py"
-)
-
-
-@pytest.fixture(scope="module")
-def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(spec.origin).parent))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+with importable():
+    import language_model as study
 
 
 @pytest.fixture(scope="module")
-def lines(study):
+def lines():
     return read_json_lines(study.DATA)
 
 
-def test_the_table_is_made_of_the_data(study, lines):
+def test_the_table_is_made_of_the_data(lines):
     table = study.table(lines)
     text = study.PAGE.read_text(encoding="utf-8")
     assert table in text
     assert study.page() == text
 
 
-def test_every_arm_has_every_seed_at_what_was_chosen(study, lines):
+def test_every_arm_has_every_seed_at_what_was_chosen(lines):
     for cell in study.cells():
         tuned = {
             (line["arm"], line["lr"], line["rho"]): line["perplexity"]
@@ -54,7 +42,7 @@ def test_every_arm_has_every_seed_at_what_was_chosen(study, lines):
         assert study.TUNING_SEED not in study.SEEDS
 
 
-def test_what_the_page_says_in_words_holds(study, lines):
+def test_what_the_page_says_in_words_holds(lines):
     kept, gains = study.Lines(lines), {}
     for cell in study.cells():
         runs = {arm: kept.of(kind="run", arm=arm, **cell) for arm in study.ARMS}
@@ -74,13 +62,13 @@ def test_what_the_page_says_in_words_holds(study, lines):
     assert {line["zeros_lost"] > 0.999 for line in kept.of(kind="run", arm=study.UNMASKED)} == {True}
 
 
-def test_zeros_stay_with_masks_and_go_without(study, lines):
+def test_zeros_stay_with_masks_and_go_without(lines):
     for line in lines:
         if line["kind"] in ("tuning", "run"):
             assert (line["zeros_lost"] > 0.5) if line["arm"] == study.UNMASKED else line["zeros_lost"] == 0
 
 
-def test_the_dense_model_says_how_it_was_trained(study, lines):
+def test_the_dense_model_says_how_it_was_trained(lines):
     (dense,) = (line for line in lines if line["kind"] == "dense")
     assert study.DENSE.items() <= dense.items()
     windows = {name: count / (study.CONTEXT - 1) for name, count in dense["tokens"].items()}

@@ -1,20 +1,16 @@
 """The tables of recipes that were reproduced: they are made of the lines in results/, whose runs are those of the recipes."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from flatsparse.experiments.grid.store import key
 from flatsparse.experiments.recipes import load
 from flatsparse.experiments.run.config import RunConfig, Runtime, change
 from flatsparse.experiments.run.resolve import resolve
+from tests.benchmark_scripts import importable
 
-spec = importlib.util.spec_from_file_location(
-    "benchmarks_reproduced", Path(__file__).parent.parent / "benchmarks" / "reproduced.py"
-)
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+with importable():
+    import reproduced as study
+
 RECORDS = study.read()
 
 
