@@ -134,8 +134,9 @@ def rendered(found: Mapping[str, Rows], surface: str = "") -> str:
     return TEMPLATE.read_text(encoding="utf-8").format(
         sentences="\n".join(f"{number}. {text}" for number, text in enumerate(sentences(rows, surface), 1)),
         table=table(rows, linked),
-        missing="\n".join(
-            f"- {study.title}: {study.about}. The runs of `benchmarks/{study.plan}` are not complete." for study in left
+        missing="".join(
+            f"- {study.title}: {study.about}. The runs of `benchmarks/{study.plan}` are not complete.\n"
+            for study in left
         ),
         pages="\n".join(f"- {study.linked(study.title)}: {study.about}." for study in done),
     )

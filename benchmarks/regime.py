@@ -97,7 +97,7 @@ def compared(lines: Sequence[Mapping[str, Any]], method: str, sparsity: float) -
 
 
 def other_rho(lines: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """Yield the runs with S²-SAM at the ρ that was not chosen, where the choice was nearly by chance; none is compared by the plan."""
+    """Yield the runs with S²-SAM at the ρ that was not chosen, where that was nearly by chance; the plan compares none."""
     for seed in SEEDS:
         yield Cell("cifar10", *NEARLY_CHANCE, "S²-SAM", 1 - chosen(lines, NEARLY_CHANCE[0], "S²-SAM"), seed)
 
@@ -108,7 +108,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def parts() -> Iterator[Iterable[Cell]]:
-    """Yield the runs of the plan, for each method and sparsity those for its choices, then those that these ask for; then those added."""
+    """Yield the runs of the plan, in each place those for the choices, then those that these ask for; last those added to it."""
     for method, sparsity in PLACES:
         yield for_choice(method)
         yield compared(measured(), method, sparsity)

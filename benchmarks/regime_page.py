@@ -13,7 +13,19 @@ from typing import Any
 import arms
 import judged
 from planned import missing, write_page
-from regime import CHOICE, CHOSEN_AT, PLACES, SEEDS, SHARED, Cell, compared, for_choice, measured
+from regime import (
+    CHOICE,
+    CHOSEN_AT,
+    NEARLY_CHANCE,
+    PLACES,
+    SEEDS,
+    SHARED,
+    Cell,
+    compared,
+    for_choice,
+    measured,
+    other_rho,
+)
 
 from flatsparse.experiments.run.config import RunConfig
 
@@ -33,9 +45,14 @@ def cells(lines: Sequence[Line], place: Place) -> list[Cell]:
     return [*choice, *compared([] if missing(lines, choice) else lines, *place)]
 
 
+def planned(lines: Sequence[Line]) -> list[Cell]:
+    """Return the runs that the plan had before any was read."""
+    return list(dict.fromkeys(cell for place in PLACES for cell in cells(lines, place)))
+
+
 def standing(lines: Sequence[Line]) -> str:
     """Return how many runs of the plan are there; empty when all are."""
-    every = list(dict.fromkeys(cell for place in PLACES for cell in cells(lines, place)))
+    every = planned(lines)
     left = missing(lines, every)
     return f"{len(every) - len(left)} of {len(every)} runs of the plan are measured" if left else ""
 
@@ -55,7 +72,7 @@ def rendered(lines: Sequence[Line]) -> str:
     runs, far = complete(lines), standing(lines)
     found = arms.claims(runs, (GROUP,))
     page = TEMPLATE.read_text(encoding="utf-8").format(
-        runs=len(lines),
+        runs=len(planned(lines)),
         **SHARED,
         optim=RunConfig().optim,
         seeds=len(SEEDS),
@@ -64,6 +81,7 @@ def rendered(lines: Sequence[Line]) -> str:
         table=table(runs, found) if runs else NOTHING,
         choices=judged.listed(choices(runs), NOTHING),
         cifar100=cifar100(lines),
+        other_rho=told_of_other_rho(lines, runs),
         verdict=verdict(found[PLACES[0]][GROUP.ours, GROUP.base]) if PLACES[0] in found else NOTHING,
     )
     return f"**Incomplete: {far}; claims are judged over what is complete.**\n\n{page}" if far else page
@@ -132,6 +150,23 @@ def cifar100(lines: Sequence[Line]) -> str:
     return (
         f"CIFAR-100 (a copy of JPEG images, quality 90) once, {where}: plain {plain['test']:.2f} %, S²-SAM {ours['test']:.2f} %"
         f" with the ρ of CIFAR-10, {ours['settings']['rho']:g}. One pair has no interval, and claims nothing."
+    )
+
+
+def told_of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> str:
+    """Return the sentence of the runs that were added to the plan, at the ρ that was not chosen."""
+    if NEARLY_CHANCE not in runs or missing(lines, other_rho(lines)):
+        return NOTHING
+    own, ours = runs[NEARLY_CHANCE], GROUP.ours
+    chosen, other = own.chosen(ours), 1 - own.chosen(ours)
+    lost = own.validation(ours)[chosen] - own.validation(ours)[other]
+    values = own.values(ours, candidate=other)
+    beside = [judged.difference(judged.paired(values, base), 2) for base in (own.values(GROUP.base), own.values(ours))]
+    rho = {index: f"ρ {settings['rho']:g}" for index, settings in own.candidates(ours).items()}
+    return (
+        f"**{name(NEARLY_CHANCE)} at {rho[other]}**, which lost the choice by {lost:.2f} points of validation accuracy: {ours}"
+        f" has {judged.mean(values, 2)} %, to plain {beside[0]}, to {rho[chosen]} {beside[1]}. These runs were added to the plan"
+        " when the others were read, and nothing is claimed of them."
     )
 
 

@@ -45,6 +45,7 @@ def plan(regime, gain):
     for place in regime.PLACES:
         lines |= {cell: made_up(cell, gain) for cell in regime.for_choice(place[0])}
         lines |= {cell: made_up(cell, gain) for cell in regime.compared(list(lines.values()), *place)}
+    lines |= {cell: made_up(cell, gain + 0.5) for cell in regime.other_rho(list(lines.values()))}
     return list(lines.values())
 
 
@@ -53,14 +54,15 @@ def lines(study):
     return plan(study[0], 2.0)
 
 
-def measured_by(lines, place, arm):
-    """The test accuracies of the compared seeds."""
+def measured_by(lines, place, arm, candidate=None):
+    """The test accuracies of the compared seeds, at the chosen candidate unless another is given."""
+    chosen = int((arm, place[0]) == ("S²-SAM", "mest")) if candidate is None else candidate
     own = [
         line
         for line in lines
         if (line["data"], line["method"], line["sparsity"], line["arm"]) == ("cifar10", *place, arm)
     ]
-    found = {line["seed"]: line["test"] for line in own if line["seed"] != 100}
+    found = {line["seed"]: line["test"] for line in own if line["seed"] != 100 and line["candidate"] == chosen}
     return [found[seed] for seed in range(5)]
 
 
@@ -121,7 +123,7 @@ def test_the_table_has_the_means_the_differences_and_the_speed(study, lines):
     text = page.rendered(lines)
     assert "Incomplete" not in text
     assert page.NOTHING not in text
-    assert f"{len(lines)} runs: " in text
+    assert "\n55 runs: " in text  # of the plan as it was registered
     rows = {
         tuple(row.split(" | ")[:2]): row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| ")
     }
@@ -145,6 +147,22 @@ def test_the_table_has_the_means_the_differences_and_the_speed(study, lines):
     )
 
 
+def test_the_other_rho_is_told_beside_plain_training_and_the_chosen_one(study, lines):
+    regime, page = study
+    cells = list(regime.other_rho(lines))
+    assert {(cell.arm, cell.candidate, cell.method, cell.sparsity) for cell in cells} == {("S²-SAM", 1, "rigl", 0.95)}
+    place = ("rigl", 0.95)
+    other = measured_by(lines, place, "S²-SAM", candidate=1)
+    texts = [
+        page.judged.difference([a - b for a, b in zip(other, values, strict=True)], 2)
+        for values in (measured_by(lines, place, "plain"), measured_by(lines, place, "S²-SAM"))
+    ]
+    assert (
+        "**RigL 95 % at ρ 0.1**, which lost the choice by 1.00 points of validation accuracy: S²-SAM has"
+        f" {statistics.fmean(other):.2f} %, to plain {texts[0]}, to ρ 0.03 {texts[1]}."
+    ) in page.rendered(lines)
+
+
 @pytest.mark.parametrize(
     ("gain", "word"), [(2.0, "For"), (0.0, "Against"), (-2.0, "Against"), (0.25, "Both: there is a gain")]
 )
@@ -164,7 +182,7 @@ def test_a_wide_interval_leaves_it_open(study):
 def test_what_is_incomplete_is_told_and_left_out(study, lines):
     regime, page = study
     assert page.standing(lines) == ""
-    assert len(lines) == 4 + 4 + 3 * 15 + 2
+    assert len(lines) == 4 + 4 + 3 * 15 + 2 + 5
     short = [line for line in lines if (line["sparsity"], line["seed"]) != (0.9, 4)]
     text = page.rendered(short)
     assert text.startswith("**Incomplete: 52 of 55 runs of the plan are measured; ")
@@ -174,6 +192,7 @@ def test_what_is_incomplete_is_told_and_left_out(study, lines):
     assert f"CIFAR-100: {page.NOTHING}" in page.rendered(without)
     assert list(page.complete(without)) == list(regime.PLACES)
     assert page.complete(lines[:4]) == {}
+    assert page.rendered(lines[:-1]).count(page.NOTHING) == 1  # what was added
     assert page.rendered([]).startswith("**Incomplete: 0 of 55 runs of the plan are measured; ")
 
 
