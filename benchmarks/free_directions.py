@@ -9,11 +9,10 @@ RigL at 95 % on 300 scans of digits, 40 epochs of 64 scans a step: the setting o
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from free_directions_tried import DIRECTIONS, RIVALS, STALE_SHARE, Direction
+from free_directions_tried import DIRECTIONS, RIVALS, STALE_SHARE, Direction, Tensors
 from planned import Planned, lines_of, run_plan
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -29,7 +28,7 @@ from torch.optim import SGD
 import flatsparse as fs
 from flatsparse.common.seeds import generator
 from flatsparse.experiments.run.build import build
-from flatsparse.experiments.run.config import RunConfig
+from flatsparse.experiments.run.config import RunConfig, change
 from flatsparse.experiments.run.epoch import take_step
 from flatsparse.experiments.run.evaluation import evaluate
 from flatsparse.experiments.run.resolve import resolve
@@ -42,8 +41,10 @@ RHOS = (0.05, 0.2, 0.5)
 GAIN_SEEDS, LOOK_EVERY = range(4), 3  # steps; an epoch has 5, so measurements fall on all of its batches
 TRAIN_RHOS, SEEDS, NOISE = (0.2, 0.5, 1.0), (0, 1, 2, 3, 4, 5, 100, 101), 0.2
 
+Batch = tuple[Tensor, Tensor]
 
-def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tuple[Any, tuple[Tensor, Tensor]]]:
+
+def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tuple[Any, Batch]]:
     """Train a run, stopping before each step with its parts and the coming batch; a direction of one's own may be put in."""
     parts = build(resolve(run))
     if direction is not None:
@@ -61,48 +62,92 @@ def trained(run: RunConfig, direction: Direction | None = None) -> Iterator[tupl
 
 
 @dataclass(frozen=True)
+class Before:
+    """What a run stands at before a step.
+
+    Attributes:
+        step: its number, from 0.
+        parts: what trains.
+        batch: the one that comes.
+        gradients: the last step's; none before the first, and after an update of masks.
+        copy: a model of the same weights, in training mode, to measure on.
+    """
+
+    step: int
+    parts: Any
+    batch: Batch
+    gradients: Tensors
+    copy: nn.Module
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has."""
+        return int(self.parts.run.schedule.epochs * self.parts.steps_per_epoch)
+
+    @property
+    def due(self) -> bool:
+        """True where gains are measured."""
+        return bool(self.gradients) and self.step % LOOK_EVERY == 0 and self.step < self.steps
+
+    def slopes(self, batch: Batch) -> list[Tensor]:
+        """The gradient of a batch on active weights."""
+        named = dict(self.copy.named_parameters())
+        slopes = torch.autograd.grad(F.cross_entropy(self.copy(batch[0]), batch[1]), list(named.values()))
+        return self.active(slopes)
+
+    def active(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors for the model's parameters, zero outside the masks as they are now."""
+        masks, names = self.parts.training.masks, dict(self.copy.named_parameters())
+        return [torch.where(masks[n], t, 0) if n in masks else t for n, t in zip(names, tensors, strict=True)]
+
+    def gains(self, along: Mapping[str, list[Tensor]]) -> Iterator[tuple[str, str, float]]:
+        """By ρ, as a text, and by name of a direction, by how much the loss on the coming batch rises along it."""
+        inputs, targets = self.batch
+
+        def loss() -> float:
+            return float(F.cross_entropy(self.copy(inputs), targets))
+
+        for rho in RHOS:
+            for name, gain in directional_increases(self.copy, along, loss, rho).items():
+                yield str(rho), name, gain
+
+
+@dataclass(frozen=True)
 class Along(Planned):
-    """Gains along one run, plain or with S²-SAM."""
+    """Mean gains along directions, by ρ, on the batch that comes next, at every third step of a run, plain or with S²-SAM."""
 
     sharpness: str
     label_noise: float
     seed: int
 
-    @property
-    def config(self) -> RunConfig:
-        """The run."""
+    def stops(self) -> Iterator[Before]:
+        """Train, and stop before each step, and after the last."""
         own = {"sharpness": self.sharpness, "label_noise": self.label_noise, "seed": self.seed}
-        return dataclasses.replace(SETTING, rho=0.5, **own)  # type: ignore[arg-type]
+        copy: nn.Module | None = None
+        for step, (parts, batch) in enumerate(trained(change(SETTING, rho=0.5, **own))):
+            copy = copy or parts.task.fresh()
+            copy.load_state_dict(parts.model.state_dict())
+            copy.train()
+            gradients = {p: p.grad for p in parts.model.parameters() if p.grad is not None}
+            yield Before(step, parts, batch, gradients, copy)
 
 
 @dataclass(frozen=True)
 class Gains(Along):
-    """Mean gains of every direction along one run, by ρ and by third of the run, each on the batch that comes next."""
+    """Of every direction, by third of the run."""
 
     kind: str = "gain"
 
     def run(self) -> dict[str, Any]:
-        kept, steps = {name: make() for name, (make, _, _) in DIRECTIONS.items()}, self.config.schedule.epochs * 5
-        found: dict[str, dict[str, list[list[float]]]] = {}
-        directions, copy = {}, None
-        for step, (parts, batch) in enumerate(trained(self.config)):
-            gradients = {p: p.grad for p in parts.model.parameters() if p.grad is not None}
-            if gradients:
-                directions = {name: list(kept[name](None, gradients).values()) for name in kept}
-            if gradients and step % LOOK_EVERY == 0 and step < steps:
-                copy = copy or parts.task.fresh()
-                copy.load_state_dict(parts.model.state_dict())
-                copy.train()
-                value = functools.partial(_loss, copy, batch)
-                along = {
-                    "sam": _slopes(copy, batch, parts),
-                    "fresh": _slopes(copy, _another(parts, step), parts),
-                    **directions,
-                }
-                for rho in RHOS:
-                    for name, gain in directional_increases(copy, along, value, rho).items():
-                        thirds = found.setdefault(str(rho), {}).setdefault(name, [[], [], []])
-                        thirds[3 * step // steps].append(gain)
+        """Measure; return the record."""
+        kept = {name: make() for name, (make, _, _) in DIRECTIONS.items()}
+        found: dict[str, dict[str, list[list[float]]]] = {str(rho): {} for rho in RHOS}
+        for now in self.stops():
+            directions = {name: list(kept[name](None, now.gradients).values()) for name in kept if now.gradients}
+            if now.due:
+                along = {"sam": now.slopes(now.batch), "fresh": now.slopes(another(now.parts, now.step)), **directions}
+                for rho, name, gain in now.gains(along):
+                    found[rho].setdefault(name, [[], [], []])[3 * now.step // now.steps].append(gain)
         means = {
             rho: {name: [statistics.fmean(third) for third in thirds] for name, thirds in of.items()}
             for rho, of in found.items()
@@ -112,42 +157,36 @@ class Gains(Along):
 
 @dataclass(frozen=True)
 class Rivals(Along):
-    """Mean gains along what published rivals go along, by ρ, on the batch that comes next; at the steps of ``Gains``."""
+    """Of what published rivals go along."""
 
     kind: str = "rivals"
 
     def run(self) -> dict[str, Any]:
-        keeper, steps = SimpleNamespace(state=defaultdict(dict), param_groups=[]), self.config.schedule.epochs * 5
+        """Measure; return the record."""
+        keeper = SimpleNamespace(state=defaultdict(dict), param_groups=[])
         found: dict[str, dict[str, list[float]]] = {str(rho): {name: [] for name in RIVALS} for rho in RHOS}
-        copy: nn.Module | None = None
         stale: list[Tensor] = []
-        for step, (parts, batch) in enumerate(trained(self.config)):
-            copy = copy or parts.task.fresh()
-            copy.load_state_dict(parts.model.state_dict())
-            copy.train()
-            gradients = {p: p.grad for p in parts.model.parameters() if p.grad is not None}
+        for now in self.stops():
+            gradients = now.gradients
             if gradients:
                 free = {"less average": less_average(keeper, gradients), "mask": mask_gradient(keeper, gradients)}
-            if gradients and step % LOOK_EVERY == 0 and step < steps:
+            if now.due:
                 along = {
-                    "sam": _slopes(copy, batch, parts),
+                    "sam": now.slopes(now.batch),
                     "previous": list(gradients.values()),
                     **{name: [some.get(p, torch.zeros_like(p)) for p in gradients] for name, some in free.items()},
-                    "stale": _active(copy, stale, parts),
+                    "stale": now.active(stale),
                 }
-                value = functools.partial(_loss, copy, batch)
-                for rho in RHOS:
-                    for name, gain in directional_increases(copy, along, value, rho).items():
-                        found[str(rho)][name].append(gain)
-            quarter = round(STALE_SHARE * len(batch[1]))
-            stale = _slopes(copy, (batch[0][:quarter], batch[1][:quarter]), parts)
-        return {
-            **self.identity,
-            "gain": {rho: {name: statistics.fmean(g) for name, g in of.items()} for rho, of in found.items()},
-        }
+                for rho, name, gain in now.gains(along):
+                    found[rho][name].append(gain)
+            inputs, targets = now.batch
+            quarter = round(STALE_SHARE * len(targets))
+            stale = now.slopes((inputs[:quarter], targets[:quarter]))
+        means = {rho: {name: statistics.fmean(gains) for name, gains in of.items()} for rho, of in found.items()}
+        return {**self.identity, "gain": means}
 
 
-def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
+def another(parts: Any, step: int) -> Batch:
     """A batch of scans that are not in the coming one."""
     run, train = parts.run, parts.task.splits.train
     epoch, place = divmod(step, parts.steps_per_epoch)
@@ -156,23 +195,6 @@ def _another(parts: Any, step: int) -> tuple[Tensor, Tensor]:
     others = torch.cat([order[:first], order[first + run.optim.batch_size :]])
     chosen = others[torch.randperm(len(others), generator=generator(run.seed, "fresh", step))[: run.optim.batch_size]]
     return next(dataclasses.replace(train, samples=train.samples.take(chosen)).batches(run.optim.batch_size)).content
-
-
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
-    return float(F.cross_entropy(model(batch[0]), batch[1]))
-
-
-def _slopes(model: nn.Module, batch: tuple[Tensor, Tensor], parts: Any) -> list[Tensor]:
-    """The gradient on live weights."""
-    named = dict(model.named_parameters())
-    slopes = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), list(named.values()))
-    return _active(model, slopes, parts)
-
-
-def _active(model: nn.Module, tensors: Sequence[Tensor], parts: Any) -> list[Tensor]:
-    """Tensors for a model's parameters, zero outside the masks as they are now."""
-    masks, names = parts.training.masks, dict(model.named_parameters())
-    return [torch.where(masks[n], t, 0) if n in masks else t for n, t in zip(names, tensors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -185,7 +207,8 @@ class Accuracy(Planned):
     kind: str = "accuracy"
 
     def run(self) -> dict[str, Any]:
-        run = dataclasses.replace(SETTING, sharpness="s2sam", rho=self.rho, label_noise=NOISE, seed=self.seed)
+        """Train; return the record."""
+        run = change(SETTING, sharpness="s2sam", rho=self.rho, label_noise=NOISE, seed=self.seed)
         *_, (parts, _) = trained(run, DIRECTIONS[self.direction][0]())
         held, test = (
             evaluation.value
@@ -206,6 +229,7 @@ class Bowl(Planned):
     kind: str = "bowl"
 
     def run(self) -> dict[str, Any]:
+        """Take the steps; return the record."""
         w = nn.Parameter(torch.randn(10, generator=generator("bowl"), dtype=torch.float64))
         optimizer = fs.S2SAM(SGD([w], lr=0.1), rho=0.05, direction=DIRECTIONS[self.direction][0]())
         tail = []

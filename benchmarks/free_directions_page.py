@@ -13,8 +13,9 @@ from typing import Any
 import judged
 from free_directions import NOISE, RHOS, SEEDS, TRAIN_RHOS, measured, parts
 from free_directions_tried import DIRECTIONS, FRESH, RIVALS
-from planned import missing, write_page
+from planned import missing
 
+from flatsparse.common.files import write_atomic
 from flatsparse.experiments.stats import mean_interval, paired_difference
 
 PAGE = Path(__file__).parent.parent / "docs" / "free-directions.md"
@@ -162,8 +163,10 @@ def _rhos(rhos: Sequence[float]) -> list[str]:
 
 
 def _text(values: Sequence[float]) -> str:
-    return mean_interval(values).with_half(".2f")
+    return mean_interval(values).with_half(".2f").replace("-", "−")
 
 
 if __name__ == "__main__":
-    write_page(PAGE, measured(), standing(measured()), rendered)
+    if far := standing(measured()):
+        raise SystemExit(f"{far}: {PAGE.name} is not written")
+    write_atomic(PAGE, rendered(measured()).encode())

@@ -70,5 +70,5 @@ def test_another_batch_has_no_scan_of_the_coming_one():
     run = change(study.SETTING, train_size=130, epochs=2, seed=3)
     for step, (parts, (inputs, _)) in enumerate(study.trained(run)):
         if step < 2 * parts.steps_per_epoch:
-            others, _ = study._another(parts, step)
+            others, _ = study.another(parts, step)
             assert (inputs[:, None] - others[None]).abs().flatten(2).amax(2).min() > 0
