@@ -50,8 +50,8 @@ coverage: setup
 	$(BIN)/python -m coverage combine
 	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
-# The runs behind docs/evidence.md and the pages below it, and these pages. On two cores some ten hours for digits, seven for CIFAR-10 and fifteen for
-# the paper's own regime. Continues where it stopped; needs FLATSPARSE_DATA. `python benchmarks/evidence_summary.py` writes the page from what there is.
+# The runs behind docs/evidence.md and the pages below it, and these pages. On two cores some ten hours for digits, seven for CIFAR-10 and, with AVX-512, five
+# for the paper's own regime. Continues where it stopped; needs FLATSPARSE_DATA. `python benchmarks/evidence_summary.py` writes the page from what there is.
 EVIDENCE := evidence_methods free_directions free_directions_page referee referee_page survives survives_page corrupted corrupted_page sweep sweep_page \
 	cifar cifar_page regime regime_page evidence_summary
 evidence: setup

@@ -134,8 +134,8 @@ def table(runs: Runs, groups: Sequence[Group], found: Claims, names: Mapping[str
                     f"{gradients:.0f} ({gradients / plain:.2f})",
                     judged.mean(runs.values(arm, "train_accuracy")),
                     judged.mean(runs.values(arm)),
-                    *_claimed(found.get((arm, group.base))),
-                    *_claimed(found.get((group.ours, arm)) if arm != group.base else None),
+                    *claimed(found.get((arm, group.base))),
+                    *claimed(found.get((group.ours, arm)) if arm != group.base else None),
                 ]
             )
     return judged.table(head, rows)
@@ -161,6 +161,6 @@ def _chosen_text(runs: Runs, arm: str, epochs: int) -> str:
     return ", ".join(filter(None, texts))
 
 
-def _claimed(claim: judged.Claim | None) -> list[str]:
-    """Return a difference and what is ruled out, as two cells."""
-    return ["", ""] if claim is None else [claim.text, claim.verdict]
+def claimed(claim: judged.Claim | None, places: int = 1) -> list[str]:
+    """Return a difference and what is ruled out, as two cells; empty where nothing is claimed."""
+    return ["", ""] if claim is None else [claim.written(places), claim.verdict]

@@ -58,7 +58,11 @@ class Claim:
     @property
     def text(self) -> str:
         """The difference as ``difference`` writes it, with a star where it is sure."""
-        return difference(self.gaps) + ("\\*" if self.sure else "")
+        return self.written()
+
+    def written(self, places: int = 1) -> str:
+        """The same with more places."""
+        return difference(self.gaps, places) + ("\\*" if self.sure else "")
 
     @property
     def verdict(self) -> str:

@@ -1,6 +1,6 @@
 """S²-SAM in the paper's own regime, at a tenth of its schedule: the runs of the plan in regime.md, in results/regime.jsonl.
 
-FLATSPARSE_DATA=DIR python benchmarks/regime.py --jobs 2   # continues where it stopped; a run takes some 20 to 40 minutes
+FLATSPARSE_DATA=DIR python benchmarks/regime.py --jobs 2   # continues where it stopped; a run takes some 8 to 40 minutes
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from regime import (
     other_rho,
 )
 
+from flatsparse.experiments.recipes import table1
 from flatsparse.experiments.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -72,16 +73,16 @@ def rendered(lines: Sequence[Line]) -> str:
     runs, far = complete(lines), standing(lines)
     found = arms.claims(runs, (GROUP,))
     page = TEMPLATE.read_text(encoding="utf-8").format(
+        printed=table1.OURS["mest", "cifar10", 0.98] - table1.PLAIN["mest"][0][-1],
         runs=len(planned(lines)),
         **SHARED,
         optim=RunConfig().optim,
         seeds=len(SEEDS),
         claims=sum(map(len, found.values())),
-        says="\n".join(f"- {sentence}" for sentence in says(runs, found)) or NOTHING,
+        says="\n".join(f"- {text}" for text in (*says(runs, found), *of_other_rho(lines, runs))) or NOTHING,
         table=table(runs, found) if runs else NOTHING,
         choices=judged.listed(choices(runs), NOTHING),
         cifar100=cifar100(lines),
-        other_rho=told_of_other_rho(lines, runs),
         verdict=verdict(found[PLACES[0]][GROUP.ours, GROUP.base]) if PLACES[0] in found else NOTHING,
     )
     return f"**Incomplete: {far}; claims are judged over what is complete.**\n\n{page}" if far else page
@@ -103,7 +104,7 @@ def _told(claim: judged.Claim) -> str:
     """Return a difference and its verdict in words."""
     side = {"gain": "no gain", "loss": "no loss", "difference": "neither gain nor loss"}.get(claim.excluded or "")
     unsure = "not sure" if side is None else f"not sure, {side} of half a point or more"
-    return f"{_text(claim)} ({'sure' if claim.sure else unsure})"
+    return f"{claim.written(2)} ({'sure' if claim.sure else unsure})"
 
 
 def table(runs: Mapping[Place, arms.Runs], found: Claims) -> str:
@@ -121,8 +122,8 @@ def table(runs: Mapping[Place, arms.Runs], found: Claims) -> str:
                     judged.mean(own.values(arm, "gradients"), 0),
                     judged.mean(own.values(arm, "train_accuracy")),
                     judged.mean(own.values(arm), 2),
-                    *_cells(gain),
-                    *_cells(ours if arm != GROUP.base else None),
+                    *arms.claimed(gain, 2),
+                    *arms.claimed(ours if arm != GROUP.base else None, 2),
                     judged.mean(own.values(arm, "images_per_second"), 0),
                 ]
             )
@@ -153,21 +154,23 @@ def cifar100(lines: Sequence[Line]) -> str:
     )
 
 
-def told_of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> str:
-    """Return the sentence of the runs that were added to the plan, at the ρ that was not chosen."""
+def of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> list[str]:
+    """Return the sentence of the runs that were added to the plan, at the ρ that was not chosen, once they are there."""
     if NEARLY_CHANCE not in runs or missing(lines, other_rho(lines)):
-        return NOTHING
+        return []
     own, ours = runs[NEARLY_CHANCE], GROUP.ours
     chosen, other = own.chosen(ours), 1 - own.chosen(ours)
     lost = own.validation(ours)[chosen] - own.validation(ours)[other]
     values = own.values(ours, candidate=other)
-    beside = [judged.difference(judged.paired(values, base), 2) for base in (own.values(GROUP.base), own.values(ours))]
-    rho = {index: f"ρ {settings['rho']:g}" for index, settings in own.candidates(ours).items()}
-    return (
-        f"**{name(NEARLY_CHANCE)} at {rho[other]}**, which lost the choice by {lost:.2f} points of validation accuracy: {ours}"
-        f" has {judged.mean(values, 2)} %, to plain {beside[0]}, to {rho[chosen]} {beside[1]}. These runs were added to the plan"
-        " when the others were read, and nothing is claimed of them."
+    plain, smoothing, same = (
+        judged.difference(judged.paired(values, own.values(arm)), 2) for arm in (GROUP.base, "label smoothing", ours)
     )
+    rho = {index: f"ρ {settings['rho']:g}" for index, settings in own.candidates(ours).items()}
+    return [
+        f"**{name(NEARLY_CHANCE)} at {rho[other]}**, which lost the choice to {rho[chosen]} by {lost:.2f} points of validation"
+        f" accuracy. S²-SAM has {judged.mean(values, 2)} %: to plain {plain}, to label smoothing {smoothing}, to {rho[chosen]}"
+        f" {same}. These runs were added to the plan when the others were read, and nothing is claimed of them."
+    ]
 
 
 def verdict(claim: judged.Claim) -> str:
@@ -179,7 +182,7 @@ def verdict(claim: judged.Claim) -> str:
         (True, True): "Both: there is a gain, and it is smaller than half a point",
         (False, False): "Neither: these runs leave it open",
     }
-    return f"**{texts[claim.above, small]}.** The difference is {_text(claim)}."
+    return f"**{texts[claim.above, small]}.** The difference is {claim.written(2)}."
 
 
 def name(place: Place) -> str:
@@ -189,14 +192,6 @@ def name(place: Place) -> str:
     'MEST(EM) 98 %'
     """
     return f"{METHODS[place[0]]} {100 * place[1]:g} %"
-
-
-def _text(claim: judged.Claim) -> str:
-    return judged.difference(claim.gaps, 2) + ("\\*" if claim.sure else "")
-
-
-def _cells(claim: judged.Claim | None) -> list[str]:
-    return ["", ""] if claim is None else [_text(claim), claim.verdict]
 
 
 if __name__ == "__main__":
