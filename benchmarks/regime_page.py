@@ -6,7 +6,8 @@ python benchmarks/regime_page.py --partial   # prints what is complete so far
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,18 @@ def complete(lines: Sequence[Line]) -> dict[Place, arms.Runs]:
     """Return the runs on CIFAR-10 of each method and sparsity that lacks none there."""
     found = {}
     for place in PLACES:
-        if not missing(lines, [cell for cell in cells(lines, place) if cell.data == "cifar10"]):
-            own = [line for line in lines if (line["data"], line["method"], line["sparsity"]) == ("cifar10", *place)]
+        wanted = [cell for cell in cells(lines, place) if cell.data == "cifar10"]
+        own = of_cells(lines, wanted)
+        if len(own) == len(wanted):
             found[place] = arms.Runs.of(own, SEEDS, (CHOICE,))
     return found
+
+
+def of_cells(lines: Sequence[Line], wanted: Iterable[Cell]) -> list[Line]:
+    """Return the lines of runs, in the order of these; without those that are missing."""
+    names = [field.name for field in fields(Cell)]
+    known = {tuple(line[one] for one in names): line for line in lines}
+    return [known[key] for cell in wanted if (key := astuple(cell)) in known]
 
 
 def rendered(lines: Sequence[Line]) -> str:
@@ -79,7 +88,7 @@ def rendered(lines: Sequence[Line]) -> str:
         optim=RunConfig().optim,
         seeds=len(SEEDS),
         claims=sum(map(len, found.values())),
-        says="\n".join(f"- {text}" for text in (*says(runs, found), *of_other_rho(lines, runs))) or NOTHING,
+        says="\n".join(f"- {text}" for text in (*says(runs, found), *says_of_other_rho(lines, runs))) or NOTHING,
         table=table(runs, found) if runs else NOTHING,
         choices=judged.listed(choices(runs), NOTHING),
         cifar100=cifar100(lines),
@@ -154,23 +163,36 @@ def cifar100(lines: Sequence[Line]) -> str:
     )
 
 
-def of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> list[str]:
-    """Return the sentence of the runs that were added to the plan, at the ρ that was not chosen, once they are there."""
-    if NEARLY_CHANCE not in runs or missing(lines, other_rho(lines)):
-        return []
-    own, ours = runs[NEARLY_CHANCE], GROUP.ours
-    chosen, other = own.chosen(ours), 1 - own.chosen(ours)
-    lost = own.validation(ours)[chosen] - own.validation(ours)[other]
-    values = own.values(ours, candidate=other)
-    plain, smoothing, same = (
-        judged.difference(judged.paired(values, own.values(arm)), 2) for arm in (GROUP.base, "label smoothing", ours)
-    )
-    rho = {index: f"ρ {settings['rho']:g}" for index, settings in own.candidates(ours).items()}
-    return [
-        f"**{name(NEARLY_CHANCE)} at {rho[other]}**, which lost the choice to {rho[chosen]} by {lost:.2f} points of validation"
-        f" accuracy. S²-SAM has {judged.mean(values, 2)} %: to plain {plain}, to label smoothing {smoothing}, to {rho[chosen]}"
-        f" {same}. These runs were added to the plan when the others were read, and nothing is claimed of them."
-    ]
+def at_other_rho(lines: Sequence[Line]) -> dict[Place, list[float]]:
+    """Return S²-SAM's accuracies at the ρ that was not chosen, in the places whose runs of it are there."""
+    found = {}
+    for method, sparsity in PLACES:
+        own = of_cells(lines, other_rho(lines, sparsity)) if method == NEARLY_CHANCE else []
+        if len(own) == len(SEEDS):
+            found[method, sparsity] = [line["test"] for line in own]
+    return found
+
+
+def says_of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> list[str]:
+    """Return the sentences of the runs that were added to the plan."""
+    sentences = []
+    for place, values in at_other_rho(lines).items():
+        if place not in runs:
+            continue
+        own, ours = runs[place], GROUP.ours
+        chosen = own.chosen(ours)
+        lost = own.validation(ours)[chosen] - own.validation(ours)[1 - chosen]
+        rho, other = (f"ρ {own.candidates(ours)[index]['rho']:g}" for index in (chosen, 1 - chosen))
+        plain, smoothing, same = (
+            judged.difference(judged.paired(values, own.values(arm)), 2)
+            for arm in (GROUP.base, "label smoothing", ours)
+        )
+        sentences.append(
+            f"**{name(place)} at {other}**, which lost the choice to {rho} by {lost:.2f} points of validation accuracy. S²-SAM"
+            f" has {judged.mean(values, 2)} %: to plain {plain}, to label smoothing {smoothing}, to {rho} {same}. These runs were"
+            " added to the plan when others were read, and nothing is claimed of them."
+        )
+    return sentences
 
 
 def verdict(claim: judged.Claim) -> str:

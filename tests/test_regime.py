@@ -45,7 +45,8 @@ def plan(regime, gain):
     for place in regime.PLACES:
         lines |= {cell: made_up(cell, gain) for cell in regime.for_choice(place[0])}
         lines |= {cell: made_up(cell, gain) for cell in regime.compared(list(lines.values()), *place)}
-    lines |= {cell: made_up(cell, gain + 0.5) for cell in regime.other_rho(list(lines.values()))}
+    for sparsity in (0.95, 0.9):
+        lines |= {cell: made_up(cell, gain + 0.5) for cell in regime.other_rho(list(lines.values()), sparsity)}
     return list(lines.values())
 
 
@@ -147,22 +148,26 @@ def test_the_table_has_the_means_the_differences_and_the_speed(study, lines):
     )
 
 
-def test_the_other_rho_is_told_beside_plain_training_and_the_chosen_one(study, lines):
+@pytest.mark.parametrize("sparsity", [0.95, 0.9])
+def test_the_other_rho_is_told_beside_plain_training_and_the_chosen_one(study, lines, sparsity):
     regime, page = study
-    cells = list(regime.other_rho(lines))
-    assert {(cell.arm, cell.candidate, cell.method, cell.sparsity) for cell in cells} == {("S²-SAM", 1, "rigl", 0.95)}
-    place = ("rigl", 0.95)
+    cells = list(regime.other_rho(lines, sparsity))
+    assert {(cell.arm, cell.candidate, cell.method, cell.sparsity) for cell in cells} == {
+        ("S²-SAM", 1, "rigl", sparsity)
+    }
+    place = ("rigl", sparsity)
     other = measured_by(lines, place, "S²-SAM", candidate=1)
     texts = [
         page.judged.difference([a - b for a, b in zip(other, values, strict=True)], 2)
         for values in (measured_by(lines, place, arm) for arm in ("plain", "label smoothing", "S²-SAM"))
     ]
     said = (
-        "- **RigL 95 % at ρ 0.1**, which lost the choice to ρ 0.03 by 1.00 points of validation accuracy. S²-SAM has"
+        f"- **{page.name(place)} at ρ 0.1**, which lost the choice to ρ 0.03 by 1.00 points of validation accuracy. S²-SAM has"
         f" {statistics.fmean(other):.2f} %: to plain {texts[0]}, to label smoothing {texts[1]}, to ρ 0.03 {texts[2]}."
     )
     assert said in page.rendered(lines)
-    assert "at ρ 0.1**" not in page.rendered(lines[:-1])  # not all of its runs
+    assert page.at_other_rho(lines)[place] == other
+    assert "**RigL 90 % at" not in page.rendered(lines[:-1])  # not all of its runs
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_a_wide_interval_leaves_it_open(study):
 def test_what_is_incomplete_is_told_and_left_out(study, lines):
     regime, page = study
     assert page.standing(lines) == ""
-    assert len(lines) == 4 + 4 + 3 * 15 + 2 + 5
+    assert len(lines) == 4 + 4 + 3 * 15 + 2 + 2 * 5
     short = [line for line in lines if (line["sparsity"], line["seed"]) != (0.9, 4)]
     text = page.rendered(short)
     assert text.startswith("**Incomplete: 52 of 55 runs of the plan are measured; ")
