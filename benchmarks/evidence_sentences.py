@@ -37,7 +37,7 @@ def right(rows: Known) -> str:
         sides = {"above": sum(one.low > 0 for one in intervals), "below": sum(one.high < 0 for one in intervals)}
         head = f"With right labels expect no gain of S²-SAM:** in none of {len(own)} settings is its difference sure"
         head += "".join(f"; in {count} its interval lies {side} 0" for side, count in sides.items() if count)
-    texts = "; ".join(f"{row.gain.text} on {row.setting}" for row in own)
+    texts = "; ".join(f"{row.text} on {row.setting}" for row in own)
     behind = [row for row in own if (ours := _rival(row).ours).sure and ours.mean < 0]
     minus = "; ".join(f"minus {_rival(row).name} {_rival(row).ours.text} on {row.setting}" for row in behind)
     rivals = (

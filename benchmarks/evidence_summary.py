@@ -169,7 +169,7 @@ def table(rows: Rows, linked: Mapping[tuple[str, float], str]) -> str:
                 str(len(row.gain.gaps)),
                 str(row.family),
                 judged.mean(row.plain) if row.plain else "",
-                row.gain.text,
+                row.text,
                 rival.text if rival else "",
                 rival.ours.text if rival else "",
                 row.verdict,

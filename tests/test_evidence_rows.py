@@ -245,4 +245,12 @@ def test_the_papers_regime_chooses_at_one_sparsity_of_each_method(study):
         assert row.family == 9
         assert list(row.gain.gaps) == pytest.approx(ours)
         assert row.rival.name == "label smoothing"
+        assert row.nearly is None
+        assert row.text == row.gain.text
+    added = list(of_arms(regime.other_rho(lines, 0.95), regime.ARMS, gains, lambda cell: True))
+    row = study.rows.of_regime(lines + added)["regime, RigL 95 %", 0.0]
+    assert row.gain == rows["regime, RigL 95 %", 0.0].gain
+    assert list(row.nearly) == pytest.approx([gain - 1.0 for gain in ours])  # the first ρ is worse by a point
+    assert list(row.rival.ours.nearly) == pytest.approx([gap - 1.0 for gap in row.rival.ours.gaps])
+    assert row.text == f"{row.gain.text} ({study.rows.judged.difference(row.nearly)} at the ρ nearly chosen)"
     assert study.rows.of_regime(lines[:-1]) == study.rows.of_regime(lines[:4]) == study.rows.of_regime([]) == {}
