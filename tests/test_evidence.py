@@ -239,7 +239,10 @@ def test_the_readme_says_what_the_rows_say(study):
     texts += [
         study.judged.difference(gaps).replace("*", "") for gaps in (largest.gain.gaps, sparse.gain.gaps, sparse.nearly)
     ]
-    assert f"with 45,000 and [15 epochs](docs/paper-regime.md) {texts[5]} for MEST(EM) at 98 %, {texts[6]} for RigL" in said
+    assert (
+        f"with 45,000 and [15 epochs](docs/paper-regime.md) {texts[5]} for MEST(EM) at 98 %, {texts[6]} for RigL"
+        in said
+    )
     assert f"{texts[6]} for RigL at 95 %, {texts[7]} at a smaller ρ." in said
     assert f"it adds {texts[3]} and costs nothing; S²-SAM adds {texts[2]}" in said
     runs = study.referee.by_labels(study.page.referee.measured())[0.2]
