@@ -179,6 +179,17 @@ def test_the_verdict_is_that_of_the_plan(study, gain, word):
     assert page.verdict(found["mest", 0.98]["S²-SAM", "plain"]).startswith(f"**{word}")
 
 
+def test_the_larger_rho_cost_rigl_half_a_point_and_more_as_limitations_and_changelog_say(study):
+    regime, page = study
+    found = regime.measured()
+    runs, other = page.complete(found), page.at_other_rho(found)
+    assert list(other) == [("rigl", 0.95), ("rigl", 0.9)]
+    for place, values in other.items():
+        assert runs[place].settings("S²-SAM")["rho"] == 0.1  # 0.03 is the other
+        assert statistics.fmean(values) - statistics.fmean(runs[place].values("S²-SAM")) > 0.5
+        assert page.judged.mean_interval(page.judged.paired(values, runs[place].values("plain"))).high > 0
+
+
 def test_a_wide_interval_leaves_it_open(study):
     _, page = study
     (claim,) = page.judged.claims({"wide": [3.0, -3.0, 2.0, -2.0, 1.0]}).values()
