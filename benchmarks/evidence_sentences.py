@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from evidence_rows import FORGETTING, RIGHT, WRONG, Rival, Row
 from judged import difference
@@ -33,19 +33,22 @@ def right(rows: Known) -> str:
     elif below:
         head = f"With right labels S²-SAM can cost accuracy:** it surely does in {len(below)} of {len(own)} settings"
     else:
-        intervals = [row.gain.interval for row in own]
-        sides = {"above": sum(one.low > 0 for one in intervals), "below": sum(one.high < 0 for one in intervals)}
         head = f"With right labels expect no gain of S²-SAM:** in none of {len(own)} settings is its difference sure"
-        head += "".join(f"; in {count} its interval lies {side} 0" for side, count in sides.items() if count)
     texts = "; ".join(f"{row.text} on {row.setting}" for row in own)
     behind = [row for row in own if (ours := _rival(row).ours).sure and ours.mean < 0]
     minus = "; ".join(f"minus {_rival(row).name} {_rival(row).ours.text} on {row.setting}" for row in behind)
-    rivals = (
-        f"in {len(behind)} it is surely below the best of what costs as much ({minus})"
-        if behind
-        else ("in none is it surely below the best of what costs as much")
-    )
-    return f"**{head} ({texts}), and {rivals}."
+    told = [
+        *(f"in {count} its interval lies {side} 0" for side, count in _sides(own).items() if count),
+        f"in {len(behind) or 'none'} it is surely below the best of what costs as much"
+        + (f" ({minus})" if minus else ""),
+    ]
+    return f"**{head} ({texts}); {'; '.join(told)}."
+
+
+def _sides(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many intervals lie above and below 0, sure or not."""
+    intervals = [row.gain.interval for row in rows]
+    return {"above": sum(one.low > 0 for one in intervals), "below": sum(one.high < 0 for one in intervals)}
 
 
 def wrong(rows: Known) -> str:
