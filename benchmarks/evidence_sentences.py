@@ -39,7 +39,7 @@ def right(rows: Known) -> str:
     minus = "; ".join(f"minus {_rival(row).name} {_rival(row).ours.text} on {row.setting}" for row in behind)
     told = [
         *(f"in {count} its interval lies {side} 0" for side, count in _sides(own).items() if count),
-        f"in {len(behind) or 'none'} it is surely below the best of what costs as much"
+        f"it is surely below the best of what costs as much in {len(behind) or 'none'}"
         + (f" ({minus})" if minus else ""),
     ]
     return f"**{head} ({texts}); {'; '.join(told)}."
