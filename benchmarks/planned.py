@@ -54,10 +54,17 @@ def missing(lines: Sequence[Mapping[str, Any]], cells: Iterable[SomeRun]) -> lis
     >>> missing([Cell(0).run()], [Cell(0), Cell(1)])
     [Cell(seed=1)]
     """
+    return [cell for cell, line in matched(lines, cells) if line is None]
+
+
+def matched(
+    lines: Sequence[Mapping[str, Any]], cells: Iterable[SomeRun]
+) -> list[tuple[SomeRun, Mapping[str, Any] | None]]:
+    """Return the runs of a plan, each with its line if it has one."""
     wanted = [(cell, cell.identity) for cell in cells]
     names = list(wanted[0][1]) if wanted else []
-    done = {_key(line, names) for line in lines}
-    return [cell for cell, known in wanted if _key(known, names) not in done]
+    known = {_key(line, names): line for line in lines}
+    return [(cell, known.get(_key(identity, names))) for cell, identity in wanted]
 
 
 def _key(line: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -96,11 +96,12 @@ def compared(lines: Sequence[Mapping[str, Any]], method: str, sparsity: float) -
             yield Cell("cifar100", method, sparsity, arm, chosen(lines, method, arm), SEEDS[0])
 
 
-def other_rho(lines: Sequence[Mapping[str, Any]], sparsity: float) -> Iterator[Cell]:
+def other_rho(lines: Sequence[Mapping[str, Any]], method: str, sparsity: float) -> Iterator[Cell]:
     """Yield the runs with S²-SAM at the ρ that was not chosen, where that was nearly by chance; the plan compares none."""
-    other = 1 - chosen(lines, NEARLY_CHANCE, "S²-SAM")
-    for seed in SEEDS:
-        yield Cell("cifar10", NEARLY_CHANCE, sparsity, "S²-SAM", other, seed)
+    if method == NEARLY_CHANCE:
+        other = 1 - chosen(lines, method, "S²-SAM")
+        for seed in SEEDS:
+            yield Cell("cifar10", method, sparsity, "S²-SAM", other, seed)
 
 
 def measured() -> list[dict[str, Any]]:
@@ -114,8 +115,7 @@ def parts() -> Iterator[Iterable[Cell]]:
         yield for_choice(method)
         yield compared(measured(), method, sparsity)
     for method, sparsity in PLACES:
-        if method == NEARLY_CHANCE:
-            yield other_rho(measured(), sparsity)
+        yield other_rho(measured(), method, sparsity)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page of the paper's regime, docs/paper-regime.md, with every number from results/regime.jsonl.
+"""The page of the paper's regime, docs/paper-regime.md, with every number that was measured from results/regime.jsonl.
 
 python benchmarks/regime_page.py             # when all runs of the plan are there
 python benchmarks/regime_page.py --partial   # prints what is complete so far
@@ -7,17 +7,15 @@ python benchmarks/regime_page.py --partial   # prints what is complete so far
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import arms
 import judged
-from planned import missing, write_page
+from planned import matched, missing, write_page
 from regime import (
     CHOICE,
     CHOSEN_AT,
-    NEARLY_CHANCE,
     PLACES,
     SEEDS,
     SHARED,
@@ -72,9 +70,7 @@ def complete(lines: Sequence[Line]) -> dict[Place, arms.Runs]:
 
 def of_cells(lines: Sequence[Line], wanted: Iterable[Cell]) -> list[Line]:
     """Return the lines of runs, in the order of these; without those that are missing."""
-    names = [field.name for field in fields(Cell)]
-    known = {tuple(line[one] for one in names): line for line in lines}
-    return [known[key] for cell in wanted if (key := astuple(cell)) in known]
+    return [line for _, line in matched(lines, wanted) if line is not None]
 
 
 def rendered(lines: Sequence[Line]) -> str:
@@ -165,12 +161,8 @@ def cifar100(lines: Sequence[Line]) -> str:
 
 def at_other_rho(lines: Sequence[Line]) -> dict[Place, list[float]]:
     """Return S²-SAM's accuracies at the ρ that was not chosen, in the places whose runs of it are there."""
-    found = {}
-    for method, sparsity in PLACES:
-        own = of_cells(lines, other_rho(lines, sparsity)) if method == NEARLY_CHANCE else []
-        if len(own) == len(SEEDS):
-            found[method, sparsity] = [line["test"] for line in own]
-    return found
+    own = {place: of_cells(lines, other_rho(lines, *place)) for place in PLACES}
+    return {place: [line["test"] for line in found] for place, found in own.items() if len(found) == len(SEEDS)}
 
 
 def says_of_other_rho(lines: Sequence[Line], runs: Mapping[Place, arms.Runs]) -> list[str]:
@@ -213,7 +205,7 @@ def name(place: Place) -> str:
     >>> name(("mest", 0.98))
     'MEST(EM) 98 %'
     """
-    return f"{METHODS[place[0]]} {100 * place[1]:g} %"
+    return f"{METHODS[place[0]]} {judged.place(place[1])}"
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_the_papers_regime_chooses_at_one_sparsity_of_each_method(study):
         assert row.rival.name == "label smoothing"
         assert row.nearly is None
         assert row.text == row.gain.text
-    added = list(of_arms(regime.other_rho(lines, 0.95), regime.ARMS, gains, lambda cell: True))
+    added = list(of_arms(regime.other_rho(lines, "rigl", 0.95), regime.ARMS, gains, lambda cell: True))
     row = study.rows.of_regime(lines + added)["regime, RigL 95 %", 0.0]
     assert row.gain == rows["regime, RigL 95 %", 0.0].gain
     assert list(row.nearly) == pytest.approx([gain - 1.0 for gain in ours])  # the first ρ is worse by a point

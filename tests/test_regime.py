@@ -45,8 +45,8 @@ def plan(regime, gain):
     for place in regime.PLACES:
         lines |= {cell: made_up(cell, gain) for cell in regime.for_choice(place[0])}
         lines |= {cell: made_up(cell, gain) for cell in regime.compared(list(lines.values()), *place)}
-    for sparsity in (0.95, 0.9):
-        lines |= {cell: made_up(cell, gain + 0.5) for cell in regime.other_rho(list(lines.values()), sparsity)}
+    for place in regime.PLACES:
+        lines |= {cell: made_up(cell, gain + 0.5) for cell in regime.other_rho(list(lines.values()), *place)}
     return list(lines.values())
 
 
@@ -151,7 +151,7 @@ def test_the_table_has_the_means_the_differences_and_the_speed(study, lines):
 @pytest.mark.parametrize("sparsity", [0.95, 0.9])
 def test_the_other_rho_is_told_beside_plain_training_and_the_chosen_one(study, lines, sparsity):
     regime, page = study
-    cells = list(regime.other_rho(lines, sparsity))
+    cells = list(regime.other_rho(lines, "rigl", sparsity))
     assert {(cell.arm, cell.candidate, cell.method, cell.sparsity) for cell in cells} == {
         ("S²-SAM", 1, "rigl", sparsity)
     }
@@ -186,6 +186,8 @@ def test_the_larger_rho_cost_rigl_half_a_point_and_more_as_limitations_and_chang
     assert list(other) == [("rigl", 0.95), ("rigl", 0.9)]
     for place, values in other.items():
         assert runs[place].settings("S²-SAM")["rho"] == 0.1  # 0.03 is the other
+        lower, higher = runs[place].validation("S²-SAM").values()
+        assert round((higher - lower) / 100 * regime.SHARED["validation_size"]) == 5  # images
         assert statistics.fmean(values) - statistics.fmean(runs[place].values("S²-SAM")) > 0.5
         assert page.judged.mean_interval(page.judged.paired(values, runs[place].values("plain"))).high > 0
 
